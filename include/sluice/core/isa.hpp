@@ -1,0 +1,39 @@
+/// Names the instruction set that this source is compiled for, as an inline namespace around everything in sluice.
+///
+/// Two sources of one program may be built with different flags (say SSE2 and AVX-512). Without this tag the linker would
+/// merge their inline functions and one half of the program would run the other half's instructions. Users never write
+/// the name: it is an inline namespace. Options that change arithmetic without changing the instruction set
+/// (-ffast-math) are part of the name for the same reason.
+#pragma once
+
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define SLUICE_ISA_BASE avx512vnni
+#elif defined(__AVX512BW__) && defined(__AVX512DQ__)
+#define SLUICE_ISA_BASE avx512bw
+#elif defined(__AVX512F__)
+#define SLUICE_ISA_BASE avx512f
+#elif defined(__AVX2__) && defined(__FMA__)
+#define SLUICE_ISA_BASE avx2_fma
+#elif defined(__AVX2__)
+#define SLUICE_ISA_BASE avx2
+#elif defined(__AVX__)
+#define SLUICE_ISA_BASE avx
+#elif defined(__SSE4_1__)
+#define SLUICE_ISA_BASE sse4
+#elif defined(__SSE2__) || defined(_M_X64)
+#define SLUICE_ISA_BASE sse2
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define SLUICE_ISA_BASE neon64
+#elif defined(__ARM_NEON)
+#define SLUICE_ISA_BASE neon
+#else
+#define SLUICE_ISA_BASE generic
+#endif
+
+#define SLUICE_ISA_JOIN(a, b) a##b
+#define SLUICE_ISA_SUFFIX(a, b) SLUICE_ISA_JOIN(a, b)
+#if defined(__FAST_MATH__)
+#define SLUICE_ISA SLUICE_ISA_SUFFIX(SLUICE_ISA_BASE, _fast)
+#else
+#define SLUICE_ISA SLUICE_ISA_BASE
+#endif
