@@ -1,0 +1,99 @@
+/// Everything a router may need besides x, all of it optional.
+///
+/// One plain struct for every router: fill in what you have, by name:
+///   layer.forward(x, y, tape, {.training = true, .random = random_source{7, step}, .executor = pool});
+/// A router that needs a field which the caller left out says so in a std::invalid_argument. Views are not owned: they must
+/// live until the call, and for training until the matching backward call, has returned.
+#pragma once
+
+#include <sluice/core/error.hpp>
+#include <sluice/core/executor.hpp>
+#include <sluice/core/random.hpp>
+#include <sluice/core/types.hpp>
+
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// A block of consecutive tokens that is routed on its own: a sequence, an image, a device's share.
+struct token_range {
+  index_t begin = 0;
+  index_t end = 0;
+  index_t size() const noexcept { return end - begin; }
+};
+
+/// An optional [rows, cols] matrix of the caller; rows are adjacent.
+template <typename Scalar>
+struct optional_matrix {
+  const Scalar* data = nullptr;
+  index_t rows = 0;
+  index_t cols = 0;
+
+  optional_matrix() = default;
+  optional_matrix(const Scalar* numbers, index_t row_count, index_t col_count)
+      : data(numbers), rows(row_count), cols(col_count) {}
+  optional_matrix(const matrix<Scalar>& m) : data(m.data()), rows(m.rows()), cols(m.cols()) {}
+  optional_matrix(const_matrix_map<Scalar> m) : data(m.data()), rows(m.rows()), cols(m.cols()) {}
+  explicit operator bool() const noexcept { return data != nullptr; }
+  const_matrix_map<Scalar> map() const { return {data, rows, cols}; }
+};
+
+template <typename Scalar>
+struct routing_context {
+  /// Noise, jitter, random choices and the recording of statistics for state updates happen only in training.
+  bool training = false;
+  /// Draws of this call. A training step passes another step number each time.
+  random_source random{};
+  /// Experts per token for this call; 0 means the router's own number.
+  index_t top_k = 0;
+  /// One entry a token, 0 = padding: not routed, its output row is zero, no loss or counter sees it.
+  std::span<const std::uint8_t> token_mask{};
+  /// Borders of the groups that are routed independently, G+1 ascending numbers from 0 to T. Empty: one group.
+  std::span<const index_t> groups{};
+  std::span<const index_t> token_ids{};
+  std::span<const index_t> modality_ids{};
+  std::span<const index_t> cluster_ids{};
+  index_t task_id = -1;
+  /// Logits [T,E] of the previous mixture layer, for routers that read them (MoE++).
+  optional_matrix<Scalar> previous_logits{};
+  /// What the router reads instead of, or besides, x: [T,F].
+  optional_matrix<Scalar> features{};
+  /// Training step, for schedules.
+  index_t step = 0;
+  /// Threads to use. Serial if left out.
+  executor_ref executor{};
+
+  bool is_padding(index_t token) const noexcept {
+    return !token_mask.empty() && token_mask[static_cast<std::size_t>(token)] == 0;
+  }
+  index_t group_count() const noexcept { return groups.empty() ? 1 : static_cast<index_t>(groups.size()) - 1; }
+  token_range group(index_t g, index_t tokens) const noexcept {
+    if (groups.empty()) return {0, tokens};
+    return {groups[static_cast<std::size_t>(g)], groups[static_cast<std::size_t>(g) + 1]};
+  }
+};
+
+/// Throws if a part of the context does not fit a batch of this many tokens.
+template <typename Scalar>
+void check_context(const routing_context<Scalar>& context, index_t tokens) {
+  const auto check_length = [&](const char* name, std::size_t length) {
+    if (length != 0 && static_cast<index_t>(length) != tokens)
+      throw_invalid("routing_context.", name, " has ", length, " entries for ", tokens, " tokens");
+  };
+  check_length("token_mask", context.token_mask.size());
+  check_length("token_ids", context.token_ids.size());
+  check_length("modality_ids", context.modality_ids.size());
+  check_length("cluster_ids", context.cluster_ids.size());
+  if (context.previous_logits && context.previous_logits.rows != tokens)
+    throw_invalid("routing_context.previous_logits has ", context.previous_logits.rows, " rows for ", tokens, " tokens");
+  if (context.features && context.features.rows != tokens)
+    throw_invalid("routing_context.features has ", context.features.rows, " rows for ", tokens, " tokens");
+  if (context.groups.empty()) return;
+  bool ascending = context.groups.size() > 1 && context.groups.front() == 0 && context.groups.back() == tokens;
+  for (std::size_t g = 1; g < context.groups.size(); ++g) ascending &= context.groups[g - 1] <= context.groups[g];
+  if (!ascending)
+    throw_invalid("routing_context.groups must ascend from 0 to the number of tokens, ", tokens, "; it has ",
+                  context.groups.size(), " entries");
+}
+
+}  // namespace sluice::inline SLUICE_ISA

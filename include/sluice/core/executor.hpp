@@ -1,0 +1,81 @@
+/// How work is spread over threads: an executor runs body(0) ... body(n-1), in any order, on any threads.
+///
+/// sluice hands out tasks that write to places of their own and sums in a fixed order, so results are equal bit for bit for
+/// every executor and thread count. A thread pool of your own is an executor if it has
+/// `parallel_for(index_t n, body)` that returns when all n calls have returned; see examples/own_executor.cpp.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+#include <memory>
+#include <type_traits>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// A reference to something callable with a task number: two pointers, no allocation.
+class task_ref {
+public:
+  template <typename Body>
+    requires(!std::same_as<std::remove_cvref_t<Body>, task_ref>)
+  task_ref(Body& body)
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
+        call_([](void* object, index_t task) { (*static_cast<Body*>(object))(task); }) {}
+
+  void operator()(index_t task) const { call_(object_, task); }
+
+private:
+  void* object_;
+  void (*call_)(void*, index_t);
+};
+
+}  // namespace detail
+
+template <typename E>
+concept Executor = requires(E& executor, index_t n, detail::task_ref body) { executor.parallel_for(n, body); };
+
+/// Runs everything in the calling thread. The default.
+struct serial_executor {
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    for (index_t task = 0; task < n; ++task) body(task);
+  }
+};
+static_assert(Executor<serial_executor>);
+
+/// Refers to any executor; what a call context carries. It does not own the executor.
+class executor_ref {
+public:
+  executor_ref() = default;  // serial
+
+  template <typename E>
+    requires(!std::same_as<std::remove_cvref_t<E>, executor_ref>) && Executor<E>
+  executor_ref(E& executor)
+      : object_(std::addressof(executor)),
+        run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }) {}
+
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) const {
+    if (run_ == nullptr || n <= 1)
+      for (index_t task = 0; task < n; ++task) body(task);
+    else
+      run_(object_, n, detail::task_ref(body));
+  }
+
+  /// body(begin, end) over [0, n) in blocks of at most `block`. Block borders do not depend on the thread count.
+  template <typename Body>
+  void parallel_blocks(index_t n, index_t block, Body&& body) const {
+    parallel_for((n + block - 1) / block, [&](index_t task) {
+      const index_t begin = task * block;
+      body(begin, begin + block < n ? begin + block : n);
+    });
+  }
+
+private:
+  void* object_ = nullptr;
+  void (*run_)(void*, index_t, detail::task_ref) = nullptr;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

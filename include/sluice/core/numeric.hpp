@@ -1,0 +1,69 @@
+/// Comparisons of floating-point numbers that hold under every compiler flag.
+///
+/// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares floating-point values: the bits
+/// are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity is a
+/// value like any other.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar>
+using ordered_bits = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>;
+
+namespace detail {
+
+template <std::floating_point Scalar>
+ordered_bits<Scalar> bits_of(const Scalar& value) noexcept {
+  static_assert(sizeof(Scalar) == 4 || sizeof(Scalar) == 8, "sluice: float and double only");
+  ordered_bits<Scalar> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+}  // namespace detail
+
+/// True for NaN of either sign, whatever the compiler assumes about NaN.
+template <std::floating_point Scalar>
+bool is_nan(const Scalar& value) noexcept {
+  using bits_t = ordered_bits<Scalar>;
+  constexpr bits_t exponent = sizeof(Scalar) == 4 ? bits_t(0x7f800000) : bits_t(0x7ff0000000000000);
+  return (detail::bits_of(value) & std::numeric_limits<bits_t>::max()) > exponent;
+}
+
+/// An integer that orders like the number: a < b exactly if order_key(a) < order_key(b), NaN lowest together with
+/// -infinity, and both zeros equal.
+template <std::floating_point Scalar>
+ordered_bits<Scalar> order_key(const Scalar& value) noexcept {
+  using bits_t = ordered_bits<Scalar>;
+  constexpr bits_t exponent = sizeof(Scalar) == 4 ? bits_t(0x7f800000) : bits_t(0x7ff0000000000000);
+  const bits_t bits = detail::bits_of(value);
+  const bits_t magnitude = bits & std::numeric_limits<bits_t>::max();
+  if (magnitude > exponent) return -exponent;
+  return bits < 0 ? -magnitude : magnitude;
+}
+
+/// A quiet NaN that no compiler flag can fold away.
+template <std::floating_point Scalar>
+Scalar quiet_nan() noexcept {
+  const ordered_bits<Scalar> bits = sizeof(Scalar) == 4 ? ordered_bits<Scalar>(0x7fc00000) : ordered_bits<Scalar>(0x7ff8000000000000);
+  Scalar value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/// True if any of the count numbers is NaN.
+template <std::floating_point Scalar>
+bool any_nan(const Scalar* values, index_t count) noexcept {
+  bool found = false;
+  for (index_t i = 0; i < count; ++i) found |= is_nan(values[i]);
+  return found;
+}
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,182 @@
+/// Learned arrays and how they are visited by name: what initialisers, optimisers, gradient checks and files work on.
+///
+/// A parameter is a row-major array of up to four axes with its gradient. Gradients appear (as zeros) when first asked for,
+/// so a layer that only infers never pays for them; backward calls add into them and zero_gradients clears them.
+/// A class with parameters has one function for all of that:
+///
+///   template <typename Self, typename Visitor>
+///   static void visit_parameters(Self& self, Visitor&& visit) { visit("weight", self.weight_); visit("gate", self.gate_); }
+///
+/// where each thing visited is a parameter or another class with parameters; names are joined by dots.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/error.hpp>
+#include <sluice/core/types.hpp>
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <initializer_list>
+#include <span>
+#include <string>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// What an optimiser may do with an array.
+enum class parameter_role {
+  weight,    ///< learned, weight decay applies
+  vector,    ///< learned, no weight decay: biases, gains, temperatures, thresholds
+  state,     ///< not learned by gradients but saved with the model: selection biases, live masks, controllers
+};
+
+/// How initialize() fills an array before training.
+struct initial_values {
+  enum class kind { constant, normal, uniform } distribution = kind::constant;
+  double scale = 0;  ///< the constant, the standard deviation, or the bound of U(-scale, scale)
+
+  static initial_values constant(double value) { return {kind::constant, value}; }
+  static initial_values normal(double deviation) { return {kind::normal, deviation}; }
+  static initial_values uniform(double bound) { return {kind::uniform, bound}; }
+};
+
+template <std::floating_point Scalar>
+class parameter {
+public:
+  using scalar = Scalar;
+
+  parameter() = default;
+
+  /// Throws std::invalid_argument if there are more than four axes or a negative one. Values start at zero, or at the
+  /// constant if the initial values are one.
+  parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {})
+      : role_(role), initial_(initial) {
+    if (shape.size() > shape_.size()) throw_invalid("a parameter has at most 4 axes, not ", shape.size());
+    index_t size = 1;
+    for (const index_t axis : shape) {
+      if (axis < 0) throw_invalid("a parameter axis cannot be ", axis);
+      size *= axis;
+      shape_[rank_++] = axis;
+    }
+    values_.assign(size, initial.distribution == initial_values::kind::constant ? Scalar(initial.scale) : Scalar(0));
+  }
+
+  std::span<const index_t> shape() const noexcept { return {shape_.data(), rank_}; }
+  index_t size() const noexcept { return values_.size(); }
+  parameter_role role() const noexcept { return role_; }
+  bool is_learned() const noexcept { return role_ != parameter_role::state && !frozen_; }
+  const initial_values& initial() const noexcept { return initial_; }
+
+  /// A frozen parameter is left alone by optimisers; its gradient is still computed.
+  void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
+
+  std::span<Scalar> value() noexcept { return values_.span(); }
+  std::span<const Scalar> value() const noexcept { return values_.span(); }
+  Scalar* data() noexcept { return values_.data(); }
+  const Scalar* data() const noexcept { return values_.data(); }
+
+  bool has_gradient() const noexcept { return gradient_.size() == values_.size(); }
+  /// Makes room for the gradient, zeroed, if there is none. Backward calls of one parameter from several threads need
+  /// this to have happened before.
+  void ensure_gradient() {
+    if (!has_gradient()) gradient_.assign(values_.size(), Scalar(0));
+  }
+  std::span<Scalar> gradient() {
+    ensure_gradient();
+    return gradient_.span();
+  }
+  std::span<const Scalar> gradient() const noexcept { return gradient_.span(); }
+  void zero_gradient() noexcept { gradient_.fill(Scalar(0)); }
+
+  /// First axis by the product of the others.
+  matrix_map<Scalar> map() noexcept { return {values_.data(), rows(), cols()}; }
+  const_matrix_map<Scalar> map() const noexcept { return {values_.data(), rows(), cols()}; }
+  matrix_map<Scalar> gradient_map() { return {gradient().data(), rows(), cols()}; }
+  index_t rows() const noexcept { return rank_ == 0 ? 1 : shape_[0]; }
+  index_t cols() const noexcept {
+    index_t cols = 1;
+    for (std::size_t axis = 1; axis < rank_; ++axis) cols *= shape_[axis];
+    return cols;
+  }
+
+private:
+  std::array<index_t, 4> shape_{};
+  std::size_t rank_ = 0;
+  parameter_role role_ = parameter_role::weight;
+  bool frozen_ = false;
+  initial_values initial_;
+  buffer<Scalar> values_;
+  buffer<Scalar> gradient_;
+};
+
+namespace detail {
+
+struct ignore_parameters {
+  template <typename Thing>
+  void operator()(const char*, Thing&) const {}
+  template <typename Thing>
+  void operator()(const std::string&, Thing&) const {}
+};
+
+template <typename T>
+inline constexpr bool is_parameter = false;
+template <typename Scalar>
+inline constexpr bool is_parameter<parameter<Scalar>> = true;
+
+}  // namespace detail
+
+/// A class whose parameters can be visited.
+template <typename T>
+concept HasParameters = requires(T& object) { T::visit_parameters(object, detail::ignore_parameters{}); };
+
+/// Calls f(name, parameter) for every parameter of an object, depth first, in a fixed order, with names such as
+/// "experts.3.gate.weight". Objects without parameters are fine.
+template <typename Object, typename F>
+void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
+  using plain = std::remove_const_t<Object>;
+  if constexpr (detail::is_parameter<plain>) {
+    f(prefix, object);
+  } else if constexpr (HasParameters<plain>) {
+    plain::visit_parameters(object, [&](const auto& name, auto& part) {
+      for_each_parameter(part, f, prefix.empty() ? std::string(name) : prefix + '.' + name);
+    });
+  }
+}
+
+namespace detail {
+
+/// The same without names, for the hot road.
+template <typename Object, typename F>
+void for_each_unnamed_parameter(Object& object, F&& f) {
+  using plain = std::remove_const_t<Object>;
+  if constexpr (is_parameter<plain>)
+    f(object);
+  else if constexpr (HasParameters<plain>)
+    plain::visit_parameters(object, [&](const auto&, auto& part) { for_each_unnamed_parameter(part, f); });
+}
+
+}  // namespace detail
+
+/// Makes room for every gradient of an object.
+template <typename Object>
+void ensure_gradients(Object& object) {
+  detail::for_each_unnamed_parameter(object, [](auto& p) { p.ensure_gradient(); });
+}
+
+/// Sets every gradient of an object to zero.
+template <typename Object>
+void zero_gradients(Object& object) {
+  detail::for_each_unnamed_parameter(object, [](auto& p) { p.zero_gradient(); });
+}
+
+/// Number of learned numbers in an object.
+template <typename Object>
+index_t parameter_count(const Object& object) {
+  index_t count = 0;
+  detail::for_each_unnamed_parameter(object, [&](const auto& p) {
+    if (p.role() != parameter_role::state) count += p.size();
+  });
+  return count;
+}
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,106 @@
+/// Replayable randomness: every draw is a pure function of (seed, step, site, position).
+///
+/// No state advances, so forward, backward, tests and any number of threads see the same draws in any order. A site tells
+/// draws of different kinds apart (a router's noise, its jitter, ...). Recorded numbers can take the generator's place:
+/// replay(site, values) makes draw(site, i) return values[i], which is how published cases with given noise are checked.
+/// Generator: Philox-4x32-10. Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <array>
+#include <cmath>
+#include <numbers>
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// Which part of a router a draw belongs to. Users number their own sites from user_site up.
+enum class random_site : std::uint32_t {
+  selection_noise,
+  input_jitter,
+  choice_thinning,
+  capacity_order,
+  competition,
+  initialization,
+  user_site = 1000
+};
+
+class random_source {
+public:
+  random_source() = default;
+  explicit random_source(std::uint64_t seed, std::uint64_t step = 0) : seed_(seed), step_(step) {}
+
+  /// The same source at another step of training.
+  random_source at_step(std::uint64_t step) const {
+    random_source other = *this;
+    other.step_ = step;
+    return other;
+  }
+
+  /// Makes draws at one site return recorded numbers: values[position], of whatever distribution is asked for. The numbers
+  /// must outlive the source; positions past the end are drawn. At most one site is replayed at a time.
+  random_source& replay(random_site site, std::span<const double> values) {
+    replay_site_ = site;
+    replay_ = values;
+    return *this;
+  }
+
+  /// Uniform in (0, 1): never exactly 0 or 1, so that its logarithm is finite.
+  double uniform(random_site site, index_t position) const {
+    if (const double* recorded = find(site, position)) return *recorded;
+    return unit(block(site, position), 0);
+  }
+
+  /// Standard normal (Box-Muller).
+  double normal(random_site site, index_t position) const {
+    if (const double* recorded = find(site, position)) return *recorded;
+    const auto bits = block(site, position);
+    return std::sqrt(-2 * std::log(unit(bits, 0))) * std::cos(2 * std::numbers::pi * unit(bits, 2));
+  }
+
+  /// Standard Gumbel, -log(-log u).
+  double gumbel(random_site site, index_t position) const {
+    if (const double* recorded = find(site, position)) return *recorded;
+    return -std::log(-std::log(unit(block(site, position), 0)));
+  }
+
+private:
+  using block_t = std::array<std::uint32_t, 4>;
+
+  const double* find(random_site site, index_t position) const {
+    const bool recorded = site == replay_site_ && position < static_cast<index_t>(replay_.size());
+    return recorded ? &replay_[static_cast<std::size_t>(position)] : nullptr;
+  }
+
+  block_t block(random_site site, index_t position) const {
+    const auto p = static_cast<std::uint64_t>(position);
+    block_t counter{static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32) ^ static_cast<std::uint32_t>(step_ >> 32) << 8,
+                    static_cast<std::uint32_t>(step_), static_cast<std::uint32_t>(site)};
+    auto key0 = static_cast<std::uint32_t>(seed_);
+    auto key1 = static_cast<std::uint32_t>(seed_ >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const std::uint64_t product0 = std::uint64_t{0xD2511F53} * counter[0];
+      const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * counter[2];
+      counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
+                 static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
+      key0 += 0x9E3779B9;
+      key1 += 0xBB67AE85;
+    }
+    return counter;
+  }
+
+  /// 53 random bits, moved half a step off zero.
+  static double unit(const block_t& bits, std::size_t first) {
+    const std::uint64_t high = bits[first] >> 5;
+    const std::uint64_t low = bits[first + 1] >> 6;
+    return (static_cast<double>(high) * 67108864.0 + static_cast<double>(low) + 0.5) / 9007199254740992.0;
+  }
+
+  std::uint64_t seed_ = 0;
+  std::uint64_t step_ = 0;
+  random_site replay_site_ = random_site::user_site;
+  std::span<const double> replay_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

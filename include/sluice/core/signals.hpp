@@ -1,0 +1,44 @@
+/// What a score-based router saw on its way to the plan: the input of auxiliary losses, and the gradients they return.
+///
+///   clean  [T,E]  logits of the gate
+///   noisy  [T,E]  the logits that selection used; equal to clean where the router added no noise
+///   noise_std     scale of the noise: one number sigma, or [T,E] where it is learned
+///
+/// A loss adds its gradient with respect to each array to the matching array of score_gradients. So can a caller, between
+/// the forward and the backward call: that is how a gradient from the next layer's router reaches this one (MoE++).
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar>
+struct score_signals {
+  matrix_buffer<Scalar> clean;
+  matrix_buffer<Scalar> noisy_storage;  ///< [T,E] if has_noise, else unused
+  matrix_buffer<Scalar> noise_std;      ///< [T,E] if the scale is learned, else empty
+  Scalar sigma = 0;                     ///< scale of the noise where it is one number
+  bool has_noise = false;
+  index_t top_k = 0;                    ///< experts per token of this call
+
+  const matrix_buffer<Scalar>& noisy() const noexcept { return has_noise ? noisy_storage : clean; }
+};
+
+template <std::floating_point Scalar>
+struct score_gradients {
+  matrix_buffer<Scalar> clean;
+  matrix_buffer<Scalar> noisy;      ///< [T,E] if the signals have noise, else empty: use noisy_or_clean()
+  matrix_buffer<Scalar> noise_std;  ///< [T,E] if the scale is learned, else empty
+
+  void zero_like(const score_signals<Scalar>& signals) {
+    clean.set_zero(signals.clean.rows(), signals.clean.cols());
+    noisy.set_zero(signals.has_noise ? signals.clean.rows() : 0, signals.clean.cols());
+    noise_std.set_zero(signals.noise_std.rows(), signals.noise_std.cols());
+  }
+  matrix_buffer<Scalar>& noisy_or_clean() noexcept { return noisy.empty() ? clean : noisy; }
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,180 @@
+/// Routing plan: which token goes to which expert, with what weight. Every hard router produces one.
+///
+///   tokens T, experts E, assignments n (any number, known only after routing)
+///   by expert:  expert e owns assignments offsets()[e] .. offsets()[e+1], in the order in which they were added (slots)
+///   by token:   of_token(t) lists the assignments of token t in the order in which they were added (ranks)
+///   y[t] = sum over the assignments i of token t of weight(i) * f_expert(i)(input_scale(i) * x[t])
+///
+/// A plan is a value: copy it, save it, look into it, change its weights, use it again with other experts. Weights need not
+/// sum to 1. Assignments that a capacity limit refused are listed in dropped(). A token whose logits held NaN is invalid:
+/// its output is NaN. A token without assignments has output zero.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/error.hpp>
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// An assignment that a router asked for and a capacity limit refused.
+template <typename Scalar>
+struct dropped_assignment {
+  index_t token;
+  index_t expert;
+  index_t rank;  ///< 0 = the token's first choice
+  index_t slot;  ///< position in the expert's queue, at or past its capacity
+  Scalar weight;
+};
+
+/// Gradients with respect to a sparse plan, one entry an assignment in plan order.
+template <std::floating_point Scalar>
+struct sparse_plan_gradient {
+  buffer<Scalar> weight;
+  buffer<Scalar> input_scale;  ///< empty if the plan has no input scales
+};
+
+template <std::floating_point Scalar>
+class sparse_plan {
+public:
+  using scalar = Scalar;
+  using gradient = sparse_plan_gradient<Scalar>;
+
+  /// Empties the plan for a batch. Memory is kept.
+  void reset(index_t tokens, index_t experts) {
+    if (tokens < 0 || experts < 1) throw_invalid("a plan needs T >= 0 and E >= 1, not T = ", tokens, " and E = ", experts);
+    tokens_ = tokens;
+    experts_ = experts;
+    pending_.clear();
+    dropped_.clear();
+    invalid_.clear();
+    has_input_scale_ = false;
+  }
+
+  /// Adds an assignment. Within an expert the order of calls is the order of slots; within a token ranks must ascend.
+  void add(index_t token, index_t expert, Scalar weight, index_t rank = 0, Scalar input_scale = Scalar(1)) {
+    pending_.push_back({token, expert, rank, weight, input_scale});
+  }
+  void add_dropped(const dropped_assignment<Scalar>& refused) { dropped_.push_back(refused); }
+  /// Marks a token whose logits held NaN.
+  void mark_invalid(index_t token) { invalid_.push_back(token); }
+  /// Says that inputs are scaled, so that gradients of the scales are wanted even where a scale is 1.
+  void use_input_scale() noexcept { has_input_scale_ = true; }
+
+  /// Sorts what was added by expert and by token; call once after the last add.
+  void finish() {
+    const index_t n = pending_.size();
+    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n), by_token_.resize(n);
+    count_offsets(offsets_, experts_, [this](index_t i) { return pending_[i].expert; });
+    count_offsets(token_offsets_, tokens_, [this](index_t i) { return pending_[i].token; });
+    // Both sorts are stable counting sorts. The offsets serve as cursors and are shifted back afterwards.
+    for (index_t i = 0; i < n; ++i) {
+      const entry& a = pending_[i];
+      const index_t position = offsets_[a.expert]++;
+      token_[position] = a.token;
+      expert_[position] = a.expert;
+      rank_[position] = a.rank;
+      weight_[position] = a.weight;
+      input_scale_[position] = a.input_scale;
+      by_token_[token_offsets_[a.token]++] = position;
+    }
+    shift_back(offsets_);
+    shift_back(token_offsets_);
+  }
+
+  index_t tokens() const noexcept { return tokens_; }
+  index_t experts() const noexcept { return experts_; }
+  /// Number of assignments, which is the number of rows that experts see.
+  index_t size() const noexcept { return token_.size(); }
+  index_t rows() const noexcept { return size(); }
+  index_t load(index_t expert) const noexcept { return offsets_[expert + 1] - offsets_[expert]; }
+  /// E+1 numbers: the rows of expert e are offsets()[e] .. offsets()[e+1].
+  std::span<const index_t> offsets() const noexcept { return offsets_.span(); }
+
+  index_t token(index_t i) const noexcept { return token_[i]; }
+  index_t expert(index_t i) const noexcept { return expert_[i]; }
+  index_t rank(index_t i) const noexcept { return rank_[i]; }
+  /// Position in the expert's queue.
+  index_t slot(index_t i) const noexcept { return i - offsets_[expert_[i]]; }
+  Scalar weight(index_t i) const noexcept { return weight_[i]; }
+  Scalar input_scale(index_t i) const noexcept { return input_scale_[i]; }
+  bool has_input_scale() const noexcept { return has_input_scale_; }
+
+  std::span<const index_t> of_token(index_t token) const noexcept {
+    const index_t begin = token_offsets_[token];
+    return by_token_.span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(token_offsets_[token + 1] - begin));
+  }
+  std::span<const dropped_assignment<Scalar>> dropped() const noexcept { return dropped_.span(); }
+  std::span<const index_t> invalid_tokens() const noexcept { return invalid_.span(); }
+
+  /// Weights and input scales may be changed after finish(), for instance to re-route at test time.
+  std::span<Scalar> weights() noexcept { return weight_.span(); }
+  std::span<const Scalar> weights() const noexcept { return weight_.span(); }
+  std::span<Scalar> input_scales() noexcept {
+    has_input_scale_ = true;
+    return input_scale_.span();
+  }
+  std::span<const Scalar> input_scales() const noexcept { return input_scale_.span(); }
+
+  /// The plan as a dense [T,E] matrix of weights: zero where token and expert do not meet.
+  matrix<Scalar> dense_weights() const {
+    matrix<Scalar> dense = matrix<Scalar>::Zero(tokens_, experts_);
+    for (index_t i = 0; i < size(); ++i) dense(token_[i], expert_[i]) += weight_[i];
+    return dense;
+  }
+
+  /// Throws std::invalid_argument if the plan breaks its promises: ids in range, experts of a token distinct. For plans
+  /// that were made by hand.
+  void check() const {
+    for (index_t i = 0; i < size(); ++i)
+      if (token_[i] < 0 || token_[i] >= tokens_ || expert_[i] < 0 || expert_[i] >= experts_)
+        throw_invalid("assignment ", i, " of token ", token_[i], " to expert ", expert_[i], " is outside T = ", tokens_,
+                      ", E = ", experts_);
+    for (index_t t = 0; t < tokens_; ++t) {
+      const auto own = of_token(t);
+      for (std::size_t a = 0; a < own.size(); ++a)
+        for (std::size_t b = a + 1; b < own.size(); ++b)
+          if (expert_[own[a]] == expert_[own[b]]) throw_invalid("token ", t, " has expert ", expert_[own[a]], " twice");
+    }
+  }
+
+private:
+  struct entry {
+    index_t token;
+    index_t expert;
+    index_t rank;
+    Scalar weight;
+    Scalar input_scale;
+  };
+
+  /// offsets[g] = first position of group g.
+  template <typename Group>
+  void count_offsets(buffer<index_t>& offsets, index_t groups, Group group) {
+    offsets.assign(groups + 1, 0);
+    for (index_t i = 0; i < pending_.size(); ++i) ++offsets[group(i) + 1];
+    for (index_t g = 0; g < groups; ++g) offsets[g + 1] += offsets[g];
+  }
+  static void shift_back(buffer<index_t>& offsets) {
+    for (index_t g = offsets.size() - 1; g > 0; --g) offsets[g] = offsets[g - 1];
+    offsets[0] = 0;
+  }
+
+  index_t tokens_ = 0;
+  index_t experts_ = 0;
+  bool has_input_scale_ = false;
+  buffer<entry> pending_;
+  buffer<index_t> offsets_;
+  buffer<index_t> token_offsets_;
+  buffer<index_t> by_token_;
+  buffer<index_t> token_;
+  buffer<index_t> expert_;
+  buffer<index_t> rank_;
+  buffer<Scalar> weight_;
+  buffer<Scalar> input_scale_;
+  buffer<dropped_assignment<Scalar>> dropped_;
+  buffer<index_t> invalid_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,66 @@
+/// Integer, matrix and view types that every part of sluice shares.
+///
+/// Matrices are row-major and rows are tokens: x is [T,D]. Axis letters: T tokens, D model width, H hidden width of an
+/// expert, E experts, K experts per token, C capacity of an expert.
+#pragma once
+
+#include <sluice/core/isa.hpp>
+
+#include <Eigen/Core>
+
+#include <cstdint>
+
+#if defined(_MSC_VER)
+#define SLUICE_NO_UNIQUE_ADDRESS [[msvc::no_unique_address]]
+#else
+#define SLUICE_NO_UNIQUE_ADDRESS [[no_unique_address]]
+#endif
+
+namespace sluice::inline SLUICE_ISA {
+
+/// Counts, sizes and positions. 64 bits: E·H·D passes 2^31 in published models.
+using index_t = std::int64_t;
+
+/// Marks a count that is known only at run time.
+inline constexpr index_t dynamic = -1;
+
+template <typename Scalar>
+using matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// Rows to read. Rows may be apart (outer stride); elements of a row are adjacent. Any row-major Eigen object binds
+/// without a copy.
+template <typename Scalar>
+using tokens_in = const Eigen::Ref<const matrix<Scalar>, 0, Eigen::OuterStride<>>&;
+
+/// Rows to write, by value: a view, never a copy of the numbers.
+template <typename Scalar>
+using tokens_out = Eigen::Ref<matrix<Scalar>, 0, Eigen::OuterStride<>>;
+
+template <typename Scalar>
+using matrix_map = Eigen::Map<matrix<Scalar>>;
+template <typename Scalar>
+using const_matrix_map = Eigen::Map<const matrix<Scalar>>;
+
+/// A count that is either a compile-time constant (and then takes no space) or a run-time value.
+template <index_t Count>
+class extent {
+public:
+  static constexpr bool is_fixed = true;
+  constexpr extent() = default;
+  constexpr explicit extent(index_t) {}
+  static constexpr index_t value() noexcept { return Count; }
+};
+
+template <>
+class extent<dynamic> {
+public:
+  static constexpr bool is_fixed = false;
+  constexpr extent() = default;
+  constexpr explicit extent(index_t count) : count_(count) {}
+  constexpr index_t value() const noexcept { return count_; }
+
+private:
+  index_t count_ = 0;
+};
+
+}  // namespace sluice::inline SLUICE_ISA
