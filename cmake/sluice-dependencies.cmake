@@ -1,0 +1,54 @@
+# What sluice's targets need. Included by the build and by the installed sluice-config.cmake, so the two cannot drift.
+#
+# Afterwards: Eigen3::Eigen, sluice::xsimd, and, where the library behind each was found, the variables
+# SLUICE_HAVE_IO, SLUICE_HAVE_OPENMP, SLUICE_HAVE_TBB. sluice_add_conveniences() then makes sluice::io,
+# sluice::openmp and sluice::tbb from them, once sluice::sluice exists.
+
+find_package(Eigen3 CONFIG REQUIRED) # unversioned: 3.4 and 5.x refuse each other's number
+if(Eigen3_VERSION VERSION_LESS 3.4)
+  message(FATAL_ERROR "sluice needs Eigen 3.4 or newer, found ${Eigen3_VERSION}")
+endif()
+
+if(NOT TARGET sluice::xsimd)
+  find_package(xsimd CONFIG REQUIRED)
+  if(xsimd_VERSION VERSION_LESS 8.1)
+    message(FATAL_ERROR "sluice needs xsimd 8.1 or newer, found ${xsimd_VERSION}")
+  endif()
+  # Headers only: xsimd 8.1's own target asks to link a library `xtl` that need not exist.
+  get_target_property(_sluice_xsimd_dirs xsimd INTERFACE_INCLUDE_DIRECTORIES)
+  add_library(sluice::xsimd INTERFACE IMPORTED ${SLUICE_IMPORTED_SCOPE})
+  if(_sluice_xsimd_dirs)
+    target_include_directories(sluice::xsimd SYSTEM INTERFACE ${_sluice_xsimd_dirs})
+  endif()
+  unset(_sluice_xsimd_dirs)
+endif()
+
+find_package(nlohmann_json 3.9 CONFIG QUIET)
+find_package(TBB CONFIG QUIET)
+get_property(_sluice_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+if("CXX" IN_LIST _sluice_languages)
+  find_package(OpenMP COMPONENTS CXX QUIET)
+endif()
+unset(_sluice_languages)
+foreach(_sluice_pair "IO:nlohmann_json::nlohmann_json" "OPENMP:OpenMP::OpenMP_CXX" "TBB:TBB::tbb")
+  string(REGEX MATCH "^([A-Z]+):(.*)$" _sluice_pair "${_sluice_pair}")
+  if(TARGET ${CMAKE_MATCH_2})
+    set(SLUICE_HAVE_${CMAKE_MATCH_1} TRUE)
+  else()
+    set(SLUICE_HAVE_${CMAKE_MATCH_1} FALSE)
+  endif()
+endforeach()
+unset(_sluice_pair)
+
+# sluice::io adds JSON to sluice::sluice for the headers under sluice/io; the other two add a threading library for the
+# executor of that name. Each stands alone: link only what the program uses.
+macro(sluice_add_conveniences)
+  foreach(_sluice_pair "io:IO:nlohmann_json::nlohmann_json" "openmp:OPENMP:OpenMP::OpenMP_CXX" "tbb:TBB:TBB::tbb")
+    string(REGEX MATCH "^([a-z]+):([A-Z]+):(.*)$" _sluice_pair "${_sluice_pair}")
+    if(SLUICE_HAVE_${CMAKE_MATCH_2} AND NOT TARGET sluice::${CMAKE_MATCH_1})
+      add_library(sluice::${CMAKE_MATCH_1} INTERFACE IMPORTED ${SLUICE_IMPORTED_SCOPE})
+      target_link_libraries(sluice::${CMAKE_MATCH_1} INTERFACE sluice::sluice ${CMAKE_MATCH_3})
+    endif()
+  endforeach()
+  unset(_sluice_pair)
+endmacro()

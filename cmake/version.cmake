@@ -1,0 +1,13 @@
+# sluice_read_version(<header> <variable>): major.minor.patch as written in include/sluice/version.hpp, the only source of it.
+function(sluice_read_version header variable)
+  file(READ "${header}" text)
+  set(parts "")
+  foreach(part MAJOR MINOR PATCH)
+    if(NOT text MATCHES "#define SLUICE_VERSION_${part} ([0-9]+)\n")
+      message(FATAL_ERROR "no SLUICE_VERSION_${part} in ${header}")
+    endif()
+    list(APPEND parts ${CMAKE_MATCH_1})
+  endforeach()
+  list(JOIN parts "." version)
+  set(${variable} ${version} PARENT_SCOPE)
+endfunction()
