@@ -1,0 +1,135 @@
+/// safetensors_reader: typed, checked access to the tensors of a safetensors file.
+///
+///   sluice::safetensors_reader file("layer.safetensors");        // maps the file and checks all of its header
+///   std::vector<float> w = file.read_vector<float>("router.weight");
+///
+/// read<float> and read<double> take F32, F64, F16 and BF16; read<int64_t> takes I64 and I32; every other T takes its own
+/// type only. F64 read as float rounds to nearest and refuses finite values beyond float's range. NaN and infinities are
+/// passed on. Errors are file_error; a read that throws has written nothing. Const calls may run in parallel.
+#pragma once
+
+#include <sluice/core/isa.hpp>
+#include <sluice/io/data_type.hpp>
+#include <sluice/io/element_conversion.hpp>
+#include <sluice/io/file_error.hpp>
+#include <sluice/io/mapped_file.hpp>
+#include <sluice/io/safetensors_contents.hpp>
+#include <sluice/io/tensor_info.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+class safetensors_reader {
+public:
+  explicit safetensors_reader(const std::filesystem::path& path)
+      : name_(path.string()), file_(path), contents_(parse_safetensors(file_.bytes(), name_)) {}
+
+  /// Reads a file that is already in memory. The bytes are referred to, not copied; `name` stands in messages.
+  static safetensors_reader from_bytes(std::span<const std::byte> bytes, std::string name) {
+    return safetensors_reader(bytes, std::move(name));
+  }
+
+  const std::string& file_name() const noexcept { return name_; }
+  const std::vector<tensor_info>& tensors() const noexcept { return contents_.tensors; }
+  const std::map<std::string, std::string>& metadata() const noexcept { return contents_.metadata; }
+
+  /// The tensor of that name, or nullptr.
+  const tensor_info* find(std::string_view name) const noexcept {
+    const auto& tensors = contents_.tensors;
+    const auto found = std::lower_bound(contents_.by_name.begin(), contents_.by_name.end(), name,
+                                        [&](std::size_t i, std::string_view n) { return tensors[i].name < n; });
+    return found != contents_.by_name.end() && tensors[*found].name == name ? &tensors[*found] : nullptr;
+  }
+
+  bool contains(std::string_view name) const noexcept { return find(name) != nullptr; }
+
+  const tensor_info& at(std::string_view name) const {
+    const tensor_info* const tensor = find(name);
+    if (tensor == nullptr) throw file_error(name_, name, "is not in the file");
+    return *tensor;
+  }
+
+  /// Why read<T> would refuse to fill `count` elements from the tensor; empty if it would not.
+  template <StorableValue T>
+  static std::string obstacle(const tensor_info& tensor, std::size_t count);
+
+  /// Copies the tensor into `out`, whose size must be the number of its elements.
+  template <StorableValue T>
+  void read(std::string_view name, std::span<T> out) const;
+
+  template <StorableValue T>
+  std::vector<T> read_vector(std::string_view name) const {
+    std::vector<T> out(at(name).elements());
+    read<T>(name, std::span<T>(out));
+    return out;
+  }
+
+private:
+  safetensors_reader(std::span<const std::byte> bytes, std::string name)
+      : name_(std::move(name)), contents_(parse_safetensors(bytes, name_)) {}
+
+  template <StorableValue T>
+  static constexpr bool converts(data_type from) {
+    if (from == data_type_of<T>) return true;
+    if (std::floating_point<T>)
+      return from == data_type::f32 || from == data_type::f64 || from == data_type::f16 || from == data_type::bf16;
+    return data_type_of<T> == data_type::i64 && from == data_type::i32;
+  }
+
+  std::string name_;
+  mapped_file file_;  // empty when the bytes belong to the caller
+  safetensors_contents contents_;
+};
+
+template <StorableValue T>
+std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t count) {
+  if (!converts<T>(tensor.dtype))
+    return "is " + std::string(name_of(tensor.dtype)) + ", cannot be read as " + std::string(name_of(data_type_of<T>));
+  if (tensor.elements() != count)
+    return "has " + std::to_string(tensor.elements()) + " elements of shape " + detail::shape_text(tensor.shape) +
+           ", expected " + std::to_string(count);
+  if (std::same_as<T, float> && tensor.dtype == data_type::f64)
+    for (std::size_t i = 0; i < count; ++i)
+      if (const auto value = detail::load_element<double>(tensor.bytes, i); detail::exceeds_float(value))
+        return "element " + std::to_string(i) + " is " + detail::short_text(value) + ", too large for float";
+  return {};
+}
+
+template <StorableValue T>
+void safetensors_reader::read(std::string_view name, std::span<T> out) const {
+  const tensor_info& tensor = at(name);
+  if (const std::string problem = obstacle<T>(tensor, out.size()); !problem.empty())
+    throw file_error(name_, name, problem);
+  if (out.empty()) return;
+  if (tensor.dtype == data_type_of<T>) {
+    std::memcpy(out.data(), tensor.bytes.data(), tensor.bytes.size());
+    return;
+  }
+  if constexpr (std::floating_point<T>) {
+    const auto unchanged = [](auto value) { return value; };
+    if (tensor.dtype == data_type::f16)
+      detail::convert_elements<std::uint16_t>(tensor.bytes, out, detail::float_from_half);
+    else if (tensor.dtype == data_type::bf16)
+      detail::convert_elements<std::uint16_t>(tensor.bytes, out, detail::float_from_bfloat16);
+    else if (tensor.dtype == data_type::f32)
+      detail::convert_elements<float>(tensor.bytes, out, unchanged);
+    else
+      detail::convert_elements<double>(tensor.bytes, out, unchanged);
+  } else if constexpr (data_type_of<T> == data_type::i64) {
+    detail::convert_elements<std::int32_t>(tensor.bytes, out, [](std::int32_t value) { return value; });
+  }
+}
+
+}  // namespace sluice::inline SLUICE_ISA
