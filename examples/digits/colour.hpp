@@ -1,7 +1,7 @@
 /// A colour scale for shares: from nearly white over green and blue to dark violet.
 ///
-/// Computed in OKLCH (B. Ottosson 2020), where equal steps of lightness look equal: lightness falls evenly, so the order of
-/// two colours is seen without knowing the hue, in grey print and with any colour blindness.
+/// Computed in OKLCH (B. Ottosson 2020), where equal steps of lightness look equal: lightness falls evenly, so the
+/// order of two colours is seen without knowing the hue, in grey print and with any colour blindness.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,9 @@
 /// Reads the handwritten digits and cuts each image into the tokens that the model sees.
 ///
-/// File: one image a line, 65 whole numbers separated by commas: 64 pixels (8x8, row by row, 0..16), then the class (0..9).
-/// Lines may end in LF or CRLF, and the last one may lack its end. Anything else is an input_error that names the file,
-/// the line, the column and the text found there: a model trained on half a file would be worse than no model.
+/// File: one image a line, 65 whole numbers separated by commas: 64 pixels (8x8, row by row, 0..16), then the class
+/// (0..9). Lines may end in LF or CRLF, and the last one may lack its end. Anything else is an input_error that names
+/// the file, the line, the column and the text found there: a model trained on half a file would be worse than no
+/// model.
 #pragma once
 
 #include <Eigen/Core>
@@ -123,8 +124,9 @@ inline dataset read_dataset(const std::string& path) {
   return data;
 }
 
-/// Cuts the images picked by `chosen` (row numbers) into tokens: image i becomes the rows i*N .. i*N+N-1 of `tokens`, where
-/// N = tokens_per_image(shape), patches in reading order, pixels shifted to -0.5..0.5 so that they are about centred.
+/// Cuts the images picked by `chosen` (row numbers) into tokens: image i becomes the rows i*N .. i*N+N-1 of `tokens`,
+/// where N = tokens_per_image(shape), patches in reading order, pixels shifted to -0.5..0.5 so that they are about
+/// centred.
 inline void cut_into_tokens(const labelled_images& images, const std::vector<std::ptrdiff_t>& chosen, patch_shape shape,
                             row_matrix& tokens) {
   const int height = shape == patch_shape::square ? 2 : 1;

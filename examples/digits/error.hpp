@@ -13,7 +13,8 @@ public:
   using std::runtime_error::runtime_error;
 };
 
-/// `text` in quotes as it can be shown in a terminal: long text is cut, and bytes that are not printable ASCII become \xNN.
+/// `text` in quotes as it can be shown in a terminal: long text is cut, and bytes that are not printable ASCII become
+/// \xNN.
 inline std::string in_quotes(std::string_view text) {
   constexpr std::size_t longest = 24;
   constexpr char hex[] = "0123456789ABCDEF";

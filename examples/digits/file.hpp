@@ -15,8 +15,8 @@
 namespace digits {
 
 /// Puts `text` into a new file beside `path`, then gives it that name. Throws input_error with the system's reason.
-/// A link is followed; what is no regular file (/dev/null, a pipe) is written to as it is, for a name is all that a rename
-/// would leave of it. With rename = false nothing changes: it only finds out whether a later call can succeed.
+/// A link is followed; what is no regular file (/dev/null, a pipe) is written to as it is, for a name is all that a
+/// rename would leave of it. With rename = false nothing changes: it only finds out whether a later call can succeed.
 inline void write_file(const std::string& path, std::string_view text, bool rename = true) {
   namespace fs = std::filesystem;
   const auto fail = [&](const std::string& reason) { throw input_error(path + ": cannot write the file: " + reason); };

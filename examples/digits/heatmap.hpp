@@ -1,7 +1,8 @@
 /// Draws which expert sees which digit: one heat map a router, digits as rows, experts as columns, as one SVG.
 ///
-/// The shares of a row sum to 100 %. All maps have one colour scale, so that they can be compared. An expert's number means
-/// nothing, so the columns are ordered by the digit that an expert favours; where a router specialises, a diagonal appears.
+/// The shares of a row sum to 100 %. All maps have one colour scale, so that they can be compared. An expert's number
+/// means nothing, so the columns are ordered by the digit that an expert favours; where a router specialises, a
+/// diagonal appears.
 #pragma once
 
 #include <algorithm>
@@ -95,7 +96,8 @@ struct panel_layout {
   double panel_height() const { return top + height + bottom; }
 };
 
-/// One router's map with its titles and axes; (x, y) is the panel's corner, `most` the share at the dark end of the scale.
+/// One router's map with its titles and axes; (x, y) is the panel's corner, `most` the share at the dark end of the
+/// scale.
 inline std::string panel(const result& r, double x, double y, double most, const panel_layout& at) {
   constexpr std::string_view grey = "fill=\"#5b6470\"";
   const double left = x + at.left, top = y + at.top, middle = left + at.width / 2;

@@ -85,8 +85,8 @@ inline std::string default_data_file() {
 
 }  // namespace detail
 
-/// Reads the command line. Returns nothing when help was asked for (and written to `out`); throws input_error when a value
-/// is wrong. `known` are the names that --router takes.
+/// Reads the command line. Returns nothing when help was asked for (and written to `out`); throws input_error when a
+/// value is wrong. `known` are the names that --router takes.
 inline std::optional<options> parse_options(int argc, const char* const* argv, std::span<const std::string_view> known,
                                             std::ostream& out) {
   options o;

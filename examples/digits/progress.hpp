@@ -37,7 +37,8 @@ inline int stderr_width() {
   return 80;
 }
 
-/// One object for all trainings; finish() or the destructor wipes the bar, so that what is printed next starts on a clean line.
+/// One object for all trainings; finish() or the destructor wipes the bar, so that what is printed next starts on a
+/// clean line.
 class progress {
 public:
   /// `epochs`: of all trainings together. `width`: characters that the bar may use in a line.

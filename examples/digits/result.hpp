@@ -27,8 +27,8 @@ struct result {
   std::vector<std::string> experts;  // E short names for the picture's columns
 };
 
-/// Means over the seeds. The picture is that of the first seed: experts have no identity across seeds, so a mean of their
-/// maps would be grey. `runs` are one router's and not empty.
+/// Means over the seeds. The picture is that of the first seed: experts have no identity across seeds, so a mean of
+/// their maps would be grey. `runs` are one router's and not empty.
 inline result mean(const std::vector<result>& runs) {
   result m = runs.front();
   const auto n = static_cast<double>(runs.size());

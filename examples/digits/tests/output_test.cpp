@@ -13,7 +13,8 @@ using digits::test::message_of;
 
 namespace {
 
-/// Results of `routers` routers with `experts` experts, whose maps differ from one another. The first result is the baseline.
+/// Results of `routers` routers with `experts` experts, whose maps differ from one another. The first result is the
+/// baseline.
 std::vector<result> some_results(int routers, int experts) {
   std::vector<result> results(1);
   results[0].router = results[0].title = "dense";
