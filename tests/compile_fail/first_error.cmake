@@ -1,0 +1,21 @@
+# cmake -DCOMPILER=... -DFLAGS=... -DSOURCE=... -P first_error.cmake
+cmake_minimum_required(VERSION 3.21)
+file(STRINGS ${SOURCE} expect LIMIT_COUNT 1)
+if(NOT expect MATCHES "^// expect: (.+)$")
+  message(FATAL_ERROR "${SOURCE} has to begin with '// expect: <regular expression>'")
+endif()
+set(expect "${CMAKE_MATCH_1}")
+
+set(ENV{LC_ALL} C) # the word "error" and plain quotes, whatever the user's language
+execute_process(COMMAND ${COMPILER} ${FLAGS} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
+if(result EQUAL 0)
+  message(FATAL_ERROR "compiles, and must not: ${SOURCE}")
+endif()
+if(NOT said MATCHES "[^\n]*error:[^\n]*")
+  message(FATAL_ERROR "the compiler failed without an error:\n${said}")
+endif()
+set(first "${CMAKE_MATCH_0}")
+if(NOT first MATCHES "${expect}")
+  message(FATAL_ERROR "the first error does not match '${expect}':\n${first}\n\nEverything the compiler said:\n${said}")
+endif()
+message("${first}")
