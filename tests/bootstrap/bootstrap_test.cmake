@@ -89,7 +89,7 @@ endforeach()
 
 machine(1000)
 run(result said log)
-expect("no apt-get: the names are told" NOT result EQUAL 0 AND said MATCHES "no apt-get here" AND said MATCHES "libeigen3-dev")
+expect("no apt-get: the names are told" NOT result EQUAL 0 AND said MATCHES "By their Debian names" AND said MATCHES "libeigen3-dev")
 
 machine(1000 apt-get ${tools})
 headers(${libraries})
