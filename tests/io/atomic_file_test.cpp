@@ -12,11 +12,11 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #define SLUICE_TEST_HAS_FORK 1
-#include <csignal>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 #else
 #define SLUICE_TEST_HAS_FORK 0
 #endif

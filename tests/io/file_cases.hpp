@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace file_cases {
@@ -48,21 +49,39 @@ inline std::string reference_style_file() {
       entry("expected.indices", "I64", "[2,1]", "[0,16]") + ',' + entry("x", "F32", "[2,3]", "[16,40]") + ',' +
       entry("expected.aux_loss", "F32", "[1]", "[40,44]") + '}';
   header.append((8 - header.size() % 8) % 8, ' ');
-  std::string data = little_endian(2) + little_endian(0);           // 2, 0
-  data += std::string("\0\0\x80\x3f" "\0\0\0\xc0" "\0\0\0\x3f", 12);  // 1, -2, 0.5
-  data += std::string("\0\0\0\0" "\0\0\x40\x40" "\0\0\x80\xbf", 12);  // 0, 3, -1
-  data += std::string("\0\0\xa0\x3f", 4);                           // 1.25
+  std::string data = little_endian(2) + little_endian(0);  // 2, 0
+  data += std::string(
+      "\0\0\x80\x3f"
+      "\0\0\0\xc0"
+      "\0\0\0\x3f",
+      12);  // 1, -2, 0.5
+  data += std::string(
+      "\0\0\0\0"
+      "\0\0\x40\x40"
+      "\0\0\x80\xbf",
+      12);                                 // 0, 3, -1
+  data += std::string("\0\0\xa0\x3f", 4);  // 1.25
   return little_endian(header.size()) + header + data;
 }
 
 inline std::vector<file_case> valid_files() {
   std::string every_type = "{";
   int begin = 0;
-  for (const auto& [type, size] : std::vector<std::pair<std::string, int>>{{"F64", 8}, {"I64", 8}, {"U64", 8},
-                                                                            {"F32", 4}, {"I32", 4}, {"U32", 4},
-                                                                            {"F16", 2}, {"BF16", 2}, {"I16", 2},
-                                                                            {"U16", 2}, {"BOOL", 1}, {"U8", 1},
-                                                                            {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}}) {
+  for (const auto& [type, size] : std::vector<std::pair<std::string, int>>{{"F64", 8},
+                                                                           {"I64", 8},
+                                                                           {"U64", 8},
+                                                                           {"F32", 4},
+                                                                           {"I32", 4},
+                                                                           {"U32", 4},
+                                                                           {"F16", 2},
+                                                                           {"BF16", 2},
+                                                                           {"I16", 2},
+                                                                           {"U16", 2},
+                                                                           {"BOOL", 1},
+                                                                           {"U8", 1},
+                                                                           {"I8", 1},
+                                                                           {"F8_E5M2", 1},
+                                                                           {"F8_E4M3", 1}}) {
     const int end = begin + 2 * size;
     every_type += entry(type, type, "[2]", "[" + std::to_string(begin) + "," + std::to_string(end) + "]") +
                   (type == "F8_E4M3" ? "}" : ",");
@@ -74,14 +93,20 @@ inline std::vector<file_case> valid_files() {
       {"valid_matrix", file_of("{" + entry("w", "F32", "[2,3]", "[0,24]") + "}", 24), {}},
       {"valid_every_type", file_of(every_type, static_cast<std::size_t>(begin)), {}},
       {"valid_scalar", file_of("{" + entry("loss", "F64", "[]", "[0,8]") + "}", 8), {}},
-      {"valid_empty_tensors", file_of("{" + entry("none", "F32", "[0,5]", "[0,0]") + "," + w + "," +
-                                          entry("end", "I64", "[3,0]", "[8,8]") + "}", 8), {}},
+      {"valid_empty_tensors",
+       file_of(
+           "{" + entry("none", "F32", "[0,5]", "[0,0]") + "," + w + "," + entry("end", "I64", "[3,0]", "[8,8]") + "}",
+           8),
+       {}},
       {"valid_metadata", file_of(R"({"__metadata__":{"a":"b","":"","quote":"\" \\ \n \u00fc"},)" + w + "}", 8), {}},
       {"valid_odd_header_length", file_of("{" + w + "} ", 8), {}},
       {"valid_trailing_spaces", file_of("{" + w + "}" + std::string(40, ' '), 8), {}},
       {"valid_listed_out_of_order", file_of("{" + entry("late", "U8", "[1]", "[8,9]") + "," + w + "}", 9), {}},
-      {"valid_unaligned", file_of("{" + entry("b", "U8", "[1]", "[0,1]") + "," + entry("w", "F32", "[2]", "[1,9]") +
-                                      "," + entry("i", "I64", "[1]", "[9,17]") + "}", 17), {}},
+      {"valid_unaligned",
+       file_of("{" + entry("b", "U8", "[1]", "[0,1]") + "," + entry("w", "F32", "[2]", "[1,9]") + "," +
+                   entry("i", "I64", "[1]", "[9,17]") + "}",
+               17),
+       {}},
       {"valid_escaped_name", file_of(R"({"\u0077":{"shape":[2],"data_offsets":[0,8],"dtype":"F\u00332"}})", 8), {}},
       {"valid_reference_style", reference_style_file(), {}},
   };
@@ -111,37 +136,49 @@ inline std::vector<file_case> malformed_files() {
       {"text_after", file_of("{" + w + "}{}", 8), {"not valid JSON"}},
       {"comment", file_of("{/**/}"), {"not valid JSON"}},
       {"trailing_comma", file_of("{" + w + ",}", 8), {"not valid JSON"}},
-      {"nul_hides_text", file_of("{" + w + "}" + std::string(1, '\0') + "," + w, 8), {"NUL", "at its byte 51"}},
+      {"nul_hides_text", file_of("{" + w + "}" + std::string(1, '\0') + "," + w, 8), {"NUL", "at its byte 54"}},
       {"not_utf8", file_of("{" + entry("\xC0\xAF", "F32", "[2]", "[0,8]") + "}", 8), {"not valid JSON", "UTF-8"}},
       {"lone_surrogate", file_of("{" + entry("\\ud800", "F32", "[2]", "[0,8]") + "}", 8), {"not valid JSON"}},
       // Nesting.
-      {"deep_arrays", file_of(R"({"w":{"shape":)" + repeat("[", 20000) + repeat("]", 20000) + "}}"),
+      {"deep_arrays",
+       file_of(R"({"w":{"shape":)" + repeat("[", 2000) + repeat("]", 2000) + "}}"),
        {quoted_w, "shape must hold non-negative integers, has an array"}},
-      {"deep_objects", file_of(repeat(R"({"w":)", 20000) + "1" + repeat("}", 20000)), {quoted_w, "an object"}},
-      {"deep_metadata", file_of(R"({"__metadata__":)" + repeat(R"({"a":)", 1000) + "1" + repeat("}", 1001)),
+      {"deep_objects", file_of(repeat(R"({"w":)", 2000) + "1" + repeat("}", 2000)), {quoted_w, "unknown field \"w\""}},
+      {"deep_offsets",
+       file_of(R"({"w":{"data_offsets":[0,)" + repeat(R"({"a":)", 1000) + "1" + repeat("}", 1000) + "]}}"),
+       {quoted_w, "data_offsets must hold non-negative integers, has an object"}},
+      {"deep_metadata",
+       file_of(R"({"__metadata__":)" + repeat(R"({"a":)", 1000) + "1" + repeat("}", 1001)),
        {"metadata \"a\"", "an object"}},
       // Duplicates.
       {"tensor_twice", file_of("{" + w + "," + w + "}", 8), {quoted_w, "twice"}},
-      {"tensor_twice_escaped", file_of("{" + w + "," + entry("\\u0077", "F32", "[2]", "[8,16]") + "}", 16),
+      {"tensor_twice_escaped",
+       file_of("{" + w + "," + entry("\\u0077", "F32", "[2]", "[8,16]") + "}", 16),
        {quoted_w, "twice"}},
-      {"dtype_twice", file_of(R"({"w":{"dtype":"U8","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
+      {"dtype_twice",
+       file_of(R"({"w":{"dtype":"U8","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
        {quoted_w, "\"dtype\" is given twice"}},
-      {"shape_twice", file_of(R"({"w":{"shape":[],"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
+      {"shape_twice",
+       file_of(R"({"w":{"shape":[],"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
        {quoted_w, "\"shape\" is given twice"}},
-      {"offsets_twice", file_of(R"({"w":{"data_offsets":[0,4],"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
+      {"offsets_twice",
+       file_of(R"({"w":{"data_offsets":[0,4],"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
        {quoted_w, "\"data_offsets\" is given twice"}},
-      {"metadata_twice", file_of(R"({"__metadata__":{},)" + w + R"(,"__metadata__":{}})", 8),
+      {"metadata_twice",
+       file_of(R"({"__metadata__":{},)" + w + R"(,"__metadata__":{}})", 8),
        {"__metadata__ is given twice"}},
       {"metadata_key_twice", file_of(R"({"__metadata__":{"a":"1","a":"2"}})"), {"metadata key \"a\" is given twice"}},
       // Fields.
       {"unknown_dtype", tensor("F31", "[2]", "[0,8]", 8), {quoted_w, "unknown dtype \"F31\""}},
       {"lower_case_dtype", tensor("f32", "[2]", "[0,8]", 8), {quoted_w, "unknown dtype \"f32\""}},
-      {"number_as_dtype", file_of(R"({"w":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})", 8),
+      {"number_as_dtype",
+       file_of(R"({"w":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})", 8),
        {quoted_w, "dtype must be a string, is the number 7"}},
       {"no_dtype", file_of(R"({"w":{"shape":[2],"data_offsets":[0,8]}})", 8), {quoted_w, "has no dtype"}},
       {"no_shape", file_of(R"({"w":{"dtype":"F32","data_offsets":[0,8]}})", 8), {quoted_w, "has no shape"}},
       {"no_offsets", file_of(R"({"w":{"dtype":"F32","shape":[2]}})", 8), {quoted_w, "has no data_offsets"}},
-      {"unknown_field", file_of(R"({"w":{"dtype":"F32","shape":[2],"strides":[1],"data_offsets":[0,8]}})", 8),
+      {"unknown_field",
+       file_of(R"({"w":{"dtype":"F32","shape":[2],"strides":[1],"data_offsets":[0,8]}})", 8),
        {quoted_w, "unknown field \"strides\""}},
       {"tensor_is_null", file_of(R"({"w":null})"), {quoted_w, "null"}},
       {"tensor_is_array", file_of(R"({"w":[0,8]})", 8), {quoted_w, "an array"}},
@@ -156,13 +193,18 @@ inline std::vector<file_case> malformed_files() {
       {"fraction", tensor("F32", "[2.0]", "[0,8]", 8), {quoted_w, "the number 2.0"}},
       {"exponent", tensor("F32", "[2e0]", "[0,8]", 8), {quoted_w, "the number 2e0"}},
       {"extent_of_64_bits", tensor("F32", "[9223372036854775808]", "[0,8]", 8), {quoted_w, "9223372036854775808"}},
-      {"extent_beyond_64_bits", tensor("F32", "[18446744073709551618]", "[0,8]", 8), {quoted_w, "18446744073709551618"}},
+      {"extent_beyond_64_bits",
+       tensor("F32", "[18446744073709551618]", "[0,8]", 8),
+       {quoted_w, "18446744073709551618"}},
       {"extent_is_text", tensor("F32", R"(["2"])", "[0,8]", 8), {quoted_w, "the string \"2\""}},
       {"negative_offset", tensor("F32", "[2]", "[-8,0]", 8), {quoted_w, "the negative number -8"}},
-      {"offset_beyond_64_bits", tensor("F32", "[2]", "[0,18446744073709551624]", 8), {quoted_w, "data_offsets must hold"}},
+      {"offset_beyond_64_bits",
+       tensor("F32", "[2]", "[0,18446744073709551624]", 8),
+       {quoted_w, "data_offsets must hold"}},
       {"too_many_dimensions", tensor("U8", "[1" + repeat(",1", 64) + "]", "[0,1]", 1), {quoted_w, "64 dimensions"}},
       // Shapes against ranges.
-      {"product_wraps_to_0", tensor("F32", "[4294967296,4294967296]", "[0,0]", 0),
+      {"product_wraps_to_0",
+       tensor("F32", "[4294967296,4294967296]", "[0,0]", 0),
        {quoted_w, "[4294967296, 4294967296] of F32", "63 bits"}},
       {"size_wraps_to_0", tensor("F32", "[4611686018427387904]", "[0,0]", 0), {quoted_w, "63 bits"}},
       {"size_wraps_to_4", tensor("F32", "[4611686018427387905]", "[0,4]", 4), {quoted_w, "63 bits"}},
@@ -177,11 +219,13 @@ inline std::vector<file_case> malformed_files() {
       {"range_beyond_file", tensor("F32", "[3]", "[0,12]", 8), {quoted_w, "[0, 12] leave the data section of 8 bytes"}},
       {"range_of_64_bits", tensor("U8", "[8]", "[18446744073709551607,18446744073709551615]", 8), {quoted_w, "leave"}},
       // Tiling.
-      {"overlap", file_of("{" + w + "," + entry("v", "F32", "[2]", "[4,12]") + "}", 12),
+      {"overlap",
+       file_of("{" + w + "," + entry("v", "F32", "[2]", "[4,12]") + "}", 12),
        {"tensor \"v\"", "begins at byte 4, inside tensor \"w\""}},
       {"shared_range", file_of("{" + w + "," + entry("v", "F32", "[2]", "[0,8]") + "}", 8), {"inside tensor"}},
       {"empty_inside", file_of("{" + w + "," + entry("v", "F32", "[0]", "[4,4]") + "}", 8), {"tensor \"v\"", "inside"}},
-      {"hole", file_of("{" + w + "," + entry("v", "F32", "[2]", "[12,20]") + "}", 20),
+      {"hole",
+       file_of("{" + w + "," + entry("v", "F32", "[2]", "[12,20]") + "}", 20),
        {"tensor \"v\"", "bytes from 8 on belong to no tensor"}},
       {"hole_in_front", tensor("F32", "[2]", "[4,12]", 12), {quoted_w, "bytes from 0 on"}},
       {"data_after", tensor("F32", "[2]", "[0,8]", 12), {"last 4 of 12 data bytes"}},

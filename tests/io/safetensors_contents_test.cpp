@@ -29,8 +29,8 @@ std::string complaint_about(const std::string& text) {
       std::size_t need = size_of(tensor.dtype);
       for (const std::int64_t extent : tensor.shape) need *= static_cast<std::size_t>(extent);
       REQUIRE(tensor.bytes.size() == need);
-      REQUIRE((tensor.bytes.empty() || (tensor.bytes.data() >= bytes.data() + 8 &&
-                                        tensor.bytes.data() + need <= bytes.data() + bytes.size())));
+      REQUIRE((tensor.bytes.empty() ||
+               (tensor.bytes.data() >= bytes.data() + 8 && tensor.bytes.data() + need <= bytes.data() + bytes.size())));
       total += need;
     }
     REQUIRE(total < bytes.size());

@@ -127,8 +127,8 @@ TEST_CASE("safetensors_reader: tensors at any alignment are read", "[io]") {
     const auto range = [shift](std::size_t begin, std::size_t end) {
       return "[" + std::to_string(shift + begin) + "," + std::to_string(shift + end) + "]";
     };
-    const std::string padding = file_cases::entry("p", "U8", "[" + std::to_string(shift) + "]",
-                                                  "[0," + std::to_string(shift) + "]");
+    const std::string padding =
+        file_cases::entry("p", "U8", "[" + std::to_string(shift) + "]", "[0," + std::to_string(shift) + "]");
     const std::string text =
         file_cases::file_of("{" + padding + "," + file_cases::entry("d", "F64", "[2]", range(0, 16)) + "," +
                             file_cases::entry("f", "F32", "[]", range(16, 20)) + "," +

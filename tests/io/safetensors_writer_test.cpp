@@ -20,10 +20,10 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #define SLUICE_TEST_HAS_FORK 1
-#include <csignal>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 #else
 #define SLUICE_TEST_HAS_FORK 0
 #endif
@@ -39,7 +39,9 @@ std::string text_of(const std::vector<std::byte>& bytes) {
 }
 
 template <typename Range>
-concept Addable = requires(safetensors_writer w, Range&& range) { w.add("w", {1}, std::forward<Range>(range)); };
+concept Addable = requires(safetensors_writer w, Range&& range) {
+  w.add("w", {1}, std::forward<Range>(range));
+};
 
 }  // namespace
 
@@ -58,7 +60,8 @@ TEST_CASE("safetensors_writer: the bytes are those that the format asks for", "[
 TEMPLATE_TEST_CASE("safetensors_writer: values survive a round trip", "[io]", float, double, std::int8_t, std::uint8_t,
                    std::int16_t, std::uint16_t, std::int32_t, std::uint32_t, std::int64_t, std::uint64_t) {
   using limits = std::numeric_limits<TestType>;
-  const std::vector<TestType> list{TestType(0), TestType(1), limits::max(), limits::lowest(), limits::min(), TestType(42)};
+  const std::vector<TestType> list{TestType(0),      TestType(1),   limits::max(),
+                                   limits::lowest(), limits::min(), TestType(42)};
   safetensors_writer file;
   file.add("w", {3, 2}, list);
   const std::vector<std::byte> bytes = file.to_bytes();
