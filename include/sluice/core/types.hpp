@@ -9,6 +9,7 @@
 #include <Eigen/Core>
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(_MSC_VER)
 #define SLUICE_NO_UNIQUE_ADDRESS [[msvc::no_unique_address]]
@@ -28,13 +29,14 @@ template <typename Scalar>
 using matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Rows to read. Rows may be apart (outer stride); elements of a row are adjacent. Any row-major Eigen object binds
-/// without a copy.
+/// without a copy. (type_identity: a function template takes its Scalar from other arguments, so that every kind of
+/// matrix is accepted here.)
 template <typename Scalar>
-using tokens_in = const Eigen::Ref<const matrix<Scalar>, 0, Eigen::OuterStride<>>&;
+using tokens_in = const Eigen::Ref<const matrix<std::type_identity_t<Scalar>>, 0, Eigen::OuterStride<>>&;
 
 /// Rows to write, by value: a view, never a copy of the numbers.
 template <typename Scalar>
-using tokens_out = Eigen::Ref<matrix<Scalar>, 0, Eigen::OuterStride<>>;
+using tokens_out = Eigen::Ref<matrix<std::type_identity_t<Scalar>>, 0, Eigen::OuterStride<>>;
 
 template <typename Scalar>
 using matrix_map = Eigen::Map<matrix<Scalar>>;

@@ -1,0 +1,267 @@
+/// The roles that types play in a layer, each a conjunction of small named parts, and functions that explain a refusal.
+///
+///   Gate           x [T,D] -> logits [T,E]
+///   RouterPolicy   x -> routing plan;  DifferentiableRouter also turns gradients of the plan into gradients of x
+///   ExpertFunctor  a block of rows [n,D] -> [n,D'];  DifferentiableExpert also backward
+///   ExpertBank     all experts of a layer, on rows grouped by expert
+///   CapacityPolicy decides which of the requested assignments are kept
+///   AuxiliaryLoss  a number and its gradient from what the router saw
+///   Executor       runs tasks (core/executor.hpp)
+///
+/// If your type is refused, write static_assert(sluice::explain_router<my_router>()); the first error names what is missing.
+#pragma once
+
+#include <sluice/core/context.hpp>
+#include <sluice/core/parameter.hpp>
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+// ---- parts ----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+concept HasScalar = requires { typename T::scalar; } && std::floating_point<typename T::scalar>;
+
+template <typename T>
+concept HasExpertCount = requires(const T& t) {
+  { t.experts() } -> std::convertible_to<index_t>;
+};
+
+template <typename T>
+concept HasInputs = requires(const T& t) {
+  { t.inputs() } -> std::convertible_to<index_t>;
+};
+
+template <typename T>
+concept HasOutputs = requires(const T& t) {
+  { t.outputs() } -> std::convertible_to<index_t>;
+};
+
+template <typename T>
+concept HasTape = requires { typename T::tape; } && std::default_initializable<typename T::tape>;
+
+template <typename T>
+concept HasPlan = requires { typename T::plan; } && std::default_initializable<typename T::plan>;
+
+// ---- gate -----------------------------------------------------------------------------------------------------------
+
+template <typename G>
+concept CanScore = HasScalar<G> && HasTape<G> &&
+    requires(const G& gate, tokens_in<typename G::scalar> x, const routing_context<typename G::scalar>& context,
+             tokens_out<typename G::scalar> logits, typename G::tape& tape) { gate.forward(x, context, logits, tape); };
+
+template <typename G>
+concept CanScoreBackward = CanScore<G> &&
+    requires(G& gate, tokens_in<typename G::scalar> x, const routing_context<typename G::scalar>& context,
+             tokens_in<typename G::scalar> dlogits, typename G::tape& tape, tokens_out<typename G::scalar> dx) {
+      gate.backward(x, context, dlogits, tape, dx);
+    };
+
+/// Turns tokens into one score per expert.
+template <typename G>
+concept Gate = HasScalar<G> && HasInputs<G> && HasExpertCount<G> && CanScore<G>;
+template <typename G>
+concept DifferentiableGate = Gate<G> && CanScoreBackward<G>;
+
+// ---- router ---------------------------------------------------------------------------------------------------------
+
+template <typename R>
+concept CanRoute = HasScalar<R> && HasPlan<R> && HasTape<R> &&
+    requires(const R& router, tokens_in<typename R::scalar> x, const routing_context<typename R::scalar>& context,
+             typename R::plan& plan, typename R::tape& tape) { router.route(x, context, plan, tape); };
+
+template <typename R>
+concept CanRouteBackward = CanRoute<R> &&
+    requires(R& router, tokens_in<typename R::scalar> x, const routing_context<typename R::scalar>& context,
+             const typename R::plan& plan, const typename R::plan::gradient& dplan, typename R::tape& tape,
+             tokens_out<typename R::scalar> dx) { router.backward(x, context, plan, dplan, tape, dx); };
+
+/// Decides which experts see which token.
+template <typename R>
+concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R>;
+/// A router that can be trained: it adds into the gradients of its parameters and into dx.
+template <typename R>
+concept DifferentiableRouter = RouterPolicy<R> && CanRouteBackward<R>;
+
+/// A router that sees the experts' outputs before it fixes the weights (competition, CompeteSMoE): after the experts have
+/// run on every row of the plan, weigh() may change the plan's weights; backward_outputs() adds the gradient that the
+/// weights send into those outputs.
+template <typename R>
+concept WeighsAfterExperts = RouterPolicy<R> &&
+    requires(R& router, tokens_in<typename R::scalar> outputs, const routing_context<typename R::scalar>& context,
+             typename R::plan& plan, const typename R::plan::gradient& dplan, typename R::tape& tape,
+             tokens_out<typename R::scalar> doutputs) {
+      std::as_const(router).weigh(outputs, context, plan, tape);
+      router.backward_outputs(outputs, context, plan, dplan, tape, doutputs);
+    };
+
+/// Whether a token's route depends on that token alone, so that a sequence may be decoded token by token. Routers whose
+/// choice depends on other tokens of the batch say `static constexpr bool causal = false`.
+template <typename R>
+inline constexpr bool is_causal = [] {
+  if constexpr (requires { R::causal; })
+    return bool(R::causal);
+  else
+    return true;
+}();
+
+/// Whether backward is the derivative of forward at a fixed choice. Straight-through and sampled estimators say
+/// `static constexpr bool exact_gradient = false` and are left out of finite-difference checks.
+template <typename R>
+inline constexpr bool has_exact_gradient = [] {
+  if constexpr (requires { R::exact_gradient; })
+    return bool(R::exact_gradient);
+  else
+    return true;
+}();
+
+// ---- experts --------------------------------------------------------------------------------------------------------
+
+template <typename E>
+concept CanApply = HasScalar<E> &&
+    requires(const E& expert, tokens_in<typename E::scalar> x, tokens_out<typename E::scalar> y) {
+      { expert.saved_columns() } -> std::convertible_to<index_t>;
+      expert.forward(x, y, y);
+    };
+
+template <typename E>
+concept CanApplyBackward = CanApply<E> &&
+    requires(E& expert, tokens_in<typename E::scalar> x, tokens_out<typename E::scalar> dx) {
+      expert.backward(x, x, dx, dx);
+    };
+
+/// A function of a block of rows that treats every row alike and on its own. `saved` is scratch of saved_columns() numbers a
+/// row that forward may leave for backward.
+template <typename E>
+concept ExpertFunctor = HasScalar<E> && HasInputs<E> && HasOutputs<E> && CanApply<E>;
+/// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters.
+template <typename E>
+concept DifferentiableExpert = ExpertFunctor<E> && CanApplyBackward<E>;
+
+/// An expert whose backward pass splits by rows (dx) and by slices of the parameters (gradients), which lets several
+/// threads share one busy expert. Experts made of linear maps do.
+template <typename E>
+concept SplittableExpert = DifferentiableExpert<E> &&
+    requires(E& expert, tokens_in<typename E::scalar> x, tokens_out<typename E::scalar> dx, index_t part) {
+      expert.backward_inputs(x, x, dx, dx);
+      expert.backward_parameters(x, x, x, part, part);
+    };
+
+template <typename B>
+concept CanRunExperts = HasScalar<B> && HasTape<B> &&
+    requires(const B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets,
+             tokens_out<typename B::scalar> y, typename B::tape& tape, const executor_ref& executor) {
+      bank.forward(x, offsets, y, tape, executor);
+    };
+
+template <typename B>
+concept CanRunExpertsBackward = CanRunExperts<B> &&
+    requires(B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets, tokens_out<typename B::scalar> dx,
+             typename B::tape& tape, const executor_ref& executor) { bank.backward(x, offsets, x, dx, tape, executor); };
+
+/// All experts of a layer. The rows of expert e are offsets[e] .. offsets[e+1] of x and y.
+template <typename B>
+concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOutputs<B> && CanRunExperts<B>;
+template <typename B>
+concept DifferentiableBank = ExpertBank<B> && CanRunExpertsBackward<B>;
+
+// ---- auxiliary losses -----------------------------------------------------------------------------------------------
+
+/// A loss on what router R saw: returns coefficient × value and adds coefficient × gradient.
+template <typename L, typename R>
+concept AuxiliaryLoss = RouterPolicy<R> &&
+    requires(const L& loss, const typename R::tape& tape, typename R::tape& gradients, const typename R::plan& plan,
+             const routing_context<typename R::scalar>& context) {
+      { loss(tape.signals, plan, context, gradients.dsignals) } -> std::convertible_to<typename R::scalar>;
+    };
+
+// ---- explanations ---------------------------------------------------------------------------------------------------
+
+/// static_assert(explain_gate<my_gate>()): the first error names the first thing that is missing.
+template <typename G>
+consteval bool explain_gate() {
+  static_assert(HasScalar<G>, "sluice: gate needs a floating-point member type `scalar`");
+  static_assert(HasInputs<G>, "sluice: gate needs `index_t inputs() const`");
+  static_assert(HasExpertCount<G>, "sluice: gate needs `index_t experts() const`");
+  static_assert(HasTape<G>, "sluice: gate needs a default-constructible member type `tape`");
+  static_assert(CanScore<G>,
+                "sluice: gate needs `void forward(tokens_in<scalar> x, const routing_context<scalar>&, tokens_out<scalar> "
+                "logits, tape&) const`");
+  return Gate<G>;
+}
+
+template <typename R>
+consteval bool explain_router() {
+  static_assert(HasScalar<R>, "sluice: router needs a floating-point member type `scalar`");
+  static_assert(HasInputs<R>, "sluice: router needs `index_t inputs() const`");
+  static_assert(HasExpertCount<R>, "sluice: router needs `index_t experts() const`");
+  static_assert(HasPlan<R>, "sluice: router needs a member type `plan`, for instance sluice::sparse_plan<scalar>");
+  static_assert(HasTape<R>, "sluice: router needs a default-constructible member type `tape`");
+  static_assert(CanRoute<R>,
+                "sluice: router needs `void route(tokens_in<scalar> x, const routing_context<scalar>&, plan&, tape&) const`");
+  return RouterPolicy<R>;
+}
+
+template <typename R>
+consteval bool explain_differentiable_router() {
+  static_assert(explain_router<R>());
+  static_assert(CanRouteBackward<R>,
+                "sluice: router needs `void backward(tokens_in<scalar> x, const routing_context<scalar>&, const plan&, const "
+                "plan::gradient&, tape&, tokens_out<scalar> dx)` to be trained");
+  return DifferentiableRouter<R>;
+}
+
+template <typename E>
+consteval bool explain_expert() {
+  static_assert(HasScalar<E>, "sluice: expert needs a floating-point member type `scalar`");
+  static_assert(HasInputs<E>, "sluice: expert needs `index_t inputs() const`");
+  static_assert(HasOutputs<E>, "sluice: expert needs `index_t outputs() const`");
+  static_assert(CanApply<E>,
+                "sluice: expert needs `index_t saved_columns() const` and `void forward(tokens_in<scalar> x, "
+                "tokens_out<scalar> y, tokens_out<scalar> saved) const`");
+  return ExpertFunctor<E>;
+}
+
+template <typename E>
+consteval bool explain_differentiable_expert() {
+  static_assert(explain_expert<E>());
+  static_assert(CanApplyBackward<E>,
+                "sluice: expert needs `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> saved, "
+                "tokens_out<scalar> dx)` to be trained");
+  return DifferentiableExpert<E>;
+}
+
+template <typename B>
+consteval bool explain_bank() {
+  static_assert(HasScalar<B>, "sluice: expert bank needs a floating-point member type `scalar`");
+  static_assert(HasExpertCount<B>, "sluice: expert bank needs `index_t experts() const`");
+  static_assert(HasInputs<B>, "sluice: expert bank needs `index_t inputs() const`");
+  static_assert(HasOutputs<B>, "sluice: expert bank needs `index_t outputs() const`");
+  static_assert(HasTape<B>, "sluice: expert bank needs a default-constructible member type `tape`");
+  static_assert(CanRunExperts<B>,
+                "sluice: expert bank needs `void forward(tokens_in<scalar> x, std::span<const index_t> offsets, "
+                "tokens_out<scalar> y, tape&, const executor_ref&) const`");
+  return ExpertBank<B>;
+}
+
+template <typename L, typename R>
+consteval bool explain_loss() {
+  static_assert(explain_router<R>());
+  static_assert(requires(typename R::tape& tape) { tape.signals, tape.dsignals; },
+                "sluice: auxiliary loss needs a router whose tape has `signals` and `dsignals`");
+  static_assert(AuxiliaryLoss<L, R>,
+                "sluice: auxiliary loss needs `scalar operator()(const signals&, const plan&, const routing_context<scalar>&, "
+                "gradients&) const` for the signals of this router");
+  return AuxiliaryLoss<L, R>;
+}
+
+template <typename E>
+consteval bool explain_executor() {
+  static_assert(Executor<E>, "sluice: executor needs `void parallel_for(index_t n, body)` for any body callable with an index_t");
+  return Executor<E>;
+}
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,28 @@
+/// Executor on oneTBB: tasks go to the arena of the calling thread, or to one of a given number of threads. Needs oneTBB
+/// (CMake: TBB::tbb); not part of sluice.hpp.
+#pragma once
+
+#include <sluice/core/executor.hpp>
+
+#include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
+
+namespace sluice::inline SLUICE_ISA {
+
+class tbb_executor {
+public:
+  /// threads = 0 takes oneTBB's own number.
+  explicit tbb_executor(int threads = 0) : arena_(threads > 0 ? threads : oneapi::tbb::task_arena::automatic) {}
+
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    arena_.execute([&] { oneapi::tbb::parallel_for(index_t(0), n, [&](index_t task) { body(task); }); });
+  }
+
+private:
+  oneapi::tbb::task_arena arena_;
+};
+
+static_assert(Executor<tbb_executor>);
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,130 @@
+/// Activations of feed-forward experts, with their derivatives.
+///
+///   relu       max(z, 0), derivative 0 at 0        gelu       z Phi(z), with the error function
+///   silu       z / (1 + exp(-z))                   gelu_tanh  0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
+///   sigmoid    1 / (1 + exp(-z))
+///
+/// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on vectors;
+/// written for one number, they run number by number.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <cmath>
+#include <concepts>
+#include <numbers>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <typename A, typename Scalar>
+concept Activation = requires(Scalar z) {
+  { A::value(z) } -> std::convertible_to<Scalar>;
+  { A::derivative(z) } -> std::convertible_to<Scalar>;
+};
+
+namespace detail {
+
+/// The constant in V's precision, on all lanes if V is a vector.
+template <typename V>
+V constant(double value) {
+  if constexpr (std::floating_point<V>)
+    return V(value);
+  else
+    return V(static_cast<typename V::value_type>(value));
+}
+
+template <typename V>
+V logistic(V z) {
+  using std::exp;
+  return constant<V>(1) / (constant<V>(1) + exp(-z));
+}
+
+}  // namespace detail
+
+struct relu {
+  template <typename V>
+  static V value(V z) {
+    if constexpr (std::floating_point<V>)
+      return z < V(0) ? V(0) : z;
+    else
+      return max(detail::constant<V>(0), z);  // in this order the vector instruction passes NaN on
+  }
+  template <typename V>
+  static V derivative(V z) {
+    if constexpr (std::floating_point<V>)
+      return z > V(0) ? V(1) : V(0);
+    else
+      return select(z > detail::constant<V>(0), detail::constant<V>(1), detail::constant<V>(0));
+  }
+};
+
+struct sigmoid {
+  template <typename V>
+  static V value(V z) {
+    return detail::logistic(z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    const V s = detail::logistic(z);
+    return s * (detail::constant<V>(1) - s);
+  }
+};
+
+struct silu {
+  template <typename V>
+  static V value(V z) {
+    return z * detail::logistic(z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    const V s = detail::logistic(z);
+    return s * (detail::constant<V>(1) + z * (detail::constant<V>(1) - s));
+  }
+};
+
+struct gelu {
+  template <typename V>
+  static V value(V z) {
+    return z * distribution(z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    using std::exp;
+    const V density = detail::constant<V>(std::numbers::inv_sqrtpi / std::numbers::sqrt2) * exp(detail::constant<V>(-0.5) * z * z);
+    return distribution(z) + z * density;
+  }
+
+private:
+  template <typename V>
+  static V distribution(V z) {
+    using std::erf;
+    return detail::constant<V>(0.5) * (detail::constant<V>(1) + erf(z * detail::constant<V>(1 / std::numbers::sqrt2)));
+  }
+};
+
+struct gelu_tanh {
+  template <typename V>
+  static V value(V z) {
+    return detail::constant<V>(0.5) * z * (detail::constant<V>(1) + bend(z));
+  }
+  template <typename V>
+  static V derivative(V z) {
+    const V t = bend(z);
+    const V slope = detail::constant<V>(scale) * (detail::constant<V>(1) + detail::constant<V>(3 * cubic) * z * z);
+    return detail::constant<V>(0.5) * (detail::constant<V>(1) + t + z * (detail::constant<V>(1) - t * t) * slope);
+  }
+
+private:
+  static constexpr double scale = std::numbers::sqrt2 * std::numbers::inv_sqrtpi;
+  static constexpr double cubic = 0.044715;
+
+  template <typename V>
+  static V bend(V z) {
+    using std::tanh;
+    return tanh(detail::constant<V>(scale) * (z + detail::constant<V>(cubic) * z * z * z));
+  }
+};
+
+static_assert(Activation<relu, float> && Activation<silu, float> && Activation<gelu, double> && Activation<gelu_tanh, double>);
+
+}  // namespace sluice::inline SLUICE_ISA

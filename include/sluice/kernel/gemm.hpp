@@ -1,0 +1,141 @@
+/// Matrix products on row-major blocks, the three shapes that a linear map y = x W^T needs forward and backward.
+///
+///   multiply_nt   C [m,n] (+)= A [m,k] * B [n,k]^T      y = x W^T: both operands run along k
+///   multiply_nn   C [m,n] (+)= A [m,k] * B [k,n]        dx = dy W
+///   multiply_tn   C [m,n] (+)= A [k,m]^T * B [k,n]      dW = dy^T x
+///
+/// Every element of C is summed along k in one order that depends on k and on its column only, so C may be cut into blocks
+/// of rows anywhere and gives the same bits. Leading dimensions (lda ...) are distances between rows.
+/// Nothing is allocated and nothing is read past the blocks. k = 0 gives zero (or leaves C when accumulating).
+#pragma once
+
+#include <sluice/kernel/vector_math.hpp>
+
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+enum class write { replace, accumulate };
+
+namespace detail {
+
+/// Calls f with an integral_constant of value = count for 1 <= count <= Max.
+template <int Max, typename F>
+void with_constant(index_t count, F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (void)((count == I + 1 ? (f(std::integral_constant<int, I + 1>{}), true) : false) || ...);
+  }(std::make_integer_sequence<int, Max>{});
+}
+
+template <typename Scalar>
+void put(Scalar& place, Scalar value, write mode) noexcept {
+  place = mode == write::accumulate ? place + value : value;
+}
+
+/// Rows x Cols dot products along k. Every dot product is one vector accumulator, its lanes' sum, then the tail.
+template <int Rows, int Cols, typename Scalar>
+void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
+  constexpr index_t width = simd_width<Scalar>;
+  simd<Scalar> sums[Rows][Cols];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = simd<Scalar>(Scalar(0));
+  index_t p = 0;
+  for (; p + width <= k; p += width) {
+    simd<Scalar> columns[Cols];
+    for (int j = 0; j < Cols; ++j) columns[j] = load(b + j * ldb + p);
+    for (int i = 0; i < Rows; ++i) {
+      const simd<Scalar> row = load(a + i * lda + p);
+      for (int j = 0; j < Cols; ++j) sums[i][j] = xsimd::fma(row, columns[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < Cols; ++j) {
+      Scalar sum = sum_lanes<Scalar>(sums[i][j]);
+      for (index_t q = p; q < k; ++q) sum += a[i * lda + q] * b[j * ldb + q];
+      put(c[i * ldc + j], sum, mode);
+    }
+}
+
+/// Rows x (Vectors vectors) of C, or Rows x cols_left numbers at the right edge, where A(i,p) = a[i*ai + p*ap].
+template <int Rows, int Vectors, typename Scalar>
+void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb, Scalar* c, index_t ldc,
+                write mode) {
+  constexpr index_t width = simd_width<Scalar>;
+  simd<Scalar> sums[Rows][Vectors];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = simd<Scalar>(Scalar(0));
+  for (index_t p = 0; p < k; ++p) {
+    simd<Scalar> columns[Vectors];
+    for (int j = 0; j < Vectors; ++j) columns[j] = load(b + p * ldb + j * width);
+    for (int i = 0; i < Rows; ++i) {
+      const simd<Scalar> factor(a[i * ai + p * ap]);
+      for (int j = 0; j < Vectors; ++j) sums[i][j] = xsimd::fma(factor, columns[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < Vectors; ++j) {
+      Scalar* place = c + i * ldc + j * width;
+      store<Scalar>(place, mode == write::accumulate ? load(place) + sums[i][j] : sums[i][j]);
+    }
+}
+
+template <typename Scalar>
+void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb,
+                Scalar* c, index_t ldc, write mode) {
+  for (index_t i = 0; i < rows; ++i)
+    for (index_t j = 0; j < cols; ++j) {
+      Scalar sum = 0;
+      for (index_t p = 0; p < k; ++p) sum += a[i * ai + p * ap] * b[p * ldb + j];
+      put(c[i * ldc + j], sum, mode);
+    }
+}
+
+/// C [m,n] (+)= A * B with A(i,p) = a[i*ai + p*ap] and rows of B along n.
+template <typename Scalar>
+void multiply_outer(index_t m, index_t n, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb,
+                    Scalar* c, index_t ldc, write mode) {
+  // 8 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of AVX2.
+  constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 8 : 4;
+  constexpr index_t width = simd_width<Scalar>;
+  index_t j = 0;
+  const auto column_block = [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+    for (index_t i = 0; i < m; i += rows_max)
+      with_constant<rows_max>(std::min<index_t>(rows_max, m - i), [&]<int Rows>(std::integral_constant<int, Rows>) {
+        outer_tile<Rows, Vectors>(k, a + i * ai, ai, ap, b + j, ldb, c + i * ldc + j, ldc, mode);
+      });
+  };
+  for (; j + 2 * width <= n; j += 2 * width) column_block(std::integral_constant<int, 2>{});
+  for (; j + width <= n; j += width) column_block(std::integral_constant<int, 1>{});
+  if (j < n) outer_edge(m, n - j, k, a, ai, ap, b + j, ldb, c + j, ldc, mode);
+}
+
+}  // namespace detail
+
+template <typename Scalar>
+void multiply_nt(index_t m, index_t n, index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c,
+                 index_t ldc, write mode = write::replace) {
+  // 4 x 4 accumulators and 5 operands: two fused multiply-adds a load, within 32 registers; half as many rows for 16.
+  constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 4 : 2;
+  constexpr int cols_max = 4;
+  for (index_t j = 0; j < n; j += cols_max)
+    detail::with_constant<cols_max>(std::min<index_t>(cols_max, n - j), [&]<int Cols>(std::integral_constant<int, Cols>) {
+      for (index_t i = 0; i < m; i += rows_max)
+        detail::with_constant<rows_max>(std::min<index_t>(rows_max, m - i), [&]<int Rows>(std::integral_constant<int, Rows>) {
+          detail::dot_tile<Rows, Cols>(k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc, mode);
+        });
+    });
+}
+
+template <typename Scalar>
+void multiply_nn(index_t m, index_t n, index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c,
+                 index_t ldc, write mode = write::replace) {
+  detail::multiply_outer(m, n, k, a, lda, index_t(1), b, ldb, c, ldc, mode);
+}
+
+template <typename Scalar>
+void multiply_tn(index_t m, index_t n, index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c,
+                 index_t ldc, write mode = write::replace) {
+  detail::multiply_outer(m, n, k, a, index_t(1), lda, b, ldb, c, ldc, mode);
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

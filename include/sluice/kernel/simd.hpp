@@ -1,0 +1,40 @@
+/// The one place that knows xsimd: its vectors, and the differences between its versions.
+///
+/// simd<Scalar> is the widest vector of the architecture that the source is compiled for.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <xsimd/xsimd.hpp>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+template <typename Scalar>
+using simd = xsimd::batch<Scalar>;
+
+template <typename Scalar>
+inline constexpr index_t simd_width = static_cast<index_t>(simd<Scalar>::size);
+
+template <typename Scalar>
+simd<Scalar> load(const Scalar* from) noexcept {
+  return simd<Scalar>::load_unaligned(from);
+}
+
+template <typename Scalar>
+void store(Scalar* to, const simd<Scalar>& v) noexcept {
+  v.store_unaligned(to);
+}
+
+/// Sum of the lanes, always in the same order.
+template <typename Scalar>
+Scalar sum_lanes(const simd<Scalar>& v) noexcept {
+  if constexpr (requires { reduce_add(v); })
+    return reduce_add(v);
+  else
+    return hadd(v);  // the name before xsimd 10
+}
+
+/// Name of the architecture that kernels are compiled for, such as "avx512bw".
+inline const char* architecture_name() noexcept { return xsimd::default_arch::name(); }
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

@@ -1,0 +1,66 @@
+/// Row operations that every sum in sluice is made of: dot, axpy, scaled copy.
+///
+/// The order of additions depends on the length only, never on alignment or on the thread count, so equal inputs give equal
+/// bits. Nothing is read or written past count.
+#pragma once
+
+#include <sluice/kernel/simd.hpp>
+
+#include <algorithm>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+/// Sum over i of a[i] * b[i].
+template <typename Scalar>
+Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  simd<Scalar> sum0(Scalar(0));
+  simd<Scalar> sum1(Scalar(0));
+  index_t i = 0;
+  for (; i + 2 * width <= count; i += 2 * width) {
+    sum0 = xsimd::fma(load(a + i), load(b + i), sum0);
+    sum1 = xsimd::fma(load(a + i + width), load(b + i + width), sum1);
+  }
+  for (; i + width <= count; i += width) sum0 = xsimd::fma(load(a + i), load(b + i), sum0);
+  Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
+  for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+/// y[i] += alpha * x[i].
+template <typename Scalar>
+void add_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  const simd<Scalar> factor(alpha);
+  index_t i = 0;
+  for (; i + width <= count; i += width) store(y + i, xsimd::fma(factor, load(x + i), load(y + i)));
+  for (; i < count; ++i) y[i] += alpha * x[i];
+}
+
+/// y[i] = alpha * x[i]. With alpha 1 the bits are copied.
+template <typename Scalar>
+void copy_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexcept {
+  if (alpha == Scalar(1)) {
+    std::copy_n(x, count, y);
+    return;
+  }
+  constexpr index_t width = simd_width<Scalar>;
+  const simd<Scalar> factor(alpha);
+  index_t i = 0;
+  for (; i + width <= count; i += width) store(y + i, factor * load(x + i));
+  for (; i < count; ++i) y[i] = alpha * x[i];
+}
+
+/// f(vector or number) applied to every element: out[i] = f(in[i]...). f must accept simd<Scalar> and Scalar alike, or only
+/// Scalar, in which case the loop is left to the compiler.
+template <typename Scalar, typename F, typename... Inputs>
+void transform(index_t count, F&& f, Scalar* out, const Inputs*... in) {
+  index_t i = 0;
+  if constexpr (requires(simd<Scalar> v) { { f((static_cast<void>(in), v)...) } -> std::convertible_to<simd<Scalar>>; }) {
+    constexpr index_t width = simd_width<Scalar>;
+    for (; i + width <= count; i += width) store<Scalar>(out + i, f(load(in + i)...));
+  }
+  for (; i < count; ++i) out[i] = f(in[i]...);
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

@@ -1,0 +1,197 @@
+/// The mixture-of-experts layer: router, dispatch, experts, combine, and the same road backwards.
+///
+///   x [T,D] -> y [T,D']:   plan = router(x);  rows = dispatch(plan, x);  y = combine(plan, experts(rows))
+///
+///   moe_layer layer{top_k_router<float>{64, 8, {.top_k = 2}}, expert_bank<swiglu<float>>{8, 64, 128}};
+///   decltype(layer)::workspace workspace;      layer.forward(x, y, workspace);             // inference, const
+///   decltype(layer)::tape tape;                layer.forward(x, y, tape);                  // training
+///                                              layer.backward(dy, dx, tape);               // adds into gradients
+///
+/// Inference is const and may run in many threads at once, each with a workspace of its own; after the largest batch has been
+/// seen a call allocates nothing. Results do not depend on the executor or its thread count, bit for bit. Every auxiliary
+/// loss is evaluated by the training forward call; its value is in tape.losses and its gradient joins in backward.
+/// T = 0 is a valid batch. NaN in a token's logits gives that token's output NaN and changes no other (for token choice).
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/statistics.hpp>
+#include <sluice/kernel/dispatch.hpp>
+#include <sluice/kernel/soft_dispatch.hpp>
+
+#include <array>
+#include <tuple>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <RouterPolicy Router, ExpertBank Experts, AuxiliaryLoss<Router>... Losses>
+class moe_layer {
+  static_assert(std::same_as<typename Router::scalar, typename Experts::scalar>,
+                "sluice: router and experts of one layer need the same scalar");
+
+public:
+  using scalar = typename Router::scalar;
+  using plan_type = typename Router::plan;
+  using context_type = routing_context<scalar>;
+  static constexpr bool causal = is_causal<Router>;
+
+  /// What a forward call needs besides x and y. One per thread; keeps its memory.
+  struct workspace {
+    plan_type plan;
+    typename Router::tape router;
+    typename Experts::tape experts;
+    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert
+    matrix_buffer<scalar> outputs;  ///< experts' outputs
+    routing_statistics statistics;  ///< since the last clear()
+  };
+
+  /// A workspace that also keeps what backward needs.
+  struct tape : workspace {
+    context_type context;
+    matrix_buffer<scalar> x;
+    std::array<scalar, sizeof...(Losses)> losses{};  ///< coefficient × value of each auxiliary loss
+    matrix_buffer<scalar> drows;
+    matrix_buffer<scalar> doutputs;
+    typename plan_type::gradient dplan;
+
+    scalar loss() const {
+      scalar sum = 0;
+      for (const scalar value : losses) sum += value;
+      return sum;
+    }
+  };
+
+  /// Throws std::invalid_argument if the experts do not fit the router.
+  explicit moe_layer(Router router, Experts experts, Losses... losses)
+      : router_(std::move(router)), experts_(std::move(experts)), losses_(std::move(losses)...) {
+    if (router_.experts() != experts_.experts())
+      throw_invalid("the router chooses among ", router_.experts(), " experts, the layer holds ", experts_.experts());
+    if (router_.inputs() != experts_.inputs())
+      throw_invalid("the router reads tokens of width ", router_.inputs(), ", the experts of width ", experts_.inputs());
+  }
+
+  index_t inputs() const noexcept { return experts_.inputs(); }
+  index_t outputs() const noexcept { return experts_.outputs(); }
+  index_t experts() const noexcept { return experts_.experts(); }
+
+  /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
+  void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
+    check_shapes(x, y, context);
+    router_.route(x, context, ws.plan, ws.router);
+    apply(x, y, ws, context);
+  }
+
+  /// Training, with training = true and everything else of the context left out.
+  void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t) const {
+    context_type context;
+    context.training = true;
+    forward(x, y, t, context);
+  }
+
+  /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
+  void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
+    forward(x, y, static_cast<workspace&>(t), context);
+    t.context = context;
+    t.x.resize(x.rows(), x.cols());
+    t.x.map() = x;
+    if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); }) t.router.dsignals.zero_like(t.router.signals);
+    evaluate_losses(t, std::index_sequence_for<Losses...>{});
+  }
+
+  /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
+  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
+    check_shapes(x, y, context);
+    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
+      throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ", x.rows(),
+                    " and ", experts());
+    apply(x, y, ws, context);
+  }
+
+  /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
+  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
+    requires DifferentiableRouter<Router> && DifferentiableBank<Experts>
+  {
+    if (dy.rows() != t.x.rows() || dy.cols() != outputs() || dx.rows() != t.x.rows() || dx.cols() != inputs())
+      throw_invalid("backward needs dy [", t.x.rows(), ", ", outputs(), "] and dx [", t.x.rows(), ", ", inputs(), "], not [",
+                    dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
+    const executor_ref& executor = t.context.executor;
+    ensure_gradients(*this);
+    t.doutputs.resize(t.plan.rows(), outputs());
+    t.drows.resize(t.plan.rows(), inputs());
+    combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
+    if constexpr (WeighsAfterExperts<Router>)
+      router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
+    experts_.backward(t.rows.map(), t.plan.offsets(), t.doutputs.map(), t.drows.map(), t.experts, executor);
+    dx.setZero();
+    dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
+    router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
+  }
+
+  /// Updates what is learned without gradients (selection biases, controllers, live experts), once per optimiser step, from
+  /// the statistics that the tape gathered since the last call.
+  void after_step(tape& t) {
+    if constexpr (requires { router_.after_step(t.statistics, t.router); }) router_.after_step(t.statistics, t.router);
+    std::apply([&](auto&... loss) { (step_loss(loss, t.statistics), ...); }, losses_);
+    t.statistics.clear();
+  }
+
+  Router& router() noexcept { return router_; }
+  const Router& router() const noexcept { return router_; }
+  Experts& bank() noexcept { return experts_; }
+  const Experts& bank() const noexcept { return experts_; }
+  template <std::size_t I>
+  auto& loss() noexcept {
+    return std::get<I>(losses_);
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Router>) visit("router", self.router_);
+    if constexpr (HasParameters<Experts>) visit("experts", self.experts_);
+    visit_losses(self, visit, std::index_sequence_for<Losses...>{});
+  }
+
+private:
+  void check_shapes(tokens_in<scalar> x, tokens_in<scalar> y, const context_type& context) const {
+    if (x.cols() != inputs() || y.rows() != x.rows() || y.cols() != outputs())
+      throw_invalid("the layer maps [T, ", inputs(), "] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(), "] and y [",
+                    y.rows(), ", ", y.cols(), "]");
+    check_context(context, x.rows());
+  }
+
+  void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context) const {
+    ws.rows.resize(ws.plan.rows(), inputs());
+    ws.outputs.resize(ws.plan.rows(), outputs());
+    dispatch(ws.plan, x, ws.rows.map(), context.executor);
+    experts_.forward(ws.rows.map(), ws.plan.offsets(), ws.outputs.map(), ws.experts, context.executor);
+    if constexpr (WeighsAfterExperts<Router>) router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
+    combine(ws.plan, ws.outputs.map(), y, context.executor);
+    index_t padding = 0;
+    for (index_t t = 0; t < x.rows(); ++t) padding += context.is_padding(t);
+    ws.statistics.count(ws.plan, padding);
+  }
+
+  template <std::size_t... I>
+  void evaluate_losses(tape& t, std::index_sequence<I...>) const {
+    ((t.losses[I] = std::get<I>(losses_)(t.router.signals, t.plan, t.context, t.router.dsignals)), ...);
+  }
+
+  template <typename Loss>
+  static void step_loss(Loss& loss, const routing_statistics& statistics) {
+    if constexpr (requires { loss.after_step(statistics); }) loss.after_step(statistics);
+  }
+
+  template <typename Self, typename Visitor, std::size_t... I>
+  static void visit_losses(Self& self, Visitor& visit, std::index_sequence<I...>) {
+    [[maybe_unused]] const auto one = [&](const std::string& name, auto& loss) {
+      if constexpr (HasParameters<std::remove_cvref_t<decltype(loss)>>) visit(name, loss);
+    };
+    (one("loss." + std::to_string(I), std::get<I>(self.losses_)), ...);
+  }
+
+  Router router_;
+  Experts experts_;
+  std::tuple<Losses...> losses_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,72 @@
+/// Group-limited selection: only the experts of the best groups may be chosen.
+///
+///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its two
+///   best (DeepSeek-V3); the experts of all but `kept` groups get the masked value; then top-k
+///
+/// The masked value is -infinity, or 0.0 to agree with published inference code: there a kept expert with a negative
+/// score loses to a masked one. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024, arXiv:2405.04434, 2412.19437.
+#pragma once
+
+#include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
+#include <sluice/kernel/softmax.hpp>
+
+#include <limits>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct group_limit {
+  enum class group_score { best, sum_of_two };
+
+  index_t groups = 1;
+  index_t kept = 1;
+  group_score score = group_score::best;
+  bool masked_is_zero = false;
+
+  bool limits() const noexcept { return groups > 1; }
+
+  /// Throws std::invalid_argument unless k experts can be had from `kept` of `groups` equal groups.
+  void check(index_t experts, index_t k) const {
+    if (groups < 1 || kept < 1 || kept > groups || experts % groups != 0)
+      throw_invalid("group limit needs E divisible by the groups and 1 <= kept <= groups, not E = ", experts, ", groups = ", groups,
+                    ", kept = ", kept);
+    if (limits() && score == group_score::sum_of_two && experts / groups < 2)
+      throw_invalid("groups of ", experts / groups, " expert have no two best");
+    if (limits() && k > kept * (experts / groups))
+      throw_invalid("k = ", k, " experts cannot come from ", kept, " groups of ", experts / groups);
+  }
+
+  template <typename Scalar>
+  Scalar score_of(const Scalar* scores, index_t size) const {
+    index_t best[2] = {0, 0};
+    kernel::top_k(scores, size, score == group_score::best ? index_t(1) : index_t(2), best);
+    return score == group_score::best ? scores[best[0]] : scores[best[0]] + scores[best[1]];
+  }
+
+  /// True if group g is among the kept best.
+  template <typename Scalar>
+  bool keeps(const Scalar* scores, index_t experts, index_t g) const {
+    const index_t size = experts / groups;
+    const auto own = order_key(score_of(scores + g * size, size));
+    index_t better = 0;
+    for (index_t other = 0; other < groups; ++other) {
+      const auto key = order_key(score_of(scores + other * size, size));
+      better += key > own || (key == own && other < g);
+    }
+    return better < kept;
+  }
+
+  /// ids[0..k): the k best experts under the limit, best first. `masked` [E] is scratch.
+  template <typename Scalar>
+  void top_k(const Scalar* scores, Scalar* masked, index_t experts, index_t k, index_t* ids) const {
+    const Scalar mask = masked_is_zero ? Scalar(0) : -std::numeric_limits<Scalar>::infinity();
+    const index_t size = experts / groups;
+    for (index_t g = 0; g < groups; ++g) {
+      const bool kept_group = keeps(scores, experts, g);
+      for (index_t e = g * size; e < (g + 1) * size; ++e) masked[e] = kept_group ? scores[e] : mask;
+    }
+    kernel::top_k(masked, experts, k, ids);
+  }
+};
+
+}  // namespace sluice::inline SLUICE_ISA

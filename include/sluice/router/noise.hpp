@@ -1,0 +1,111 @@
+/// What training adds to the scores of a token-choice router before it chooses.
+///
+///   no_noise        L' = L
+///   gaussian_noise  L' = L + (std / E) z              V-MoE: Riquelme et al. 2021, arXiv:2106.05974
+///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
+///
+/// z [T,E] are standard normal draws at random_site::selection_noise, position t*E + e. Without training nothing is added.
+/// The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/signals.hpp>
+#include <sluice/kernel/linear.hpp>
+
+#include <cmath>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar>
+struct no_noise {
+  struct tape {};
+
+  void apply(tokens_in<Scalar>, const routing_context<Scalar>&, score_signals<Scalar>& signals, tape&) const {
+    signals.has_noise = false;
+    signals.sigma = 0;
+    signals.noise_std.clear();
+  }
+  void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const score_signals<Scalar>&, const matrix_buffer<Scalar>&,
+                const matrix_buffer<Scalar>&, tape&, tokens_out<Scalar>) {}
+};
+
+template <std::floating_point Scalar>
+class gaussian_noise : public no_noise<Scalar> {
+public:
+  using typename no_noise<Scalar>::tape;
+
+  /// Throws std::invalid_argument if the deviation is negative.
+  explicit gaussian_noise(Scalar std = 1) : std_(std) {
+    if (!(std >= 0)) throw_invalid("gaussian_noise needs a deviation >= 0, not ", std);
+  }
+
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals, tape& t) const {
+    no_noise<Scalar>::apply(x, context, signals, t);
+    if (!context.training || std_ == Scalar(0)) return;
+    const index_t experts = signals.clean.cols();
+    signals.has_noise = true;
+    signals.sigma = std_ / static_cast<Scalar>(experts);
+    signals.noisy_storage.resize(signals.clean.rows(), experts);
+    for (index_t i = 0; i < signals.clean.size(); ++i)
+      signals.noisy_storage.data()[i] =
+          signals.clean.data()[i] + signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+  }
+
+private:
+  Scalar std_;
+};
+
+template <std::floating_point Scalar>
+class learned_noise {
+public:
+  struct tape {
+    matrix_buffer<Scalar> raw;     ///< x Wn^T
+    matrix_buffer<Scalar> normal;  ///< the draws
+    matrix_buffer<Scalar> draw;    ///< gradient of raw
+  };
+
+  learned_noise(index_t inputs, index_t experts, Scalar epsilon = Scalar(0.01))
+      : epsilon_(epsilon), weight_({experts, inputs}, parameter_role::weight) {}
+
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals, tape& t) const {
+    signals.has_noise = context.training;
+    signals.sigma = 0;
+    signals.noise_std.clear();
+    if (!context.training) return;
+    const index_t experts = signals.clean.cols();
+    for (auto* m : {&t.raw, &t.normal, &signals.noise_std, &signals.noisy_storage}) m->resize(x.rows(), experts);
+    linear_forward<Scalar>(x, weight_, t.raw.map(), context.executor);
+    for (index_t i = 0; i < t.raw.size(); ++i) {
+      const Scalar raw = t.raw.data()[i];
+      const Scalar std = (raw > 0 ? raw : Scalar(0)) + std::log1p(std::exp(-std::abs(raw))) + epsilon_;
+      const auto z = static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+      t.normal.data()[i] = z;
+      signals.noise_std.data()[i] = std;
+      signals.noisy_storage.data()[i] = signals.clean.data()[i] + z * std;
+    }
+  }
+
+  /// dnoisy and dstd [T,E] -> gradient of Wn, added into dx.
+  void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const score_signals<Scalar>&,
+                const matrix_buffer<Scalar>& dnoisy, const matrix_buffer<Scalar>& dstd, tape& t, tokens_out<Scalar> dx) {
+    t.draw.resize(t.raw.rows(), t.raw.cols());
+    for (index_t i = 0; i < t.raw.size(); ++i) {
+      const Scalar slope = 1 / (1 + std::exp(-t.raw.data()[i]));
+      t.draw.data()[i] = slope * (dstd.data()[i] + t.normal.data()[i] * dnoisy.data()[i]);
+    }
+    linear_backward<Scalar>(x, weight_, t.draw.map(), dx, context.executor);
+  }
+
+  parameter<Scalar>& weight() noexcept { return weight_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("weight", self.weight_);
+  }
+
+private:
+  Scalar epsilon_;
+  parameter<Scalar> weight_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

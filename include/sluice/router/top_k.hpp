@@ -1,0 +1,133 @@
+/// Top-k softmax router: each token goes to its k highest-scoring experts.
+///
+///   X [T,D] tokens   W [E,D] gate   L = X W^T [T,E]   p = softmax(L[t]) over all E experts   S = the k largest of L[t]
+///
+///   pre      w = p[e]                      rows sum to less than 1            V-MoE, Switch, OLMoE
+///   post     w = softmax(L[t] over S)      rows sum to 1                      Shazeer 2017, Mixtral
+///   renorm   w = p[e] / sum of p over S    rows sum to 1                      GShard, Qwen3
+///
+/// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by `scaling`.
+/// Gradients: pre     dl[j] = p[j] (g[j] 1[j in S] - sum over S of p g)             dense over all experts
+///            post    dl[j] = w[j] (g[j] - sum over S of w g)                        for j in S only
+/// With k = 1, post and renorm weights are constantly 1 and the gate has no gradient from the output: such a router is
+/// refused unless options.constant_weight says that this is wanted (inference with published checkpoints).
+/// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan.
+/// DeepSeek-V2's group limit keeps the experts of the best groups only (router/group_limit.hpp).
+/// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974.
+#pragma once
+
+#include <sluice/gate/linear.hpp>
+#include <sluice/kernel/softmax.hpp>
+#include <sluice/router/group_limit.hpp>
+#include <sluice/router/token_choice.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+enum class weighting { pre, post, renorm };
+
+/// The rule of top-k routing, for one token.
+template <std::floating_point Scalar, index_t TopK = dynamic>
+class softmax_rule {
+public:
+  struct options {
+    index_t top_k = TopK == dynamic ? 2 : TopK;
+    weighting weights = weighting::renorm;
+    bool constant_weight = false;  ///< allow k = 1 with post or renorm
+    Scalar smallest_sum = 0;       ///< renorm divides by max(sum, smallest_sum) + added_to_sum
+    Scalar added_to_sum = 0;
+    Scalar scaling = 1;
+    group_limit groups{};
+  };
+
+  explicit softmax_rule(options o) : options_(o), top_k_(o.top_k) {
+    if (TopK != dynamic && o.top_k != TopK) throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
+    if (o.top_k == 1 && o.weights != weighting::pre && !o.constant_weight)
+      throw_invalid("k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
+                    "weighting::pre, or set constant_weight");
+  }
+
+  index_t top_k() const noexcept { return top_k_.value(); }
+  void check(index_t experts) const { options_.groups.check(experts, top_k()); }
+
+  void score(const Scalar* logits, index_t experts, Scalar* scores) const { kernel::softmax(logits, scores, experts); }
+
+  index_t choose(const Scalar* logits, const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
+    if (options_.groups.limits())
+      options_.groups.top_k(scores, scratch, experts, k, ids);
+    else
+      kernel::top_k(logits, experts, k, ids);
+    return k;
+  }
+
+  void weigh(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count, Scalar* weights) const {
+    if (options_.weights == weighting::post) {
+      for (index_t j = 0; j < count; ++j) weights[j] = logits[ids[j]];
+      kernel::softmax(weights, weights, count);
+    } else {
+      Scalar sum = 0;
+      for (index_t j = 0; j < count; ++j) sum += weights[j] = scores[ids[j]];
+      if (options_.weights == weighting::renorm)
+        for (index_t j = 0; j < count; ++j) weights[j] /= denominator(sum);
+    }
+    for (index_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
+  }
+
+  void backward(const Scalar*, const Scalar* scores, index_t experts, const index_t* ids, index_t count, const Scalar* weights,
+                const Scalar* dweights, Scalar* dlogits) const {
+    Scalar inner = 0;
+    for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
+    for (index_t j = 0; j < count; ++j) dlogits[ids[j]] += weights[j] * dweights[j];
+    if (options_.weights == weighting::post) {
+      for (index_t j = 0; j < count; ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
+      return;
+    }
+    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard). The part of d that moves with the
+    // chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
+    Scalar sum = 0;
+    for (index_t j = 0; j < count; ++j) sum += scores[ids[j]];
+    const bool divides = options_.weights == weighting::renorm && !(sum < options_.smallest_sum);
+    const Scalar total = divides ? denominator(sum) : Scalar(1);
+    if (divides)
+      for (index_t j = 0; j < count; ++j) dlogits[ids[j]] -= scores[ids[j]] / total * inner;
+    const Scalar rest = divides ? options_.added_to_sum / total : Scalar(1);
+    if (rest != Scalar(0))
+      for (index_t e = 0; e < experts; ++e) dlogits[e] -= scores[e] * rest * inner;
+  }
+
+  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
+
+private:
+  Scalar denominator(Scalar sum) const {
+    return (sum < options_.smallest_sum ? options_.smallest_sum : sum) + options_.added_to_sum;
+  }
+
+  options options_;
+  SLUICE_NO_UNIQUE_ADDRESS extent<TopK> top_k_;
+};
+
+/// sluice::top_k_router<float> router{64, 8, {.top_k = 2}};
+template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          DifferentiableGate GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>, typename Capacity = dropless>
+class top_k_router : public token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts> {
+  using base = token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts>;
+  static_assert(Experts == dynamic || TopK == dynamic || (1 <= TopK && TopK <= Experts),
+                "sluice: top_k_router needs 1 <= TopK <= Experts");
+
+public:
+  using options = typename softmax_rule<Scalar, TopK>::options;
+
+  /// A linear gate without bias from D inputs to E experts.
+  explicit top_k_router(index_t inputs, index_t experts = Experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t>
+      : base(GateType(inputs, experts), softmax_rule<Scalar, TopK>(o)) {}
+
+  /// Any gate, noise and capacity policy.
+  explicit top_k_router(GateType gate, options o = {}, Noise noise = {}, Capacity capacity = {},
+                        weight_application<Scalar> application = {})
+      : base(std::move(gate), softmax_rule<Scalar, TopK>(o), std::move(noise), std::move(capacity), application) {}
+};
+
+static_assert(DifferentiableRouter<top_k_router<float>>);
+static_assert(DifferentiableRouter<top_k_router<double, 8, 2>>);
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,14 @@
+/// Everything in sluice but io/ (JSON is slow to compile) and exec/tbb.hpp (needs oneTBB).
+#pragma once
+
+#include <sluice/exec/openmp.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/simple.hpp>
+#include <sluice/expert/union.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/gradient_check.hpp>
+#include <sluice/train/initialize.hpp>
+#include <sluice/version.hpp>

@@ -1,0 +1,38 @@
+/// Fills the parameters of a model with their initial values.
+///
+/// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others' values.
+/// States (selection biases, controllers, masks) keep the values that their constructors gave them.
+#pragma once
+
+#include <sluice/core/parameter.hpp>
+#include <sluice/core/random.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// Overwrites every learned parameter of the model. Equal seeds give equal bits.
+template <typename Model>
+void initialize(Model& model, std::uint64_t seed) {
+  for_each_parameter(model, [&](const std::string& name, auto& p) {
+    using scalar = typename std::remove_reference_t<decltype(p)>::scalar;
+    if (p.role() == parameter_role::state) return;
+    std::uint64_t stream = 1469598103934665603u;  // FNV-1a of the name
+    for (const char c : name) stream = (stream ^ static_cast<unsigned char>(c)) * 1099511628211u;
+    const random_source random(seed ^ stream);
+    const initial_values initial = p.initial();
+    index_t i = 0;
+    for (scalar& value : p.value()) {
+      switch (initial.distribution) {
+        case initial_values::kind::constant: value = static_cast<scalar>(initial.scale); break;
+        case initial_values::kind::normal:
+          value = static_cast<scalar>(initial.scale * random.normal(random_site::initialization, i));
+          break;
+        case initial_values::kind::uniform:
+          value = static_cast<scalar>(initial.scale * (2 * random.uniform(random_site::initialization, i) - 1));
+          break;
+      }
+      ++i;
+    }
+  });
+}
+
+}  // namespace sluice::inline SLUICE_ISA
