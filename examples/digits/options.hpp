@@ -34,7 +34,7 @@ struct options {
   std::string data;
   std::string svg = "digits_routing.svg";
   std::string csv;  // empty: no CSV
-  int threads = 0;  // 0: as many as the machine has
+  int threads = 1;
   patch_shape patch = patch_shape::square;
   bool quiet = false;
   bool bar = false;
@@ -110,7 +110,7 @@ inline std::optional<options> parse_options(int argc, const char* const* argv, s
   app.add_option("--svg", o.svg, "picture to write (default " + o.svg + ")")->type_name("FILE");
   const auto* const csv = app.add_option("--csv", o.csv, "write the table as CSV too")->type_name("FILE");
   detail::add_number(app, "--threads", o.threads, 1, 1024,
-                     "threads to use (default: all; results do not depend on it)");
+                     "threads to use (default 1: the model is small; results do not depend on it)");
   app.add_option("--patch", patch, "a token is a square of 2x2 pixels or a row of 8 (default square)")
       ->type_name("square|row");
   app.add_flag("--quiet", o.quiet, "show no progress");
