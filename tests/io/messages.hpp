@@ -5,7 +5,7 @@
 
 #include <string>
 
-namespace test {
+namespace sluice::test {
 
 inline auto contains(const std::string& part) {
 #if CATCH_VERSION_MAJOR >= 3
@@ -15,4 +15,4 @@ inline auto contains(const std::string& part) {
 #endif
 }
 
-}  // namespace test
+}  // namespace sluice::test

@@ -15,7 +15,7 @@
 #include <unistd.h>
 #endif
 
-namespace test {
+namespace sluice::test {
 
 class temporary_folder {
 public:
@@ -63,4 +63,4 @@ inline std::span<const std::byte> bytes_of(const std::string& text) {
   return std::as_bytes(std::span<const char>(text));
 }
 
-}  // namespace test
+}  // namespace sluice::test

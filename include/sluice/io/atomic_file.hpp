@@ -3,6 +3,7 @@
 /// The bytes go to a temporary file in the same folder; commit() flushes it to the disk, renames it over the target and
 /// flushes the folder. Whatever fails before the rename (a full disk, an exception, a killed process) leaves the old
 /// file untouched; the temporary is removed unless the process was killed, in which case ".sluice-*.tmp" stays behind.
+/// Only a folder that cannot be flushed is reported after the new content is in place, and the message says so.
 /// The permissions of an existing target are kept, and a symbolic link is followed, so that the link stays a link.
 /// Two writers of one target do not mix: the last rename wins. Off POSIX (or with SLUICE_PORTABLE_FILES defined) the
 /// same steps use the standard library, which cannot flush to the disk: there the promise covers a killed process, not
@@ -120,17 +121,18 @@ inline void atomic_file::commit() {
   const int descriptor = descriptor_;
   descriptor_ = -1;
   if (::close(descriptor) != 0 && errno != EINTR) fail("cannot be closed", {errno, std::generic_category()});
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0)
-    fail("the temporary file cannot be renamed to it", {errno, std::generic_category()});
-  temporary_.clear();
 
+  // Everything that may fail for want of memory comes before the rename. A folder that may be written but not read
+  // cannot be opened, and so not flushed.
   const std::filesystem::path folder = target_.has_parent_path() ? target_.parent_path() : ".";
   const int folder_descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder_descriptor < 0) return;  // a folder that may be written but not read cannot be flushed
-  const int error = flush(folder_descriptor) != 0 ? errno : 0;
-  ::close(folder_descriptor);
-  if (error != 0 && error != EINVAL && error != ENOTSUP)  // some file systems do not flush folders
-    fail("has its new content, but its folder cannot be flushed to the disk", {error, std::generic_category()});
+  const int rename_error = ::rename(temporary_.c_str(), target_.c_str()) != 0 ? errno : 0;
+  const int flush_error = rename_error == 0 && folder_descriptor >= 0 && flush(folder_descriptor) != 0 ? errno : 0;
+  if (folder_descriptor >= 0) ::close(folder_descriptor);
+  if (rename_error != 0) fail("the temporary file cannot be renamed to it", {rename_error, std::generic_category()});
+  temporary_.clear();
+  if (flush_error != 0 && flush_error != EINVAL && flush_error != ENOTSUP)  // some file systems do not flush folders
+    fail("has its new content, but its folder cannot be flushed to the disk", {flush_error, std::generic_category()});
 }
 
 inline void atomic_file::discard() noexcept {

@@ -75,9 +75,8 @@ constexpr std::optional<data_type> parse_data_type(std::string_view name) {
 /// C++ types whose values a file can hold as they are.
 template <typename T>
 concept StorableValue = std::same_as<T, float> || std::same_as<T, double> ||
-                        (std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> &&
-                         !std::same_as<T, wchar_t> && !std::same_as<T, char8_t> && !std::same_as<T, char16_t> &&
-                         !std::same_as<T, char32_t> && sizeof(T) <= 8);
+    (std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> && !std::same_as<T, wchar_t> &&
+     !std::same_as<T, char8_t> && !std::same_as<T, char16_t> && !std::same_as<T, char32_t> && sizeof(T) <= 8);
 
 namespace detail {
 

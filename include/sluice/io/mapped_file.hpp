@@ -108,8 +108,8 @@ inline mapped_file::mapped_file(const std::filesystem::path& path) {
   memory_.resize(static_cast<std::size_t>(size));
   in.read(reinterpret_cast<char*>(memory_.data()), static_cast<std::streamsize>(size));
   if (static_cast<std::uintmax_t>(in.gcount()) != size)
-    throw file_error(path.string(), "ends after " + std::to_string(in.gcount()) + " of " + std::to_string(size) +
-                                        " bytes");
+    throw file_error(path.string(),
+                     "ends after " + std::to_string(in.gcount()) + " of " + std::to_string(size) + " bytes");
   bytes_ = memory_;
 }
 

@@ -69,8 +69,9 @@ inline void check_range(const tensor_entry& tensor, std::uint64_t data_size, con
   const std::optional<std::uint64_t> need = checked_byte_count(*tensor.shape, size_of(*tensor.dtype));
   if (!need) throw file_error(file, tensor.name, shape + " counts more bytes than fit 63 bits");
   if (*need != end - begin)
-    throw file_error(file, tensor.name, shape + " needs " + std::to_string(*need) + " bytes, " + range + " hold " +
-                                            std::to_string(end - begin));
+    throw file_error(
+        file, tensor.name,
+        shape + " needs " + std::to_string(*need) + " bytes, " + range + " hold " + std::to_string(end - begin));
 }
 
 /// Ranges, sorted, must cover the data section from the first byte to the last without gap or overlap.
@@ -85,12 +86,13 @@ inline void check_tiling(const std::vector<tensor_entry>& tensors, std::uint64_t
     const tensor_entry& tensor = tensors[i];
     const std::uint64_t begin = tensor.offsets->front();
     if (begin < covered)
-      throw file_error(file, tensor.name, "begins at byte " + std::to_string(begin) + ", inside tensor \"" +
-                                              printable(previous->name) + "\" that ends at " +
-                                              std::to_string(covered));
+      throw file_error(file, tensor.name,
+                       "begins at byte " + std::to_string(begin) + ", inside tensor \"" + printable(previous->name) +
+                           "\" that ends at " + std::to_string(covered));
     if (begin > covered)
-      throw file_error(file, tensor.name, "begins at byte " + std::to_string(begin) + ", but bytes from " +
-                                              std::to_string(covered) + " on belong to no tensor");
+      throw file_error(file, tensor.name,
+                       "begins at byte " + std::to_string(begin) + ", but bytes from " + std::to_string(covered) +
+                           " on belong to no tensor");
     covered = tensor.offsets->back();
     previous = &tensor;
   }
@@ -105,9 +107,8 @@ inline std::vector<std::size_t> sorted_names(const std::vector<tensor_entry>& te
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::sort(order.begin(), order.end(),
             [&](std::size_t a, std::size_t b) { return tensors[a].name < tensors[b].name; });
-  const auto twin = std::adjacent_find(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return tensors[a].name == tensors[b].name;
-  });
+  const auto twin = std::adjacent_find(
+      order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return tensors[a].name == tensors[b].name; });
   if (twin != order.end()) throw file_error(file, tensors[*twin].name, "is listed twice");
   return order;
 }

@@ -86,15 +86,18 @@ public:
       if (in_metadata_ && std::exchange(metadata_seen_, true)) throw file_error(file_, "__metadata__ is given twice");
       if (!in_metadata_) tensors.push_back({std::move(name), {}, {}, {}});
     } else if (place_ == place::metadata) {
-      if (metadata.contains(name))
-        throw file_error(file_, "metadata key \"" + printable(name) + "\" is given twice");
+      if (metadata.contains(name)) throw file_error(file_, "metadata key \"" + printable(name) + "\" is given twice");
       metadata_entry_ = std::move(name);
     } else {
       tensor_entry& tensor = tensors.back();
-      if (name == "dtype") field_ = field::dtype;
-      else if (name == "shape") field_ = field::shape;
-      else if (name == "data_offsets") field_ = field::offsets;
-      else refuse("unknown field \"" + printable(name) + "\"");
+      if (name == "dtype")
+        field_ = field::dtype;
+      else if (name == "shape")
+        field_ = field::shape;
+      else if (name == "data_offsets")
+        field_ = field::offsets;
+      else
+        refuse("unknown field \"" + printable(name) + "\"");
       if ((field_ == field::dtype && tensor.dtype) || (field_ == field::shape && tensor.shape) ||
           (field_ == field::offsets && tensor.offsets))
         refuse("field \"" + name + "\" is given twice");
@@ -103,9 +106,12 @@ public:
   }
 
   bool start_object(std::size_t) {
-    if (place_ == place::document) place_ = place::root;
-    else if (place_ == place::root) place_ = in_metadata_ ? place::metadata : place::tensor;
-    else unexpected("an object");
+    if (place_ == place::document)
+      place_ = place::root;
+    else if (place_ == place::root)
+      place_ = in_metadata_ ? place::metadata : place::tensor;
+    else
+      unexpected("an object");
     return true;
   }
 
@@ -153,19 +159,22 @@ private:
 
   [[noreturn]] void unexpected(const std::string& what) const {
     switch (place_) {
-      case place::document: throw file_error(file_, "header must be a JSON object, is " + what);
+      case place::document:
+        throw file_error(file_, "header must be a JSON object, is " + what);
       case place::root:
         if (in_metadata_) throw file_error(file_, "__metadata__ must be an object, is " + what);
         refuse("must be described by an object, not " + what);
       case place::metadata:
         throw file_error(file_, "metadata \"" + printable(metadata_entry_) + "\" must be a string, is " + what);
       case place::tensor:
-        refuse(std::string(field_ == field::dtype ? "dtype must be a string"
+        refuse(std::string(field_ == field::dtype   ? "dtype must be a string"
                            : field_ == field::shape ? "shape must be an array"
                                                     : "data_offsets must be an array") +
                ", is " + what);
-      case place::shape: refuse("shape must hold non-negative integers, has " + what);
-      case place::offsets: break;
+      case place::shape:
+        refuse("shape must hold non-negative integers, has " + what);
+      case place::offsets:
+        break;
     }
     refuse("data_offsets must hold non-negative integers, has " + what);
   }

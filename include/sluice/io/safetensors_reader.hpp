@@ -65,9 +65,18 @@ public:
   template <StorableValue T>
   static std::string obstacle(const tensor_info& tensor, std::size_t count);
 
+  /// What read<T> does once there is no obstacle.
+  template <StorableValue T>
+  static void copy(const tensor_info& tensor, std::span<T> out) noexcept;
+
   /// Copies the tensor into `out`, whose size must be the number of its elements.
   template <StorableValue T>
-  void read(std::string_view name, std::span<T> out) const;
+  void read(std::string_view name, std::span<T> out) const {
+    const tensor_info& tensor = at(name);
+    if (const std::string problem = obstacle<T>(tensor, out.size()); !problem.empty())
+      throw file_error(name_, name, problem);
+    copy<T>(tensor, out);
+  }
 
   template <StorableValue T>
   std::vector<T> read_vector(std::string_view name) const {
@@ -108,10 +117,7 @@ std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t 
 }
 
 template <StorableValue T>
-void safetensors_reader::read(std::string_view name, std::span<T> out) const {
-  const tensor_info& tensor = at(name);
-  if (const std::string problem = obstacle<T>(tensor, out.size()); !problem.empty())
-    throw file_error(name_, name, problem);
+void safetensors_reader::copy(const tensor_info& tensor, std::span<T> out) noexcept {
   if (out.empty()) return;
   if (tensor.dtype == data_type_of<T>) {
     std::memcpy(out.data(), tensor.bytes.data(), tensor.bytes.size());

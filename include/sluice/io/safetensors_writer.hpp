@@ -39,7 +39,7 @@ namespace detail {
 /// The contiguous ranges that may be referred to after the call: lvalues and views, not temporary vectors.
 template <typename Range>
 concept ReferableValues = std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range> &&
-                          std::ranges::borrowed_range<Range> && StorableValue<std::ranges::range_value_t<Range>>;
+    std::ranges::borrowed_range<Range> && StorableValue<std::ranges::range_value_t<Range>>;
 
 }  // namespace detail
 
@@ -156,8 +156,7 @@ inline std::string safetensors_writer::header() const {
     const std::uint64_t end = begin + tensor.bytes.size();
     next();
     text += tensor.quoted_name + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < tensor.shape.size(); ++i)
-      text += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) text += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
     text += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
     begin = end;
   });

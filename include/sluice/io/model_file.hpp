@@ -1,0 +1,150 @@
+/// save and load: all parameters of a model in one safetensors file, by name.
+///
+///   sluice::save(layer, "layer.safetensors", {{"steps", "400"}});
+///   sluice::load(layer, "layer.safetensors");
+///
+/// The model is anything whose parameters can be visited (core/parameter.hpp); float is stored as F32, double as F64, and
+/// F16, BF16, F32 and F64 are loaded into either. Loading is strict: every parameter must be in the file, with its shape
+/// and a floating-point type, and every tensor of the file must belong to a parameter or be named as ignored. Otherwise
+/// one file_error lists what is missing, what differs and what is left over. A load that throws has changed nothing.
+/// With a prefix, several models share a file: names become "prefix.name", and other tensors are not looked at.
+/// Gradients are not stored.
+#pragma once
+
+#include <sluice/core/isa.hpp>
+#include <sluice/core/parameter.hpp>
+#include <sluice/io/data_type.hpp>
+#include <sluice/io/file_error.hpp>
+#include <sluice/io/safetensors_reader.hpp>
+#include <sluice/io/safetensors_writer.hpp>
+#include <sluice/io/tensor_info.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct load_options {
+  std::string prefix = {};                // of the model's names in the file, without the dot that follows it
+  std::vector<std::string> ignored = {};  // full names of tensors that may be left over
+};
+
+namespace detail {
+
+/// Lines of one message, of which a hostile file cannot make millions.
+class problem_list {
+public:
+  void add(std::string_view kind, std::string_view tensor, std::string_view reason = {}) {
+    constexpr std::size_t most = 200;
+    if (++count_ > most) return;
+    text_ += "\n  ";
+    text_ += kind;
+    text_ += " \"" + printable(tensor) + '"';
+    if (!reason.empty()) text_ += ": ";
+    text_ += reason;
+    if (count_ == most) text_ += "\n  (only the first " + std::to_string(most) + " are listed)";
+  }
+
+  std::size_t count() const noexcept { return count_; }
+  const std::string& text() const noexcept { return text_; }
+
+private:
+  std::size_t count_ = 0;
+  std::string text_;
+};
+
+/// A checked copy that is still to be made. It needs no memory, so that once copying has begun nothing can fail.
+struct pending_copy {
+  const tensor_info* from;
+  void* to;
+  std::size_t count;
+  void (*run)(const pending_copy&) noexcept;
+};
+
+template <typename Scalar>
+pending_copy make_copy(const tensor_info& from, std::span<Scalar> to) {
+  return {&from, to.data(), to.size(), [](const pending_copy& c) noexcept {
+            safetensors_reader::copy<Scalar>(*c.from, std::span<Scalar>(static_cast<Scalar*>(c.to), c.count));
+          }};
+}
+
+}  // namespace detail
+
+/// Adds all parameters of a model to a file that is being put together. The writer refers to them until it has saved.
+template <HasParameters Model>
+void add_parameters(safetensors_writer& file, const Model& model, const std::string& prefix = {}) {
+  for_each_parameter(
+      model,
+      [&file](const std::string& name, const auto& p) {
+        file.add(name, std::vector<std::int64_t>(p.shape().begin(), p.shape().end()), p.value());
+      },
+      prefix);
+}
+
+/// Fills all parameters of a model from an open file, or throws one file_error and changes none.
+template <HasParameters Model>
+void load_parameters(const safetensors_reader& file, Model& model, const load_options& options = {}) {
+  detail::problem_list problems;
+  std::set<std::string> known;
+  std::vector<detail::pending_copy> copies;
+  for_each_parameter(
+      model,
+      [&]<typename Scalar>(const std::string& name, parameter<Scalar>& p) {
+        if (!known.insert(name).second) {
+          problems.add("ambiguous", name, "the model has two parameters of this name");
+          return;
+        }
+        const tensor_info* const tensor = file.find(name);
+        if (tensor == nullptr) {
+          problems.add("missing", name, "the model needs shape " + detail::shape_text(p.shape()));
+          return;
+        }
+        if (!std::ranges::equal(tensor->shape, p.shape())) {
+          problems.add(
+              "different", name,
+              "shape is " + detail::shape_text(tensor->shape) + ", the model needs " + detail::shape_text(p.shape()));
+          return;
+        }
+        const std::string obstacle = safetensors_reader::obstacle<Scalar>(*tensor, p.value().size());
+        if (!obstacle.empty()) problems.add("different", name, obstacle);
+        copies.push_back(detail::make_copy(*tensor, p.value()));
+      },
+      options.prefix);
+
+  for (const std::string& name : options.ignored) known.insert(name);
+  const std::string start = options.prefix.empty() ? std::string() : options.prefix + '.';
+  for (const tensor_info& tensor : file.tensors())
+    if (tensor.name.starts_with(start) && !known.contains(tensor.name))
+      problems.add("left over", tensor.name, "no parameter of the model has this name");
+  if (problems.count() > 0)
+    throw file_error(file.file_name(), "does not fit the model, " + std::to_string(problems.count()) +
+                                           (problems.count() == 1 ? " problem:" : " problems:") + problems.text());
+
+  for (const detail::pending_copy& copy : copies) copy.run(copy);
+}
+
+/// Replaces the file, as a whole or not at all, by the parameters of the model.
+template <HasParameters Model>
+void save(const Model& model, const std::filesystem::path& path,
+          const std::map<std::string, std::string>& metadata = {}) {
+  safetensors_writer file;
+  for (const auto& [key, value] : metadata) file.metadata(key, value);
+  add_parameters(file, model);
+  file.save(path);
+}
+
+/// Fills the model from a file that save wrote, or any file with the same names and shapes.
+template <HasParameters Model>
+void load(Model& model, const std::filesystem::path& path, const load_options& options = {}) {
+  load_parameters(safetensors_reader(path), model, options);
+}
+
+}  // namespace sluice::inline SLUICE_ISA
