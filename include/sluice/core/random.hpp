@@ -23,6 +23,7 @@ enum class random_site : std::uint32_t {
   capacity_order,
   competition,
   initialization,
+  logit_jitter,
   user_site = 1000
 };
 

@@ -33,6 +33,10 @@ struct score_gradients {
   matrix_buffer<Scalar> noisy;      ///< [T,E] if the signals have noise, else empty: use noisy_or_clean()
   matrix_buffer<Scalar> noise_std;  ///< [T,E] if the scale is learned, else empty
 
+  /// Memory of losses, so that a warm evaluation allocates nothing; what it holds means nothing between calls.
+  matrix_buffer<Scalar> row_scratch;
+  buffer<double> sum_scratch;
+
   void zero_like(const score_signals<Scalar>& signals) {
     clean.set_zero(signals.clean.rows(), signals.clean.cols());
     noisy.set_zero(signals.has_noise ? signals.clean.rows() : 0, signals.clean.cols());
