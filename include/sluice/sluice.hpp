@@ -9,6 +9,10 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/top_k.hpp>
+#include <sluice/train/adamw.hpp>
+#include <sluice/train/clip.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
+#include <sluice/train/schedule.hpp>
+#include <sluice/train/sgd.hpp>
 #include <sluice/version.hpp>

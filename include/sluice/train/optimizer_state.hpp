@@ -1,0 +1,154 @@
+/// What an optimiser remembers about each learned array of a model: a step count and a few arrays of the same size.
+///
+/// Entries belong to parameters by name and size. They are made when a parameter is first seen; if the model changes (an
+/// expert more, another width) the entries that still fit are kept and the others start afresh. While the model stays the
+/// same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be saved.
+#pragma once
+
+#include <sluice/core/parameter.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// Numbers a task: enough work to pay for handing a task out.
+inline constexpr index_t optimizer_block = 16384;
+
+/// Calls f(key, parameter) for every parameter, where the key is a hash of its name: names are compared without making
+/// strings of them.
+template <typename Object, typename F>
+void for_each_keyed_parameter(Object& object, F&& f, std::uint64_t key = 1469598103934665603u) {
+  using plain = std::remove_const_t<Object>;
+  if constexpr (is_parameter<plain>) {
+    f(key, object);
+  } else if constexpr (HasParameters<plain>) {
+    plain::visit_parameters(object, [&](const auto& name, auto& part) {
+      std::uint64_t longer = key;
+      const auto add = [&](char c) { longer = (longer ^ static_cast<unsigned char>(c)) * 1099511628211u; };
+      for (const char c : std::string_view(name)) add(c);
+      add('.');
+      for_each_keyed_parameter(part, f, longer);
+    });
+  }
+}
+
+}  // namespace detail
+
+template <std::floating_point Scalar, std::size_t Arrays>
+class optimizer_state {
+public:
+  struct entry {
+    std::string name;
+    std::uint64_t key = 0;
+    /// Steps taken. In float it stays at 2^24, where bias corrections have long been 1.
+    parameter<Scalar> steps;
+    std::array<parameter<Scalar>, Arrays> arrays;  ///< empty for a frozen parameter that has never been trained
+  };
+
+  explicit optimizer_state(std::array<const char*, Arrays> array_names) : array_names_(array_names) {}
+
+  /// Makes the entries for a model. If memory runs out the old ones stay.
+  template <typename Model>
+  void prepare(Model& model) {
+    if (!fits(model)) rebuild(model);
+    visit_learned(model, [](auto&, entry&) {});
+  }
+
+  /// Calls f(parameter, entry) for every parameter that is learned and has a gradient.
+  template <typename Model, typename F>
+  void for_each(Model& model, F&& f) {
+    if (!fits(model)) rebuild(model);
+    visit_learned(model, [&](parameter<Scalar>& p, entry& e) {
+      if (p.has_gradient()) f(p, e);
+    });
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    for (auto& e : self.entries_) {
+      if (is_empty(e)) continue;
+      visit(e.name + ".steps", e.steps);
+      for (std::size_t a = 0; a < Arrays; ++a) visit(e.name + '.' + self.array_names_[a], e.arrays[a]);
+    }
+  }
+
+private:
+  static bool is_empty(const entry& e) { return e.steps.size() == 0; }
+
+  static bool belongs(const entry& e, std::uint64_t key, const parameter<Scalar>& p) {
+    const auto fits_size = [&](const parameter<Scalar>& array) { return array.size() == p.size(); };
+    return e.key == key && (is_empty(e) || std::all_of(e.arrays.begin(), e.arrays.end(), fits_size));
+  }
+
+  template <typename Model>
+  bool fits(Model& model) const {
+    std::size_t i = 0;
+    bool all = true;
+    detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {
+      if (p.role() == parameter_role::state) return;
+      all = all && i < entries_.size() && belongs(entries_[i], key, p);
+      ++i;
+    });
+    return all && i == entries_.size();
+  }
+
+  template <typename Model, typename F>
+  void visit_learned(Model& model, F&& f) {
+    std::size_t i = 0;
+    detail::for_each_unnamed_parameter(model, [&](parameter<Scalar>& p) {
+      if (p.role() == parameter_role::state) return;
+      entry& e = entries_[i++];
+      if (!p.is_learned()) return;
+      if (is_empty(e)) fill(e, p);
+      f(p, e);
+    });
+  }
+
+  static void fill(entry& e, const parameter<Scalar>& p) {
+    parameter<Scalar> steps({1}, parameter_role::state);
+    std::array<parameter<Scalar>, Arrays> arrays;
+    for (parameter<Scalar>& array : arrays) array = {{p.size()}, parameter_role::state};
+    e.steps = std::move(steps);
+    e.arrays = std::move(arrays);
+  }
+
+  template <typename Model>
+  void rebuild(Model& model) {
+    std::vector<entry> fresh;
+    std::vector<std::size_t> origin;  // where an entry comes from; entries_.size() = nowhere
+    std::vector<char> taken(entries_.size(), 0);
+    for_each_parameter(model, [&](const std::string& name, parameter<Scalar>& p) {
+      if (p.role() == parameter_role::state) return;
+      fresh.push_back({name, 0, {}, {}});
+    });
+    std::size_t i = 0;
+    detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {
+      if (p.role() == parameter_role::state) return;
+      fresh[i++].key = key;
+      std::size_t from = 0;
+      while (from < entries_.size() && (taken[from] || !belongs(entries_[from], key, p))) ++from;
+      if (from < entries_.size()) taken[from] = 1;
+      origin.push_back(from);
+    });
+    for (std::size_t e = 0; e < fresh.size(); ++e) {  // nothing from here on allocates
+      if (origin[e] == entries_.size()) continue;
+      fresh[e].steps = std::move(entries_[origin[e]].steps);
+      fresh[e].arrays = std::move(entries_[origin[e]].arrays);
+    }
+    entries_ = std::move(fresh);
+  }
+
+  std::array<const char*, Arrays> array_names_;
+  std::vector<entry> entries_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA
