@@ -93,8 +93,9 @@ private:
 
   void copy_from(const buffer& other) {
     if (other.size_ > capacity_) {
-      size_ = 0;
-      grow(other.size_);
+      buffer fresh;  // so that this one keeps its elements if memory runs out
+      fresh.grow(other.size_);
+      swap(fresh);
     }
     if (other.size_ > 0) std::memcpy(data_, other.data_, static_cast<std::size_t>(other.size_) * sizeof(T));
     size_ = other.size_;
