@@ -1,4 +1,16 @@
-// What a program that only runs a trained layer includes.
-#include <sluice/sluice.hpp>
+// A program that only runs a trained layer: what embedded users build without exceptions and run-time type information.
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/top_k.hpp>
 
-int main() { return 0; }
+int main() {
+  const sluice::moe_layer layer{sluice::top_k_router<float>{16, 4, {.top_k = 2}},
+                                sluice::expert_bank<sluice::swiglu<float>>{4, 16, 32}};
+  const sluice::matrix<float> x = sluice::matrix<float>::Ones(5, 16);
+  sluice::matrix<float> y(5, 16);
+  decltype(layer)::workspace workspace;
+  layer.forward(x, y, workspace);
+  return y(0, 0) == 0 ? 0 : 1;  // all weights are zero
+}
