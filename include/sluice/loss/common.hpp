@@ -1,0 +1,154 @@
+/// What auxiliary losses share: groups and padding, mean probabilities, the squared coefficient of variation.
+///
+/// A loss is a plain struct with options and two functions:
+///
+///   loss(signals, plan, context, gradients)                            coefficient × mean over groups
+///   loss.group_value(signals, plan, context, group, scale, gradients)  scale × value of one group
+///
+/// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads nothing.
+/// Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the mean over
+/// groups. NaN in a token that counts makes the value NaN: divergence stays visible.
+///
+///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])            dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
+///          or s / sum of s, s = sigmoid(L[t])                      the same times 1 - s[j];   c = derivative by p[t]
+///
+/// Sums over tokens and experts are made in double, in one order for every executor.
+#pragma once
+
+#include <sluice/core/context.hpp>
+#include <sluice/core/signals.hpp>
+#include <sluice/kernel/softmax.hpp>
+
+#include <cmath>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// Which of the router's logits a loss reads.
+enum class loss_logits {
+  clean,  ///< the gate's
+  noisy,  ///< those that selection used; the same where nothing was added
+};
+
+/// How a loss turns a row of logits into probabilities.
+enum class loss_probability { softmax, normalized_sigmoid };
+
+/// Whether a variance over E numbers divides by E, or by E - 1 with 1e-10 added to the squared mean that it is compared with.
+enum class variance { population, unbiased };
+
+namespace detail {
+
+template <std::floating_point Scalar>
+const matrix_buffer<Scalar>& logits_of(const score_signals<Scalar>& signals, loss_logits which) {
+  return which == loss_logits::noisy ? signals.noisy() : signals.clean;
+}
+template <std::floating_point Scalar>
+matrix_buffer<Scalar>& logits_of(score_gradients<Scalar>& gradients, loss_logits which) {
+  return which == loss_logits::noisy ? gradients.noisy_or_clean() : gradients.clean;
+}
+
+/// Tokens of a group that count.
+template <std::floating_point Scalar>
+index_t count_tokens(const routing_context<Scalar>& context, token_range group) {
+  index_t padding = 0;
+  if (!context.token_mask.empty())
+    for (index_t t = group.begin; t < group.end; ++t) padding += context.is_padding(t);
+  return group.size() - padding;
+}
+
+/// f(token) for every token of a group that counts, spread over the executor: f writes to places of that token only.
+template <std::floating_point Scalar, typename F>
+void for_tokens(const routing_context<Scalar>& context, token_range group, F&& f) {
+  context.executor.parallel_blocks(group.size(), 32, [&](index_t begin, index_t end) {
+    for (index_t t = group.begin + begin; t < group.begin + end; ++t)
+      if (!context.is_padding(t)) f(t);
+  });
+}
+
+/// sums[e] += rows[t - begin, e] over the tokens of the group that count, in order.
+template <std::floating_point Scalar>
+void add_rows(const routing_context<Scalar>& context, token_range group, const matrix_buffer<Scalar>& rows, index_t count,
+              double* sums) {
+  for (index_t t = group.begin; t < group.end; ++t) {
+    if (context.is_padding(t)) continue;
+    const Scalar* row = rows.row(t - group.begin);
+    for (index_t e = 0; e < count; ++e) sums[e] += static_cast<double>(row[e]);
+  }
+}
+
+/// What operator() of every loss does: the mean of group_value(group, coefficient / groups) over the groups with tokens.
+template <std::floating_point Scalar, typename F>
+Scalar mean_over_groups(double coefficient, const routing_context<Scalar>& context, index_t tokens, F&& group_value) {
+  Scalar sum = 0;
+  if (coefficient == 0) return sum;
+  index_t groups = 0;
+  for (index_t g = 0; g < context.group_count(); ++g) groups += count_tokens(context, context.group(g, tokens)) > 0;
+  if (groups == 0) return sum;
+  for (index_t g = 0; g < context.group_count(); ++g) sum += group_value(g, coefficient / static_cast<double>(groups));
+  return sum;
+}
+
+/// The probabilities of one group, one row a token.
+template <std::floating_point Scalar>
+class group_probabilities {
+public:
+  group_probabilities(const matrix_buffer<Scalar>& logits, const routing_context<Scalar>& context, token_range group,
+                      loss_probability form, matrix_buffer<Scalar>& rows)
+      : logits_(logits), context_(context), group_(group), form_(form), rows_(rows) {
+    rows_.resize(group.size(), experts());
+    for_tokens(context, group, [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
+  }
+
+  index_t experts() const noexcept { return logits_.cols(); }
+
+  void add_to(double* sums) const { add_rows(context_, group_, rows_, experts(), sums); }
+
+  /// dlogits += the gradient for c[e], the derivative by every p[t,e] of the group.
+  void backward(const double* c, matrix_buffer<Scalar>& dlogits) const {
+    for_tokens(context_, group_, [&](index_t t) {
+      const Scalar* p = rows_.row(t - group_.begin);
+      double inner = 0;
+      for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
+      for (index_t e = 0; e < experts(); ++e) {
+        const double slope = form_ == loss_probability::softmax ? 1 : 1 - sigmoid(logits_(t, e));
+        dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
+      }
+    });
+  }
+
+private:
+  static double sigmoid(Scalar logit) { return 1 / (1 + std::exp(-static_cast<double>(logit))); }
+
+  void fill(const Scalar* logits, Scalar* row) const {
+    if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
+    double sum = 0;
+    for (index_t e = 0; e < experts(); ++e) sum += sigmoid(logits[e]);
+    for (index_t e = 0; e < experts(); ++e) row[e] = static_cast<Scalar>(sum == 0 ? 0 : sigmoid(logits[e]) / sum);
+  }
+
+  const matrix_buffer<Scalar>& logits_;
+  const routing_context<Scalar>& context_;
+  token_range group_;
+  loss_probability form_;
+  matrix_buffer<Scalar>& rows_;
+};
+
+/// Var(v) / mean(v)^2 of E numbers >= 0 and its derivative by each. 0 where it has no meaning: all numbers zero, E = 1.
+inline double cv_squared(const double* v, index_t count, variance form, double* derivative) {
+  double mean = 0;
+  for (index_t e = 0; e < count; ++e) mean += v[e];
+  mean /= static_cast<double>(count);
+  for (index_t e = 0; e < count; ++e) derivative[e] = 0;
+  if (count == 1 || mean == 0) return 0;
+  double squares = 0;
+  for (index_t e = 0; e < count; ++e) squares += (v[e] - mean) * (v[e] - mean);
+  const double divisor = static_cast<double>(form == variance::population ? count : count - 1);
+  const double square = mean * mean + (form == variance::population ? 0 : 1e-10);
+  const double value = squares / divisor / square;
+  for (index_t e = 0; e < count; ++e)
+    derivative[e] = 2 * (v[e] - mean) / (divisor * square) - 2 * value * mean / (static_cast<double>(count) * square);
+  return value;
+}
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA

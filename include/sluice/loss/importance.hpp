@@ -1,0 +1,98 @@
+/// Importance loss: experts should matter equally, summed over a group of tokens.
+///
+///   importance[e] = sum over t of p[t,e], p = softmax of the clean logits        value = cv2(importance)
+///   sparse gates:   sum over t of w[t,e], w = softmax of the noisy logits over the token's assignments
+///
+/// The sparse form is the gate of Shazeer et al. and FastMoE: the plan's weights wherever these are a softmax over the choice
+/// (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token.
+/// Groups, padding, NaN and coefficient 0: loss/common.hpp. A group without tokens has value 0.
+/// Riquelme et al. 2021, arXiv:2106.05974, appendix A (population variance); Shazeer et al. 2017, arXiv:1701.06538, eq. 6-7
+/// (FastMoE, Tutel: unbiased).
+#pragma once
+
+#include <sluice/core/error.hpp>
+#include <sluice/core/sparse_plan.hpp>
+#include <sluice/loss/common.hpp>
+
+#include <concepts>
+
+namespace sluice::inline SLUICE_ISA {
+
+enum class importance_source { probabilities, sparse_gates };
+
+struct importance_loss {
+  double coefficient = 1;
+  importance_source source = importance_source::probabilities;
+  variance form = variance::population;
+  loss_logits logits = loss_logits::clean;  ///< of the probabilities
+
+  template <std::floating_point Scalar, typename Plan>
+  Scalar operator()(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+                    score_gradients<Scalar>& gradients) const {
+    return detail::mean_over_groups(coefficient, context, signals.clean.rows(), [&](index_t group, double scale) {
+      return group_value(signals, plan, context, group, scale, gradients);
+    });
+  }
+
+  template <std::floating_point Scalar, typename Plan>
+  Scalar group_value(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+                     index_t group, double scale, score_gradients<Scalar>& gradients) const {
+    const token_range range = context.group(group, signals.clean.rows());
+    const index_t experts = signals.clean.cols();
+    gradients.sum_scratch.assign(2 * experts, 0);
+    double* sums = gradients.sum_scratch.data();
+    if (source == importance_source::sparse_gates) {
+      if constexpr (std::same_as<Plan, sparse_plan<Scalar>>)
+        return static_cast<Scalar>(sparse_value(signals, plan, context, range, scale, gradients));
+      else
+        throw_invalid("importance_loss: only a sparse plan has sparse gates");
+    }
+    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range, loss_probability::softmax,
+                                                gradients.row_scratch);
+    p.add_to(sums);
+    const double value = differentiate(sums, experts, scale);
+    p.backward(sums + experts, detail::logits_of(gradients, logits));
+    return static_cast<Scalar>(value);
+  }
+
+private:
+  /// Returns scale × cv2 of the E sums and puts its derivative behind them.
+  double differentiate(double* sums, index_t experts, double scale) const {
+    const double value = scale * detail::cv_squared(sums, experts, form, sums + experts);
+    for (index_t e = experts; e < 2 * experts; ++e) sums[e] *= scale;
+    return value;
+  }
+
+  template <std::floating_point Scalar>
+  double sparse_value(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+                      const routing_context<Scalar>& context, token_range range, double scale,
+                      score_gradients<Scalar>& gradients) const {
+    const index_t experts = signals.clean.cols();
+    double* sums = gradients.sum_scratch.data();
+    matrix_buffer<Scalar>& gates = gradients.row_scratch;
+    gates.resize(range.size(), experts);
+    for (index_t t = range.begin; t < range.end; ++t) {
+      const auto own = plan.of_token(t);
+      if (context.is_padding(t) || own.empty()) continue;
+      Scalar* w = gates.row(t - range.begin);
+      for (std::size_t j = 0; j < own.size(); ++j) w[j] = signals.noisy()(t, plan.expert(own[j]));
+      kernel::softmax(w, w, static_cast<index_t>(own.size()));
+      for (std::size_t j = 0; j < own.size(); ++j) sums[plan.expert(own[j])] += static_cast<double>(w[j]);
+    }
+    const double value = differentiate(sums, experts, scale);
+    const double* c = sums + experts;
+    for (index_t t = range.begin; t < range.end; ++t) {
+      if (context.is_padding(t)) continue;
+      const Scalar* w = gates.row(t - range.begin);
+      const auto own = plan.of_token(t);
+      double inner = 0;
+      for (std::size_t j = 0; j < own.size(); ++j) inner += c[plan.expert(own[j])] * static_cast<double>(w[j]);
+      for (std::size_t j = 0; j < own.size(); ++j)
+        gradients.noisy_or_clean()(t, plan.expert(own[j])) +=
+            static_cast<Scalar>(static_cast<double>(w[j]) * (c[plan.expert(own[j])] - inner));
+    }
+    return value;
+  }
+};
+
+}  // namespace sluice::inline SLUICE_ISA
