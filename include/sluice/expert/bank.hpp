@@ -148,4 +148,8 @@ private:
   std::vector<Expert> experts_;
 };
 
+/// expert_bank bank(8, expert): eight copies of an expert.
+template <ExpertFunctor Expert>
+expert_bank(index_t, Expert) -> expert_bank<Expert>;
+
 }  // namespace sluice::inline SLUICE_ISA
