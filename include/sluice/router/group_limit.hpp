@@ -3,15 +3,14 @@
 ///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its two
 ///   best (DeepSeek-V3); the experts of all but `kept` groups get the masked value; then top-k
 ///
-/// The masked value is -infinity, or 0.0 to agree with published inference code: there a kept expert with a negative
-/// score loses to a masked one. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024, arXiv:2405.04434, 2412.19437.
+/// The masked value is -infinity (masked experts are never chosen), or 0.0 to agree with published inference code: there a
+/// kept expert with a negative score loses to a masked one. Equal scores: the lower group, the lower expert.
+/// DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
 #include <sluice/core/error.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/softmax.hpp>
-
-#include <limits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -56,16 +55,47 @@ struct group_limit {
     return better < kept;
   }
 
-  /// ids[0..k): the k best experts under the limit, best first. `masked` [E] is scratch.
+  /// ids[0..k): the k best experts under the limit, best first. scratch [E]. Needs what check(E, k) demands.
   template <typename Scalar>
-  void top_k(const Scalar* scores, Scalar* masked, index_t experts, index_t k, index_t* ids) const {
-    const Scalar mask = masked_is_zero ? Scalar(0) : -std::numeric_limits<Scalar>::infinity();
+  void top_k(const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
     const index_t size = experts / groups;
+    const Scalar* kept_groups = mark_kept(scores, scratch, size);
+    const auto key = [&](index_t e) { return order_key(kept_groups[e / size] != Scalar(0) ? scores[e] : Scalar(0)); };
+    index_t found = 0;
     for (index_t g = 0; g < groups; ++g) {
-      const bool kept_group = keeps(scores, experts, g);
-      for (index_t e = g * size; e < (g + 1) * size; ++e) masked[e] = kept_group ? scores[e] : mask;
+      if (!masked_is_zero && kept_groups[g] == Scalar(0)) continue;
+      for (index_t e = g * size; e < (g + 1) * size; ++e) {
+        const auto own = key(e);
+        if (found == k && own <= key(ids[k - 1])) continue;
+        index_t place = found < k ? found++ : k - 1;
+        for (; place > 0 && own > key(ids[place - 1]); --place) ids[place] = ids[place - 1];
+        ids[place] = e;
+      }
     }
-    kernel::top_k(masked, experts, k, ids);
+  }
+
+private:
+  /// One flag a group: 1 if it is kept. Group scores and flags share the scratch, which has room for both where groups
+  /// have two experts or more; a group of one expert needs no score of its own.
+  template <typename Scalar>
+  const Scalar* mark_kept(const Scalar* scores, Scalar* scratch, index_t size) const {
+    const Scalar* group_scores = scores;
+    Scalar* flags = scratch;
+    if (size > 1) {
+      for (index_t g = 0; g < groups; ++g) scratch[g] = score_of(scores + g * size, size);
+      group_scores = scratch;
+      flags = scratch + groups;
+    }
+    for (index_t g = 0; g < groups; ++g) {
+      const auto own = order_key(group_scores[g]);
+      index_t better = 0;
+      for (index_t other = 0; other < groups; ++other) {
+        const auto theirs = order_key(group_scores[other]);
+        better += theirs > own || (theirs == own && other < g);
+      }
+      flags[g] = better < kept ? Scalar(1) : Scalar(0);
+    }
+    return flags;
   }
 };
 

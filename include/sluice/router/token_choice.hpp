@@ -7,14 +7,20 @@
 ///   Rule      one row of scores -> experts, weights  Capacity  how many tokens an expert takes (capacity/)
 /// A rule has, for one token:
 ///   score(logits, E, scores)                         fills scores [E], kept for backward
-///   choose(logits, scores, scratch, E, k, ids) -> count    distinct ids, best first; scratch [E]
+///   choose(logits, scores, scratch, E, k, ids) -> count    distinct ids, best first; scratch [2E]
 ///   weigh(logits, scores, E, ids, count, weights)
 ///   backward(logits, scores, E, ids, count, weights, dweights, dlogits)    adds into dlogits
 ///   priority(scores, E)                              for capacity policies that serve sure tokens first
-/// and may have check(E), which throws, keeps(context, token, rank, T, weight), which thins out choices at random, and after_step(statistics).
+/// and may have
+///   check(E), check_call(E, k, training)             throw if the options, or the k of a call, do not fit
+///   choose_drawn(context, token, logits, ...)        in place of choose, for choices that are drawn at random
+///   keeps(context, token, rank, T, weight)           thins out choices
+///   after_step(statistics)                           for what is learned without gradients
 ///
-/// Gradients: the choice is a constant. A dropped choice has no output gradient but stays in the rule's denominators.
-/// NaN in a token's logits marks it invalid (its output is NaN). Padding tokens are not routed. T = 0 gives an empty plan.
+/// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
+/// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is NaN, it
+/// asks for no expert and so takes no slot from other tokens. Padding tokens are not routed. T = 0 gives an empty plan.
+/// The choices of the last call, with ids, weights, slots and what was kept, stay in tape.choices.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>
@@ -26,9 +32,21 @@
 #include <sluice/router/noise.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// A finite option. Infinity is refused by its size: comparisons with infinity itself mean nothing under -ffast-math.
+template <std::floating_point Scalar>
+bool is_usable(Scalar v) noexcept {
+  return !is_nan(v) && std::abs(v) <= std::numeric_limits<Scalar>::max() / 2;
+}
+
+}  // namespace detail
 
 /// Where a routing weight acts.
 enum class weight_use {
@@ -58,7 +76,8 @@ public:
     typename GateType::tape gate;
     typename Noise::tape noise;
     matrix_buffer<scalar> scores;    ///< [T,E] what the rule made of the logits
-    matrix_buffer<scalar> scratch;
+    matrix_buffer<scalar> scratch;   ///< [blocks of tokens, 2E]
+    buffer<std::uint8_t> invalid;    ///< [T] 1 where the logits held NaN
     matrix_buffer<scalar> dclean;
     matrix_buffer<scalar> dnoisy;
     matrix_buffer<index_t> ids;      ///< [T,K] scratch: the choices that were weighed
@@ -76,6 +95,7 @@ public:
         capacity_(std::move(capacity)),
         application_(application),
         experts_(gate_.experts()) {
+    if (!detail::is_usable(application.input_factor)) throw_invalid("inputs cannot be multiplied by ", application.input_factor);
     if (gate_.experts() != experts()) throw_invalid("the router has E = ", experts(), " and its gate E = ", gate_.experts());
     check_top_k(rule_.top_k());
     if constexpr (requires { rule_.check(experts()); }) rule_.check(experts());
@@ -89,6 +109,7 @@ public:
     const index_t tokens = x.rows();
     const index_t k = context.top_k == 0 ? top_k() : context.top_k;
     check_top_k(k);
+    if constexpr (requires { rule_.check_call(experts(), k, context.training); }) rule_.check_call(experts(), k, context.training);
     t.signals.top_k = k;
     t.signals.clean.resize(tokens, experts());
     gate_.forward(x, context, t.signals.clean.map(), t.gate);
@@ -96,7 +117,7 @@ public:
     choose(context, k, t);
     for (index_t g = 0; g < context.group_count(); ++g) capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
     if (application_.renormalize_after_drop) weigh_kept(context, t);
-    fill(context, t, p);
+    fill(t, p);
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
@@ -108,6 +129,7 @@ public:
       for (index_t token = begin; token < end; ++token) {
         scalar* dw = t.dweights.row(token);
         std::fill_n(dw, t.choices.top_k, scalar(0));
+        if (t.invalid[token]) continue;
         for (const index_t i : p.of_token(token)) dw[p.rank(i)] = weight_gradient(dplan, i);
         const index_t count = gather_weighed(t, token, dw);
         if (count > 0)
@@ -154,24 +176,39 @@ private:
     const index_t tokens = logits.rows();
     t.choices.reset(tokens, k);
     t.scores.resize(tokens, experts());
-    t.scratch.resize(tokens, experts());
+    t.scratch.resize((tokens + token_block - 1) / token_block, 2 * experts());
+    t.invalid.assign(tokens, 0);
     t.ids.resize(tokens, k);
     t.weights.resize(tokens, k);
     context.executor.parallel_blocks(tokens, token_block, [&](index_t begin, index_t end) {
+      scalar* scratch = t.scratch.row(begin / token_block);
       for (index_t token = begin; token < end; ++token) {
-        if (context.is_padding(token)) continue;
-        const scalar* row = logits.row(token);
         scalar* scores = t.scores.row(token);
+        if (context.is_padding(token)) {
+          std::fill_n(scores, experts(), scalar(0));
+          continue;
+        }
+        const scalar* row = logits.row(token);
+        t.invalid[token] = any_nan(row, experts());
         index_t* ids = &t.choices.expert[token * k];
         scalar* weights = &t.choices.weight[token * k];
         rule_.score(row, experts(), scores);
-        const index_t count = rule_.choose(row, scores, t.scratch.row(token), experts(), k, ids);
+        const index_t count = choose_row(context, token, row, scores, scratch, k, ids);
         std::fill(ids + count, ids + k, no_expert);
         rule_.weigh(row, scores, experts(), ids, count, weights);
         t.choices.priority[token] = rule_.priority(scores, experts());
+        if (t.invalid[token]) continue;
         for (index_t j = 0; j < count; ++j) t.choices.asked[token * k + j] = keeps(context, token, j, tokens, weights[j]);
       }
     });
+  }
+
+  index_t choose_row(const routing_context<scalar>& context, index_t token, const scalar* logits, const scalar* scores,
+                     scalar* scratch, index_t k, index_t* ids) const {
+    if constexpr (requires { rule_.choose_drawn(context, token, logits, scores, scratch, experts(), k, ids); })
+      return rule_.choose_drawn(context, token, logits, scores, scratch, experts(), k, ids);
+    else
+      return rule_.choose(logits, scores, scratch, experts(), k, ids);
   }
 
   bool keeps(const routing_context<scalar>& context, index_t token, index_t rank, index_t tokens, scalar weight) const {
@@ -210,16 +247,15 @@ private:
     });
   }
 
-  void fill(const routing_context<scalar>& context, const tape& t, plan& p) const {
+  void fill(const tape& t, plan& p) const {
     const choice_table<scalar>& choices = t.choices;
+    const bool on_input = application_.use == weight_use::input;
     p.reset(choices.tokens, experts());
-    if (application_.use == weight_use::straight_through) p.use_input_scale();
+    if (application_.use != weight_use::output || application_.input_factor != scalar(1)) p.use_input_scale();
     for (const index_t pair : choices.order) {
       const index_t token = pair / choices.top_k;
       const index_t rank = pair % choices.top_k;
       const scalar weight = choices.weight[pair];
-      const bool on_input = application_.use == weight_use::input;
-      if (on_input || application_.input_factor != scalar(1)) p.use_input_scale();
       if (choices.kept[pair])
         p.add(token, choices.expert[pair], on_input ? scalar(1) : weight, rank,
               application_.input_factor * (on_input ? weight : scalar(1)));
@@ -227,7 +263,7 @@ private:
         p.add_dropped({token, choices.expert[pair], rank, choices.slot[pair], weight});
     }
     for (index_t token = 0; token < choices.tokens; ++token)
-      if (!context.is_padding(token) && any_nan(t.signals.clean.row(token), experts())) p.mark_invalid(token);
+      if (t.invalid[token]) p.mark_invalid(token);
     p.finish();
   }
 

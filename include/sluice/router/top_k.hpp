@@ -10,7 +10,8 @@
 /// Gradients: pre     dl[j] = p[j] (g[j] 1[j in S] - sum over S of p g)             dense over all experts
 ///            post    dl[j] = w[j] (g[j] - sum over S of w g)                        for j in S only
 /// With k = 1, post and renorm weights are constantly 1 and the gate has no gradient from the output: such a router is
-/// refused unless options.constant_weight says that this is wanted (inference with published checkpoints).
+/// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is wanted
+/// (inference with published checkpoints; a gate that learns from its losses only).
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan.
 /// DeepSeek-V2's group limit keeps the experts of the best groups only (router/group_limit.hpp).
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974.
@@ -39,15 +40,21 @@ public:
     group_limit groups{};
   };
 
+  /// Throws std::invalid_argument if an option makes no sense.
   explicit softmax_rule(options o) : options_(o), top_k_(o.top_k) {
     if (TopK != dynamic && o.top_k != TopK) throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
-    if (o.top_k == 1 && o.weights != weighting::pre && !o.constant_weight)
-      throw_invalid("k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
-                    "weighting::pre, or set constant_weight");
+    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0)) throw_invalid("top-k weights cannot be scaled by ", o.scaling);
+    for (const Scalar guard : {o.smallest_sum, o.added_to_sum})
+      if (!detail::is_usable(guard) || guard < Scalar(0)) throw_invalid("a guard on the sum of weights cannot be ", guard);
+    refuse_constant_weight(o.top_k);
   }
 
   index_t top_k() const noexcept { return top_k_.value(); }
   void check(index_t experts) const { options_.groups.check(experts, top_k()); }
+  void check_call(index_t experts, index_t k, bool training) const {
+    options_.groups.check(experts, k);
+    if (training) refuse_constant_weight(k);
+  }
 
   void score(const Scalar* logits, index_t experts, Scalar* scores) const { kernel::softmax(logits, scores, experts); }
 
@@ -97,8 +104,16 @@ public:
   Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
 
 private:
+  void refuse_constant_weight(index_t k) const {
+    if (k == 1 && options_.weights != weighting::pre && !options_.constant_weight)
+      throw_invalid("k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
+                    "weighting::pre, or set constant_weight");
+  }
+
+  /// All chosen scores may have underflowed to zero, when only unlikely choices are left after a drop: then 0 / 1.
   Scalar denominator(Scalar sum) const {
-    return (sum < options_.smallest_sum ? options_.smallest_sum : sum) + options_.added_to_sum;
+    const Scalar guarded = (sum < options_.smallest_sum ? options_.smallest_sum : sum) + options_.added_to_sum;
+    return guarded == Scalar(0) ? Scalar(1) : guarded;
   }
 
   options options_;

@@ -1,0 +1,182 @@
+/// Sigmoid top-k router: every expert's score stands on its own; a bias balances the load without a loss.
+///
+///   X [T,D]   L [T,E] = gate(X)   s = sigmoid(L)   c = s + b, b [E]   S = the k largest of c[t], under the group limit
+///   w = s[e] for e in S;  renormalize: w = s[e] / (sum of s over S + 1e-20);  then times `scaling`
+///
+/// The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with loads n counted over
+/// the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It is a state named
+/// "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept.
+/// Gradients, N = sum of s over S + added_to_sum:  ds[j] = scaling (g[j] - sum over S of (w / scaling) g) / N, without
+/// renormalising scaling g[j];  dl = ds s (1 - s);  experts that were not chosen get none.
+/// With k = 1, renormalised weights are constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
+///
+///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
+///   sigma-MoE     {.renormalize = false, .selection_bias = false}           Csordas et al. 2023, arXiv:2310.10837
+///   Llama-4       the same with .top_k = 1, .use = weight_use::input
+/// DeepSeek-AI 2024, arXiv:2412.19437, eq. 12-16;  Wang et al. 2024, arXiv:2408.15664.
+#pragma once
+
+#include <sluice/gate/linear.hpp>
+#include <sluice/kernel/softmax.hpp>
+#include <sluice/router/group_limit.hpp>
+#include <sluice/router/token_choice.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// The rule of sigmoid routing, for one token.
+template <std::floating_point Scalar, index_t TopK = dynamic>
+class sigmoid_rule {
+public:
+  struct options {
+    index_t top_k = TopK == dynamic ? 2 : TopK;
+    bool renormalize = true;
+    bool constant_weight = false;  ///< allow k = 1 with renormalize
+    bool selection_bias = true;
+    Scalar bias_rate = Scalar(1e-3);
+    Scalar added_to_sum = Scalar(1e-20);
+    Scalar scaling = 1;
+    group_limit groups{};
+    weight_use use = weight_use::output;
+  };
+
+  /// Throws std::invalid_argument if an option makes no sense.
+  sigmoid_rule(index_t experts, options o) : options_(o), top_k_(o.top_k) {
+    if (experts < 1) throw_invalid("sigmoid routing needs E >= 1, not E = ", experts);
+    if (TopK != dynamic && o.top_k != TopK) throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
+    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0)) throw_invalid("weights cannot be scaled by ", o.scaling);
+    if (!detail::is_usable(o.added_to_sum) || o.added_to_sum < Scalar(0))
+      throw_invalid("a guard on the sum of weights cannot be ", o.added_to_sum);
+    set_bias_rate(o.bias_rate);
+    refuse_constant_weight(o.top_k);
+    if (o.selection_bias) bias_ = {{experts}, parameter_role::state};
+  }
+
+  index_t top_k() const noexcept { return top_k_.value(); }
+  void check(index_t experts) const {
+    options_.groups.check(experts, top_k());
+    if (options_.selection_bias && bias_.size() != experts)
+      throw_invalid("the selection bias is for ", bias_.size(), " experts, the router has E = ", experts);
+  }
+  void check_call(index_t experts, index_t k, bool training) const {
+    options_.groups.check(experts, k);
+    if (training) refuse_constant_weight(k);
+  }
+
+  void score(const Scalar* logits, index_t experts, Scalar* scores) const {
+    for (index_t e = 0; e < experts; ++e) scores[e] = sigmoid(logits[e]);
+  }
+
+  index_t choose(const Scalar*, const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
+    const Scalar* choosing = scores;
+    if (options_.selection_bias) {
+      for (index_t e = 0; e < experts; ++e) scratch[e] = scores[e] + bias_.data()[e];
+      choosing = scratch;
+    }
+    if (options_.groups.limits())
+      options_.groups.top_k(choosing, scratch + experts, experts, k, ids);
+    else
+      kernel::top_k(choosing, experts, k, ids);
+    return k;
+  }
+
+  void weigh(const Scalar*, const Scalar* scores, index_t, const index_t* ids, index_t count, Scalar* weights) const {
+    const Scalar total = options_.renormalize ? sum_of(scores, ids, count) : Scalar(1);
+    for (index_t j = 0; j < count; ++j) weights[j] = scores[ids[j]] / total * options_.scaling;
+  }
+
+  void backward(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count, const Scalar* weights,
+                const Scalar* dweights, Scalar* dlogits) const {
+    Scalar inner = 0;
+    if (options_.renormalize)
+      for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
+    const Scalar total = options_.renormalize ? sum_of(scores, ids, count) : Scalar(1);
+    for (index_t j = 0; j < count; ++j) {
+      // 1 - s as sigmoid(-l): exact where s rounds to 1.
+      const Scalar slope = scores[ids[j]] * sigmoid(-logits[ids[j]]);
+      dlogits[ids[j]] += (options_.scaling * dweights[j] - inner) / total * slope;
+    }
+  }
+
+  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
+
+  void after_step(const routing_statistics& statistics) {
+    if (!options_.selection_bias || statistics.load.size() != bias_.size()) return;
+    index_t total = 0;
+    for (const index_t load : statistics.load) total += load;
+    for (index_t e = 0; e < bias_.size(); ++e) {
+      const index_t excess = statistics.load[e] * bias_.size() - total;  // E times what is above the mean: exact
+      bias_.data()[e] += excess < 0 ? options_.bias_rate : excess > 0 ? -options_.bias_rate : Scalar(0);
+    }
+  }
+
+  /// gamma of the bias update: 0.001 in training, 0 near its end.
+  void set_bias_rate(Scalar rate) {
+    if (!detail::is_usable(rate) || rate < Scalar(0)) throw_invalid("the rate of a selection bias cannot be ", rate);
+    options_.bias_rate = rate;
+  }
+
+  /// The selection bias b [E]; empty without one.
+  std::span<Scalar> bias() noexcept { return bias_.value(); }
+  std::span<const Scalar> bias() const noexcept { return bias_.value(); }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if (self.options_.selection_bias) visit("bias", self.bias_);
+  }
+
+private:
+  static Scalar sigmoid(Scalar v) noexcept {
+    if (v < Scalar(0)) {
+      const Scalar e = std::exp(v);
+      return e / (1 + e);
+    }
+    return 1 / (1 + std::exp(-v));
+  }
+
+  void refuse_constant_weight(index_t k) const {
+    if (k == 1 && options_.renormalize && !options_.constant_weight)
+      throw_invalid("k = 1 with renormalised weights gives every weight the same value and the gate no gradient; use "
+                    "renormalize = false, or set constant_weight");
+  }
+
+  /// What renormalising divides by; 1 where all chosen scores and the guard are zero.
+  Scalar sum_of(const Scalar* scores, const index_t* ids, index_t count) const {
+    Scalar sum = 0;
+    for (index_t j = 0; j < count; ++j) sum += scores[ids[j]];
+    sum += options_.added_to_sum;
+    return sum == Scalar(0) ? Scalar(1) : sum;
+  }
+
+  options options_;
+  SLUICE_NO_UNIQUE_ADDRESS extent<TopK> top_k_;
+  parameter<Scalar> bias_;
+};
+
+/// sluice::sigmoid_router<float> router{64, 8, {.top_k = 2}};
+template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          DifferentiableGate GateType = linear_gate<Scalar>, typename Capacity = dropless>
+class sigmoid_router : public token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
+  using base = token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts>;
+
+public:
+  using options = typename sigmoid_rule<Scalar, TopK>::options;
+
+  explicit sigmoid_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
+    requires std::constructible_from<GateType, index_t, index_t>
+      : sigmoid_router(experts, GateType(inputs, experts), o, std::move(capacity)) {}
+
+  explicit sigmoid_router(GateType gate, options o = {}, Capacity capacity = {})
+      : sigmoid_router(gate.experts(), std::move(gate), o, std::move(capacity)) {}
+
+  std::span<Scalar> bias() noexcept { return this->rule().bias(); }
+  std::span<const Scalar> bias() const noexcept { return this->rule().bias(); }
+
+private:
+  sigmoid_router(index_t experts, GateType&& gate, options o, Capacity&& capacity)
+      : base(std::move(gate), sigmoid_rule<Scalar, TopK>(experts, o), {}, std::move(capacity), {.use = o.use}) {}
+};
+
+static_assert(DifferentiableRouter<sigmoid_router<float>>);
+static_assert(DifferentiableRouter<sigmoid_router<double, 8, 2>>);
+
+}  // namespace sluice::inline SLUICE_ISA
