@@ -6,11 +6,13 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
+#include <sluice/expert/neuron_bank.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/reference/naive_moe.hpp>
+#include <sluice/router/product_key.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>

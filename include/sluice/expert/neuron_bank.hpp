@@ -1,0 +1,156 @@
+/// Experts of one neuron each, in two tables: a million of them cost no more to hold than their weights.
+///
+///   f_e(x) = phi(<down_e, x>) up_e        down [E,D]  up [E,D']  x [n,D]  y [n,D'], rows grouped by expert
+///   dz = <dy, up_e> phi'(z);  dx = dz down_e;  d down_e += dz x;  d up_e += phi(z) dy
+///
+/// Work and scratch grow with the number of rows, not with E; only the offsets are read for every expert. Gradients are
+/// ordinary arrays of the tables' size, but only the rows of experts that had tokens are written: touched() lists them, so
+/// that an optimiser may update, and zero_touched_gradients() clear, those rows alone.
+/// Tasks are blocks of rows (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in its
+/// row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
+/// He 2024 (PEER), arXiv:2407.04153.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/expert/activation.hpp>
+#include <sluice/kernel/vector_math.hpp>
+
+#include <cmath>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar, Activation<Scalar> Phi = gelu>
+class neuron_bank {
+public:
+  using scalar = Scalar;
+  struct options {
+    index_t outputs = 0;  ///< D'; 0 means D
+  };
+  struct tape {
+    buffer<index_t> expert;   ///< of each row
+    buffer<index_t> working;  ///< experts that have rows, ascending
+    buffer<index_t> first;    ///< first row of each of those, and one past the last row
+    buffer<Scalar> z;
+    buffer<Scalar> dz;
+  };
+
+  /// Throws std::invalid_argument unless E, D and D' are at least 1.
+  neuron_bank(index_t experts, index_t inputs, options o = {}) {
+    const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
+    if (experts < 1 || inputs < 1 || outputs < 1)
+      throw_invalid("neuron_bank needs E, D, D' >= 1, not ", experts, ", ", inputs, ", ", outputs);
+    down_ = {
+        {experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
+    up_ = {{experts, outputs},
+           parameter_role::weight,
+           initial_values::normal(1 / std::sqrt(static_cast<double>(outputs)))};
+  }
+
+  index_t experts() const noexcept { return down_.rows(); }
+  index_t inputs() const noexcept { return down_.cols(); }
+  index_t outputs() const noexcept { return up_.cols(); }
+
+  void forward(tokens_in<Scalar> x, std::span<const index_t> offsets, tokens_out<Scalar> y, tape& t,
+               const executor_ref& executor) const {
+    find_working(offsets, t);
+    const index_t begin = offsets.front();
+    executor.parallel_blocks(t.expert.size(), row_block, [&](index_t from, index_t to) {
+      for (index_t r = from; r < to; ++r) {
+        t.z[r] = kernel::dot(row(down_, t.expert[r]), x.data() + (begin + r) * x.outerStride(), inputs());
+        kernel::copy_scaled(Scalar(Phi::value(t.z[r])), row(up_, t.expert[r]), y.data() + (begin + r) * y.outerStride(),
+                            outputs());
+      }
+    });
+  }
+
+  void backward(tokens_in<Scalar> x, std::span<const index_t> offsets, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
+                tape& t, const executor_ref& executor) {
+    const index_t begin = offsets.front();
+    t.dz.resize(t.expert.size());
+    executor.parallel_blocks(t.expert.size(), row_block, [&](index_t from, index_t to) {
+      for (index_t r = from; r < to; ++r) {
+        const Scalar da = kernel::dot(row(up_, t.expert[r]), dy.data() + (begin + r) * dy.outerStride(), outputs());
+        t.dz[r] = da * Phi::derivative(t.z[r]);
+        kernel::copy_scaled(t.dz[r], row(down_, t.expert[r]), dx.data() + (begin + r) * dx.outerStride(), inputs());
+      }
+    });
+    Scalar* ddown = down_.gradient().data();
+    Scalar* dup = up_.gradient().data();
+    executor.parallel_blocks(t.working.size(), expert_block, [&](index_t from, index_t to) {
+      for (index_t w = from; w < to; ++w)
+        for (index_t r = t.first[w]; r < t.first[w + 1]; ++r) {
+          const index_t e = t.working[w];
+          kernel::add_scaled(t.dz[r], x.data() + (begin + r) * x.outerStride(), ddown + e * inputs(), inputs());
+          kernel::add_scaled(Scalar(Phi::value(t.z[r])), dy.data() + (begin + r) * dy.outerStride(),
+                             dup + e * outputs(), outputs());
+        }
+    });
+    note_touched(t);
+  }
+
+  /// Experts whose gradients were written since zero_touched_gradients(), in the order of their first use.
+  std::span<const index_t> touched() const noexcept { return touched_.span(); }
+
+  /// Zeroes the gradient rows of touched(), and those only.
+  void zero_touched_gradients() noexcept {
+    for (const index_t e : touched_) {
+      std::fill_n(down_.gradient().data() + e * inputs(), inputs(), Scalar(0));
+      std::fill_n(up_.gradient().data() + e * outputs(), outputs(), Scalar(0));
+      is_touched_[e] = 0;
+    }
+    touched_.clear();
+  }
+
+  parameter<Scalar>& down() noexcept { return down_; }
+  parameter<Scalar>& up() noexcept { return up_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("down", self.down_);
+    visit("up", self.up_);
+  }
+
+private:
+  // A row is two passes over D numbers: this many repay handing out a task.
+  static constexpr index_t row_block = 128;
+  static constexpr index_t expert_block = 128;
+
+  static const Scalar* row(const parameter<Scalar>& table, index_t e) noexcept {
+    return table.data() + e * table.cols();
+  }
+
+  void find_working(std::span<const index_t> offsets, tape& t) const {
+    const index_t begin = offsets.front();
+    t.expert.resize(offsets.back() - begin);
+    t.z.resize(t.expert.size());
+    t.working.clear();
+    t.first.clear();
+    for (index_t e = 0; e < experts(); ++e) {
+      const index_t from = offsets[static_cast<std::size_t>(e)] - begin;
+      const index_t to = offsets[static_cast<std::size_t>(e) + 1] - begin;
+      if (from == to) continue;
+      t.working.push_back(e);
+      t.first.push_back(from);
+      std::fill(t.expert.begin() + from, t.expert.begin() + to, e);
+    }
+    t.first.push_back(t.expert.size());
+  }
+
+  void note_touched(const tape& t) {
+    if (is_touched_.empty()) is_touched_.assign(experts(), 0);
+    for (const index_t e : t.working)
+      if (!is_touched_[e]) {
+        is_touched_[e] = 1;
+        touched_.push_back(e);
+      }
+  }
+
+  parameter<Scalar> down_, up_;
+  buffer<index_t> touched_;
+  buffer<std::uint8_t> is_touched_;
+};
+
+static_assert(DifferentiableBank<neuron_bank<float>>);
+static_assert(DifferentiableBank<neuron_bank<double, relu>>);
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,228 @@
+/// Product-key router: each head sends a token to the k best of n² experts, found by looking at 2n keys.
+///
+///   x [T,D]   query_weight [2·heads·d, D], outputs ordered (half, head, d)   keys [heads, n, 2, d]
+///   q = x query_weight^T;   score_h(i n + j) = <q[0,h], keys[h,i,0]> + <q[1,h], keys[h,j,1]>;   S = the k best
+///   w = softmax of the scores over S (the choices of a head compete), or max(score, 0)
+///
+/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN among a token's similarities makes it
+/// invalid. Padding is not routed. T = 0 gives an empty plan.
+/// Heads choose on their own and may agree. A plan names an expert once a token, so equal choices of a token share one
+/// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights, so
+/// nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
+/// Choices of weight max(score, 0) = 0 send no output and no gradient and are left out of the plan.
+/// Work per token is 2·heads·n·d for the search whatever E is; the plan's offsets are the only array of length E.
+/// Initial values: query_weight normal with deviation 1/sqrt(D), keys 0.02. He 2024 (PEER), arXiv:2407.04153.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/sparse_plan.hpp>
+#include <sluice/gate/product_keys.hpp>
+#include <sluice/kernel/linear.hpp>
+
+#include <cmath>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// What the heads chose: column h·k + rank, best first. Padding has no_expert.
+template <std::floating_point Scalar>
+struct product_key_signals {
+  index_t heads = 0;
+  index_t top_k = 0;              ///< experts per head of this call
+  matrix_buffer<index_t> expert;  ///< i n + j, without the offset of separate experts
+  matrix_buffer<Scalar> scores;
+  matrix_buffer<Scalar> weights;
+};
+
+template <std::floating_point Scalar>
+struct product_key_gradients {
+  matrix_buffer<Scalar> scores;  ///< from losses and callers, besides what comes through the weights
+
+  void zero_like(const product_key_signals<Scalar>& signals) {
+    scores.set_zero(signals.scores.rows(), signals.scores.cols());
+  }
+};
+
+enum class product_key_weights { softmax, relu };
+
+template <std::floating_point Scalar>
+class product_key_router {
+public:
+  using scalar = Scalar;
+  using plan = sparse_plan<Scalar>;
+
+  struct options {
+    index_t heads = 8;
+    index_t top_k = 16;      ///< experts per head
+    index_t key_width = 0;   ///< d; 0 means D/2
+    index_t candidates = 0;  ///< keys of each half that are paired; 0 means min(k, n). Fewer make the search inexact
+    product_key_weights weights = product_key_weights::softmax;
+    bool separate_experts = false;
+  };
+
+  struct tape {
+    product_key_signals<Scalar> signals;
+    product_key_gradients<Scalar> dsignals;
+    matrix_buffer<Scalar> queries;  ///< [T, 2·heads·d]
+    matrix_buffer<index_t> place;   ///< [T, heads·k] which assignment of its token a choice joined, or -1
+    typename product_keys<Scalar>::tape search;
+    matrix_buffer<Scalar> dscores;
+    matrix_buffer<Scalar> dqueries;
+  };
+
+  /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1, k > n²,
+  /// or the candidates are more than n or too few for k pairs.
+  product_key_router(index_t inputs, index_t keys, options o = {})
+      : options_(o), keys_(o.heads, keys, o.key_width == 0 ? std::max<index_t>(1, inputs / 2) : o.key_width) {
+    if (inputs < 1) throw_invalid("product_key_router needs D >= 1, not ", inputs);
+    if (o.candidates < 0) throw_invalid("product_key_router cannot pair ", o.candidates, " candidates");
+    check_call(o.top_k);
+    query_weight_ = {{2 * heads() * keys_.width(), inputs},
+                     parameter_role::weight,
+                     initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
+  }
+
+  index_t inputs() const noexcept { return query_weight_.cols(); }
+  index_t experts() const noexcept { return options_.separate_experts ? heads() * keys_.pairs() : keys_.pairs(); }
+  index_t heads() const noexcept { return keys_.heads(); }
+  index_t top_k() const noexcept { return options_.top_k; }
+
+  void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    const index_t k = context.top_k == 0 ? top_k() : context.top_k;
+    check_call(k);
+    t.signals.heads = heads();
+    t.signals.top_k = k;
+    t.queries.resize(x.rows(), query_weight_.rows());
+    linear_forward(x, query_weight_, t.queries.map(), context.executor);
+    keys_.search(t.queries, k, candidates(k), t.signals.expert, t.signals.scores, t.search, context.executor);
+    t.signals.weights.resize(x.rows(), heads() * k);
+    t.place.resize(x.rows(), heads() * k);
+    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+      for (index_t token = begin; token < end; ++token) {
+        if (context.is_padding(token))
+          erase(t.signals, token);
+        else
+          weigh(t.signals, token);
+        join(t, token);
+      }
+    });
+    fill(context, t, p);
+  }
+
+  void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
+                const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
+    t.dscores = t.dsignals.scores;
+    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+      for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
+    });
+    keys_.backward(t.queries, t.signals.expert, t.dscores, t.dqueries, context.executor);
+    linear_backward(x, query_weight_, t.dqueries.map(), dx, context.executor);
+  }
+
+  /// s1 (half 0) or s2 (half 1) of one head for all tokens of the last call, [T,n]: route() does not keep them.
+  matrix<Scalar> similarities(const tape& t, index_t head, index_t half) const {
+    if (head < 0 || head >= heads() || half < 0 || half > 1)
+      throw_invalid("there is no half ", half, " of head ", head, " among ", heads(), " heads");
+    matrix<Scalar> out(t.queries.rows(), keys_.keys());
+    keys_.similarities(t.queries, head, half, 0, out.rows(), out.data());
+    return out;
+  }
+
+  parameter<Scalar>& query_weight() noexcept { return query_weight_; }
+  parameter<Scalar>& keys() noexcept { return keys_.array(); }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("query_weight", self.query_weight_);
+    visit("keys", self.keys_.array());
+  }
+
+private:
+  static constexpr index_t token_block = 32;
+
+  index_t candidates(index_t k) const noexcept {
+    return options_.candidates == 0 ? std::min(k, keys_.keys()) : options_.candidates;
+  }
+  void check_call(index_t k) const { keys_.check(k, candidates(k)); }
+
+  static void erase(product_key_signals<Scalar>& s, index_t token) {
+    std::fill_n(s.expert.row(token), s.expert.cols(), no_expert);
+    std::fill_n(s.scores.row(token), s.scores.cols(), Scalar(0));
+    std::fill_n(s.weights.row(token), s.weights.cols(), Scalar(0));
+  }
+
+  void weigh(product_key_signals<Scalar>& s, index_t token) const {
+    for (index_t first = 0; first < s.scores.cols(); first += s.top_k) {
+      const Scalar* scores = s.scores.row(token) + first;
+      Scalar* weights = s.weights.row(token) + first;
+      if (options_.weights == product_key_weights::softmax)
+        kernel::softmax(scores, weights, s.top_k);
+      else
+        for (index_t r = 0; r < s.top_k; ++r) weights[r] = scores[r] < 0 ? Scalar(0) : scores[r];
+    }
+  }
+
+  /// Numbers a token's assignments; equal choices share one. Those of one head are distinct.
+  void join(tape& t, index_t token) const {
+    const index_t* expert = t.signals.expert.row(token);
+    index_t* place = t.place.row(token);
+    index_t places = 0;
+    for (index_t s = 0; s < t.place.cols(); ++s) {
+      place[s] = -1;
+      if (expert[s] == no_expert) continue;
+      if (options_.weights == product_key_weights::relu && t.signals.weights(token, s) == Scalar(0)) continue;
+      const index_t others = options_.separate_experts ? 0 : s / t.signals.top_k * t.signals.top_k;
+      for (index_t earlier = 0; earlier < others && place[s] < 0; ++earlier)
+        if (expert[earlier] == expert[s]) place[s] = place[earlier];
+      if (place[s] < 0) place[s] = places++;
+    }
+  }
+
+  void fill(const routing_context<Scalar>& context, const tape& t, plan& p) const {
+    const index_t k = t.signals.top_k;
+    p.reset(t.place.rows(), experts());
+    for (index_t token = 0; token < t.place.rows(); ++token) {
+      const index_t* place = t.place.row(token);
+      const Scalar* weights = t.signals.weights.row(token);
+      index_t places = 0;
+      for (index_t s = 0; s < t.place.cols(); ++s) {
+        if (place[s] != places) continue;  // left out, or joined an earlier one
+        Scalar weight = weights[s];
+        if (!options_.separate_experts)
+          for (index_t later = (s / k + 1) * k; later < t.place.cols(); ++later)
+            if (place[later] == places) weight += weights[later];
+        const index_t first_expert = options_.separate_experts ? s / k * keys_.pairs() : 0;
+        p.add(token, first_expert + t.signals.expert(token, s), weight, places++);
+      }
+      if (t.search.invalid[token] && !context.is_padding(token)) p.mark_invalid(token);
+    }
+    p.finish();
+  }
+
+  /// Adds what comes through the weights to dscores.
+  void add_score_gradients(const plan& p, const typename plan::gradient& dplan, tape& t, index_t token) const {
+    const index_t k = t.signals.top_k;
+    const auto own = p.of_token(token);
+    const auto dweight = [&](index_t s) {
+      const index_t place = t.place(token, s);
+      return place < 0 ? Scalar(0) : dplan.weight[own[static_cast<std::size_t>(place)]];
+    };
+    for (index_t first = 0; first < t.place.cols(); first += k) {
+      if (options_.weights == product_key_weights::relu) {
+        for (index_t s = first; s < first + k; ++s) t.dscores(token, s) += dweight(s);
+        continue;
+      }
+      const Scalar* w = t.signals.weights.row(token);
+      Scalar inner = 0;
+      for (index_t s = first; s < first + k; ++s) inner += w[s] * dweight(s);
+      for (index_t s = first; s < first + k; ++s) t.dscores(token, s) += w[s] * (dweight(s) - inner);
+    }
+  }
+
+  options options_;
+  product_keys<Scalar> keys_;
+  parameter<Scalar> query_weight_;
+};
+
+static_assert(DifferentiableRouter<product_key_router<float>>);
+
+}  // namespace sluice::inline SLUICE_ISA
