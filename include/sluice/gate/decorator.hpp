@@ -1,0 +1,47 @@
+/// What gates that wrap another gate share: the inner gate, its sizes, its parameters under their own names.
+///
+/// Decorators nest: standardized_gate<residual_gate<two_layer_gate<float>>>. The tape of a decorator holds the inner tape and
+/// passes on previous_logits_gradient() if there is a residual gate inside.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+
+#include <concepts>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <Gate Inner>
+struct decorated_tape {
+  typename Inner::tape inner;
+
+  const auto& previous_logits_gradient() const noexcept
+    requires requires(const typename Inner::tape& t) { t.previous_logits_gradient(); }
+  {
+    return inner.previous_logits_gradient();
+  }
+};
+
+template <Gate Inner>
+class gate_decorator {
+public:
+  using scalar = typename Inner::scalar;
+
+  explicit gate_decorator(Inner inner) : inner_(std::move(inner)) {}
+
+  index_t inputs() const noexcept { return inner_.inputs(); }
+  index_t experts() const noexcept { return inner_.experts(); }
+
+  Inner& inner() noexcept { return inner_; }
+  const Inner& inner() const noexcept { return inner_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Inner>) Inner::visit_parameters(self.inner_, visit);
+  }
+
+private:
+  Inner inner_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

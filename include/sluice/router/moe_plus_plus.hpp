@@ -1,0 +1,169 @@
+/// MoE++ router: top-k over feed-forward experts and experts that cost nothing, scored with the previous layer's help.
+///
+///   G [T,E] = W2 tanh(W1 x) + R G_previous        (residual_gate<two_layer_gate>; any gate will do)
+///   S = the k largest of G[t];  z = G[t], or G[t] s / sigma[t] with options.target_deviation s (gate/standardized.hpp)
+///   released   w = softmax(z over S without the zero experts), and 0 for a zero expert in S: as if its probability were
+///              removed before the others are divided by their sum
+///   mixtral    w = softmax(z over S), zero experts included
+///
+/// Experts are numbered FFNs, constants, copy, zero: the last options.zero_experts are zero experts. A token with nothing but
+/// zero experts has weights 0 and output 0 (the published 0/0). With options.multiply_input every expert's input is
+/// multiplied by the router's own k, as released (the released code does so with `released` weights only).
+/// tape.signals.clean is G, not scaled: what the next layer takes as previous_logits. Its gradient comes back through
+/// tape.gate.previous_logits_gradient() (gate/residual.hpp shows the loop).
+///
+/// Gradients: dz[j] = w[j] (g[j] - sum over S of w g) for j in S; a zero expert gets none under `released`. k = 1 gives constant
+/// weights and the gate no gradient; it is refused unless options.constant_weight is set. NaN, ties and T = 0 as top_k_router.
+///
+/// The layer around it:
+///   experts    expert_union{expert_bank<swiglu<float>>{8, D, H}, expert_bank<constant_expert<float>>{2, D},
+///                           expert_bank<identity_expert<float>>{1, D}, expert_bank<zero_expert<float>>{1, D}}
+///   loss       moe_plus_plus_balance(8, 4)
+///   capacity   position_capacity{capacity_limit::moe_plus_plus(1.1, 0.75, 8, 4)}
+/// Jin et al. 2024, arXiv:2410.07348, and its released code.
+#pragma once
+
+#include <sluice/gate/residual.hpp>
+#include <sluice/gate/standardized.hpp>
+#include <sluice/gate/two_layer.hpp>
+#include <sluice/loss/switch_balance.hpp>
+#include <sluice/router/token_choice.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+enum class moe_plus_plus_weights { released, mixtral };
+
+/// The rule of MoE++ routing, for one token.
+template <std::floating_point Scalar>
+class moe_plus_plus_rule {
+public:
+  struct options {
+    index_t top_k = 2;
+    moe_plus_plus_weights weights = moe_plus_plus_weights::released;
+    index_t zero_experts = 1;
+    Scalar target_deviation = 0;   ///< 0: logits are used as they are
+    bool multiply_input = true;    ///< experts see k x
+    bool constant_weight = false;  ///< allow k = 1
+  };
+
+  /// Throws std::invalid_argument if an option makes no sense.
+  explicit moe_plus_plus_rule(options o) : options_(o) {
+    if (o.zero_experts < 0) throw_invalid("moe_plus_plus_router cannot have ", o.zero_experts, " zero experts");
+    if (!detail::is_usable(o.target_deviation) || o.target_deviation < Scalar(0))
+      throw_invalid("moe_plus_plus_router cannot scale logits to a deviation of ", o.target_deviation);
+    refuse_constant_weight(o.top_k);
+  }
+
+  index_t top_k() const noexcept { return options_.top_k; }
+  void check(index_t experts) const {
+    if (options_.zero_experts > experts)
+      throw_invalid("moe_plus_plus_router cannot have ", options_.zero_experts, " zero experts among E = ", experts);
+    if (scales() && experts < 2) throw_invalid("moe_plus_plus_router scales logits to a deviation only with E >= 2");
+  }
+  void check_call(index_t, index_t k, bool training) const {
+    if (training) refuse_constant_weight(k);
+  }
+
+  void score(const Scalar* logits, index_t experts, Scalar* scores) const {
+    const Scalar factor = scale_of(logits, experts);
+    for (index_t e = 0; e < experts; ++e) scores[e] = factor * logits[e];
+    kernel::softmax(scores, scores, experts);
+  }
+
+  index_t choose(const Scalar* logits, const Scalar*, Scalar*, index_t experts, index_t k, index_t* ids) const {
+    kernel::top_k(logits, experts, k, ids);
+    return k;
+  }
+
+  void weigh(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count, Scalar* weights) const {
+    // Exponentials against the largest logit that has a weight: the division cannot meet 0 however unlikely its expert is.
+    index_t best = -1;
+    for (index_t j = 0; j < count; ++j)
+      if (has_weight(ids[j], experts) && (best < 0 || order_key(logits[ids[j]]) > order_key(logits[ids[best]]))) best = j;
+    const Scalar factor = scale_of(logits, experts);
+    Scalar sum = 0;
+    for (index_t j = 0; j < count; ++j) {
+      weights[j] = has_weight(ids[j], experts) ? exponential(factor, logits[ids[j]], logits[ids[best]]) : Scalar(0);
+      sum += weights[j];
+    }
+    for (index_t j = 0; j < count && best >= 0; ++j) weights[j] /= sum;
+  }
+
+  void backward(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count, const Scalar* weights,
+                const Scalar* dweights, Scalar* dlogits) const {
+    Scalar inner = 0;
+    for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
+    const Scalar factor = scale_of(logits, experts);
+    Scalar along = 0;  // <dz, G>
+    for (index_t j = 0; j < count; ++j) {
+      const Scalar dz = weights[j] * (dweights[j] - inner);
+      dlogits[ids[j]] += factor * dz;
+      if (scales()) along += dz * logits[ids[j]];
+    }
+    if (!scales()) return;
+    const auto spread = detail::spread_of(logits, experts);
+    const Scalar pull = detail::spread_pull(spread, options_.target_deviation, along, experts);
+    for (index_t e = 0; e < experts; ++e) dlogits[e] -= pull * (logits[e] - spread.mean);
+  }
+
+  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
+
+private:
+  bool scales() const noexcept { return options_.target_deviation > Scalar(0); }
+
+  bool has_weight(index_t expert, index_t experts) const noexcept {
+    return options_.weights == moe_plus_plus_weights::mixtral || expert < experts - options_.zero_experts;
+  }
+
+  Scalar scale_of(const Scalar* logits, index_t experts) const {
+    return scales() ? detail::standardizing_factor(detail::spread_of(logits, experts), options_.target_deviation) : Scalar(1);
+  }
+
+  /// exp(factor (logit - largest)); 1 also where both are infinite.
+  static Scalar exponential(Scalar factor, Scalar logit, Scalar largest) {
+    return !is_nan(logit) && order_key(logit) == order_key(largest) ? Scalar(1) : std::exp(factor * (logit - largest));
+  }
+
+  void refuse_constant_weight(index_t k) const {
+    if (k == 1 && !options_.constant_weight)
+      throw_invalid("moe_plus_plus_router with k = 1 gives every weight 1 and the gate no gradient; set constant_weight if that "
+                    "is wanted");
+  }
+
+  options options_;
+};
+
+/// sluice::moe_plus_plus_router<float> router{64, 12, {.top_k = 2}};     a first layer: GateType two_layer_gate<float>
+template <std::floating_point Scalar, DifferentiableGate GateType = residual_gate<two_layer_gate<Scalar>>,
+          typename Capacity = dropless>
+class moe_plus_plus_router : public token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity> {
+  using base = token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity>;
+
+public:
+  using options = typename moe_plus_plus_rule<Scalar>::options;
+
+  moe_plus_plus_router(index_t inputs, index_t experts, options o = {}, Capacity capacity = {})
+    requires std::constructible_from<GateType, index_t, index_t>
+      : moe_plus_plus_router(GateType(inputs, experts), o, std::move(capacity)) {}
+
+  explicit moe_plus_plus_router(GateType gate, options o = {}, Capacity capacity = {})
+      : base(std::move(gate), moe_plus_plus_rule<Scalar>(o), {}, std::move(capacity),
+             {.input_factor = o.multiply_input ? static_cast<Scalar>(o.top_k) : Scalar(1)}) {}
+};
+
+/// beta × sum over e of eta[e] f[e] P[e], eta = 1 for FFN experts and tau for those that cost nothing; f[e] is the share of
+/// tokens that choose e. A smaller tau sends more tokens to experts that cost nothing.
+inline switch_balance moe_plus_plus_balance(index_t ffn_experts, index_t zero_computation_experts, double tau = 0.75,
+                                            double beta = 0.01) {
+  if (ffn_experts < 0 || zero_computation_experts < 0)
+    throw_invalid("moe_plus_plus_balance needs counts of experts >= 0, not ", ffn_experts, " and ", zero_computation_experts);
+  switch_balance loss{.coefficient = beta, .share = balance_share::per_token, .times_experts = false};
+  loss.cost.assign(static_cast<std::size_t>(ffn_experts), 1.0);
+  loss.cost.resize(static_cast<std::size_t>(ffn_experts + zero_computation_experts), tau);
+  return loss;
+}
+
+static_assert(DifferentiableRouter<moe_plus_plus_router<float>>);
+static_assert(DifferentiableRouter<moe_plus_plus_router<double, linear_gate<double>>>);
+
+}  // namespace sluice::inline SLUICE_ISA
