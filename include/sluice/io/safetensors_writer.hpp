@@ -156,7 +156,10 @@ inline std::string safetensors_writer::header() const {
     const std::uint64_t end = begin + tensor.bytes.size();
     next();
     text += tensor.quoted_name + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < tensor.shape.size(); ++i) text += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+      if (i > 0) text += ',';
+      text += std::to_string(tensor.shape[i]);
+    }
     text += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
     begin = end;
   });
