@@ -10,9 +10,16 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/loss/dselect.hpp>
+#include <sluice/loss/relu_l1.hpp>
 #include <sluice/reference/naive_moe.hpp>
+#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/expert_choice.hpp>
 #include <sluice/router/product_key.hpp>
+#include <sluice/router/relu.hpp>
+#include <sluice/router/soft_moe.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>

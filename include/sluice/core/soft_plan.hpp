@@ -5,8 +5,9 @@
 ///   z[e,g,p] = sum over tokens t of group g of dispatch[t, e·P+p] * x[t]            (rows of expert e: g-major, then p)
 ///   y[t]     = sum over s of combine[t,s] * f(z)[s of the group of t]
 ///
-/// Puigcerver et al. 2024, arXiv:2308.00951. Invalid tokens (NaN in their logits) are left out of every slot and have
-/// output NaN.
+/// A token whose row of a matrix is all zero is left out of that sum, not multiplied by zero, so its NaN or garbage (padding)
+/// reaches no slot. Invalid tokens (NaN in their logits) have both rows zero and output NaN. A plan is a value: copy it, save it,
+/// look into it, change its matrices, use it again. Puigcerver et al. 2024, arXiv:2308.00951.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -14,6 +15,7 @@
 #include <sluice/core/error.hpp>
 #include <sluice/core/types.hpp>
 
+#include <algorithm>
 #include <concepts>
 #include <span>
 
@@ -52,7 +54,16 @@ public:
     invalid_.clear();
   }
 
-  void mark_invalid(index_t token) { invalid_.push_back(token); }
+  /// Marks a token whose logits held NaN and takes it out of every slot. Call it when the matrices have been filled.
+  void mark_invalid(index_t token) {
+    leave_out(token);
+    invalid_.push_back(token);
+  }
+  /// Sets both rows of a token to zero: no slot sees it, and its output is zero.
+  void leave_out(index_t token) noexcept {
+    std::fill_n(dispatch_.row(token), slots(), Scalar(0));
+    std::fill_n(combine_.row(token), slots(), Scalar(0));
+  }
 
   index_t tokens() const noexcept { return dispatch_.rows(); }
   index_t experts() const noexcept { return experts_; }

@@ -1,0 +1,260 @@
+/// Normalisation of rows, forward and backward: the policies that routers and layers take as their norm.
+///
+///   no_norm      y = x
+///   unit_norm    y = x / sqrt(sum x^2 + epsilon)                                  unit length, nothing learned
+///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain    length sqrt(D), learned gain [D]
+///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
+///
+/// All have forward(x, y, tape, executor) const and backward(x, dy, tape, dx, executor), which adds into dx and into the
+/// gradients of gain and bias; x and tape are those of the forward call. backward may be called on blocks of rows one after
+/// another: `first` is the position of the block in the forward call. Gradients are exact, epsilon included; below the floor
+/// the length is a constant. A NaN stays in its row. No rows is fine.
+/// Zhang and Sennrich 2019 (RMSNorm), arXiv:1910.07467; Ba et al. 2016 (LayerNorm), arXiv:1607.06450.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/executor.hpp>
+#include <sluice/core/parameter.hpp>
+#include <sluice/kernel/vector_math.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// A policy that normalises rows of a fixed or of any width.
+template <typename N>
+concept RowNorm = requires(N& norm, tokens_in<typename N::scalar> x, tokens_out<typename N::scalar> y,
+                           typename N::tape& tape, const executor_ref& executor, index_t first) {
+  std::as_const(norm).forward(x, y, tape, executor);
+  norm.backward(x, x, tape, y, executor, first);
+};
+
+namespace detail {
+
+inline constexpr index_t norm_row_block = 32;
+inline constexpr index_t norm_column_block = 64;
+
+/// Per row what backward needs: y = (x - mean) * scale, times gain.
+template <typename Scalar>
+struct norm_tape {
+  buffer<Scalar> mean;
+  buffer<Scalar> scale;
+  buffer<std::uint8_t> at_floor;  ///< 1 where the scale does not depend on x
+};
+
+/// dgain[c] += sum over rows of dy * (x - mean) * scale; dbias[c] += sum of dy. A task owns columns, rows go in order.
+template <bool Centred, typename Scalar>
+void add_gain_gradients(tokens_in<Scalar> x, tokens_in<Scalar> dy, const norm_tape<Scalar>& t, index_t first,
+                        std::span<Scalar> dgain, std::span<Scalar> dbias, const executor_ref& executor) {
+  executor.parallel_blocks(x.cols(), norm_column_block, [&](index_t begin, index_t end) {
+    for (index_t r = 0; r < x.rows(); ++r)
+      for (index_t c = begin; c < end; ++c) {
+        const Scalar centred = Centred ? x(r, c) - t.mean[first + r] : x(r, c);
+        dgain[static_cast<std::size_t>(c)] += dy(r, c) * centred * t.scale[first + r];
+        if (!dbias.empty()) dbias[static_cast<std::size_t>(c)] += dy(r, c);
+      }
+  });
+}
+
+}  // namespace detail
+
+template <std::floating_point Scalar>
+class no_norm {
+public:
+  using scalar = Scalar;
+  struct tape {};
+
+  explicit no_norm(index_t = 0) {}
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape&, const executor_ref&) const { y = x; }
+  void backward(tokens_in<Scalar>, tokens_in<Scalar> dy, tape&, tokens_out<Scalar> dx, const executor_ref&,
+                index_t = 0) {
+    dx += dy;
+  }
+};
+
+template <std::floating_point Scalar>
+class unit_norm {
+public:
+  using scalar = Scalar;
+  using tape = detail::norm_tape<Scalar>;
+
+  /// The width is not needed. Throws std::invalid_argument if epsilon is negative.
+  explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6)) : epsilon_(epsilon) {
+    if (!(epsilon >= 0)) throw_invalid("unit_norm needs epsilon >= 0, not ", epsilon);
+  }
+
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
+    t.scale.resize(x.rows());
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar* row = x.data() + r * x.outerStride();
+        t.scale[r] = 1 / std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+        kernel::copy_scaled(t.scale[r], row, y.data() + r * y.outerStride(), x.cols());
+      }
+    });
+  }
+
+  /// dx += s (dy - y <y, dy>) with y = s x.
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
+                index_t first = 0) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar* row = x.data() + r * x.outerStride();
+        const Scalar* upstream = dy.data() + r * dy.outerStride();
+        const Scalar s = t.scale[first + r];
+        kernel::add_scaled(s, upstream, dx.data() + r * dx.outerStride(), x.cols());
+        kernel::add_scaled(-s * s * s * kernel::dot(row, upstream, x.cols()), row, dx.data() + r * dx.outerStride(),
+                           x.cols());
+      }
+    });
+  }
+
+private:
+  Scalar epsilon_;
+};
+
+template <std::floating_point Scalar>
+class rms_norm {
+public:
+  using scalar = Scalar;
+  using tape = detail::norm_tape<Scalar>;
+  struct options {
+    Scalar epsilon = 0;               ///< added to the mean square (language models: 1e-6 or 1e-5)
+    Scalar smallest = Scalar(1e-12);  ///< the floor: rows shorter than this are divided by it
+  };
+
+  /// Throws std::invalid_argument unless D >= 1 and some epsilon or floor keeps a zero row finite.
+  explicit rms_norm(index_t width, options o = {})
+      : options_(o), gain_({width}, parameter_role::vector, initial_values::constant(1)) {
+    if (width < 1 || !(o.epsilon >= 0) || !(o.smallest >= 0) || o.epsilon + o.smallest == Scalar(0))
+      throw_invalid("rms_norm needs D >= 1, epsilon >= 0 and floor >= 0, not both 0; D = ", width,
+                    ", epsilon = ", o.epsilon, ", floor = ", o.smallest);
+  }
+
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
+    t.scale.resize(x.rows());
+    t.at_floor.resize(x.rows());
+    const auto width = static_cast<Scalar>(x.cols());
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar* row = x.data() + r * x.outerStride();
+        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + width * options_.epsilon);
+        t.at_floor[r] = length < options_.smallest;
+        t.scale[r] = std::sqrt(width) / (t.at_floor[r] ? options_.smallest : length);
+        for (index_t c = 0; c < x.cols(); ++c) y(r, c) = row[c] * t.scale[r] * gain_.data()[c];
+      }
+    });
+  }
+
+  /// With u = x s and h = gain dy: dx += s (h - u <u, h> / D), without the second term at the floor.
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
+                index_t first = 0) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar s = t.scale[first + r];
+        Scalar inner = 0;
+        if (!t.at_floor[first + r])
+          for (index_t c = 0; c < x.cols(); ++c) inner += x(r, c) * gain_.data()[c] * dy(r, c);
+        inner *= s * s / static_cast<Scalar>(x.cols());
+        for (index_t c = 0; c < x.cols(); ++c) dx(r, c) += s * (gain_.data()[c] * dy(r, c) - x(r, c) * inner);
+      }
+    });
+    detail::add_gain_gradients<false>(x, dy, t, first, gain_.gradient(), std::span<Scalar>{}, executor);
+  }
+
+  parameter<Scalar>& gain() noexcept { return gain_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("gain", self.gain_);
+  }
+
+private:
+  options options_;
+  parameter<Scalar> gain_;
+};
+
+template <std::floating_point Scalar>
+class layer_norm {
+public:
+  using scalar = Scalar;
+  using tape = detail::norm_tape<Scalar>;
+  struct options {
+    Scalar epsilon = Scalar(1e-5);
+    bool bias = false;
+  };
+
+  /// Throws std::invalid_argument unless D >= 1 and epsilon > 0.
+  explicit layer_norm(index_t width, options o = {})
+      : options_(o), gain_({width}, parameter_role::vector, initial_values::constant(1)) {
+    if (width < 1 || !(o.epsilon > 0))
+      throw_invalid("layer_norm needs D >= 1 and epsilon > 0, not D = ", width, ", epsilon = ", o.epsilon);
+    if (o.bias) bias_ = {{width}, parameter_role::vector};
+  }
+
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
+    t.mean.resize(x.rows());
+    t.scale.resize(x.rows());
+    const auto width = static_cast<Scalar>(x.cols());
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        Scalar mean = 0;
+        for (index_t c = 0; c < x.cols(); ++c) mean += x(r, c);
+        mean /= width;
+        Scalar variance = 0;
+        for (index_t c = 0; c < x.cols(); ++c) variance += (x(r, c) - mean) * (x(r, c) - mean);
+        t.mean[r] = mean;
+        t.scale[r] = 1 / std::sqrt(variance / width + options_.epsilon);
+        for (index_t c = 0; c < x.cols(); ++c)
+          y(r, c) = (x(r, c) - mean) * t.scale[r] * gain_.data()[c] + (options_.bias ? bias_.data()[c] : Scalar(0));
+      }
+    });
+  }
+
+  /// With u = (x - mean) s and h = gain dy: dx += s (h - mean(h) - u mean(u h)).
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
+                index_t first = 0) {
+    const auto width = static_cast<Scalar>(x.cols());
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar s = t.scale[first + r];
+        const Scalar mean = t.mean[first + r];
+        Scalar sum = 0;
+        Scalar inner = 0;
+        for (index_t c = 0; c < x.cols(); ++c) {
+          const Scalar h = gain_.data()[c] * dy(r, c);
+          sum += h;
+          inner += h * (x(r, c) - mean) * s;
+        }
+        for (index_t c = 0; c < x.cols(); ++c)
+          dx(r, c) += s * (gain_.data()[c] * dy(r, c) - sum / width - (x(r, c) - mean) * s * (inner / width));
+      }
+    });
+    detail::add_gain_gradients<true>(x, dy, t, first, gain_.gradient(),
+                                     options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
+  }
+
+  parameter<Scalar>& gain() noexcept { return gain_; }
+  parameter<Scalar>& bias() noexcept { return bias_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("gain", self.gain_);
+    if (self.options_.bias) visit("bias", self.bias_);
+  }
+
+private:
+  options options_;
+  parameter<Scalar> gain_;
+  parameter<Scalar> bias_;
+};
+
+static_assert(RowNorm<no_norm<float>> && RowNorm<unit_norm<float>> && RowNorm<rms_norm<float>> &&
+              RowNorm<layer_norm<float>>);
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,92 @@
+/// ReLU router (ReMoE): the weight of an expert is the positive part of its logit, and whatever is positive is active.
+///
+///   X [T,D]   L = gate(X) [T,E]   w[t,e] = max(L[t,e], 0)   active where L[t,e] > 0
+///   y[t] = sum over the active e of w[t,e] * f_e(x[t])            no softmax, no normalisation, no k, no capacity
+///   dl[t,e] = g[t,e] where active, else 0
+///
+/// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments early
+/// in training. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit crosses 0.
+/// A token without positive logits gets no expert and output zero; an expert whose logits are negative for every token has no
+/// gradient. Of a token's experts the one with the lowest index has rank 0. A token with NaN among its logits gets no expert
+/// and output NaN. Padding is not routed. A call may not name a k. Input jitter is a matter of the gate.
+/// Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing", arXiv:2412.14711, eq. 5.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/numeric.hpp>
+#include <sluice/core/signals.hpp>
+#include <sluice/core/sparse_plan.hpp>
+#include <sluice/gate/linear.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar, DifferentiableGate GateType = linear_gate<Scalar>>
+class relu_router {
+public:
+  using scalar = Scalar;
+  using plan = sparse_plan<Scalar>;
+
+  struct tape {
+    score_signals<Scalar> signals;
+    score_gradients<Scalar> dsignals;
+    typename GateType::tape gate;
+    matrix_buffer<Scalar> dlogits;
+  };
+
+  /// A linear gate without bias.
+  relu_router(index_t inputs, index_t experts) requires std::constructible_from<GateType, index_t, index_t>
+      : relu_router(GateType(inputs, experts)) {}
+  explicit relu_router(GateType gate) : gate_(std::move(gate)) {}
+
+  index_t inputs() const noexcept { return gate_.inputs(); }
+  index_t experts() const noexcept { return gate_.experts(); }
+
+  void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    if (context.top_k != 0) throw_invalid("relu_router has no k; the call asks for k = ", context.top_k);
+    const index_t tokens = x.rows();
+    t.signals.has_noise = false;
+    t.signals.clean.resize(tokens, experts());
+    gate_.forward(x, context, t.signals.clean.map(), t.gate);
+    p.reset(tokens, experts());
+    for (index_t token = 0; token < tokens; ++token) {
+      if (context.is_padding(token)) continue;
+      const Scalar* logits = t.signals.clean.row(token);
+      if (any_nan(logits, experts())) {
+        p.mark_invalid(token);
+        continue;
+      }
+      index_t rank = 0;
+      for (index_t e = 0; e < experts(); ++e)
+        if (logits[e] > 0) p.add(token, e, logits[e], rank++);
+    }
+    p.finish();
+    // What losses may use as k: the mean number of experts a token got, rounded.
+    t.signals.top_k = tokens == 0 ? 1 : std::max<index_t>(1, (2 * p.size() + tokens) / (2 * tokens));
+  }
+
+  void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
+                const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
+    t.dlogits = t.dsignals.clean;
+    for (index_t i = 0; i < p.size(); ++i) t.dlogits(p.token(i), p.expert(i)) += dplan.weight[i];
+    gate_.backward(x, context, t.dlogits.map(), t.gate, dx);
+  }
+
+  GateType& gate() noexcept { return gate_; }
+  const GateType& gate() const noexcept { return gate_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<GateType>) visit("gate", self.gate_);
+  }
+
+private:
+  GateType gate_;
+};
+
+static_assert(DifferentiableRouter<relu_router<float>>);
+
+}  // namespace sluice::inline SLUICE_ISA
