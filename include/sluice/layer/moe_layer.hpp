@@ -18,6 +18,7 @@
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 #include <utility>
@@ -90,10 +91,14 @@ public:
 
   /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    forward(x, y, static_cast<workspace&>(t), context);
+    check_shapes(x, y, context);
     t.context = context;
     t.x.resize(x.rows(), x.cols());
     t.x.map() = x;
+    // Whatever padding holds, even NaN, it must not reach the sums over tokens of the backward pass.
+    for (index_t token = 0; token < x.rows(); ++token)
+      if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
+    forward(t.x.map(), y, static_cast<workspace&>(t), context);
     if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); }) t.router.dsignals.zero_like(t.router.signals);
     evaluate_losses(t, std::index_sequence_for<Losses...>{});
   }
