@@ -23,6 +23,7 @@
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>
+#include <sluice/train/conformance.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/schedule.hpp>
