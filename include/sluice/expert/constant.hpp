@@ -34,7 +34,7 @@ public:
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tokens_out<Scalar> saved) const {
     for (index_t r = 0; r < x.rows(); ++r) {
-      const Scalar* in = &x(r, 0);
+      const Scalar* in = x.data() + r * x.outerStride();
       Scalar* a = &saved(r, 0);
       for (index_t i = 0; i < 2; ++i) a[i] = kernel::dot(weight_.data() + i * inputs(), in, inputs());
       kernel::softmax(a, a, 2);
@@ -47,16 +47,17 @@ public:
     Scalar* dweight = weight_.gradient().data();
     Scalar* dvalue = value_.gradient().data();
     for (index_t r = 0; r < x.rows(); ++r) {
-      const Scalar* upstream = &dy(r, 0);
+      const Scalar* in = x.data() + r * x.outerStride();
+      const Scalar* upstream = dy.data() + r * dy.outerStride();
       const Scalar* a = &saved(r, 0);
-      const Scalar s[2] = {kernel::dot(upstream, &x(r, 0), inputs()), kernel::dot(upstream, value_.data(), inputs())};
+      const Scalar s[2] = {kernel::dot(upstream, in, inputs()), kernel::dot(upstream, value_.data(), inputs())};
       const Scalar inner = a[0] * s[0] + a[1] * s[1];
       kernel::copy_scaled(a[0], upstream, &dx(r, 0), inputs());
       kernel::add_scaled(a[1], upstream, dvalue, inputs());
       for (index_t i = 0; i < 2; ++i) {
         const Scalar dl = a[i] * (s[i] - inner);
         kernel::add_scaled(dl, weight_.data() + i * inputs(), &dx(r, 0), inputs());
-        kernel::add_scaled(dl, &x(r, 0), dweight + i * inputs(), inputs());
+        kernel::add_scaled(dl, in, dweight + i * inputs(), inputs());
       }
     }
   }
