@@ -12,9 +12,11 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/loss/competition.hpp>
 #include <sluice/loss/dselect.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/reference/naive_moe.hpp>
+#include <sluice/router/compete.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/expert_choice.hpp>
 #include <sluice/router/product_key.hpp>

@@ -1,0 +1,237 @@
+/// Competition (CompeteSMoE): on some training steps every expert runs, the strongest responses win, and a loss teaches the
+/// base router to foresee the winners. On all other steps, and at inference, this is the base router bit for bit.
+///
+///   compete_router router{top_k_router<float>{64, 8, {.top_k = 2}}, {.frequency = 0.07}};
+///   moe_layer layer{router, experts, imitation_loss{.coefficient = 0.1}};
+///
+/// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners' weights
+/// once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they came from
+/// (router/competition.hpp). k is that of the base router, or of the call. The base router's scores then have gradients from
+/// losses only (loss/competition.hpp). Other losses see a plan in which every expert has every token and nobody a first choice
+/// (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base router have no say in it.
+///
+/// A step is a competition by chance, drawn at random_site::competition, or by a list. Padding is not routed. A token whose
+/// base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs: router/competition.hpp.
+/// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/statistics.hpp>
+#include <sluice/router/competition.hpp>
+
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct competition_options {
+  response responses = response::mean_softplus;
+  double frequency = 0.07;  ///< chance that a training step is a competition
+  index_t warm_up = 0;      ///< steps (context.step) before the first one
+  index_t layer = 0;        ///< number of this layer in its model, so that layers draw for themselves
+  /// If given, replaces the draw: step s is a competition if steps[s - warm_up] is not 0; past the end none is.
+  std::vector<std::uint8_t> steps{};
+};
+
+/// Lists for competition_options::steps, one a layer: each step of each layer is drawn with chance `frequency`, but at most
+/// `most` layers compete in one step. A draw over that limit moves to the nearest earlier step with room, else to the nearest
+/// later one, else it is lost. Throws std::invalid_argument if an argument is negative or frequency above 1.
+inline std::vector<std::vector<std::uint8_t>> schedule_competitions(index_t layers, index_t steps, double frequency,
+                                                                    index_t most, const random_source& random) {
+  if (layers < 0 || steps < 0 || most < 0 || !(frequency >= 0 && frequency <= 1))
+    throw_invalid("schedule_competitions needs layers, steps, most >= 0 and 0 <= frequency <= 1, not ", layers, ", ",
+                  steps, ", ", most, ", ", frequency);
+  std::vector<std::vector<std::uint8_t>> lists(static_cast<std::size_t>(layers),
+                                               std::vector<std::uint8_t>(static_cast<std::size_t>(steps), 0));
+  std::vector<index_t> busy(static_cast<std::size_t>(steps), 0);
+  for (index_t layer = 0; layer < layers; ++layer) {
+    auto& list = lists[static_cast<std::size_t>(layer)];
+    const auto take = [&](index_t step) {
+      const auto s = static_cast<std::size_t>(step);
+      if (busy[s] >= most || list[s] != 0) return false;
+      list[s] = 1;
+      ++busy[s];
+      return true;
+    };
+    for (index_t step = 0; step < steps; ++step) {
+      if (!(random.uniform(random_site::competition, layer * steps + step) < frequency)) continue;
+      bool taken = take(step);
+      for (index_t other = step - 1; other >= 0 && !taken; --other) taken = take(other);
+      for (index_t other = step + 1; other < steps && !taken; ++other) taken = take(other);
+    }
+  }
+  return lists;
+}
+
+/// The base router's signals, and the results of the competition.
+template <std::floating_point Scalar, typename BaseSignals>
+struct competition_signals : BaseSignals, competition_results<Scalar> {};
+
+template <std::floating_point Scalar, typename BaseGradients>
+struct competition_gradients : BaseGradients {
+  matrix_buffer<Scalar> responses;
+  matrix_buffer<Scalar> similarity;
+
+  template <typename Signals>
+  void zero_like(const Signals& signals) {
+    BaseGradients::zero_like(signals);
+    responses.set_zero(signals.responses.rows(), signals.responses.cols());
+    similarity.set_zero(signals.similarity.rows(), signals.similarity.cols());
+  }
+};
+
+template <DifferentiableRouter Base>
+class compete_router {
+public:
+  using scalar = typename Base::scalar;
+  using plan = typename Base::plan;
+  static constexpr bool causal = is_causal<Base>;
+  static constexpr bool exact_gradient = has_exact_gradient<Base>;
+  static_assert(std::same_as<plan, sparse_plan<scalar>>,
+                "sluice: compete_router needs a base router with a sparse plan");
+  static_assert(
+      requires(const Base& base, typename Base::tape& t) { base.top_k(), t.signals.clean, t.dsignals; },
+      "sluice: compete_router needs a base router with `index_t top_k() const` whose tape has `signals.clean` and "
+      "`dsignals`");
+
+private:
+  using base_signals = decltype(std::declval<typename Base::tape&>().signals);
+  using base_gradients = decltype(std::declval<typename Base::tape&>().dsignals);
+
+public:
+  struct tape {
+    competition_signals<scalar, base_signals> signals;
+    competition_gradients<scalar, base_gradients> dsignals;
+    typename Base::tape base;
+    plan base_plan;  ///< in a competition: what the base router would have done
+    typename plan::gradient no_gradient;
+    matrix_buffer<scalar> dresponses;
+  };
+
+  /// Throws std::invalid_argument unless 0 <= frequency <= 1 and warm_up, layer >= 0.
+  explicit compete_router(Base base, competition_options o = {}) : base_(std::move(base)), options_(std::move(o)) {
+    if (!(options_.frequency >= 0 && options_.frequency <= 1) || options_.warm_up < 0 || options_.layer < 0)
+      throw_invalid("compete_router needs 0 <= frequency <= 1 and warm_up, layer >= 0, not ", options_.frequency, ", ",
+                    options_.warm_up, ", ", options_.layer);
+  }
+
+  index_t inputs() const noexcept { return base_.inputs(); }
+  index_t experts() const noexcept { return base_.experts(); }
+  index_t top_k() const noexcept { return base_.top_k(); }
+
+  /// Whether a call with this context is a competition.
+  bool competes(const routing_context<scalar>& context) const {
+    const index_t step = context.step - options_.warm_up;
+    if (!context.training || step < 0) return false;
+    if (!options_.steps.empty())
+      return step < static_cast<index_t>(options_.steps.size()) && options_.steps[static_cast<std::size_t>(step)] != 0;
+    return options_.frequency > 0 &&
+           context.random.uniform(random_site::competition, options_.layer) < options_.frequency;
+  }
+
+  void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
+    auto& s = t.signals;
+    s.competing = competes(context);
+    base_.route(x, context, s.competing ? t.base_plan : p, t.base);
+    static_cast<base_signals&>(s) = t.base.signals;
+    if (!s.competing) return s.reset(0, experts(), 0);
+    s.reset(x.rows(), experts(), context.top_k == 0 ? top_k() : context.top_k);
+    p.reset(x.rows(), experts());
+    for (index_t token = 0; token < x.rows(); ++token)
+      for (index_t e = 0; e < experts() && !context.is_padding(token); ++e) p.add(token, e, scalar(0), e + 1);
+    for (const index_t token : t.base_plan.invalid_tokens()) p.mark_invalid(token);
+    p.finish();
+  }
+
+  /// Sets the weights of a competition. Plans of other calls, and those made elsewhere, stay as they are.
+  void weigh(tokens_in<scalar> outputs, const routing_context<scalar>& context, plan& p, tape& t) const {
+    if (!holds_everyone(context, p, t)) return;
+    const competition<scalar> contest(options_.responses, outputs.cols());
+    context.executor.parallel_blocks(p.tokens(), token_block, [&](index_t begin, index_t end) {
+      for (index_t token = begin; token < end; ++token) {
+        const auto own = p.of_token(token);
+        if (own.empty()) continue;
+        for (const index_t i : own) weight(p, i) = 0;
+        contest.judge(outputs_of(own, outputs), token, t.signals,
+                      [&](index_t e, scalar w) { weight(p, own[static_cast<std::size_t>(e)]) = w; });
+        kernel::softmax(t.signals.clean.row(token), t.signals.policy.row(token), experts());
+      }
+    });
+  }
+
+  /// Adds the gradients of weights, responses and similarities to those of the outputs.
+  void backward_outputs(tokens_in<scalar> outputs, const routing_context<scalar>& context, const plan& p,
+                        const typename plan::gradient& dplan, tape& t, tokens_out<scalar> doutputs) {
+    if (!holds_everyone(context, p, t)) return;
+    const competition<scalar> contest(options_.responses, outputs.cols());
+    t.dresponses = t.dsignals.responses;
+    context.executor.parallel_blocks(p.tokens(), token_block, [&](index_t begin, index_t end) {
+      for (index_t token = begin; token < end; ++token) {
+        const auto own = p.of_token(token);
+        if (own.empty()) continue;
+        const auto f = outputs_of(own, outputs);
+        const auto df = [&](index_t e) {
+          return doutputs.data() + own[static_cast<std::size_t>(e)] * doutputs.outerStride();
+        };
+        scalar* da = t.dresponses.row(token);
+        contest.backward_weights(
+            t.signals, token, [&](index_t e) { return p.weight(own[static_cast<std::size_t>(e)]); },
+            [&](index_t e) { return dplan.weight[own[static_cast<std::size_t>(e)]]; }, da);
+        for (index_t e = 0; e < experts(); ++e)
+          if (da[e] != scalar(0)) contest.backward_response(f(e), t.signals.responses(token, e), da[e], df(e));
+        contest.backward_similarity(f, t.signals, t.dsignals.similarity.row(token), token, df);
+      }
+    });
+  }
+
+  void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
+                const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
+    std::swap(t.base.dsignals, static_cast<base_gradients&>(t.dsignals));
+    if (t.signals.competing) {  // the base router's weights were not used: only its scores have gradients
+      t.no_gradient.weight.assign(t.base_plan.size(), scalar(0));
+      t.no_gradient.input_scale.assign(t.base_plan.has_input_scale() ? t.base_plan.size() : 0, scalar(0));
+      base_.backward(x, context, t.base_plan, t.no_gradient, t.base, dx);
+    } else {
+      base_.backward(x, context, p, dplan, t.base, dx);
+    }
+    std::swap(t.base.dsignals, static_cast<base_gradients&>(t.dsignals));
+  }
+
+  void after_step(const routing_statistics& statistics, tape& t) {
+    if constexpr (requires { base_.after_step(statistics, t.base); }) base_.after_step(statistics, t.base);
+  }
+
+  Base& base() noexcept { return base_; }
+  const Base& base() const noexcept { return base_; }
+
+  /// The names of the base router's parameters, so that files fit both.
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Base>) Base::visit_parameters(self.base_, visit);
+  }
+
+private:
+  static constexpr index_t token_block = 32;
+
+  static scalar& weight(plan& p, index_t i) { return p.weights()[static_cast<std::size_t>(i)]; }
+
+  /// A token's assignments stand in the order of the experts.
+  static auto outputs_of(std::span<const index_t> own, tokens_in<scalar> outputs) {
+    return [own, data = outputs.data(), stride = outputs.outerStride()](index_t e) {
+      return data + own[static_cast<std::size_t>(e)] * stride;
+    };
+  }
+
+  bool holds_everyone(const routing_context<scalar>& context, const plan& p, const tape& t) const {
+    if (!t.signals.competing || !context.training || p.tokens() != t.signals.winners.rows()) return false;
+    index_t routed = 0;
+    for (index_t token = 0; token < p.tokens(); ++token) routed += !context.is_padding(token);
+    return p.size() == routed * experts();
+  }
+
+  Base base_;
+  competition_options options_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA
