@@ -106,9 +106,6 @@ public:
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
     check_shapes(x, y, context);
-    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
-      throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ", x.rows(),
-                    " and ", experts());
     apply(x, y, ws, context);
   }
 
@@ -165,6 +162,9 @@ private:
   }
 
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context) const {
+    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
+      throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ", x.rows(),
+                    " and ", experts());
     ws.rows.resize(ws.plan.rows(), inputs());
     ws.outputs.resize(ws.plan.rows(), outputs());
     dispatch(ws.plan, x, ws.rows.map(), context.executor);
