@@ -59,11 +59,13 @@ template <typename Router>
 property_result equal_tokens(router_probe<Router>& probe) {
   if (!probe.causal) return skip(not_causal);
   const auto b = probe.copies_of_token_0();
-  typename router_probe<Router>::workspace ws;
-  probe.infer(b.x, b.context(false), ws);
-  for (index_t t = 1; t < b.x.rows(); ++t)
-    if (!equal_bits(words_about(ws.plan, t), words_about(ws.plan, 0)))
-      return fail("token " + std::to_string(t) + " is routed unlike its copy, token 0");
+  for (const bool zeros : {false, true}) {  // tokens of zeros give many routers nothing but ties
+    typename router_probe<Router>::workspace ws;
+    probe.infer(b.x * typename Router::scalar(zeros ? 0 : 1), b.context(false), ws);
+    for (index_t t = 1; t < b.x.rows(); ++t)
+      if (!equal_bits(words_about(ws.plan, t), words_about(ws.plan, 0)))
+        return fail("token " + std::to_string(t) + " is routed unlike its copy, token 0");
+  }
   return pass(std::to_string(b.x.rows()) + " copies of a token, one route");
 }
 
