@@ -1,0 +1,15 @@
+// The systems that this program can replay, one function a source file.
+#pragma once
+
+#include "oracle_case.hpp"
+
+namespace oracle {
+
+std::vector<replayer> softmax_blocks();  // mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3
+std::vector<replayer> vision_routers();  // vmoe
+std::vector<replayer> token_choice();    // noisy_topk, switch, top2_gshard, st_moe, tutel
+std::vector<replayer> soft_routers();    // soft_moe, soft_moe_lucidrains
+std::vector<replayer> selectors();       // dselect_k, remoe
+std::vector<replayer> probes();          // moe_plus_plus, dynmoe, peer
+
+}  // namespace oracle
