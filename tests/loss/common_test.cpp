@@ -1,0 +1,300 @@
+// Promises that every loss keeps: coefficient, mask, groups, empty batches, dead experts, executors, memory.
+#include <sluice/loss/common.hpp>
+
+#include <sluice/capacity/position.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/loss/entropy.hpp>
+#include <sluice/loss/importance.hpp>
+#include <sluice/loss/load.hpp>
+#include <sluice/loss/router_z.hpp>
+#include <sluice/loss/switch_balance.hpp>
+#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "loss_case.hpp"
+
+using namespace sluice;
+
+namespace {
+
+/// f(name, loss) for every loss that works on fixed noise.
+template <typename F>
+void for_each_loss(F&& f) {
+  f("importance", importance_loss{.coefficient = 0.9});
+  f("importance, unbiased, sparse", importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased});
+  f("load", load_loss{.coefficient = 0.7});
+  f("load, Tutel", load_loss{.noise = load_form::scores_over_logits, .form = variance::unbiased});
+  f("balance, first choice", switch_balance{});
+  f("balance, kept first choice", switch_balance{.share = balance_share::first_choice_kept});
+  f("balance, quirk", switch_balance{.share = balance_share::first_choice_or_zero});
+  f("balance, per slot", switch_balance{.share = balance_share::per_slot, .logits = loss_logits::clean});
+  f("balance, per token", switch_balance{.share = balance_share::per_token});
+  f("balance, survivors", switch_balance{.share = balance_share::survivors});
+  f("balance, survivors of both", switch_balance{.share = balance_share::survivors_of_both});
+  f("balance, sigmoid", switch_balance{.probability = loss_probability::normalized_sigmoid});
+  f("router z", router_z_loss{});
+  f("entropy", entropy_loss{});
+}
+
+}  // namespace
+
+TEST_CASE("losses: coefficient 0 means not evaluated", "[loss]") {
+  auto c = test::random_case(6, 4, 101);
+  c.signals.clean.map().setConstant(quiet_nan<double>());
+  c.signals.sigma = 0;  // load_loss would throw
+  for_each_loss([&](const char* name, auto loss) {
+    CAPTURE(name);
+    loss.coefficient = 0;
+    if constexpr (requires { loss.cost; }) loss.cost = {1.0};  // switch_balance would throw
+    score_gradients<double> untouched;  // not even sized: any access would be out of bounds
+    CHECK(loss(c.signals, c.plan, c.context(), untouched) == 0);
+    CHECK(untouched.row_scratch.size() == 0);
+    CHECK(untouched.sum_scratch.size() == 0);
+  });
+}
+
+TEST_CASE("losses: value and gradient are linear in the coefficient, and gradients add up", "[loss]") {
+  auto c = test::random_case(8, 5, 103);
+  for_each_loss([&](const char* name, auto loss) {
+    CAPTURE(name);
+    loss.coefficient = 1;
+    const double one = c.evaluate(loss);
+    const matrix<double> clean = c.gradients.clean.map();
+    const matrix<double> noisy = c.gradients.noisy.map();
+    loss.coefficient = 4;
+    CHECK(c.evaluate(loss) == Approx(4 * one).epsilon(1e-14));
+    CHECK(loss(c.signals, c.plan, c.context(), c.gradients) == Approx(4 * one).epsilon(1e-14));
+    const double bound = test::bound<double>(8 * 5);
+    CHECK(test::largest_difference(matrix<double>(c.gradients.clean.map()), 8 * clean) < bound);
+    CHECK(test::largest_difference(matrix<double>(c.gradients.noisy.map()), 8 * noisy) < bound);
+  });
+}
+
+TEST_CASE("losses: padding is in no sum and no mean", "[loss][mask]") {
+  // The same batch with two tokens of garbage put in between.
+  const auto plain = test::random_case(7, 4, 105);
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    auto c = plain;
+    c.choose(2, 3);
+    auto padded = plain;
+    const index_t source[9] = {0, 1, -1, 2, 3, 4, 5, -1, 6};
+    matrix<double> clean = matrix<double>::Constant(9, 4, quiet_nan<double>());
+    matrix<double> noisy = clean;
+    padded.mask.assign(9, 0);
+    for (index_t t = 0; t < 9; ++t)
+      if (source[t] >= 0) {
+        clean.row(t) = c.signals.clean.map().row(source[t]);
+        noisy.row(t) = c.signals.noisy_storage.map().row(source[t]);
+        padded.mask[static_cast<std::size_t>(t)] = 1;
+      }
+    padded.set_clean(clean);
+    padded.signals.noisy_storage.resize(9, 4);
+    padded.signals.noisy_storage.map() = noisy;
+    padded.choose(2, 3);
+    CHECK(padded.evaluate(loss) == c.evaluate(loss));
+    for (index_t t = 0; t < 9; ++t)
+      for (index_t e = 0; e < 4; ++e) {
+        CHECK(padded.gradients.clean(t, e) == (source[t] < 0 ? 0 : c.gradients.clean(source[t], e)));
+        CHECK(padded.gradients.noisy(t, e) == (source[t] < 0 ? 0 : c.gradients.noisy(source[t], e)));
+      }
+  });
+}
+
+TEST_CASE("losses: groups are averaged, groups without tokens left out", "[loss][groups]") {
+  auto c = test::random_case(10, 4, 107);
+  REQUIRE_FALSE(c.plan.dropped().empty());
+  c.groups = {0, 4, 4, 7, 10};  // the second is empty
+  c.mask = {1, 1, 1, 1, 0, 0, 0, 1, 1, 0};  // the third is all padding
+  c.choose(2, 2);
+  for_each_loss([&](const char* name, auto loss) {
+    CAPTURE(name);
+    const double all = c.evaluate(loss);
+    const matrix<double> clean = c.gradients.clean.map();
+    const matrix<double> noisy = c.gradients.noisy.map();
+    c.gradients.zero_like(c.signals);
+    double values[4];
+    for (index_t g = 0; g < 4; ++g)
+      values[g] = loss.group_value(c.signals, c.plan, c.context(), g, loss.coefficient / 2, c.gradients);
+    CHECK(values[1] == 0);
+    CHECK(values[2] == 0);
+    CHECK(values[0] != values[3]);
+    CHECK(all == Approx(values[0] + values[3]).epsilon(1e-14));
+    CHECK(test::largest_difference(matrix<double>(c.gradients.clean.map()), clean) < test::bound<double>(10));
+    CHECK(test::largest_difference(matrix<double>(c.gradients.noisy.map()), noisy) < test::bound<double>(10));
+
+    // A group alone has the value of a batch of its own.
+    auto alone = c;
+    alone.groups.clear();
+    alone.mask.clear();
+    alone.set_clean(c.signals.clean.map().topRows(4));
+    alone.signals.noisy_storage.resize(4, 4);
+    alone.signals.noisy_storage.map() = c.signals.noisy_storage.map().topRows(4);
+    alone.plan.reset(4, 4);
+    for (index_t t = 0; t < 4; ++t)
+      for (const index_t i : c.plan.of_token(t)) alone.plan.add(t, c.plan.expert(i), c.plan.weight(i), c.plan.rank(i));
+    for (const auto& d : c.plan.dropped())
+      if (d.token < 4) alone.plan.add_dropped(d);
+    alone.plan.finish();
+    CHECK(alone.evaluate(loss) == Approx(2 * values[0]).epsilon(1e-14));
+  });
+}
+
+TEST_CASE("losses: gradients with groups and padding equal central differences", "[loss][gradient]") {
+  auto c = test::random_case(10, 4, 109);
+  c.groups = {0, 3, 10};
+  c.mask = {1, 1, 1, 1, 0, 1, 1, 1, 1, 0};
+  c.choose(2, 3);
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    const auto report = c.check(loss);
+    INFO(report.describe());
+    CHECK(report.checked == 80);
+    CHECK(report.largest_error < 1e-6);
+  });
+}
+
+TEST_CASE("losses: no tokens, and nothing but padding, give 0", "[loss]") {
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    auto none = test::random_case(0, 4, 111);
+    CHECK(none.evaluate(loss) == 0);
+    auto padding = test::random_case(3, 4, 111);
+    padding.mask.assign(3, 0);
+    padding.choose(2, 3);
+    CHECK(padding.evaluate(loss) == 0);
+    CHECK(padding.gradients.clean.map().isZero(0));
+    CHECK(padding.gradients.noisy.map().isZero(0));
+  });
+}
+
+TEMPLATE_TEST_CASE("losses: stay finite with dead experts and with all tokens at one", "[loss]", float, double) {
+  const auto only = GENERATE(-1, 0, 3);  // all tokens go there; -1: experts 1 and 3 are dead
+  test::loss_case<TestType> c;
+  matrix<TestType> logits = test::random_matrix<TestType>(9, 4, 113);
+  if (only < 0) {
+    logits.col(1).array() -= 300;
+    logits.col(3).setConstant(-std::numeric_limits<TestType>::infinity());
+  } else {
+    logits.col(only).array() += 300;
+  }
+  c.set_clean(logits);
+  c.set_fixed_noise(test::random_matrix<TestType>(9, 4, 114), TestType(0.5));
+  c.choose(1, 2);
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name, only);
+    CHECK(std::isfinite(c.evaluate(loss)));
+    CHECK(c.gradients.clean.map().allFinite());
+    CHECK(c.gradients.noisy.map().allFinite());
+  });
+}
+
+TEST_CASE("losses: NaN in a token that counts is not hidden", "[loss]") {
+  auto c = test::random_case(6, 4, 115);
+  c.signals.clean(2, 1) = quiet_nan<double>();
+  c.signals.noisy_storage(2, 1) = quiet_nan<double>();
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    CHECK(is_nan(c.evaluate(loss)));
+  });
+}
+
+TEST_CASE("losses: equal bits for every executor, no memory once warm", "[loss][determinism]") {
+  auto c = test::random_case<float>(150, 7, 117);
+  c.groups = {0, 70, 150};
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    c.executor = {};
+    const float value = c.evaluate(loss);
+    const matrix<float> clean = c.gradients.clean.map();
+    const matrix<float> noisy = c.gradients.noisy.map();
+    const float* rows = c.gradients.row_scratch.data();
+    for (const int threads : {1, 2, 3, 8}) {
+      test::shuffled_threads pool(threads);
+      c.executor = pool;
+      CHECK(c.evaluate(loss) == value);
+      CHECK(test::same_bits(matrix<float>(c.gradients.clean.map()), clean));
+      CHECK(test::same_bits(matrix<float>(c.gradients.noisy.map()), noisy));
+    }
+    CHECK(c.gradients.row_scratch.data() == rows);
+  });
+}
+
+TEST_CASE("losses: float agrees with double", "[loss]") {
+  auto exact = test::random_case<double>(40, 6, 119);
+  test::loss_case<float> c;
+  c.set_clean(exact.signals.clean.map().cast<float>());
+  c.set_fixed_noise(matrix<float>::Zero(40, 6), 0.5f);
+  c.signals.noisy_storage.map() = exact.signals.noisy_storage.map().cast<float>();
+  c.choose(2, 3);
+  for_each_loss([&](const char* name, const auto& loss) {
+    CAPTURE(name);
+    // Logits of order 1 rounded to float, 6 to a softmax; a load's density has slope 1/sigma = 2.
+    const double bound = test::bound<float>(6, 4);
+    CHECK(std::abs(static_cast<double>(c.evaluate(loss)) - exact.evaluate(loss)) < bound);
+    CHECK(test::largest_difference(matrix<double>(c.gradients.clean.map().cast<double>()),
+                                   matrix<double>(exact.gradients.clean.map())) < bound);
+    CHECK(test::largest_difference(matrix<double>(c.gradients.noisy.map().cast<double>()),
+                                   matrix<double>(exact.gradients.noisy.map())) < bound);
+  });
+}
+
+namespace {
+
+/// Numeric and analytic gradients of sum(y dy) + losses by every parameter and by x.
+template <typename Layer>
+gradient_report check_layer(Layer& layer, routing_context<double> context, std::uint64_t seed) {
+  initialize(layer, seed);
+  for_each_parameter(layer, [&](const std::string& name, parameter<double>& p) {  // learned noise starts at zero: move it
+    if (name == "router.noise.weight")
+      for (std::size_t i = 0; i < p.value().size(); ++i) p.value()[i] = 0.3 * std::sin(static_cast<double>(i));
+  });
+  matrix<double> x = test::random_matrix<double>(12, layer.inputs(), seed + 1);
+  const matrix<double> dy = test::random_matrix<double>(12, layer.outputs(), seed + 2);
+  matrix<double> y(12, layer.outputs()), dx(12, layer.inputs());
+  typename Layer::tape tape;
+  const auto objective = [&] {
+    layer.forward(x, y, tape, context);
+    return (y.array() * dy.array()).sum() + tape.loss();
+  };
+  objective();
+  for (const double value : tape.losses) CHECK(value != 0);
+  layer.backward(dy, dx, tape);
+  return check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, objective);
+}
+
+}  // namespace
+
+TEST_CASE("losses: gradients through a whole layer equal central differences", "[loss][layer][gradient]") {
+  const std::vector<index_t> groups{0, 5, 12};
+  const std::vector<std::uint8_t> mask{1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1};
+  routing_context<double> context;
+  context.training = true;
+  context.random = random_source(5);
+  context.groups = groups;
+  context.token_mask = mask;
+  const expert_bank<ffn<double, gelu>> experts(4, 6, 5);
+
+  SECTION("fixed noise, capacity") {
+    using router = noisy_top_k_router<double, dynamic, dynamic, linear_gate<double>, position_capacity>;
+    moe_layer layer{router{6, 4, {.top_k = 2, .noise_std = 2}, position_capacity{capacity_limit::fixed(2)}}, experts,
+                    importance_loss{}, load_loss{}, switch_balance{.coefficient = 1},
+                    switch_balance{.coefficient = 1, .share = balance_share::survivors, .logits = loss_logits::clean},
+                    router_z_loss{.coefficient = 0.5}, entropy_loss{.coefficient = 0.5}};
+    const auto report = check_layer(layer, context, 131);
+    INFO(report.describe());
+    CHECK(report.checked > 300);
+    CHECK(report.largest_error < 1e-6);
+  }
+  SECTION("learned noise") {
+    moe_layer layer{learned_noise_top_k_router<double>{6, 4, {.top_k = 2}}, experts,
+                    importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased},
+                    load_loss{.noise = load_form::learned_noise, .form = variance::unbiased}};
+    const auto report = check_layer(layer, context, 141);
+    INFO(report.describe());
+    CHECK(report.checked > 300);
+    CHECK(report.largest_error < 1e-6);
+  }
+}
