@@ -14,9 +14,9 @@
 /// weights' gradient also comes through the experts' inputs (ST-MoE); backward is then no derivative, by design.
 /// Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as there.
 ///
-///   GShard    {.training = {.threshold = {0.5}}}                           arXiv:2006.16668, algorithm 1
-///   ST-MoE    {.straight_through = true}, capacity_limit::st_moe           arXiv:2202.08906
-///   DeepSpeed {.training = {.policy = further_choices::all, .sampled = true}, .renormalize_after_drop = true}
+///   GShard     training {.policy = random, .threshold = {0.5}}                                arXiv:2006.16668, algorithm 1
+///   ST-MoE     both {.policy = random, .threshold = {0.2}}, straight_through, capacity_limit::st_moe     arXiv:2202.08906
+///   DeepSpeed  both {.policy = all, .sampled = true}, renormalize_after_drop, capacity_limit::megatron   arXiv:2201.05596
 #pragma once
 
 #include <sluice/capacity/position.hpp>

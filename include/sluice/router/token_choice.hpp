@@ -19,8 +19,8 @@
 ///
 /// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
 /// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is NaN, it
-/// asks for no expert and so takes no slot from other tokens. Padding tokens are not routed. T = 0 gives an empty plan.
-/// The choices of the last call, with ids, weights, slots and what was kept, stay in tape.choices.
+/// asks for no expert and so takes no slot from other tokens. Padding tokens are not routed and may hold anything. T = 0
+/// gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept, stay in tape.choices.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>
@@ -75,6 +75,7 @@ public:
     score_gradients<scalar> dsignals;
     typename GateType::tape gate;
     typename Noise::tape noise;
+    matrix_buffer<scalar> x;         ///< [T,D] x with padding set to zero, if there is a mask
     matrix_buffer<scalar> scores;    ///< [T,E] what the rule made of the logits
     matrix_buffer<scalar> scratch;   ///< [blocks of tokens, 2E]
     buffer<std::uint8_t> invalid;    ///< [T] 1 where the logits held NaN
@@ -112,8 +113,10 @@ public:
     if constexpr (requires { rule_.check_call(experts(), k, context.training); }) rule_.check_call(experts(), k, context.training);
     t.signals.top_k = k;
     t.signals.clean.resize(tokens, experts());
-    gate_.forward(x, context, t.signals.clean.map(), t.gate);
-    noise_.apply(x, context, t.signals, t.noise);
+    hide_padding(x, context, t);
+    const view_type seen = visible(x, context, t);
+    gate_.forward(seen, context, t.signals.clean.map(), t.gate);
+    noise_.apply(seen, context, t.signals, t.noise);
     choose(context, k, t);
     for (index_t g = 0; g < context.group_count(); ++g) capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
     if (application_.renormalize_after_drop) weigh_kept(context, t);
@@ -137,12 +140,13 @@ public:
                          t.dnoisy.row(token));
       }
     });
+    const view_type seen = visible(x, context, t);
     t.dclean = t.dnoisy;
     if (t.signals.has_noise) {
       t.dclean.map() += t.dsignals.clean.map();
-      noise_.backward(x, context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
+      noise_.backward(seen, context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
     }
-    gate_.backward(x, context, t.dclean.map(), t.gate, dx);
+    gate_.backward(seen, context, t.dclean.map(), t.gate, dx);
   }
 
   /// Updates what the rule learns without gradients, such as a selection bias, once per optimiser step.
@@ -166,6 +170,24 @@ public:
 
 private:
   static constexpr index_t token_block = 32;
+
+  using view_type = Eigen::Ref<const matrix<scalar>, 0, Eigen::OuterStride<>>;
+
+  /// Padding rows may hold anything, NaN too, which a gradient of 0 would not silence: 0 * NaN. The gate sees zeros there.
+  static void hide_padding(tokens_in<scalar> x, const routing_context<scalar>& context, tape& t) {
+    if (context.token_mask.empty()) return;
+    t.x.resize(x.rows(), x.cols());
+    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+      for (index_t token = begin; token < end; ++token)
+        if (context.is_padding(token))
+          std::fill_n(t.x.row(token), x.cols(), scalar(0));
+        else
+          std::copy_n(x.data() + token * x.outerStride(), x.cols(), t.x.row(token));
+    });
+  }
+  static view_type visible(tokens_in<scalar> x, const routing_context<scalar>& context, const tape& t) {
+    return context.token_mask.empty() ? view_type(x) : view_type(t.x.map());
+  }
 
   void check_top_k(index_t k) const {
     if (k < 1 || k > experts()) throw_invalid("top-k routing needs 1 <= k <= E, not k = ", k, " with E = ", experts());
