@@ -1,0 +1,110 @@
+#include <sluice/loss/relu_l1.hpp>
+
+#include <sluice/core/sparse_plan.hpp>
+
+#include "support.hpp"
+
+using namespace sluice;
+
+namespace {
+
+struct evaluated {
+  double value;
+  matrix<double> gradient;
+};
+
+template <typename Loss>
+evaluated evaluate(const Loss& loss, const matrix<double>& logits, const routing_context<double>& context = {}) {
+  score_signals<double> signals;
+  signals.clean.resize(logits.rows(), logits.cols());
+  signals.clean.map() = logits;
+  score_gradients<double> gradients;
+  gradients.zero_like(signals);
+  const sparse_plan<double> plan;
+  const double value = loss(signals, plan, context, gradients);
+  return {value, gradients.clean.map()};
+}
+
+matrix<double> example() {
+  matrix<double> logits(3, 4);
+  logits << 2, -1, .5, -.3, .2, .1, -.4, -1, -.5, -.1, -.2, -.3;
+  return logits;
+}
+
+}  // namespace
+
+TEST_CASE("relu_l1: the worked example", "[loss][relu_l1]") {
+  // n = (2,1,1,0), a = (2.2,.1,.5,0), k = 1, T = 3, E = 4: 4/9 (4.4 + .1 + .5) = 2.22222; plain 2.8 / 3
+  const evaluated balanced = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, example());
+  CHECK(std::abs(balanced.value - 2.222222e-3) < 5e-10);
+  matrix<double> wanted = matrix<double>::Zero(3, 4);
+  wanted(0, 0) = wanted(1, 0) = 8.88889e-4;
+  wanted(0, 2) = wanted(1, 1) = 4.44444e-4;
+  CHECK(test::largest_difference(balanced.gradient, wanted) < 5e-9);
+  CHECK((balanced.gradient.array() != 0).count() == 4);
+
+  const evaluated plain = evaluate(relu_l1<fixed_l1>{1, {1e-3}, {.balanced = false}}, example());
+  CHECK(std::abs(plain.value - 9.33333e-4) < 5e-9);
+  CHECK(std::abs(plain.gradient(1, 1) - 1e-3 / 3) < 1e-15);
+}
+
+TEST_CASE("relu_l1: with an even load the balanced form is the plain one", "[loss][relu_l1]") {
+  matrix<double> logits(4, 4);  // every expert active for two of four tokens: k = 2
+  logits << .1, .2, -1, -1, -1, .3, .4, -1, -1, -1, .5, .6, .7, -1, -1, .8;
+  const evaluated balanced = evaluate(relu_l1<fixed_l1>{2, {0.5}}, logits);
+  const evaluated plain = evaluate(relu_l1<fixed_l1>{2, {0.5}, {.balanced = false}}, logits);
+  CHECK(std::abs(balanced.value - plain.value) < 1e-15);
+  CHECK(test::largest_difference(balanced.gradient, plain.gradient) < 1e-15);
+}
+
+TEST_CASE("relu_l1: a crowded expert is pushed harder", "[loss][relu_l1]") {
+  matrix<double> logits(4, 2);
+  logits << 1, 1, 1, -1, 1, -1, 1, -1;
+  const evaluated balanced = evaluate(relu_l1<fixed_l1>{1, {1.0}}, logits);
+  CHECK(balanced.gradient(0, 0) == 4 * balanced.gradient(0, 1));
+}
+
+TEST_CASE("relu_l1: the mean over layers divides", "[loss][relu_l1]") {
+  const evaluated one = evaluate(relu_l1<fixed_l1>{1, {1.0}}, example());
+  const evaluated four = evaluate(relu_l1<fixed_l1>{1, {1.0}, {.layers = 4}}, example());
+  CHECK(std::abs(four.value - one.value / 4) < 1e-15);
+  CHECK(test::largest_difference(four.gradient, one.gradient / 4) < 1e-15);
+}
+
+TEST_CASE("relu_l1: padding is in no sum and no mean", "[loss][relu_l1]") {
+  matrix<double> logits(5, 4);
+  logits.row(0).setConstant(100);
+  logits.row(1) = example().row(0);
+  logits.row(2).setConstant(quiet_nan<double>());
+  logits.row(3) = example().row(1);
+  logits.row(4) = example().row(2);
+  const std::vector<std::uint8_t> mask{0, 1, 0, 1, 1};
+  routing_context<double> context;
+  context.token_mask = mask;
+  const evaluated masked = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, logits, context);
+  const evaluated wanted = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, example());
+  CHECK(masked.value == wanted.value);
+  CHECK(masked.gradient.row(0).isZero(0));
+  CHECK(masked.gradient.row(2).isZero(0));
+  CHECK(test::same_bits(matrix<double>(masked.gradient.row(1)), matrix<double>(wanted.gradient.row(0))));
+  CHECK(test::same_bits(matrix<double>(masked.gradient.bottomRows(2)), matrix<double>(wanted.gradient.bottomRows(2))));
+}
+
+TEST_CASE("relu_l1: zero where there is nothing to count, NaN where a token that counts is NaN", "[loss][relu_l1]") {
+  const relu_l1<fixed_l1> loss{1, {1.0}};
+  CHECK(evaluate(loss, matrix<double>(0, 4)).value == 0);
+  const evaluated silent = evaluate(loss, matrix<double>::Constant(3, 4, -1));
+  CHECK(silent.value == 0);
+  CHECK(silent.gradient.isZero(0));
+  CHECK(evaluate(loss, matrix<double>::Zero(3, 4)).gradient.isZero(0));  // the derivative at exactly 0 is 0
+  CHECK(evaluate(relu_l1<fixed_l1>{1, {0.0}}, example()).gradient.isZero(0));
+  matrix<double> broken = example();
+  broken(0, 1) = quiet_nan<double>();
+  CHECK(is_nan(evaluate(loss, broken).value));
+}
+
+TEST_CASE("relu_l1: refuses what makes no sense", "[loss][relu_l1]") {
+  using Catch::Matchers::Contains;
+  CHECK_THROWS_WITH((relu_l1<fixed_l1>{0, {1.0}}), Contains("k = 0"));
+  CHECK_THROWS_WITH((relu_l1<fixed_l1>{1, {1.0}, {.layers = 0}}), Contains("layers = 0"));
+}
