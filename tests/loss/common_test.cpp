@@ -193,8 +193,8 @@ TEMPLATE_TEST_CASE("losses: stay finite with dead experts and with all tokens at
 
 TEST_CASE("losses: NaN in a token that counts is not hidden", "[loss]") {
   auto c = test::random_case(6, 4, 115);
-  c.signals.clean(2, 1) = quiet_nan<double>();
-  c.signals.noisy_storage(2, 1) = quiet_nan<double>();
+  c.signals.clean.map().row(2).setConstant(quiet_nan<double>());
+  c.signals.noisy_storage.map().row(2).setConstant(quiet_nan<double>());
   for_each_loss([&](const char* name, const auto& loss) {
     CAPTURE(name);
     CHECK(is_nan(c.evaluate(loss)));
