@@ -21,6 +21,7 @@
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/competition.hpp>
 #include <sluice/loss/dselect.hpp>
+#include <sluice/loss/dynmoe.hpp>
 #include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
@@ -30,6 +31,7 @@
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/compete.hpp>
 #include <sluice/router/dselect_k.hpp>
+#include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
 #include <sluice/router/moe_plus_plus.hpp>
 #include <sluice/router/product_key.hpp>
