@@ -56,17 +56,19 @@ public:
 
   explicit optimizer_state(std::array<const char*, Arrays> array_names) : array_names_(array_names) {}
 
-  /// Makes the entries for a model. If memory runs out the old ones stay.
+  /// Makes the entries for a model. If memory runs out, those that are there stay.
   template <typename Model>
   void prepare(Model& model) {
     if (!fits(model)) rebuild(model);
-    visit_learned(model, [](auto&, entry&) {});
+    visit_learned(model, [](const parameter<Scalar>& p, entry& e) {
+      if (is_empty(e)) fill(e, p);
+    });
   }
 
-  /// Calls f(parameter, entry) for every parameter that is learned and has a gradient.
+  /// Calls f(parameter, entry) for every parameter that is learned and has a gradient. All memory is taken before the first.
   template <typename Model, typename F>
   void for_each(Model& model, F&& f) {
-    if (!fits(model)) rebuild(model);
+    prepare(model);
     visit_learned(model, [&](parameter<Scalar>& p, entry& e) {
       if (p.has_gradient()) f(p, e);
     });
@@ -107,9 +109,7 @@ private:
     detail::for_each_unnamed_parameter(model, [&](parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
       entry& e = entries_[i++];
-      if (!p.is_learned()) return;
-      if (is_empty(e)) fill(e, p);
-      f(p, e);
+      if (p.is_learned()) f(p, e);
     });
   }
 

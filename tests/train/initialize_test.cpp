@@ -1,0 +1,74 @@
+#include <sluice/train/initialize.hpp>
+
+#include "../support.hpp"
+
+using namespace sluice;
+
+namespace {
+
+struct several_arrays {
+  parameter<double> normal{{100, 100}, parameter_role::weight, initial_values::normal(0.5)};
+  parameter<double> uniform{{100, 100}, parameter_role::weight, initial_values::uniform(0.25)};
+  parameter<double> constant{{10}, parameter_role::vector, initial_values::constant(7)};
+  parameter<double> state{{10}, parameter_role::state, initial_values::constant(3)};
+  std::string first_name = "normal";
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit(self.first_name, self.normal);
+    visit("uniform", self.uniform);
+    visit("constant", self.constant);
+    visit("state", self.state);
+  }
+};
+
+struct moments {
+  double mean = 0, deviation = 0, smallest = 0, largest = 0;
+};
+moments moments_of(const parameter<double>& p) {
+  moments m;
+  const auto v = p.map();
+  m.mean = v.mean();
+  m.deviation = std::sqrt((v.array() - m.mean).square().mean());
+  m.smallest = v.minCoeff();
+  m.largest = v.maxCoeff();
+  return m;
+}
+
+}  // namespace
+
+TEST_CASE("initialize: every array gets its distribution, states keep their values", "[train][initialize]") {
+  several_arrays model;
+  model.constant.data()[3] = 1;
+  model.state.data()[3] = 1;
+  initialize(model, 1);
+  // 10^4 draws: the mean is good to 5 deviations / 100, the deviation to 5 / sqrt(2 * 10^4) of itself.
+  const moments n = moments_of(model.normal);
+  CHECK(std::abs(n.mean) < 5 * 0.5 / 100);
+  CHECK(std::abs(n.deviation / 0.5 - 1) < 5 / std::sqrt(2e4));
+  CHECK(n.largest > 3 * 0.5);
+  const moments u = moments_of(model.uniform);
+  CHECK(std::abs(u.mean) < 5 * 0.25 / std::sqrt(3) / 100);
+  CHECK(std::abs(u.deviation / (0.25 / std::sqrt(3)) - 1) < 5 / std::sqrt(2e4));
+  CHECK(u.smallest >= -0.25);
+  CHECK(u.largest <= 0.25);
+  CHECK(u.largest > 0.249);
+  CHECK(model.constant.data()[3] == 7);
+  CHECK(model.state.data()[3] == 1);
+}
+
+TEST_CASE("initialize: equal seeds, equal bits; other seeds and other names, other streams", "[train][initialize]") {
+  several_arrays a, b, c, d;
+  initialize(a, 1);
+  initialize(b, 1);
+  initialize(c, 2);
+  d.first_name = "renamed";
+  initialize(d, 1);
+  CHECK(test::same_bits(a.normal.map(), b.normal.map()));
+  CHECK(test::same_bits(a.uniform.map(), b.uniform.map()));
+  CHECK_FALSE(test::same_bits(a.normal.map(), c.normal.map()));
+  CHECK_FALSE(test::same_bits(a.normal.map(), d.normal.map()));
+  CHECK(test::same_bits(a.uniform.map(), d.uniform.map()));
+  // Two arrays of one model are not the same draws scaled.
+  CHECK(std::abs((a.normal.map().array() / 0.5 * a.uniform.map().array() / 0.25).mean()) < 5 / 100.0);
+}
