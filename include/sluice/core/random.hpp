@@ -27,6 +27,25 @@ enum class random_site : std::uint32_t {
   user_site = 1000
 };
 
+namespace detail {
+
+using random_block = std::array<std::uint32_t, 4>;
+
+/// Ten rounds of Philox-4x32: 128 random bits for a counter and a key.
+constexpr random_block philox_4x32_10(random_block counter, std::uint32_t key0, std::uint32_t key1) noexcept {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t product0 = std::uint64_t{0xD2511F53} * counter[0];
+    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * counter[2];
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+  return counter;
+}
+
+}  // namespace detail
+
 class random_source {
 public:
   random_source() = default;
@@ -67,7 +86,7 @@ public:
   }
 
 private:
-  using block_t = std::array<std::uint32_t, 4>;
+  using block_t = detail::random_block;
 
   const double* find(random_site site, index_t position) const {
     const bool recorded = site == replay_site_ && position < static_cast<index_t>(replay_.size());
@@ -76,19 +95,9 @@ private:
 
   block_t block(random_site site, index_t position) const {
     const auto p = static_cast<std::uint64_t>(position);
-    block_t counter{static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32) ^ static_cast<std::uint32_t>(step_ >> 32) << 8,
-                    static_cast<std::uint32_t>(step_), static_cast<std::uint32_t>(site)};
-    auto key0 = static_cast<std::uint32_t>(seed_);
-    auto key1 = static_cast<std::uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t product0 = std::uint64_t{0xD2511F53} * counter[0];
-      const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * counter[2];
-      counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
-                 static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
-      key0 += 0x9E3779B9;
-      key1 += 0xBB67AE85;
-    }
-    return counter;
+    const block_t counter{static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32) ^ static_cast<std::uint32_t>(step_ >> 32) << 8,
+                          static_cast<std::uint32_t>(step_), static_cast<std::uint32_t>(site)};
+    return detail::philox_4x32_10(counter, static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
   }
 
   /// 53 random bits, moved half a step off zero.
