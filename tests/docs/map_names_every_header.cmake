@@ -1,4 +1,5 @@
 # cmake -DSOURCE=<root> -P: include/sluice/README.md has a row for every folder, which names exactly the headers in it.
+cmake_policy(VERSION 3.21)
 file(READ ${SOURCE}/include/sluice/README.md map)
 file(GLOB folders RELATIVE ${SOURCE}/include/sluice ${SOURCE}/include/sluice/*)
 set(complaints "")
