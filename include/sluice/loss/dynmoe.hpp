@@ -13,6 +13,7 @@
 /// Guo et al. 2024, arXiv:2405.14297, eq. 9-10.
 #pragma once
 
+#include <sluice/core/buffer.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
