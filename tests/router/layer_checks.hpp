@@ -13,6 +13,8 @@
 
 namespace sluice::test {
 
+inline constexpr double printed_numbers = 5.1e-7;  // examples are printed with six decimals
+
 inline routing_context<double> in_training(std::uint64_t seed = 1) {
   routing_context<double> context;
   context.training = true;
