@@ -37,46 +37,49 @@ template <int Rows, int Cols, typename Scalar>
 void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
   constexpr index_t width = simd_width<Scalar>;
   simd<Scalar> sums[Rows][Cols];
-  for (auto& row : sums)
-    for (auto& sum : row) sum = simd<Scalar>(Scalar(0));
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
   index_t p = 0;
   for (; p + width <= k; p += width) {
     simd<Scalar> columns[Cols];
-    for (int j = 0; j < Cols; ++j) columns[j] = load(b + j * ldb + p);
-    for (int i = 0; i < Rows; ++i) {
-      const simd<Scalar> row = load(a + i * lda + p);
-      for (int j = 0; j < Cols; ++j) sums[i][j] = xsimd::fma(row, columns[j], sums[i][j]);
+    SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
+      columns[j] = load(b + j * ldb + p);
+      keep_in_register<Scalar>(columns[j]);
+    }
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
+      simd<Scalar> row = load(a + i * lda + p);
+      keep_in_register<Scalar>(row);
+      SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = xsimd::fma(row, columns[j], sums[i][j]);
     }
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Cols; ++j) {
-      Scalar sum = sum_lanes<Scalar>(sums[i][j]);
-      for (index_t q = p; q < k; ++q) sum += a[i * lda + q] * b[j * ldb + q];
-      put(c[i * ldc + j], sum, mode);
-    }
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
+    Scalar sum = sum_lanes<Scalar>(sums[i][j]);
+    for (index_t q = p; q < k; ++q) sum += a[i * lda + q] * b[j * ldb + q];
+    put(c[i * ldc + j], sum, mode);
+  }
 }
 
-/// Rows x (Vectors vectors) of C, or Rows x cols_left numbers at the right edge, where A(i,p) = a[i*ai + p*ap].
+/// Rows x (Vectors vectors) of C, where A(i,p) = a[i*ai + p*ap].
 template <int Rows, int Vectors, typename Scalar>
 void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb, Scalar* c, index_t ldc,
                 write mode) {
   constexpr index_t width = simd_width<Scalar>;
   simd<Scalar> sums[Rows][Vectors];
-  for (auto& row : sums)
-    for (auto& sum : row) sum = simd<Scalar>(Scalar(0));
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
   for (index_t p = 0; p < k; ++p) {
     simd<Scalar> columns[Vectors];
-    for (int j = 0; j < Vectors; ++j) columns[j] = load(b + p * ldb + j * width);
-    for (int i = 0; i < Rows; ++i) {
+    SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      columns[j] = load(b + p * ldb + j * width);
+      keep_in_register<Scalar>(columns[j]);
+    }
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       const simd<Scalar> factor(a[i * ai + p * ap]);
-      for (int j = 0; j < Vectors; ++j) sums[i][j] = xsimd::fma(factor, columns[j], sums[i][j]);
+      SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = xsimd::fma(factor, columns[j], sums[i][j]);
     }
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Vectors; ++j) {
-      Scalar* place = c + i * ldc + j * width;
-      store<Scalar>(place, mode == write::accumulate ? load(place) + sums[i][j] : sums[i][j]);
-    }
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) {
+    Scalar* place = c + i * ldc + j * width;
+    store<Scalar>(place, mode == write::accumulate ? load(place) + sums[i][j] : sums[i][j]);
+  }
 }
 
 template <typename Scalar>

@@ -7,6 +7,15 @@
 
 #include <xsimd/xsimd.hpp>
 
+/// Before a loop of a constant few rounds over an array of vectors: unrolled, the array becomes registers.
+#if defined(__clang__)
+#define SLUICE_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define SLUICE_UNROLL _Pragma("GCC unroll 32")
+#else
+#define SLUICE_UNROLL
+#endif
+
 namespace sluice::inline SLUICE_ISA::kernel {
 
 template <typename Scalar>
@@ -32,6 +41,15 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return reduce_add(v);
   else
     return hadd(v);  // the name before xsimd 10
+}
+
+/// Makes the compiler hold a vector in a register. GCC likes to fold a load into each instruction that uses it, which loads
+/// the same numbers once for every use.
+template <typename Scalar>
+void keep_in_register([[maybe_unused]] simd<Scalar>& v) noexcept {
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm("" : "+v"(v.data));
+#endif
 }
 
 /// Name of the architecture that kernels are compiled for, such as "avx512bw".
