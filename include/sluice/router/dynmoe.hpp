@@ -87,7 +87,9 @@ public:
       : options_(o),
         gate_(inputs, experts,
               {.scale = 1 / o.temperature, .trainable_scale = o.learn_temperature, .largest_scale = largest_scale}) {
-    if (o.live < 0 || o.live > experts) throw_invalid("of E = ", experts, " experts ", o.live, " cannot be live");
+    if (o.live < 0 || o.live > experts || !(o.temperature > 0))
+      throw_invalid("top_any_router needs 0 <= live <= E and a temperature > 0, not live = ", o.live, ", E = ", experts,
+                    ", temperature ", o.temperature);
     o.schedule.check();
     gate_.sim_matrix() = {
         {experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
