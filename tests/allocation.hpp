@@ -74,6 +74,16 @@ SLUICE_TEST_NOINLINE void* operator new(std::size_t size, std::align_val_t align
 SLUICE_TEST_NOINLINE void* operator new[](std::size_t size, std::align_val_t alignment) {
   return sluice::test::counted_new(size, static_cast<std::size_t>(alignment));
 }
+SLUICE_TEST_NOINLINE void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return sluice::test::counted_new(size, alignof(std::max_align_t));
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+SLUICE_TEST_NOINLINE void* operator new[](std::size_t size, const std::nothrow_t& nothrow) noexcept { return operator new(size, nothrow); }
+SLUICE_TEST_NOINLINE void operator delete(void* memory, const std::nothrow_t&) noexcept { sluice::test::counted_delete(memory); }
+SLUICE_TEST_NOINLINE void operator delete[](void* memory, const std::nothrow_t&) noexcept { sluice::test::counted_delete(memory); }
 SLUICE_TEST_NOINLINE void operator delete(void* memory) noexcept { sluice::test::counted_delete(memory); }
 SLUICE_TEST_NOINLINE void operator delete[](void* memory) noexcept { sluice::test::counted_delete(memory); }
 SLUICE_TEST_NOINLINE void operator delete(void* memory, std::size_t) noexcept { sluice::test::counted_delete(memory); }
