@@ -72,7 +72,8 @@ TEST_CASE("constant_expert: a second backward call adds", "[expert]") {
   run<double> r(expert, x, dy);
   const matrix<double> once = expert.weight().gradient_map();
   expert.backward(x, dy, r.saved, r.dx);
-  CHECK(test::largest_difference(matrix<double>(expert.weight().gradient_map()), 2 * once) < test::bound<double>(4 * 3, 10));
+  CHECK(test::largest_difference(matrix<double>(expert.weight().gradient_map()), 2 * once) <
+        test::bound<double>(4 * 3, 10));
 }
 
 TEST_CASE("constant_expert: rows do not see each other, NaN stays in its row, no rows are fine", "[expert]") {

@@ -39,7 +39,8 @@ TEST_CASE("cosine_gate: gradients equal central differences", "[gate][gradient]"
                           cosine_gate<double>::options{.projected = 7, .projector_bias = false, .scale = 5});
   cosine_gate<double> gate(5, 4, o);
   initialize(gate, 11);
-  const auto report = test::check_gate(gate, test::random_matrix<double>(6, 5, 12), 13, test::training_context<double>());
+  const auto report =
+      test::check_gate(gate, test::random_matrix<double>(6, 5, 12), 13, test::training_context<double>());
   INFO(report.describe());
   const index_t p = o.projected == 0 ? 5 : o.projected;
   CHECK(gate.projected() == p);

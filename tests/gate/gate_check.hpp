@@ -28,8 +28,8 @@ matrix<Scalar> score(const G& gate, const matrix<Scalar>& x, const routing_conte
 
 /// What backward gives for dlogits: dx starts from `start`, parameters' gradients from zero.
 template <typename G, typename Scalar = typename G::scalar>
-matrix<Scalar> pull_back(G& gate, const matrix<Scalar>& x, const matrix<Scalar>& dlogits, const routing_context<Scalar>& context,
-                         typename G::tape& tape, Scalar start = 0) {
+matrix<Scalar> pull_back(G& gate, const matrix<Scalar>& x, const matrix<Scalar>& dlogits,
+                         const routing_context<Scalar>& context, typename G::tape& tape, Scalar start = 0) {
   matrix<Scalar> logits(x.rows(), gate.experts());
   matrix<Scalar> dx = matrix<Scalar>::Constant(x.rows(), x.cols(), start);
   ensure_gradients(gate);
@@ -39,7 +39,8 @@ matrix<Scalar> pull_back(G& gate, const matrix<Scalar>& x, const matrix<Scalar>&
   return dx;
 }
 
-/// Compares gradients of sum(logits dlogits) by x and by every parameter with central differences. The gate keeps its values.
+/// Compares gradients of sum(logits dlogits) by x and by every parameter with central differences. The gate keeps its
+/// values.
 template <typename G>
 gradient_report check_gate(G& gate, matrix<double> x, std::uint64_t seed, const routing_context<double>& context,
                            std::vector<checked_input> more = {}) {
@@ -49,9 +50,7 @@ gradient_report check_gate(G& gate, matrix<double> x, std::uint64_t seed, const 
   matrix<double> dx = pull_back(gate, x, dlogits, context, tape, 3.0);
   dx.array() -= 3;
   more.push_back({"x", span_of(x), span_of(std::as_const(dx))});
-  return check_gradients(gate, more, [&] {
-    return (score(gate, x, context).array() * dlogits.array()).sum();
-  });
+  return check_gradients(gate, more, [&] { return (score(gate, x, context).array() * dlogits.array()).sum(); });
 }
 
 /// Equal bits of logits, dx and gradients for every executor; NaN in token 3 reaches no other; T = 0 works.

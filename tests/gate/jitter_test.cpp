@@ -38,7 +38,8 @@ TEST_CASE("jitter: three different things", "[gate]") {
     const auto gate = jittered<jittered_gate>(epsilon);
     const matrix<double> factors = Eigen::Map<const matrix<double>>(u.data(), 2, 3);
     const matrix<double> expected = test::score(gate.inner(), matrix<double>(x.cwiseProduct(factors)));
-    CHECK(test::largest_difference(test::score(gate, x, replay(random_site::input_jitter)), expected) < test::bound<double>(3, 10));
+    CHECK(test::largest_difference(test::score(gate, x, replay(random_site::input_jitter)), expected) <
+          test::bound<double>(3, 10));
   }
   SECTION("added to the logits") {
     const matrix<double> expected = clean + Eigen::Map<const matrix<double>>(u.data(), 2, 2);
@@ -52,8 +53,9 @@ TEST_CASE("jitter: three different things", "[gate]") {
   }
 }
 
-TEMPLATE_TEST_CASE("jitter: inference and epsilon 0 are the inner gate, bit for bit", "[gate]", jittered_gate<linear_gate<float>>,
-                   added_jitter_gate<linear_gate<float>>, scaled_jitter_gate<linear_gate<float>>) {
+TEMPLATE_TEST_CASE("jitter: inference and epsilon 0 are the inner gate, bit for bit", "[gate]",
+                   jittered_gate<linear_gate<float>>, added_jitter_gate<linear_gate<float>>,
+                   scaled_jitter_gate<linear_gate<float>>) {
   TestType gate(5, 4, 0.1);
   initialize(gate, 43);
   const matrix<float> tokens = test::random_matrix<float>(9, 5, 44);
@@ -68,14 +70,17 @@ TEMPLATE_TEST_CASE("jitter: inference and epsilon 0 are the inner gate, bit for 
   const matrix<float> dlogits = test::random_matrix<float>(9, 4, 45);
   test::pull_back(gate, tokens, dlogits, test::training_context<float>(), tape);
   typename linear_gate<float>::tape plain;
-  CHECK(test::same_bits(test::pull_back(gate, tokens, dlogits, {}, tape), test::pull_back(gate.inner(), tokens, dlogits, {}, plain)));
+  CHECK(test::same_bits(test::pull_back(gate, tokens, dlogits, {}, tape),
+                        test::pull_back(gate.inner(), tokens, dlogits, {}, plain)));
 }
 
-TEMPLATE_TEST_CASE("jitter: gradients equal central differences", "[gate][gradient]", jittered_gate<cosine_gate<double>>,
-                   added_jitter_gate<cosine_gate<double>>, scaled_jitter_gate<cosine_gate<double>>) {
+TEMPLATE_TEST_CASE("jitter: gradients equal central differences", "[gate][gradient]",
+                   jittered_gate<cosine_gate<double>>, added_jitter_gate<cosine_gate<double>>,
+                   scaled_jitter_gate<cosine_gate<double>>) {
   TestType gate(5, 4, 0.3);
   initialize(gate, 47);
-  const auto report = test::check_gate(gate, test::random_matrix<double>(6, 5, 48), 49, test::training_context<double>());
+  const auto report =
+      test::check_gate(gate, test::random_matrix<double>(6, 5, 48), 49, test::training_context<double>());
   INFO(report.describe());
   CHECK(report.checked == 30 + 20 + 1);
   CHECK(report.largest_error < 1e-6);

@@ -52,8 +52,8 @@ TEST_CASE("residual_gate: gradients, also of the previous logits, equal central 
   gate_type::tape tape;
   test::pull_back(gate, x, test::random_matrix<double>(6, 5, 68), context, tape);
   const matrix<double> dprevious = tape.previous_logits_gradient().map();
-  const auto report = test::check_gate(gate, x, 68, context,
-                                       {{"previous_logits", test::span_of(previous), test::span_of(dprevious)}});
+  const auto report =
+      test::check_gate(gate, x, 68, context, {{"previous_logits", test::span_of(previous), test::span_of(dprevious)}});
   INFO(report.describe());
   CHECK(report.checked == 30 + 24 + 40 * 4 + 40 * 5 + 25);
   CHECK(report.largest_error < 1e-7);

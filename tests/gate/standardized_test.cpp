@@ -23,7 +23,8 @@ TEST_CASE("standardized_gate: every row gets the target's deviation and keeps it
 TEST_CASE("standardized_gate: gradients equal central differences", "[gate][gradient]") {
   standardized_gate<two_layer_gate<double>> gate(two_layer_gate<double>(5, 4, {.hidden = 6}), 0.7);
   initialize(gate, 83);
-  const auto report = test::check_gate(gate, test::random_matrix<double>(7, 5, 84), 85, test::training_context<double>());
+  const auto report =
+      test::check_gate(gate, test::random_matrix<double>(7, 5, 84), 85, test::training_context<double>());
   INFO(report.describe());
   CHECK(report.checked == 35 + 30 + 24);
   CHECK(report.largest_error < 1e-6);
@@ -59,8 +60,8 @@ TEST_CASE("standardized_gate: reaches the residual gate's gradient through neste
   gate_type::tape tape;
   test::pull_back(gate, x, test::random_matrix<double>(6, 5, 92), context, tape);
   const matrix<double> dprevious = tape.previous_logits_gradient().map();
-  const auto report = test::check_gate(gate, x, 92, context,
-                                       {{"previous_logits", test::span_of(previous), test::span_of(dprevious)}});
+  const auto report =
+      test::check_gate(gate, x, 92, context, {{"previous_logits", test::span_of(previous), test::span_of(dprevious)}});
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);
 }

@@ -21,7 +21,8 @@ TEST_CASE("two_layer_gate: the hidden width is 8E unless told otherwise", "[gate
 TEST_CASE("two_layer_gate: gradients equal central differences", "[gate][gradient]") {
   two_layer_gate<double> gate(5, 4, {.hidden = 6});
   initialize(gate, 31);
-  const auto report = test::check_gate(gate, test::random_matrix<double>(7, 5, 32), 33, test::training_context<double>());
+  const auto report =
+      test::check_gate(gate, test::random_matrix<double>(7, 5, 32), 33, test::training_context<double>());
   INFO(report.describe());
   CHECK(report.checked == 35 + 30 + 24);
   CHECK(report.largest_error < 1e-7);

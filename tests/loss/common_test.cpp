@@ -23,7 +23,8 @@ namespace {
 template <typename F>
 void for_each_loss(F&& f) {
   f("importance", importance_loss{.coefficient = 0.9});
-  f("importance, unbiased, sparse", importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased});
+  f("importance, unbiased, sparse",
+    importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased});
   f("load", load_loss{.coefficient = 0.7});
   f("load, Tutel", load_loss{.noise = load_form::scores_over_logits, .form = variance::unbiased});
   f("balance, first choice", switch_balance{});
@@ -48,7 +49,7 @@ TEST_CASE("losses: coefficient 0 means not evaluated", "[loss]") {
     CAPTURE(name);
     loss.coefficient = 0;
     if constexpr (requires { loss.cost; }) loss.cost = {1.0};  // switch_balance would throw
-    score_gradients<double> untouched;  // not even sized: any access would be out of bounds
+    score_gradients<double> untouched;                         // not even sized: any access would be out of bounds
     CHECK(loss(c.signals, c.plan, c.context(), untouched) == 0);
     CHECK(untouched.row_scratch.size() == 0);
     CHECK(untouched.sum_scratch.size() == 0);
@@ -106,7 +107,7 @@ TEST_CASE("losses: padding is in no sum and no mean", "[loss][mask]") {
 TEST_CASE("losses: groups are averaged, groups without tokens left out", "[loss][groups]") {
   auto c = test::random_case(10, 4, 107);
   REQUIRE_FALSE(c.plan.dropped().empty());
-  c.groups = {0, 4, 4, 7, 10};  // the second is empty
+  c.groups = {0, 4, 4, 7, 10};              // the second is empty
   c.mask = {1, 1, 1, 1, 0, 0, 0, 1, 1, 0};  // the third is all padding
   c.choose(2, 2);
   for_each_loss([&](const char* name, auto loss) {
@@ -247,10 +248,12 @@ namespace {
 template <typename Layer>
 gradient_report check_layer(Layer& layer, routing_context<double> context, std::uint64_t seed) {
   initialize(layer, seed);
-  for_each_parameter(layer, [&](const std::string& name, parameter<double>& p) {  // learned noise starts at zero: move it
-    if (name == "router.noise.weight")
-      for (std::size_t i = 0; i < p.value().size(); ++i) p.value()[i] = 0.3 * std::sin(static_cast<double>(i));
-  });
+  for_each_parameter(layer,
+                     [&](const std::string& name, parameter<double>& p) {  // learned noise starts at zero: move it
+                       if (name == "router.noise.weight")
+                         for (std::size_t i = 0; i < p.value().size(); ++i)
+                           p.value()[i] = 0.3 * std::sin(static_cast<double>(i));
+                     });
   matrix<double> x = test::random_matrix<double>(12, layer.inputs(), seed + 1);
   const matrix<double> dy = test::random_matrix<double>(12, layer.outputs(), seed + 2);
   matrix<double> y(12, layer.outputs()), dx(12, layer.inputs());
@@ -279,10 +282,14 @@ TEST_CASE("losses: gradients through a whole layer equal central differences", "
 
   SECTION("fixed noise, capacity") {
     using router = noisy_top_k_router<double, dynamic, dynamic, linear_gate<double>, position_capacity>;
-    moe_layer layer{router{6, 4, {.top_k = 2, .noise_std = 2}, position_capacity{capacity_limit::fixed(2)}}, experts,
-                    importance_loss{}, load_loss{}, switch_balance{.coefficient = 1},
+    moe_layer layer{router{6, 4, {.top_k = 2, .noise_std = 2}, position_capacity{capacity_limit::fixed(2)}},
+                    experts,
+                    importance_loss{},
+                    load_loss{},
+                    switch_balance{.coefficient = 1},
                     switch_balance{.coefficient = 1, .share = balance_share::survivors, .logits = loss_logits::clean},
-                    router_z_loss{.coefficient = 0.5}, entropy_loss{.coefficient = 0.5}};
+                    router_z_loss{.coefficient = 0.5},
+                    entropy_loss{.coefficient = 0.5}};
     const auto report = check_layer(layer, context, 131);
     INFO(report.describe());
     CHECK(report.checked > 300);

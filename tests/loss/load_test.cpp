@@ -113,7 +113,8 @@ TEST_CASE("load_loss: without noise it reads nothing", "[loss]") {
 
 TEST_CASE("load_loss: noise of another form is refused", "[loss]") {
   auto fixed = test::random_case(6, 3, 7);
-  CHECK_THROWS_WITH(fixed.evaluate(load_loss{.noise = load_form::learned_noise}), Catch::Matchers::Contains("learned noise"));
+  CHECK_THROWS_WITH(fixed.evaluate(load_loss{.noise = load_form::learned_noise}),
+                    Catch::Matchers::Contains("learned noise"));
   auto learned = learned_case(6, 3, 2, 7);
   CHECK_THROWS_WITH(learned.evaluate(load_loss{}), Catch::Matchers::Contains("one deviation > 0"));
   CHECK_THROWS_AS(learned.evaluate(load_loss{.noise = load_form::scores_over_logits}), std::invalid_argument);
@@ -136,8 +137,8 @@ TEST_CASE("load_loss: of equal logits the lower index sets the threshold", "[los
   c.set_clean(matrix<double>::Zero(1, 4));
   c.set_fixed_noise(matrix<double>::Zero(1, 4), 1);
   c.choose(2, 1);
-  // tau is the second largest of four zeros: expert 1. All q are 1/2, so the loss is 0 and so is its gradient; with a fifth
-  // expert far below, the threshold's gradient shows whom it went to.
+  // tau is the second largest of four zeros: expert 1. All q are 1/2, so the loss is 0 and so is its gradient; with a
+  // fifth expert far below, the threshold's gradient shows whom it went to.
   CHECK(c.evaluate(load_loss{}) == 0);
   matrix<double> logits(1, 5);
   logits << 0, 0, 0, 0, -3;

@@ -84,16 +84,19 @@ struct loss_case {
     return loss(signals, plan, context(), gradients);
   }
 
-  /// Compares the loss's gradients by clean logits, noisy logits and deviations, each on its own, with central differences.
+  /// Compares the loss's gradients by clean logits, noisy logits and deviations, each on its own, with central
+  /// differences.
   template <typename Loss>
   gradient_report check(const Loss& loss) {
     evaluate(loss);
     const auto span = [](auto& m) { return std::span(m.data(), static_cast<std::size_t>(m.size())); };
     std::vector<checked_input> inputs{{"clean", span(signals.clean), span(std::as_const(gradients.clean))}};
-    if (signals.has_noise) inputs.push_back({"noisy", span(signals.noisy_storage), span(std::as_const(gradients.noisy))});
+    if (signals.has_noise)
+      inputs.push_back({"noisy", span(signals.noisy_storage), span(std::as_const(gradients.noisy))});
     if (!signals.noise_std.empty())
       inputs.push_back({"noise_std", span(signals.noise_std), span(std::as_const(gradients.noise_std))});
-    struct nothing {} model;
+    struct nothing {
+    } model;
     score_gradients<Scalar> scratch;
     return check_gradients(model, inputs, [&] {
       scratch.zero_like(signals);

@@ -8,12 +8,14 @@ using namespace sluice;
 
 namespace {
 
-constexpr std::array every_share{balance_share::first_choice, balance_share::first_choice_kept,
-                                 balance_share::first_choice_or_zero, balance_share::per_slot,
-                                 balance_share::per_token, balance_share::survivors,
-                                 balance_share::survivors_of_both};
+constexpr std::array every_share{
+    balance_share::first_choice,     balance_share::first_choice_kept, balance_share::first_choice_or_zero,
+    balance_share::per_slot,         balance_share::per_token,         balance_share::survivors,
+    balance_share::survivors_of_both};
 
-double value_of(test::loss_case<double>& c, balance_share share) { return c.evaluate(switch_balance{.coefficient = 1, .share = share}); }
+double value_of(test::loss_case<double>& c, balance_share share) {
+  return c.evaluate(switch_balance{.coefficient = 1, .share = share});
+}
 
 // Mean probabilities of fixture F.
 constexpr double p[4] = {0.481849, 0.341700, 0.100159, 0.076292};
@@ -70,7 +72,9 @@ TEST_CASE("switch_balance: even probabilities give 1, or k where f sums to k", "
   c.choose(2, 6);
   for (const auto share : every_share) {
     CAPTURE(static_cast<int>(share));
-    CHECK(value_of(c, share) == Approx(share == balance_share::per_token ? 2 : share == balance_share::survivors_of_both ? 0.5 : 1)
+    CHECK(value_of(c, share) == Approx(share == balance_share::per_token           ? 2
+                                       : share == balance_share::survivors_of_both ? 0.5
+                                                                                   : 1)
                                     .epsilon(1e-14));
   }
 }
@@ -89,11 +93,8 @@ TEST_CASE("switch_balance: gradients equal central differences", "[loss][gradien
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
   auto c = test::random_case(11, 5, 61);
   REQUIRE_FALSE(c.plan.dropped().empty());
-  const auto report = c.check(switch_balance{.coefficient = 0.8,
-                                             .share = share,
-                                             .logits = logits,
-                                             .probability = probability,
-                                             .cost = {1, 2, 0.5, 1, 3}});
+  const auto report = c.check(switch_balance{
+      .coefficient = 0.8, .share = share, .logits = logits, .probability = probability, .cost = {1, 2, 0.5, 1, 3}});
   INFO(report.describe());
   CHECK(report.checked == 110);
   CHECK(report.largest_error < 1e-6);

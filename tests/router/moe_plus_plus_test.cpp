@@ -105,7 +105,8 @@ TEST_CASE("moe_plus_plus_router: logits are scaled to a deviation for the weight
 TEST_CASE("moe_plus_plus_router: copy and zero alone give x back", "[router]") {
   const double factor = GENERATE(1.0, 2.0);
   plain_router router(5, 2, {.multiply_input = factor == 2});
-  moe_layer layer{std::move(router), expert_union{expert_bank<identity_expert<double>>(1, 5), expert_bank<zero_expert<double>>(1, 5)}};
+  moe_layer layer{std::move(router),
+                  expert_union{expert_bank<identity_expert<double>>(1, 5), expert_bank<zero_expert<double>>(1, 5)}};
   initialize(layer, 21);
   const matrix<double> x = test::random_matrix<double>(8, 5, 22);
   matrix<double> y(8, 5);
@@ -119,7 +120,8 @@ TEST_CASE("moe_plus_plus_router: inputs are multiplied by the router's own k", "
   const routed r(router, test::random_matrix<double>(6, 4, 23));
   CHECK(r.plan.has_input_scale());
   for (const double scale : r.plan.input_scales()) CHECK(scale == 3);
-  CHECK_FALSE(routed(copying_router(4, {.multiply_input = false}), test::random_matrix<double>(6, 4, 23)).plan.has_input_scale());
+  CHECK_FALSE(routed(copying_router(4, {.multiply_input = false}), test::random_matrix<double>(6, 4, 23))
+                  .plan.has_input_scale());
 }
 
 TEST_CASE("moe_plus_plus_router: without zero experts it is top-k with renormalised weights", "[router]") {
@@ -153,10 +155,12 @@ TEST_CASE("moe_plus_plus_router: options without meaning are refused", "[router]
   CHECK_THROWS_AS(plain_router(4, 4, {.zero_experts = -1}), std::invalid_argument);
   CHECK_THROWS_AS(plain_router(4, 4, {.zero_experts = 5}), std::invalid_argument);
   CHECK_THROWS_AS(plain_router(4, 4, {.target_deviation = -1}), std::invalid_argument);
-  CHECK_THROWS_AS(plain_router(4, 1, {.top_k = 1, .target_deviation = 1, .constant_weight = true}), std::invalid_argument);
+  CHECK_THROWS_AS(plain_router(4, 1, {.top_k = 1, .target_deviation = 1, .constant_weight = true}),
+                  std::invalid_argument);
 }
 
-TEST_CASE("moe_plus_plus_router: gradients through a layer of unlike experts equal central differences", "[router][gradient]") {
+TEST_CASE("moe_plus_plus_router: gradients through a layer of unlike experts equal central differences",
+          "[router][gradient]") {
   using options = plain_router::options;
   const auto o = GENERATE(options{.top_k = 3}, options{.top_k = 3, .weights = moe_plus_plus_weights::mixtral},
                           options{.top_k = 3, .target_deviation = 1.5, .multiply_input = false},
@@ -207,7 +211,8 @@ TEST_CASE("moe_plus_plus_router: gradients flow into the router of the layer bef
   // That part is not small: without it the check below could not fail.
   CHECK(tape2.router.gate.previous_logits_gradient().map().cwiseAbs().maxCoeff() > 1e-2);
 
-  const auto report_first = check_gradients(first, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, objective);
+  const auto report_first =
+      check_gradients(first, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, objective);
   INFO(report_first.describe());
   CHECK(report_first.largest_error < 1e-6);
   const auto report_second = check_gradients(second, {}, objective);
@@ -237,7 +242,8 @@ TEST_CASE("moe_plus_plus_balance: eta and f", "[router][loss]") {
   logits << 2.0, 1.0, 0.0, -1.0, 1.5, 1.0, 0.5, 0.0, 0.0, 3.0, 1.0, 0.5, 2.5, 0.0, -0.5, 0.5;
   routed r(copying_router(4, {}), logits);
   r.tape.dsignals.zero_like(r.tape.signals);
-  const double loss = moe_plus_plus_balance(2, 2, 0.5, 0.01)(r.tape.signals, r.plan, routing_context<double>{}, r.tape.dsignals);
+  const double loss =
+      moe_plus_plus_balance(2, 2, 0.5, 0.01)(r.tape.signals, r.plan, routing_context<double>{}, r.tape.dsignals);
   CHECK(loss == Approx(0.01 * (0.75 * 0.481849 + 0.75 * 0.341700 + 0.5 * 0.25 * (0.100159 + 0.076292))).margin(1e-8));
   CHECK_THROWS_AS(moe_plus_plus_balance(-1, 2), std::invalid_argument);
 }

@@ -3,8 +3,8 @@
 ///   y = a1 x + a2 v,  (a1, a2) = softmax(W x)        x, y [n,D]   weight W [2,D]   value v [D]
 ///   s = (<dy,x>, <dy,v>),  dl = a (s - <a,s>):   dx = a1 dy + W^T dl,  dv += a2 dy,  dW += dl x^T
 ///
-/// Each row depends on its own input only, NaN stays in its row, n may be 0. Initial values: v standard normal, W uniform
-/// within 1/sqrt(D). Jin et al. 2024 (MoE++), arXiv:2410.07348.
+/// Each row depends on its own input only, NaN stays in its row, n may be 0. Initial values: v standard normal, W
+/// uniform within 1/sqrt(D). Jin et al. 2024 (MoE++), arXiv:2410.07348.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

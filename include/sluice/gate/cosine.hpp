@@ -3,11 +3,11 @@
 ///   z [T,P] = x [T,D] A^T (+ a)  or x itself     v [E,P] one vector an expert
 ///   logits[t,e] = exp(min(theta, log 100)) <z[t] / max(|z[t]|, eps), v[e] / max(|v[e]|, eps)>
 ///
-/// Parameters: projector.weight A [P,D] and projector.bias a [P] if there is a projector, sim_matrix v [E,P] (row e is expert
-/// e's vector; Tutel stores the transpose, [P,E]), temperature theta [1], the logarithm of the scale.
+/// Parameters: projector.weight A [P,D] and projector.bias a [P] if there is a projector, sim_matrix v [E,P] (row e is
+/// expert e's vector; Tutel stores the transpose, [P,E]), temperature theta [1], the logarithm of the scale.
 /// Gradients: a unit vector u = z/|z| passes (du - u <u, du>) / |z|; below eps, and so for a vector of zeros, du / eps.
-/// theta has none above log 100. A token of zeros without projector has logits 0 and, as published, a gradient of 1/eps:
-/// raise smallest_norm where such tokens occur. NaN or infinity in a token gives NaN in all its logits. T = 0 is fine.
+/// theta has none above log 100. A token of zeros without projector has logits 0 and, as published, a gradient of
+/// 1/eps: raise smallest_norm where that happens. NaN or infinity in a token gives NaN in all its logits. T = 0 is fine.
 /// Initial values: v normal with deviation 0.01, theta log 2, A and a uniform within 1/sqrt(D).
 /// Chi et al. 2022, arXiv:2204.09179; as in Tutel (there P = 256).
 #pragma once
@@ -32,7 +32,8 @@ Scalar normalize(const Scalar* in, Scalar* out, index_t count, Scalar smallest) 
 
 /// din += the gradient of normalize() for dout.
 template <typename Scalar>
-void normalize_backward(const Scalar* out, const Scalar* dout, index_t count, Scalar norm, Scalar smallest, Scalar* din) noexcept {
+void normalize_backward(const Scalar* out, const Scalar* dout, index_t count, Scalar norm, Scalar smallest,
+                        Scalar* din) noexcept {
   const bool is_small = norm < smallest;
   const Scalar inner = is_small ? Scalar(0) : kernel::dot(out, dout, count);
   const Scalar divisor = is_small ? smallest : norm;
@@ -69,16 +70,18 @@ public:
   /// Throws std::invalid_argument unless D >= 1, E >= 1, P >= 0 and the scales and the smallest norm are positive.
   cosine_gate(index_t inputs, index_t experts, options o = {}) : options_(o), inputs_(inputs) {
     if (inputs < 1 || experts < 1 || o.projected < 0)
-      throw_invalid("cosine_gate needs D >= 1, E >= 1 and P >= 0, not D = ", inputs, ", E = ", experts, ", P = ", o.projected);
+      throw_invalid("cosine_gate needs D >= 1, E >= 1 and P >= 0, not D = ", inputs, ", E = ", experts,
+                    ", P = ", o.projected);
     if (!(o.scale > 0 && o.largest_scale > 0 && o.smallest_norm > 0))
-      throw_invalid("cosine_gate needs scale, largest_scale and smallest_norm > 0, not ", o.scale, ", ", o.largest_scale, ", ",
-                    o.smallest_norm);
+      throw_invalid("cosine_gate needs scale, largest_scale and smallest_norm > 0, not ", o.scale, ", ",
+                    o.largest_scale, ", ", o.smallest_norm);
     const auto initial = initial_values::uniform(1 / std::sqrt(static_cast<double>(inputs)));
     if (has_projector()) {
       weight_ = {{o.projected, inputs}, parameter_role::weight, initial};
       if (o.projector_bias) bias_ = {{o.projected}, parameter_role::vector, initial};
     }
-    vectors_ = {{experts, has_projector() ? o.projected : inputs}, parameter_role::weight, initial_values::normal(0.01)};
+    vectors_ = {
+        {experts, has_projector() ? o.projected : inputs}, parameter_role::weight, initial_values::normal(0.01)};
     temperature_ = {{1}, parameter_role::vector, initial_values::constant(std::log(o.scale))};
     temperature_.set_frozen(!o.trainable_scale);
   }
@@ -102,14 +105,15 @@ public:
     t.vector_norms.resize(experts());
     t.cosines.resize(tokens, experts());
     for (index_t e = 0; e < experts(); ++e)
-      t.vector_norms[e] = detail::normalize(vectors_.data() + e * projected(), t.unit_vectors.row(e), projected(), smallest());
+      t.vector_norms[e] =
+          detail::normalize(vectors_.data() + e * projected(), t.unit_vectors.row(e), projected(), smallest());
     const Scalar factor = scale();
     context.executor.parallel_blocks(tokens, detail::linear_row_block, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r)
         t.token_norms[r] = detail::normalize(has_projector() ? t.projected.row(r) : x.data() + r * x.outerStride(),
                                              t.unit_tokens.row(r), projected(), smallest());
-      kernel::multiply_nt(end - begin, experts(), projected(), t.unit_tokens.row(begin), projected(), t.unit_vectors.data(),
-                          projected(), t.cosines.row(begin), experts());
+      kernel::multiply_nt(end - begin, experts(), projected(), t.unit_tokens.row(begin), projected(),
+                          t.unit_vectors.data(), projected(), t.cosines.row(begin), experts());
       for (index_t r = begin; r < end; ++r)
         for (index_t e = 0; e < experts(); ++e) logits(r, e) = factor * t.cosines(r, e);
     });

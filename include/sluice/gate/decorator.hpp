@@ -1,7 +1,7 @@
 /// What gates that wrap another gate share: the inner gate, its sizes, its parameters under their own names.
 ///
-/// Decorators nest: standardized_gate<residual_gate<two_layer_gate<float>>>. The tape of a decorator holds the inner tape and
-/// passes on previous_logits_gradient() if there is a residual gate inside.
+/// Decorators nest: standardized_gate<residual_gate<two_layer_gate<float>>>. The tape of a decorator holds the inner
+/// tape and passes on previous_logits_gradient() if there is a residual gate inside.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

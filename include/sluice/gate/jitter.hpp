@@ -1,14 +1,14 @@
 /// Jitter, the three different things of that name, each a gate around another gate; training only.
 ///
-///   jittered_gate        logits = gate(x u)     u[t,d]: the router's copy of x, the experts see x        Switch Transformers
-///   added_jitter_gate    logits = gate(x) + u   u[t,e]: the number added is near 1, not near 0          FastMoE's Switch gate
-///   scaled_jitter_gate   logits = gate(x) u     u[t,e]                                                  SparseMixer's baseline
+///   jittered_gate       logits = gate(x u)    u[t,d]: the router's copy of x, experts see x   Switch Transformers
+///   added_jitter_gate   logits = gate(x) + u  u[t,e]: what is added is near 1, not 0          FastMoE's Switch gate
+///   scaled_jitter_gate  logits = gate(x) u    u[t,e]                                          SparseMixer's baseline
 ///
-///   u = 1 - epsilon + 2 epsilon r, r uniform in (0, 1), drawn at random_site::input_jitter position t*D + d for the first
-///   and at random_site::logit_jitter position t*E + e for the others
+///   u = 1 - epsilon + 2 epsilon r, r uniform in (0, 1), drawn at random_site::input_jitter position t*D + d for the
+///   first and at random_site::logit_jitter position t*E + e for the others
 ///
-/// Gradients pass through the factor: dx += u dx~, dlogits~ = u dlogits. Without training, or with epsilon 0, the inner gate
-/// alone runs, bit for bit. Fedus, Zoph, Shazeer 2022, arXiv:2101.03961 (epsilon 0.01).
+/// Gradients pass through the factor: dx += u dx~, dlogits~ = u dlogits. Without training, or with epsilon 0, the inner
+/// gate alone runs, bit for bit. Fedus, Zoph, Shazeer 2022, arXiv:2101.03961 (epsilon 0.01).
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -66,7 +66,8 @@ public:
     detail::draw_factors(context, random_site::input_jitter, x.rows(), x.cols(), epsilon_, t.factors);
     t.x.resize(x.rows(), x.cols());
     detail::for_row_blocks(context, x.rows(), [&](index_t begin, index_t rows) {
-      t.x.map().middleRows(begin, rows) = t.factors.map().middleRows(begin, rows).cwiseProduct(x.middleRows(begin, rows));
+      t.x.map().middleRows(begin, rows) =
+          t.factors.map().middleRows(begin, rows).cwiseProduct(x.middleRows(begin, rows));
     });
     this->inner().forward(t.x.map(), context, logits, t.inner);
   }
@@ -77,7 +78,8 @@ public:
     t.dx.set_zero(x.rows(), x.cols());
     this->inner().backward(t.x.map(), context, dlogits, t.inner, t.dx.map());
     detail::for_row_blocks(context, x.rows(), [&](index_t begin, index_t rows) {
-      dx.middleRows(begin, rows) += t.factors.map().middleRows(begin, rows).cwiseProduct(t.dx.map().middleRows(begin, rows));
+      dx.middleRows(begin, rows) +=
+          t.factors.map().middleRows(begin, rows).cwiseProduct(t.dx.map().middleRows(begin, rows));
     });
   }
 

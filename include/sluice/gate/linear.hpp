@@ -22,8 +22,10 @@ public:
 
   /// Throws std::invalid_argument unless D >= 1 and E >= 1.
   linear_gate(index_t inputs, index_t experts, options o = {}) : has_bias_(o.bias) {
-    if (inputs < 1 || experts < 1) throw_invalid("linear_gate needs D >= 1 and E >= 1, not D = ", inputs, ", E = ", experts);
-    weight_ = {{experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
+    if (inputs < 1 || experts < 1)
+      throw_invalid("linear_gate needs D >= 1 and E >= 1, not D = ", inputs, ", E = ", experts);
+    weight_ = {
+        {experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
     if (has_bias_) bias_ = {{experts}, parameter_role::vector};
   }
 

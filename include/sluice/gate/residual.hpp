@@ -10,8 +10,8 @@
 ///   tape1.router.dsignals.clean.map() += tape2.router.gate.previous_logits_gradient().map();
 ///   first.backward(dh, dx, tape1);
 ///
-/// Without previous logits a call throws std::invalid_argument, unless options.optional is set (a first layer of the same
-/// type): then the inner gate alone scores and previous_logits_gradient() is empty. R of zeros reproduces the inner gate.
+/// Without previous logits a call throws std::invalid_argument, unless options.optional is set (a first layer of the
+/// same type): then the inner gate alone scores and previous_logits_gradient() is empty.
 /// Parameters: those of the inner gate and residual R, uniform within 1/sqrt(E) at the start.
 /// Jin et al. 2024 (MoE++), arXiv:2410.07348.
 #pragma once
@@ -44,7 +44,9 @@ public:
 
   explicit residual_gate(Inner inner, options o = {}) : base(std::move(inner)), options_(o) {
     const index_t experts = this->experts();
-    residual_ = {{experts, experts}, parameter_role::weight, initial_values::uniform(1 / std::sqrt(static_cast<double>(experts)))};
+    residual_ = {{experts, experts},
+                 parameter_role::weight,
+                 initial_values::uniform(1 / std::sqrt(static_cast<double>(experts)))};
   }
   residual_gate(index_t inputs, index_t experts, options o = {})
     requires std::constructible_from<Inner, index_t, index_t>
@@ -62,8 +64,8 @@ public:
     }
     check(previous, x.rows());
     context.executor.parallel_blocks(x.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
-      kernel::multiply_nt(end - begin, this->experts(), this->experts(), previous.data + begin * previous.cols, previous.cols,
-                          residual_.data(), this->experts(), &logits(begin, 0), logits.outerStride(),
+      kernel::multiply_nt(end - begin, this->experts(), this->experts(), previous.data + begin * previous.cols,
+                          previous.cols, residual_.data(), this->experts(), &logits(begin, 0), logits.outerStride(),
                           kernel::write::accumulate);
     });
   }
@@ -88,8 +90,8 @@ public:
 private:
   void check(const optional_matrix<scalar>& previous, index_t tokens) const {
     if (previous.rows != tokens || previous.cols != this->experts())
-      throw_invalid("residual_gate needs routing_context.previous_logits [T, E] = [", tokens, ", ", this->experts(), "], not [",
-                    previous.rows, ", ", previous.cols, "]; linked layers need equally many experts");
+      throw_invalid("residual_gate needs routing_context.previous_logits [T, E] = [", tokens, ", ", this->experts(),
+                    "], not [", previous.rows, ", ", previous.cols, "]; linked layers need equally many experts");
   }
 
   options options_;

@@ -1,11 +1,11 @@
 /// Standardized gate: each token's logits are scaled to one standard deviation over the experts. The mean stays.
 ///
-///   logits = G s / sigma      G = gate(x), sigma[t] = unbiased standard deviation of G[t] over the E experts, s the target
+///   logits = G s / sigma      G = gate(x), s the target, sigma[t] the unbiased standard deviation of G[t] over E
 ///   dG[j] = s/sigma (g[j] - (G[j] - mean G) <g, G> / ((E - 1) sigma^2))
 ///
-/// A row of equal logits has no deviation and is left as it is, gradient included. E = 1 is refused. NaN stays in its row.
-/// The router's `signals` hold the scaled logits; those before are in the tape. MoE++ scales inside its selection instead,
-/// so that the logits it hands to the next layer are not scaled (router/moe_plus_plus.hpp).
+/// A row of equal logits has no deviation and is left as it is, gradient included. E = 1 is refused. NaN stays in its
+/// row. The router's `signals` hold the scaled logits; those before are in the tape. MoE++ scales inside its selection
+/// instead, so that the logits it hands to the next layer are not scaled (router/moe_plus_plus.hpp).
 /// Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
 #pragma once
 
@@ -60,7 +60,8 @@ public:
   };
 
   /// Throws std::invalid_argument if E < 2 or the target is not positive.
-  explicit standardized_gate(Inner inner, scalar target = 1) : gate_decorator<Inner>(std::move(inner)), target_(target) {
+  explicit standardized_gate(Inner inner, scalar target = 1)
+      : gate_decorator<Inner>(std::move(inner)), target_(target) {
     if (this->experts() < 2) throw_invalid("standardized_gate needs E >= 2: one number has no deviation");
     if (!(target > 0)) throw_invalid("standardized_gate needs a deviation > 0, not ", target);
   }
@@ -73,7 +74,8 @@ public:
     this->inner().forward(x, context, t.logits.map(), t.inner);
     context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
-        const scalar factor = detail::standardizing_factor(detail::spread_of(t.logits.row(r), this->experts()), target_);
+        const scalar factor =
+            detail::standardizing_factor(detail::spread_of(t.logits.row(r), this->experts()), target_);
         for (index_t e = 0; e < this->experts(); ++e) logits(r, e) = t.logits(r, e) * factor;
       }
     });
@@ -90,7 +92,8 @@ public:
         scalar inner = 0;
         for (index_t e = 0; e < this->experts(); ++e) inner += dlogits(r, e) * row[e];
         const scalar pull = detail::spread_pull(spread, target_, inner, this->experts());
-        for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = factor * dlogits(r, e) - pull * (row[e] - spread.mean);
+        for (index_t e = 0; e < this->experts(); ++e)
+          t.dlogits(r, e) = factor * dlogits(r, e) - pull * (row[e] - spread.mean);
       }
     });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);

@@ -28,10 +28,13 @@ public:
   /// Throws std::invalid_argument unless D >= 1, E >= 1 and H >= 0.
   two_layer_gate(index_t inputs, index_t experts, options o = {}) {
     if (inputs < 1 || experts < 1 || o.hidden < 0)
-      throw_invalid("two_layer_gate needs D >= 1, E >= 1 and H >= 0, not D = ", inputs, ", E = ", experts, ", H = ", o.hidden);
+      throw_invalid("two_layer_gate needs D >= 1, E >= 1 and H >= 0, not D = ", inputs, ", E = ", experts,
+                    ", H = ", o.hidden);
     const index_t hidden = o.hidden == 0 ? 8 * experts : o.hidden;
-    weight1_ = {{hidden, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
-    weight2_ = {{experts, hidden}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(hidden)))};
+    weight1_ = {
+        {hidden, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
+    weight2_ = {
+        {experts, hidden}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(hidden)))};
   }
 
   index_t inputs() const noexcept { return weight1_.cols(); }

@@ -5,12 +5,12 @@
 ///   loss(signals, plan, context, gradients)                            coefficient × mean over groups
 ///   loss.group_value(signals, plan, context, group, scale, gradients)  scale × value of one group
 ///
-/// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads nothing.
-/// Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the mean over
-/// groups. NaN in a logit that a loss reads makes its value NaN: divergence stays visible.
+/// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads
+/// nothing. Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the
+/// mean over groups. NaN in a logit that a loss reads makes its value NaN: divergence stays visible.
 ///
-///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])            dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
-///          or s / sum of s, s = sigmoid(L[t])                      the same times 1 - s[j];   c = derivative by p[t]
+///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
+///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
 ///
 /// Sums over tokens and experts are made in double, in one order for every executor.
 #pragma once
@@ -32,7 +32,7 @@ enum class loss_logits {
 /// How a loss turns a row of logits into probabilities.
 enum class loss_probability { softmax, normalized_sigmoid };
 
-/// Whether a variance over E numbers divides by E, or by E - 1 with 1e-10 added to the squared mean that it is compared with.
+/// Whether a variance over E numbers divides by E, or by E - 1 (then 1e-10 is added to the squared mean below it).
 enum class variance { population, unbiased };
 
 namespace detail {
@@ -66,8 +66,8 @@ void for_tokens(const routing_context<Scalar>& context, token_range group, F&& f
 
 /// sums[e] += rows[t - begin, e] over the tokens of the group that count, in order.
 template <std::floating_point Scalar>
-void add_rows(const routing_context<Scalar>& context, token_range group, const matrix_buffer<Scalar>& rows, index_t count,
-              double* sums) {
+void add_rows(const routing_context<Scalar>& context, token_range group, const matrix_buffer<Scalar>& rows,
+              index_t count, double* sums) {
   for (index_t t = group.begin; t < group.end; ++t) {
     if (context.is_padding(t)) continue;
     const Scalar* row = rows.row(t - group.begin);
@@ -75,7 +75,7 @@ void add_rows(const routing_context<Scalar>& context, token_range group, const m
   }
 }
 
-/// What operator() of every loss does: the mean of group_value(group, coefficient / groups) over the groups with tokens.
+/// What operator() of every loss does: the sum of group_value(group, coefficient / groups) over groups with tokens.
 template <std::floating_point Scalar, typename F>
 Scalar mean_over_groups(double coefficient, const routing_context<Scalar>& context, index_t tokens, F&& group_value) {
   Scalar sum = 0;

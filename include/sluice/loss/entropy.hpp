@@ -23,8 +23,8 @@ struct entropy_loss {
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context, index_t group,
-                     double scale, score_gradients<Scalar>& gradients) const {
+  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+                     index_t group, double scale, score_gradients<Scalar>& gradients) const {
     const token_range range = context.group(group, signals.clean.rows());
     const auto tokens = static_cast<double>(detail::count_tokens(context, range));
     if (tokens == 0) return 0;
@@ -32,8 +32,8 @@ struct entropy_loss {
     gradients.sum_scratch.assign(2 * experts, 0);
     double* q = gradients.sum_scratch.data();
     double* c = q + experts;
-    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range, loss_probability::softmax,
-                                                gradients.row_scratch);
+    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range,
+                                                loss_probability::softmax, gradients.row_scratch);
     p.add_to(q);
     double value = 0;
     for (index_t e = 0; e < experts; ++e) {

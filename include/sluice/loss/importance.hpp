@@ -3,11 +3,11 @@
 ///   importance[e] = sum over t of p[t,e], p = softmax of the clean logits        value = cv2(importance)
 ///   sparse gates:   sum over t of w[t,e], w = softmax of the noisy logits over the token's assignments
 ///
-/// The sparse form is the gate of Shazeer et al. and FastMoE: the plan's weights wherever these are a softmax over the choice
-/// (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token.
+/// The sparse form is the gate of Shazeer et al. and FastMoE: the plan's weights wherever these are a softmax over the
+/// choice (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp. A group without tokens has value 0.
-/// Riquelme et al. 2021, arXiv:2106.05974, appendix A (population variance); Shazeer et al. 2017, arXiv:1701.06538, eq. 6-7
-/// (FastMoE, Tutel: unbiased).
+/// Riquelme et al. 2021, arXiv:2106.05974, appendix A (population variance);
+/// Shazeer et al. 2017, arXiv:1701.06538, eq. 6-7 (FastMoE, Tutel: unbiased).
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -47,8 +47,8 @@ struct importance_loss {
       else
         throw_invalid("importance_loss: only a sparse plan has sparse gates");
     }
-    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range, loss_probability::softmax,
-                                                gradients.row_scratch);
+    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range,
+                                                loss_probability::softmax, gradients.row_scratch);
     p.add_to(sums);
     const double value = differentiate(sums, experts, scale);
     p.backward(sums + experts, detail::logits_of(gradients, logits));

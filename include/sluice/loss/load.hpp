@@ -3,15 +3,15 @@
 ///   q[t,e] = Phi((a[t,e] - tau[t,e]) / s[t,e])      how likely e is chosen if its own noise is drawn anew
 ///   load[e] = sum over t of q[t,e]                  value = cv2(load)
 ///
-///   form                 a                        tau                                              s
-///   fixed_noise          clean logit              k-th largest noisy logit                         sigma           V-MoE
-///   learned_noise        clean logit              k-th, for the chosen (k+1)-th largest noisy one   noise_std[t,e]  Shazeer
-///   scores_over_logits   softmax of clean logits  k-th largest noisy logit                         sigma           Tutel
+///   form                a                        tau                                       s
+///   fixed_noise         clean logit              k-th largest noisy logit                  sigma           V-MoE
+///   learned_noise       clean logit              k-th; for the chosen the (k+1)-th of them noise_std[t,e]  Shazeer
+///   scores_over_logits  softmax of clean logits  k-th largest noisy logit                  sigma           Tutel
 ///
 /// Gradients flow into a, into the noisy logit that set the threshold, and into s where it is learned:
 ///   da += c phi(u) / s,  dtau -= c phi(u) / s,  ds -= c u phi(u) / s,   u = (a - tau) / s,  c = d value / d load[e]
-/// With k = E the learned form counts the assignments of positive weight and has no gradient. Tutel's own loss is half of this
-/// plus half of importance_loss, both with variance::unbiased.
+/// With k = E the learned form counts the assignments of positive weight and has no gradient. Tutel's own loss is half
+/// of this plus half of importance_loss, both with variance::unbiased.
 ///
 /// Without noise (inference, deviation 0) there is nothing to differentiate: the value is 0 and nothing is read. Equal
 /// logits: the lower index ranks first. A learned scale that rounded to 0 makes q a step without gradient.
@@ -64,7 +64,8 @@ struct load_loss {
     detail::for_tokens(context, range, [&](index_t t) {
       Scalar* q = rows.row(t - range.begin);
       if (noise == load_form::scores_over_logits) kernel::softmax(signals.clean.row(t), q + experts, experts);
-      for_terms(signals, q + experts, t, [&](index_t e, const term& own) { q[e] = static_cast<Scalar>(probability(own)); });
+      for_terms(signals, q + experts, t,
+                [&](index_t e, const term& own) { q[e] = static_cast<Scalar>(probability(own)); });
     });
     detail::add_rows(context, range, rows, experts, load);
     const double value = detail::cv_squared(load, experts, form, load + experts);
@@ -76,7 +77,8 @@ struct load_loss {
         const double slope = scale * load[experts + e] * density(own) / own.std;
         row[e] = static_cast<Scalar>(slope);
         gradients.noisy_or_clean()(t, own.threshold) -= static_cast<Scalar>(slope);
-        if (noise == load_form::learned_noise) gradients.noise_std(t, e) -= static_cast<Scalar>(slope * own.difference / own.std);
+        if (noise == load_form::learned_noise)
+          gradients.noise_std(t, e) -= static_cast<Scalar>(slope * own.difference / own.std);
       });
       add_compared(row, row + experts, gradients.clean.row(t), experts);
     });
@@ -130,8 +132,8 @@ private:
     for (index_t e = 0; e < experts; ++e) dclean[e] += scores[e] * (da[e] - inner);
   }
 
-  /// Position of the number of this rank: 0 is the largest, the lower position first among equals. Ranks are few, so they
-  /// are found one after the other without memory for a sorted row.
+  /// Position of the number of this rank: 0 is the largest, the lower position first among equals. Ranks are few, so
+  /// they are found one after the other without memory for a sorted row.
   template <std::floating_point Scalar>
   static index_t ranked(const Scalar* values, index_t count, index_t rank) {
     index_t found = kernel::arg_max(values, count);

@@ -23,8 +23,8 @@ struct router_z_loss {
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context, index_t group,
-                     double scale, score_gradients<Scalar>& gradients) const {
+  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+                     index_t group, double scale, score_gradients<Scalar>& gradients) const {
     const token_range range = context.group(group, signals.clean.rows());
     const index_t tokens = detail::count_tokens(context, range);
     if (tokens == 0) return 0;
@@ -40,7 +40,8 @@ struct router_z_loss {
       const Scalar lse = e.maximum + std::log(e.sum);
       row[0] = lse * lse;
       for (index_t j = 0; j < experts; ++j)
-        dscores(t, j) += static_cast<Scalar>(2 * share * static_cast<double>(lse) * static_cast<double>(row[1 + j] / e.sum));
+        dscores(t, j) +=
+            static_cast<Scalar>(2 * share * static_cast<double>(lse) * static_cast<double>(row[1 + j] / e.sum));
     });
     double sum = 0;
     detail::add_rows(context, range, rows, 1, &sum);

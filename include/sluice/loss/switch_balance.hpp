@@ -1,21 +1,21 @@
 /// Balance loss of Switch, GShard and their many relatives: tokens should not crowd where probabilities already do.
 ///
-///   value = E * sum over e of cost[e] f[e] P[e]         f: share of the tokens at e, a constant;  P[e] = mean of p[t,e]
+///   value = E * sum over e of cost[e] f[e] P[e]     f: share of the tokens at e, a constant;  P[e] = mean of p[t,e]
 ///   dL[t,j] = (E/T) p[t,j] (cost[j] f[j] - sum over e of cost[e] f[e] p[t,e])       (softmax)
 ///
-///   share                    f[e]                                                            used by
-///   first_choice             first choices / T, dropped ones too                             Switch, GShard, V-MoE, Tutel
-///   first_choice_kept        first choices that capacity kept / T                            ST-MoE's port
-///   first_choice_or_zero     first choices / T, where a dropped one counts for expert 0      Switch's port (a quirk)
-///   per_slot                 all choices / (T k)                                             Megatron, DeepSeek
-///   per_token                all choices / T                                                 Mixtral, OLMoE, Qwen, flaxformer
-///   survivors                kept choices / number of kept choices
-///   survivors_of_both        the same, and P is divided by their number too, instead of T    FastMoE's Switch gate
+///   share                 f[e]                                                          used by
+///   first_choice          first choices / T, dropped ones too                           Switch, GShard, V-MoE, Tutel
+///   first_choice_kept     first choices that capacity kept / T                          ST-MoE's port
+///   first_choice_or_zero  first choices / T, where a dropped one counts for expert 0    Switch's port (a quirk)
+///   per_slot              all choices / (T k)                                           Megatron, DeepSeek
+///   per_token             all choices / T                                               Mixtral, Qwen, flaxformer
+///   survivors             kept choices / number of kept choices
+///   survivors_of_both     the same, and P is divided by their number too, not by T      FastMoE's Switch gate
 ///
 /// With even probabilities the value is the sum of f: 1, or k for per_token. Other settings:
-///   DeepSeek-V3's sequence-wise loss   {.share = per_slot, .logits = clean, .probability = normalized_sigmoid}, a group a sequence
-///   MoE++                              {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
-///   HMoE's penalty                     {.share = per_token, .cost = {H_e / mean H, ...}}
+///   DeepSeek-V3, sequence-wise  {.share = per_slot, .logits = clean, .probability = normalized_sigmoid}, a group each
+///   MoE++                       {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
+///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}
 ///
 /// Choices that were thinned out at random are in no plan and no share. No choice at all gives 0.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp.
@@ -46,8 +46,8 @@ struct switch_balance {
   balance_share share = balance_share::first_choice;
   loss_logits logits = loss_logits::noisy;
   loss_probability probability = loss_probability::softmax;
-  bool times_experts = true;    ///< the factor E
-  std::vector<double> cost{};   ///< one an expert; empty means 1
+  bool times_experts = true;   ///< the factor E
+  std::vector<double> cost{};  ///< one an expert; empty means 1
 
   template <std::floating_point Scalar>
   Scalar operator()(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
@@ -97,8 +97,10 @@ private:
     switch (share) {
       case balance_share::first_choice:
       case balance_share::first_choice_kept:
-      case balance_share::first_choice_or_zero: return rank == 0;
-      default: return true;
+      case balance_share::first_choice_or_zero:
+        return rank == 0;
+      default:
+        return true;
     }
   }
   bool counts_dropped() const {
@@ -106,8 +108,10 @@ private:
       case balance_share::first_choice:
       case balance_share::first_choice_or_zero:
       case balance_share::per_slot:
-      case balance_share::per_token: return true;
-      default: return false;
+      case balance_share::per_token:
+        return true;
+      default:
+        return false;
     }
   }
 
@@ -119,8 +123,8 @@ private:
 
   /// The value of a group whose choices are the row-th that were counted.
   template <std::floating_point Scalar>
-  Scalar counted_value(const score_signals<Scalar>& signals, const routing_context<Scalar>& context, index_t group, index_t row,
-                       double scale, score_gradients<Scalar>& gradients) const {
+  Scalar counted_value(const score_signals<Scalar>& signals, const routing_context<Scalar>& context, index_t group,
+                       index_t row, double scale, score_gradients<Scalar>& gradients) const {
     const token_range range = context.group(group, signals.clean.rows());
     const index_t experts = signals.clean.cols();
     double* p_sums = gradients.sum_scratch.data();
@@ -133,9 +137,9 @@ private:
     const auto tokens = static_cast<double>(detail::count_tokens(context, range));
     const bool by_survivors = share == balance_share::survivors || share == balance_share::survivors_of_both;
     const double over = share == balance_share::survivors_of_both ? all : tokens;
-    const double of = by_survivors                        ? all
+    const double of = by_survivors                       ? all
                       : share == balance_share::per_slot ? tokens * static_cast<double>(signals.top_k)
-                                                          : tokens;
+                                                         : tokens;
     const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range, probability,
                                                 gradients.row_scratch);
     std::fill_n(p_sums, experts, 0.0);

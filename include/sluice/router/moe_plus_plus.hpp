@@ -2,18 +2,19 @@
 ///
 ///   G [T,E] = W2 tanh(W1 x) + R G_previous        (residual_gate<two_layer_gate>; any gate will do)
 ///   S = the k largest of G[t];  z = G[t], or G[t] s / sigma[t] with options.target_deviation s (gate/standardized.hpp)
-///   released   w = softmax(z over S without the zero experts), and 0 for a zero expert in S: as if its probability were
-///              removed before the others are divided by their sum
+///   released   w = softmax(z over S without the zero experts), and 0 for a zero expert in S: as if its probability
+///              were removed before the others are divided by their sum
 ///   mixtral    w = softmax(z over S), zero experts included
 ///
-/// Experts are numbered FFNs, constants, copy, zero: the last options.zero_experts are zero experts. A token with nothing but
-/// zero experts has weights 0 and output 0 (the published 0/0). With options.multiply_input every expert's input is
-/// multiplied by the router's own k, as released (the released code does so with `released` weights only).
+/// Experts are numbered FFNs, constants, copy, zero: the last options.zero_experts are zero experts. A token with
+/// nothing but zero experts has weights 0 and output 0 (the published 0/0). With options.multiply_input every expert's
+/// input is multiplied by the router's own k, as released (the released code does so with `released` weights only).
 /// tape.signals.clean is G, not scaled: what the next layer takes as previous_logits. Its gradient comes back through
 /// tape.gate.previous_logits_gradient() (gate/residual.hpp shows the loop).
 ///
-/// Gradients: dz[j] = w[j] (g[j] - sum over S of w g) for j in S; a zero expert gets none under `released`. k = 1 gives constant
-/// weights and the gate no gradient; it is refused unless options.constant_weight is set. NaN, ties and T = 0 as top_k_router.
+/// Gradients: dz[j] = w[j] (g[j] - sum over S of w g) for j in S; a zero expert gets none under `released`. k = 1 gives
+/// constant weights and the gate no gradient; it is refused unless options.constant_weight is set. NaN, ties and T = 0
+/// as top_k_router.
 ///
 /// The layer around it:
 ///   experts    expert_union{expert_bank<swiglu<float>>{8, D, H}, expert_bank<constant_expert<float>>{2, D},
@@ -75,11 +76,14 @@ public:
     return k;
   }
 
-  void weigh(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count, Scalar* weights) const {
-    // Exponentials against the largest logit that has a weight: the division cannot meet 0 however unlikely its expert is.
+  void weigh(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count,
+             Scalar* weights) const {
+    // Exponentials against the largest logit that has a weight: the division cannot meet 0 however unlikely its expert
+    // is.
     index_t best = -1;
     for (index_t j = 0; j < count; ++j)
-      if (has_weight(ids[j], experts) && (best < 0 || order_key(logits[ids[j]]) > order_key(logits[ids[best]]))) best = j;
+      if (has_weight(ids[j], experts) && (best < 0 || order_key(logits[ids[j]]) > order_key(logits[ids[best]])))
+        best = j;
     const Scalar factor = scale_of(logits, experts);
     Scalar sum = 0;
     for (index_t j = 0; j < count; ++j) {
@@ -89,8 +93,8 @@ public:
     for (index_t j = 0; j < count && best >= 0; ++j) weights[j] /= sum;
   }
 
-  void backward(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count, const Scalar* weights,
-                const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count,
+                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
     Scalar inner = 0;
     for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
     const Scalar factor = scale_of(logits, experts);
@@ -116,7 +120,8 @@ private:
   }
 
   Scalar scale_of(const Scalar* logits, index_t experts) const {
-    return scales() ? detail::standardizing_factor(detail::spread_of(logits, experts), options_.target_deviation) : Scalar(1);
+    return scales() ? detail::standardizing_factor(detail::spread_of(logits, experts), options_.target_deviation)
+                    : Scalar(1);
   }
 
   /// exp(factor (logit - largest)); 1 also where both are infinite.
@@ -126,8 +131,9 @@ private:
 
   void refuse_constant_weight(index_t k) const {
     if (k == 1 && !options_.constant_weight)
-      throw_invalid("moe_plus_plus_router with k = 1 gives every weight 1 and the gate no gradient; set constant_weight if that "
-                    "is wanted");
+      throw_invalid(
+          "moe_plus_plus_router with k = 1 gives every weight 1 and the gate no gradient; set constant_weight if that "
+          "is wanted");
   }
 
   options options_;
@@ -136,7 +142,8 @@ private:
 /// sluice::moe_plus_plus_router<float> router{64, 12, {.top_k = 2}};     a first layer: GateType two_layer_gate<float>
 template <std::floating_point Scalar, DifferentiableGate GateType = residual_gate<two_layer_gate<Scalar>>,
           typename Capacity = dropless>
-class moe_plus_plus_router : public token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity> {
+class moe_plus_plus_router
+    : public token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity> {
   using base = token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity>;
 
 public:
@@ -151,12 +158,13 @@ public:
              {.input_factor = o.multiply_input ? static_cast<Scalar>(o.top_k) : Scalar(1)}) {}
 };
 
-/// beta × sum over e of eta[e] f[e] P[e], eta = 1 for FFN experts and tau for those that cost nothing; f[e] is the share of
-/// tokens that choose e. A smaller tau sends more tokens to experts that cost nothing.
+/// beta × sum over e of eta[e] f[e] P[e], eta = 1 for FFN experts and tau for those that cost nothing; f[e] is the
+/// share of tokens that choose e. A smaller tau sends more tokens to experts that cost nothing.
 inline switch_balance moe_plus_plus_balance(index_t ffn_experts, index_t zero_computation_experts, double tau = 0.75,
                                             double beta = 0.01) {
   if (ffn_experts < 0 || zero_computation_experts < 0)
-    throw_invalid("moe_plus_plus_balance needs counts of experts >= 0, not ", ffn_experts, " and ", zero_computation_experts);
+    throw_invalid("moe_plus_plus_balance needs counts of experts >= 0, not ", ffn_experts, " and ",
+                  zero_computation_experts);
   switch_balance loss{.coefficient = beta, .share = balance_share::per_token, .times_experts = false};
   loss.cost.assign(static_cast<std::size_t>(ffn_experts), 1.0);
   loss.cost.resize(static_cast<std::size_t>(ffn_experts + zero_computation_experts), tau);
