@@ -1,0 +1,188 @@
+#include <sluice/core/executor.hpp>
+#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/serial.hpp>
+#if defined(SLUICE_TEST_WITH_TBB)
+#include <sluice/exec/tbb.hpp>
+#endif
+
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "../support.hpp"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <stdexcept>
+
+using namespace sluice;
+
+namespace {
+
+/// A pool as a user would bring it: threads that live on, tasks handed out one by one to whoever is free.
+class thread_pool {
+public:
+  explicit thread_pool(int threads) {
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  }
+  ~thread_pool() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    std::unique_lock lock(mutex_);
+    body_ = [](void* object, index_t task) { (*static_cast<std::remove_reference_t<Body>*>(object))(task); };
+    object_ = &body;
+    next_ = 0, end_ = n, left_ = n;
+    wake_.notify_all();
+    done_.wait(lock, [&] { return left_ == 0; });
+  }
+
+private:
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return stopping_ || next_ < end_; });
+      if (stopping_) return;
+      const index_t task = next_++;
+      lock.unlock();
+      body_(object_, task);
+      lock.lock();
+      if (--left_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  void (*body_)(void*, index_t) = nullptr;
+  void* object_ = nullptr;
+  index_t next_ = 0, end_ = 0, left_ = 0;
+  bool stopping_ = false;
+};
+
+static_assert(Executor<thread_pool>);
+
+/// Calls f(name, executor) for every executor there is, with 1, 2, 3 and 8 threads.
+template <typename F>
+void with_every_executor(F&& f) {
+  serial_executor serial;
+  f("serial", executor_ref(serial));
+  for (const int threads : {1, 2, 3, 8}) {
+    openmp_executor openmp(threads);
+    f("OpenMP", executor_ref(openmp));
+    thread_pool pool(threads);
+    f("a user's pool", executor_ref(pool));
+    test::shuffled_threads shuffled(threads);
+    f("threads in another order", executor_ref(shuffled));
+#if defined(SLUICE_TEST_WITH_TBB)
+    tbb_executor tbb(threads);
+    f("oneTBB", executor_ref(tbb));
+#endif
+  }
+}
+
+}  // namespace
+
+TEST_CASE("executor: every task runs exactly once", "[exec]") {
+  with_every_executor([](const char* name, executor_ref executor) {
+    CAPTURE(name);
+    for (const index_t n : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(n));
+      executor.parallel_for(n, [&](index_t task) { ++runs[static_cast<std::size_t>(task)]; });
+      CHECK(std::all_of(runs.begin(), runs.end(), [](const auto& count) { return count == 1; }));
+    }
+  });
+}
+
+TEST_CASE("executor: blocks cover everything once, with borders that depend on sizes only", "[exec]") {
+  with_every_executor([](const char* name, executor_ref executor) {
+    CAPTURE(name);
+    for (const index_t n : {0, 1, 31, 32, 33, 1000})
+      for (const index_t block : {1, 32, 2000}) {
+        std::vector<std::atomic<int>> runs(static_cast<std::size_t>(n));
+        std::atomic<bool> borders_fit{true};
+        executor.parallel_blocks(n, block, [&](index_t begin, index_t end) {
+          if (begin % block != 0 || (end != n && end != begin + block)) borders_fit = false;
+          for (index_t i = begin; i < end; ++i) ++runs[static_cast<std::size_t>(i)];
+        });
+        CHECK(borders_fit);
+        CHECK(std::all_of(runs.begin(), runs.end(), [](const auto& count) { return count == 1; }));
+      }
+  });
+}
+
+TEST_CASE("executor: without one, tasks run in order in the calling thread", "[exec]") {
+  std::vector<index_t> order;
+  executor_ref().parallel_for(4, [&](index_t task) { order.push_back(task); });
+  CHECK(order == std::vector<index_t>{0, 1, 2, 3});
+}
+
+TEST_CASE("executor: one task does not wake the threads", "[exec]") {
+  struct counting {
+    int calls = 0;
+    void parallel_for(index_t n, detail::task_ref body) {
+      ++calls;
+      for (index_t i = 0; i < n; ++i) body(i);
+    }
+  } executor;
+  int ran = 0;
+  executor_ref(executor).parallel_for(1, [&](index_t) { ++ran; });
+  CHECK(executor.calls == 0);
+  executor_ref(executor).parallel_for(2, [&](index_t) { ++ran; });
+  CHECK(executor.calls == 1);
+  CHECK(ran == 3);
+}
+
+TEST_CASE("executor: OpenMP and oneTBB pass a task's exception on", "[exec]") {
+  const auto body = [](index_t task) {
+    if (task == 13) throw std::runtime_error("task 13");
+  };
+  openmp_executor openmp(3);
+  CHECK_THROWS_WITH(openmp.parallel_for(50, body), "task 13");
+#if defined(SLUICE_TEST_WITH_TBB)
+  tbb_executor tbb(3);
+  CHECK_THROWS_WITH(tbb.parallel_for(50, body), "task 13");
+#endif
+}
+
+TEMPLATE_TEST_CASE("executor: a training step gives equal bits with every executor and thread count", "[exec][determinism]", float, double) {
+  using scalar = TestType;
+  const auto check = [](auto layer) {
+    initialize(layer, 3);
+    const index_t tokens = 131;
+    const matrix<scalar> x = test::random_matrix<scalar>(tokens, 24, 4);
+    const matrix<scalar> dy = test::random_matrix<scalar>(tokens, 24, 5);
+    const auto run = [&](executor_ref executor) {
+      typename decltype(layer)::tape tape;
+      std::vector<matrix<scalar>> results(2, matrix<scalar>(tokens, 24));
+      routing_context<scalar> context;
+      context.training = true;
+      context.executor = executor;
+      zero_gradients(layer);
+      layer.forward(x, results[0], tape, context);
+      layer.backward(dy, results[1], tape);
+      for_each_parameter(layer, [&](const std::string&, parameter<scalar>& p) { results.push_back(p.gradient_map()); });
+      return results;
+    };
+    const auto serial = run({});
+    with_every_executor([&](const char* name, executor_ref executor) {
+      CAPTURE(name);
+      const auto results = run(executor);
+      REQUIRE(results.size() == serial.size());
+      for (std::size_t i = 0; i < results.size(); ++i) CHECK(test::same_bits(results[i], serial[i]));
+    });
+  };
+  check(moe_layer{top_k_router<scalar>{24, 7, {.top_k = 3}}, expert_bank<swiglu<scalar>>{7, 24, 37}});
+  check(moe_layer{soft_moe_router<scalar>{24, 5}, expert_bank<swiglu<scalar>>{5, 24, 16}});
+}
