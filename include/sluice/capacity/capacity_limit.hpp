@@ -137,6 +137,18 @@ private:
   static bool is_finite(double v) noexcept { return !is_nan(v) && std::abs(v) <= 1e9; }
   static bool is_positive(double v) noexcept { return is_finite(v) && v > 0; }
 
+  // Where the exact value is an integer, the last bit decides about a slot. Under -ffast-math a compiler would reorder these
+  // operations or divide by multiplying; through volatile it cannot.
+  static double product(double a, double b) noexcept {
+    const volatile double result = a * b;
+    return result;
+  }
+  static double quotient(double a, double b) noexcept {
+    const volatile double divisor = b;
+    const volatile double result = a / divisor;
+    return result;
+  }
+
   index_t rounded(double v) const noexcept {
     const double floor = std::floor(v);
     const double rest = v - floor;
@@ -154,12 +166,12 @@ private:
     switch (form_) {
       case form::fixed: return static_cast<index_t>(factor);
       case form::tokens: {
-        const index_t capacity = rounded(tokens * factor * weight / experts);
+        const index_t capacity = rounded(quotient(product(product(tokens, factor), weight), experts));
         return at_most_tokens_ ? std::min(capacity, r.tokens) : capacity;
       }
-      case form::choices: return rounded(choices * factor * weight / experts);
-      case form::mean_load: return rounded(choices * weight / experts * factor);
-      case form::fastmoe: return static_cast<index_t>(std::ceil(tokens * factor)) * r.top_k / r.experts;
+      case form::choices: return rounded(quotient(product(product(choices, factor), weight), experts));
+      case form::mean_load: return rounded(product(quotient(product(choices, weight), experts), factor));
+      case form::fastmoe: return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
       case form::tutel: {
         const auto mean_load = static_cast<double>((r.tokens + r.experts - 1) / r.experts);
         const index_t bound = r.top_k * static_cast<index_t>(std::trunc(std::abs(factor) * mean_load));
