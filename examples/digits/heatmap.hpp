@@ -73,12 +73,15 @@ inline std::vector<std::string> wrapped(std::string_view text, double size, doub
 
 /// Experts by the digit that they get more of than other experts do; those that got nothing come last.
 inline std::vector<Eigen::Index> column_order(const Eigen::MatrixXd& share) {
-  const Eigen::VectorXd total = share.colwise().sum();
-  std::vector<std::pair<Eigen::Index, double>> favourite;
+  std::vector<std::pair<Eigen::Index, double>> favourite;  // the digit, and minus its part of what the expert gets
   for (Eigen::Index e = 0; e < share.cols(); ++e) {
     Eigen::Index digit = 0;
-    const double most = share.col(e).maxCoeff(&digit);
-    favourite.emplace_back(total(e) > 0 ? digit : share.rows(), total(e) > 0 ? -most / total(e) : 0);
+    double total = 0;
+    for (Eigen::Index d = 0; d < share.rows(); ++d) {
+      if (share(d, e) > share(digit, e)) digit = d;
+      total += share(d, e);
+    }
+    favourite.emplace_back(total > 0 ? digit : share.rows(), total > 0 ? -share(digit, e) / total : 0);
   }
   std::vector<Eigen::Index> order(favourite.size());
   std::iota(order.begin(), order.end(), Eigen::Index{0});
@@ -142,17 +145,23 @@ inline std::string panel(const result& r, double x, double y, double most, const
                   std::string(grey) + " transform=\"rotate(-90 " + number(x + 20) + " " + number(label_y) + ")\"");
 }
 
-/// The colour scale with its numbers, from 0 to `most`.
+/// The legend's numbers are multiples of this share.
+inline double tick_step(double most) { return most > 0.5 ? 0.2 : 0.1; }
+
+/// The colour scale with its numbers, from 0 to `most`, a multiple of the step.
 inline std::string legend(double x, double y, double most) {
   constexpr double width = 300, height = 14;
-  constexpr int stops = 20, ticks = 5;
+  constexpr int stops = 20;
   std::string out = "<defs><linearGradient id=\"scale\">\n";
   for (int i = 0; i <= stops; ++i)
     out += "<stop offset=\"" + fixed(static_cast<double>(i) / stops, 2) + "\" stop-color=\"" +
            hex(scale_colour(static_cast<double>(i) / stops)) + "\"/>\n";
   out += "</linearGradient></defs>\n" + svg_rectangle(x, y, width, height, "url(#scale)") + " stroke=\"#8d96a1\"/>\n";
-  for (int i = 0; i <= ticks; ++i)
-    out += svg_text(x + width * i / ticks, y + height + 16, 12, "middle", number(100 * most * i / ticks) + " %");
+  const auto ticks = std::lround(most / tick_step(most));
+  for (long i = 0; i <= ticks; ++i) {
+    const double part = static_cast<double>(i) / static_cast<double>(ticks);
+    out += svg_text(x + width * part, y + height + 16, 12, "middle", number(100 * most * part) + " %");
+  }
   return out + svg_text(x + width + 26, y + 12, 13, "start", "of a digit's routed weight goes to this expert");
 }
 
@@ -168,7 +177,7 @@ inline std::string heatmap(const std::vector<result>& results) {
       shown.push_back(&r);
       most = std::max(most, r.share.maxCoeff());
     }
-  most = std::min(1.0, std::ceil(most * 10 - 1e-9) / 10);  // so that the legend's numbers are round
+  most = std::ceil(most / tick_step(most) - 1e-9) * tick_step(most);  // so that the legend's numbers are round
 
   constexpr double margin = 36, gap = 22, text_size = 15, least_width = 760;
   const panel_layout layout;

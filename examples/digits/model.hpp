@@ -140,8 +140,9 @@ private:
   Mixture mixture_;
 };
 
-/// Mean cross-entropy of softmax(logits) with the labels, smoothed: the right class counts 1 - smoothing, and `smoothing` is
-/// shared by all classes. Leaves the gradient in dlogits and adds the number of right answers to `correct`.
+/// Mean cross-entropy of softmax(logits) with the labels, smoothed: the right class counts 1 - smoothing, and
+/// `smoothing` is shared by all classes. Leaves the gradient in dlogits and adds the number of right answers to
+/// `correct`.
 inline double cross_entropy(const row_matrix& logits, const std::vector<int>& labels, float smoothing,
                             row_matrix& dlogits, index_t& correct) {
   double loss = 0;

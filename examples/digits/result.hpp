@@ -19,7 +19,7 @@ struct result {
   double accuracy_deviation = 0;  // standard deviation over the seeds (of the sample), 0 for one seed
   double experts_per_token = 0;   // mean on the test images
   double load_cv = 0;  // standard deviation / mean of the experts' loads on the test images; 0 is perfect balance
-  double dropped = 0;  // share of the assignments that found no room, 0..1
+  double dropped = 0;  // share of the test tokens that no expert took, 0..1
   double tokens_per_second = 0;        // training: forward, backward and optimiser step
   std::int64_t parameters = 0;         // of the whole model
   std::int64_t active_parameters = 0;  // of these, used by one token on average

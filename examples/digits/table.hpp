@@ -25,10 +25,14 @@ inline std::string fixed(double value, int digits) {
 
 /// 1234567 -> "1,234,567"
 inline std::string grouped(std::int64_t value) {
-  std::string text = std::to_string(value);
-  for (auto i = static_cast<std::ptrdiff_t>(text.size()) - 3; i > (value < 0 ? 1 : 0); i -= 3)
-    text.insert(static_cast<std::size_t>(i), ",");
-  return text;
+  const std::string digits = std::to_string(value);
+  const std::size_t first = value < 0 ? 1 : 0;
+  std::string out;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > first && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
+  }
+  return out;
 }
 
 inline std::string percent(double share, int digits) { return fixed(100 * share, digits) + " %"; }
