@@ -89,4 +89,5 @@ TEST_CASE("random_source: recorded draws take the generator's place at one site"
   CHECK(random.normal(random_site::selection_noise, 3) == past_the_end);
   CHECK(random.normal(random_site::input_jitter, 0) == before);
   CHECK(random.at_step(9).normal(random_site::selection_noise, 1) == -3);
+  CHECK(random.normal(random_site::selection_noise, -1) == random_source(1).normal(random_site::selection_noise, -1));
 }

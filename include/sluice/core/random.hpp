@@ -89,7 +89,7 @@ private:
   using block_t = detail::random_block;
 
   const double* find(random_site site, index_t position) const {
-    const bool recorded = site == replay_site_ && position < static_cast<index_t>(replay_.size());
+    const bool recorded = site == replay_site_ && static_cast<std::uint64_t>(position) < replay_.size();
     return recorded ? &replay_[static_cast<std::size_t>(position)] : nullptr;
   }
 

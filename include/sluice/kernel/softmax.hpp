@@ -57,6 +57,7 @@ Scalar log_sum_exp(const Scalar* in, index_t count) noexcept {
 /// ids[0..k): positions of the k largest scores, best first. Needs k <= count.
 template <typename Scalar>
 void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
+  if (k == 0) return;
   index_t found = 0;
   for (index_t i = 0; i < count; ++i) {
     const auto key = order_key(scores[i]);
