@@ -123,7 +123,9 @@ TEST_CASE("neuron_bank: NaN stays in its row", "[expert][neuron_bank]") {
   bank.forward(x, offsets, y, tape, {});
   x(1, 1) = quiet_nan<double>();
   bank.forward(x, offsets, y2, tape, {});
+#ifndef __FAST_MATH__  // there the router's verdict on the token makes its output NaN, not arithmetic
   CHECK(is_nan(y2(1, 0)));
+#endif
   for (const index_t r : {0, 2, 3}) CHECK(test::same_bits(y.row(r), y2.row(r)));
 }
 

@@ -130,21 +130,22 @@ TEST_CASE("dynmoe loss: load and efficiency, value and straight-through gradient
 }
 
 TEST_CASE("dynmoe loss: where the norm is 0 its gradient is 0", "[loss][dynmoe]") {
-  top_any_router<double> router(3, 3);
-  // Unit rows (.6,.8,0), (-.8,.6,0), (0,0,1) are orthogonal to the last bit, but .36 + .64 need not round to 1.
-  const double w[] = {3, 4, 0, -4, 3, 0, 0, 0, 2};
-  std::copy_n(w, 9, router.gate().sim_matrix().data());
-  const matrix<double> x = test::random_matrix<double>(3, 3, 1);
+  // Orthogonal to the last bit, but .6 * .6 + .8 * .8 need not round to 1: a norm of rounding noise would have a gradient of
+  // full size.
+  top_any_router<double> router(5, 3);
+  const double w[] = {3, 4, 0, 0, 0, 0, 0, 6, 8, 0, 0, 0, 0, 0, 2};
+  std::copy_n(w, 15, router.gate().sim_matrix().data());
+  const matrix<double> x = test::random_matrix<double>(3, 5, 1);
   routed r;
   matrix<double> dx;
   CHECK(evaluate(router, {.coefficient = 1, .simplicity = 0, .load = 0, .efficiency = 0}, x, training(), r, dx) == 0);
   for (const double v : router.gate().sim_matrix().gradient()) CHECK(v == 0);
 
   // A representation of zeros has no direction: nothing is NaN, and its product with itself is 0 instead of 1.
-  std::fill_n(router.gate().sim_matrix().data(), 3, 0.0);
+  std::fill_n(router.gate().sim_matrix().data(), 5, 0.0);
   CHECK(evaluate(router, {.coefficient = 1, .load = 0, .efficiency = 0}, x, training(), r, dx) ==
-        Approx(1 + (5.0 + 2.0) / 3));
-  CHECK_FALSE(any_nan(router.gate().sim_matrix().gradient().data(), 9));
+        Approx(1 + (10.0 + 2.0) / 3));
+  CHECK_FALSE(any_nan(router.gate().sim_matrix().gradient().data(), 15));
 }
 
 TEST_CASE("dynmoe loss: nobody served, padding, nothing", "[loss][dynmoe]") {
