@@ -186,7 +186,8 @@ TEST_CASE("expert_choice: permuting tokens permutes outputs, away from ties", "[
   matrix<float> y(17, 6), z(17, 6);
   layer.forward(x, y, workspace);
   layer.forward(test::permuted(x, order), z, workspace);
-  // A row of a product does not depend on its neighbours, and each token's sum runs in the order of experts: equal bits.
+  // A row of a product does not depend on its neighbours, and each token's sum runs in the order of experts: equal
+  // bits.
   CHECK(test::same_bits(z, test::permuted(y, order)));
   STATIC_REQUIRE_FALSE(decltype(layer)::causal);
 }

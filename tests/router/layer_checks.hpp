@@ -29,8 +29,8 @@ void fill_normal(parameter<Scalar>& p, std::uint64_t seed, double deviation = 1)
   for (index_t i = 0; i < p.size(); ++i) p.data()[i] = static_cast<Scalar>(deviation) * numbers(0, i);
 }
 
-/// Gradients of sum(y * dy) + losses for all parameters and x against central differences. With h = 1e-6 and sums of some
-/// hundred terms of order 1 the differences are good to about 1e-8, hence 1e-6 relative to max(0.01, |gradient|).
+/// Gradients of sum(y * dy) + losses for all parameters and x against central differences. With h = 1e-6 and sums of
+/// some hundred terms of order 1 the differences are good to about 1e-8, hence 1e-6 relative to max(0.01, |gradient|).
 template <typename Layer>
 gradient_report layer_gradients(Layer& layer, matrix<double> x, const routing_context<double>& context,
                                 std::uint64_t seed = 5) {

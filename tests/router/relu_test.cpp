@@ -34,7 +34,7 @@ TEST_CASE("relu: positive logits are the weights", "[router][relu]") {
 
 TEST_CASE("relu: a logit of exactly zero is not active", "[router][relu][ties]") {
   matrix<float> logits(1, 3);
-  logits << 0.0F, -0.0F, std::numeric_limits<float>::denorm_min();
+  logits << 0.0F, -0.0F, std::numeric_limits<float>::min();
   const auto r = route(given_router<float>(3, 3), logits);
   REQUIRE(r.plan.size() == 1);
   CHECK(r.plan.expert(0) == 2);
@@ -174,8 +174,8 @@ TEMPLATE_TEST_CASE("relu: equal bits for every thread count, and the readable re
 }
 
 TEST_CASE("relu: the controller brings the number of experts to its target", "[router][relu][slow]") {
-  // Plain gradient descent on the penalty alone, from a dense start of about 4 of 8 experts a token. Tokens have a mean, as
-  // they do in a model: a gate without bias needs one to become negative on most of them.
+  // Plain gradient descent on the penalty alone, from a dense start of about 4 of 8 experts a token. Tokens have a
+  // mean, as they do in a model: a gate without bias needs one to become negative on most of them.
   moe_layer layer{relu_router<float>{16, 8}, expert_bank<ffn<float>>{8, 16, 4},
                   relu_l1{2, adaptive_l1<float>{8, 2, {.initial = 1e-6}}}};
   initialize(layer, 81);

@@ -4,7 +4,8 @@
 ///   mixing    [N, k]     alpha[n,i], sums to 1 over i; the weight of expert e is sum over i of alpha[n,i] r[n,i,e]
 ///   counted   [N]        1 where losses see the row, 0 for padding and for rows that held NaN
 ///
-/// N is T, or 1 where all tokens share the selectors. A loss adds its gradient to the matching array of selector_gradients.
+/// N is T, or 1 where all tokens share the selectors. A loss adds its gradient to the matching array of
+/// selector_gradients.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -2,12 +2,12 @@
 ///
 ///   T tokens in G groups, E experts with P slots each per group, S = E·P
 ///   dispatch [T,S], combine [T,S]; token t meets the S slots of its own group
-///   z[e,g,p] = sum over tokens t of group g of dispatch[t, e·P+p] * x[t]            (rows of expert e: g-major, then p)
+///   z[e,g,p] = sum over tokens t of group g of dispatch[t, e·P+p] * x[t]      (rows of expert e: g-major, then p)
 ///   y[t]     = sum over s of combine[t,s] * f(z)[s of the group of t]
 ///
-/// A token whose row of a matrix is all zero is left out of that sum, not multiplied by zero, so its NaN or garbage (padding)
-/// reaches no slot. Invalid tokens (NaN in their logits) have both rows zero and output NaN. A plan is a value: copy it, save it,
-/// look into it, change its matrices, use it again. Puigcerver et al. 2024, arXiv:2308.00951.
+/// A token whose row of a matrix is all zero is left out of that sum, not multiplied by zero, so its NaN or garbage
+/// (padding) reaches no slot. Invalid tokens (NaN in their logits) have both rows zero and output NaN. A plan is a
+/// value: copy it, save it, look into it, change its matrices, use it again. Puigcerver et al. 2024, arXiv:2308.00951.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -4,9 +4,9 @@
 ///   static_selectors   N = 1      Z and a are parameters; x is not read
 ///   linear_selectors   N = T      Z = x Wz^T + bz,  a = x Wa^T + ba
 ///
-/// Initial values: codes (Z, Wz, bz) U(-gamma/100, gamma/100), mixing (a, Wa, ba) U(-0.05, 0.05), so every bit starts near its
-/// middle. No weight decay on static codes: it would pull saturated bits back. m may be 0. T = 0 is fine.
-/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760, section 3.
+/// Initial values: codes (Z, Wz, bz) U(-gamma/100, gamma/100), mixing (a, Wa, ba) U(-0.05, 0.05), so every bit starts
+/// near its middle. No weight decay on static codes: it would pull saturated bits back. m may be 0. T = 0 is fine.
+/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/context.hpp>

@@ -3,9 +3,10 @@
 ///   out[t,s] = exp(in[t,s]) / sum over the block's used rows u of exp(in[u,s])        every column sums to 1
 ///   din[t,s] += out[t,s] * (dout[t,s] - sum over u of out[u,s] dout[u,s])
 ///
-/// Rows for which used(t) is false are neither read nor written; without used rows nothing happens. The maximum of a column is
-/// subtracted first; +infinity is a value: entries that are infinite share the column's mass. Used rows must not hold NaN.
-/// Columns are cut into blocks of fixed size, one a task, rows go in order: equal bits for any thread count.
+/// Rows for which used(t) is false are neither read nor written; without used rows nothing happens. The maximum of a
+/// column is subtracted first; +infinity is a value: entries that are infinite share the column's mass. Used rows must
+/// not hold NaN. Columns are cut into blocks of fixed size, one a task, rows go in order: equal bits for any thread
+/// count.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -5,10 +5,10 @@
 ///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain    length sqrt(D), learned gain [D]
 ///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
 ///
-/// All have forward(x, y, tape, executor) const and backward(x, dy, tape, dx, executor), which adds into dx and into the
-/// gradients of gain and bias; x and tape are those of the forward call. backward may be called on blocks of rows one after
-/// another: `first` is the position of the block in the forward call. Gradients are exact, epsilon included; below the floor
-/// the length is a constant. A NaN stays in its row. No rows is fine.
+/// All have forward(x, y, tape, executor) const and backward(x, dy, tape, dx, executor), which adds into dx and into
+/// the gradients of gain and bias; x and tape are those of the forward call. backward may be called on blocks of rows
+/// one after another: `first` is the position of the block in the forward call. Gradients are exact, epsilon included;
+/// below the floor the length is a constant. A NaN stays in its row. No rows is fine.
 /// Zhang and Sennrich 2019 (RMSNorm), arXiv:1910.07467; Ba et al. 2016 (LayerNorm), arXiv:1607.06450.
 #pragma once
 

@@ -2,9 +2,9 @@
 ///
 ///   S(z) = 0 for z <= -gamma/2, 1 for z >= gamma/2, else -2 z^3 / gamma^3 + 3 z / (2 gamma) + 1/2
 ///
-/// Computed as v^2 (3 - 2v) with v = z/gamma + 1/2, and 1 - S likewise from w = 1/2 - z/gamma. The polynomial as written above
-/// cancels near its ends: there S could round to 0 while its slope is far from 0. Here S is 0 only where the slope is 0 too.
-/// Hazimeh et al. 2021 (DSelect-k), arXiv:2106.03760, eq. 4.
+/// Computed as v^2 (3 - 2v) with v = z/gamma + 1/2, and 1 - S likewise from w = 1/2 - z/gamma. The polynomial as
+/// written above cancels near its ends: there S could round to 0 while its slope is far from 0. Here S is 0 only where
+/// the slope is 0 too. Hazimeh et al. 2021 (DSelect-k), arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/types.hpp>

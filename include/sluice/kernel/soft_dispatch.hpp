@@ -3,8 +3,9 @@
 ///   combine_backward   drows = combine^T dy per group;   dcombine[t,s] = <dy[t], rows[s]>
 ///   dispatch_backward  dx += dispatch drows per group;   ddispatch[t,s] = <x[t], drows[s]>
 ///
-/// All are matrix products per group. A token whose row of the matrix is all zero is skipped, not multiplied by zero, and the
-/// gradient of that row is written as zero. Tasks own rows, sums run in one order: equal bits for any thread count.
+/// All are matrix products per group. A token whose row of the matrix is all zero is skipped, not multiplied by zero,
+/// and the gradient of that row is written as zero. Tasks own rows, sums run in one order: equal bits for any thread
+/// count.
 #pragma once
 
 #include <sluice/core/soft_plan.hpp>

@@ -2,9 +2,9 @@
 ///
 ///   normalized_layer layer{moe_layer{...}, rms_norm<float>{64}};
 ///
-/// Router, experts and everything else inside see norm(x) only: a pre-norm block, and the form of Soft MoE whose slots average
-/// normalised tokens. Any layer with forward and backward goes inside, another wrapper too. The norms are those of
-/// kernel/row_norm.hpp. forward, backward, after_step and the memory rules are those of moe_layer.
+/// Router, experts and everything else inside see norm(x) only: a pre-norm block, and the form of Soft MoE whose slots
+/// average normalised tokens. Any layer with forward and backward goes inside, another wrapper too. The norms are those
+/// of kernel/row_norm.hpp. forward, backward, after_step and the memory rules are those of moe_layer.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

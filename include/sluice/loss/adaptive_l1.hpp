@@ -3,13 +3,14 @@
 /// Once per optimiser step, from the tokens and the active pairs of that step (padding not counted):
 ///   lambda *= alpha   if more than k pairs a token were active     (sparsity, the share of zero gates, below 1 - k/E)
 ///   lambda /= alpha   otherwise                                    lambda_0 = 1e-8, alpha = 1.2
-/// When exactly k T pairs were active the published code divides; the paper's alpha^sign(target - sparsity) leaves lambda as it
-/// is: on_target chooses. A step without tokens changes nothing. lambda stays a finite number above 0 however long it moves.
+/// When exactly k T pairs were active the published code divides; the paper's alpha^sign(target - sparsity) leaves
+/// lambda as it is: on_target chooses. A step without tokens changes nothing. lambda stays a finite number above 0
+/// however long it moves.
 ///
 ///   adaptive_l1   lambda and its update; the loss of one layer owns it, or it stands alone for several layers
 ///   shared_l1     refers to one that several layers share, as in the paper
 ///   fixed_l1      a coefficient that stays
-/// Wang, Zhu, Chen 2024, "ReMoE", arXiv:2412.14711, eq. 6-7.
+/// Wang, Zhu, Chen 2024, "ReMoE", arXiv:2412.14711.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -25,8 +26,9 @@ namespace sluice::inline SLUICE_ISA {
 /// What a controller does when the target is met exactly.
 enum class on_target { divide, keep };
 
-/// lambda and its update. lambda is a state parameter, so it is saved with the model. One controller may serve all layers of
-/// a model, as in the paper: give every layer's loss shared_l1{controller}, and call step() once after the layers' after_step.
+/// lambda and its update. lambda is a state parameter, so it is saved with the model. One controller may serve all
+/// layers of a model, as in the paper: give every layer's loss shared_l1{controller}, and call step() once after the
+/// layers' after_step.
 template <std::floating_point Scalar>
 class adaptive_l1 {
 public:
@@ -36,7 +38,8 @@ public:
     on_target at_target = on_target::divide;
   };
 
-  /// Aims at top_k of E experts a token. Throws std::invalid_argument unless 1 <= k <= E, initial > 0 and multiplier > 1.
+  /// Aims at top_k of E experts a token. Throws std::invalid_argument unless 1 <= k <= E, initial > 0 and multiplier >
+  /// 1.
   adaptive_l1(index_t experts, index_t top_k, options o = {})
       : options_(o),
         experts_(experts),
@@ -55,7 +58,8 @@ public:
   /// One update from the share of gates that were zero.
   void update(double sparsity) { move(sparsity < target_sparsity() ? 1 : sparsity > target_sparsity() ? -1 : 0); }
 
-  /// Gathers what one layer did; step() then updates from all that was gathered. Nothing gathered, or no token: no update.
+  /// Gathers what one layer did; step() then updates from all that was gathered. Nothing gathered, or no token: no
+  /// update.
   void observe(const routing_statistics& statistics) noexcept {
     wanted_ += top_k_ * statistics.tokens;
     active_ += statistics.assignments;

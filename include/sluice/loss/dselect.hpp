@@ -4,14 +4,14 @@
 ///   reachability   value = sum over rows, i of 1 / R,  R = sum over e of r[i,e]     dr[i,e] = -1 / R^2
 ///                  nothing if E is a power of two: then R = 1
 ///
-/// Both are sums over rows (N = 1 for a static gate, else one row a token), as published; mean_over_rows divides by the number
-/// of rows that count, which keeps a coefficient's meaning when the batch grows. Padding and NaN rows are left out.
-/// 1/R is infinite where all mass lies on codes without an expert. Below smallest_reach it goes on as its tangent, so the value
-/// and the pull back stay finite. Coefficient 0: nothing is evaluated.
+/// Both are sums over rows (N = 1 for a static gate, else one row a token), as published; mean_over_rows divides by the
+/// number of rows that count, which keeps a coefficient's meaning when the batch grows. Padding and NaN rows are left
+/// out. 1/R is infinite where all mass lies on codes without an expert. Below smallest_reach it goes on as its tangent,
+/// so the value and the pull back stay finite. Coefficient 0: nothing is evaluated.
 ///
-/// The coefficient of the entropy is a schedule, any callable from the step of the routing context to a number; published: the
-/// constant 1e-6. A ramp that starts at 0 lets the experts learn before the selectors decide.
-/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760, section 3 and appendix.
+/// The coefficient of the entropy is a schedule, any callable from the step of the routing context to a number;
+/// published: the constant 1e-6. A ramp that starts at 0 lets the experts learn before the selectors decide.
+/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/context.hpp>

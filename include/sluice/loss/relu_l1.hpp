@@ -5,11 +5,11 @@
 ///   balanced  value = E / (k T^2) * sum over e of a_e n_e     dL[t,e] = E n_e / (k T^2) where L[t,e] > 0
 ///   plain     value = 1 / T * sum over e of a_e               dL[t,e] = 1 / T where L[t,e] > 0
 ///
-/// The penalty is coefficient / layers × value. The published code adds it for every layer (layers = 1), the paper's equation
-/// takes the mean over layers; as the coefficient is steered, only its scale changes. All tokens of a call count together, as
-/// in the code: groups play no part. T counts tokens without padding. A NaN logit of a token that counts makes the value NaN.
-/// All negative, or T = 0: value 0, no gradient. Coefficient 0: nothing is evaluated.
-/// Wang, Zhu, Chen 2024, "ReMoE", arXiv:2412.14711, eq. 6-10. The coefficient is steered by loss/adaptive_l1.hpp.
+/// The penalty is coefficient / layers × value. The published code adds it for every layer (layers = 1), the paper's
+/// equation takes the mean over layers; as the coefficient is steered, only its scale changes. All tokens of a call
+/// count together, as in the code: groups play no part. T counts tokens without padding. A NaN logit of a token that
+/// counts makes the value NaN. All negative, or T = 0: value 0, no gradient. Coefficient 0: nothing is evaluated.
+/// Wang, Zhu, Chen 2024, "ReMoE", arXiv:2412.14711. The coefficient is steered by loss/adaptive_l1.hpp.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

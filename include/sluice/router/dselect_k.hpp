@@ -1,23 +1,23 @@
 /// DSelect-k router: k soft selectors that learn binary codes of experts and end up choosing exactly one expert each.
 ///
-///   m = ceil(log2 E) bits     codes Z [k,m] and mixing logits a [k] from the gate, the same for all tokens or per token
-///   r[i,e] = product over bits b of (bit b of e ? S(Z[i,b]) : 1 - S(Z[i,b]))       S smooth step of width gamma; most
-///   alpha  = softmax(a)                                                            significant bit first
+///   m = ceil(log2 E) bits   codes Z [k,m] and mixing logits a [k] from the gate, the same for all tokens or per token
+///   r[i,e] = product over bits b of (bit b of e ? S(Z[i,b]) : 1 - S(Z[i,b])), most significant bit first
+///   S: smooth step of width gamma (kernel/smooth_step.hpp)      alpha = softmax(a)
 ///   weight of expert e = sum over i of alpha[i] r[i,e]
 ///
 /// Static gates are dselect_k_router<float, static_selectors<float>>; the default reads every token (linear_selectors).
 /// The plan holds the pairs with weight > 0: nearly all at first, at most k a token once every bit is saturated
-/// (|Z| >= gamma/2), fewer where selectors agree. That is exact: where a weight is 0 so is its derivative by every parameter,
-/// since S and 1 - S are 0 only where S' is. Of a token's experts the one with the lowest index has rank 0.
-/// If E is no power of two, weights may sum to less than 1 (mass on codes without expert); they are not renormalised, and
-/// loss/dselect.hpp has a penalty against it. Its entropy loss drives the bits to saturation.
+/// (|Z| >= gamma/2), fewer where selectors agree. That is exact: where a weight is 0 so is its derivative by every
+/// parameter, since S and 1 - S are 0 only where S' is. Of a token's experts the one with the lowest index has rank 0.
+/// If E is no power of two, weights may sum to less than 1 (mass on codes without expert); they are not renormalised,
+/// and loss/dselect.hpp has a penalty against it. Its entropy loss drives the bits to saturation.
 /// Gradients, G the gradients of the weights:
 ///   dZ[i,b] = S'(Z[i,b]) sum over e of alpha[i] G[e] (+1 or -1 by bit b of e) * product over the other bits
 ///   da[i]   = alpha[i] (sum over e of G[e] r[i,e] - sum over e of G[e] weight[e])
 ///
-/// A saturated bit has no gradient and stays. Padding is not routed. NaN in a token's Z or a gives it no expert and output NaN.
-/// The number of selectors is part of the parameters: a call may not name another k.
-/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760, eq. 3-6.
+/// A saturated bit has no gradient and stays. Padding is not routed. NaN in a token's Z or a gives it no expert and
+/// output NaN. The number of selectors is part of the parameters: a call may not name another k.
+/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

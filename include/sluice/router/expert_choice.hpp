@@ -4,18 +4,19 @@
 ///   expert e takes the C tokens with the largest p[t,e], best first (slots in that order)
 ///   y[t] = sum over the experts that took t of p[t,e] * f_e(x[t])          weights are not renormalised
 ///
-/// C comes from the group's T without padding: C = ceil(cf T / E), where cf is the mean number of experts a token gets, 2 in
-/// the paper (capacity_limit::vmoe, which can also raise it to a multiple); C < 1 throws, and C beyond the group's tokens
-/// means all of them. The load is even by construction; a token may get no expert (output zero) or all of them. Of a token's
-/// experts the one with the lowest index has rank 0.
+/// C comes from the group's T without padding: C = ceil(cf T / E), where cf is the mean number of experts a token gets,
+/// 2 in the paper (capacity_limit::vmoe, which can also raise it to a multiple); C < 1 throws, and C beyond the group's
+/// tokens means all of them. The load is even by construction; a token may get no expert (output zero) or all of them.
+/// Of a token's experts the one with the lowest index has rank 0.
 /// Gradients, the choice being constant, with R the experts that took t and g the gradients of its weights:
-///   softmax  dl[t,j] = p[t,j] (g[t,j] 1[j in R] - sum over R of p g)         sigmoid  dl[t,j] = p (1 - p) g[t,j] for j in R
+///   softmax  dl[t,j] = p[t,j] (g[t,j] 1[j in R] - sum over R of p g)
+///   sigmoid  dl[t,j] = p[t,j] (1 - p[t,j]) g[t,j] for j in R
 ///
-/// Equal scores: the lower token. Padding is never taken, so an expert that runs out of tokens leaves slots empty. A token with
-/// NaN among its logits counts as -infinity, is never taken either, and has output NaN. The choice depends on all tokens of the
-/// group, later ones too: not causal. A call may not name a k.
-/// Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv:2202.09368, eq. 1-3; noise and capacity rounding as
-/// in V-MoE, arXiv:2106.05974; sigmoid scores as in MoMa, arXiv:2407.21770.
+/// Equal scores: the lower token. Padding is never taken, so an expert that runs out of tokens leaves slots empty. A
+/// token with NaN among its logits counts as -infinity, is never taken either, and has output NaN. The choice depends
+/// on all tokens of the group, later ones too: not causal. A call may not name a k.
+/// Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv:2202.09368; noise and capacity
+/// rounding as in V-MoE, arXiv:2106.05974; sigmoid scores as in MoMa, arXiv:2407.21770.
 #pragma once
 
 #include <sluice/capacity/capacity_limit.hpp>

@@ -4,12 +4,13 @@
 ///   y[t] = sum over the active e of w[t,e] * f_e(x[t])            no softmax, no normalisation, no k, no capacity
 ///   dl[t,e] = g[t,e] where active, else 0
 ///
-/// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments early
-/// in training. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit crosses 0.
-/// A token without positive logits gets no expert and output zero; an expert whose logits are negative for every token has no
-/// gradient. Of a token's experts the one with the lowest index has rank 0. A token with NaN among its logits gets no expert
-/// and output NaN. Padding is not routed. A call may not name a k. Input jitter is a matter of the gate.
-/// Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing", arXiv:2412.14711, eq. 5.
+/// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments
+/// early in training. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit
+/// crosses 0. A token without positive logits gets no expert and output zero; an expert whose logits are negative for
+/// every token has no gradient. Of a token's experts the one with the lowest index has rank 0. A token with NaN among
+/// its logits gets no expert and output NaN. Padding is not routed. A call may not name a k. Input jitter is a matter
+/// of the gate. Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
+/// arXiv:2412.14711.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -2,17 +2,21 @@
 ///
 ///   X [T,D]   slots Phi [E,P,D]   S = E·P   scale, a learned number
 ///   A [T,S] = scale * token_norm(X) slot_norm(Phi)^T (+ noise)
-///   dispatch = softmax of A over the tokens of the group (columns sum to 1)     combine = softmax of A over the slots (rows sum to 1)
+///   dispatch = softmax of A over the tokens of the group (columns sum to 1)
+///   combine  = softmax of A over the slots (rows sum to 1)
 ///
-/// The slots average X itself, not token_norm(X). The defaults are the authors': unit_norm on both sides, with 1e-6 inside the
-/// root. The widely used PyTorch form averages normalised tokens and has no scale: wrap the layer in layer/normalized.hpp,
+/// The slots average X itself, not token_norm(X). The defaults are the authors': unit_norm on both sides, with 1e-6
+/// inside the root. The widely used PyTorch form averages normalised tokens and has no scale: wrap the layer in
+/// layer/normalized.hpp,
 ///   normalized_layer{moe_layer{soft_moe_router<float, no_norm<float>, rms_norm<float>>{...}, ...}, rms_norm<float>{D}}
 /// Gradients are exact for X, Phi, scale and gains:
-///   dA = combine * (dcombine - sum over slots of combine dcombine) + dispatch * (ddispatch - sum over tokens of dispatch ddispatch)
+///   dA = combine * (dcombine - sum over slots of combine dcombine)
+///      + dispatch * (ddispatch - sum over tokens of dispatch ddispatch)
 ///
-/// Needs no auxiliary loss. Every token of a group meets every other one, so it is not causal. Groups never mix. Padding is left
-/// out of every slot and has output zero, or the mean of all slots if padding_output asks for that port's quirk. A token with
-/// NaN in A is left out likewise and has output NaN. P is fixed by Phi; T may differ from call to call. A call may not name a k.
+/// Needs no auxiliary loss. Every token of a group meets every other one, so it is not causal. Groups never mix.
+/// Padding is left out of every slot and has output zero, or the mean of all slots if padding_output asks for that
+/// port's quirk. A token with NaN or infinity in X, or NaN in A, is left out likewise and has output NaN; infinities
+/// that only A holds are values. P is fixed by Phi; T may differ from call to call. A call may not name a k.
 /// Puigcerver et al. 2024, "From Sparse to Soft Mixtures of Experts", arXiv:2308.00951.
 #pragma once
 
@@ -26,8 +30,10 @@
 #include <sluice/kernel/soft_dispatch.hpp>
 #include <sluice/kernel/softmax.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -96,7 +102,7 @@ public:
     if (context.top_k != 0) throw_invalid("soft_moe_router has no k; the call asks for k = ", context.top_k);
     p.reset(x.rows(), experts(), slots_per_expert(), context);
     score(x, context, t);
-    classify(context, t);
+    classify(x, context, t);
     const matrix_buffer<Scalar>& logits = t.signals.noisy();
     for (index_t g = 0; g < context.group_count(); ++g)
       column_softmax(
@@ -195,12 +201,16 @@ private:
           t.signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
   }
 
-  void classify(const routing_context<Scalar>& context, tape& t) const {
-    t.state.resize(t.signals.clean.rows());
-    for (index_t r = 0; r < t.state.size(); ++r)
-      t.state[r] = context.is_padding(r)                                     ? padding
-                   : any_nan(t.signals.clean.row(r), t.signals.clean.cols()) ? invalid
-                                                                             : routed;
+  void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, tape& t) const {
+    const auto infinite = order_key(std::numeric_limits<Scalar>::infinity());
+    t.state.resize(x.rows());
+    for (index_t r = 0; r < t.state.size(); ++r) {
+      const Scalar* row = x.data() + r * x.outerStride();
+      const bool has_infinity =
+          std::any_of(row, row + x.cols(), [&](const Scalar& v) { return std::abs(order_key(v)) == infinite; });
+      const bool is_invalid = has_infinity || any_nan(t.signals.clean.row(r), t.signals.clean.cols());
+      t.state[r] = context.is_padding(r) ? padding : is_invalid ? invalid : routed;
+    }
   }
 
   /// dA from the plan's gradients and from losses: both softmaxes' backward.
