@@ -54,6 +54,7 @@
 #include <sluice/router/moe_plus_plus.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/padding.hpp>
 #include <sluice/router/product_key.hpp>
 #include <sluice/router/relu.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
@@ -61,6 +62,7 @@
 #include <sluice/router/switch_top1.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/top_k.hpp>
+#include <sluice/router/weight_application.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>
 #include <sluice/train/conformance.hpp>

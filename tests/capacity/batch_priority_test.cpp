@@ -34,7 +34,8 @@ TEST_CASE("batch_priority: equals the definition for both priorities", "[capacit
 TEST_CASE("batch_priority: the worked example drops the least sure token", "[capacity]") {
   choice_table<double> choices = test::fixture_choices();
   batch_priority_capacity(capacity_limit::fixed(2)).serve(choices, {0, 4}, 4, routing_context<double>{});
-  CHECK(test::kept_pairs(choices) == std::vector<std::pair<index_t, index_t>>{{2, 1}, {3, 0}, {0, 0}, {2, 2}, {3, 3}, {0, 1}});
+  CHECK(test::kept_pairs(choices) ==
+        std::vector<std::pair<index_t, index_t>>{{2, 1}, {3, 0}, {0, 0}, {2, 2}, {3, 3}, {0, 1}});
 }
 
 TEST_CASE("batch_priority: equal priorities go by token, NaN comes last", "[capacity][ties]") {
@@ -54,6 +55,7 @@ TEST_CASE("batch_priority: equal priorities go by token, NaN comes last", "[capa
 
 TEST_CASE("batch_priority: what every capacity policy promises", "[capacity]") {
   test::check_served([](index_t C) { return batch_priority_capacity(capacity_limit::fixed(C)); }, 23, 5, 3, 27);
-  test::check_served([](index_t C) { return batch_priority_capacity(capacity_limit::fixed(C), batch_priority::sum_of_weights); }, 17, 4,
-                     4, 28);
+  test::check_served(
+      [](index_t C) { return batch_priority_capacity(capacity_limit::fixed(C), batch_priority::sum_of_weights); }, 17,
+      4, 4, 28);
 }

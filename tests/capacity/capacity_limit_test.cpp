@@ -13,11 +13,12 @@ TEST_CASE("capacity_limit: V-MoE's rounding, multiple and error", "[capacity]") 
     index_t multiple, capacity;
   };
   // By hand; halves go to the even neighbour: 10/4 = 2.5 -> 2, 14/4 = 3.5 -> 4, 6/4 = 1.5 -> 2.
-  const auto r = GENERATE(row{rounding::up, 16, 4, 1.0, 4, 4}, row{rounding::up, 17, 4, 1.0, 4, 8}, row{rounding::up, 17, 4, 1.25, 0, 6},
-                          row{rounding::half_to_even, 10, 4, 1.0, 0, 2}, row{rounding::half_to_even, 14, 4, 1.0, 0, 4},
-                          row{rounding::half_to_even, 6, 4, 1.0, 0, 2}, row{rounding::half_to_even, 11, 4, 1.0, 0, 3},
-                          row{rounding::half_to_even, 9, 4, 1.0, 0, 2}, row{rounding::up, 2, 4, 1.0, 4, 4},
-                          row{rounding::up, 50, 8, 1.0625, 4, 8}, row{rounding::up, 196, 8, 1.0, 4, 28}, row{rounding::up, 7, 7, 1.0, 8, 8},
+  const auto r = GENERATE(row{rounding::up, 16, 4, 1.0, 4, 4}, row{rounding::up, 17, 4, 1.0, 4, 8},
+                          row{rounding::up, 17, 4, 1.25, 0, 6}, row{rounding::half_to_even, 10, 4, 1.0, 0, 2},
+                          row{rounding::half_to_even, 14, 4, 1.0, 0, 4}, row{rounding::half_to_even, 6, 4, 1.0, 0, 2},
+                          row{rounding::half_to_even, 11, 4, 1.0, 0, 3}, row{rounding::half_to_even, 9, 4, 1.0, 0, 2},
+                          row{rounding::up, 2, 4, 1.0, 4, 4}, row{rounding::up, 50, 8, 1.0625, 4, 8},
+                          row{rounding::up, 196, 8, 1.0, 4, 28}, row{rounding::up, 7, 7, 1.0, 8, 8},
                           row{rounding::down, 11, 4, 1.0, 0, 2});
   CAPTURE(r.choices, r.experts, r.factor, r.multiple);
   const capacity_limit limit = capacity_limit::vmoe(r.factor, r.round, r.multiple);
@@ -28,10 +29,12 @@ TEST_CASE("capacity_limit: V-MoE's rounding, multiple and error", "[capacity]") 
 TEST_CASE("capacity_limit: a capacity below 1 is refused with the numbers, not raised", "[capacity]") {
   const capacity_limit limit = capacity_limit::vmoe(0.25, rounding::half_to_even, 4);
   CHECK_THROWS_WITH(limit.of({.tokens = 3, .top_k = 2, .experts = 8}),
-                    test::contains("capacity 0") && test::contains("T = 3") && test::contains("k = 2") && test::contains("E = 8") &&
-                        test::contains("0.25"));
-  CHECK_THROWS_WITH(capacity_limit::tutel(0.5).of({.tokens = 4, .top_k = 2, .experts = 4}), test::contains("capacity 0"));
-  CHECK_THROWS_WITH(capacity_limit::fastmoe(0.1).of({.tokens = 8, .top_k = 2, .experts = 8}), test::contains("capacity 0"));
+                    test::contains("capacity 0") && test::contains("T = 3") && test::contains("k = 2") &&
+                        test::contains("E = 8") && test::contains("0.25"));
+  CHECK_THROWS_WITH(capacity_limit::tutel(0.5).of({.tokens = 4, .top_k = 2, .experts = 4}),
+                    test::contains("capacity 0"));
+  CHECK_THROWS_WITH(capacity_limit::fastmoe(0.1).of({.tokens = 8, .top_k = 2, .experts = 8}),
+                    test::contains("capacity 0"));
   CHECK(capacity_limit::gshard(0.25, 4).of({.tokens = 3, .top_k = 2, .experts = 8}) == 4);
 }
 
@@ -39,24 +42,25 @@ TEST_CASE("capacity_limit: the other published formulas, by hand", "[capacity]")
   const auto of = [](const capacity_limit& limit, index_t T, index_t k, index_t E) {
     return limit.of({.tokens = T, .top_k = k, .experts = E});
   };
-  CHECK(of(capacity_limit::switch_transformer(1.25), 17, 1, 4) == 6);   // 5.3125
-  CHECK(of(capacity_limit::switch_transformer(1.25), 17, 2, 4) == 6);   // does not see k
-  CHECK(of(capacity_limit::gshard(1.0), 17, 2, 4) == 9);                // 8.5
+  CHECK(of(capacity_limit::switch_transformer(1.25), 17, 1, 4) == 6);  // 5.3125
+  CHECK(of(capacity_limit::switch_transformer(1.25), 17, 2, 4) == 6);  // does not see k
+  CHECK(of(capacity_limit::gshard(1.0), 17, 2, 4) == 9);               // 8.5
   CHECK(of(capacity_limit::gshard(1.0, 12), 17, 2, 4) == 12);
   CHECK(of(capacity_limit::megatron(1.0), 16, 2, 4) == 8);
   CHECK(of(capacity_limit::st_moe(1.25), 16, 2, 4) == 5);
   CHECK(of(capacity_limit::st_moe(1.0), 12, 2, 3) == 4);
-  CHECK(of(capacity_limit::st_moe(2.0), 7, 2, 4) == 4);                 // trunc(3.5) = 3, raised to the minimum
-  CHECK(of(capacity_limit::st_moe(9.0), 20, 2, 4) == 20);               // never more than the tokens,
-  CHECK(of(capacity_limit::st_moe(9.0), 2, 2, 4) == 4);                 // but at least the minimum
-  CHECK(of(capacity_limit::fastmoe(1.2), 16, 2, 4) == 10);              // ceil(19.2) * 2 / 4
-  CHECK(of(capacity_limit::fastmoe(1.2), 17, 2, 4) == 10);              // ceil(20.4) = 21, 42 / 4 = 10.5
+  CHECK(of(capacity_limit::st_moe(2.0), 7, 2, 4) == 4);     // trunc(3.5) = 3, raised to the minimum
+  CHECK(of(capacity_limit::st_moe(9.0), 20, 2, 4) == 20);   // never more than the tokens,
+  CHECK(of(capacity_limit::st_moe(9.0), 2, 2, 4) == 4);     // but at least the minimum
+  CHECK(of(capacity_limit::fastmoe(1.2), 16, 2, 4) == 10);  // ceil(19.2) * 2 / 4
+  CHECK(of(capacity_limit::fastmoe(1.2), 17, 2, 4) == 10);  // ceil(20.4) = 21, 42 / 4 = 10.5
   CHECK(of(capacity_limit::fixed(7), 1, 1, 1) == 7);
   CHECK(of(capacity_limit::fixed(7).raised_to_multiple(4), 1, 1, 1) == 8);
 }
 
 TEST_CASE("capacity_limit: formulas that differ only in rounding differ", "[capacity]") {
-  // cf T / E and (T / E) cf are rounded differently; where the exact value is an integer, only one of them may lie above it.
+  // cf T / E and (T / E) cf are rounded differently; where the exact value is an integer, only one of them may lie
+  // above it.
   index_t different = 0;
   for (index_t T = 1; T <= 200; ++T)
     for (const index_t E : {3, 5, 7})
@@ -76,12 +80,13 @@ TEST_CASE("capacity_limit: formulas that differ only in rounding differ", "[capa
 
 TEST_CASE("capacity_limit: Tutel's three forms", "[capacity]") {
   const auto of = [](double factor, index_t largest_load, index_t multiple = 1) {
-    return capacity_limit::tutel(factor, multiple).of({.tokens = 13, .top_k = 3, .experts = 5, .largest_load = largest_load});
+    return capacity_limit::tutel(factor, multiple)
+        .of({.tokens = 13, .top_k = 3, .experts = 5, .largest_load = largest_load});
   };
-  CHECK(of(1.0, 100) == 9);     // 3 * trunc(ceil(13 / 5))
-  CHECK(of(1.5, 0) == 12);      // 3 * trunc(4.5)
+  CHECK(of(1.0, 100) == 9);  // 3 * trunc(ceil(13 / 5))
+  CHECK(of(1.5, 0) == 12);   // 3 * trunc(4.5)
   CHECK(of(1.0, 100, 4) == 12);
-  CHECK(of(0.0, 11) == 11);     // everybody fits
+  CHECK(of(0.0, 11) == 11);  // everybody fits
   CHECK(of(0.0, 11, 8) == 16);
   CHECK(of(-1.0, 5) == 5);
   CHECK(of(-1.0, 50) == 9);

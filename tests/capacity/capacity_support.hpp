@@ -43,7 +43,8 @@ struct naive_served {
   std::vector<index_t> slot;
 
   template <typename Scalar>
-  naive_served(const choice_table<Scalar>& choices, const std::vector<index_t>& order, const std::vector<index_t>& capacity)
+  naive_served(const choice_table<Scalar>& choices, const std::vector<index_t>& order,
+               const std::vector<index_t>& capacity)
       : kept(static_cast<std::size_t>(choices.tokens * choices.top_k), 0), slot(kept.size(), -1) {
     std::vector<index_t> queue(capacity.size(), 0);
     for (const index_t pair : order) {
@@ -73,15 +74,17 @@ inline std::vector<index_t> tokens_of(token_range group) {
 template <typename Scalar>
 std::vector<index_t> loads(const choice_table<Scalar>& choices, index_t E, bool kept) {
   std::vector<index_t> counts(static_cast<std::size_t>(E), 0);
-  for (const index_t pair : choices.order) counts[static_cast<std::size_t>(choices.expert[pair])] += !kept || choices.kept[pair];
+  for (const index_t pair : choices.order)
+    counts[static_cast<std::size_t>(choices.expert[pair])] += !kept || choices.kept[pair];
   return counts;
 }
 
-/// What every policy promises, whoever it keeps: every choice that asked is served once, nobody exceeds its limit, nobody is
-/// refused where there is room, kept slots are 0, 1, ... in the order of serving and refused ones come after; ranks of a token
-/// ascend; more room never takes a slot away.
+/// What every policy promises, whoever it keeps: every choice that asked is served once, nobody exceeds its limit,
+/// nobody is refused where there is room, kept slots are 0, 1, ... in the order of serving and refused ones come
+/// after; ranks of a token ascend; more room never takes a slot away.
 template <typename Policy>
-void check_served(const Policy& make_policy, index_t T, index_t E, index_t k, std::uint64_t seed, bool training = true) {
+void check_served(const Policy& make_policy, index_t T, index_t E, index_t k, std::uint64_t seed,
+                  bool training = true) {
   routing_context<double> context;
   context.training = training;
   context.random = random_source(seed);

@@ -26,8 +26,10 @@ TEST_CASE("position: equals the definition, group by group", "[capacity]") {
 
 TEST_CASE("position: the worked example", "[capacity]") {
   choice_table<double> choices = test::fixture_choices();
-  position_capacity(capacity_limit::vmoe(1, capacity_rounding::up, 0)).serve(choices, {0, 4}, 4, routing_context<double>{});
-  CHECK(test::kept_pairs(choices) == std::vector<std::pair<index_t, index_t>>{{0, 0}, {1, 0}, {2, 1}, {0, 1}, {2, 2}, {3, 3}});
+  position_capacity(capacity_limit::vmoe(1, capacity_rounding::up, 0))
+      .serve(choices, {0, 4}, 4, routing_context<double>{});
+  CHECK(test::kept_pairs(choices) ==
+        std::vector<std::pair<index_t, index_t>>{{0, 0}, {1, 0}, {2, 1}, {0, 1}, {2, 2}, {3, 3}});
   CHECK(choices.slot[3 * 2] == 2);      // the third token for expert 0
   CHECK(choices.slot[1 * 2 + 1] == 2);  // the third for expert 1
 }
@@ -59,7 +61,8 @@ TEST_CASE("position: Tutel's dropless and bounded forms read the largest load of
   position_capacity(capacity_limit::tutel(-1)).serve(bounded, {0, 30}, 5, routing_context<double>{});  // at most 2 * 6
   const auto wanted = test::loads(bounded, 5, false);
   REQUIRE(*std::max_element(wanted.begin(), wanted.end()) > 12);
-  for (index_t e = 0; e < 5; ++e) CHECK(test::loads(bounded, 5, true)[std::size_t(e)] == std::min<index_t>(wanted[std::size_t(e)], 12));
+  for (index_t e = 0; e < 5; ++e)
+    CHECK(test::loads(bounded, 5, true)[std::size_t(e)] == std::min<index_t>(wanted[std::size_t(e)], 12));
 }
 
 TEST_CASE("position: T counts the tokens that are no padding", "[capacity]") {

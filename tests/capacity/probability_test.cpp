@@ -16,7 +16,8 @@ TEST_CASE("probability: each expert keeps its largest weights", "[capacity]") {
       std::vector<index_t> wanting;  // the column of expert e
       for (index_t pair = group.begin * k; pair < group.end * k; ++pair)
         if (choices.asked[pair] && choices.expert[pair] == e) wanting.push_back(pair);
-      std::stable_sort(wanting.begin(), wanting.end(), [&](index_t a, index_t b) { return choices.weight[a] > choices.weight[b]; });
+      std::stable_sort(wanting.begin(), wanting.end(),
+                       [&](index_t a, index_t b) { return choices.weight[a] > choices.weight[b]; });
       for (std::size_t i = 0; i < wanting.size(); ++i) CHECK(choices.kept[wanting[i]] == (index_t(i) < capacity));
     }
   }

@@ -54,7 +54,8 @@ TEST_CASE("random: every place in the batch survives equally often", "[capacity]
 TEST_CASE("random: inference goes by position", "[capacity]") {
   choice_table<double> choices = test::fixture_choices();
   random_capacity(capacity_limit::fixed(2)).serve(choices, {0, 4}, 4, routing_context<double>{});
-  CHECK(test::kept_pairs(choices) == std::vector<std::pair<index_t, index_t>>{{0, 0}, {1, 0}, {2, 1}, {0, 1}, {2, 2}, {3, 3}});
+  CHECK(test::kept_pairs(choices) ==
+        std::vector<std::pair<index_t, index_t>>{{0, 0}, {1, 0}, {2, 1}, {0, 1}, {2, 2}, {3, 3}});
 }
 
 TEST_CASE("random: what every capacity policy promises", "[capacity]") {

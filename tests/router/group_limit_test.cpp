@@ -20,7 +20,8 @@ std::vector<index_t> naive_choice(const group_limit& limit, const std::vector<do
   const auto groups = test::sorted_positions(group_scores.data(), limit.groups);
   std::vector<double> masked(scores.size(), limit.masked_is_zero ? 0.0 : -std::numeric_limits<double>::infinity());
   for (index_t i = 0; i < limit.kept; ++i)
-    for (index_t e = groups[std::size_t(i)] * size; e < (groups[std::size_t(i)] + 1) * size; ++e) masked[std::size_t(e)] = scores[std::size_t(e)];
+    for (index_t e = groups[std::size_t(i)] * size; e < (groups[std::size_t(i)] + 1) * size; ++e)
+      masked[std::size_t(e)] = scores[std::size_t(e)];
   auto order = test::sorted_positions(masked.data(), E);
   order.resize(std::size_t(k));
   return order;
@@ -40,8 +41,8 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
   struct shape {
     index_t E, groups, kept, k;
   };
-  const auto s = GENERATE(shape{8, 4, 2, 3}, shape{8, 4, 4, 8}, shape{6, 2, 1, 3}, shape{6, 6, 3, 3}, shape{256, 8, 4, 8},
-                          shape{512, 16, 1, 32}, shape{5, 1, 1, 2});
+  const auto s = GENERATE(shape{8, 4, 2, 3}, shape{8, 4, 4, 8}, shape{6, 2, 1, 3}, shape{6, 6, 3, 3},
+                          shape{256, 8, 4, 8}, shape{512, 16, 1, 32}, shape{5, 1, 1, 2});
   const auto score = GENERATE(group_score::best, group_score::sum_of_two);
   const bool zero = GENERATE(false, true);
   if (score == group_score::sum_of_two && s.E == s.groups) return;
@@ -64,7 +65,8 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
   }
 }
 
-TEST_CASE("group_limit: a masked value of zero beats negative scores, minus infinity never does", "[router][group_limit]") {
+TEST_CASE("group_limit: a masked value of zero beats negative scores, minus infinity never does",
+          "[router][group_limit]") {
   const std::vector<double> scores{-0.1, -0.2, -0.3, -0.4};
   group_limit limit{.groups = 2, .kept = 1};
   CHECK(choice(limit, scores, 2) == std::vector<index_t>{0, 1});
@@ -72,7 +74,8 @@ TEST_CASE("group_limit: a masked value of zero beats negative scores, minus infi
   CHECK(choice(limit, scores, 2) == std::vector<index_t>{2, 3});
 }
 
-TEST_CASE("group_limit: experts outside the kept groups are not chosen even for scores of minus infinity", "[router][group_limit]") {
+TEST_CASE("group_limit: experts outside the kept groups are not chosen even for scores of minus infinity",
+          "[router][group_limit]") {
   const double infinity = std::numeric_limits<double>::infinity();
   const std::vector<double> scores{-infinity, quiet_nan<double>(), -infinity, 1};
   const group_limit limit{.groups = 2, .kept = 1};

@@ -17,8 +17,8 @@ choice_policy<double> policy_of(further_choices policy, std::vector<double> thre
 }
 
 /// The definition, with recorded draws u [n,T]: weights of what is asked for and has room, first choices first.
-matrix<double> naive_gshard(const matrix<double>& logits, index_t n, const choice_policy<double>& p, const std::vector<double>& u,
-                            index_t capacity) {
+matrix<double> naive_gshard(const matrix<double>& logits, index_t n, const choice_policy<double>& p,
+                            const std::vector<double>& u, index_t capacity) {
   const index_t T = logits.rows(), E = logits.cols();
   matrix<double> combine = matrix<double>::Zero(T, E);
   std::vector<index_t> taken(std::size_t(E), 0);
@@ -34,7 +34,8 @@ matrix<double> naive_gshard(const matrix<double>& logits, index_t n, const choic
         const double threshold = p.threshold.size() == 1 ? p.threshold[0] : p.threshold[std::size_t(j - 1)];
         if (p.policy == further_choices::none) continue;
         if (p.policy == further_choices::threshold && !(g > threshold)) continue;
-        if (p.policy == further_choices::random && !(u[std::size_t(j * T + t)] < g / std::max(threshold, 1e-9))) continue;
+        if (p.policy == further_choices::random && !(u[std::size_t(j * T + t)] < g / std::max(threshold, 1e-9)))
+          continue;
       }
       if (taken[std::size_t(e)]++ < capacity) combine(t, e) = g;
     }
@@ -44,7 +45,8 @@ matrix<double> naive_gshard(const matrix<double>& logits, index_t n, const choic
 }  // namespace
 
 TEST_CASE("gshard: equals the definition for every policy", "[router][gshard]") {
-  const auto policy = GENERATE(further_choices::all, further_choices::none, further_choices::threshold, further_choices::random);
+  const auto policy =
+      GENERATE(further_choices::all, further_choices::none, further_choices::threshold, further_choices::random);
   const index_t n = GENERATE(index_t(2), index_t(3));
   const bool limited = GENERATE(false, true);
   CAPTURE(int(policy), n, limited);
@@ -74,7 +76,8 @@ TEST_CASE("gshard: with tiny thresholds and room for all it is top-2 with renorm
   const choice_policy<double> always = policy_of(further_choices::random, {0});
   const given_gshard<double> router(6, 6, {.training = always, .inference = always});
   const top_k_router<double, dynamic, dynamic, copy_gate<double>> top2(6, 6, {.top_k = 2});
-  CHECK(test::plan_bits(test::route(router, logits, test::training()).plan) == test::plan_bits(test::route(top2, logits).plan));
+  CHECK(test::plan_bits(test::route(router, logits, test::training()).plan) ==
+        test::plan_bits(test::route(top2, logits).plan));
   CHECK(test::plan_bits(test::route(router, logits).plan) == test::plan_bits(test::route(top2, logits).plan));
 }
 
@@ -132,7 +135,8 @@ TEST_CASE("gshard: guards on the sum of weights", "[router][gshard]") {
   const auto p = test::naive_softmax(&logits(0, 0), 4);
   CHECK(std::abs(first({}) - p[0] / (p[0] + p[1])) <= test::bound<double>(4));
   CHECK(std::abs(first({.smallest_sum = 2}) - p[0] / 2) <= test::bound<double>(4));
-  CHECK(std::abs(first({.smallest_sum = 0, .added_to_sum = 0.5}) - p[0] / (p[0] + p[1] + 0.5)) <= test::bound<double>(4));
+  CHECK(std::abs(first({.smallest_sum = 0, .added_to_sum = 0.5}) - p[0] / (p[0] + p[1] + 0.5)) <=
+        test::bound<double>(4));
 }
 
 TEST_CASE("gshard: a second expert drawn under Gumbel noise is weighed by the clean softmax", "[router][gshard]") {
@@ -149,7 +153,8 @@ TEST_CASE("gshard: a second expert drawn under Gumbel noise is weighed by the cl
     second[std::size_t(e)] += 1.0 / double(T);
     CHECK(std::abs(result.tape.choices.weight[2 * t] - p[0] / (p[0] + p[std::size_t(e)])) <= test::bound<double>(E));
   }
-  // Gumbel-max draws expert e with probability p[e] / (1 - p[0]); 4000 draws are good to 0.008, the bound is four times that.
+  // Gumbel-max draws expert e with probability p[e] / (1 - p[0]); 4000 draws are good to 0.008, the bound is four
+  // times that.
   for (std::size_t e = 1; e < 4; ++e) CHECK(std::abs(second[e] - p[e] / (1 - p[0])) < 0.032);
 
   // Recorded draws decide, and inference samples nothing by itself.
@@ -165,7 +170,8 @@ TEST_CASE("gshard: a second expert drawn under Gumbel noise is weighed by the cl
   test::route(all, logits, test::training(4)).plan.check();
 }
 
-TEST_CASE("gshard: straight-through dispatch sends the weights' gradient through the inputs too", "[router][gshard][gradient]") {
+TEST_CASE("gshard: straight-through dispatch sends the weights' gradient through the inputs too",
+          "[router][gshard][gradient]") {
   // With identity experts the row of choice j is x and its gradient w_j dy, so dw_j = <dy,x> + <x, w_j dy>.
   const index_t T = 6, E = 4;
   const matrix<double> x = test::random_matrix<double>(T, E, 95);
@@ -199,7 +205,8 @@ TEST_CASE("gshard: promises of every token-choice router", "[router][gshard]") {
   test::check_promises(given_gshard<float>(5, 5, {.training = {.policy = further_choices::all, .sampled = true}}), 2);
   using limited = given_gshard<float, position_capacity>;
   test::check_promises(limited(5, 5, {.straight_through = true}, position_capacity(capacity_limit::gshard(1.0))), -1);
-  test::check_promises(limited(5, 5, {.renormalize_after_drop = true}, position_capacity(capacity_limit::gshard(0.5))), -1);
+  test::check_promises(limited(5, 5, {.renormalize_after_drop = true}, position_capacity(capacity_limit::gshard(0.5))),
+                       -1);
 }
 
 TEST_CASE("gshard: gradients equal central differences at fixed draws", "[router][gshard][gradient]") {
@@ -209,15 +216,18 @@ TEST_CASE("gshard: gradients equal central differences at fixed draws", "[router
   };
   const choice_policy<double> often{.threshold = {0.6}};
   const auto s = GENERATE_COPY(
-      setting{"random", {.training = often}}, setting{"random, top-3", {.top_k = 3, .training = {.threshold = {0.6, 0.4}}}},
+      setting{"random", {.training = often}},
+      setting{"random, top-3", {.top_k = 3, .training = {.threshold = {0.6, 0.4}}}},
       setting{"none", {.training = {.policy = further_choices::none}}},
-      setting{"sampled, after the drop", {.training = {.policy = further_choices::all, .sampled = true}, .renormalize_after_drop = true}},
+      setting{"sampled, after the drop",
+              {.training = {.policy = further_choices::all, .sampled = true}, .renormalize_after_drop = true}},
       setting{"random, after the drop", {.training = often, .renormalize_after_drop = true}},
       setting{"guards that matter", {.training = often, .smallest_sum = 0.9, .added_to_sum = 0.1}});
   CAPTURE(s.name);
   index_t dropped = 0;
   const auto report = test::check_router_gradients(
-      gshard_router<double>(4, 5, s.options, position_capacity(capacity_limit::gshard(0.4))), 15, 97, test::training(3), &dropped);
+      gshard_router<double>(4, 5, s.options, position_capacity(capacity_limit::gshard(0.4))), 15, 97, test::training(3),
+      &dropped);
   INFO(report.describe());
   CHECK(dropped > 0);
   CHECK(report.largest_error < 1e-6);

@@ -40,7 +40,8 @@ TEST_CASE("noisy_top_k: recorded noise is added, scaled by 1/E, and chooses and 
     const auto p = test::naive_softmax(&noisy(t, 0), E);
     for (index_t j = 0; j < 2; ++j) {
       CHECK(result.tape.choices.expert[2 * t + j] == order[std::size_t(j)]);
-      CHECK(std::abs(result.tape.choices.weight[2 * t + j] - p[std::size_t(order[std::size_t(j)])]) <= test::bound<double>(E));
+      CHECK(std::abs(result.tape.choices.weight[2 * t + j] - p[std::size_t(order[std::size_t(j)])]) <=
+            test::bound<double>(E));
     }
   }
 }
@@ -48,7 +49,8 @@ TEST_CASE("noisy_top_k: recorded noise is added, scaled by 1/E, and chooses and 
 TEST_CASE("noisy_top_k: no noise without training, or with a deviation of zero", "[router][noisy_top_k]") {
   const matrix<float> logits = test::random_matrix<float>(20, 5, 2);
   using plain = top_k_router<float, dynamic, dynamic, copy_gate<float>>;
-  const std::string expected = test::plan_bits(test::route(plain(5, 5, {.top_k = 2, .weights = weighting::pre}), logits).plan);
+  const std::string expected =
+      test::plan_bits(test::route(plain(5, 5, {.top_k = 2, .weights = weighting::pre}), logits).plan);
   CHECK(test::plan_bits(test::route(given_noisy<float>(5, 5), logits).plan) == expected);
   routing_context<float> context;
   context.training = true;
@@ -58,7 +60,8 @@ TEST_CASE("noisy_top_k: no noise without training, or with a deviation of zero",
   CHECK(test::plan_bits(test::route(given_noisy<float>(5, 5), logits, context).plan) != expected);
 }
 
-TEST_CASE("noisy_top_k: the noise has mean 0 and deviation 1/E, and is another one in the next step", "[router][noisy_top_k]") {
+TEST_CASE("noisy_top_k: the noise has mean 0 and deviation 1/E, and is another one in the next step",
+          "[router][noisy_top_k]") {
   const index_t T = 25000, E = 4;
   const matrix<double> logits = matrix<double>::Zero(T, E);
   const auto noise_at = [&](std::uint64_t step) {
@@ -76,7 +79,8 @@ TEST_CASE("noisy_top_k: the noise has mean 0 and deviation 1/E, and is another o
 }
 
 TEST_CASE("noisy_top_k: with one expert the choice is constant", "[router][noisy_top_k]") {
-  const auto result = test::route(given_noisy<double>(1, 1, {.top_k = 1}), test::random_matrix<double>(9, 1, 3), test::training());
+  const auto result =
+      test::route(given_noisy<double>(1, 1, {.top_k = 1}), test::random_matrix<double>(9, 1, 3), test::training());
   CHECK(result.plan.load(0) == 9);
   for (const double w : result.plan.weights()) CHECK(w == 1);
 }
@@ -127,8 +131,8 @@ TEST_CASE("noisy_top_k: promises of every token-choice router", "[router][noisy_
 }
 
 TEST_CASE("noisy_top_k: gradients equal central differences at fixed draws", "[router][noisy_top_k][gradient]") {
-  const auto gaussian = test::check_router_gradients(noisy_top_k_router<double>(4, 5, {.top_k = 2, .noise_std = 4}), 9, 61,
-                                                     test::training(5));
+  const auto gaussian = test::check_router_gradients(noisy_top_k_router<double>(4, 5, {.top_k = 2, .noise_std = 4}), 9,
+                                                     61, test::training(5));
   INFO(gaussian.describe());
   CHECK(gaussian.largest_error < 1e-6);
   learned_noise_top_k_router<double> router(4, 5, {.top_k = 2});

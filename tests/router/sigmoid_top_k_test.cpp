@@ -19,7 +19,8 @@ struct naive_row {
 
 /// The definition for one token, without group limit.
 template <typename Scalar>
-naive_row naive_sigmoid(const Scalar* logits, const std::vector<double>& bias, index_t k, bool renormalize, double scaling) {
+naive_row naive_sigmoid(const Scalar* logits, const std::vector<double>& bias, index_t k, bool renormalize,
+                        double scaling) {
   std::vector<double> choosing(bias.size());
   for (std::size_t e = 0; e < bias.size(); ++e) choosing[e] = sigmoid(double(logits[e])) + bias[e];
   naive_row row;
@@ -27,7 +28,8 @@ naive_row naive_sigmoid(const Scalar* logits, const std::vector<double>& bias, i
   row.ids.resize(std::size_t(k));
   double sum = 0;
   for (const index_t e : row.ids) sum += sigmoid(double(logits[e]));
-  for (const index_t e : row.ids) row.weights.push_back(scaling * sigmoid(double(logits[e])) / (renormalize ? sum + 1e-20 : 1));
+  for (const index_t e : row.ids)
+    row.weights.push_back(scaling * sigmoid(double(logits[e])) / (renormalize ? sum + 1e-20 : 1));
   return row;
 }
 
@@ -49,7 +51,8 @@ TEMPLATE_TEST_CASE("sigmoid: equals the definition, the bias only chooses", "[ro
   given_sigmoid<S> router(s.E, s.E, {.top_k = s.k, .renormalize = renormalize, .scaling = S(2.5)});
   std::vector<double> bias(std::size_t(s.E));
   for (index_t e = 0; e < s.E; ++e)
-    bias[std::size_t(e)] = double(router.bias()[std::size_t(e)] = S(0.3 * random_source(4).normal(random_site::user_site, e)));
+    bias[std::size_t(e)] =
+        double(router.bias()[std::size_t(e)] = S(0.3 * random_source(4).normal(random_site::user_site, e)));
   const matrix<S> logits = test::random_matrix<S>(s.T, s.E, 3);
   const auto result = test::route(router, logits);
   for (index_t t = 0; t < s.T; ++t) {
@@ -79,7 +82,8 @@ TEST_CASE("sigmoid: the worked example", "[router][sigmoid]") {
   router.bias()[0] = -0.3;
   CHECK(ids_of(router) == std::vector<index_t>{2, 3, 0, 1});
 
-  given_sigmoid<double> limited(4, 4, {.top_k = 2, .scaling = 2.5, .groups = {2, 1, group_limit::group_score::sum_of_two}});
+  given_sigmoid<double> limited(4, 4,
+                                {.top_k = 2, .scaling = 2.5, .groups = {2, 1, group_limit::group_score::sum_of_two}});
   limited.bias()[0] = -0.3;
   CHECK(ids_of(limited) == std::vector<index_t>{2, 3});
   const auto plan = test::route(limited, logits).plan;
@@ -143,7 +147,8 @@ TEST_CASE("sigmoid: the bias is a state, saved but neither learned nor counted",
   CHECK(names == "gate.weight");
 }
 
-TEST_CASE("sigmoid: equal scores go to the lowest experts, extreme logits keep finite weights", "[router][sigmoid][ties]") {
+TEST_CASE("sigmoid: equal scores go to the lowest experts, extreme logits keep finite weights",
+          "[router][sigmoid][ties]") {
   matrix<float> logits = matrix<float>::Zero(3, 4);
   logits.row(1).setConstant(-200);  // sigmoid underflows to zero
   logits.row(2) << 200, 30, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity();
@@ -167,7 +172,8 @@ TEST_CASE("sigmoid: k can be given by the call, within the group limit", "[route
     if (k <= 4) {
       const auto result = test::route(router, logits, context);
       CHECK(result.plan.size() == 9 * k);
-      for (index_t t = 0; t < 9; ++t) CHECK(std::abs(result.plan.dense_weights().row(t).sum() - 1) <= test::bound<double>(k));
+      for (index_t t = 0; t < 9; ++t)
+        CHECK(std::abs(result.plan.dense_weights().row(t).sum() - 1) <= test::bound<double>(k));
     } else {
       CHECK_THROWS_WITH(test::route(router, logits, context), test::contains("k = " + std::to_string(k)));
     }
@@ -193,9 +199,11 @@ TEST_CASE("sigmoid: weights on the experts' inputs", "[router][sigmoid]") {
 
 TEST_CASE("sigmoid: promises of every token-choice router", "[router][sigmoid]") {
   test::check_promises(given_sigmoid<float>(6, 6, {.top_k = 2}), 2);
-  test::check_promises(given_sigmoid<double>(6, 6, {.top_k = 2, .groups = {2, 1, group_limit::group_score::sum_of_two}}), 2);
   test::check_promises(
-      given_sigmoid<float>(5, 5, {.top_k = 1, .renormalize = false, .selection_bias = false, .use = weight_use::input}), 1);
+      given_sigmoid<double>(6, 6, {.top_k = 2, .groups = {2, 1, group_limit::group_score::sum_of_two}}), 2);
+  test::check_promises(
+      given_sigmoid<float>(5, 5, {.top_k = 1, .renormalize = false, .selection_bias = false, .use = weight_use::input}),
+      1);
 }
 
 TEST_CASE("sigmoid: gradients equal central differences", "[router][sigmoid][gradient]") {

@@ -18,7 +18,8 @@ struct naive_switch {
   index_t dropped = 0;
 
   template <typename Scalar>
-  naive_switch(const matrix<Scalar>& logits, index_t capacity) : combine(matrix<double>::Zero(logits.rows(), logits.cols())) {
+  naive_switch(const matrix<Scalar>& logits, index_t capacity)
+      : combine(matrix<double>::Zero(logits.rows(), logits.cols())) {
     std::vector<index_t> taken(std::size_t(logits.cols()), 0);
     for (index_t t = 0; t < logits.rows(); ++t) {
       const index_t e = test::sorted_positions(&logits(t, 0), logits.cols())[0];
@@ -46,18 +47,21 @@ TEMPLATE_TEST_CASE("switch: equals the definition", "[router][switch]", float, d
   const given_switch<S> router(copy_gate<S>(s.E, s.E), position_capacity(capacity_limit::switch_transformer(s.factor)));
   const auto result = test::route(router, logits);
   const naive_switch expected(logits, capacity);
-  CHECK(test::largest_difference(matrix<double>(result.plan.dense_weights().template cast<double>()), expected.combine) <=
-        double(test::bound<S>(s.E)));
+  CHECK(test::largest_difference(matrix<double>(result.plan.dense_weights().template cast<double>()),
+                                 expected.combine) <= double(test::bound<S>(s.E)));
   CHECK(index_t(result.plan.dropped().size()) == expected.dropped);
   for (index_t e = 0; e < s.E; ++e) CHECK(result.plan.load(e) <= capacity);
 }
 
 TEST_CASE("switch: a factor of E drops nobody, one slot keeps token 0 of three", "[router][switch]") {
-  const matrix<double> logits = test::random_matrix<double>(31, 5, 1).array().rowwise() + Eigen::Array<double, 1, 5>(9, 0, 0, 0, 0);
-  const auto roomy = given_switch<double>(copy_gate<double>(5, 5), position_capacity(capacity_limit::switch_transformer(5)));
+  const matrix<double> logits =
+      test::random_matrix<double>(31, 5, 1).array().rowwise() + Eigen::Array<double, 1, 5>(9, 0, 0, 0, 0);
+  const auto roomy =
+      given_switch<double>(copy_gate<double>(5, 5), position_capacity(capacity_limit::switch_transformer(5)));
   CHECK(test::route(roomy, logits).plan.dropped().empty());
 
-  const auto tight = given_switch<double>(copy_gate<double>(5, 5), position_capacity(capacity_limit::switch_transformer(1)));
+  const auto tight =
+      given_switch<double>(copy_gate<double>(5, 5), position_capacity(capacity_limit::switch_transformer(1)));
   const auto result = test::route(tight, matrix<double>(logits.topRows(3)));
   REQUIRE(result.plan.size() == 1);
   CHECK(result.plan.token(0) == 0);
@@ -68,7 +72,8 @@ TEST_CASE("switch: a factor of E drops nobody, one slot keeps token 0 of three",
 }
 
 TEST_CASE("switch: the worked example", "[router][switch]") {
-  const auto router = given_switch<double>(copy_gate<double>(4, 4), position_capacity(capacity_limit::switch_transformer(1)));
+  const auto router =
+      given_switch<double>(copy_gate<double>(4, 4), position_capacity(capacity_limit::switch_transformer(1)));
   const matrix<double> w = test::route(router, test::fixture_f<double>()).plan.dense_weights();
   CHECK(std::abs(w(0, 0) - 0.643914) < test::printed);
   CHECK(std::abs(w(2, 1) - 0.789137) < test::printed);
@@ -84,7 +89,8 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
   switch_router<double> plain(6, 4, {.jitter = 0, .factor = {1.0, 4.0}});
   initialize(plain, 3);
   const auto without = test::route(plain, x, test::training());
-  CHECK(test::same_bits(matrix<double>(without.tape.signals.clean.map()), matrix<double>(inference.tape.signals.clean.map())));
+  CHECK(test::same_bits(matrix<double>(without.tape.signals.clean.map()),
+                        matrix<double>(inference.tape.signals.clean.map())));
   for (index_t e = 0; e < 4; ++e) CHECK(without.plan.load(e) <= 10);
 
   // The jitter is the product of x with recorded draws; the experts' rows are not touched by it.
@@ -96,14 +102,16 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
   }
   routing_context<double> context = test::training();
   context.random.replay(random_site::input_jitter, draws);
-  CHECK(test::plan_bits(test::route(router, x, context).plan) == test::plan_bits(test::route(plain, jittered, context).plan));
+  CHECK(test::plan_bits(test::route(router, x, context).plan) ==
+        test::plan_bits(test::route(plain, jittered, context).plan));
   CHECK(test::plan_bits(test::route(router, x, context).plan) != test::plan_bits(without.plan));
 }
 
 TEST_CASE("switch: every token to one expert, an expert without tokens", "[router][switch]") {
   matrix<float> logits = matrix<float>::Zero(12, 3);
   logits.col(1).setConstant(4);
-  const auto router = given_switch<float>(copy_gate<float>(3, 3), position_capacity(capacity_limit::switch_transformer(1.5)));
+  const auto router =
+      given_switch<float>(copy_gate<float>(3, 3), position_capacity(capacity_limit::switch_transformer(1.5)));
   const auto result = test::route(router, logits);
   CHECK(result.plan.load(0) == 0);
   CHECK(result.plan.load(1) == 6);
@@ -113,12 +121,15 @@ TEST_CASE("switch: every token to one expert, an expert without tokens", "[route
 }
 
 TEST_CASE("switch: promises of every token-choice router", "[router][switch]") {
-  test::check_promises(given_switch<float>(copy_gate<float>(5, 5), position_capacity(capacity_limit::switch_transformer(1.2))), 1);
   test::check_promises(
-      given_switch<double, random_capacity>(copy_gate<double>(5, 5), random_capacity(capacity_limit::switch_transformer(1.2))), 1);
+      given_switch<float>(copy_gate<float>(5, 5), position_capacity(capacity_limit::switch_transformer(1.2))), 1);
+  test::check_promises(given_switch<double, random_capacity>(copy_gate<double>(5, 5),
+                                                             random_capacity(capacity_limit::switch_transformer(1.2))),
+                       1);
 }
 
-TEST_CASE("switch: gradients equal central differences, dropped tokens and jitter included", "[router][switch][gradient]") {
+TEST_CASE("switch: gradients equal central differences, dropped tokens and jitter included",
+          "[router][switch][gradient]") {
   index_t dropped = 0;
   const auto report = test::check_router_gradients(switch_router<double>(4, 3, {.jitter = 0.05, .factor = 0.5}), 14, 51,
                                                    test::training(2), &dropped);

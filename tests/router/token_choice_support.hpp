@@ -1,4 +1,5 @@
-// Shared by the tests of token-choice routers: logits given by hand, readable references, promises that every router keeps.
+// Shared by the tests of token-choice routers: logits given by hand, readable references, promises that every router
+// keeps.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -23,8 +24,11 @@ public:
   copy_gate(index_t, index_t experts) : experts_(experts) {}
   index_t inputs() const { return experts_; }
   index_t experts() const { return experts_; }
-  void forward(tokens_in<Scalar> x, const routing_context<Scalar>&, tokens_out<Scalar> logits, tape&) const { logits = x; }
-  void backward(tokens_in<Scalar>, const routing_context<Scalar>&, tokens_in<Scalar> dlogits, tape&, tokens_out<Scalar> dx) {
+  void forward(tokens_in<Scalar> x, const routing_context<Scalar>&, tokens_out<Scalar> logits, tape&) const {
+    logits = x;
+  }
+  void backward(tokens_in<Scalar>, const routing_context<Scalar>&, tokens_in<Scalar> dlogits, tape&,
+                tokens_out<Scalar> dx) {
     dx += dlogits;
   }
 
@@ -102,8 +106,8 @@ std::string plan_bits(const sparse_plan<Scalar>& plan, index_t without_token = -
   return text;
 }
 
-/// What holds for every token-choice router over a copy_gate, whatever its rule: `choices` is how many of the tokens' choices ask
-/// to be served, -1 if that is drawn at random. Capacity must be the same for 36 and 37 tokens.
+/// What holds for every token-choice router over a copy_gate, whatever its rule: `choices` is how many of the tokens'
+/// choices ask to be served, -1 if that is drawn at random. Capacity must be the same for 36 and 37 tokens.
 template <typename Router>
 void check_promises(const Router& router, index_t choices) {
   using scalar = typename Router::scalar;
@@ -111,8 +115,8 @@ void check_promises(const Router& router, index_t choices) {
   const index_t E = router.experts();
   const index_t k = router.top_k();
   matrix<scalar> x = random_matrix<scalar>(T, E, 301);
-  x.col(E - 1).array() -= scalar(30);                  // an expert that nobody wants
-  x.col(0).array() += scalar(1);                       // and one that many want
+  x.col(E - 1).array() -= scalar(30);  // an expert that nobody wants
+  x.col(0).array() += scalar(1);       // and one that many want
   routing_context<scalar> context;
   context.training = true;
   context.random = random_source(17);
@@ -142,7 +146,8 @@ void check_promises(const Router& router, index_t choices) {
     r.tape.dsignals.zero_like(r.tape.signals);
     typename Router::plan::gradient gradient;
     gradient.weight.assign(r.plan.size(), scalar(0));
-    for (index_t i = 0; i < r.plan.size(); ++i) gradient.weight[i] = scalar(std::sin(double(r.plan.token(i) + 3 * r.plan.rank(i))));
+    for (index_t i = 0; i < r.plan.size(); ++i)
+      gradient.weight[i] = scalar(std::sin(double(r.plan.token(i) + 3 * r.plan.rank(i))));
     gradient.input_scale = gradient.weight;
     matrix<scalar> dx = matrix<scalar>::Zero(T, E);
     copy.backward(x, c, r.plan, gradient, r.tape, dx);
@@ -209,8 +214,8 @@ void check_promises(const Router& router, index_t choices) {
 
 /// Gradients of sum(y * dy) through a layer of small experts against central differences.
 template <typename Router>
-gradient_report check_router_gradients(Router router, index_t tokens, std::uint64_t seed, routing_context<double> context,
-                                       index_t* dropped = nullptr) {
+gradient_report check_router_gradients(Router router, index_t tokens, std::uint64_t seed,
+                                       routing_context<double> context, index_t* dropped = nullptr) {
   const index_t experts = router.experts();
   const index_t width = router.inputs();
   moe_layer layer{std::move(router), expert_bank<swiglu<double>>(experts, width, 3)};

@@ -19,7 +19,8 @@ struct above_one {
   index_t k = 3;
   index_t top_k() const { return k; }
   void score(const double* logits, index_t experts, double* scores) const { std::copy_n(logits, experts, scores); }
-  index_t choose(const double*, const double* scores, double* scratch, index_t experts, index_t count, index_t* ids) const {
+  index_t choose(const double*, const double* scores, double* scratch, index_t experts, index_t count,
+                 index_t* ids) const {
     std::fill_n(scratch, 2 * experts, 0.0);  // all of the scratch is ours
     kernel::top_k(scores, experts, count, ids);
     return std::find_if(ids, ids + count, [&](index_t e) { return !(scores[e] > 1); }) - ids;
@@ -27,8 +28,8 @@ struct above_one {
   void weigh(const double*, const double* scores, index_t, const index_t* ids, index_t count, double* weights) const {
     for (index_t j = 0; j < count; ++j) weights[j] = scores[ids[j]];
   }
-  void backward(const double*, const double*, index_t, const index_t* ids, index_t count, const double*, const double* dweights,
-                double* dlogits) const {
+  void backward(const double*, const double*, index_t, const index_t* ids, index_t count, const double*,
+                const double* dweights, double* dlogits) const {
     for (index_t j = 0; j < count; ++j) dlogits[ids[j]] += dweights[j];
   }
   double priority(const double* scores, index_t) const { return scores[0]; }
@@ -83,7 +84,8 @@ TEST_CASE("token_choice: padding takes no expert, no slot and no room", "[router
   };
   compare(given<>(4, 4));
   compare(given<position_capacity>(copy_gate<double>(4, 4), {}, {}, position_capacity(capacity_limit::gshard(0.7))));
-  compare(given<batch_priority_capacity>(copy_gate<double>(4, 4), {}, {}, batch_priority_capacity(capacity_limit::gshard(0.7))));
+  compare(given<batch_priority_capacity>(copy_gate<double>(4, 4), {}, {},
+                                         batch_priority_capacity(capacity_limit::gshard(0.7))));
 }
 
 TEST_CASE("token_choice: garbage in padding rows reaches neither output nor gradients", "[router][token_choice]") {
@@ -139,7 +141,8 @@ TEST_CASE("token_choice: groups are served on their own", "[router][token_choice
     CHECK(differs);
   };
   compare(given<position_capacity>(copy_gate<double>(4, 4), {}, {}, position_capacity(capacity_limit::gshard(0.5))));
-  compare(given<batch_priority_capacity>(copy_gate<double>(4, 4), {}, {}, batch_priority_capacity(capacity_limit::gshard(0.5))));
+  compare(given<batch_priority_capacity>(copy_gate<double>(4, 4), {}, {},
+                                         batch_priority_capacity(capacity_limit::gshard(0.5))));
 }
 
 TEST_CASE("token_choice: inputs can be multiplied by a factor", "[router][token_choice]") {
@@ -154,15 +157,18 @@ TEST_CASE("token_choice: inputs can be multiplied by a factor", "[router][token_
     CHECK(scaled.input_scale(i) == 3 * plan.weight(i));
     CHECK(scaled.weight(i) == 1);
   }
-  CHECK_THROWS_WITH(given<>(copy_gate<double>(4, 4), {}, {}, {}, {.input_factor = quiet_nan<double>()}), test::contains("nan"));
+  CHECK_THROWS_WITH(given<>(copy_gate<double>(4, 4), {}, {}, {}, {.input_factor = quiet_nan<double>()}),
+                    test::contains("nan"));
 }
 
-TEST_CASE("token_choice: gradients with scaled inputs and with weights on the inputs", "[router][token_choice][gradient]") {
+TEST_CASE("token_choice: gradients with scaled inputs and with weights on the inputs",
+          "[router][token_choice][gradient]") {
   using router = top_k_router<double>;
   const auto use = GENERATE(weight_use::output, weight_use::input);
-  const auto report = test::check_router_gradients(
-      router(linear_gate<double>(4, 5), {.top_k = 2, .weights = weighting::pre}, {}, {}, {.use = use, .input_factor = 2}), 8, 33,
-      test::training());
+  const auto report =
+      test::check_router_gradients(router(linear_gate<double>(4, 5), {.top_k = 2, .weights = weighting::pre}, {}, {},
+                                          {.use = use, .input_factor = 2}),
+                                   8, 33, test::training());
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);
 }
@@ -178,8 +184,8 @@ TEST_CASE("token_choice: gradients with a mask, groups and k given by the call",
   context.top_k = 3;
   index_t dropped = 0;
   const auto report = test::check_router_gradients(
-      router(linear_gate<double>(4, 5), {.top_k = 2}, {}, batch_priority_capacity(capacity_limit::gshard(0.6))), 14, 35, context,
-      &dropped);
+      router(linear_gate<double>(4, 5), {.top_k = 2}, {}, batch_priority_capacity(capacity_limit::gshard(0.6))), 14, 35,
+      context, &dropped);
   INFO(report.describe());
   CHECK(dropped > 0);
   CHECK(report.largest_error < 1e-6);
@@ -202,8 +208,10 @@ TEST_CASE("token_choice: one row of NaN leaves every other output as it was, bit
   }
 }
 
-TEST_CASE("token_choice: a plan may be altered and run again, the gate and the rule can be reached", "[router][token_choice]") {
-  moe_layer layer{top_k_router<double>(6, 4, {.top_k = 1, .weights = weighting::pre}), expert_bank<swiglu<double>>(4, 6, 5)};
+TEST_CASE("token_choice: a plan may be altered and run again, the gate and the rule can be reached",
+          "[router][token_choice]") {
+  moe_layer layer{top_k_router<double>(6, 4, {.top_k = 1, .weights = weighting::pre}),
+                  expert_bank<swiglu<double>>(4, 6, 5)};
   initialize(layer, 5);
   const matrix<double> x = test::random_matrix<double>(9, 6, 9);
   matrix<double> y(9, 6), doubled(9, 6);

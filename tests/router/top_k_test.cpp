@@ -32,13 +32,14 @@ matrix<double> naive_weights(const matrix<Scalar>& logits, index_t k, weighting 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("top_k: weights equal the definition for every weighting and size", "[router][top_k]", float, double) {
+TEMPLATE_TEST_CASE("top_k: weights equal the definition for every weighting and size", "[router][top_k]", float,
+                   double) {
   using S = TestType;
   struct shape {
     index_t T, E, k;
   };
-  const auto s = GENERATE(shape{0, 4, 2}, shape{1, 1, 1}, shape{1, 5, 5}, shape{33, 8, 3}, shape{40, 6, 6}, shape{9, 257, 8},
-                          shape{5, 512, 1}, shape{5, 512, 2}, shape{3, 512, 512});
+  const auto s = GENERATE(shape{0, 4, 2}, shape{1, 1, 1}, shape{1, 5, 5}, shape{33, 8, 3}, shape{40, 6, 6},
+                          shape{9, 257, 8}, shape{5, 512, 1}, shape{5, 512, 2}, shape{3, 512, 512});
   const auto weights = GENERATE(weighting::pre, weighting::post, weighting::renorm);
   CAPTURE(s.T, s.E, s.k, int(weights));
   const given_top_k<S> router(s.E, s.E, {.top_k = s.k, .weights = weights, .constant_weight = true});
@@ -91,7 +92,8 @@ TEST_CASE("top_k: infinite logits are values", "[router][top_k]") {
   matrix<float> logits(3, 4);
   logits << 0, infinity, 1, infinity, 5, -infinity, -infinity, 2, -infinity, -infinity, -infinity, -infinity;
   for (const weighting weights : {weighting::pre, weighting::post, weighting::renorm}) {
-    const matrix<float> w = test::route(given_top_k<float>(4, 4, {.top_k = 3, .weights = weights}), logits).plan.dense_weights();
+    const matrix<float> w =
+        test::route(given_top_k<float>(4, 4, {.top_k = 3, .weights = weights}), logits).plan.dense_weights();
     CHECK(w(0, 1) == 0.5f);
     CHECK(w(0, 3) == 0.5f);
     CHECK(w(0, 2) == 0.0f);
@@ -126,14 +128,15 @@ TEST_CASE("top_k: k can be given by the call", "[router][top_k]") {
     routing_context<double> context;
     context.top_k = k;
     const auto result = test::route(router, logits, context);
-    CHECK(test::largest_difference(result.plan.dense_weights(), naive_weights(logits, k, weighting::pre)) <= test::bound<double>(9));
+    CHECK(test::largest_difference(result.plan.dense_weights(), naive_weights(logits, k, weighting::pre)) <=
+          test::bound<double>(9));
     CHECK(result.tape.signals.top_k == k);
   }
   for (const index_t k : {index_t(-1), index_t(10), index_t(1) << 40}) {
     routing_context<double> context;
     context.top_k = k;
-    CHECK_THROWS_WITH(test::route(router, logits, context), test::contains("k = " + std::to_string(k)) &&
-                                                                test::contains("E = 9"));
+    CHECK_THROWS_WITH(test::route(router, logits, context),
+                      test::contains("k = " + std::to_string(k)) && test::contains("E = 9"));
   }
 }
 
@@ -187,8 +190,8 @@ TEST_CASE("top_k: permuting experts permutes the plan, permuting tokens its toke
   for (index_t e = 0; e < 5; ++e) by_expert.col(e) = logits.col(experts[std::size_t(e)]);
   const matrix<double> permuted = test::route(router, by_expert).plan.dense_weights();
   for (index_t e = 0; e < 5; ++e)
-    CHECK(test::largest_difference(matrix<double>(permuted.col(e)), matrix<double>(plain.col(experts[std::size_t(e)]))) <=
-          test::bound<double>(5));
+    CHECK(test::largest_difference(matrix<double>(permuted.col(e)),
+                                   matrix<double>(plain.col(experts[std::size_t(e)]))) <= test::bound<double>(5));
   const matrix<double> reversed = logits.colwise().reverse();
   CHECK(test::same_bits(test::route(router, reversed).plan.dense_weights(), matrix<double>(plain.colwise().reverse())));
 }
@@ -198,7 +201,9 @@ TEST_CASE("top_k: promises of every token-choice router", "[router][top_k]") {
   test::check_promises(given_top_k<double>(5, 5, {.top_k = 1, .weights = weighting::pre}), 1);
   test::check_promises(given_top_k<float>(6, 6, {.top_k = 6, .weights = weighting::post}), 6);
   using limited = given_top_k<float, position_capacity>;
-  test::check_promises(limited(copy_gate<float>(5, 5), {.top_k = 2}, {}, position_capacity(capacity_limit::vmoe(0.6, capacity_rounding::up, 0))), 2);
+  test::check_promises(limited(copy_gate<float>(5, 5), {.top_k = 2}, {},
+                               position_capacity(capacity_limit::vmoe(0.6, capacity_rounding::up, 0))),
+                       2);
 }
 
 TEST_CASE("top_k: gradients equal central differences", "[router][top_k][gradient]") {
@@ -206,13 +211,15 @@ TEST_CASE("top_k: gradients equal central differences", "[router][top_k][gradien
     const char* name;
     top_k_router<double>::options options;
   };
-  const auto s = GENERATE(
-      setting{"pre", {.top_k = 2, .weights = weighting::pre, .scaling = 1.5}},
-      setting{"pre, k = 1", {.top_k = 1, .weights = weighting::pre}}, setting{"pre, k = E", {.top_k = 5, .weights = weighting::pre}},
-      setting{"post", {.top_k = 3, .weights = weighting::post, .scaling = -2}}, setting{"renorm", {.top_k = 2, .scaling = 0.5}},
-      setting{"renorm below its guard", {.top_k = 2, .smallest_sum = 10}},
-      setting{"renorm with an added guard", {.top_k = 2, .added_to_sum = 0.5, .scaling = 3}},
-      setting{"groups", {.top_k = 1, .weights = weighting::pre, .groups = {.groups = 5, .kept = 2}}});
+  const auto s =
+      GENERATE(setting{"pre", {.top_k = 2, .weights = weighting::pre, .scaling = 1.5}},
+               setting{"pre, k = 1", {.top_k = 1, .weights = weighting::pre}},
+               setting{"pre, k = E", {.top_k = 5, .weights = weighting::pre}},
+               setting{"post", {.top_k = 3, .weights = weighting::post, .scaling = -2}},
+               setting{"renorm", {.top_k = 2, .scaling = 0.5}},
+               setting{"renorm below its guard", {.top_k = 2, .smallest_sum = 10}},
+               setting{"renorm with an added guard", {.top_k = 2, .added_to_sum = 0.5, .scaling = 3}},
+               setting{"groups", {.top_k = 1, .weights = weighting::pre, .groups = {.groups = 5, .kept = 2}}});
   CAPTURE(s.name);
   const auto report = test::check_router_gradients(top_k_router<double>(4, 5, s.options), 8, 31, test::training());
   INFO(report.describe());

@@ -1,8 +1,8 @@
 /// Batch Priority Routing: when experts overflow, the tokens that the router is least sure of lose.
 ///
-/// As capacity by position, but within a rank tokens are served by falling priority: their best score (the published code),
-/// or the sum of their combine weights. The same order holds for every rank. Equal priorities: the lower token first. It
-/// looks at the whole group, so it is not causal. Riquelme et al. 2021, arXiv:2106.05974, section 4.
+/// As capacity by position, but within a rank tokens are served by falling priority: their best score (the published
+/// code), or the sum of their combine weights. The same order holds for every rank. Equal priorities: the lower token
+/// first. It looks at the whole group, so it is not causal. Riquelme et al. 2021, arXiv:2106.05974, section 4.
 #pragma once
 
 #include <sluice/capacity/position.hpp>
@@ -21,7 +21,8 @@ public:
       : limit_(std::move(limit)), by_(by) {}
 
   template <typename Scalar>
-  void serve(choice_table<Scalar>& choices, token_range group, index_t experts, const routing_context<Scalar>& context) const {
+  void serve(choice_table<Scalar>& choices, token_range group, index_t experts,
+             const routing_context<Scalar>& context) const {
     const index_t first = choices.order.size();
     const index_t k = choices.top_k;
     buffer<index_t>& tokens = choices.queue;  // free until the choices are served

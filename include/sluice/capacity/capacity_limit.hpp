@@ -1,15 +1,15 @@
 /// How many tokens an expert takes: its capacity C, from the T tokens of a group, k choices a token and E experts.
 ///
-///   vmoe                 C = ceil (or round half to even) of cf k T / E, then raised to a multiple     arXiv:2106.05974
-///   switch_transformer   C = ceil(cf T / E)                                                            arXiv:2101.03961
-///   gshard               C = max(minimum, ceil(cf k T / E))                                            arXiv:2006.16668
-///   megatron             C = max(minimum, ceil((k T / E) cf)); DeepSpeed too. Rounds in another order than gshard
-///   st_moe               C = max(minimum, min(T, trunc(cf T / E))), minimum 4                          arXiv:2202.08906
-///   tutel                C = k trunc(cf ceil(T / E)), then raised to a multiple; cf = 0: the largest load, nothing is
-///                        dropped; cf < 0: the smaller of the largest load and k trunc(-cf ceil(T / E))  arXiv:2206.03382
-///   fastmoe              C = floor(ceil(cf T) k / E)                                                   arXiv:2103.13262
-///   moe_plus_plus        C = cf k T times the expert's share; FFN and zero-computation experts differ   arXiv:2410.07348
-///   fixed                C as given
+///   vmoe                C = ceil (or round half to even) of cf k T / E, then raised to a multiple   arXiv:2106.05974
+///   switch_transformer  C = ceil(cf T / E)                                                          arXiv:2101.03961
+///   gshard              C = max(minimum, ceil(cf k T / E))                                          arXiv:2006.16668
+///   megatron            C = max(minimum, ceil((k T / E) cf)); DeepSpeed too: rounded in another order than gshard
+///   st_moe              C = max(minimum, min(T, trunc(cf T / E))), minimum 4                        arXiv:2202.08906
+///   tutel               C = k trunc(cf ceil(T / E)), then raised to a multiple; cf = 0: the largest load, nothing is
+///                       dropped; cf < 0: at most that and k trunc(-cf ceil(T / E))                  arXiv:2206.03382
+///   fastmoe             C = floor(ceil(cf T) k / E)                                                 arXiv:2103.13262
+///   moe_plus_plus       C = cf k T times a share that differs: FFN, zero-computation experts        arXiv:2410.07348
+///   fixed               C as given
 ///
 /// T counts a group's tokens without padding. Training and inference may have factors of their own. Nothing is clamped
 /// silently: C < 1 throws std::invalid_argument with the numbers. Groups in which no choice is made are not asked.
@@ -51,7 +51,9 @@ public:
   static capacity_limit vmoe(capacity_factor cf, rounding round = rounding::up, index_t multiple_of = 4) {
     return capacity_limit(form::choices, cf, round).raised_to_multiple(multiple_of);
   }
-  static capacity_limit switch_transformer(capacity_factor cf) { return capacity_limit(form::tokens, cf, rounding::up); }
+  static capacity_limit switch_transformer(capacity_factor cf) {
+    return capacity_limit(form::tokens, cf, rounding::up);
+  }
   static capacity_limit gshard(capacity_factor cf, index_t minimum = 0) {
     return capacity_limit(form::choices, cf, rounding::up).at_least(minimum);
   }
@@ -67,8 +69,8 @@ public:
     return capacity_limit(form::tutel, cf, rounding::down).raised_to_multiple(multiple_of);
   }
   static capacity_limit fastmoe(capacity_factor cf) { return capacity_limit(form::fastmoe, cf, rounding::down); }
-  static capacity_limit moe_plus_plus(capacity_factor cf, double tau, index_t ffn_experts, index_t zero_computation_experts,
-                                      rounding round = rounding::up) {
+  static capacity_limit moe_plus_plus(capacity_factor cf, double tau, index_t ffn_experts,
+                                      index_t zero_computation_experts, rounding round = rounding::up) {
     if (ffn_experts < 0 || zero_computation_experts < 0)
       throw_invalid("moe_plus_plus needs counts of experts >= 0, not ", ffn_experts, " and ", zero_computation_experts);
     std::vector<double> weights(static_cast<std::size_t>(ffn_experts), tau);
@@ -80,15 +82,16 @@ public:
   }
   static capacity_limit fixed(index_t count) { return fixed(count, count); }
 
-  /// The limit of expert e becomes proportional to weights[e] instead of 1/E each: cf k T weights[e] / sum of the weights.
-  /// Not for fixed, tutel and fastmoe.
+  /// The limit of expert e becomes proportional to weights[e] instead of 1/E each: cf k T weights[e] / sum of the
+  /// weights. Not for fixed, tutel and fastmoe.
   capacity_limit shared_by(std::vector<double> weights) const {
     if (form_ == form::fixed || form_ == form::tutel || form_ == form::fastmoe)
       throw_invalid("this capacity formula has no shares that could differ between experts");
     capacity_limit limit = *this;
     limit.weight_sum_ = 0;
     for (const double weight : weights) {
-      if (!is_positive(weight)) throw_invalid("an expert's share of the capacity must be positive and finite, not ", weight);
+      if (!is_positive(weight))
+        throw_invalid("an expert's share of the capacity must be positive and finite, not ", weight);
       limit.weight_sum_ += weight;
     }
     limit.weights_ = std::move(weights);
@@ -118,8 +121,8 @@ public:
     const double factor = r.training ? factor_.training : factor_.inference;
     index_t capacity = std::max(formula(r, factor, expert), minimum_);
     if (capacity < 1)
-      throw_invalid("capacity ", capacity, " is below 1: T = ", r.tokens, ", k = ", r.top_k, ", E = ", r.experts, ", factor = ",
-                    factor);
+      throw_invalid("capacity ", capacity, " is below 1: T = ", r.tokens, ", k = ", r.top_k, ", E = ", r.experts,
+                    ", factor = ", factor);
     if (multiple_of_ > 1) capacity += (multiple_of_ - capacity % multiple_of_) % multiple_of_;
     return capacity;
   }
@@ -137,8 +140,8 @@ private:
   static bool is_finite(double v) noexcept { return !is_nan(v) && std::abs(v) <= 1e9; }
   static bool is_positive(double v) noexcept { return is_finite(v) && v > 0; }
 
-  // Where the exact value is an integer, the last bit decides about a slot. Under -ffast-math a compiler would reorder these
-  // operations or divide by multiplying; through volatile it cannot.
+  // Where the exact value is an integer, the last bit decides about a slot. Under -ffast-math a compiler would reorder
+  // these operations or divide by multiplying; through volatile it cannot.
   static double product(double a, double b) noexcept {
     const volatile double result = a * b;
     return result;
@@ -153,8 +156,8 @@ private:
     const double floor = std::floor(v);
     const double rest = v - floor;
     const bool is_odd = std::fmod(floor, 2) != 0;
-    const bool up = round_ == rounding::up ? rest > 0
-                                           : round_ == rounding::half_to_even && (rest > 0.5 || (rest == 0.5 && is_odd));
+    const bool up =
+        round_ == rounding::up ? rest > 0 : round_ == rounding::half_to_even && (rest > 0.5 || (rest == 0.5 && is_odd));
     return static_cast<index_t>(floor) + (up ? 1 : 0);
   }
 
@@ -164,14 +167,18 @@ private:
     const double weight = differs_between_experts() ? weights_[static_cast<std::size_t>(expert)] : 1;
     const double experts = differs_between_experts() ? weight_sum_ : static_cast<double>(r.experts);
     switch (form_) {
-      case form::fixed: return static_cast<index_t>(factor);
+      case form::fixed:
+        return static_cast<index_t>(factor);
       case form::tokens: {
         const index_t capacity = rounded(quotient(product(product(tokens, factor), weight), experts));
         return at_most_tokens_ ? std::min(capacity, r.tokens) : capacity;
       }
-      case form::choices: return rounded(quotient(product(product(choices, factor), weight), experts));
-      case form::mean_load: return rounded(product(quotient(product(choices, weight), experts), factor));
-      case form::fastmoe: return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
+      case form::choices:
+        return rounded(quotient(product(product(choices, factor), weight), experts));
+      case form::mean_load:
+        return rounded(product(quotient(product(choices, weight), experts), factor));
+      case form::fastmoe:
+        return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
       case form::tutel: {
         const auto mean_load = static_cast<double>((r.tokens + r.experts - 1) / r.experts);
         const index_t bound = r.top_k * static_cast<index_t>(std::trunc(std::abs(factor) * mean_load));
@@ -196,8 +203,8 @@ class group_limits {
 public:
   /// For the choices order[first...] of the group.
   template <typename Scalar>
-  group_limits(const capacity_limit& limit, choice_table<Scalar>& choices, index_t first, token_range group, index_t experts,
-               const routing_context<Scalar>& context)
+  group_limits(const capacity_limit& limit, choice_table<Scalar>& choices, index_t first, token_range group,
+               index_t experts, const routing_context<Scalar>& context)
       : limit_(&limit), request_{0, choices.top_k, experts, context.training, 0} {
     for (index_t t = group.begin; t < group.end; ++t) request_.tokens += !context.is_padding(t);
     if (limit.reads_load()) {
@@ -209,7 +216,9 @@ public:
     for (index_t e = 0; e < different; ++e) capacity_ = limit.of(request_, e);  // throws here rather than on the way
   }
 
-  index_t operator()(index_t expert) const { return limit_->differs_between_experts() ? limit_->of(request_, expert) : capacity_; }
+  index_t operator()(index_t expert) const {
+    return limit_->differs_between_experts() ? limit_->of(request_, expert) : capacity_;
+  }
 
 private:
   const capacity_limit* limit_;

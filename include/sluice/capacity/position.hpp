@@ -1,9 +1,10 @@
 /// Capacity by position: an expert takes the first tokens that ask for it. The usual rule.
 ///
-/// All first choices come before any second choice; within a rank, token order. Every choice advances the expert's queue,
-/// kept or not; the choice is kept if its place in the queue is below the expert's limit. Not causal: how many tokens there
-/// are, and what later tokens choose first, decides which second choices fit. Groups are served one by one, each with
-/// limits of its own. Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1; Riquelme et al. 2021, arXiv:2106.05974.
+/// All first choices come before any second choice; within a rank, token order. Every choice advances the expert's
+/// queue, kept or not; the choice is kept if its place in the queue is below the expert's limit. Not causal: how many
+/// tokens there are, and what later tokens choose first, decides which second choices fit. Groups are served one by
+/// one, each with limits of its own. Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1; Riquelme et al. 2021,
+/// arXiv:2106.05974.
 #pragma once
 
 #include <sluice/capacity/capacity_limit.hpp>
@@ -24,9 +25,10 @@ void append_by_rank(choice_table<Scalar>& choices, token_range group) {
 
 /// Serves order[first...] under a limit; nothing happens if nothing was asked for.
 template <typename Scalar>
-void serve_in_order(const capacity_limit& limit, choice_table<Scalar>& choices, index_t first, token_range group, index_t experts,
-                    const routing_context<Scalar>& context) {
-  if (choices.order.size() > first) choices.serve(first, experts, group_limits(limit, choices, first, group, experts, context));
+void serve_in_order(const capacity_limit& limit, choice_table<Scalar>& choices, index_t first, token_range group,
+                    index_t experts, const routing_context<Scalar>& context) {
+  if (choices.order.size() > first)
+    choices.serve(first, experts, group_limits(limit, choices, first, group, experts, context));
 }
 
 }  // namespace detail
@@ -38,7 +40,8 @@ public:
   explicit position_capacity(capacity_limit limit) : limit_(std::move(limit)) {}
 
   template <typename Scalar>
-  void serve(choice_table<Scalar>& choices, token_range group, index_t experts, const routing_context<Scalar>& context) const {
+  void serve(choice_table<Scalar>& choices, token_range group, index_t experts,
+             const routing_context<Scalar>& context) const {
     const index_t first = choices.order.size();
     detail::append_by_rank(choices, group);
     detail::serve_in_order(limit_, choices, first, group, experts, context);

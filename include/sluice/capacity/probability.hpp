@@ -1,7 +1,7 @@
 /// Capacity by probability: an expert that overflows keeps the C choices with the largest combine weights.
 ///
-/// First and further choices compete together. Equal weights: the lower token. Weights are those before any dropping. It
-/// looks at the whole group, so it is not causal. Megatron-Core's token drop policy "probs".
+/// First and further choices compete together. Equal weights: the lower token. Weights are those before any dropping.
+/// It looks at the whole group, so it is not causal. Megatron-Core's token drop policy "probs".
 #pragma once
 
 #include <sluice/capacity/survivors.hpp>
@@ -15,7 +15,8 @@ public:
   explicit probability_capacity(capacity_limit limit) : limit_(std::move(limit)) {}
 
   template <typename Scalar>
-  void serve(choice_table<Scalar>& choices, token_range group, index_t experts, const routing_context<Scalar>& context) const {
+  void serve(choice_table<Scalar>& choices, token_range group, index_t experts,
+             const routing_context<Scalar>& context) const {
     detail::serve_survivors(limit_, choices, group, experts, context, [&](index_t a, index_t b) {
       const auto key_a = order_key(choices.weight[a]);
       const auto key_b = order_key(choices.weight[b]);

@@ -1,7 +1,8 @@
 /// Capacity where an expert that overflows picks its survivors: the walk that probability and random capacity share.
 ///
-/// Each expert keeps its best C choices under a strict order; all ranks compete together. Afterwards slots follow position:
-/// an expert sees its survivors first choices first, in token order, and the refused choices queue up behind them.
+/// Each expert keeps its best C choices under a strict order; all ranks compete together. Afterwards slots follow
+/// position: an expert sees its survivors first choices first, in token order, and the refused choices queue up behind
+/// them.
 #pragma once
 
 #include <sluice/capacity/position.hpp>

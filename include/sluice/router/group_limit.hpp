@@ -1,10 +1,10 @@
 /// Group-limited selection: only the experts of the best groups may be chosen.
 ///
-///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its two
-///   best (DeepSeek-V3); the experts of all but `kept` groups get the masked value; then top-k
+///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its
+///   two best (DeepSeek-V3); the experts of all but `kept` groups get the masked value; then top-k
 ///
-/// The masked value is -infinity (masked experts are never chosen), or 0.0 to agree with published inference code: there a
-/// kept expert with a negative score loses to a masked one. Equal scores: the lower group, the lower expert.
+/// The masked value is -infinity (masked experts are never chosen), or 0.0 to agree with published inference code:
+/// there a kept expert with a negative score loses to a masked one. Equal scores: the lower group, the lower expert.
 /// DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
@@ -27,8 +27,8 @@ struct group_limit {
   /// Throws std::invalid_argument unless k experts can be had from `kept` of `groups` equal groups.
   void check(index_t experts, index_t k) const {
     if (groups < 1 || kept < 1 || kept > groups || experts % groups != 0)
-      throw_invalid("group limit needs E divisible by the groups and 1 <= kept <= groups, not E = ", experts, ", groups = ", groups,
-                    ", kept = ", kept);
+      throw_invalid("group limit needs E divisible by the groups and 1 <= kept <= groups, not E = ", experts,
+                    ", groups = ", groups, ", kept = ", kept);
     if (limits() && score == group_score::sum_of_two && experts / groups < 2)
       throw_invalid("groups of ", experts / groups, " expert have no two best");
     if (limits() && k > kept * (experts / groups))

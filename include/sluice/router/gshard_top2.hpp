@@ -1,22 +1,24 @@
 /// GShard-style top-2 (top-n) router: the first choice always, further ones only if they matter enough.
 ///
-///   p = softmax(L[t]), S = the n largest;  g_j = p_j / guard(sum of p over S), guard(v) = max(v, smallest_sum) + added_to_sum
+///   p = softmax(L[t]), S = the n largest, g_j = p_j / guard(sum of p over S)
+///   guard(v) = max(v, smallest_sum) + added_to_sum
 ///   choice j > 0 is asked for   all        always
 ///                               none       never
 ///                               threshold  if g_j > thr_j
 ///                               random     if u < g_j / max(thr_j, 1e-9), that is with probability min(1, g_j / thr_j)
 ///
 /// u are uniform draws at random_site::choice_thinning, position j*T + t over the whole batch of T tokens. Training and
-/// inference each have a policy; the random one draws at inference too, as ST-MoE does. Thinned choices take no slot; they
-/// stay in the denominators. With renormalize_after_drop, weights are made anew of what capacity kept (DeepSpeed): a lone
-/// survivor gets 1. With sampled, the choices after the first are the largest of L[t] + Gumbel noise, drawn at
-/// random_site::selection_noise, position t*E + e; weights still come from the clean L (DeepSpeed). With straight_through the
-/// weights' gradient also comes through the experts' inputs (ST-MoE); backward is then no derivative, by design.
-/// Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as there.
+/// inference have a policy each; inference takes all unless told otherwise, for it should draw nothing (ST-MoE does).
+/// Thinned choices take no slot and stay in the denominators. With renormalize_after_drop, weights are made anew of
+/// what capacity kept (DeepSpeed): a lone survivor gets 1. With sampled, the choices after the first are the largest
+/// of L[t] + Gumbel noise, drawn at random_site::selection_noise, position t*E + e; weights still come from the clean
+/// L. With straight_through the weights' gradient also comes through the experts' inputs: no derivative then, by
+/// design. Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as
+/// there.
 ///
-///   GShard     training {.policy = random, .threshold = {0.5}}                                arXiv:2006.16668, algorithm 1
-///   ST-MoE     both {.policy = random, .threshold = {0.2}}, straight_through, capacity_limit::st_moe     arXiv:2202.08906
-///   DeepSpeed  both {.policy = all, .sampled = true}, renormalize_after_drop, capacity_limit::megatron   arXiv:2201.05596
+///   GShard     training {.policy = random, .threshold = {0.5}}                           arXiv:2006.16668, algorithm 1
+///   ST-MoE     both {.policy = random, .threshold = {0.2}}, straight_through, capacity_limit::st_moe  arXiv:2202.08906
+///   DeepSpeed  both {.policy = all, .sampled = true}, renormalize_after_drop, position                 arXiv:2201.05596
 #pragma once
 
 #include <sluice/capacity/position.hpp>
@@ -43,7 +45,7 @@ public:
   struct options {
     index_t top_k = TopK == dynamic ? 2 : TopK;
     choice_policy<Scalar> training{};
-    choice_policy<Scalar> inference{};
+    choice_policy<Scalar> inference{.policy = further_choices::all};
     Scalar smallest_sum = Scalar(1e-9);
     Scalar added_to_sum = 0;
     bool renormalize_after_drop = false;
@@ -53,7 +55,8 @@ public:
   /// Throws std::invalid_argument if an option makes no sense.
   explicit gshard_rule(options o)
       : options_(std::move(o)),
-        softmax_({.top_k = options_.top_k, .smallest_sum = options_.smallest_sum, .added_to_sum = options_.added_to_sum}) {
+        softmax_(
+            {.top_k = options_.top_k, .smallest_sum = options_.smallest_sum, .added_to_sum = options_.added_to_sum}) {
     for (const choice_policy<Scalar>* p : {&options_.training, &options_.inference})
       for (const Scalar threshold : p->threshold)
         if (!detail::is_usable(threshold) || threshold < Scalar(0))
@@ -72,9 +75,10 @@ public:
 
   void score(const Scalar* logits, index_t experts, Scalar* scores) const { softmax_.score(logits, experts, scores); }
 
-  index_t choose_drawn(const routing_context<Scalar>& context, index_t token, const Scalar* logits, const Scalar* scores,
-                       Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
-    if (!policy_of(context.training).sampled || k == 1) return softmax_.choose(logits, scores, scratch, experts, k, ids);
+  index_t choose_drawn(const routing_context<Scalar>& context, index_t token, const Scalar* logits,
+                       const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
+    if (!policy_of(context.training).sampled || k == 1)
+      return softmax_.choose(logits, scores, scratch, experts, k, ids);
     const index_t first = kernel::arg_max(logits, experts);
     for (index_t e = 0; e < experts; ++e)  // all but the first, closed up
       if (e != first)
@@ -121,7 +125,8 @@ private:
   static void check_thresholds(const choice_policy<Scalar>& p, index_t k) {
     if (p.policy == further_choices::all || p.policy == further_choices::none || p.threshold.size() == 1) return;
     if (static_cast<index_t>(p.threshold.size()) < k - 1)
-      throw_invalid("k = ", k, " needs ", k - 1, " thresholds of further choices, or one for all; there are ", p.threshold.size());
+      throw_invalid("k = ", k, " needs ", k - 1, " thresholds of further choices, or one for all; there are ",
+                    p.threshold.size());
   }
 
   options options_;
@@ -132,15 +137,17 @@ private:
 /// Without a capacity policy: position, ceil(cf k T / E), cf 1.25 in training and 2 at inference.
 template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
           DifferentiableGate GateType = linear_gate<Scalar>, typename Capacity = position_capacity>
-class gshard_router : public token_choice_router<GateType, gshard_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
+class gshard_router
+    : public token_choice_router<GateType, gshard_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using rule_type = gshard_rule<Scalar, TopK>;
   using base = token_choice_router<GateType, rule_type, no_noise<Scalar>, Capacity, Experts>;
 
 public:
   using options = typename rule_type::options;
 
-  explicit gshard_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = default_capacity())
-    requires std::constructible_from<GateType, index_t, index_t>
+  explicit gshard_router(
+      index_t inputs, index_t experts = Experts, options o = {},
+      Capacity capacity = default_capacity()) requires std::constructible_from<GateType, index_t, index_t>
       : gshard_router(GateType(inputs, experts), std::move(o), std::move(capacity)) {}
 
   explicit gshard_router(GateType gate, options o = {}, Capacity capacity = default_capacity())

@@ -4,9 +4,9 @@
 ///   gaussian_noise  L' = L + (std / E) z              V-MoE: Riquelme et al. 2021, arXiv:2106.05974
 ///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
 ///
-/// z [T,E] are standard normal draws at random_site::selection_noise, position t*E + e. Without training nothing is added.
-/// The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero. Gradients of L' reach
-/// L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
+/// z [T,E] are standard normal draws at random_site::selection_noise, position t*E + e. Without training nothing is
+/// added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero.
+/// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -32,8 +32,8 @@ struct no_noise {
     signals.sigma = 0;
     signals.noise_std.clear();
   }
-  void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const score_signals<Scalar>&, const matrix_buffer<Scalar>&,
-                const matrix_buffer<Scalar>&, tape&, tokens_out<Scalar>) {}
+  void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const score_signals<Scalar>&,
+                const matrix_buffer<Scalar>&, const matrix_buffer<Scalar>&, tape&, tokens_out<Scalar>) {}
 };
 
 template <std::floating_point Scalar>
@@ -47,7 +47,8 @@ public:
       throw_invalid("gaussian_noise needs a finite deviation >= 0, not ", std);
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals, tape& t) const {
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals,
+             tape& t) const {
     no_noise<Scalar>::apply(x, context, signals, t);
     if (!context.training || std_ == Scalar(0)) return;
     const index_t experts = signals.clean.cols();
@@ -57,7 +58,8 @@ public:
     context.executor.parallel_blocks(signals.clean.size(), detail::noise_block, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)
         signals.noisy_storage.data()[i] =
-            signals.clean.data()[i] + signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+            signals.clean.data()[i] +
+            signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
     });
   }
 
@@ -82,7 +84,8 @@ public:
     weight_ = {{experts, inputs}, parameter_role::weight};
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals, tape& t) const {
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals,
+             tape& t) const {
     signals.has_noise = context.training;
     signals.sigma = 0;
     signals.noise_std.clear();
@@ -104,7 +107,8 @@ public:
 
   /// dnoisy and dstd [T,E] -> gradient of Wn, added into dx.
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const score_signals<Scalar>&,
-                const matrix_buffer<Scalar>& dnoisy, const matrix_buffer<Scalar>& dstd, tape& t, tokens_out<Scalar> dx) {
+                const matrix_buffer<Scalar>& dnoisy, const matrix_buffer<Scalar>& dstd, tape& t,
+                tokens_out<Scalar> dx) {
     t.draw.resize(t.raw.rows(), t.raw.cols());
     for (index_t i = 0; i < t.raw.size(); ++i) {
       const Scalar slope = 1 / (1 + std::exp(-t.raw.data()[i]));

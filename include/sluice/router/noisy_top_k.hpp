@@ -1,12 +1,12 @@
 /// Noisy top-k routers: the scores get normal noise in training, so that close experts take turns.
 ///
-///   noisy_top_k_router           L' = L + (noise_std / E) z;  top-k of softmax(L'), weights softmax(L')[e]  (`pre`)
-///   learned_noise_top_k_router   L' = L + s z, s = softplus(x Wn^T) + epsilon;  weights softmax over the k chosen (`post`)
+///   noisy_top_k_router           L' = L + (noise_std / E) z;  top-k of L', weights softmax(L')[e]  (`pre`)
+///   learned_noise_top_k_router   L' = L + s z, s = softplus(x Wn^T) + epsilon;  top-k, softmax over those (`post`)
 ///
-/// z [T,E] are draws at random_site::selection_noise, position t*E + e. Inference adds no noise: then both are top_k_router.
-/// Losses find the clean scores, the noisy ones and the noise's scale in the tape's signals. The learned form allows k = 1,
-/// whose gate learns from its losses only. Ties, NaN and T = 0 as in top_k_router.
-/// Riquelme et al. 2021, arXiv:2106.05974, eq. 2;  Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5.
+/// z [T,E] are draws at random_site::selection_noise, position t*E + e. Inference adds no noise: then both are
+/// top_k_router. Losses find the clean scores, the noisy ones and the noise's scale in the tape's signals. The learned
+/// form allows k = 1, whose gate learns from its losses only. Ties, NaN and T = 0 as in top_k_router. Riquelme et al.
+/// 2021, arXiv:2106.05974, eq. 2;  Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5.
 #pragma once
 
 #include <sluice/router/top_k.hpp>
@@ -26,8 +26,8 @@ public:
     Scalar noise_std = 1;  ///< divided by E
   };
 
-  explicit noisy_top_k_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
-    requires std::constructible_from<GateType, index_t, index_t>
+  explicit noisy_top_k_router(index_t inputs, index_t experts = Experts, options o = {},
+                              Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
       : noisy_top_k_router(GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit noisy_top_k_router(GateType gate, options o = {}, Capacity capacity = {})
@@ -47,8 +47,9 @@ public:
     Scalar noise_epsilon = Scalar(0.01);
   };
 
-  explicit learned_noise_top_k_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
-    requires std::constructible_from<GateType, index_t, index_t>
+  explicit learned_noise_top_k_router(
+      index_t inputs, index_t experts = Experts, options o = {},
+      Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
       : learned_noise_top_k_router(GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit learned_noise_top_k_router(GateType gate, options o = {}, Capacity capacity = {})

@@ -3,12 +3,12 @@
 ///   X [T,D]   L [T,E] = gate(X)   s = sigmoid(L)   c = s + b, b [E]   S = the k largest of c[t], under the group limit
 ///   w = s[e] for e in S;  renormalize: w = s[e] / (sum of s over S + 1e-20);  then times `scaling`
 ///
-/// The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with loads n counted over
-/// the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It is a state named
-/// "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept.
-/// Gradients, N = sum of s over S + added_to_sum:  ds[j] = scaling (g[j] - sum over S of (w / scaling) g) / N, without
-/// renormalising scaling g[j];  dl = ds s (1 - s);  experts that were not chosen get none.
-/// With k = 1, renormalised weights are constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
+/// The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with loads n
+/// counted over the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It is a
+/// state named "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept. Gradients, N =
+/// sum of s over S + added_to_sum:  ds[j] = scaling (g[j] - sum over S of (w / scaling) g) / N, without renormalising
+/// scaling g[j];  dl = ds s (1 - s);  experts that were not chosen get none. With k = 1, renormalised weights are
+/// constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
 ///
 ///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
 ///   sigma-MoE     {.renormalize = false, .selection_bias = false}           Csordas et al. 2023, arXiv:2310.10837
@@ -42,8 +42,10 @@ public:
   /// Throws std::invalid_argument if an option makes no sense.
   sigmoid_rule(index_t experts, options o) : options_(o), top_k_(o.top_k) {
     if (experts < 1) throw_invalid("sigmoid routing needs E >= 1, not E = ", experts);
-    if (TopK != dynamic && o.top_k != TopK) throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
-    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0)) throw_invalid("weights cannot be scaled by ", o.scaling);
+    if (TopK != dynamic && o.top_k != TopK)
+      throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
+    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0))
+      throw_invalid("weights cannot be scaled by ", o.scaling);
     if (!detail::is_usable(o.added_to_sum) || o.added_to_sum < Scalar(0))
       throw_invalid("a guard on the sum of weights cannot be ", o.added_to_sum);
     set_bias_rate(o.bias_rate);
@@ -84,8 +86,8 @@ public:
     for (index_t j = 0; j < count; ++j) weights[j] = scores[ids[j]] / total * options_.scaling;
   }
 
-  void backward(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count, const Scalar* weights,
-                const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count,
+                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
     Scalar inner = 0;
     if (options_.renormalize)
       for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
@@ -135,8 +137,9 @@ private:
 
   void refuse_constant_weight(index_t k) const {
     if (k == 1 && options_.renormalize && !options_.constant_weight)
-      throw_invalid("k = 1 with renormalised weights gives every weight the same value and the gate no gradient; use "
-                    "renormalize = false, or set constant_weight");
+      throw_invalid(
+          "k = 1 with renormalised weights gives every weight the same value and the gate no gradient; use "
+          "renormalize = false, or set constant_weight");
   }
 
   /// What renormalising divides by; 1 where all chosen scores and the guard are zero.
@@ -155,14 +158,15 @@ private:
 /// sluice::sigmoid_router<float> router{64, 8, {.top_k = 2}};
 template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
           DifferentiableGate GateType = linear_gate<Scalar>, typename Capacity = dropless>
-class sigmoid_router : public token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
+class sigmoid_router
+    : public token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts>;
 
 public:
   using options = typename sigmoid_rule<Scalar, TopK>::options;
 
-  explicit sigmoid_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
-    requires std::constructible_from<GateType, index_t, index_t>
+  explicit sigmoid_router(index_t inputs, index_t experts = Experts, options o = {},
+                          Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
       : sigmoid_router(experts, GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit sigmoid_router(GateType gate, options o = {}, Capacity capacity = {})

@@ -18,9 +18,10 @@
 ///   after_step(statistics)                           for what is learned without gradients
 ///
 /// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
-/// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is NaN, it
-/// asks for no expert and so takes no slot from other tokens. Padding tokens are not routed and may hold anything. T = 0
-/// gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept, stay in tape.choices.
+/// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is
+/// NaN, it asks for no expert and so takes no slot from other tokens. Padding tokens are not routed and may hold
+/// anything. T = 0 gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept, stay
+/// in tape.choices.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>
@@ -30,37 +31,13 @@
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/router/noise.hpp>
+#include <sluice/router/padding.hpp>
+#include <sluice/router/weight_application.hpp>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
-
-namespace detail {
-
-/// A finite option. Infinity is refused by its size: comparisons with infinity itself mean nothing under -ffast-math.
-template <std::floating_point Scalar>
-bool is_usable(Scalar v) noexcept {
-  return !is_nan(v) && std::abs(v) <= std::numeric_limits<Scalar>::max() / 2;
-}
-
-}  // namespace detail
-
-/// Where a routing weight acts.
-enum class weight_use {
-  output,            ///< on the expert's output (nearly all systems)
-  input,             ///< on the expert's input (Llama-4)
-  straight_through,  ///< on the output, and its gradient also comes through the input, as if dispatch = 1 + w - stop(w)
-};
-
-template <typename Scalar>
-struct weight_application {
-  weight_use use = weight_use::output;
-  Scalar input_factor = 1;                  ///< every expert's input is multiplied by this (MoE++: k)
-  bool renormalize_after_drop = false;      ///< weights are computed from the choices that capacity kept (DeepSpeed)
-};
 
 template <DifferentiableGate GateType, typename Rule, typename Noise = no_noise<typename GateType::scalar>,
           typename Capacity = dropless, index_t Experts = dynamic>
@@ -75,19 +52,20 @@ public:
     score_gradients<scalar> dsignals;
     typename GateType::tape gate;
     typename Noise::tape noise;
-    matrix_buffer<scalar> x;         ///< [T,D] x with padding set to zero, if there is a mask
-    matrix_buffer<scalar> scores;    ///< [T,E] what the rule made of the logits
-    matrix_buffer<scalar> scratch;   ///< [blocks of tokens, 2E]
-    buffer<std::uint8_t> invalid;    ///< [T] 1 where the logits held NaN
+    without_padding<scalar> x;      ///< what the gate saw
+    matrix_buffer<scalar> scores;   ///< [T,E] what the rule made of the logits
+    matrix_buffer<scalar> scratch;  ///< [blocks of tokens, 2E]
+    buffer<std::uint8_t> invalid;   ///< [T] 1 where the logits held NaN
     matrix_buffer<scalar> dclean;
     matrix_buffer<scalar> dnoisy;
-    matrix_buffer<index_t> ids;      ///< [T,K] scratch: the choices that were weighed
-    matrix_buffer<scalar> weights;   ///< [T,K] scratch: their weights
+    matrix_buffer<index_t> ids;     ///< [T,K] scratch: the choices that were weighed
+    matrix_buffer<scalar> weights;  ///< [T,K] scratch: their weights
     matrix_buffer<scalar> dweights;
     choice_table<scalar> choices;
   };
 
-  /// Throws std::invalid_argument if the rule's k is not in 1..E or the gate has another number of experts than Experts.
+  /// Throws std::invalid_argument if the rule's k is not in 1..E or the gate has another number of experts than
+  /// Experts.
   token_choice_router(GateType gate, Rule rule, Noise noise = {}, Capacity capacity = {},
                       weight_application<scalar> application = {})
       : gate_(std::move(gate)),
@@ -96,8 +74,10 @@ public:
         capacity_(std::move(capacity)),
         application_(application),
         experts_(gate_.experts()) {
-    if (!detail::is_usable(application.input_factor)) throw_invalid("inputs cannot be multiplied by ", application.input_factor);
-    if (gate_.experts() != experts()) throw_invalid("the router has E = ", experts(), " and its gate E = ", gate_.experts());
+    if (!detail::is_usable(application.input_factor))
+      throw_invalid("inputs cannot be multiplied by ", application.input_factor);
+    if (gate_.experts() != experts())
+      throw_invalid("the router has E = ", experts(), " and its gate E = ", gate_.experts());
     check_top_k(rule_.top_k());
     if constexpr (requires { rule_.check(experts()); }) rule_.check(experts());
   }
@@ -110,15 +90,17 @@ public:
     const index_t tokens = x.rows();
     const index_t k = context.top_k == 0 ? top_k() : context.top_k;
     check_top_k(k);
-    if constexpr (requires { rule_.check_call(experts(), k, context.training); }) rule_.check_call(experts(), k, context.training);
+    if constexpr (requires { rule_.check_call(experts(), k, context.training); })
+      rule_.check_call(experts(), k, context.training);
     t.signals.top_k = k;
     t.signals.clean.resize(tokens, experts());
-    hide_padding(x, context, t);
-    const view_type seen = visible(x, context, t);
+    t.x.hide(x, context);
+    const auto seen = t.x.of(x, context);
     gate_.forward(seen, context, t.signals.clean.map(), t.gate);
     noise_.apply(seen, context, t.signals, t.noise);
     choose(context, k, t);
-    for (index_t g = 0; g < context.group_count(); ++g) capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
+    for (index_t g = 0; g < context.group_count(); ++g)
+      capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
     if (application_.renormalize_after_drop) weigh_kept(context, t);
     fill(t, p);
   }
@@ -136,11 +118,11 @@ public:
         for (const index_t i : p.of_token(token)) dw[p.rank(i)] = weight_gradient(dplan, i);
         const index_t count = gather_weighed(t, token, dw);
         if (count > 0)
-          rule_.backward(logits.row(token), t.scores.row(token), experts(), t.ids.row(token), count, t.weights.row(token), dw,
-                         t.dnoisy.row(token));
+          rule_.backward(logits.row(token), t.scores.row(token), experts(), t.ids.row(token), count,
+                         t.weights.row(token), dw, t.dnoisy.row(token));
       }
     });
-    const view_type seen = visible(x, context, t);
+    const auto seen = t.x.of(x, context);
     t.dclean = t.dnoisy;
     if (t.signals.has_noise) {
       t.dclean.map() += t.dsignals.clean.map();
@@ -170,24 +152,6 @@ public:
 
 private:
   static constexpr index_t token_block = 32;
-
-  using view_type = Eigen::Ref<const matrix<scalar>, 0, Eigen::OuterStride<>>;
-
-  /// Padding rows may hold anything, NaN too, which a gradient of 0 would not silence: 0 * NaN. The gate sees zeros there.
-  static void hide_padding(tokens_in<scalar> x, const routing_context<scalar>& context, tape& t) {
-    if (context.token_mask.empty()) return;
-    t.x.resize(x.rows(), x.cols());
-    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token)
-        if (context.is_padding(token))
-          std::fill_n(t.x.row(token), x.cols(), scalar(0));
-        else
-          std::copy_n(x.data() + token * x.outerStride(), x.cols(), t.x.row(token));
-    });
-  }
-  static view_type visible(tokens_in<scalar> x, const routing_context<scalar>& context, const tape& t) {
-    return context.token_mask.empty() ? view_type(x) : view_type(t.x.map());
-  }
 
   void check_top_k(index_t k) const {
     if (k < 1 || k > experts()) throw_invalid("top-k routing needs 1 <= k <= E, not k = ", k, " with E = ", experts());
@@ -220,7 +184,8 @@ private:
         rule_.weigh(row, scores, experts(), ids, count, weights);
         t.choices.priority[token] = rule_.priority(scores, experts());
         if (t.invalid[token]) continue;
-        for (index_t j = 0; j < count; ++j) t.choices.asked[token * k + j] = keeps(context, token, j, tokens, weights[j]);
+        for (index_t j = 0; j < count; ++j)
+          t.choices.asked[token * k + j] = keeps(context, token, j, tokens, weights[j]);
       }
     });
   }
@@ -240,14 +205,15 @@ private:
       return true;
   }
 
-  /// Collects the choices that the rule weighed for a token, all or the kept ones, into ids, weights and (packed in place)
-  /// dweights; returns their number.
+  /// Collects the choices that the rule weighed for a token, all or the kept ones, into ids, weights and (packed in
+  /// place) dweights; returns their number.
   index_t gather_weighed(tape& t, index_t token, scalar* dweights) const {
     const index_t k = t.choices.top_k;
     index_t count = 0;
     for (index_t j = 0; j < k; ++j) {
       const index_t pair = token * k + j;
-      if (t.choices.expert[pair] == no_expert || (application_.renormalize_after_drop && !t.choices.kept[pair])) continue;
+      if (t.choices.expert[pair] == no_expert || (application_.renormalize_after_drop && !t.choices.kept[pair]))
+        continue;
       t.ids(token, count) = t.choices.expert[pair];
       t.weights(token, count) = t.choices.weight[pair];
       if (dweights) dweights[count] = dweights[j];
@@ -262,7 +228,8 @@ private:
       for (index_t token = begin; token < end; ++token) {
         const index_t count = gather_weighed(t, token, nullptr);
         if (count == 0) continue;
-        rule_.weigh(t.signals.noisy().row(token), t.scores.row(token), experts(), t.ids.row(token), count, t.weights.row(token));
+        rule_.weigh(t.signals.noisy().row(token), t.scores.row(token), experts(), t.ids.row(token), count,
+                    t.weights.row(token));
         for (index_t j = 0, next = 0; j < k; ++j)
           if (t.choices.kept[token * k + j]) t.choices.weight[token * k + j] = t.weights(token, next++);
       }
@@ -291,9 +258,12 @@ private:
 
   scalar weight_gradient(const typename plan::gradient& dplan, index_t i) const {
     switch (application_.use) {
-      case weight_use::output: return dplan.weight[i];
-      case weight_use::input: return application_.input_factor * dplan.input_scale[i];
-      case weight_use::straight_through: return dplan.weight[i] + application_.input_factor * dplan.input_scale[i];
+      case weight_use::output:
+        return dplan.weight[i];
+      case weight_use::input:
+        return application_.input_factor * dplan.input_scale[i];
+      case weight_use::straight_through:
+        return dplan.weight[i] + application_.input_factor * dplan.input_scale[i];
     }
     return 0;
   }

@@ -6,14 +6,15 @@
 ///   post     w = softmax(L[t] over S)      rows sum to 1                      Shazeer 2017, Mixtral
 ///   renorm   w = p[e] / sum of p over S    rows sum to 1                      GShard, Qwen3
 ///
-/// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by `scaling`.
+/// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by
+/// `scaling`.
 /// Gradients: pre     dl[j] = p[j] (g[j] 1[j in S] - sum over S of p g)             dense over all experts
 ///            post    dl[j] = w[j] (g[j] - sum over S of w g)                        for j in S only
 /// With k = 1, post and renorm weights are constantly 1 and the gate has no gradient from the output: such a router is
-/// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is wanted
-/// (inference with published checkpoints; a gate that learns from its losses only).
-/// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan.
-/// DeepSeek-V2's group limit keeps the experts of the best groups only (router/group_limit.hpp).
+/// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is
+/// wanted (inference with published checkpoints; a gate that learns from its losses only).
+/// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
+/// limit keeps the experts of the best groups only (router/group_limit.hpp).
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974.
 #pragma once
 
@@ -42,10 +43,13 @@ public:
 
   /// Throws std::invalid_argument if an option makes no sense.
   explicit softmax_rule(options o) : options_(o), top_k_(o.top_k) {
-    if (TopK != dynamic && o.top_k != TopK) throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
-    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0)) throw_invalid("top-k weights cannot be scaled by ", o.scaling);
+    if (TopK != dynamic && o.top_k != TopK)
+      throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
+    if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0))
+      throw_invalid("top-k weights cannot be scaled by ", o.scaling);
     for (const Scalar guard : {o.smallest_sum, o.added_to_sum})
-      if (!detail::is_usable(guard) || guard < Scalar(0)) throw_invalid("a guard on the sum of weights cannot be ", guard);
+      if (!detail::is_usable(guard) || guard < Scalar(0))
+        throw_invalid("a guard on the sum of weights cannot be ", guard);
     refuse_constant_weight(o.top_k);
   }
 
@@ -58,7 +62,8 @@ public:
 
   void score(const Scalar* logits, index_t experts, Scalar* scores) const { kernel::softmax(logits, scores, experts); }
 
-  index_t choose(const Scalar* logits, const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
+  index_t choose(const Scalar* logits, const Scalar* scores, Scalar* scratch, index_t experts, index_t k,
+                 index_t* ids) const {
     if (options_.groups.limits())
       options_.groups.top_k(scores, scratch, experts, k, ids);
     else
@@ -66,7 +71,8 @@ public:
     return k;
   }
 
-  void weigh(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count, Scalar* weights) const {
+  void weigh(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count,
+             Scalar* weights) const {
     if (options_.weights == weighting::post) {
       for (index_t j = 0; j < count; ++j) weights[j] = logits[ids[j]];
       kernel::softmax(weights, weights, count);
@@ -79,8 +85,8 @@ public:
     for (index_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
   }
 
-  void backward(const Scalar*, const Scalar* scores, index_t experts, const index_t* ids, index_t count, const Scalar* weights,
-                const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const Scalar*, const Scalar* scores, index_t experts, const index_t* ids, index_t count,
+                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
     Scalar inner = 0;
     for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
     for (index_t j = 0; j < count; ++j) dlogits[ids[j]] += weights[j] * dweights[j];
@@ -88,8 +94,8 @@ public:
       for (index_t j = 0; j < count; ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
       return;
     }
-    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard). The part of d that moves with the
-    // chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
+    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard). The part of d that moves
+    // with the chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
     Scalar sum = 0;
     for (index_t j = 0; j < count; ++j) sum += scores[ids[j]];
     const bool divides = options_.weights == weighting::renorm && !(sum < options_.smallest_sum);
@@ -106,8 +112,9 @@ public:
 private:
   void refuse_constant_weight(index_t k) const {
     if (k == 1 && options_.weights != weighting::pre && !options_.constant_weight)
-      throw_invalid("k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
-                    "weighting::pre, or set constant_weight");
+      throw_invalid(
+          "k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
+          "weighting::pre, or set constant_weight");
   }
 
   /// All chosen scores may have underflowed to zero, when only unlikely choices are left after a drop: then 0 / 1.
@@ -122,7 +129,8 @@ private:
 
 /// sluice::top_k_router<float> router{64, 8, {.top_k = 2}};
 template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          DifferentiableGate GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>, typename Capacity = dropless>
+          DifferentiableGate GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>,
+          typename Capacity = dropless>
 class top_k_router : public token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts> {
   using base = token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts>;
   static_assert(Experts == dynamic || TopK == dynamic || (1 <= TopK && TopK <= Experts),
@@ -132,8 +140,8 @@ public:
   using options = typename softmax_rule<Scalar, TopK>::options;
 
   /// A linear gate without bias from D inputs to E experts.
-  explicit top_k_router(index_t inputs, index_t experts = Experts, options o = {})
-    requires std::constructible_from<GateType, index_t, index_t>
+  explicit top_k_router(index_t inputs, index_t experts = Experts,
+                        options o = {}) requires std::constructible_from<GateType, index_t, index_t>
       : base(GateType(inputs, experts), softmax_rule<Scalar, TopK>(o)) {}
 
   /// Any gate, noise and capacity policy.
