@@ -7,7 +7,8 @@
 ///
 /// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads
 /// nothing. Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the
-/// mean over groups. NaN in a logit that a loss reads makes its value NaN: divergence stays visible.
+/// mean over groups. NaN in a logit that a loss reads makes its value NaN: divergence stays visible (but -ffast-math may
+/// hide it here, where nothing is chosen by it).
 ///
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
