@@ -7,4 +7,8 @@ function(sluice_warnings target)
   endif()
   target_compile_options(${target} INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
                                              $<$<BOOL:${SLUICE_WERROR}>:-Werror>)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # GCC's own AVX-512 intrinsics draw these, wherever they are inlined (GCC bug 105593).
+    target_compile_options(${target} INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
 endfunction()

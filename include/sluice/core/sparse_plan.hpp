@@ -56,6 +56,7 @@ public:
   /// Adds an assignment. Within an expert the order of calls is the order of slots; within a token ranks must ascend.
   void add(index_t token, index_t expert, Scalar weight, index_t rank = 0, Scalar input_scale = Scalar(1)) {
     pending_.push_back({token, expert, rank, weight, input_scale});
+    has_input_scale_ |= input_scale != Scalar(1);
   }
   void add_dropped(const dropped_assignment<Scalar>& refused) { dropped_.push_back(refused); }
   /// Marks a token whose logits held NaN.

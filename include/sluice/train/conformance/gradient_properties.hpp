@@ -26,12 +26,17 @@ template <typename Scalar>
 double plan_gradient_difference(const soft_plan<Scalar>& plan, const soft_plan_gradient<Scalar>& d,
                                 const reference::backward_result<Scalar>& expected) {
   double worst = 0;
-  for (index_t t = 0; t < plan.tokens(); ++t)
+  const Scalar zero = 0;
+  const auto is_left_out = [&](const matrix_buffer<Scalar>& m, index_t t) { return m.map().row(t).isZero(0); };
+  for (index_t t = 0; t < plan.tokens(); ++t) {
+    const bool no_combine = is_left_out(plan.combine(), t);
+    const bool no_dispatch = is_left_out(plan.dispatch(), t);
     for (index_t s = 0; s < plan.slots(); ++s) {
       const index_t column = plan.row(plan.group_of(t), s);
-      worst = std::max(worst, largest_difference(&d.combine(t, s), &expected.dcombine(t, column), 1));
-      worst = std::max(worst, largest_difference(&d.dispatch(t, s), &expected.ddispatch(t, column), 1));
+      worst = std::max(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
+      worst = std::max(worst, largest_difference(&d.dispatch(t, s), no_dispatch ? &zero : &expected.ddispatch(t, column), 1));
     }
+  }
   return worst;
 }
 
