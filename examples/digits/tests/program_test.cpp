@@ -60,25 +60,31 @@ TEST_CASE("digits: wrong values are explained in one line, with exit code 2", "[
   struct wrong {
     std::string arguments, said;
   };
-  const auto w = GENERATE_COPY(
-      wrong{"--router nope", "unknown router 'nope'"}, wrong{"--epochs 0", "--epochs needs a whole number"},
-      wrong{"--seed x", "--seed needs a whole number"}, wrong{"--seeds -3", "--seeds needs a whole number"},
-      wrong{"--threads 1.5", "--threads needs a whole number"}, wrong{"--patch round", "--patch needs square or row"},
-      wrong{"--nope", "not expected"}, wrong{"stray", "not expected"}, wrong{"--epochs", "--epochs"},
-      wrong{"--data " + quote(folder.file("missing.csv")), "cannot open the file"},
-      wrong{"--data " + quote(damaged), "damaged.csv:1: the line ends after column 3 of 65"},
-      wrong{"--data " + quote(empty), "the file is empty"},
-      wrong{"--csv " + quote(folder.file("no/x.csv")), "x.csv: cannot write the file"},
-      wrong{"--svg " + quote(folder.file("no/x.svg")), "x.svg: cannot write the file"});
-  CAPTURE(w.arguments);
-  const bool has_svg = w.arguments.find("--svg") != std::string::npos;
-  const outcome o = run(folder, w.arguments + (has_svg ? "" : svg));
-  CHECK(o.code == 2);
-  CHECK(o.out == "");
-  CHECK(o.error.starts_with("digits: "));
-  CHECK(o.error.find(w.said) != std::string::npos);
-  CHECK(std::count(o.error.begin(), o.error.end(), '\n') == 1);
-  CHECK_FALSE(std::filesystem::exists(folder.file("x.svg")));
+  const std::vector<wrong> wrongs = {{"--router nope", "unknown router 'nope'"},
+                                     {"--epochs 0", "--epochs needs a whole number"},
+                                     {"--seed x", "--seed needs a whole number"},
+                                     {"--seeds -3", "--seeds needs a whole number"},
+                                     {"--threads 1.5", "--threads needs a whole number"},
+                                     {"--patch round", "--patch needs square or row"},
+                                     {"--nope", "not expected"},
+                                     {"stray", "not expected"},
+                                     {"--epochs", "--epochs"},
+                                     {"--data " + quote(folder.file("missing.csv")), "cannot open the file"},
+                                     {"--data " + quote(damaged), "damaged.csv:1: the line ends after column 3 of 65"},
+                                     {"--data " + quote(empty), "the file is empty"},
+                                     {"--csv " + quote(folder.file("no/x.csv")), "x.csv: cannot write the file"},
+                                     {"--svg " + quote(folder.file("no/x.svg")), "x.svg: cannot write the file"}};
+  for (const wrong& w : wrongs) {
+    CAPTURE(w.arguments);
+    const bool has_svg = w.arguments.find("--svg") != std::string::npos;
+    const outcome o = run(folder, w.arguments + (has_svg ? "" : svg));
+    CHECK(o.code == 2);
+    CHECK(o.out == "");
+    CHECK(o.error.starts_with("digits: "));
+    CHECK(o.error.find(w.said) != std::string::npos);
+    CHECK(std::count(o.error.begin(), o.error.end(), '\n') == 1);
+    CHECK_FALSE(std::filesystem::exists(folder.file("x.svg")));
+  }
 }
 
 TEST_CASE("digits: --help", "[digits][program]") {
