@@ -76,7 +76,7 @@ public:
   expert_choice_router(index_t inputs, index_t experts,
                        options o = {}) requires std::constructible_from<GateType, index_t, index_t>
       : expert_choice_router(GateType(inputs, experts), std::move(o)) {}
-  explicit expert_choice_router(GateType gate, options o = {}, Noise noise = {})
+  explicit expert_choice_router(GateType gate, options o = {}, Noise noise = Noise{})
       : gate_(std::move(gate)), noise_(std::move(noise)), options_(std::move(o)) {}
 
   index_t inputs() const noexcept { return gate_.inputs(); }
