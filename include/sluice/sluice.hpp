@@ -43,6 +43,7 @@
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/reference/naive_moe.hpp>
+#include <sluice/router/choice_rule.hpp>
 #include <sluice/router/compete.hpp>
 #include <sluice/router/competition.hpp>
 #include <sluice/router/dselect_k.hpp>

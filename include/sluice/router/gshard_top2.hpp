@@ -165,6 +165,7 @@ private:
   }
 };
 
+static_assert(explain_choice_rule<gshard_rule<float>, float>());
 static_assert(DifferentiableRouter<gshard_router<float>>);
 static_assert(DifferentiableRouter<gshard_router<double, 8, 2, linear_gate<double>, dropless>>);
 

@@ -180,6 +180,7 @@ private:
       : base(std::move(gate), sigmoid_rule<Scalar, TopK>(experts, o), {}, std::move(capacity), {.use = o.use}) {}
 };
 
+static_assert(explain_choice_rule<sigmoid_rule<float>, float>());
 static_assert(DifferentiableRouter<sigmoid_router<float>>);
 static_assert(DifferentiableRouter<sigmoid_router<double, 8, 2>>);
 

@@ -5,17 +5,7 @@
 /// The parts are policies:
 ///   Gate      scores (gate/)                         Noise     what training adds to the scores (router/noise.hpp)
 ///   Rule      one row of scores -> experts, weights  Capacity  how many tokens an expert takes (capacity/)
-/// A rule has, for one token:
-///   score(logits, E, scores)                         fills scores [E], kept for backward
-///   choose(logits, scores, scratch, E, k, ids) -> count    distinct ids, best first; scratch [2E]
-///   weigh(logits, scores, E, ids, count, weights)
-///   backward(logits, scores, E, ids, count, weights, dweights, dlogits)    adds into dlogits
-///   priority(scores, E)                              for capacity policies that serve sure tokens first
-/// and may have
-///   check(E), check_call(E, k, training)             throw if the options, or the k of a call, do not fit
-///   choose_drawn(context, token, logits, ...)        in place of choose, for choices that are drawn at random
-///   keeps(context, token, rank, T, weight)           thins out choices
-///   after_step(statistics)                           for what is learned without gradients
+/// A router of your own needs a rule only: router/choice_rule.hpp says what it has.
 ///
 /// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
 /// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is
@@ -30,6 +20,7 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/router/choice_rule.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/padding.hpp>
 #include <sluice/router/weight_application.hpp>
@@ -39,8 +30,9 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <DifferentiableGate GateType, typename Rule, typename Noise = no_noise<typename GateType::scalar>,
-          typename Capacity = dropless, index_t Experts = dynamic>
+template <DifferentiableGate GateType, ChoiceRule<typename GateType::scalar> Rule,
+          typename Noise = no_noise<typename GateType::scalar>,
+          CapacityPolicy<typename GateType::scalar> Capacity = dropless, index_t Experts = dynamic>
 class token_choice_router {
 public:
   using scalar = typename GateType::scalar;

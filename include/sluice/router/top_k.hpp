@@ -150,6 +150,7 @@ public:
       : base(std::move(gate), softmax_rule<Scalar, TopK>(o), std::move(noise), std::move(capacity), application) {}
 };
 
+static_assert(explain_choice_rule<softmax_rule<float>, float>());
 static_assert(DifferentiableRouter<top_k_router<float>>);
 static_assert(DifferentiableRouter<top_k_router<double, 8, 2>>);
 
