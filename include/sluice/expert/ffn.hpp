@@ -49,7 +49,7 @@ public:
     linear_forward<Scalar>(x, up_, z, {});
     if (has_bias_) z.rowwise() += up_bias_.map().col(0).transpose();
     for (index_t r = 0; r < x.rows(); ++r)
-      kernel::transform(hidden(), [](auto v) { return Phi::value(v); }, &a(r, 0), &z(r, 0));
+      kernel::transform(hidden(), [](auto v) -> decltype(Phi::value(v)) { return Phi::value(v); }, &a(r, 0), &z(r, 0));
     linear_forward<Scalar>(a, down_, y, {});
     if (has_bias_) y.rowwise() += down_bias_.map().col(0).transpose();
   }
@@ -64,7 +64,8 @@ public:
     auto dz = saved.rightCols(hidden());
     linear_backward_inputs<Scalar>(down_, dy, dz, {}, kernel::write::replace);
     for (index_t r = 0; r < x.rows(); ++r)
-      kernel::transform(hidden(), [](auto da, auto v) { return da * Phi::derivative(v); }, &dz(r, 0), &dz(r, 0), &z(r, 0));
+      kernel::transform(hidden(), [](auto da, auto v) -> decltype(da * Phi::derivative(v)) { return da * Phi::derivative(v); },
+                        &dz(r, 0), &dz(r, 0), &z(r, 0));
     linear_backward_inputs<Scalar>(up_, dz, dx, {}, kernel::write::replace);
   }
 

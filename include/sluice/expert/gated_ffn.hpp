@@ -60,7 +60,8 @@ public:
       b.rowwise() += up_bias_.map().col(0).transpose();
     }
     for (index_t r = 0; r < x.rows(); ++r) {
-      kernel::transform(hidden(), [](auto g, auto u) { return Phi::value(g) * u; }, &h(r, 0), &a(r, 0), &b(r, 0));
+      kernel::transform(hidden(), [](auto g, auto u) -> decltype(Phi::value(g) * u) { return Phi::value(g) * u; }, &h(r, 0),
+                        &a(r, 0), &b(r, 0));
       if (has_scale_) multiply(hidden_scale_.data(), &h(r, 0));
     }
     linear_forward<Scalar>(h, down_, y, {});

@@ -33,8 +33,8 @@ public:
   using scalar = Scalar;
 
   /// Throws std::invalid_argument unless D and D' are at least 1.
-  lambda_expert(index_t inputs, index_t outputs, Forward forward, Backward backward = {})
-      : inputs_(inputs), outputs_(outputs), forward_(std::move(forward)), backward_(std::move(backward)) {
+  lambda_expert(index_t inputs, index_t outputs, Forward run, Backward run_backward = {})
+      : inputs_(inputs), outputs_(outputs), forward_(std::move(run)), backward_(std::move(run_backward)) {
     if (inputs < 1 || outputs < 1) throw_invalid("an expert needs D, D' >= 1, not ", inputs, ", ", outputs);
   }
 

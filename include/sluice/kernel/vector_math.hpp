@@ -52,7 +52,8 @@ void copy_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexce
 }
 
 /// f(vector or number) applied to every element: out[i] = f(in[i]...). f must accept simd<Scalar> and Scalar alike, or only
-/// Scalar, in which case the loop is left to the compiler.
+/// Scalar, in which case the loop is left to the compiler. A generic lambda that may not fit vectors names its return type,
+/// so that this can be seen without compiling its body.
 template <typename Scalar, typename F, typename... Inputs>
 void transform(index_t count, F&& f, Scalar* out, const Inputs*... in) {
   index_t i = 0;
