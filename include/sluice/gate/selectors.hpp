@@ -92,14 +92,16 @@ public:
 
   void forward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_out<Scalar> codes,
                tokens_out<Scalar> mixing) const {
-    affine(x, code_weight_, code_bias_, codes, context.executor);
+    if (has_codes()) affine(x, code_weight_, code_bias_, codes, context.executor);
     affine(x, mixing_weight_, mixing_bias_, mixing, context.executor);
   }
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_in<Scalar> dcodes,
                 tokens_in<Scalar> dmixing, tokens_out<Scalar> dx) {
-    linear_backward(x, code_weight_, dcodes, dx, context.executor);
+    if (has_codes()) {
+      linear_backward(x, code_weight_, dcodes, dx, context.executor);
+      add_column_sums(dcodes, code_bias_.gradient());
+    }
     linear_backward(x, mixing_weight_, dmixing, dx, context.executor);
-    add_column_sums(dcodes, code_bias_.gradient());
     add_column_sums(dmixing, mixing_bias_.gradient());
   }
 
@@ -110,7 +112,7 @@ public:
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
-    if (self.code_bias_.size() > 0) {
+    if (self.has_codes()) {
       visit("code_weight", self.code_weight_);
       visit("code_bias", self.code_bias_);
     }
@@ -119,6 +121,8 @@ public:
   }
 
 private:
+  bool has_codes() const noexcept { return code_bias_.size() > 0; }  // a single expert has no bits
+
   static void affine(tokens_in<Scalar> x, const parameter<Scalar>& weight, const parameter<Scalar>& bias,
                      tokens_out<Scalar> y, const executor_ref& executor) {
     linear_forward(x, weight, y, executor);
