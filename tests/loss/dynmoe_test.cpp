@@ -35,8 +35,8 @@ double evaluate(top_any_router<double>& router, const dynmoe_loss& loss, const m
   return value;
 }
 
-/// The four terms written down again, with active as numbers so that the straight-through substitute can be put in. B is
-/// passed apart because the estimator holds it constant.
+/// The four terms written down again, with active as numbers so that the straight-through substitute can be put in. B
+/// is passed apart because the estimator holds it constant.
 double load_term(const matrix<double>& active, const matrix<double>& constant) {
   const double E = static_cast<double>(active.cols());
   double served = 0;
@@ -130,8 +130,8 @@ TEST_CASE("dynmoe loss: load and efficiency, value and straight-through gradient
 }
 
 TEST_CASE("dynmoe loss: where the norm is 0 its gradient is 0", "[loss][dynmoe]") {
-  // Orthogonal to the last bit, but .6 * .6 + .8 * .8 need not round to 1: a norm of rounding noise would have a gradient of
-  // full size.
+  // Orthogonal to the last bit, but .6 * .6 + .8 * .8 need not round to 1: a norm of rounding noise would have a
+  // gradient of full size.
   top_any_router<double> router(5, 3);
   const double w[] = {3, 4, 0, 0, 0, 0, 0, 6, 8, 0, 0, 0, 0, 0, 2};
   std::copy_n(w, 15, router.gate().sim_matrix().data());

@@ -168,7 +168,8 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
 }
 
 TEST_CASE("dynmoe: straight-through gradients are those of the step's substitute", "[router][dynmoe][gradient]") {
-  // Around a fixed point the estimator takes active = 1[d > 0] for 1 + d - stop(d) where d = s - h > 0, and 0 elsewhere.
+  // Around a fixed point the estimator takes active = 1[d > 0] for 1 + d - stop(d) where d = s - h > 0, and 0
+  // elsewhere.
   const bool training = GENERATE(true, false);
   moe_layer layer{top_any_router<double>{5, 6, {.live = 5, .temperature = 0.5, .learn_temperature = true}},
                   expert_bank<swiglu<double>>{6, 5, 4}};
@@ -339,8 +340,8 @@ TEST_CASE("dynmoe: training records activations and unserved tokens", "[router][
 }
 
 TEST_CASE("dynmoe: experts come and go while a layer trains", "[router][dynmoe]") {
-  // Tokens lie at 0 and 180 degrees. Experts 0 (0 degrees) and 1 (90 degrees) are live at first: nobody wants the tokens at
-  // 180, and nobody wants expert 1. Steps 0, 1 pass, 2..4 are recorded, after the fifth experts change.
+  // Tokens lie at 0 and 180 degrees. Experts 0 (0 degrees) and 1 (90 degrees) are live at first: nobody wants the
+  // tokens at 180, and nobody wants expert 1. Steps 0, 1 pass, 2..4 are recorded, after the fifth experts change.
   moe_layer layer{top_any_router<double>{2, 4, {.live = 2, .schedule = {.period = 6, .start = 2, .window = 3}}},
                   expert_bank<ffn<double, gelu>>{4, 2, 6, {.bias = true}}, dynmoe_loss{}};
   initialize(layer, 31);

@@ -111,7 +111,8 @@ TEMPLATE_TEST_CASE("product_key: the choice is that of a search through all n² 
 }
 
 TEST_CASE("product_key: three keys a half, by hand", "[router][product_key][ties]") {
-  // Half scores (.9,.1,.5) and (.2,.8,.4): (0,1) has 1.7, then (0,2) and (2,1) tie at 1.3, and the lower expert comes first.
+  // Half scores (.9,.1,.5) and (.2,.8,.4): (0,1) has 1.7, then (0,2) and (2,1) tie at 1.3, and the lower expert comes
+  // first.
   product_key_router<double> router(1, 3, {.heads = 1, .top_k = 3, .key_width = 1});
   router.query_weight().data()[0] = router.query_weight().data()[1] = 1;
   const double keys[] = {0.9, 0.2, 0.1, 0.8, 0.5, 0.4};  // [n, 2]
@@ -190,7 +191,8 @@ TEST_CASE("product_key: gradients of a layer equal central differences", "[route
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);
 
-  // The case is what it should be: heads agree somewhere unless their experts are separate, and some relu weights are 0.
+  // The case is what it should be: heads agree somewhere unless their experts are separate, and some relu weights are
+  // 0.
   decltype(layer)::workspace workspace;
   matrix<double> y(8, 4);
   layer.forward(test::random_matrix<double>(8, 5, 24), y, workspace);
@@ -305,13 +307,17 @@ TEST_CASE("product_key: NaN tokens, padding and empty batches", "[router][produc
       CHECK(test::same_bits(y_broken.row(t), y.row(t)));
   }
   const std::uint8_t mask[] = {1, 1, 0, 1, 1};
-  const matrix<double> y_masked = run(x, mask);
+  const matrix<double> y_masked = run(broken, mask);
   CHECK(y_masked.row(2).isZero(0));
   CHECK(test::same_bits(y_masked.row(4), y.row(4)));
   for (index_t s = 0; s < 6; ++s) CHECK(tape.router.signals.expert(2, s) == no_expert);
   matrix<double> dx(5, 4);
   layer.backward(y, dx, tape);
   CHECK(dx.row(2).isZero(0));
+  for_each_parameter(layer, [](const std::string& name, parameter<double>& p) {
+    INFO(name);
+    CHECK_FALSE(any_nan(p.gradient().data(), p.size()));
+  });
 
   // A NaN among the keys is the end of every token of that head, but not of the ids.
   layer.router().keys().data()[0] = quiet_nan<double>();

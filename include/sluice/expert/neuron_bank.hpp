@@ -4,10 +4,10 @@
 ///   dz = <dy, up_e> phi'(z);  dx = dz down_e;  d down_e += dz x;  d up_e += phi(z) dy
 ///
 /// Work and scratch grow with the number of rows, not with E; only the offsets are read for every expert. Gradients are
-/// ordinary arrays of the tables' size, but only the rows of experts that had tokens are written: touched() lists them, so
-/// that an optimiser may update, and zero_touched_gradients() clear, those rows alone.
-/// Tasks are blocks of rows (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in its
-/// row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
+/// ordinary arrays of the tables' size, but only the rows of experts that had tokens are written: touched() lists them,
+/// so that an optimiser may update, and zero_touched_gradients() clear, those rows alone.
+/// Tasks are blocks of rows (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in
+/// its row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
 /// He 2024 (PEER), arXiv:2407.04153.
 #pragma once
 

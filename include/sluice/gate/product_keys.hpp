@@ -3,8 +3,8 @@
 ///   queries [T, 2·heads·d], columns ordered (half, head, d)   keys [heads, n, 2, d]
 ///   s1_i = <q[0,h], keys[h,i,0]>,  s2_j = <q[1,h], keys[h,j,1]>;   score(i n + j) = s1_i + s2_j
 ///
-/// Only the c best i and the c best j are paired. With c >= min(k, n) the result is that of a search through all n² scores:
-/// were (i, j) among the k best and i not among the c best, c better i' would give c better pairs (i', j).
+/// Only the c best i and the c best j are paired. With c >= min(k, n) the result is that of a search through all n²
+/// scores: were (i, j) among the k best and i not among the c best, c better i' would give c better pairs (i', j).
 /// Equal scores: the lower pair; scores that become equal only by rounding go by their halves. NaN counts as -infinity.
 /// Gradient: that of a chosen score goes to both of its halves; the choice is a constant. Initial values: normal with
 /// deviation 0.02. Lample et al. 2019, arXiv:1907.05242.
@@ -121,8 +121,8 @@ private:
     return ((head * keys() + key) * 2 + half) * width();
   }
 
-  /// The c best keys of a half. In ascending order, so that the sums made from them stand in the order of the pairs, and
-  /// the first of equal sums is the lowest pair.
+  /// The c best keys of a half. In ascending order, so that the sums made from them stand in the order of the pairs,
+  /// and the first of equal sums is the lowest pair.
   void find_candidates(tape& t, index_t token, index_t half, index_t c) const {
     const Scalar* row = t.similarity.row(token);
     index_t* best = t.candidates.row(token) + half * c;

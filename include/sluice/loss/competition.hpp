@@ -2,14 +2,14 @@
 ///
 ///   imitation_loss   mean over t, e of (policy[t,e] - target[t,e])^2  + winners · mean over t and winners of the same
 ///                    policy = softmax of the router's clean logits;   through_target: gradient also through the target
-///   diversity_loss   mean over t and all k*k pairs of winners of their outputs' cosine, that of an output with itself as 0
-///   contest_balance  E * sum over e of f[e] P[e],  P = mean over t of softmax(responses[t]),  f = share of the tokens that e
-///                    won as the best (of the choices, if all_winners): no gradient through f
+///   diversity_loss   mean over t and all k*k pairs of winners of their outputs' cosine; an output with itself counts 0
+///   contest_balance  E * sum over e of f[e] P[e],  P = mean over t of softmax(responses[t]),  f = share of the tokens
+///                    that e won as the best, or with all_winners its share of all wins; no gradient through f
 ///
-/// Gradients: dlogit = policy (c - sum of policy c) with c = 2 (policy - target) / (T E) ...; those of the outputs go by way
-/// of responses and cosines through the router's backward_outputs. The published code of the second release detaches the
-/// target, that of the first does not, and weighs the sum of imitation and balance by 5. Means are over the tokens that are
-/// not padding, of all groups together. NaN in such a token makes the value NaN.
+/// Gradients: dlogit = policy (c - sum of policy c) with c = 2 (policy - target) / (T E) ...; those of the outputs go
+/// by way of responses and cosines through the router's backward_outputs. The published code of the second release
+/// detaches the target, that of the first does not, and weighs the sum of imitation and balance by 5. Means are over
+/// the tokens that are not padding, of all groups together. NaN in such a token makes the value NaN.
 /// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 

@@ -1,16 +1,17 @@
-/// Loss of the top-any router (DynMoE): representations unlike each other and short, tokens spread evenly, few experts active.
+/// Loss of the top-any router (DynMoE): representations unlike each other and short, tokens spread evenly, few experts
+/// active.
 ///
 ///   diversity    || (Q Q^T - I) * M ||_F,   Q = rows of W at unit length, M = live live^T
 ///   simplicity   mean over all E rows of |W_e|, live or not
-///   load         E * sum over e of A[e] B[e],   A = mean of active[t,e] / k_t,  B = mean of active[t,e], both over the tokens
-///                that have an expert; 0 if there is none
+///   load         E * sum over e of A[e] B[e],   A = mean of active[t,e] / k_t,  B = mean of active[t,e], both over the
+///                tokens that have an expert; 0 if there is none
 ///   efficiency   mean over t and e of active[t,e]
 ///
-/// value = coefficient * (diversity's weight * diversity + ...). The published code uses weights 1 and coefficient 0.01; its
-/// vision version has the first two only. Gradients of active go through the router's straight-through estimator; in `load`
-/// through A, k_t included, while B is a constant: dactive[t,j] = (E/T') (B[j] / k_t - sum over the token's e of B[e] / k_t^2).
-/// The gradient of diversity is 0 where its value is 0. Padding tokens are in no mean; groups count together.
-/// Guo et al. 2024, arXiv:2405.14297, eq. 9-10.
+/// value = coefficient * (diversity's weight * diversity + ...). The published code uses weights 1 and coefficient
+/// 0.01; its vision version has the first two only. Gradients of active go through the router's straight-through
+/// estimator; in `load` through A, k_t included, while B is a constant: dactive[t,j] = (E/T') (B[j] / k_t - sum over
+/// the token's e of B[e] / k_t^2). The gradient of diversity is 0 where its value is 0. Padding tokens are in no mean;
+/// groups count together. Guo et al. 2024, arXiv:2405.14297, eq. 9-10.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -46,8 +47,8 @@ struct dynmoe_loss {
   }
 
 private:
-  /// Entry of Q Q^T - I. A row's product with itself is 1 unless the row is too short to be scaled; computing it would leave
-  /// rounding noise, which the norm of an otherwise zero matrix turns into a gradient of full size.
+  /// Entry of Q Q^T - I. A row's product with itself is 1 unless the row is too short to be scaled; computing it would
+  /// leave rounding noise, which the norm of an otherwise zero matrix turns into a gradient of full size.
   template <typename Scalar, typename Signals>
   static double residual(const Signals& s, index_t e, index_t f) {
     if (e == f && s.lengths[e] >= Scalar(1e-12)) return 0;

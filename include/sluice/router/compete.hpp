@@ -1,17 +1,18 @@
-/// Competition (CompeteSMoE): on some training steps every expert runs, the strongest responses win, and a loss teaches the
-/// base router to foresee the winners. On all other steps, and at inference, this is the base router bit for bit.
+/// Competition (CompeteSMoE): on some training steps every expert runs, the strongest responses win, and a loss teaches
+/// the base router to foresee the winners. On all other steps, and at inference, this is the base router bit for bit.
 ///
 ///   compete_router router{top_k_router<float>{64, 8, {.top_k = 2}}, {.frequency = 0.07}};
 ///   moe_layer layer{router, experts, imitation_loss{.coefficient = 0.1}};
 ///
-/// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners' weights
-/// once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they came from
-/// (router/competition.hpp). k is that of the base router, or of the call. The base router's scores then have gradients from
-/// losses only (loss/competition.hpp). Other losses see a plan in which every expert has every token and nobody a first choice
-/// (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base router have no say in it.
+/// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners'
+/// weights once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they
+/// came from (router/competition.hpp). k is that of the base router, or of the call. The base router's scores then have
+/// gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert has every token and
+/// nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base
+/// router have no say in it.
 ///
-/// A step is a competition by chance, drawn at random_site::competition, or by a list. Padding is not routed. A token whose
-/// base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs: router/competition.hpp.
+/// A step is a competition by chance, drawn at random_site::competition, or by a list. Padding is not routed. A token
+/// whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs: router/competition.hpp.
 /// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 
@@ -34,9 +35,10 @@ struct competition_options {
   std::vector<std::uint8_t> steps{};
 };
 
-/// Lists for competition_options::steps, one a layer: each step of each layer is drawn with chance `frequency`, but at most
-/// `most` layers compete in one step. A draw over that limit moves to the nearest earlier step with room, else to the nearest
-/// later one, else it is lost. Throws std::invalid_argument if an argument is negative or frequency above 1.
+/// Lists for competition_options::steps, one a layer: each step of each layer is drawn with chance `frequency`, but at
+/// most `most` layers compete in one step. A draw over that limit moves to the nearest earlier step with room, else to
+/// the nearest later one, else it is lost. Throws std::invalid_argument if an argument is negative or frequency above
+/// 1.
 inline std::vector<std::vector<std::uint8_t>> schedule_competitions(index_t layers, index_t steps, double frequency,
                                                                     index_t most, const random_source& random) {
   if (layers < 0 || steps < 0 || most < 0 || !(frequency >= 0 && frequency <= 1))

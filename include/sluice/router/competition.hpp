@@ -1,6 +1,6 @@
 /// How experts compete for one token (CompeteSMoE): from their outputs to winners, weights and targets, and back.
 ///
-///   a[e] = |f_e|_2  (response::norm, first release)  or  mean over d of softplus(f_e[d])  (mean_softplus, second release)
+///   a[e] = |f_e|_2  (response::norm, first release)  or  mean over d of softplus(f_e[d])  (mean_softplus, second)
 ///   S = the k largest of a
 ///   norm           w = softmax of a over S               target = the same, 0 outside S
 ///   mean_softplus  w = a / (sum of a over S)             target = softmax of a over all experts
@@ -9,8 +9,8 @@
 ///   norm           da[j] = w[j] (g[j] - sum over S of w g),            df_j += da[j] f_j / |f_j|  (0 where f_j = 0)
 ///   mean_softplus  da[j] = (g[j] - sum over S of w g) / sum of a,      df_j += da[j] sigmoid(f_j) / D'
 ///
-/// The two forms can choose differently. Equal responses: the lower expert wins; NaN counts as -infinity. Should the winners'
-/// softplus responses underflow to a sum of 0, each has weight 1/k, a constant.
+/// The two forms can choose differently. Equal responses: the lower expert wins; NaN counts as -infinity. Should the
+/// winners' softplus responses underflow to a sum of 0, each has weight 1/k, a constant.
 /// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 

@@ -1,22 +1,23 @@
-/// Top-any router (DynMoE): a token goes to every expert whose cosine score passes that expert's own threshold, and experts
-/// come and go while training.
+/// Top-any router (DynMoE): a token goes to every expert whose cosine score passes that expert's own threshold, and
+/// experts come and go while training.
 ///
 ///   c = logits of a cosine gate: tau <x_t/|x_t|, W_e/|W_e|>    gate.sim_matrix W [E,D], one row an expert
 ///   s[t,e] = live[e] sigmoid(c[t,e])     h[e] = sigmoid(tau G[e])        threshold G [E]   live [E] 0 or 1
 ///   active[t,e] = s > h, strictly;   k_t = number of active experts;   weight of each 1 / k_t
 ///
-/// E is room for experts; those that are not live never pass. In training a token without an active expert is routed nowhere
-/// (its output is 0); at inference it goes to the live expert of the highest score, with weight 1. Equal scores: the lower
-/// index. A token with NaN among its logits is invalid and routed nowhere. Padding is not routed. T = 0 gives an empty plan.
+/// E is room for experts; those that are not live never pass. In training a token without an active expert is routed
+/// nowhere (its output is 0); at inference it goes to the live expert of the highest score, with weight 1. Equal
+/// scores: the lower index. A token with NaN among its logits is invalid and routed nowhere. Padding is not routed and
+/// may hold anything. T = 0 gives an empty plan.
 ///
 /// Straight-through gradient: the step hands its gradient on to relu(s - h), so active pairs have one and no others do,
 /// inference's single choices included; 1/k_t is a constant. With g the gradient of the weights and that of losses:
-///   dd[t,e] = (g[t,e] / k_t + dactive[t,e]) 1[s > h];   ds = dd;   dh[e] = - sum over t of dd[t,e];   from there on exact
+///   dd[t,e] = (g[t,e] / k_t + dactive[t,e]) 1[s > h];  ds = dd;  dh[e] = - sum over t of dd[t,e];  the rest is exact
 ///
-/// Training calls record into the tape what adapt() goes by (router/expert_turnover.hpp); the new expert's row of W becomes
-/// unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step() counts steps and adapts
-/// on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D), G 0.
-/// Guo et al. 2024, arXiv:2405.14297.
+/// Training calls record into the tape what adapt() goes by (router/expert_turnover.hpp); the new expert's row of W
+/// becomes unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step() counts
+/// steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D), G
+/// 0. Guo et al. 2024, arXiv:2405.14297.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -81,8 +82,8 @@ public:
     buffer<Scalar> dthresholds;
   };
 
-  /// Room for E experts. Throws std::invalid_argument if a size is below 1, live is not within 0..E, the temperature is not
-  /// positive, or the schedule does not fit.
+  /// Room for E experts. Throws std::invalid_argument if a size is below 1, live is not within 0..E, the temperature is
+  /// not positive, or the schedule does not fit.
   top_any_router(index_t inputs, index_t experts, options o = {})
       : options_(o),
         gate_(inputs, experts,
@@ -175,8 +176,8 @@ public:
     if (schedule.ends(step()) || schedule.starts(step())) t.record.clear();
   }
 
-  /// Changes experts by what a record says; a record without tokens changes nothing. Throws std::invalid_argument if it is
-  /// for other sizes. For use without a schedule, and with records of several tapes; the record stays as it is.
+  /// Changes experts by what a record says; a record without tokens changes nothing. Throws std::invalid_argument if it
+  /// is for other sizes. For use without a schedule, and with records of several tapes; the record stays as it is.
   expert_change adapt(const turnover_record<Scalar>& record) {
     if (record.tokens == 0) return {};
     if (record.activations.size() != experts() || record.unserved.size() != inputs())

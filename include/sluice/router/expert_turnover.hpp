@@ -1,11 +1,11 @@
 /// Experts that come and go while training (DynMoE): what is recorded, when, and what changed.
 ///
 ///   record   activations [E]: how often each expert was chosen;   unserved [D]: sum of the tokens that nobody wanted
-///   rule     every live expert that was never chosen goes (but one always stays); then, if some token was unserved and a
-///            place is free, the lowest free place gets an expert that points to unserved / |unserved|
+///   rule     every live expert that was never chosen goes (but one always stays); then, if some token was unserved and
+///            a place is free, the lowest free place gets an expert that points to unserved / |unserved|
 ///
-/// Time is counted in training steps modulo a period: recording starts at step `start` and the change comes after `window`
-/// steps more. Published: 900, 300, 300. Guo et al. 2024, arXiv:2405.14297.
+/// Time is counted in training steps modulo a period: recording starts at step `start` and the change comes after
+/// `window` steps more. Published: 900, 300, 300. Guo et al. 2024, arXiv:2405.14297.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -4,11 +4,11 @@
 ///   q = x query_weight^T;   score_h(i n + j) = <q[0,h], keys[h,i,0]> + <q[1,h], keys[h,j,1]>;   S = the k best
 ///   w = softmax of the scores over S (the choices of a head compete), or max(score, 0)
 ///
-/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN among a token's similarities makes it
-/// invalid. Padding is not routed. T = 0 gives an empty plan.
+/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN among a token's similarities
+/// makes it invalid. Padding is not routed and may hold anything. T = 0 gives an empty plan.
 /// Heads choose on their own and may agree. A plan names an expert once a token, so equal choices of a token share one
-/// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights, so
-/// nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
+/// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights,
+/// so nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
 /// Choices of weight max(score, 0) = 0 send no output and no gradient and are left out of the plan.
 /// Work per token is 2·heads·n·d for the search whatever E is; the plan's offsets are the only array of length E.
 /// Initial values: query_weight normal with deviation 1/sqrt(D), keys 0.02. He 2024 (PEER), arXiv:2407.04153.
@@ -18,6 +18,7 @@
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/router/padding.hpp>
 
 #include <cmath>
 
@@ -62,6 +63,7 @@ public:
   struct tape {
     product_key_signals<Scalar> signals;
     product_key_gradients<Scalar> dsignals;
+    without_padding<Scalar> x;      ///< what the queries are made of
     matrix_buffer<Scalar> queries;  ///< [T, 2·heads·d]
     matrix_buffer<index_t> place;   ///< [T, heads·k] which assignment of its token a choice joined, or -1
     typename product_keys<Scalar>::tape search;
@@ -69,8 +71,8 @@ public:
     matrix_buffer<Scalar> dqueries;
   };
 
-  /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1, k > n²,
-  /// or the candidates are more than n or too few for k pairs.
+  /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1, k >
+  /// n², or the candidates are more than n or too few for k pairs.
   product_key_router(index_t inputs, index_t keys, options o = {})
       : options_(o), keys_(o.heads, keys, o.key_width == 0 ? std::max<index_t>(1, inputs / 2) : o.key_width) {
     if (inputs < 1) throw_invalid("product_key_router needs D >= 1, not ", inputs);
@@ -92,7 +94,8 @@ public:
     t.signals.heads = heads();
     t.signals.top_k = k;
     t.queries.resize(x.rows(), query_weight_.rows());
-    linear_forward(x, query_weight_, t.queries.map(), context.executor);
+    t.x.hide(x, context);
+    linear_forward(t.x.of(x, context), query_weight_, t.queries.map(), context.executor);
     keys_.search(t.queries, k, candidates(k), t.signals.expert, t.signals.scores, t.search, context.executor);
     t.signals.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
@@ -115,7 +118,7 @@ public:
       for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
     });
     keys_.backward(t.queries, t.signals.expert, t.dscores, t.dqueries, context.executor);
-    linear_backward(x, query_weight_, t.dqueries.map(), dx, context.executor);
+    linear_backward(t.x.of(x, context), query_weight_, t.dqueries.map(), dx, context.executor);
   }
 
   /// s1 (half 0) or s2 (half 1) of one head for all tokens of the last call, [T,n]: route() does not keep them.
