@@ -18,6 +18,9 @@ using namespace sluice;
 namespace {
 
 using base_router = top_k_router<double>;
+static_assert(WeighsAfterExperts<compete_router<base_router>>);
+static_assert(DifferentiableRouter<compete_router<base_router>>);
+static_assert(!WeighsAfterExperts<base_router>);
 
 routing_context<double> training_step(index_t step = 0) {
   routing_context<double> context;

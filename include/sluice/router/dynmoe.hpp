@@ -16,8 +16,8 @@
 ///
 /// Training calls record into the tape what adapt() goes by (router/expert_turnover.hpp); the new expert's row of W
 /// becomes unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step() counts
-/// steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D), G
-/// 0. Guo et al. 2024, arXiv:2405.14297.
+/// steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D),
+/// G zero. Guo et al. 2024, arXiv:2405.14297.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
