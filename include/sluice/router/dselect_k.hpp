@@ -27,6 +27,7 @@
 #include <sluice/gate/selectors.hpp>
 #include <sluice/kernel/smooth_step.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/router/padding.hpp>
 
 #include <algorithm>
 #include <array>
@@ -49,6 +50,7 @@ public:
   struct tape {
     selector_signals<Scalar> signals;
     selector_gradients<Scalar> dsignals;
+    without_padding<Scalar> x;    ///< what the gate saw
     matrix_buffer<Scalar> codes;  ///< Z [N, k·m]
     matrix_buffer<Scalar> mixing_logits;
     matrix_buffer<Scalar> weights;  ///< [N,E]
@@ -76,7 +78,8 @@ public:
     const index_t rows = GateType::per_token ? x.rows() : 1;
     t.codes.resize(rows, selectors() * bits());
     t.mixing_logits.resize(rows, selectors());
-    gate_.forward(x, context, t.codes.map(), t.mixing_logits.map());
+    t.x.hide(x, context);
+    gate_.forward(t.x.of(x, context), context, t.codes.map(), t.mixing_logits.map());
     select(context, t);
     p.reset(x.rows(), experts());
     for (index_t token = 0; token < x.rows(); ++token) {
@@ -102,7 +105,7 @@ public:
       for (index_t n = begin; n < end; ++n)
         if (t.signals.counted[n]) backward_row(t, n);
     });
-    gate_.backward(x, context, t.dcodes.map(), t.dmixing.map(), dx);
+    gate_.backward(t.x.of(x, context), context, t.dcodes.map(), t.dmixing.map(), dx);
   }
 
   GateType& gate() noexcept { return gate_; }

@@ -27,6 +27,7 @@
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/noise.hpp>
+#include <sluice/router/padding.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -62,6 +63,7 @@ public:
   struct tape {
     score_signals<Scalar> signals;
     score_gradients<Scalar> dsignals;
+    without_padding<Scalar> x;  ///< what the gate saw
     typename GateType::tape gate;
     typename Noise::tape noise;
     matrix_buffer<Scalar> scores;  ///< p [T,E]
@@ -92,8 +94,9 @@ public:
       throw_invalid("expert_choice_router has no k, its capacity says how much; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
     t.signals.clean.resize(tokens, experts());
-    gate_.forward(x, context, t.signals.clean.map(), t.gate);
-    noise_.apply(x, context, t.signals, t.noise);
+    t.x.hide(x, context);
+    gate_.forward(t.x.of(x, context), context, t.signals.clean.map(), t.gate);
+    noise_.apply(t.x.of(x, context), context, t.signals, t.noise);
     score_tokens(context, t);
     p.reset(tokens, experts());
     t.rank.assign(tokens, 0);
@@ -127,9 +130,9 @@ public:
     t.dclean = t.dnoisy;
     if (t.signals.has_noise) {
       t.dclean.map() += t.dsignals.clean.map();
-      noise_.backward(x, context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
+      noise_.backward(t.x.of(x, context), context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
     }
-    gate_.backward(x, context, t.dclean.map(), t.gate, dx);
+    gate_.backward(t.x.of(x, context), context, t.dclean.map(), t.gate, dx);
   }
 
   GateType& gate() noexcept { return gate_; }

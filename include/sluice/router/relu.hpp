@@ -18,6 +18,7 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/gate/linear.hpp>
+#include <sluice/router/padding.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -34,6 +35,7 @@ public:
   struct tape {
     score_signals<Scalar> signals;
     score_gradients<Scalar> dsignals;
+    without_padding<Scalar> x;  ///< what the gate saw
     typename GateType::tape gate;
     matrix_buffer<Scalar> dlogits;
   };
@@ -51,7 +53,8 @@ public:
     const index_t tokens = x.rows();
     t.signals.has_noise = false;
     t.signals.clean.resize(tokens, experts());
-    gate_.forward(x, context, t.signals.clean.map(), t.gate);
+    t.x.hide(x, context);
+    gate_.forward(t.x.of(x, context), context, t.signals.clean.map(), t.gate);
     p.reset(tokens, experts());
     for (index_t token = 0; token < tokens; ++token) {
       if (context.is_padding(token)) continue;
@@ -73,7 +76,7 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dlogits = t.dsignals.clean;
     for (index_t i = 0; i < p.size(); ++i) t.dlogits(p.token(i), p.expert(i)) += dplan.weight[i];
-    gate_.backward(x, context, t.dlogits.map(), t.gate, dx);
+    gate_.backward(t.x.of(x, context), context, t.dlogits.map(), t.gate, dx);
   }
 
   GateType& gate() noexcept { return gate_; }
