@@ -1,4 +1,7 @@
 /// Executor on OpenMP: one parallel region a call. Needs -fopenmp (CMake: OpenMP::OpenMP_CXX); without it, it is serial.
+///
+/// OpenMP's threads spin while they wait. On a machine that other programs keep busy that costs more than it gains: set
+/// OMP_WAIT_POLICY=passive in the environment, or take tbb_executor.
 #pragma once
 
 #include <sluice/core/executor.hpp>
