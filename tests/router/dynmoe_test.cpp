@@ -12,6 +12,10 @@
 
 #include "../support.hpp"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 using namespace sluice;
 
 namespace {
@@ -166,6 +170,25 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
   for (const double g : router.gate().sim_matrix().gradient()) CHECK(g == 0);
   for (const double g : router.threshold().gradient()) CHECK(g == 0);
 }
+
+#if defined(__SSE__)
+TEST_CASE("dynmoe: no dead expert is chosen where scores are flushed to zero", "[router][dynmoe]") {
+  // sigmoid(-100) is subnormal in float: programs that flush those see 0, the score of a dead expert.
+  top_any_router<float> router(2, 3, {.temperature = 0.01});
+  set(router.gate().sim_matrix(), {0, 1, -1, 0, -1, 0});
+  set(router.live(), {0, 1, 1});
+  matrix<float> x(1, 2);
+  x << 1, 0;
+  sparse_plan<float> plan;
+  top_any_router<float>::tape tape;
+  const unsigned mode = _MM_GET_FLUSH_ZERO_MODE();
+  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON);
+  router.route(x, {}, plan, tape);
+  _MM_SET_FLUSH_ZERO_MODE(mode);
+  REQUIRE(plan.size() == 1);
+  CHECK(plan.expert(0) == 1);
+}
+#endif
 
 TEST_CASE("dynmoe: straight-through gradients are those of the step's substitute", "[router][dynmoe][gradient]") {
   // Around a fixed point the estimator takes active = 1[d > 0] for 1 + d - stop(d) where d = s - h > 0, and 0
