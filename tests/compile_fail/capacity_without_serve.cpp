@@ -1,4 +1,4 @@
-// expect: sluice: capacity policy needs .void serve
+// expect: sluice: capacity policy needs `void serve\(choice_table<scalar>&, token_range, index_t experts, const routing_context<scalar>&\) const` and `static constexpr bool causal`
 #include <sluice/core/choices.hpp>
 
 struct my_capacity {

@@ -1,12 +1,11 @@
-// expect: sluice: expert needs .index_t outputs.. const.
+// expect: sluice: expert needs `index_t outputs\(\) const`
 #include <sluice/core/concepts.hpp>
-#include <sluice/core/sparse_plan.hpp>
-
-using namespace sluice;
 
 struct my_expert {
   using scalar = float;
-  index_t inputs() const { return 8; }
+  sluice::index_t inputs() const { return 4; }
+  sluice::index_t saved_columns() const { return 0; }
+  void forward(sluice::tokens_in<float>, sluice::tokens_out<float>, sluice::tokens_out<float>) const {}
 };
 
-static_assert(explain_expert<my_expert>());
+static_assert(sluice::explain_expert<my_expert>());

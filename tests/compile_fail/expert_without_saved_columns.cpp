@@ -1,14 +1,11 @@
-// expect: sluice: expert needs .index_t saved_columns.. const.
+// expect: sluice: expert needs `index_t saved_columns\(\) const` and `void forward\(tokens_in<scalar> x, tokens_out<scalar> y, tokens_out<scalar> saved\) const`
 #include <sluice/core/concepts.hpp>
-#include <sluice/core/sparse_plan.hpp>
-
-using namespace sluice;
 
 struct my_expert {
   using scalar = float;
-  index_t inputs() const { return 8; }
-  index_t outputs() const { return 8; }
-  void forward(tokens_in<float>, tokens_out<float>, tokens_out<float>) const {}
+  sluice::index_t inputs() const { return 4; }
+  sluice::index_t outputs() const { return 4; }
+  void forward(sluice::tokens_in<float>, sluice::tokens_out<float>, sluice::tokens_out<float>) const {}
 };
 
-static_assert(explain_expert<my_expert>());
+static_assert(sluice::explain_expert<my_expert>());

@@ -1,13 +1,14 @@
-// expect: sluice: router needs a floating-point member type .scalar.
+// expect: sluice: router needs a floating-point member type `scalar`
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
 
-using namespace sluice;
-
 struct my_router {
   using scalar = int;
-  index_t inputs() const { return 8; }
-  index_t experts() const { return 4; }
+  using plan = sluice::sparse_plan<float>;
+  struct tape {};
+  sluice::index_t inputs() const { return 4; }
+  sluice::index_t experts() const { return 2; }
+  void route(sluice::tokens_in<float>, const sluice::routing_context<float>&, plan&, tape&) const {}
 };
 
-static_assert(explain_router<my_router>());
+static_assert(sluice::explain_router<my_router>());

@@ -1,16 +1,14 @@
-// expect: sluice: router needs .void backward.*to be trained
+// expect: sluice: router needs `void backward\(tokens_in<scalar> x, const routing_context<scalar>&, const plan&, const plan::gradient&, tape&, tokens_out<scalar> dx\)` to be trained
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
 
-using namespace sluice;
-
 struct my_router {
   using scalar = float;
-  using plan = sparse_plan<float>;
+  using plan = sluice::sparse_plan<float>;
   struct tape {};
-  index_t inputs() const { return 8; }
-  index_t experts() const { return 4; }
-  void route(tokens_in<float>, const routing_context<float>&, plan&, tape&) const {}
+  sluice::index_t inputs() const { return 4; }
+  sluice::index_t experts() const { return 2; }
+  void route(sluice::tokens_in<float>, const sluice::routing_context<float>&, plan&, tape&) const {}
 };
 
-static_assert(explain_differentiable_router<my_router>());
+static_assert(sluice::explain_differentiable_router<my_router>());

@@ -1,14 +1,13 @@
-// expect: sluice: router needs .index_t experts.. const.
+// expect: sluice: router needs `index_t experts\(\) const`
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
 
-using namespace sluice;
-
 struct my_router {
   using scalar = float;
-  using plan = sparse_plan<float>;
+  using plan = sluice::sparse_plan<float>;
   struct tape {};
-  index_t inputs() const { return 8; }
+  sluice::index_t inputs() const { return 4; }
+  void route(sluice::tokens_in<float>, const sluice::routing_context<float>&, plan&, tape&) const {}
 };
 
-static_assert(explain_router<my_router>());
+static_assert(sluice::explain_router<my_router>());

@@ -101,7 +101,7 @@ TEST_CASE("parameter: when memory runs out a gradient is there or not", "[core][
   CHECK(allocations.live == live);
 }
 
-TEST_CASE("plans: every allocation of a copy or a rebuild may fail; the plan can be made again", "[core][plan][alloc]") {
+TEST_CASE("plans: every allocation of a copy or a rebuild may fail, the plan can be made again", "[core][plan][alloc]") {
   const long live = allocations.live;
   {
     const sparse_plan<float> original = small_plan();

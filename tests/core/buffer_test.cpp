@@ -35,7 +35,7 @@ TEST_CASE("buffer: growing keeps the elements, shrinking keeps the memory", "[co
   CHECK(b.begin() == b.end());
 }
 
-TEST_CASE("buffer: every element may be pushed; fill and assign reach all of them", "[core][buffer]") {
+TEST_CASE("buffer: every element may be pushed, fill and assign reach all of them", "[core][buffer]") {
   buffer<index_t> b;
   for (index_t i = 0; i < 1000; ++i) b.push_back(i * i);
   REQUIRE(b.size() == 1000);

@@ -14,7 +14,7 @@ cosine_gate<double> three_directions(cosine_gate<double>::options o) {
 
 }  // namespace
 
-TEST_CASE("cosine_gate: cosines do not depend on lengths; the scale multiplies them", "[gate]") {
+TEST_CASE("cosine_gate: cosines do not depend on lengths, the scale multiplies them", "[gate]") {
   matrix<double> x(2, 2);
   x << 3, 4, 0.03, 0.04;
   matrix<double> expected(2, 3);

@@ -96,7 +96,7 @@ TEST_CASE("row_norm: gradients equal central differences", "[kernel][row_norm][g
   check(rms_norm<double>(5, {.smallest = 100}));  // all rows below the floor: linear in x
 }
 
-TEST_CASE("row_norm: NaN stays in its row; no rows", "[kernel][row_norm]") {
+TEST_CASE("row_norm: NaN stays in its row, no rows", "[kernel][row_norm]") {
   matrix<float> x = test::random_matrix<float>(3, 4, 11);
   const auto check = [&](const auto& norm) {
     matrix<float> broken = x;

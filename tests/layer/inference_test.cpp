@@ -206,7 +206,7 @@ TEMPLATE_TEST_CASE("moe_layer: zero tokens, forward and backward", "[layer]", fl
   });
 }
 
-TEMPLATE_TEST_CASE("moe_layer: a NaN token gets NaN; with causal routers no other token changes by a bit", "[layer][nan]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: a NaN token gets NaN, with causal routers no other token changes by a bit", "[layer][nan]", float, double) {
   const matrix<TestType> x = test::random_matrix<TestType>(40, 8, 4);
   matrix<TestType> dirty = x;
   dirty(7, 3) = quiet_nan<TestType>();

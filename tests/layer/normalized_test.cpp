@@ -78,7 +78,7 @@ TEST_CASE("normalized: padding with NaN reaches no gradient", "[layer][normalize
   for (const float g : layer.norm().gain().gradient()) CHECK(std::isfinite(g));
 }
 
-TEST_CASE("normalized: no tokens; wrong widths are named", "[layer][normalized]") {
+TEST_CASE("normalized: no tokens, wrong widths are named", "[layer][normalized]") {
   normalized_layer layer{inner_layer<double>(), rms_norm<double>{6}};
   initialize(layer, 41);
   decltype(layer)::tape tape;

@@ -58,7 +58,7 @@ TEST_CASE("dselect losses: the worked example", "[loss][dselect]") {
   CHECK(std::abs(p.gradient(0, 3) + 4) <= test::bound<double>(4, 4));
 }
 
-TEST_CASE("dselect losses: sums over rows; the mean divides", "[loss][dselect]") {
+TEST_CASE("dselect losses: sums over rows, the mean divides", "[loss][dselect]") {
   const matrix<double> rows = example().replicate(5, 1);
   selector_signals<double> signals = signals_of(rows, 2, 4);
   const double one = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, signals_of(example(), 2, 4)).value;

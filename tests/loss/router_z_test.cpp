@@ -9,7 +9,7 @@ TEST_CASE("router_z_loss: fixture F", "[loss]") {
   CHECK(c.evaluate(router_z_loss{.coefficient = 1}) == Approx(7.288395).margin(test::six_decimals));
 }
 
-TEST_CASE("router_z_loss: logits of zero give the squared logarithm of E; a shift is seen", "[loss]") {
+TEST_CASE("router_z_loss: logits of zero give the squared logarithm of E, a shift is seen", "[loss]") {
   test::loss_case<double> c;
   c.set_clean(matrix<double>::Zero(5, 7));
   const double log7 = std::log(7.0);

@@ -166,9 +166,9 @@ void dynmoe(oracle_case<Scalar>& c) {
   const auto E = c.template setting<index_t>("E");
   top_any_router<Scalar> router(D, E);
   const auto bind = [](auto& r, bindings<Scalar>& b) {
-    b.bind("router.sim_matrix", r.weight(), 0, layout::transposed);
+    b.bind("router.sim_matrix", r.gate().sim_matrix(), 0, layout::transposed);
     b.bind("router.gates", r.threshold());
-    b.bind("router.temperature", r.log_temperature());
+    b.bind("router.temperature", r.gate().temperature());
   };
   const auto live = c.numbers("router.experts_mask");
   std::copy(live.begin(), live.end(), router.live().value().begin());

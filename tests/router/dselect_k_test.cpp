@@ -201,7 +201,7 @@ TEST_CASE("dselect_k: dense at first", "[router][dselect_k]") {
   CHECK(f.plan.size() == 80);
 }
 
-TEST_CASE("dselect_k: at most k experts a token once every bit is saturated; selectors that agree merge",
+TEST_CASE("dselect_k: at most k experts a token once every bit is saturated, selectors that agree merge",
           "[router][dselect_k]") {
   dselect_k_router<float> router(4, 6, {.selectors = 2});
   test::fill_normal(router.gate().code_weight(), 45, 1e6);
@@ -356,7 +356,7 @@ TEST_CASE("dselect_k: a static gate learns which two of eight experts to take, a
   }
   layer.forward(x, y, tape, context);
   INFO("first " << first << ", last " << (y - target).squaredNorm() / 64 << ", experts per token "
-                << tape.plan.size() / 64.0);
+                << static_cast<double>(tape.plan.size()) / 64);
   REQUIRE(tape.plan.size() == 2 * 64);
   CHECK(tape.plan.load(1) == 64);
   CHECK(tape.plan.load(6) == 64);

@@ -132,7 +132,7 @@ TEST_CASE("soft_moe: one slot gives every token the same output", "[router][soft
   for (index_t t = 1; t < 6; ++t) CHECK(test::same_bits(matrix<double>(y.row(t)), matrix<double>(y.row(0))));
 }
 
-TEST_CASE("soft_moe: identity experts stay in the hull of the tokens; permuting tokens permutes outputs",
+TEST_CASE("soft_moe: identity experts stay in the hull of the tokens, permuting tokens permutes outputs",
           "[router][soft_moe]") {
   moe_layer layer{soft_moe_router<double>{5, 4, {.slots_per_expert = 2}}, expert_bank<identity_expert<double>>{4, 5}};
   initialize(layer, 11);

@@ -57,7 +57,7 @@ TEST_CASE("initialize: every array gets its distribution, states keep their valu
   CHECK(model.state.data()[3] == 1);
 }
 
-TEST_CASE("initialize: equal seeds, equal bits; other seeds and other names, other streams", "[train][initialize]") {
+TEST_CASE("initialize: equal seeds, equal bits, other seeds and other names, other streams", "[train][initialize]") {
   several_arrays a, b, c, d;
   initialize(a, 1);
   initialize(b, 1);

@@ -1,0 +1,13 @@
+// expect: sluice: router needs `index_t inputs\(\) const`
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/sparse_plan.hpp>
+
+struct my_router {
+  using scalar = float;
+  using plan = sluice::sparse_plan<float>;
+  struct tape {};
+  sluice::index_t experts() const { return 2; }
+  void route(sluice::tokens_in<float>, const sluice::routing_context<float>&, plan&, tape&) const {}
+};
+
+static_assert(sluice::explain_router<my_router>());
