@@ -108,7 +108,7 @@ TEST_CASE("jitter: factors stay within epsilon of 1 and differ between sites and
   CHECK((input.map() - next.map()).cwiseAbs().minCoeff() > 0);
 }
 
-TEST_CASE("jitter: epsilon outside [0, 1) is refused", "[gate]") {
+TEST_CASE("jitter: epsilon below 0 or from 1 up is refused", "[gate]") {
   CHECK_THROWS_AS(jittered_gate<linear_gate<float>>(3, 2, -0.1), std::invalid_argument);
   CHECK_THROWS_AS(jittered_gate<linear_gate<float>>(3, 2, 1.0), std::invalid_argument);
   CHECK_THROWS_AS(added_jitter_gate<linear_gate<float>>(3, 2, 2.0), std::invalid_argument);
