@@ -130,22 +130,23 @@ TEST_CASE("dynmoe loss: load and efficiency, value and straight-through gradient
 }
 
 TEST_CASE("dynmoe loss: where the norm is 0 its gradient is 0", "[loss][dynmoe]") {
-  // Orthogonal to the last bit, but .6 * .6 + .8 * .8 need not round to 1: a norm of rounding noise would have a
-  // gradient of full size.
-  top_any_router<double> router(5, 3);
-  const double w[] = {3, 4, 0, 0, 0, 0, 0, 6, 8, 0, 0, 0, 0, 0, 2};
-  std::copy_n(w, 15, router.gate().sim_matrix().data());
-  const matrix<double> x = test::random_matrix<double>(3, 5, 1);
+  // Rows without a common column are orthogonal to the last bit, but the squares of a unit row need not add up to 1: a norm
+  // of such rounding noise would have a gradient of full size.
+  top_any_router<double> router(10, 5);
+  const double pairs[5][2] = {{1, 2}, {1, 3}, {2, 3}, {3, 7}, {5, 7}};
+  for (index_t e = 0; e < 5; ++e) std::copy_n(pairs[e], 2, router.gate().sim_matrix().data() + e * 10 + 2 * e);
+  const matrix<double> x = test::random_matrix<double>(3, 10, 1);
   routed r;
   matrix<double> dx;
   CHECK(evaluate(router, {.coefficient = 1, .simplicity = 0, .load = 0, .efficiency = 0}, x, training(), r, dx) == 0);
   for (const double v : router.gate().sim_matrix().gradient()) CHECK(v == 0);
 
   // A representation of zeros has no direction: nothing is NaN, and its product with itself is 0 instead of 1.
-  std::fill_n(router.gate().sim_matrix().data(), 5, 0.0);
+  std::fill_n(router.gate().sim_matrix().data(), 10, 0.0);
+  const double lengths = std::sqrt(10.0) + std::sqrt(13.0) + std::sqrt(58.0) + std::sqrt(74.0);
   CHECK(evaluate(router, {.coefficient = 1, .load = 0, .efficiency = 0}, x, training(), r, dx) ==
-        Approx(1 + (10.0 + 2.0) / 3));
-  CHECK_FALSE(any_nan(router.gate().sim_matrix().gradient().data(), 15));
+        Approx(1 + lengths / 5));
+  CHECK_FALSE(any_nan(router.gate().sim_matrix().gradient().data(), 50));
 }
 
 TEST_CASE("dynmoe loss: nobody served, padding, nothing", "[loss][dynmoe]") {
