@@ -138,7 +138,7 @@ void remoe(oracle_case<Scalar>& c) {
   const auto D = c.template setting<index_t>("D");
   const auto E = c.template setting<index_t>("E");
   const auto k = c.template setting<index_t>("k");
-  const relu_l1 loss(k, fixed_l1(c.template setting<double>("l1_coeff")));
+  const relu_l1 loss(k, fixed_l1{c.template setting<double>("l1_coeff")});
   moe_layer layer{relu_router<Scalar>(D, E), expert_bank<swiglu<Scalar>>(E, D, c.template setting<index_t>("H")), loss};
   const auto bind = [](auto& l) {
     bindings<Scalar> b;
@@ -169,7 +169,7 @@ void remoe(oracle_case<Scalar>& c) {
   const auto bound_again = bind(without_loss);
   typename decltype(without_loss)::tape task;
   check_task(c, without_loss, task, bound_again, context);
-  moe_layer with_unscaled{layer.router(), layer.bank(), relu_l1(k, fixed_l1(1.0))};
+  moe_layer with_unscaled{layer.router(), layer.bank(), relu_l1(k, fixed_l1{1.0})};
   typename decltype(with_unscaled)::tape unscaled;
   matrix<Scalar> y(zero.rows(), D);
   with_unscaled.forward(c.rows("x"), y, unscaled, context);
