@@ -1,0 +1,192 @@
+#include <sluice/layer/shared_expert.hpp>
+
+#include <sluice/core/numeric.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/lambda.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/loss/importance.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/gradient_check.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "../support.hpp"
+
+using namespace sluice;
+
+namespace {
+
+template <typename Scalar>
+auto inner_layer() {
+  return moe_layer{top_k_router<Scalar>{6, 4, {.top_k = 2}}, expert_bank<gated_ffn<Scalar>>{4, 6, 5}};
+}
+
+template <typename Layer>
+matrix<typename Layer::scalar> infer(const Layer& layer, const matrix<typename Layer::scalar>& x,
+                                     const routing_context<typename Layer::scalar>& context = {}) {
+  matrix<typename Layer::scalar> y(x.rows(), layer.outputs());
+  typename Layer::workspace workspace;
+  layer.forward(x, y, workspace, context);
+  return y;
+}
+
+template <typename Expert>
+matrix<typename Expert::scalar> run(const Expert& expert, const matrix<typename Expert::scalar>& x) {
+  matrix<typename Expert::scalar> y(x.rows(), expert.outputs()), saved(x.rows(), expert.saved_columns());
+  expert.forward(x, y, saved);
+  return y;
+}
+
+template <typename Layer>
+gradient_report check_layer(Layer& layer, const routing_context<double>& context) {
+  matrix<double> x = test::random_matrix<double>(9, 6, 2);
+  const matrix<double> dy = test::random_matrix<double>(9, 6, 3);
+  matrix<double> y(9, 6), dx(9, 6);
+  typename Layer::tape tape, other;
+  layer.forward(x, y, tape, context);
+  layer.backward(dy, dx, tape);
+  return check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
+    layer.forward(x, y, other, context);
+    return (y.array() * dy.array()).sum() + other.loss();
+  });
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, plain and gated", "[layer][shared_expert]", float, double) {
+  using scalar = TestType;
+  const matrix<scalar> x = test::random_matrix<scalar>(40, 6, 1);
+  shared_expert_layer plain{inner_layer<scalar>(), ffn<scalar, gelu>{6, 9}};
+  initialize(plain, 2);
+  const matrix<scalar> sum = infer(plain.layer(), x) + run(plain.shared(), x);
+  CHECK(test::largest_difference(infer(plain, x), sum) <= test::bound<scalar>(1, 8));
+
+  shared_expert_layer weighed{inner_layer<scalar>(), ffn<scalar, gelu>{6, 9}, gated};
+  initialize(weighed, 2);
+  const matrix<scalar> routed = infer(weighed.layer(), x), shared = run(weighed.shared(), x);
+  matrix<scalar> expected(40, 6);
+  for (index_t t = 0; t < 40; ++t) {
+    double z = 0;
+    for (index_t d = 0; d < 6; ++d) z += static_cast<double>(x(t, d)) * static_cast<double>(weighed.gate().data()[d]);
+    expected.row(t) = routed.row(t) + static_cast<scalar>(1 / (1 + std::exp(-z))) * shared.row(t);
+  }
+  CHECK(test::largest_difference(infer(weighed, x), expected) <= test::bound<scalar>(6, 8));
+  CHECK_FALSE(test::same_bits(infer(weighed, x), infer(plain, x)));
+}
+
+TEST_CASE("shared_expert_layer: gradients equal central differences, nested, gated, with losses and padding",
+          "[layer][shared_expert][gradient]") {
+  moe_layer with_loss{top_k_router<double>{6, 4, {.top_k = 2, .weights = weighting::pre}}, expert_bank<swiglu<double>>{4, 6, 5},
+                      importance_loss{}};
+  shared_expert_layer nested{shared_expert_layer{with_loss, ffn<double, gelu>{6, 7, {.bias = true}}}, swiglu<double>{6, 3}, gated};
+  initialize(nested, 1);
+  routing_context<double> context;
+  context.training = true;
+  std::vector<std::uint8_t> mask(9, 1);
+  SECTION("without padding") {}
+  SECTION("with padding") {
+    mask[0] = mask[5] = 0;
+    context.token_mask = mask;
+  }
+  const auto report = check_layer(nested, context);
+  INFO(report.describe());
+  CHECK(report.checked > 400);
+  CHECK(report.largest_error < 1e-6);
+}
+
+TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") {
+  shared_expert_layer layer{inner_layer<float>(), swiglu<float>{6, 9}, gated};
+  std::vector<std::string> names;
+  for_each_parameter(layer, [&](const std::string& name, auto&) { names.push_back(name); });
+  CHECK(names.front() == "layer.router.gate.weight");
+  CHECK(std::vector<std::string>(names.end() - 4, names.end()) ==
+        std::vector<std::string>{"shared.gate", "shared.up", "shared.down", "shared_gate"});
+  CHECK(std::vector<index_t>(layer.gate().shape().begin(), layer.gate().shape().end()) == std::vector<index_t>{1, 6});
+}
+
+TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[layer][shared_expert][determinism]", float, double) {
+  shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
+  initialize(layer, 1);
+  const matrix<TestType> x = test::random_matrix<TestType>(131, 6, 2), dy = test::random_matrix<TestType>(131, 6, 3);
+  const auto step = [&](executor_ref executor) {
+    routing_context<TestType> context;
+    context.training = true;
+    context.executor = executor;
+    std::vector<matrix<TestType>> results(2, matrix<TestType>(131, 6));
+    typename decltype(layer)::tape tape;
+    zero_gradients(layer);
+    layer.forward(x, results[0], tape, context);
+    layer.backward(dy, results[1], tape);
+    for_each_parameter(layer, [&](const std::string&, auto& p) { results.push_back(p.gradient_map()); });
+    return results;
+  };
+  const auto serial = step({});
+  for (const int threads : {1, 2, 3, 8}) {
+    test::shuffled_threads pool(threads);
+    const auto results = step(pool);
+    for (std::size_t i = 0; i < serial.size(); ++i) CHECK(test::same_bits(results[i], serial[i]));
+  }
+}
+
+TEMPLATE_TEST_CASE("shared_expert_layer: padding passes neither part whatever it holds, NaN stays with its token",
+                   "[layer][shared_expert][nan]", float, double) {
+  shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
+  initialize(layer, 1);
+  matrix<TestType> x = test::random_matrix<TestType>(10, 6, 2);
+  const matrix<TestType> clean = infer(layer, x), dy = test::random_matrix<TestType>(10, 6, 3);
+  x(4, 1) = quiet_nan<TestType>();
+  const matrix<TestType> dirty = infer(layer, x);
+  for (index_t t = 0; t < 10; ++t)
+    for (index_t c = 0; c < 6; ++c) {
+      CHECK(is_nan(dirty(t, c)) == (t == 4));
+      if (t != 4) CHECK(dirty(t, c) == clean(t, c));
+    }
+  std::vector<std::uint8_t> mask(10, 1);
+  mask[4] = 0;
+  routing_context<TestType> context;
+  context.training = true;
+  context.token_mask = mask;
+  matrix<TestType> y(10, 6), dx(10, 6);
+  typename decltype(layer)::tape tape;
+  layer.forward(x, y, tape, context);
+  layer.backward(dy, dx, tape);
+  CHECK(y.row(4).isZero(0));
+  CHECK(dx.row(4).isZero(0));
+  CHECK(test::same_bits(y.topRows(4), clean.topRows(4)));
+  for_each_parameter(layer, [](const std::string&, auto& p) { CHECK_FALSE(any_nan(p.gradient().data(), p.size())); });
+}
+
+TEST_CASE("shared_expert_layer: zero tokens, a plan used again, and after_step", "[layer][shared_expert]") {
+  shared_expert_layer layer{inner_layer<double>(), swiglu<double>{6, 9}};
+  initialize(layer, 1);
+  decltype(layer)::tape tape;
+  matrix<double> none(0, 6);
+  layer.forward(none, none, tape);
+  layer.backward(none, none, tape);
+  layer.after_step(tape);
+  CHECK(tape.layer.statistics.calls == 0);
+
+  const matrix<double> x = test::random_matrix<double>(10, 6, 2);
+  matrix<double> y(10, 6), again(10, 6);
+  decltype(layer)::workspace workspace;
+  layer.forward(x, y, workspace);
+  layer.forward_planned(x, again, workspace);
+  CHECK(test::same_bits(again, y));
+}
+
+TEST_CASE("shared_expert_layer: what does not fit is refused", "[layer][shared_expert]") {
+  CHECK_THROWS_WITH((shared_expert_layer{inner_layer<float>(), swiglu<float>{6, 9, {.outputs = 5}}}),
+                    "sluice: the layer maps 6 -> 6, its shared expert 6 -> 5");
+  shared_expert_layer layer{inner_layer<float>(), swiglu<float>{6, 9}};
+  decltype(layer)::workspace workspace;
+  matrix<float> x(3, 6), narrow(3, 5);
+  CHECK_THROWS_AS(layer.forward(x, narrow, workspace), std::invalid_argument);
+}
+
+TEST_CASE("shared_expert_layer: a shared expert without backward infers", "[layer][shared_expert]") {
+  shared_expert_layer layer{inner_layer<float>(), make_expert<float>(6, 6, [](auto x, auto y) { y = 2 * x; })};
+  initialize(layer, 1);
+  const matrix<float> x = test::random_matrix<float>(7, 6, 2);
+  CHECK(test::largest_difference(infer(layer, x), matrix<float>(infer(layer.layer(), x) + 2 * x)) <= test::bound<float>(1, 16));
+}
