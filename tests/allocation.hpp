@@ -1,5 +1,5 @@
-// Replaces operator new for one test executable: counts allocations, makes the n-th one fail, and sees leaks. Include it in
-// exactly one source of an executable.
+// Replaces operator new for one test executable: counts allocations, makes the n-th one fail, and sees leaks. Include
+// it in exactly one source of an executable.
 //
 // Eigen's own temporaries come from malloc, not from operator new. Where glibc allows it, malloc is counted as well.
 #pragma once
@@ -20,10 +20,10 @@
 namespace sluice::test {
 
 struct allocation_counter {
-  std::atomic<long> calls{0};      // operator new, all forms
-  std::atomic<long> mallocs{0};    // malloc and its kin, where they can be counted
-  std::atomic<long> live{0};       // allocated by operator new and not yet freed
-  std::atomic<long> fail_in{-1};   // the allocation that fails: 0 = the next one; negative = none
+  std::atomic<long> calls{0};     // operator new, all forms
+  std::atomic<long> mallocs{0};   // malloc and its kin, where they can be counted
+  std::atomic<long> live{0};      // allocated by operator new and not yet freed
+  std::atomic<long> fail_in{-1};  // the allocation that fails: 0 = the next one; negative = none
 };
 inline allocation_counter allocations;
 
@@ -66,8 +66,12 @@ inline void counted_delete(void* memory) noexcept {
 
 }  // namespace sluice::test
 
-SLUICE_TEST_NOINLINE void* operator new(std::size_t size) { return sluice::test::counted_new(size, alignof(std::max_align_t)); }
-SLUICE_TEST_NOINLINE void* operator new[](std::size_t size) { return sluice::test::counted_new(size, alignof(std::max_align_t)); }
+SLUICE_TEST_NOINLINE void* operator new(std::size_t size) {
+  return sluice::test::counted_new(size, alignof(std::max_align_t));
+}
+SLUICE_TEST_NOINLINE void* operator new[](std::size_t size) {
+  return sluice::test::counted_new(size, alignof(std::max_align_t));
+}
 SLUICE_TEST_NOINLINE void* operator new(std::size_t size, std::align_val_t alignment) {
   return sluice::test::counted_new(size, static_cast<std::size_t>(alignment));
 }
@@ -81,17 +85,33 @@ SLUICE_TEST_NOINLINE void* operator new(std::size_t size, const std::nothrow_t&)
     return nullptr;
   }
 }
-SLUICE_TEST_NOINLINE void* operator new[](std::size_t size, const std::nothrow_t& nothrow) noexcept { return operator new(size, nothrow); }
-SLUICE_TEST_NOINLINE void operator delete(void* memory, const std::nothrow_t&) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete[](void* memory, const std::nothrow_t&) noexcept { sluice::test::counted_delete(memory); }
+SLUICE_TEST_NOINLINE void* operator new[](std::size_t size, const std::nothrow_t& nothrow) noexcept {
+  return operator new(size, nothrow);
+}
+SLUICE_TEST_NOINLINE void operator delete(void* memory, const std::nothrow_t&) noexcept {
+  sluice::test::counted_delete(memory);
+}
+SLUICE_TEST_NOINLINE void operator delete[](void* memory, const std::nothrow_t&) noexcept {
+  sluice::test::counted_delete(memory);
+}
 SLUICE_TEST_NOINLINE void operator delete(void* memory) noexcept { sluice::test::counted_delete(memory); }
 SLUICE_TEST_NOINLINE void operator delete[](void* memory) noexcept { sluice::test::counted_delete(memory); }
 SLUICE_TEST_NOINLINE void operator delete(void* memory, std::size_t) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::size_t) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete(void* memory, std::align_val_t) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::align_val_t) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { sluice::test::counted_delete(memory); }
-SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { sluice::test::counted_delete(memory); }
+SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::size_t) noexcept {
+  sluice::test::counted_delete(memory);
+}
+SLUICE_TEST_NOINLINE void operator delete(void* memory, std::align_val_t) noexcept {
+  sluice::test::counted_delete(memory);
+}
+SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::align_val_t) noexcept {
+  sluice::test::counted_delete(memory);
+}
+SLUICE_TEST_NOINLINE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  sluice::test::counted_delete(memory);
+}
+SLUICE_TEST_NOINLINE void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
+  sluice::test::counted_delete(memory);
+}
 
 #if defined(__GLIBC__) && !defined(SLUICE_TEST_SANITIZED)
 #define SLUICE_TEST_COUNTS_MALLOC 1

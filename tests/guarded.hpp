@@ -1,4 +1,5 @@
-// Arrays beside forbidden memory: reading or writing one number past either end stops the test with a fault, with any compiler.
+// Arrays beside forbidden memory: reading or writing one number past either end stops the test with a fault, with any
+// compiler.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -19,8 +20,8 @@ namespace sluice::test {
 
 enum class guard { before, behind };
 
-/// `count` numbers with a forbidden page directly before or directly behind them. Where there are no pages to forbid, an
-/// exactly sized block of the heap, which AddressSanitizer watches.
+/// `count` numbers with a forbidden page directly before or directly behind them. Where there are no pages to forbid,
+/// an exactly sized block of the heap, which AddressSanitizer watches.
 template <typename Scalar>
 class guarded_array {
 public:

@@ -15,11 +15,14 @@ sparse_plan<Scalar> random_sparse_plan(index_t tokens, index_t experts, std::uin
   sparse_plan<Scalar> plan;
   plan.reset(tokens, experts);
   for (index_t t = 0; t < tokens; ++t) {
-    const index_t k = static_cast<index_t>(random.uniform(random_site::choice_thinning, t) * static_cast<double>(experts + 1));
-    const index_t first = static_cast<index_t>(random.uniform(random_site::capacity_order, t) * static_cast<double>(experts));
+    const index_t k =
+        static_cast<index_t>(random.uniform(random_site::choice_thinning, t) * static_cast<double>(experts + 1));
+    const index_t first =
+        static_cast<index_t>(random.uniform(random_site::capacity_order, t) * static_cast<double>(experts));
     for (index_t j = 0; j < k; ++j) {
       const auto weight = static_cast<Scalar>(random.normal(random_site::user_site, t * experts + j));
-      const auto scale = static_cast<Scalar>(scale_inputs ? random.normal(random_site::input_jitter, t * experts + j) : 1);
+      const auto scale =
+          static_cast<Scalar>(scale_inputs ? random.normal(random_site::input_jitter, t * experts + j) : 1);
       plan.add(t, (first + j) % experts, weight, j, scale);
     }
   }
@@ -29,7 +32,8 @@ sparse_plan<Scalar> random_sparse_plan(index_t tokens, index_t experts, std::uin
 
 /// Dense random matrices; `borders` cut the tokens into groups (empty: one group).
 template <typename Scalar>
-soft_plan<Scalar> random_soft_plan(index_t tokens, index_t experts, index_t slots, std::uint64_t seed, std::span<const index_t> borders = {}) {
+soft_plan<Scalar> random_soft_plan(index_t tokens, index_t experts, index_t slots, std::uint64_t seed,
+                                   std::span<const index_t> borders = {}) {
   routing_context<Scalar> context;
   context.groups = borders;
   soft_plan<Scalar> plan;

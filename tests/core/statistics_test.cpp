@@ -51,7 +51,8 @@ TEST_CASE("routing_statistics: extremes of the load's spread", "[core][statistic
   CHECK(s.load_cv() == Approx(std::sqrt(3.0)));
 }
 
-TEST_CASE("routing_statistics: a soft plan fills every slot, another number of experts starts anew", "[core][statistics]") {
+TEST_CASE("routing_statistics: a soft plan fills every slot, another number of experts starts anew",
+          "[core][statistics]") {
   routing_statistics s;
   soft_plan<float> p;
   p.reset(5, 2, 3, {});

@@ -156,7 +156,8 @@ TEST_CASE("executor: OpenMP and oneTBB pass a task's exception on", "[exec]") {
 #endif
 }
 
-TEMPLATE_TEST_CASE("executor: a training step gives equal bits with every executor and thread count", "[exec][determinism]", float, double) {
+TEMPLATE_TEST_CASE("executor: a training step gives equal bits with every executor and thread count",
+                   "[exec][determinism]", float, double) {
   using scalar = TestType;
   const auto check = [](auto layer) {
     initialize(layer, 3);
@@ -172,7 +173,7 @@ TEMPLATE_TEST_CASE("executor: a training step gives equal bits with every execut
       zero_gradients(layer);
       layer.forward(x, results[0], tape, context);
       layer.backward(dy, results[1], tape);
-      for_each_parameter(layer, [&](const std::string&, parameter<scalar>& p) { results.push_back(p.gradient_map()); });
+      for_each_parameter(layer, [&](const std::string&, parameter<scalar>& p) { results.push_back(p.gradient_matrix()); });
       return results;
     };
     const auto serial = run({});

@@ -13,9 +13,11 @@ template <typename Phi, typename Scalar>
 Scalar on_vector(Scalar z, bool derivative) {
   std::vector<Scalar> in(static_cast<std::size_t>(kernel::simd_width<Scalar>), z), out(in.size());
   if (derivative)
-    kernel::transform(kernel::simd_width<Scalar>, [](auto v) { return Phi::derivative(v); }, out.data(), in.data());
+    kernel::transform(
+        kernel::simd_width<Scalar>, [](auto v) { return Phi::derivative(v); }, out.data(), in.data());
   else
-    kernel::transform(kernel::simd_width<Scalar>, [](auto v) { return Phi::value(v); }, out.data(), in.data());
+    kernel::transform(
+        kernel::simd_width<Scalar>, [](auto v) { return Phi::value(v); }, out.data(), in.data());
   return out[0];
 }
 
@@ -44,13 +46,15 @@ void check(Exact exact, bool smooth_at_zero) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("activations: values and derivatives, one by one and on vectors", "[expert][activation][gradient]", float, double) {
+TEMPLATE_TEST_CASE("activations: values and derivatives, one by one and on vectors", "[expert][activation][gradient]",
+                   float, double) {
   check<relu, TestType>([](double z) { return z > 0 ? z : 0; }, false);
   check<sigmoid, TestType>([](double z) { return 1 / (1 + std::exp(-z)); }, true);
   check<silu, TestType>([](double z) { return z / (1 + std::exp(-z)); }, true);
   check<gelu, TestType>([](double z) { return z * 0.5 * std::erfc(-z / std::sqrt(2.0)); }, true);
   check<gelu_tanh, TestType>(
-      [](double z) { return 0.5 * z * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (z + 0.044715 * z * z * z))); }, true);
+      [](double z) { return 0.5 * z * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (z + 0.044715 * z * z * z))); },
+      true);
 }
 
 TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, double) {
@@ -76,7 +80,8 @@ TEMPLATE_TEST_CASE("activations: NaN stays NaN, one by one and on vectors", "[ex
   passes_on(gelu_tanh{});
 }
 
-TEMPLATE_TEST_CASE("activations: far out they are the identity or zero, not NaN", "[expert][activation]", float, double) {
+TEMPLATE_TEST_CASE("activations: far out they are the identity or zero, not NaN", "[expert][activation]", float,
+                   double) {
   for (const TestType far : {TestType(100), TestType(1e4)}) {
     CHECK(silu::value(far) == far);
     CHECK(gelu::value(far) == far);

@@ -51,8 +51,12 @@ void check_against_single_calls(expert_bank<Expert>& bank, const std::vector<ind
     CHECK(test::same_bits(y, run.y.middleRows(begin, n)));
     CHECK(test::same_bits(dx, run.dx.middleRows(begin, n)));
     std::vector<scalar> alone, in_bank;
-    for_each_parameter(expert, [&](const std::string&, auto& p) { alone.insert(alone.end(), p.gradient().begin(), p.gradient().end()); });
-    for_each_parameter(bank.expert(e), [&](const std::string&, auto& p) { in_bank.insert(in_bank.end(), p.gradient().begin(), p.gradient().end()); });
+    for_each_parameter(expert, [&](const std::string&, auto& p) {
+      alone.insert(alone.end(), p.gradient().begin(), p.gradient().end());
+    });
+    for_each_parameter(bank.expert(e), [&](const std::string&, auto& p) {
+      in_bank.insert(in_bank.end(), p.gradient().begin(), p.gradient().end());
+    });
     CHECK(alone == in_bank);
     if (n == 0) CHECK(std::all_of(in_bank.begin(), in_bank.end(), [](scalar g) { return g == 0; }));
   }
@@ -61,8 +65,8 @@ void check_against_single_calls(expert_bank<Expert>& bank, const std::vector<ind
 }  // namespace
 
 TEMPLATE_TEST_CASE("expert_bank: equals every expert called alone, bit for bit", "[expert][bank]", float, double) {
-  const auto offsets = GENERATE(std::vector<index_t>{0, 0, 0, 0}, std::vector<index_t>{0, 1, 1, 2}, std::vector<index_t>{0, 70, 75, 175},
-                                std::vector<index_t>{0, 0, 200, 200});
+  const auto offsets = GENERATE(std::vector<index_t>{0, 0, 0, 0}, std::vector<index_t>{0, 1, 1, 2},
+                                std::vector<index_t>{0, 70, 75, 175}, std::vector<index_t>{0, 0, 200, 200});
   expert_bank<ffn<TestType, gelu>> plain(3, 6, 9, {.bias = true});
   initialize(plain, 1);
   check_against_single_calls(plain, offsets);
@@ -80,13 +84,15 @@ TEST_CASE("expert_bank: experts of unequal hidden width", "[expert][bank]") {
   check_against_single_calls(bank, {0, 40, 47, 90});
 }
 
-TEMPLATE_TEST_CASE("expert_bank: equal bits for every thread count, with one busy expert", "[expert][bank][determinism]", float, double) {
+TEMPLATE_TEST_CASE("expert_bank: equal bits for every thread count, with one busy expert",
+                   "[expert][bank][determinism]", float, double) {
   expert_bank<gated_ffn<TestType>> bank(4, 10, 20, {.bias = true});
   initialize(bank, 1);
   const std::vector<index_t> offsets{0, 3, 203, 203, 250};
   const auto gradients = [&] {
     std::vector<TestType> all;
-    for_each_parameter(bank, [&](const std::string&, auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
+    for_each_parameter(
+        bank, [&](const std::string&, auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
     return all;
   };
   const bank_run serial(bank, offsets);
@@ -115,7 +121,8 @@ TEST_CASE("expert_bank: offsets may begin anywhere, as in a union", "[expert][ba
 
 TEST_CASE("expert_bank: what does not fit is refused", "[expert][bank]") {
   CHECK_THROWS_WITH((expert_bank<ffn<float>>{0, 4, 5}), "sluice: expert_bank needs E >= 1, not 0");
-  CHECK_THROWS_WITH(expert_bank<ffn<float>>(std::vector<ffn<float>>{}), "sluice: expert_bank needs at least one expert");
+  CHECK_THROWS_WITH(expert_bank<ffn<float>>(std::vector<ffn<float>>{}),
+                    "sluice: expert_bank needs at least one expert");
   CHECK_THROWS_WITH(expert_bank<ffn<float>>(std::vector<ffn<float>>{{4, 5}, {4, 5, {.outputs = 3}}}),
                     "sluice: experts of one bank need equal widths: 4 -> 4 and 4 -> 3");
 }
@@ -144,7 +151,8 @@ TEMPLATE_TEST_CASE("expert_union: equals its banks called one by one, bit for bi
   const auto compare = [&](auto& bank, std::size_t first) {
     const auto count = static_cast<std::size_t>(bank.experts());
     const index_t begin = offsets[first], n = offsets[first + count] - begin;
-    std::vector<index_t> own(offsets.begin() + static_cast<std::ptrdiff_t>(first), offsets.begin() + static_cast<std::ptrdiff_t>(first + count) + 1);
+    std::vector<index_t> own(offsets.begin() + static_cast<std::ptrdiff_t>(first),
+                             offsets.begin() + static_cast<std::ptrdiff_t>(first + count) + 1);
     for (index_t& o : own) o -= begin;
     const matrix<TestType> x = run.x.middleRows(begin, n), dy = run.dy.middleRows(begin, n);
     matrix<TestType> y(n, 6), dx(n, 6);
@@ -161,8 +169,10 @@ TEMPLATE_TEST_CASE("expert_union: equals its banks called one by one, bit for bi
   compare(gated, 4);
   const auto same_gradients = [](auto& a, auto& b) {
     std::vector<TestType> left, right;
-    for_each_parameter(a, [&](const std::string&, auto& p) { left.insert(left.end(), p.gradient().begin(), p.gradient().end()); });
-    for_each_parameter(b, [&](const std::string&, auto& p) { right.insert(right.end(), p.gradient().begin(), p.gradient().end()); });
+    for_each_parameter(
+        a, [&](const std::string&, auto& p) { left.insert(left.end(), p.gradient().begin(), p.gradient().end()); });
+    for_each_parameter(
+        b, [&](const std::string&, auto& p) { right.insert(right.end(), p.gradient().begin(), p.gradient().end()); });
     CHECK(left == right);
   };
   same_gradients(all.template bank<0>(), ffns);
@@ -170,10 +180,13 @@ TEMPLATE_TEST_CASE("expert_union: equals its banks called one by one, bit for bi
 }
 
 TEST_CASE("expert_union: names of parameters, and widths that do not fit", "[expert][union]") {
-  expert_union all{expert_bank<ffn<float>>{2, 6, 9}, expert_bank<identity_expert<float>>(1, index_t(6)), expert_bank<swiglu<float>>{1, 6, 4}};
+  expert_union all{expert_bank<ffn<float>>{2, 6, 9}, expert_bank<identity_expert<float>>(1, index_t(6)),
+                   expert_bank<swiglu<float>>{1, 6, 4}};
   std::vector<std::string> names;
   for_each_parameter(all, [&](const std::string& name, auto&) { names.push_back(name); });
-  CHECK(names == std::vector<std::string>{"0.0.up", "0.0.down", "0.1.up", "0.1.down", "2.0.gate", "2.0.up", "2.0.down"});
-  CHECK_THROWS_WITH((expert_union{expert_bank<ffn<float>>{2, 6, 9}, expert_bank<identity_expert<float>>(1, index_t(5))}),
-                    "sluice: banks of one expert_union need equal widths: 6 -> 6 and 5 -> 5");
+  CHECK(names ==
+        std::vector<std::string>{"0.0.up", "0.0.down", "0.1.up", "0.1.down", "2.0.gate", "2.0.up", "2.0.down"});
+  CHECK_THROWS_WITH(
+      (expert_union{expert_bank<ffn<float>>{2, 6, 9}, expert_bank<identity_expert<float>>(1, index_t(5))}),
+      "sluice: banks of one expert_union need equal widths: 6 -> 6 and 5 -> 5");
 }

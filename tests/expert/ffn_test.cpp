@@ -49,7 +49,7 @@ matrix<double> row(std::initializer_list<double> numbers) {
 }
 void set(parameter<double>& p, std::initializer_list<double> numbers) {
   REQUIRE(p.size() == static_cast<index_t>(numbers.size()));
-  std::copy(numbers.begin(), numbers.end(), p.data());
+  p.fill([&](index_t i) { return numbers.begin()[i]; });
 }
 
 }  // namespace
@@ -108,10 +108,14 @@ TEST_CASE("gated_ffn: the worked example of SwiGLU", "[expert]") {
   CHECK(test::largest_difference(y, row({-0.985305, -2.929535})) <= printed);
   expert.backward(x, row({1, 1}), saved, dx);
   CHECK(test::largest_difference(dx, row({-0.443912, 4.225076})) <= printed);
-  const matrix<double> da = row({-1.855341, -2.082588, 0}), db = row({0.731059, 2.452723, 0}), h = row({-1.462117, -1.226362, -0.476812});
-  CHECK(test::largest_difference(matrix<double>(expert.gate().gradient_map()), matrix<double>(da.transpose() * x)) <= 2 * printed);
-  CHECK(test::largest_difference(matrix<double>(expert.up().gradient_map()), matrix<double>(db.transpose() * x)) <= 2 * printed);
-  CHECK(test::largest_difference(matrix<double>(expert.down().gradient_map()), matrix<double>(row({1, 1}).transpose() * h)) <= printed);
+  const matrix<double> da = row({-1.855341, -2.082588, 0}), db = row({0.731059, 2.452723, 0}),
+                       h = row({-1.462117, -1.226362, -0.476812});
+  CHECK(test::largest_difference(matrix<double>(expert.gate().gradient_map()), matrix<double>(da.transpose() * x)) <=
+        2 * printed);
+  CHECK(test::largest_difference(matrix<double>(expert.up().gradient_map()), matrix<double>(db.transpose() * x)) <=
+        2 * printed);
+  CHECK(test::largest_difference(matrix<double>(expert.down().gradient_map()),
+                                 matrix<double>(row({1, 1}).transpose() * h)) <= printed);
 }
 
 TEMPLATE_TEST_CASE("ffn, gated_ffn: equal plain loops in long double", "[expert]", float, double) {
@@ -124,9 +128,11 @@ TEMPLATE_TEST_CASE("ffn, gated_ffn: equal plain loops in long double", "[expert]
   matrix<TestType> y(n, outputs), z(n, outputs), saved(n, plain.saved_columns()), gated_saved(n, gated.saved_columns());
   plain.forward(x, y, saved);
   gated.forward(x, z, gated_saved);
-  const auto product = [&](parameter<TestType>& w, parameter<TestType>& b, index_t r, const std::vector<long double>& in) {
+  const auto product = [&](parameter<TestType>& w, parameter<TestType>& b, index_t r,
+                           const std::vector<long double>& in) {
     long double sum = static_cast<long double>(b.data()[r]);
-    for (std::size_t c = 0; c < in.size(); ++c) sum += static_cast<long double>(w.map()(r, static_cast<index_t>(c))) * in[c];
+    for (std::size_t c = 0; c < in.size(); ++c)
+      sum += static_cast<long double>(w.data()[w.layout().place(r, static_cast<index_t>(c))]) * in[c];
     return sum;
   };
   // Hidden values are below 8 here, so are the outputs' terms.
@@ -157,9 +163,9 @@ TEMPLATE_TEST_CASE("gated_ffn: slices of the hidden units sum to the whole", "[e
   whole.forward(x, y, saved);
   for (index_t s = 0; s < slices; ++s) {
     gated_ffn<TestType, silu> slice(inputs, part);
-    slice.gate().map() = whole.gate().map().middleRows(s * part, part);
-    slice.up().map() = whole.up().map().middleRows(s * part, part);
-    slice.down().map() = whole.down().map().middleCols(s * part, part);
+    slice.gate().assign(whole.gate().to_matrix().middleRows(s * part, part));
+    slice.up().assign(whole.up().to_matrix().middleRows(s * part, part));
+    slice.down().assign(whole.down().to_matrix().middleCols(s * part, part));
     matrix<TestType> out(9, inputs), own(9, slice.saved_columns());
     slice.forward(x, out, own);
     sum += out;

@@ -14,7 +14,9 @@ using namespace sluice;
 namespace {
 
 template <typename Layer>
-concept can_go_backward = requires(Layer layer, typename Layer::tape tape, matrix<float> m) { layer.backward(m, m, tape); };
+concept can_go_backward = requires(Layer layer, typename Layer::tape tape, matrix<float> m) {
+  layer.backward(m, m, tape);
+};
 
 }  // namespace
 
@@ -38,10 +40,9 @@ TEMPLATE_TEST_CASE("identity_expert, zero_expert: outputs and gradients", "[expe
 
 TEST_CASE("make_expert: a lambda with a gradient trains like an expert of the library", "[expert][lambda][gradient]") {
   const matrix<double> w = test::random_matrix<double>(3, 5, 1);
-  const auto expert = make_expert<double>(5, 3, [w](auto x, auto y) { y = (x * w.transpose()).array().sin().matrix(); },
-                                          [w](auto x, auto dy, auto dx) {
-                                            dx = (dy.array() * (x * w.transpose()).array().cos()).matrix() * w;
-                                          });
+  const auto expert = make_expert<double>(
+      5, 3, [w](auto x, auto y) { y = (x * w.transpose()).array().sin().matrix(); },
+      [w](auto x, auto dy, auto dx) { dx = (dy.array() * (x * w.transpose()).array().cos()).matrix() * w; });
   STATIC_REQUIRE(DifferentiableExpert<std::remove_const_t<decltype(expert)>>);
   const auto report = check_expert(expert);
   INFO(report.describe());
@@ -52,7 +53,8 @@ TEST_CASE("make_expert: a lambda with a gradient trains like an expert of the li
 }
 
 TEST_CASE("make_expert: without backward a layer infers, and has no backward to call", "[expert][lambda]") {
-  moe_layer layer{top_k_router<float>{4, 3}, expert_bank(3, make_expert<float>(4, 4, [](auto x, auto y) { y = 3 * x; }))};
+  moe_layer layer{top_k_router<float>{4, 3},
+                  expert_bank(3, make_expert<float>(4, 4, [](auto x, auto y) { y = 3 * x; }))};
   STATIC_REQUIRE(!DifferentiableExpert<lambda_expert<float, void (*)(tokens_in<float>, tokens_out<float>)>>);
   STATIC_REQUIRE_FALSE(can_go_backward<decltype(layer)>);
   STATIC_REQUIRE(can_go_backward<moe_layer<top_k_router<float>, expert_bank<identity_expert<float>>>>);
@@ -64,7 +66,8 @@ TEST_CASE("make_expert: without backward a layer infers, and has no backward to 
 }
 
 TEST_CASE("make_expert: function pointers and state that is shared, and widths below one", "[expert][lambda]") {
-  const auto twice = make_expert<double>(2, 2, +[](tokens_in<double> x, tokens_out<double> y) { y = 2 * x; });
+  const auto twice = make_expert<double>(
+      2, 2, +[](tokens_in<double> x, tokens_out<double> y) { y = 2 * x; });
   const matrix<double> x = test::random_matrix<double>(3, 2, 1);
   matrix<double> y(3, 2), saved(3, 0);
   twice.forward(x, y, saved);

@@ -43,8 +43,8 @@ struct pass {
     dispatch_backward(plan, x, drows_in, dx, dplan, executor);
   }
 
-  /// combine and dispatch are linear, so <A a, b> = <a, A^T b>; and they are linear in the plan's own numbers, so the sum of
-  /// number times gradient is the same product once more. All bounds: terms of the longest sum, times sizes.
+  /// combine and dispatch are linear, so <A a, b> = <a, A^T b>; and they are linear in the plan's own numbers, so the
+  /// sum of number times gradient is the same product once more. All bounds: terms of the longest sum, times sizes.
   template <typename WeightSum, typename ScaleSum>
   void check_adjoints(const Plan& plan, WeightSum weight_sum, ScaleSum scale_sum) const {
     const double terms = static_cast<double>(plan.tokens() + plan.rows() + x.cols() + dy.cols());
@@ -68,19 +68,23 @@ void check_sparse(const sparse_plan<Scalar>& plan, index_t width, index_t out_wi
     for (index_t i = 0; i < plan.size(); ++i) sum += static_cast<double>(numbers(i)) * static_cast<double>(gradient[i]);
     return sum;
   };
-  p.check_adjoints(plan, [&](const auto& d) { return sum_of([&](index_t i) { return plan.weight(i); }, d.weight); },
-                   [&](const auto& d) {
-                     if (!plan.has_input_scale()) return inner(p.rows, p.drows_in);
-                     return sum_of([&](index_t i) { return plan.input_scale(i); }, d.input_scale);
-                   });
+  p.check_adjoints(
+      plan, [&](const auto& d) { return sum_of([&](index_t i) { return plan.weight(i); }, d.weight); },
+      [&](const auto& d) {
+        if (!plan.has_input_scale()) return inner(p.rows, p.drows_in);
+        return sum_of([&](index_t i) { return plan.input_scale(i); }, d.input_scale);
+      });
 }
 
 template <typename Scalar>
 void check_soft(const soft_plan<Scalar>& plan, index_t width, index_t out_width) {
   const pass<soft_plan<Scalar>> p(plan, width, out_width);
-  const auto sum_of = [](const matrix_buffer<Scalar>& a, const matrix_buffer<Scalar>& b) { return inner<Scalar>(a.map(), b.map()); };
-  p.check_adjoints(plan, [&](const auto& d) { return sum_of(plan.combine(), d.combine); },
-                   [&](const auto& d) { return sum_of(plan.dispatch(), d.dispatch); });
+  const auto sum_of = [](const matrix_buffer<Scalar>& a, const matrix_buffer<Scalar>& b) {
+    return inner<Scalar>(a.map(), b.map());
+  };
+  p.check_adjoints(
+      plan, [&](const auto& d) { return sum_of(plan.combine(), d.combine); },
+      [&](const auto& d) { return sum_of(plan.dispatch(), d.dispatch); });
 }
 
 const std::vector<index_t> three_groups{0, 5, 5, 23};
@@ -118,12 +122,14 @@ TEST_CASE("dispatch, combine: a sparse plan by hand", "[kernel][dispatch]") {
   CHECK(dplan.input_scale[1] == 1 * 2 + 2 * 2);
 }
 
-TEMPLATE_TEST_CASE("dispatch, combine: sparse plans and their adjoints", "[kernel][dispatch][gradient]", float, double) {
+TEMPLATE_TEST_CASE("dispatch, combine: sparse plans and their adjoints", "[kernel][dispatch][gradient]", float,
+                   double) {
   struct shape {
     index_t tokens, experts, width, out_width;
   };
   const auto s = GENERATE(shape{1, 1, 1, 1}, shape{7, 3, 5, 4}, shape{40, 8, 17, 33}, shape{100, 5, 64, 16});
-  for (const bool scale_inputs : {false, true}) check_sparse(test::random_sparse_plan<TestType>(s.tokens, s.experts, 6, scale_inputs), s.width, s.out_width);
+  for (const bool scale_inputs : {false, true})
+    check_sparse(test::random_sparse_plan<TestType>(s.tokens, s.experts, 6, scale_inputs), s.width, s.out_width);
 }
 
 TEMPLATE_TEST_CASE("dispatch, combine: soft plans and their adjoints", "[kernel][dispatch][gradient]", float, double) {
@@ -132,10 +138,12 @@ TEMPLATE_TEST_CASE("dispatch, combine: soft plans and their adjoints", "[kernel]
   };
   const auto s = GENERATE(shape{1, 1, 1, 1, 1}, shape{23, 3, 1, 5, 4}, shape{23, 2, 4, 17, 33}, shape{23, 40, 1, 8, 8});
   check_soft(test::random_soft_plan<TestType>(s.tokens, s.experts, s.slots, 6), s.width, s.out_width);
-  if (s.tokens == 23) check_soft(test::random_soft_plan<TestType>(s.tokens, s.experts, s.slots, 6, three_groups), s.width, s.out_width);
+  if (s.tokens == 23)
+    check_soft(test::random_soft_plan<TestType>(s.tokens, s.experts, s.slots, 6, three_groups), s.width, s.out_width);
 }
 
-TEMPLATE_TEST_CASE("dispatch, combine: soft plans equal sums over the tokens and slots of each group", "[kernel][dispatch]", float, double) {
+TEMPLATE_TEST_CASE("dispatch, combine: soft plans equal sums over the tokens and slots of each group",
+                   "[kernel][dispatch]", float, double) {
   const auto slots = GENERATE(index_t(1), index_t(3));
   for (const std::vector<index_t>& borders : {std::vector<index_t>{}, three_groups}) {
     const auto plan = test::random_soft_plan<TestType>(23, 4, slots, 8, borders);
@@ -154,7 +162,8 @@ TEMPLATE_TEST_CASE("dispatch, combine: soft plans equal sums over the tokens and
   }
 }
 
-TEMPLATE_TEST_CASE("dispatch, combine: equal bits for every thread count", "[kernel][dispatch][determinism]", float, double) {
+TEMPLATE_TEST_CASE("dispatch, combine: equal bits for every thread count", "[kernel][dispatch][determinism]", float,
+                   double) {
   const auto check = [](const auto& plan) {
     const pass serial(plan, 19, 21);
     for (const int threads : {1, 2, 3, 8}) {
@@ -184,7 +193,8 @@ TEST_CASE("combine: a weight of zero leaves infinite and NaN rows out", "[kernel
   CHECK(y(0, 0) == 6);
 }
 
-TEMPLATE_TEST_CASE("combine: invalid tokens get NaN in every column, tokens without experts zero", "[kernel][dispatch]", float, double) {
+TEMPLATE_TEST_CASE("combine: invalid tokens get NaN in every column, tokens without experts zero", "[kernel][dispatch]",
+                   float, double) {
   sparse_plan<TestType> plan;
   plan.reset(4, 2);
   plan.add(0, 1, 1);
@@ -201,7 +211,8 @@ TEMPLATE_TEST_CASE("combine: invalid tokens get NaN in every column, tokens with
   }
 }
 
-TEMPLATE_TEST_CASE("soft plans: a token that is left out reaches no slot, whatever it holds", "[kernel][dispatch]", float, double) {
+TEMPLATE_TEST_CASE("soft plans: a token that is left out reaches no slot, whatever it holds", "[kernel][dispatch]",
+                   float, double) {
   auto plan = test::random_soft_plan<TestType>(6, 2, 2, 3);
   plan.leave_out(1);
   plan.mark_invalid(4);
@@ -225,19 +236,24 @@ TEMPLATE_TEST_CASE("soft plans: a token that is left out reaches no slot, whatev
   CHECK_FALSE(any_nan(dplan.dispatch.data(), dplan.dispatch.size()));
 }
 
-TEMPLATE_TEST_CASE("dispatch, combine: nothing is read or written outside of x, rows and y", "[kernel][dispatch]", float, double) {
+TEMPLATE_TEST_CASE("dispatch, combine: nothing is read or written outside of x, rows and y", "[kernel][dispatch]",
+                   float, double) {
   using test::guard;
   for (const index_t width : {1, 3, 8, 15, 16, 17, 33}) {
     const auto check = [&](const auto& plan) {
       for (const guard where : {guard::before, guard::behind}) {
-        test::guarded_array<TestType> x(plan.tokens() * width, where, 1), rows(plan.rows() * width, where), y(plan.tokens() * width, where),
-            drows(plan.rows() * width, where), dx(plan.tokens() * width, where);
-        const auto view = [&](test::guarded_array<TestType>& a, index_t n) { return matrix_map<TestType>(a.data(), n, width); };
+        test::guarded_array<TestType> x(plan.tokens() * width, where, 1), rows(plan.rows() * width, where),
+            y(plan.tokens() * width, where), drows(plan.rows() * width, where), dx(plan.tokens() * width, where);
+        const auto view = [&](test::guarded_array<TestType>& a, index_t n) {
+          return matrix_map<TestType>(a.data(), n, width);
+        };
         typename std::remove_cvref_t<decltype(plan)>::gradient dplan;
         dispatch<TestType>(plan, view(x, plan.tokens()), view(rows, plan.rows()), {});
         combine<TestType>(plan, view(rows, plan.rows()), view(y, plan.tokens()), {});
-        combine_backward<TestType>(plan, view(y, plan.tokens()), view(rows, plan.rows()), view(drows, plan.rows()), dplan, {});
-        dispatch_backward<TestType>(plan, view(x, plan.tokens()), view(drows, plan.rows()), view(dx, plan.tokens()), dplan, {});
+        combine_backward<TestType>(plan, view(y, plan.tokens()), view(rows, plan.rows()), view(drows, plan.rows()),
+                                   dplan, {});
+        dispatch_backward<TestType>(plan, view(x, plan.tokens()), view(drows, plan.rows()), view(dx, plan.tokens()),
+                                    dplan, {});
         CHECK_FALSE(any_nan(dx.data(), dx.size()));
       }
     };

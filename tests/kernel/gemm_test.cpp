@@ -12,13 +12,16 @@ using test::guarded_array;
 
 namespace {
 
-/// A matrix of random numbers whose last (or first) number touches forbidden memory. Rows are `cols + gap` apart; the gaps hold a
-/// mark that no kernel may read as data or overwrite.
+/// A matrix of random numbers whose last (or first) number touches forbidden memory. Rows are `cols + gap` apart; the
+/// gaps hold a mark that no kernel may read as data or overwrite.
 template <typename Scalar>
 class framed_matrix {
 public:
   framed_matrix(index_t rows, index_t cols, index_t gap, guard where, std::uint64_t seed)
-      : rows_(rows), cols_(cols), stride_(cols + gap), memory_(rows == 0 ? 0 : (rows - 1) * stride_ + cols, where, mark) {
+      : rows_(rows),
+        cols_(cols),
+        stride_(cols + gap),
+        memory_(rows == 0 ? 0 : (rows - 1) * stride_ + cols, where, mark) {
     const matrix<Scalar> numbers = test::random_matrix<Scalar>(rows, cols, seed);
     for (index_t r = 0; r < rows; ++r)
       for (index_t c = 0; c < cols; ++c) (*this)(r, c) = numbers(r, c);
@@ -55,7 +58,10 @@ struct product {
   framed_matrix<Scalar> a, b, c;
 
   product(form f_, index_t m_, index_t n_, index_t k_, index_t gap, guard where)
-      : f(f_), m(m_), n(n_), k(k_),
+      : f(f_),
+        m(m_),
+        n(n_),
+        k(k_),
         a(f_ == form::tn ? k_ : m_, f_ == form::tn ? m_ : k_, gap, where, 1),
         b(f_ == form::nt ? n_ : k_, f_ == form::nt ? k_ : n_, gap, where, 2),
         c(m_, n_, gap, where, 3) {}
@@ -66,11 +72,14 @@ struct product {
     Scalar* out = c.data() + begin * c.stride();
     switch (f) {
       case form::nt:
-        return kernel::multiply_nt(rows, n, k, a.data() + begin * a.stride(), a.stride(), b.data(), b.stride(), out, c.stride(), mode);
+        return kernel::multiply_nt(rows, n, k, a.data() + begin * a.stride(), a.stride(), b.data(), b.stride(), out,
+                                   c.stride(), mode);
       case form::nn:
-        return kernel::multiply_nn(rows, n, k, a.data() + begin * a.stride(), a.stride(), b.data(), b.stride(), out, c.stride(), mode);
+        return kernel::multiply_nn(rows, n, k, a.data() + begin * a.stride(), a.stride(), b.data(), b.stride(), out,
+                                   c.stride(), mode);
       case form::tn:
-        return kernel::multiply_tn(rows, n, k, a.data() + begin, a.stride(), b.data(), b.stride(), out, c.stride(), mode);
+        return kernel::multiply_tn(rows, n, k, a.data() + begin, a.stride(), b.data(), b.stride(), out, c.stride(),
+                                   mode);
     }
   }
 
@@ -80,7 +89,8 @@ struct product {
     size = matrix<long double>::Zero(m, n);
     for (index_t i = 0; i < m; ++i)
       for (index_t j = 0; j < n; ++j) {
-        if (mode == put::accumulate) value(i, j) = before(i, j), size(i, j) = std::abs(static_cast<long double>(before(i, j)));
+        if (mode == put::accumulate)
+          value(i, j) = before(i, j), size(i, j) = std::abs(static_cast<long double>(before(i, j)));
         for (index_t p = 0; p < k; ++p) {
           const auto left = static_cast<long double>(f == form::tn ? a(p, i) : a(i, p));
           const auto right = static_cast<long double>(f == form::nt ? b(j, p) : b(p, j));
@@ -96,7 +106,8 @@ struct product {
     matrix<long double> value, size;
     reference(before, mode, value, size);
     run(mode);
-    const long double unit = 2 * static_cast<long double>(k + 1) * static_cast<long double>(std::numeric_limits<Scalar>::epsilon());
+    const long double unit =
+        2 * static_cast<long double>(k + 1) * static_cast<long double>(std::numeric_limits<Scalar>::epsilon());
     for (index_t i = 0; i < m; ++i)
       for (index_t j = 0; j < n; ++j)
         if (!(std::abs(static_cast<long double>(c(i, j)) - value(i, j)) <= unit * size(i, j))) return false;
@@ -108,7 +119,8 @@ constexpr form forms[] = {form::nt, form::nn, form::tn};
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("gemm: every tail length along k equals the naive loop, beside forbidden memory", "[kernel][gemm]", float, double) {
+TEMPLATE_TEST_CASE("gemm: every tail length along k equals the naive loop, beside forbidden memory", "[kernel][gemm]",
+                   float, double) {
   for (const form f : forms)
     for (index_t k = 0; k <= 70; ++k)
       for (const guard where : {guard::before, guard::behind}) {
@@ -118,7 +130,8 @@ TEMPLATE_TEST_CASE("gemm: every tail length along k equals the naive loop, besid
       }
 }
 
-TEMPLATE_TEST_CASE("gemm: every tail length along m and n equals the naive loop, beside forbidden memory", "[kernel][gemm]", float, double) {
+TEMPLATE_TEST_CASE("gemm: every tail length along m and n equals the naive loop, beside forbidden memory",
+                   "[kernel][gemm]", float, double) {
   for (const form f : forms)
     for (index_t size = 0; size <= 70; ++size) {
       CAPTURE(static_cast<int>(f), size);
@@ -129,7 +142,8 @@ TEMPLATE_TEST_CASE("gemm: every tail length along m and n equals the naive loop,
     }
 }
 
-TEMPLATE_TEST_CASE("gemm: rows that lie apart are read and written without their gaps", "[kernel][gemm]", float, double) {
+TEMPLATE_TEST_CASE("gemm: rows that lie apart are read and written without their gaps", "[kernel][gemm]", float,
+                   double) {
   for (const form f : forms)
     for (const index_t gap : {1, 3, 16})
       for (const index_t size : {1, 8, 17, 33}) {
@@ -147,7 +161,8 @@ TEMPLATE_TEST_CASE("gemm: shapes of real layers equal the naive loop", "[kernel]
   for (const form f : forms) CHECK(product<TestType>(f, s.m, s.n, s.k, 0, guard::behind).is_right(put::replace));
 }
 
-TEMPLATE_TEST_CASE("gemm: rows may be cut into blocks anywhere and give the same bits", "[kernel][gemm][determinism]", float, double) {
+TEMPLATE_TEST_CASE("gemm: rows may be cut into blocks anywhere and give the same bits", "[kernel][gemm][determinism]",
+                   float, double) {
   const index_t m = 23, n = 41, k = 57;
   for (const form f : forms)
     for (const put mode : {put::replace, put::accumulate}) {
@@ -167,13 +182,15 @@ TEMPLATE_TEST_CASE("gemm: rows may be cut into blocks anywhere and give the same
     }
 }
 
-TEMPLATE_TEST_CASE("gemm: columns may be cut at whole vectors and give the same bits", "[kernel][gemm][determinism]", float, double) {
+TEMPLATE_TEST_CASE("gemm: columns may be cut at whole vectors and give the same bits", "[kernel][gemm][determinism]",
+                   float, double) {
   // What sharing one weight matrix between tasks needs: a column's sum does not depend on its neighbours.
   const index_t m = 6, k = 57, n = 4 * kernel::simd_width<TestType> + 3;
   const matrix<TestType> a = test::random_matrix<TestType>(m, k, 1), b = test::random_matrix<TestType>(n, k, 2);
   matrix<TestType> whole(m, n), parts(m, n);
   kernel::multiply_nt(m, n, k, a.data(), k, b.data(), k, whole.data(), n);
-  for (index_t j = 0; j < n; ++j) kernel::multiply_nt(m, index_t(1), k, a.data(), k, b.data() + j * k, k, parts.data() + j, n);
+  for (index_t j = 0; j < n; ++j)
+    kernel::multiply_nt(m, index_t(1), k, a.data(), k, b.data() + j * k, k, parts.data() + j, n);
   CHECK(test::same_bits(parts, whole));
 }
 

@@ -38,7 +38,8 @@ TEMPLATE_TEST_CASE("linear: forward and backward equal Eigen's products", "[kern
   CHECK(test::largest_difference(matrix<TestType>(w.gradient_map()), dw_expected) <= test::bound<TestType>(s.n, size));
 }
 
-TEMPLATE_TEST_CASE("linear: equal bits for every thread count and every slice of the weight", "[kernel][linear][determinism]", float, double) {
+TEMPLATE_TEST_CASE("linear: equal bits for every thread count and every slice of the weight",
+                   "[kernel][linear][determinism]", float, double) {
   const matrix<TestType> x = test::random_matrix<TestType>(100, 24, 1);
   const matrix<TestType> dy = test::random_matrix<TestType>(100, 70, 2);
   auto w = random_weight<TestType>(70, 24, 3);
@@ -81,7 +82,8 @@ TEST_CASE("linear: columns of a larger matrix as input and output", "[kernel][li
   const matrix<double> expected = all.leftCols(3) * w.map().transpose();
   const matrix<double> middle = all.middleCols(3, 2);
   linear_forward<double>(all.leftCols(3), w, all.rightCols(4), {});
-  CHECK(test::largest_difference(matrix<double>(all.rightCols(4)), expected) <= test::bound<double>(3, normal_products));
+  CHECK(test::largest_difference(matrix<double>(all.rightCols(4)), expected) <=
+        test::bound<double>(3, normal_products));
   CHECK(all.middleCols(3, 2) == middle);
 }
 

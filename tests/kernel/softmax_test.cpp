@@ -39,7 +39,8 @@ std::vector<Scalar> softmax(const std::vector<Scalar>& in) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN and infinities", "[kernel][top_k][ties]", float, double) {
+TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN and infinities",
+                   "[kernel][top_k][ties]", float, double) {
   const random_source random(9);
   for (std::uint64_t round = 0; round < 200; ++round) {
     const random_source draws = random.at_step(round);
@@ -49,8 +50,10 @@ TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN
       // Few distinct values, so that ties are common; a tenth NaN, a tenth infinite.
       const double u = draws.uniform(random_site::user_site, i);
       const double kind = draws.uniform(random_site::choice_thinning, i);
-      scores.push_back(kind < 0.1 ? quiet_nan<TestType>()
-                                  : kind < 0.15 ? inf<TestType> : kind < 0.2 ? -inf<TestType> : static_cast<TestType>(std::floor(u * 5) - 2));
+      scores.push_back(kind < 0.1    ? quiet_nan<TestType>()
+                       : kind < 0.15 ? inf<TestType>
+                       : kind < 0.2  ? -inf<TestType>
+                                     : static_cast<TestType>(std::floor(u * 5) - 2));
     }
     for (index_t k = 0; k <= size; ++k) REQUIRE(top_k(scores, k) == sorted_top_k(scores, k));
   }
@@ -91,7 +94,9 @@ TEMPLATE_TEST_CASE("softmax: by hand, shifted, and in place", "[kernel][softmax]
   // Fixture of the router catalogue: logits 2, 1, 0, -1.
   const double expected[] = {0.643914, 0.236883, 0.087144, 0.032059};
   const auto p = softmax<TestType>({2, 1, 0, -1});
-  for (std::size_t i = 0; i < 4; ++i) CHECK(std::abs(static_cast<double>(p[i]) - expected[i]) < 5.1e-7 + 4 * static_cast<double>(std::numeric_limits<TestType>::epsilon()));
+  for (std::size_t i = 0; i < 4; ++i)
+    CHECK(std::abs(static_cast<double>(p[i]) - expected[i]) <
+          5.1e-7 + 4 * static_cast<double>(std::numeric_limits<TestType>::epsilon()));
   CHECK(softmax<TestType>({1002, 1001, 1000, 999}) == p);  // exact: the differences to the maximum are the same
   std::vector<TestType> in_place{2, 1, 0, -1};
   kernel::softmax(in_place.data(), in_place.data(), 4);
@@ -113,7 +118,9 @@ TEMPLATE_TEST_CASE("softmax: infinite scores share the mass, NaN spoils its row"
 }
 
 TEMPLATE_TEST_CASE("log_sum_exp: by hand, large numbers, infinities", "[kernel][softmax]", float, double) {
-  const auto lse = [](std::vector<TestType> v) { return kernel::log_sum_exp(v.data(), static_cast<index_t>(v.size())); };
+  const auto lse = [](std::vector<TestType> v) {
+    return kernel::log_sum_exp(v.data(), static_cast<index_t>(v.size()));
+  };
   const double eps = static_cast<double>(std::numeric_limits<TestType>::epsilon());
   CHECK(lse({0, 0, 0, 0}) == Approx(std::log(4.0)).epsilon(4 * eps));
   CHECK(lse({2, 1, 0, -1}) == Approx(2.4401896985611957).epsilon(8 * eps));

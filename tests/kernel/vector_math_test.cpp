@@ -17,7 +17,8 @@ void fill(guarded_array<Scalar>& array, std::uint64_t seed) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("dot: every length equals the naive sum, beside forbidden memory", "[kernel][vector]", float, double) {
+TEMPLATE_TEST_CASE("dot: every length equals the naive sum, beside forbidden memory", "[kernel][vector]", float,
+                   double) {
   for (index_t n = 0; n <= 150; ++n)
     for (const guard where : {guard::before, guard::behind}) {
       guarded_array<TestType> a(n, where), b(n, where);
@@ -28,7 +29,8 @@ TEMPLATE_TEST_CASE("dot: every length equals the naive sum, beside forbidden mem
         const long double product = static_cast<long double>(a.data()[i]) * static_cast<long double>(b.data()[i]);
         sum += product, size += std::abs(product);
       }
-      const auto unit = static_cast<long double>(2 * (n + 1)) * static_cast<long double>(std::numeric_limits<TestType>::epsilon());
+      const auto unit =
+          static_cast<long double>(2 * (n + 1)) * static_cast<long double>(std::numeric_limits<TestType>::epsilon());
       CAPTURE(n);
       CHECK(std::abs(static_cast<long double>(kernel::dot(a.data(), b.data(), n)) - sum) <= unit * size);
     }
@@ -47,7 +49,8 @@ TEMPLATE_TEST_CASE("dot: the bits do not depend on alignment", "[kernel][vector]
   }
 }
 
-TEMPLATE_TEST_CASE("add_scaled, copy_scaled: every length, beside forbidden memory", "[kernel][vector]", float, double) {
+TEMPLATE_TEST_CASE("add_scaled, copy_scaled: every length, beside forbidden memory", "[kernel][vector]", float,
+                   double) {
   const TestType eps = std::numeric_limits<TestType>::epsilon();
   for (index_t n = 0; n <= 70; ++n)
     for (const guard where : {guard::before, guard::behind}) {
@@ -77,14 +80,18 @@ TEMPLATE_TEST_CASE("copy_scaled: with factor 1 the bits are copied, NaN included
   CHECK(std::memcmp(x.data(), y.data(), 4 * sizeof(TestType)) == 0);
 }
 
-TEMPLATE_TEST_CASE("transform: functions of vectors and of single numbers give the same", "[kernel][vector]", float, double) {
+TEMPLATE_TEST_CASE("transform: functions of vectors and of single numbers give the same", "[kernel][vector]", float,
+                   double) {
   for (index_t n = 0; n <= 40; ++n) {
-    guarded_array<TestType> x(n, guard::behind), y(n, guard::behind), out(n, guard::behind), scalar_out(n, guard::behind);
+    guarded_array<TestType> x(n, guard::behind), y(n, guard::behind), out(n, guard::behind),
+        scalar_out(n, guard::behind);
     fill(x, 6);
     fill(y, 7);
     int calls = 0;
-    kernel::transform(n, [](auto a, auto b) { return a * b; }, out.data(), x.data(), y.data());
-    kernel::transform(n, [&](TestType a, TestType b) { return ++calls, a * b; }, scalar_out.data(), x.data(), y.data());
+    kernel::transform(
+        n, [](auto a, auto b) { return a * b; }, out.data(), x.data(), y.data());
+    kernel::transform(
+        n, [&](TestType a, TestType b) { return ++calls, a * b; }, scalar_out.data(), x.data(), y.data());
     CHECK(calls == n);
     for (index_t i = 0; i < n; ++i) CHECK(out.data()[i] == scalar_out.data()[i]);
   }

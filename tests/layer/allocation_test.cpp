@@ -44,7 +44,8 @@ template <typename F>
 void with_layers(F&& f) {
   using scalar = float;
   f("top-k", layer_of(top_k_router<scalar>{width, experts, {.top_k = 2}}));
-  f("top-k, cosine gate", layer_of(top_k_router<scalar, dynamic, dynamic, cosine_gate<scalar>>{cosine_gate<scalar>(width, experts), {.top_k = 2}}));
+  f("top-k, cosine gate", layer_of(top_k_router<scalar, dynamic, dynamic, cosine_gate<scalar>>{
+                              cosine_gate<scalar>(width, experts), {.top_k = 2}}));
   f("noisy top-k", layer_of(noisy_top_k_router<scalar>{width, experts}));
   f("learned noise", layer_of(learned_noise_top_k_router<scalar>{width, experts}));
   f("Switch", layer_of(switch_router<scalar>{width, experts}));
@@ -121,7 +122,8 @@ TEST_CASE("layers: the n-th allocation of a forward call fails, and nothing leak
     }
     const auto values = [&] {
       std::vector<float> all;
-      detail::for_each_unnamed_parameter(layer, [&](const auto& p) { all.insert(all.end(), p.value().begin(), p.value().end()); });
+      detail::for_each_unnamed_parameter(
+          layer, [&](const auto& p) { all.insert(all.end(), p.value().begin(), p.value().end()); });
       return all;
     };
     const auto before = values();
@@ -159,7 +161,8 @@ TEST_CASE("layers: the n-th allocation of a training step fails, and the layer's
   };
   const auto gradients = [](layer_type& layer) {
     std::vector<float> all;
-    for_each_parameter(layer, [&](const std::string&, auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
+    for_each_parameter(
+        layer, [&](const std::string&, auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
     return all;
   };
   matrix<float> y(20, width), dx(20, width), expected_dx(20, width);
@@ -184,7 +187,8 @@ TEST_CASE("layers: the n-th allocation of a training step fails, and the layer's
         ++failures;
       }
       step(layer, tape, y, dx);
-      if (!test::same_bits(dx, expected_dx) || gradients(layer) != expected) FAIL_CHECK("after a failure of allocation " << failures - 1);
+      if (!test::same_bits(dx, expected_dx) || gradients(layer) != expected)
+        FAIL_CHECK("after a failure of allocation " << failures - 1);
     }
     CHECK(allocations.live == live);
   }

@@ -62,14 +62,17 @@ TEMPLATE_TEST_CASE("moe_layer: equals the readable reference", "[layer]", float,
       typename std::remove_cvref_t<decltype(layer)>::workspace workspace;
       matrix<TestType> y(tokens, 8);
       layer.forward(x, y, workspace);
-      CHECK(test::largest_difference(y, reference::forward(workspace.plan, layer.bank(), x).y) <= layer_bound<TestType>());
+      CHECK(test::largest_difference(y, reference::forward(workspace.plan, layer.bank(), x).y) <=
+            layer_bound<TestType>());
       CHECK_FALSE(y.isZero(0));
     }
   });
 }
 
-TEMPLATE_TEST_CASE("moe_layer: one expert with weight 1 equals the dense expert, bit for bit", "[layer]", float, double) {
-  moe_layer layer{top_k_router<TestType>{8, 1, {.top_k = 1, .constant_weight = true}}, expert_bank<gated_ffn<TestType>>{1, 8, 11}};
+TEMPLATE_TEST_CASE("moe_layer: one expert with weight 1 equals the dense expert, bit for bit", "[layer]", float,
+                   double) {
+  moe_layer layer{top_k_router<TestType>{8, 1, {.top_k = 1, .constant_weight = true}},
+                  expert_bank<gated_ffn<TestType>>{1, 8, 11}};
   initialize(layer, 1);
   const matrix<TestType> x = test::random_matrix<TestType>(50, 8, 2);
   matrix<TestType> dense(50, 8), saved(50, layer.bank().expert(0).saved_columns());
@@ -77,9 +80,11 @@ TEMPLATE_TEST_CASE("moe_layer: one expert with weight 1 equals the dense expert,
   CHECK(test::same_bits(infer(layer, x), dense));
 }
 
-TEMPLATE_TEST_CASE("moe_layer: equal experts with weights that sum to 1 equal one dense expert", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: equal experts with weights that sum to 1 equal one dense expert", "[layer]", float,
+                   double) {
   const index_t k = GENERATE(index_t(1), index_t(2), index_t(5));
-  moe_layer layer{top_k_router<TestType>{8, 5, {.top_k = k, .constant_weight = true}}, expert_bank<ffn<TestType>>{5, 8, 11}};
+  moe_layer layer{top_k_router<TestType>{8, 5, {.top_k = k, .constant_weight = true}},
+                  expert_bank<ffn<TestType>>{5, 8, 11}};
   initialize(layer, 1);
   for (index_t e = 1; e < 5; ++e) layer.bank().expert(e) = layer.bank().expert(0);
   const matrix<TestType> x = test::random_matrix<TestType>(20, 8, 2);
@@ -88,7 +93,8 @@ TEMPLATE_TEST_CASE("moe_layer: equal experts with weights that sum to 1 equal on
   CHECK(test::largest_difference(infer(layer, x), dense) <= layer_bound<TestType>());
 }
 
-TEMPLATE_TEST_CASE("moe_layer: permuting tokens permutes the outputs of causal routers, bit for bit", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: permuting tokens permutes the outputs of causal routers, bit for bit", "[layer]", float,
+                   double) {
   const index_t tokens = 70;
   const matrix<TestType> x = test::random_matrix<TestType>(tokens, 8, 4);
   std::vector<index_t> order(static_cast<std::size_t>(tokens));
@@ -110,7 +116,8 @@ TEMPLATE_TEST_CASE("moe_layer: permuting tokens permutes the outputs of causal r
   CHECK(causal_layers == 2);
 }
 
-TEMPLATE_TEST_CASE("moe_layer: a token of a causal router has the same bits alone and in any batch", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: a token of a causal router has the same bits alone and in any batch", "[layer]", float,
+                   double) {
   const matrix<TestType> x = test::random_matrix<TestType>(70, 8, 4);
   with_layers<TestType>([&](const char* name, const auto& layer) {
     CAPTURE(name);
@@ -124,7 +131,8 @@ TEMPLATE_TEST_CASE("moe_layer: a token of a causal router has the same bits alon
   });
 }
 
-TEMPLATE_TEST_CASE("moe_layer: permuting experts with their router rows changes nothing beyond rounding", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: permuting experts with their router rows changes nothing beyond rounding", "[layer]",
+                   float, double) {
   const std::vector<index_t> order{3, 0, 5, 1, 4, 2};
   moe_layer layer{top_k_router<TestType>{8, 6, {.top_k = 3}}, expert_bank<gated_ffn<TestType>>{6, 8, 11}};
   initialize(layer, 3);
@@ -201,12 +209,13 @@ TEMPLATE_TEST_CASE("moe_layer: zero tokens, forward and backward", "[layer]", fl
     CHECK(tape.plan.tokens() == 0);
     for_each_parameter(layer, [](const std::string&, parameter<TestType>& p) {
       CHECK(p.has_gradient());  // written as zero, never left as found
-      CHECK(p.gradient_map().isZero(0));
+      CHECK(p.gradient_matrix().isZero(0));
     });
   });
 }
 
-TEMPLATE_TEST_CASE("moe_layer: a NaN token gets NaN, with causal routers no other token changes by a bit", "[layer][nan]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: a NaN token gets NaN, with causal routers no other token changes by a bit",
+                   "[layer][nan]", float, double) {
   const matrix<TestType> x = test::random_matrix<TestType>(40, 8, 4);
   matrix<TestType> dirty = x;
   dirty(7, 3) = quiet_nan<TestType>();
@@ -225,7 +234,8 @@ TEMPLATE_TEST_CASE("moe_layer: every token at one expert, and experts without to
   auto gate = layer.router().gate().weight().map();
   gate.setZero();
   gate.row(4).setOnes();
-  const matrix<TestType> x = test::random_matrix<TestType>(100, 8, 4).cwiseAbs();  // expert 4's score is always positive
+  const matrix<TestType> x =
+      test::random_matrix<TestType>(100, 8, 4).cwiseAbs();  // expert 4's score is always positive
   matrix<TestType> y(100, 8), dx(100, 8);
   typename decltype(layer)::tape tape;
   layer.forward(x, y, tape);
@@ -234,7 +244,7 @@ TEMPLATE_TEST_CASE("moe_layer: every token at one expert, and experts without to
   for (index_t e = 0; e < 6; ++e)
     for_each_parameter(layer.bank().expert(e), [&](const std::string&, parameter<TestType>& p) {
       CHECK(p.has_gradient());
-      CHECK(p.gradient_map().isZero(0) == (e != 4));
+      CHECK(p.gradient_matrix().isZero(0) == (e != 4));
     });
   CHECK(tape.statistics.load_cv() == Approx(std::sqrt(5.0)));
 }
@@ -251,7 +261,8 @@ TEMPLATE_TEST_CASE("moe_layer: many experts, E = 257 and 512, k up to E", "[laye
   layer.forward(x, y, workspace);
   workspace.plan.check();
   CHECK(workspace.plan.size() == 5 * s.k);
-  CHECK(test::largest_difference(y, reference::forward(workspace.plan, layer.bank(), x).y) <= test::bound<TestType>(64 + s.k, 8));
+  CHECK(test::largest_difference(y, reference::forward(workspace.plan, layer.bank(), x).y) <=
+        test::bound<TestType>(64 + s.k, 8));
 }
 
 TEMPLATE_TEST_CASE("moe_layer: one const layer serves many threads", "[layer][threads]", float, double) {
@@ -276,7 +287,8 @@ TEMPLATE_TEST_CASE("moe_layer: one const layer serves many threads", "[layer][th
   });
 }
 
-TEMPLATE_TEST_CASE("moe_layer: x and y may be columns of larger matrices, and the same matrix", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("moe_layer: x and y may be columns of larger matrices, and the same matrix", "[layer]", float,
+                   double) {
   with_layers<TestType>([](const char* name, const auto& layer) {
     CAPTURE(name);
     matrix<TestType> wide = test::random_matrix<TestType>(20, 30, 4);
@@ -321,7 +333,8 @@ TEST_CASE("moe_layer: k of a single call", "[layer]") {
   }
   routing_context<float> too_many;
   too_many.top_k = 7;
-  CHECK_THROWS_WITH(layer.forward(x, y, workspace, too_many), "sluice: top-k routing needs 1 <= k <= E, not k = 7 with E = 6");
+  CHECK_THROWS_WITH(layer.forward(x, y, workspace, too_many),
+                    "sluice: top-k routing needs 1 <= k <= E, not k = 7 with E = 6");
 }
 
 TEST_CASE("moe_layer: shapes that do not fit are refused with their numbers", "[layer]") {
@@ -329,13 +342,17 @@ TEST_CASE("moe_layer: shapes that do not fit are refused with their numbers", "[
   decltype(layer)::workspace workspace;
   decltype(layer)::tape tape;
   matrix<float> x = matrix<float>::Zero(5, 8), y(5, 8), narrow(5, 7), shorter(4, 8);
-  CHECK_THROWS_WITH(layer.forward(narrow, y, workspace), "sluice: the layer maps [T, 8] to [T, 8]; x is [5, 7] and y [5, 8]");
-  CHECK_THROWS_WITH(layer.forward(x, shorter, workspace), "sluice: the layer maps [T, 8] to [T, 8]; x is [5, 8] and y [4, 8]");
+  CHECK_THROWS_WITH(layer.forward(narrow, y, workspace),
+                    "sluice: the layer maps [T, 8] to [T, 8]; x is [5, 7] and y [5, 8]");
+  CHECK_THROWS_WITH(layer.forward(x, shorter, workspace),
+                    "sluice: the layer maps [T, 8] to [T, 8]; x is [5, 8] and y [4, 8]");
   CHECK_THROWS_AS(layer.forward(x, narrow, tape), std::invalid_argument);
   layer.forward(x, y, tape);
-  CHECK_THROWS_WITH(layer.backward(shorter, x, tape), "sluice: backward needs dy [5, 8] and dx [5, 8], not [4, 8] and [5, 8]");
+  CHECK_THROWS_WITH(layer.backward(shorter, x, tape),
+                    "sluice: backward needs dy [5, 8] and dx [5, 8], not [4, 8] and [5, 8]");
   CHECK_THROWS_AS(layer.backward(x, narrow, tape), std::invalid_argument);
-  CHECK_THROWS_WITH(layer.forward_planned(x, y, workspace), "sluice: the plan is for 0 tokens and 0 experts, the call for 5 and 6");
+  CHECK_THROWS_WITH(layer.forward_planned(x, y, workspace),
+                    "sluice: the plan is for 0 tokens and 0 experts, the call for 5 and 6");
   CHECK_THROWS_WITH((moe_layer{top_k_router<float>{8, 6}, expert_bank<ffn<float>>{5, 8, 4}}),
                     "sluice: the router chooses among 6 experts, the layer holds 5");
   CHECK_THROWS_WITH((moe_layer{top_k_router<float>{8, 6}, expert_bank<ffn<float>>{6, 9, 4}}),
@@ -343,7 +360,8 @@ TEST_CASE("moe_layer: shapes that do not fit are refused with their numbers", "[
   const std::vector<std::uint8_t> mask(4, 1);
   routing_context<float> context;
   context.token_mask = mask;
-  CHECK_THROWS_WITH(layer.forward(x, y, workspace, context), "sluice: routing_context.token_mask has 4 entries for 5 tokens");
+  CHECK_THROWS_WITH(layer.forward(x, y, workspace, context),
+                    "sluice: routing_context.token_mask has 4 entries for 5 tokens");
 }
 
 TEST_CASE("moe_layer: a router's plan of another size is refused, not run", "[layer][plan]") {
@@ -362,5 +380,6 @@ TEST_CASE("moe_layer: a router's plan of another size is refused, not run", "[la
   const matrix<float> x = matrix<float>::Zero(5, 2);
   matrix<float> y(5, 2);
   std::remove_const_t<decltype(layer)>::workspace workspace;
-  CHECK_THROWS_WITH(layer.forward(x, y, workspace), "sluice: the plan is for 6 tokens and 1 experts, the call for 5 and 1");
+  CHECK_THROWS_WITH(layer.forward(x, y, workspace),
+                    "sluice: the plan is for 6 tokens and 1 experts, the call for 5 and 1");
 }

@@ -17,7 +17,8 @@ namespace {
 
 /// sum(y * weight): a loss whose gradient dy is `weight`.
 template <typename Layer>
-double objective(const Layer& layer, const matrix<double>& x, const matrix<double>& weight, routing_context<double> context) {
+double objective(const Layer& layer, const matrix<double>& x, const matrix<double>& weight,
+                 routing_context<double> context) {
   matrix<double> y(x.rows(), layer.outputs());
   typename Layer::workspace workspace;
   layer.forward(x, y, workspace, context);
@@ -53,8 +54,9 @@ TEST_CASE("moe_layer: gradients equal central differences for the three weightin
 
 TEST_CASE("moe_layer: gradients of a union of unlike banks equal central differences", "[layer][gradient]") {
   moe_layer layer{top_k_router<double>{6, 5, {.top_k = 3}},
-                  expert_union{expert_bank<ffn<double, gelu>>(2, 6, 7, {.bias = true}), expert_bank<identity_expert<double>>(1, 6),
-                               expert_bank<zero_expert<double>>(1, 6), expert_bank<geglu<double>>(1, 6, 4, {.hidden_scale = true})}};
+                  expert_union{expert_bank<ffn<double, gelu>>(2, 6, 7, {.bias = true}),
+                               expert_bank<identity_expert<double>>(1, 6), expert_bank<zero_expert<double>>(1, 6),
+                               expert_bank<geglu<double>>(1, 6, 4, {.hidden_scale = true})}};
   const auto report = check_layer(layer, 9, 21);
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);

@@ -54,7 +54,8 @@ gradient_report check_layer(Layer& layer, const routing_context<double>& context
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, plain and gated", "[layer][shared_expert]", float, double) {
+TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, plain and gated",
+                   "[layer][shared_expert]", float, double) {
   using scalar = TestType;
   const matrix<scalar> x = test::random_matrix<scalar>(40, 6, 1);
   shared_expert_layer plain{inner_layer<scalar>(), ffn<scalar, gelu>{6, 9}};
@@ -77,9 +78,10 @@ TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, pl
 
 TEST_CASE("shared_expert_layer: gradients equal central differences, nested, gated, with losses and padding",
           "[layer][shared_expert][gradient]") {
-  moe_layer with_loss{top_k_router<double>{6, 4, {.top_k = 2, .weights = weighting::pre}}, expert_bank<swiglu<double>>{4, 6, 5},
-                      importance_loss{}};
-  shared_expert_layer nested{shared_expert_layer{with_loss, ffn<double, gelu>{6, 7, {.bias = true}}}, swiglu<double>{6, 3}, gated};
+  moe_layer with_loss{top_k_router<double>{6, 4, {.top_k = 2, .weights = weighting::pre}},
+                      expert_bank<swiglu<double>>{4, 6, 5}, importance_loss{}};
+  shared_expert_layer nested{shared_expert_layer{with_loss, ffn<double, gelu>{6, 7, {.bias = true}}},
+                             swiglu<double>{6, 3}, gated};
   initialize(nested, 1);
   routing_context<double> context;
   context.training = true;
@@ -105,7 +107,8 @@ TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") 
   CHECK(std::vector<index_t>(layer.gate().shape().begin(), layer.gate().shape().end()) == std::vector<index_t>{1, 6});
 }
 
-TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[layer][shared_expert][determinism]", float, double) {
+TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[layer][shared_expert][determinism]",
+                   float, double) {
   shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
   initialize(layer, 1);
   const matrix<TestType> x = test::random_matrix<TestType>(131, 6, 2), dy = test::random_matrix<TestType>(131, 6, 3);
@@ -118,7 +121,7 @@ TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[l
     zero_gradients(layer);
     layer.forward(x, results[0], tape, context);
     layer.backward(dy, results[1], tape);
-    for_each_parameter(layer, [&](const std::string&, auto& p) { results.push_back(p.gradient_map()); });
+    for_each_parameter(layer, [&](const std::string&, auto& p) { results.push_back(p.gradient_matrix()); });
     return results;
   };
   const auto serial = step({});
@@ -188,5 +191,6 @@ TEST_CASE("shared_expert_layer: a shared expert without backward infers", "[laye
   shared_expert_layer layer{inner_layer<float>(), make_expert<float>(6, 6, [](auto x, auto y) { y = 2 * x; })};
   initialize(layer, 1);
   const matrix<float> x = test::random_matrix<float>(7, 6, 2);
-  CHECK(test::largest_difference(infer(layer, x), matrix<float>(infer(layer.layer(), x) + 2 * x)) <= test::bound<float>(1, 16));
+  CHECK(test::largest_difference(infer(layer, x), matrix<float>(infer(layer.layer(), x) + 2 * x)) <=
+        test::bound<float>(1, 16));
 }

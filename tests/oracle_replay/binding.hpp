@@ -53,7 +53,7 @@ private:
       const index_t cols = rows == 0 ? 0 : target->size() / rows;
       for (index_t r = 0; r < rows; ++r)
         for (index_t c = 0; c < cols; ++c)
-          f(static_cast<std::size_t>(r * cols + c),
+          f(static_cast<std::size_t>(target->place(r * cols + c)),
             static_cast<std::size_t>(offset + (order == layout::as_stored ? r * cols + c : c * rows + r)));
     }
   };

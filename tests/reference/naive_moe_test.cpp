@@ -20,8 +20,10 @@ constexpr double printed = 5.1e-7;  // worked examples are given with six decima
 /// Expert 0: z -> 2 z, expert 1: z -> -z.
 auto twice_and_minus() {
   return expert_union{
-      expert_bank(1, make_expert<double>(1, 1, [](auto z, auto u) { u = 2 * z; }, [](auto, auto du, auto dz) { dz = 2 * du; })),
-      expert_bank(1, make_expert<double>(1, 1, [](auto z, auto u) { u = -z; }, [](auto, auto du, auto dz) { dz = -du; }))};
+      expert_bank(1, make_expert<double>(
+                         1, 1, [](auto z, auto u) { u = 2 * z; }, [](auto, auto du, auto dz) { dz = 2 * du; })),
+      expert_bank(1, make_expert<double>(
+                         1, 1, [](auto z, auto u) { u = -z; }, [](auto, auto du, auto dz) { dz = -du; }))};
 }
 
 }  // namespace
@@ -55,7 +57,8 @@ TEST_CASE("reference: a sparse plan by hand", "[reference]") {
 TEST_CASE("reference: the combine conventions of the catalogue", "[reference]") {
   // Expert outputs (1, 0), (0, 2), (3, 1); weights softmax(1, 2, 0.6) of the best two, raw and renormalised.
   const auto says = [](double a, double b) {
-    return expert_bank(1, make_expert<double>(1, 2, [a, b](auto, auto u) { u.col(0).setConstant(a), u.col(1).setConstant(b); }));
+    return expert_bank(
+        1, make_expert<double>(1, 2, [a, b](auto, auto u) { u.col(0).setConstant(a), u.col(1).setConstant(b); }));
   };
   const expert_union bank{says(1, 0), says(0, 2), says(3, 1)};
   const matrix<double> x = matrix<double>::Zero(1, 1);
@@ -73,8 +76,8 @@ TEST_CASE("reference: the combine conventions of the catalogue", "[reference]") 
 }
 
 TEST_CASE("reference: the Soft MoE example of the catalogue", "[reference]") {
-  // X = (1, 2), slot parameters (1, 0): dispatch columns (0.268941, 0.731059), (0.5, 0.5); combine rows (0.731059, 0.268941),
-  // (0.880797, 0.119203); slots 1.731059, 1.5; y = 2.127598, 2.870618.
+  // X = (1, 2), slot parameters (1, 0): dispatch columns (0.268941, 0.731059), (0.5, 0.5); combine rows (0.731059,
+  // 0.268941), (0.880797, 0.119203); slots 1.731059, 1.5; y = 2.127598, 2.870618.
   soft_plan<double> plan;
   plan.reset(2, 2, 1, {});
   plan.dispatch().map() = (matrix<double>(2, 2) << 0.268941, 0.5, 0.731059, 0.5).finished();
@@ -115,7 +118,8 @@ TEST_CASE("reference: gradients equal central differences", "[reference][gradien
     auto [numbers, gradients] = set_numbers(plan, b);
     std::vector<checked_input> inputs{{"x", test::span_of(x), test::span_of(b.dx)}};
     for (std::size_t i = 0; i < numbers.size(); ++i) inputs.push_back({"plan", numbers[i], gradients[i]});
-    const auto report = check_gradients(bank, inputs, [&] { return (reference::forward(plan, bank, x).y.array() * dy.array()).sum(); });
+    const auto report =
+        check_gradients(bank, inputs, [&] { return (reference::forward(plan, bank, x).y.array() * dy.array()).sum(); });
     INFO(report.describe());
     CHECK(report.checked > 100);
     // Sums of some tens: rounding of 1e-14 over a step of 1e-6 is 1e-8, relative to entries of at least 1e-2.
@@ -137,8 +141,11 @@ TEST_CASE("reference: gradients equal central differences", "[reference][gradien
         combine(t, s) = b.dcombine(t, plan.row(0, s));
         dispatch(t, s) = b.ddispatch(t, plan.row(0, s));
       }
-    const auto numbers = [](matrix_buffer<double>& m) { return std::span<double>(m.data(), static_cast<std::size_t>(m.size())); };
+    const auto numbers = [](matrix_buffer<double>& m) {
+      return std::span<double>(m.data(), static_cast<std::size_t>(m.size()));
+    };
     return std::pair(std::vector<std::span<double>>{numbers(plan.combine()), numbers(plan.dispatch())},
-                     std::vector<std::span<const double>>{test::span_of(std::as_const(combine)), test::span_of(std::as_const(dispatch))});
+                     std::vector<std::span<const double>>{test::span_of(std::as_const(combine)),
+                                                          test::span_of(std::as_const(dispatch))});
   });
 }

@@ -83,9 +83,9 @@ TEST_CASE("relu: an expert that nobody activates has gradient zero", "[router][r
   layer.backward(test::random_matrix<double>(9, 4, 23), dx, tape);
   REQUIRE(tape.plan.load(1) == 0);
   REQUIRE(tape.plan.load(0) > 0);
-  CHECK(layer.router().gate().weight().gradient_map().row(1).isZero(0));
-  CHECK_FALSE(layer.router().gate().weight().gradient_map().row(0).isZero(0));
-  CHECK(layer.bank().expert(1).up().gradient_map().isZero(0));
+  CHECK(layer.router().gate().weight().gradient_matrix().row(1).isZero(0));
+  CHECK_FALSE(layer.router().gate().weight().gradient_matrix().row(0).isZero(0));
+  CHECK(layer.bank().expert(1).up().gradient_matrix().isZero(0));
 }
 
 TEST_CASE("relu: a token without positive logits has output zero", "[router][relu]") {

@@ -29,7 +29,9 @@ auto make_layer() {
 template <typename Object>
 std::vector<float> values_of(Object& object) {
   std::vector<float> values;
-  for_each_parameter(object, [&](const std::string&, parameter<float>& p) { values.insert(values.end(), p.value().begin(), p.value().end()); });
+  for_each_parameter(object, [&](const std::string&, parameter<float>& p) {
+    values.insert(values.end(), p.value().begin(), p.value().end());
+  });
   return values;
 }
 
@@ -60,8 +62,8 @@ TEST_CASE("optimizers: only the first step allocates, and prepare can take its p
 }
 
 TEST_CASE("optimizers: the n-th allocation fails, and a step is either taken or not", "[train][alloc]") {
-  // The first step makes its state array by array. When memory runs out before that is done, a second try finishes and ends
-  // with the same bits as a run without failure: no array has been updated twice.
+  // The first step makes its state array by array. When memory runs out before that is done, a second try finishes and
+  // ends with the same bits as a run without failure: no array has been updated twice.
   const auto check = [](auto make_optimizer) {
     auto expected_layer = make_layer();
     auto expected = make_optimizer();

@@ -28,7 +28,8 @@ struct pair_of_arrays {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("clip: a long gradient is cut to the length asked for, a short one stays", "[train][clip]", float, double) {
+TEMPLATE_TEST_CASE("clip: a long gradient is cut to the length asked for, a short one stays", "[train][clip]", float,
+                   double) {
   pair_of_arrays<TestType> model;  // 3, 4, 12 -> 13
   CHECK(gradient_norm(model) == 13);
   CHECK(clip_gradient_norm(model, 20) == 13);
@@ -67,7 +68,8 @@ TEST_CASE("clip: long arrays are summed in blocks, in double", "[train][clip]") 
   parameter<float> p({n}, parameter_role::weight);
   for (float& g : p.gradient()) g = 0.1f;
   const double exact = std::sqrt(static_cast<double>(n)) * static_cast<double>(0.1f);
-  CHECK(std::abs(gradient_norm(p) - exact) <= exact * 8 * 1024 * static_cast<double>(std::numeric_limits<float>::epsilon()));
+  CHECK(std::abs(gradient_norm(p) - exact) <=
+        exact * 8 * 1024 * static_cast<double>(std::numeric_limits<float>::epsilon()));
   CHECK(gradient_norm(p) == gradient_norm(p));
 }
 

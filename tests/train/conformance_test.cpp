@@ -48,15 +48,16 @@ TEST_CASE("check_router: each broken promise fails at the property that names it
       broken{fault::refuses_zero_tokens, "zero tokens"}, broken{fault::forgets_a_token, "valid plans"},
       broken{fault::sends_out_of_range, "valid plans"}, broken{fault::sends_twice, "valid plans"},
       broken{fault::breaks_ties_by_place, "equal tokens"}, broken{fault::weighs_by_place, "token permutation"},
-      broken{fault::skips_nan, "NaN token"}, broken{fault::spreads_nan, "NaN token"}, broken{fault::spreads_nan, "infinite token"},
-      broken{fault::lists_kept_as_dropped, "conservation"}, broken{fault::drops_into_free_slot, "conservation"},
-      broken{fault::remembers_calls, "repetition"}, broken{fault::orders_by_arrival, "thread counts"},
-      broken{fault::knows_its_thread, "shared by threads"}, broken{fault::draws_in_inference, "inference draws nothing"},
+      broken{fault::skips_nan, "NaN token"}, broken{fault::spreads_nan, "NaN token"},
+      broken{fault::spreads_nan, "infinite token"}, broken{fault::lists_kept_as_dropped, "conservation"},
+      broken{fault::drops_into_free_slot, "conservation"}, broken{fault::remembers_calls, "repetition"},
+      broken{fault::orders_by_arrival, "thread counts"}, broken{fault::knows_its_thread, "shared by threads"},
+      broken{fault::draws_in_inference, "inference draws nothing"},
       broken{fault::learns_in_forward, "calls change no parameter"}, broken{fault::routes_padding, "padding"},
       broken{fault::reads_padding, "padding"}, broken{fault::wrong_gradient, "gradients in training"},
-      broken{fault::wrong_gradient, "gradients without training"}, broken{fault::forgets_signals, "gradients in training"},
-      broken{fault::forgets_dx, "gradients in training"}, broken{fault::overwrites_gradients, "gradients are added"},
-      broken{fault::steps_to_nan, "after_step"});
+      broken{fault::wrong_gradient, "gradients without training"},
+      broken{fault::forgets_signals, "gradients in training"}, broken{fault::forgets_dx, "gradients in training"},
+      broken{fault::overwrites_gradients, "gradients are added"}, broken{fault::steps_to_nan, "after_step"});
   const auto report = report_on(b.wrong);
   INFO(report.describe());
   CAPTURE(b.property);
@@ -125,8 +126,18 @@ TEST_CASE("check_router: options that do not fit are refused", "[train][conforma
 
 namespace {
 
-enum class expert_fault { none, mixes_rows, writes_beside, counts_calls, changes_weight, wrong_dx, wrong_gradient, adds_dx,
-                          overwrites_gradient, wrong_parts, refuses_zero_rows };
+enum class expert_fault {
+  none,
+  mixes_rows,
+  writes_beside,
+  counts_calls,
+  changes_weight,
+  wrong_dx,
+  wrong_gradient,
+  adds_dx,
+  overwrites_gradient,
+  refuses_zero_rows
+};
 
 /// y = x * s, s [D].
 class scale_expert {
@@ -147,22 +158,16 @@ public:
     if (has(expert_fault::counts_calls)) y.array() += 1e-3 * calls_++;
     if (has(expert_fault::changes_weight)) scale_.data()[0] += 1;
   }
-  void backward(tokens_in<double> x, tokens_in<double> dy, tokens_out<double> saved, tokens_out<double> dx) {
-    backward_inputs(x, dy, saved, dx);
-    backward_parameters(x, dy, saved, 0, 1);
-  }
-  void backward_inputs(tokens_in<double>, tokens_in<double> dy, tokens_out<double>, tokens_out<double> dx) {
+  void backward(tokens_in<double> x, tokens_in<double> dy, tokens_out<double>, tokens_out<double> dx) {
     const matrix<double> gradient = (dy.array().rowwise() * scale_.map().col(0).transpose().array()).matrix();
     if (has(expert_fault::adds_dx) && calls_++ > 0)
       dx += gradient;
     else
       dx = has(expert_fault::wrong_dx) ? matrix<double>(gradient * 1.01) : gradient;
-  }
-  void backward_parameters(tokens_in<double> x, tokens_in<double> dy, tokens_in<double>, index_t part, index_t parts) {
     if (has(expert_fault::overwrites_gradient)) scale_.zero_gradient();
-    const index_t slices = has(expert_fault::wrong_parts) ? parts + (parts > 1) : parts;
-    for (index_t d = inputs() * part / slices; d < inputs() * (part + 1) / slices; ++d)
-      scale_.gradient()[static_cast<std::size_t>(d)] += x.col(d).dot(dy.col(d)) * (has(expert_fault::wrong_gradient) ? 2 : 1);
+    for (index_t d = 0; d < inputs(); ++d)
+      scale_.gradient()[static_cast<std::size_t>(d)] +=
+          x.col(d).dot(dy.col(d)) * (has(expert_fault::wrong_gradient) ? 2 : 1);
   }
 
   template <typename Self, typename Visitor>
@@ -177,8 +182,6 @@ private:
   mutable int calls_ = 0;
 };
 
-static_assert(SplittableExpert<scale_expert>);
-
 }  // namespace
 
 TEST_CASE("check_expert: an honest expert passes everything", "[train][conformance]") {
@@ -187,7 +190,7 @@ TEST_CASE("check_expert: an honest expert passes everything", "[train][conforman
   const auto report = check_expert(expert);
   INFO(report.describe());
   CHECK(report.passed());
-  CHECK(report.properties.size() == 9);
+  CHECK(report.properties.size() == 8);
   for (const property_result& p : report.properties) CHECK(p.result == outcome::passed);
 }
 
@@ -196,14 +199,13 @@ TEST_CASE("check_expert: each broken promise fails at the property that names it
     expert_fault wrong;
     const char* property;
   };
-  const auto b = GENERATE(broken{expert_fault::refuses_zero_rows, "zero rows"}, broken{expert_fault::mixes_rows, "rows on their own"},
-                          broken{expert_fault::mixes_rows, "NaN row"}, broken{expert_fault::writes_beside, "borders"},
-                          broken{expert_fault::counts_calls, "repetition"},
-                          broken{expert_fault::changes_weight, "calls change no parameter"},
-                          broken{expert_fault::wrong_dx, "gradients"}, broken{expert_fault::wrong_gradient, "gradients"},
-                          broken{expert_fault::adds_dx, "gradients are added"},
-                          broken{expert_fault::overwrites_gradient, "gradients are added"},
-                          broken{expert_fault::wrong_parts, "gradients in parts"});
+  const auto b = GENERATE(
+      broken{expert_fault::refuses_zero_rows, "zero rows"}, broken{expert_fault::mixes_rows, "rows on their own"},
+      broken{expert_fault::mixes_rows, "NaN row"}, broken{expert_fault::writes_beside, "borders"},
+      broken{expert_fault::counts_calls, "repetition"},
+      broken{expert_fault::changes_weight, "calls change no parameter"}, broken{expert_fault::wrong_dx, "gradients"},
+      broken{expert_fault::wrong_gradient, "gradients"}, broken{expert_fault::adds_dx, "gradients are added"},
+      broken{expert_fault::overwrites_gradient, "gradients are added"});
   scale_expert expert(9, b.wrong);
   initialize(expert, 1);
   const auto report = check_expert(expert);
@@ -224,7 +226,8 @@ TEMPLATE_TEST_CASE("check_expert: the library's experts pass", "[train][conforma
   passes(gated_ffn<TestType, silu>(7, 11, {.outputs = 5, .bias = true, .hidden_scale = true}));
   passes(identity_expert<TestType>(7));
   passes(zero_expert<TestType>(7));
-  passes(make_expert<TestType>(7, 7, [](auto x, auto y) { y = 2 * x; }, [](auto, auto dy, auto dx) { dx = 2 * dy; }));
+  passes(make_expert<TestType>(
+      7, 7, [](auto x, auto y) { y = 2 * x; }, [](auto, auto dy, auto dx) { dx = 2 * dy; }));
 }
 
 TEST_CASE("check_expert: an expert without backward is checked forwards", "[train][conformance]") {
@@ -233,6 +236,5 @@ TEST_CASE("check_expert: an expert without backward is checked forwards", "[trai
   CHECK(report.passed());
   CHECK(result_of(report, "gradients") == outcome::skipped);
   CHECK(result_of(report, "gradients are added") == outcome::skipped);
-  CHECK(result_of(report, "gradients in parts") == outcome::skipped);
   CHECK(result_of(report, "rows on their own") == outcome::passed);
 }

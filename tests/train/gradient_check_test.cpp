@@ -42,7 +42,8 @@ TEST_CASE("check_gradients: right gradients of parameters and inputs are found r
   CHECK(report.largest_error < 1e-8);
 }
 
-TEST_CASE("check_gradients: one wrong entry is found and named, and nothing is left changed", "[train][gradient_check]") {
+TEST_CASE("check_gradients: one wrong entry is found and named, and nothing is left changed",
+          "[train][gradient_check]") {
   quadratic f;
   SECTION("of a parameter") {
     f.a.gradient()[2] += 0.1;

@@ -57,7 +57,8 @@ struct changing_model {
 template <typename Object>
 std::map<std::string, std::vector<double>> values_of(Object& object) {
   std::map<std::string, std::vector<double>> values;
-  for_each_parameter(object, [&](const std::string& name, auto& p) { values[name].assign(p.value().begin(), p.value().end()); });
+  for_each_parameter(
+      object, [&](const std::string& name, auto& p) { values[name].assign(p.value().begin(), p.value().end()); });
   return values;
 }
 
@@ -114,7 +115,8 @@ TEST_CASE("adamw: the first step has the length of the learning rate whatever th
   model.set_gradients(-g);
   adamw<double> optimizer{{.weight_decay = 0}};
   optimizer.step(model);
-  CHECK(model.weight.data()[0] == Approx(1 + 1e-3).epsilon(1e-5 * 1e-3));  // epsilon 1e-8 is 1e-5 of the smallest gradient
+  CHECK(model.weight.data()[0] ==
+        Approx(1 + 1e-3).epsilon(1e-5 * 1e-3));  // epsilon 1e-8 is 1e-5 of the smallest gradient
 }
 
 TEST_CASE("optimizers: frozen parameters and those without a gradient are left alone", "[train][sgd][adamw]") {
@@ -155,7 +157,8 @@ TEST_CASE("optimizers: equal bits for any thread count", "[train][determinism]")
     parameter<float> p({size}, parameter_role::weight);
     for (index_t i = 0; i < size; ++i) {
       p.data()[i] = static_cast<float>(random_source(1).normal(random_site::user_site, i));
-      p.gradient()[static_cast<std::size_t>(i)] = static_cast<float>(random_source(2).normal(random_site::user_site, i));
+      p.gradient()[static_cast<std::size_t>(i)] =
+          static_cast<float>(random_source(2).normal(random_site::user_site, i));
     }
     adamw<float> first;
     sgd<float> second{{.momentum = 0.9}};
@@ -238,11 +241,11 @@ TEST_CASE("optimizers: state follows its array when the model changes", "[train]
   auto before = values_of(optimizer);
   CHECK(before.at("c.steps") == std::vector<double>{2});
 
-  model.arrays.erase(model.arrays.begin());            // a goes
+  model.arrays.erase(model.arrays.begin());                                 // a goes
   model.arrays[0].second = parameter<double>({5}, parameter_role::weight);  // b gets another size
   for (double& g : model.arrays[0].second.gradient()) g = 1;
   model.add("d", 1);
-  std::swap(model.arrays[1], model.arrays[2]);         // and the order changes
+  std::swap(model.arrays[1], model.arrays[2]);  // and the order changes
   optimizer.step(model);
   const auto after = values_of(optimizer);
   CHECK(after.count("a.steps") == 0);

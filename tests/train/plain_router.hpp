@@ -53,7 +53,8 @@ public:
 
   plain_router(index_t inputs, index_t experts, fault wrong = fault::none)
       : wrong_(wrong),
-        weight_({experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))),
+        weight_({experts, inputs}, parameter_role::weight,
+                initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))),
         state_({1}, parameter_role::state) {}
 
   index_t inputs() const { return weight_.cols(); }
@@ -67,7 +68,9 @@ public:
     scores.map() = x * weight_.map().transpose();
     p.reset(has(fault::forgets_a_token) && tokens > 0 ? tokens - 1 : tokens, experts());
     const bool away = std::this_thread::get_id() != home_;
-    const double memory = has(fault::remembers_calls) ? 1e-3 * calls_++ : has(fault::knows_its_thread) && away ? 1e-3 : 0;
+    const double memory = has(fault::remembers_calls)            ? 1e-3 * calls_++
+                          : has(fault::knows_its_thread) && away ? 1e-3
+                                                                 : 0;
     if (has(fault::learns_in_forward)) state_.data()[0] += 1;
     double all = 0;
     for (index_t token = 0; token < tokens; ++token)
@@ -102,8 +105,8 @@ public:
     p.finish();
   }
 
-  void backward(tokens_in<double> x, const routing_context<double>&, const plan& p, const plan::gradient& dplan, tape& t,
-                tokens_out<double> dx) {
+  void backward(tokens_in<double> x, const routing_context<double>&, const plan& p, const plan::gradient& dplan,
+                tape& t, tokens_out<double> dx) {
     matrix<double> dscores = matrix<double>::Zero(x.rows(), experts());
     if (!has(fault::forgets_signals)) dscores = t.dsignals.clean.map();
     for (index_t i = 0; i < p.size(); ++i) {

@@ -40,6 +40,7 @@ TEST_CASE("schedules: without warm-up, without decay, and refused settings", "[t
   CHECK(only_warmup(4) == 1);
   CHECK(only_warmup(5) == 0);
   CHECK(cosine_schedule({.peak = 1})(0) == 0);  // a run of no steps
-  CHECK_THROWS_WITH(cosine_schedule({.warmup = 5, .steps = 4}), "sluice: a schedule needs 0 <= warmup <= steps, not 5 and 4");
+  CHECK_THROWS_WITH(cosine_schedule({.warmup = 5, .steps = 4}),
+                    "sluice: a schedule needs 0 <= warmup <= steps, not 5 and 4");
   CHECK_THROWS_AS(linear_schedule({.warmup = -1, .steps = 4}), std::invalid_argument);
 }

@@ -13,6 +13,7 @@
 
 #include <sluice/core/context.hpp>
 #include <sluice/core/parameter.hpp>
+#include <sluice/core/routed_rows.hpp>
 #include <sluice/core/types.hpp>
 
 #include <concepts>
@@ -141,15 +142,6 @@ concept ExpertFunctor = HasScalar<E> && HasInputs<E> && HasOutputs<E> && CanAppl
 template <typename E>
 concept DifferentiableExpert = ExpertFunctor<E> && CanApplyBackward<E>;
 
-/// An expert whose backward pass splits by rows (dx) and by slices of the parameters (gradients), which lets several
-/// threads share one busy expert. Experts made of linear maps do.
-template <typename E>
-concept SplittableExpert = DifferentiableExpert<E> &&
-    requires(E& expert, tokens_in<typename E::scalar> x, tokens_out<typename E::scalar> dx, index_t part) {
-      expert.backward_inputs(x, x, dx, dx);
-      expert.backward_parameters(x, x, x, part, part);
-    };
-
 template <typename B>
 concept CanRunExperts = HasScalar<B> && HasTape<B> &&
     requires(const B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets,
@@ -167,6 +159,14 @@ template <typename B>
 concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOutputs<B> && CanRunExperts<B>;
 template <typename B>
 concept DifferentiableBank = ExpertBank<B> && CanRunExpertsBackward<B>;
+
+/// A bank that gathers rows and adds up outputs itself, in the same pass as its products (expert/bank.hpp).
+template <typename B>
+concept RoutedBank = ExpertBank<B> &&
+    requires(const B& bank, tokens_in<typename B::scalar> x, const routed_rows<typename B::scalar>& rows,
+             tokens_out<typename B::scalar> y, typename B::tape& tape, const executor_ref& executor) {
+      bank.forward_routed(x, rows, y, tape, executor);
+    };
 
 // ---- auxiliary losses -----------------------------------------------------------------------------------------------
 

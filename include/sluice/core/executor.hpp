@@ -2,7 +2,8 @@
 ///
 /// sluice hands out tasks that write to places of their own and sums in a fixed order, so results are equal bit for bit for
 /// every executor and thread count. A thread pool of your own is an executor if it has
-/// `parallel_for(index_t n, body)` that returns when all n calls have returned; see examples/own_executor.cpp.
+/// `parallel_for(index_t n, body)` that returns when all n calls have returned; see examples/own_executor.cpp. If it also has
+/// `index_t concurrency() const`, work is cut to that number of threads.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -54,7 +55,16 @@ public:
     requires(!std::same_as<std::remove_cvref_t<E>, executor_ref>) && Executor<E>
   executor_ref(E& executor)
       : object_(std::addressof(executor)),
-        run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }) {}
+        run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }),
+        concurrency_([](const void* object) -> index_t {
+          if constexpr (requires(const E& e) { { e.concurrency() } -> std::convertible_to<index_t>; })
+            return static_cast<const E*>(object)->concurrency();
+          else
+            return 16;  // unknown: enough tasks for a large desktop
+        }) {}
+
+  /// How many tasks run at the same time, about. Tasks are cut to keep that many busy; results do not depend on it.
+  index_t concurrency() const { return run_ == nullptr ? 1 : concurrency_(object_); }
 
   template <typename Body>
   void parallel_for(index_t n, Body&& body) const {
@@ -76,6 +86,7 @@ public:
 private:
   void* object_ = nullptr;
   void (*run_)(void*, index_t, detail::task_ref) = nullptr;
+  index_t (*concurrency_)(const void*) = nullptr;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -1,6 +1,6 @@
 /// Learned arrays and how they are visited by name: what initialisers, optimisers, gradient checks and files work on.
 ///
-/// A parameter is a row-major array of up to four axes with its gradient. Gradients appear (as zeros) when first asked for,
+/// A parameter is an array of up to four axes with its gradient. Gradients appear (as zeros) when first asked for,
 /// so a layer that only infers never pays for them; backward calls add into them and zero_gradients clears them.
 /// A class with parameters has one function for all of that:
 ///
@@ -12,10 +12,13 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/half.hpp>
+#include <sluice/core/matrix_layout.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <concepts>
 #include <initializer_list>
 #include <span>
@@ -40,46 +43,69 @@ struct initial_values {
   static initial_values uniform(double bound) { return {kind::uniform, bound}; }
 };
 
-template <std::floating_point Scalar>
+/// An array of the model. Element is what it is kept as: Scalar, or a sixteen-bit type for weights that are only read.
+///
+/// A weight matrix may be kept in panels (core/matrix_layout.hpp). value() and gradient() are the memory as it lies, which
+/// is all that an optimiser needs; whoever cares which element is which uses for_each_place, to_matrix and assign.
+template <std::floating_point Scalar, typename Element = Scalar>
 class parameter {
 public:
   using scalar = Scalar;
+  using element = Element;
+  /// Only full-precision arrays have gradients.
+  static constexpr bool is_trainable = std::same_as<Scalar, Element>;
 
   parameter() = default;
 
   /// Throws std::invalid_argument if there are more than four axes or a negative one. Values start at zero, or at the
   /// constant if the initial values are one.
-  parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {})
+  parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {}, panel_shape panels = {})
       : role_(role), initial_(initial) {
     if (shape.size() > shape_.size()) throw_invalid("a parameter has at most 4 axes, not ", shape.size());
-    index_t size = 1;
+    index_t cols = 1;
     for (const index_t axis : shape) {
       if (axis < 0) throw_invalid("a parameter axis cannot be ", axis);
-      size *= axis;
+      if (rank_ > 0) cols *= axis;
       shape_[rank_++] = axis;
     }
-    values_.assign(size, initial.distribution == initial_values::kind::constant ? Scalar(initial.scale) : Scalar(0));
+    layout_ = {rank_ == 0 ? 1 : shape_[0], cols, panels};
+    values_.assign(layout_.stored_size(), Element{});
+    if (initial.distribution == initial_values::kind::constant && initial.scale != 0)
+      fill([&](index_t) { return static_cast<Scalar>(initial.scale); });
+  }
+
+  /// Zeros of the same shape, kept in the same way: what an optimiser remembers about this array.
+  parameter zeros_like(parameter_role role) const {
+    parameter p;
+    p.shape_ = shape_, p.rank_ = rank_, p.role_ = role, p.layout_ = layout_;
+    p.values_.assign(values_.size(), Element{});
+    return p;
   }
 
   std::span<const index_t> shape() const noexcept { return {shape_.data(), rank_}; }
-  index_t size() const noexcept { return values_.size(); }
+  const matrix_layout& layout() const noexcept { return layout_; }
+  /// First axis by the product of the others.
+  index_t rows() const noexcept { return layout_.rows(); }
+  index_t cols() const noexcept { return layout_.cols(); }
+  index_t size() const noexcept { return rows() * cols(); }
   parameter_role role() const noexcept { return role_; }
-  bool is_learned() const noexcept { return role_ != parameter_role::state && !frozen_; }
+  bool is_learned() const noexcept { return is_trainable && role_ != parameter_role::state && !frozen_; }
   const initial_values& initial() const noexcept { return initial_; }
 
   /// A frozen parameter is left alone by optimisers; its gradient is still computed.
   void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
 
-  std::span<Scalar> value() noexcept { return values_.span(); }
-  std::span<const Scalar> value() const noexcept { return values_.span(); }
-  Scalar* data() noexcept { return values_.data(); }
-  const Scalar* data() const noexcept { return values_.data(); }
+  std::span<Element> value() noexcept { return values_.span(); }
+  std::span<const Element> value() const noexcept { return values_.span(); }
+  Element* data() noexcept { return values_.data(); }
+  const Element* data() const noexcept { return values_.data(); }
 
   bool has_gradient() const noexcept { return gradient_.size() == values_.size(); }
   /// Makes room for the gradient, zeroed, if there is none. Backward calls of one parameter from several threads need
   /// this to have happened before.
   void ensure_gradient() {
-    if (!has_gradient()) gradient_.assign(values_.size(), Scalar(0));
+    if constexpr (is_trainable)
+      if (!has_gradient()) gradient_.assign(values_.size(), Scalar(0));
   }
   std::span<Scalar> gradient() {
     ensure_gradient();
@@ -88,24 +114,52 @@ public:
   std::span<const Scalar> gradient() const noexcept { return gradient_.span(); }
   void zero_gradient() noexcept { gradient_.fill(Scalar(0)); }
 
-  /// First axis by the product of the others.
-  matrix_map<Scalar> map() noexcept { return {values_.data(), rows(), cols()}; }
-  const_matrix_map<Scalar> map() const noexcept { return {values_.data(), rows(), cols()}; }
-  matrix_map<Scalar> gradient_map() { return {gradient().data(), rows(), cols()}; }
-  index_t rows() const noexcept { return rank_ == 0 ? 1 : shape_[0]; }
-  index_t cols() const noexcept {
-    index_t cols = 1;
-    for (std::size_t axis = 1; axis < rank_; ++axis) cols *= shape_[axis];
-    return cols;
+  /// Views of a row-major array.
+  matrix_map<Element> map() noexcept {
+    assert(layout_.is_row_major());
+    return {values_.data(), rows(), cols()};
+  }
+  const_matrix_map<Element> map() const noexcept {
+    assert(layout_.is_row_major());
+    return {values_.data(), rows(), cols()};
+  }
+  matrix_map<Scalar> gradient_map() {
+    assert(layout_.is_row_major());
+    return {gradient().data(), rows(), cols()};
   }
 
+  /// Where element i of the row-major order lies in value() and gradient().
+  index_t place(index_t i) const noexcept { return layout_.is_row_major() ? i : layout_.place(i / cols(), i % cols()); }
+
+  /// Sets element i of the row-major order to f(i).
+  template <typename F>
+  void fill(F&& f) {
+    layout_.for_each_place([&](index_t i, index_t place) { values_[place] = to_element<Element>(f(i)); });
+  }
+  /// Copies a matrix of the same shape. Throws std::invalid_argument for another shape.
+  void assign(tokens_in<Scalar> values) {
+    if (values.rows() != rows() || values.cols() != cols())
+      throw_invalid("a parameter [", rows(), ", ", cols(), "] cannot take [", values.rows(), ", ", values.cols(), "]");
+    fill([&](index_t i) { return values(i / cols(), i % cols()); });
+  }
+  matrix<Scalar> to_matrix() const { return unpacked(values_); }
+  matrix<Scalar> gradient_matrix() const { return unpacked(gradient_); }
+
 private:
+  template <typename Kept>
+  matrix<Scalar> unpacked(const buffer<Kept>& kept) const {
+    matrix<Scalar> m = matrix<Scalar>::Zero(rows(), cols());
+    if (!kept.empty()) layout_.for_each_place([&](index_t i, index_t place) { m.data()[i] = to_number(kept[place]); });
+    return m;
+  }
+
   std::array<index_t, 4> shape_{};
   std::size_t rank_ = 0;
   parameter_role role_ = parameter_role::weight;
   bool frozen_ = false;
   initial_values initial_;
-  buffer<Scalar> values_;
+  matrix_layout layout_;
+  buffer<Element> values_;
   buffer<Scalar> gradient_;
 };
 
@@ -120,8 +174,8 @@ struct ignore_parameters {
 
 template <typename T>
 inline constexpr bool is_parameter = false;
-template <typename Scalar>
-inline constexpr bool is_parameter<parameter<Scalar>> = true;
+template <typename Scalar, typename Element>
+inline constexpr bool is_parameter<parameter<Scalar, Element>> = true;
 
 }  // namespace detail
 
@@ -138,7 +192,8 @@ void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
     f(prefix, object);
   } else if constexpr (HasParameters<plain>) {
     plain::visit_parameters(object, [&](const auto& name, auto& part) {
-      for_each_parameter(part, f, prefix.empty() ? std::string(name) : prefix + '.' + name);
+      const std::string own(name);  // empty: the part is the whole of what bears the name before it
+      for_each_parameter(part, f, prefix.empty() ? own : own.empty() ? prefix : prefix + '.' + own);
     });
   }
 }

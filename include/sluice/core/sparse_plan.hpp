@@ -12,6 +12,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/routed_rows.hpp>
 #include <sluice/core/types.hpp>
 
 #include <concepts>
@@ -124,6 +125,11 @@ public:
     return input_scale_.span();
   }
   std::span<const Scalar> input_scales() const noexcept { return input_scale_.span(); }
+
+  /// What a bank needs to run the plan.
+  routed_rows<Scalar> routed() const noexcept {
+    return {offsets(), true, token_.data(), weight_.data(), has_input_scale_ ? input_scale_.data() : nullptr};
+  }
 
   /// The plan as a dense [T,E] matrix of weights: zero where token and expert do not meet.
   matrix<Scalar> dense_weights() const {

@@ -35,7 +35,7 @@ public:
       body(task);
 #endif
     };
-    const int threads = threads_ > 0 ? threads_ : omp_get_max_threads();
+    const int threads = static_cast<int>(concurrency());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (index_t task = 0; task < n; ++task) guarded(task);
 #if defined(__cpp_exceptions)
@@ -43,6 +43,14 @@ public:
 #endif
 #else
     for (index_t task = 0; task < n; ++task) body(task);
+#endif
+  }
+
+  index_t concurrency() const noexcept {
+#if defined(_OPENMP)
+    return threads_ > 0 ? threads_ : omp_get_max_threads();
+#else
+    return 1;
 #endif
   }
 

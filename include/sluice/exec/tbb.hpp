@@ -19,6 +19,8 @@ public:
     arena_.execute([&] { oneapi::tbb::parallel_for(index_t(0), n, [&](index_t task) { body(task); }); });
   }
 
+  index_t concurrency() const { return arena_.max_concurrency(); }
+
 private:
   oneapi::tbb::task_arena arena_;
 };

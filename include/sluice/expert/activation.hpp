@@ -8,7 +8,7 @@
 /// written for one number, they run number by number.
 #pragma once
 
-#include <sluice/core/types.hpp>
+#include <sluice/kernel/simd.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -124,6 +124,32 @@ private:
     return tanh(detail::constant<V>(scale) * (z + detail::constant<V>(cubic) * z * z * z));
   }
 };
+
+namespace detail {
+
+/// f on every lane: at once if f takes vectors, else number by number.
+template <typename Scalar, typename F>
+kernel::simd<Scalar> on_lanes(F f, const kernel::simd<Scalar>& z) {
+  if constexpr (requires { { f(z) } -> std::convertible_to<kernel::simd<Scalar>>; }) {
+    return f(z);
+  } else {
+    Scalar numbers[kernel::simd_width<Scalar>];
+    kernel::store<Scalar>(numbers, z);
+    for (Scalar& number : numbers) number = static_cast<Scalar>(f(number));
+    return kernel::load(numbers);
+  }
+}
+
+template <typename Phi, typename Scalar>
+kernel::simd<Scalar> value_of(const kernel::simd<Scalar>& z) {
+  return on_lanes<Scalar>([](auto v) -> decltype(Phi::value(v)) { return Phi::value(v); }, z);
+}
+template <typename Phi, typename Scalar>
+kernel::simd<Scalar> derivative_of(const kernel::simd<Scalar>& z) {
+  return on_lanes<Scalar>([](auto v) -> decltype(Phi::derivative(v)) { return Phi::derivative(v); }, z);
+}
+
+}  // namespace detail
 
 static_assert(Activation<relu, float> && Activation<silu, float> && Activation<gelu, double> && Activation<gelu_tanh, double>);
 

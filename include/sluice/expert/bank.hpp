@@ -2,14 +2,16 @@
 ///
 ///   rows of expert e: offsets[e] .. offsets[e+1] of x [n,D] and y [n,D']
 ///
-/// Tasks are (expert, block of rows), so a busy expert is shared by all threads and an expert without rows costs nothing.
-/// Backward of a splittable expert (one made of linear maps) is cut the same way, its parameter gradients by slices of the
-/// parameters; any other expert's backward is one task. Block borders depend on the loads only: equal bits for any thread
-/// count. Experts may differ in hidden width. An expert without rows adds nothing to its gradients.
+/// Experts made of linear maps (ffn, gated_ffn) run together through the kernels of expert/grouped_forward.hpp and
+/// grouped_backward.hpp, which also gather rows and add them up (forward_routed). Any other expert, yours too, is called with
+/// blocks of rows: tasks are (expert, block), its backward is one task. Either way a busy expert is shared by all threads, an
+/// expert without rows costs nothing and adds nothing to its gradients, and bits do not depend on the thread count.
+/// Experts may differ in hidden width.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/expert/grouped_backward.hpp>
 
 #include <algorithm>
 #include <string>
@@ -33,6 +35,27 @@ struct options_of_expert<Expert> {
 template <typename Expert>
 using options_of = typename options_of_expert<Expert>::type;
 
+/// Memory of a bank whose experts are called one by one.
+template <typename Scalar>
+struct block_memory {
+  struct block {
+    index_t expert;
+    index_t begin;
+    index_t end;
+  };
+  buffer<block> blocks;
+  matrix_buffer<Scalar> saved;
+};
+
+template <typename Expert>
+struct memory_of {
+  using type = block_memory<typename Expert::scalar>;
+};
+template <MadeOfLinearMaps Expert>
+struct memory_of<Expert> {
+  using type = grouped_memory<Expert>;
+};
+
 }  // namespace detail
 
 template <ExpertFunctor Expert>
@@ -41,15 +64,7 @@ public:
   using scalar = typename Expert::scalar;
   using expert_type = Expert;
 
-  struct block {
-    index_t expert;
-    index_t begin;
-    index_t end;
-  };
-  struct tape {
-    buffer<block> blocks;
-    matrix_buffer<scalar> saved;
-  };
+  using tape = typename detail::memory_of<Expert>::type;
 
   /// `count` experts, each built from the same arguments. Throws std::invalid_argument if count < 1.
   template <typename... Arguments>
@@ -82,6 +97,69 @@ public:
 
   void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
+    if constexpr (MadeOfLinearMaps<Expert>)
+      forward_routed(x, {.offsets = offsets}, y, t, executor);
+    else
+      forward_blocks(x, offsets, y, t, executor);
+  }
+
+  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
+                const executor_ref& executor)
+    requires DifferentiableExpert<Expert>
+  {
+    if constexpr (MadeOfLinearMaps<Expert>) {
+      dx.middleRows(offsets.front(), rows_end(offsets) - offsets.front()).setZero();
+      backward_routed(x, {.offsets = offsets}, dy, dx, t, nullptr, nullptr, executor);
+    } else {
+      backward_blocks(x, offsets, dy, dx, t, executor);
+    }
+  }
+
+  /// Dispatch, experts and combine in one: y is overwritten with the weighted sums of its tokens' experts.
+  void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
+                      const executor_ref& executor) const
+    requires MadeOfLinearMaps<Expert>
+  {
+    const auto expert_of = [this](index_t e) -> const Expert& { return expert(e); };
+    detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).run(x, y, expert_of);
+  }
+
+  /// For the last forward_routed with this tape and t.keep: adds into dx and the gradients, and writes for every row the
+  /// gradients of its weight and of its input scale where the pointers are not null.
+  void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                       tape& t, scalar* dweight, scalar* dinput_scale, const executor_ref& executor)
+    requires MadeOfTrainableMaps<Expert>
+  {
+    const auto expert_of = [this](index_t e) -> Expert& { return expert(e); };
+    detail::grouped_backward<Expert>(rows, expert_of, inputs(), outputs(), t, executor)
+        .run(x, dy, dx, dweight, dinput_scale, expert_of);
+  }
+
+  /// The same bank with the weights of its experts rounded to another storage.
+  template <WeightStorage Storage>
+  auto stored_as() const {
+    std::vector<decltype(expert(0).template stored_as<Storage>())> converted;
+    converted.reserve(experts_.size());
+    for (const Expert& e : experts_) converted.push_back(e.template stored_as<Storage>());
+    return expert_bank<typename decltype(converted)::value_type>(std::move(converted));
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Expert>)
+      for (std::size_t e = 0; e < self.experts_.size(); ++e) visit(std::to_string(e), self.experts_[e]);
+  }
+
+private:
+  using block = typename detail::block_memory<scalar>::block;
+
+  // Rows of one task: enough to repay handing it out, few enough to spread.
+  static constexpr index_t row_block = 32;
+
+  static index_t rows_end(std::span<const index_t> offsets) { return offsets.back(); }
+
+  void forward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+                      const executor_ref& executor) const {
     index_t columns = 0;
     for (const Expert& expert : experts_) columns = std::max<index_t>(columns, expert.saved_columns());
     t.saved.resize(rows_end(offsets) - offsets.front(), columns);
@@ -93,44 +171,15 @@ public:
     });
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
-                const executor_ref& executor)
-    requires DifferentiableExpert<Expert>
-  {
+  void backward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                       tape& t, const executor_ref& executor) {
     const auto rows = [](auto& m, const block& b) { return m.middleRows(b.begin, b.end - b.begin); };
-    if constexpr (SplittableExpert<Expert>) {
-      executor.parallel_for(t.blocks.size(), [&](index_t task) {
-        const block& b = t.blocks[task];
-        expert(b.expert).backward_inputs(rows(x, b), rows(dy, b), saved_rows(t, offsets, b), rows(dx, b));
-      });
-      cut(offsets, rows_end(offsets) + 1, t.blocks);  // one block an expert
-      executor.parallel_for(t.blocks.size() * parameter_parts, [&](index_t task) {
-        const block& b = t.blocks[task / parameter_parts];
-        expert(b.expert).backward_parameters(rows(x, b), rows(dy, b), saved_rows(t, offsets, b), task % parameter_parts,
-                                             parameter_parts);
-      });
-    } else {
-      cut(offsets, rows_end(offsets) + 1, t.blocks);
-      executor.parallel_for(t.blocks.size(), [&](index_t task) {
-        const block& b = t.blocks[task];
-        expert(b.expert).backward(rows(x, b), rows(dy, b), saved_rows(t, offsets, b), rows(dx, b));
-      });
-    }
+    cut(offsets, rows_end(offsets) + 1, t.blocks);  // one block an expert
+    executor.parallel_for(t.blocks.size(), [&](index_t task) {
+      const block& b = t.blocks[task];
+      expert(b.expert).backward(rows(x, b), rows(dy, b), saved_rows(t, offsets, b), rows(dx, b));
+    });
   }
-
-  template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    if constexpr (HasParameters<Expert>)
-      for (std::size_t e = 0; e < self.experts_.size(); ++e) visit(std::to_string(e), self.experts_[e]);
-  }
-
-private:
-  // Rows of one task: a block's activations should stay in the second-level cache beside a panel of weights.
-  static constexpr index_t row_block = 32;
-  // Slices of one expert's parameter gradients: enough to spread one busy expert over the threads of a large machine.
-  static constexpr index_t parameter_parts = 8;
-
-  static index_t rows_end(std::span<const index_t> offsets) { return offsets.back(); }
 
   void cut(std::span<const index_t> offsets, index_t size, buffer<block>& blocks) const {
     blocks.clear();

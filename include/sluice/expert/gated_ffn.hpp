@@ -5,21 +5,22 @@
 ///   dx = da W_gate + db W_up;  dW_gate += da^T x;  dW_up += db^T x;  dW_down += dy^T h
 ///
 /// swiglu, geglu and reglu are this with SiLU, GELU and ReLU. Biases and the hidden scale (ST-MoE's multiplicative bias,
-/// initially 1) are optional. NaN stays in its row. Shazeer 2020, arXiv:2002.05202.
+/// initially 1) are optional. Storage says how the three matrices are kept (kernel/storage.hpp). NaN stays in its row.
+/// Shazeer 2020, arXiv:2002.05202.
 #pragma once
 
-#include <sluice/core/concepts.hpp>
 #include <sluice/expert/activation.hpp>
-#include <sluice/kernel/linear.hpp>
-
-#include <cmath>
+#include <sluice/expert/grouped_alone.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, Activation<Scalar> Phi = silu>
-class gated_ffn {
+template <std::floating_point Scalar, Activation<Scalar> Phi = silu, WeightStorage Storage = full_precision<Scalar>>
+class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar, Storage> {
 public:
   using scalar = Scalar;
+  using storage = Storage;
+  using vector = kernel::simd<Scalar>;
+  static constexpr int first_maps = 2;  // gate and up meet in one register tile
   struct options {
     index_t outputs = 0;  ///< D'; 0 means D
     bool bias = false;
@@ -31,97 +32,72 @@ public:
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
-    const auto fan_in = [](index_t n) { return initial_values::normal(1 / std::sqrt(static_cast<double>(n))); };
-    gate_ = {{hidden, inputs}, parameter_role::weight, fan_in(inputs)};
-    up_ = {{hidden, inputs}, parameter_role::weight, fan_in(inputs)};
-    down_ = {{outputs, hidden}, parameter_role::weight, fan_in(hidden)};
+    gate_ = {hidden, inputs};
+    up_ = {hidden, inputs};
+    down_ = {outputs, hidden};
     if (has_bias_) {
-      gate_bias_ = {{hidden}, parameter_role::vector};
-      up_bias_ = {{hidden}, parameter_role::vector};
-      down_bias_ = {{outputs}, parameter_role::vector};
+      gate_bias_ = detail::vector_in_lanes<Scalar>(hidden);
+      up_bias_ = detail::vector_in_lanes<Scalar>(hidden);
+      down_bias_ = detail::vector_in_lanes<Scalar>(outputs);
     }
-    if (has_scale_) hidden_scale_ = {{hidden}, parameter_role::vector, initial_values::constant(1)};
+    if (has_scale_) hidden_scale_ = detail::vector_in_lanes<Scalar>(hidden, initial_values::constant(1));
   }
 
-  index_t inputs() const noexcept { return up_.cols(); }
-  index_t hidden() const noexcept { return up_.rows(); }
-  index_t outputs() const noexcept { return down_.rows(); }
-  /// a (then da), b (then db), h and dh (then dh phi(a) b) of a row.
-  index_t saved_columns() const noexcept { return 4 * hidden(); }
+  index_t inputs() const noexcept { return up_.inputs(); }
+  index_t hidden() const noexcept { return up_.outputs(); }
+  index_t outputs() const noexcept { return down_.outputs(); }
 
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tokens_out<Scalar> saved) const {
-    auto a = part_of(saved, 0);
-    auto b = part_of(saved, 1);
-    auto h = part_of(saved, 2);
-    linear_forward<Scalar>(x, gate_, a, {});
-    linear_forward<Scalar>(x, up_, b, {});
-    if (has_bias_) {
-      a.rowwise() += gate_bias_.map().col(0).transpose();
-      b.rowwise() += up_bias_.map().col(0).transpose();
-    }
-    for (index_t r = 0; r < x.rows(); ++r) {
-      kernel::transform(hidden(), [](auto g, auto u) -> decltype(Phi::value(g) * u) { return Phi::value(g) * u; }, &h(r, 0),
-                        &a(r, 0), &b(r, 0));
-      if (has_scale_) multiply(hidden_scale_.data(), &h(r, 0));
-    }
-    linear_forward<Scalar>(h, down_, y, {});
-    if (has_bias_) y.rowwise() += down_bias_.map().col(0).transpose();
-  }
-
-  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar> saved, tokens_out<Scalar> dx) {
-    backward_inputs(x, dy, saved, dx);
-    backward_parameters(x, dy, saved, 0, 1);
-  }
-
-  void backward_inputs(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar> saved, tokens_out<Scalar> dx) const {
-    auto a = part_of(saved, 0);
-    auto b = part_of(saved, 1);
-    auto dh = part_of(saved, 3);
-    linear_backward_inputs<Scalar>(down_, dy, dh, {}, kernel::write::replace);
-    for (index_t r = 0; r < x.rows(); ++r) {
-      Scalar* da = &a(r, 0);
-      Scalar* db = &b(r, 0);
-      for (index_t j = 0; j < hidden(); ++j) {
-        const Scalar activated = Phi::value(da[j]);
-        const Scalar slope = Phi::derivative(da[j]);
-        const Scalar factor = has_scale_ ? hidden_scale_.data()[j] : Scalar(1);
-        const Scalar upstream = dh(r, j);
-        dh(r, j) = upstream * activated * db[j];  // the gradient of the hidden scale from here on
-        da[j] = upstream * factor * db[j] * slope;
-        db[j] = upstream * factor * activated;
-      }
-    }
-    linear_backward_inputs<Scalar>(gate_, a, dx, {}, kernel::write::replace);
-    linear_backward_inputs<Scalar>(up_, b, dx, {});
-  }
-
-  /// Adds the gradients of slice `part` of `parts` of the parameters.
-  void backward_parameters(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_in<Scalar> saved, index_t part, index_t parts) {
-    const auto da = saved.leftCols(hidden());
-    const auto db = saved.middleCols(hidden(), hidden());
-    const auto h = saved.middleCols(2 * hidden(), hidden());
-    const auto slice = [&](index_t rows, index_t i) { return rows * i / parts; };
-    const index_t begin = slice(hidden(), part);
-    const index_t end = slice(hidden(), part + 1);
-    linear_backward_weight<Scalar>(h, down_, dy, slice(outputs(), part), slice(outputs(), part + 1));
-    linear_backward_weight<Scalar>(x, gate_, da, begin, end);
-    linear_backward_weight<Scalar>(x, up_, db, begin, end);
-    if (part != 0) return;
-    if (has_bias_) {
-      add_column_sums<Scalar>(da, gate_bias_.gradient());
-      add_column_sums<Scalar>(db, up_bias_.gradient());
-      add_column_sums<Scalar>(dy, down_bias_.gradient());
-    }
-    if (has_scale_) add_column_sums<Scalar>(saved.rightCols(hidden()), hidden_scale_.gradient());
-  }
-
-  parameter<Scalar>& gate() noexcept { return gate_; }
-  parameter<Scalar>& up() noexcept { return up_; }
-  parameter<Scalar>& down() noexcept { return down_; }
+  auto& gate() noexcept { return gate_.weight(); }
+  auto& up() noexcept { return up_.weight(); }
+  auto& down() noexcept { return down_.weight(); }
   parameter<Scalar>& gate_bias() noexcept { return gate_bias_; }
   parameter<Scalar>& up_bias() noexcept { return up_bias_; }
   parameter<Scalar>& down_bias() noexcept { return down_bias_; }
   parameter<Scalar>& hidden_scale() noexcept { return hidden_scale_; }
+
+  /// The same expert with its weights rounded to another storage.
+  template <WeightStorage Other>
+  gated_ffn<Scalar, Phi, Other> stored_as() const {
+    gated_ffn<Scalar, Phi, Other> other(inputs(), hidden(),
+                                        {.outputs = outputs(), .bias = has_bias_, .hidden_scale = has_scale_});
+    other.gate_ = gate_.template stored_as<Other>();
+    other.up_ = up_.template stored_as<Other>();
+    other.down_ = down_.template stored_as<Other>();
+    other.gate_bias_ = gate_bias_;
+    other.up_bias_ = up_bias_;
+    other.down_bias_ = down_bias_;
+    other.hidden_scale_ = hidden_scale_;
+    return other;
+  }
+
+  // ---- what a bank runs (expert/grouped_forward.hpp) ----------------------------------------------------------------------
+
+  const linear_map<Storage>& first_map(int i) const noexcept { return i == 0 ? gate_ : up_; }
+  linear_map<Storage>& first_map(int i) noexcept { return i == 0 ? gate_ : up_; }
+  const linear_map<Storage>& last_map() const noexcept { return down_; }
+  linear_map<Storage>& last_map() noexcept { return down_; }
+  const Scalar* output_bias() const noexcept { return has_bias_ ? down_bias_.data() : nullptr; }
+  Scalar* output_bias_gradient() { return has_bias_ ? down_bias_.gradient().data() : nullptr; }
+
+  vector activate(index_t column, const std::array<vector, 2>& z) const {
+    const vector h = detail::value_of<Phi, Scalar>(with_bias(gate_bias_, column, z[0])) * with_bias(up_bias_, column, z[1]);
+    return has_scale_ ? h * kernel::load(hidden_scale_.data() + column) : h;
+  }
+  void activate_backward(index_t column, std::array<vector, 2>& z, const vector& dh) {
+    const vector a = with_bias(gate_bias_, column, z[0]);
+    const vector b = with_bias(up_bias_, column, z[1]);
+    const vector activated = detail::value_of<Phi, Scalar>(a);
+    vector upstream = dh;
+    if (has_scale_) {
+      detail::add_lanes<Scalar>(hidden_scale_.gradient().data() + column, dh * activated * b);
+      upstream = dh * kernel::load(hidden_scale_.data() + column);
+    }
+    z[0] = upstream * b * detail::derivative_of<Phi, Scalar>(a);
+    z[1] = upstream * activated;
+    if (!has_bias_) return;
+    detail::add_lanes<Scalar>(gate_bias_.gradient().data() + column, z[0]);
+    detail::add_lanes<Scalar>(up_bias_.gradient().data() + column, z[1]);
+  }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
@@ -137,24 +113,27 @@ public:
   }
 
 private:
-  auto part_of(tokens_out<Scalar>& saved, index_t part) const { return saved.middleCols(part * hidden(), hidden()); }
+  template <std::floating_point S, Activation<S> P, WeightStorage W>
+  friend class gated_ffn;
 
-  void multiply(const Scalar* factors, Scalar* row) const {
-    for (index_t j = 0; j < hidden(); ++j) row[j] *= factors[j];
+  vector with_bias(const parameter<Scalar>& bias, index_t column, const vector& z) const {
+    return has_bias_ ? z + kernel::load(bias.data() + column) : z;
   }
 
   bool has_bias_;
   bool has_scale_;
-  parameter<Scalar> gate_, up_, down_, gate_bias_, up_bias_, down_bias_, hidden_scale_;
+  linear_map<Storage> gate_, up_, down_;
+  parameter<Scalar> gate_bias_, up_bias_, down_bias_, hidden_scale_;
 };
 
-template <std::floating_point Scalar>
-using swiglu = gated_ffn<Scalar, silu>;
-template <std::floating_point Scalar>
-using geglu = gated_ffn<Scalar, gelu>;
-template <std::floating_point Scalar>
-using reglu = gated_ffn<Scalar, relu>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using swiglu = gated_ffn<Scalar, silu, Storage>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using geglu = gated_ffn<Scalar, gelu, Storage>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using reglu = gated_ffn<Scalar, relu, Storage>;
 
-static_assert(SplittableExpert<swiglu<float>>);
+static_assert(MadeOfLinearMaps<swiglu<float>> && DifferentiableExpert<swiglu<float>>);
+static_assert(ExpertFunctor<swiglu<float, bfloat16_storage>> && !DifferentiableExpert<swiglu<float, bfloat16_storage>>);
 
 }  // namespace sluice::inline SLUICE_ISA

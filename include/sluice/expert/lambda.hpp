@@ -1,13 +1,13 @@
 /// A function of your own as an expert.
 ///
-///   auto expert = make_expert<float>(64, 64, [w](auto x, auto y) { y = x * w.transpose(); },               // forward
-///                                            [w](auto, auto dy, auto dx) { dx = dy * w; });                // backward, optional
+///   auto expert = make_expert<float>(64, 64, [w](auto x, auto y) { y = x * w.transpose(); },    // forward
+///                                            [w](auto, auto dy, auto dx) { dx = dy * w; });     // backward, optional
 ///   expert_bank bank(8, expert);
 ///
-/// forward(x, y) fills y [n,D'] from x [n,D]; backward(x, dy, dx) fills dx [n,D]. x and dy are tokens_in<Scalar>, y and dx
-/// tokens_out<Scalar>; n may be 0. Each row must depend on its own input row only. The function is called as const, possibly
-/// from several threads at once. Without backward the expert is for inference: a layer that holds it has no backward.
-/// An expert with parameters of its own is a struct; see examples/own_expert.cpp.
+/// forward(x, y) fills y [n,D'] from x [n,D]; backward(x, dy, dx) fills dx [n,D]. x and dy are tokens_in<Scalar>, y and
+/// dx tokens_out<Scalar>; n may be 0. Each row must depend on its own input row only. The function is called as const,
+/// possibly from several threads at once. Without backward the expert is for inference: a layer that holds it has no
+/// backward. An expert with parameters of its own is a struct; see examples/own_expert.cpp.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -23,10 +23,12 @@ struct no_backward {};
 template <std::floating_point Scalar, typename Forward, typename Backward = no_backward>
 class lambda_expert {
   static_assert(std::invocable<const Forward&, tokens_in<Scalar>, tokens_out<Scalar>>,
-                "sluice: make_expert needs a forward function (tokens_in<scalar> x, tokens_out<scalar> y) that is callable as const");
+                "sluice: make_expert needs a forward function (tokens_in<scalar> x, tokens_out<scalar> y) that is "
+                "callable as const");
   static_assert(std::same_as<Backward, no_backward> ||
                     std::invocable<const Backward&, tokens_in<Scalar>, tokens_in<Scalar>, tokens_out<Scalar>>,
-                "sluice: make_expert needs a backward function (tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> dx) "
+                "sluice: make_expert needs a backward function (tokens_in<scalar> x, tokens_in<scalar> dy, "
+                "tokens_out<scalar> dx) "
                 "that is callable as const");
 
 public:
@@ -63,7 +65,8 @@ lambda_expert<Scalar, Forward> make_expert(index_t inputs, index_t outputs, Forw
 }
 
 template <std::floating_point Scalar, typename Forward, typename Backward>
-lambda_expert<Scalar, Forward, Backward> make_expert(index_t inputs, index_t outputs, Forward forward, Backward backward) {
+lambda_expert<Scalar, Forward, Backward> make_expert(index_t inputs, index_t outputs, Forward forward,
+                                                     Backward backward) {
   return {inputs, outputs, std::move(forward), std::move(backward)};
 }
 

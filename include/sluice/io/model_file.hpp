@@ -3,8 +3,8 @@
 ///   sluice::save(layer, "layer.safetensors", {{"steps", "400"}});
 ///   sluice::load(layer, "layer.safetensors");
 ///
-/// The model is anything whose parameters can be visited (core/parameter.hpp); float is stored as F32, double as F64, and
-/// F16, BF16, F32 and F64 are loaded into either. Loading is strict: every parameter must be in the file, with its shape
+/// The model is anything whose parameters can be visited (core/parameter.hpp); float is stored as F32, double as F64,
+/// sixteen-bit weights as BF16 or F16, row-major whatever their layout in memory. F16, BF16, F32 and F64 are loaded into any. Loading is strict: every parameter must be in the file, with its shape
 /// and a floating-point type, and every tensor of the file must belong to a parameter or be named as ignored. Otherwise
 /// one file_error lists what is missing, what differs and what is left over. A load that throws has changed nothing.
 /// With a prefix, several models share a file: names become "prefix.name", and other tensors are not looked at.
@@ -20,8 +20,11 @@
 #include <sluice/io/tensor_info.hpp>
 
 #include <algorithm>
+#include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -65,15 +68,52 @@ private:
 struct pending_copy {
   const tensor_info* from;
   void* to;
-  std::size_t count;
   void (*run)(const pending_copy&) noexcept;
 };
 
-template <typename Scalar>
-pending_copy make_copy(const tensor_info& from, std::span<Scalar> to) {
-  return {&from, to.data(), to.size(), [](const pending_copy& c) noexcept {
-            safetensors_reader::copy<Scalar>(*c.from, std::span<Scalar>(static_cast<Scalar*>(c.to), c.count));
+/// f(first, numbers) for consecutive pieces of `count` numbers.
+template <typename Scalar, typename F>
+void for_each_piece(index_t count, F&& f) noexcept {
+  std::array<Scalar, 1024> numbers;
+  for (index_t first = 0; first < count; first += static_cast<index_t>(numbers.size()))
+    f(first, std::span(numbers).first(std::min(numbers.size(), static_cast<std::size_t>(count - first))));
+}
+
+template <typename Parameter>
+pending_copy make_copy(const tensor_info& from, Parameter& to) {
+  return {&from, &to, [](const pending_copy& c) noexcept {
+            using scalar = typename Parameter::scalar;
+            auto& p = *static_cast<Parameter*>(c.to);
+            if constexpr (Parameter::is_trainable)
+              if (p.layout().is_row_major()) {
+                safetensors_reader::copy<scalar>(*c.from, p.value().first(static_cast<std::size_t>(p.size())));
+                return;
+              }
+            for_each_piece<scalar>(p.size(), [&](index_t first, std::span<scalar> piece) {
+              safetensors_reader::copy<scalar>(*c.from, static_cast<std::size_t>(first), piece);
+              for (std::size_t i = 0; i < piece.size(); ++i)
+                p.data()[p.place(first + static_cast<index_t>(i))] = to_element<typename Parameter::element>(piece[i]);
+            });
           }};
+}
+
+/// Elements first .. of a parameter in row-major order, as the file has them.
+template <typename Parameter>
+void read_parameter(const void* object, std::size_t first, std::span<std::byte> bytes) {
+  using element = typename Parameter::element;
+  const auto& p = *static_cast<const Parameter*>(object);
+  for (std::size_t i = 0; i < bytes.size() / sizeof(element); ++i)
+    std::memcpy(bytes.data() + i * sizeof(element), &p.data()[p.place(static_cast<index_t>(first + i))], sizeof(element));
+}
+
+template <typename Element>
+constexpr data_type file_type_of() {
+  if constexpr (std::same_as<Element, bfloat16>)
+    return data_type::bf16;
+  else if constexpr (std::same_as<Element, float16>)
+    return data_type::f16;
+  else
+    return data_type_of<Element>;
 }
 
 }  // namespace detail
@@ -84,7 +124,10 @@ void add_parameters(safetensors_writer& file, const Model& model, const std::str
   for_each_parameter(
       model,
       [&file](const std::string& name, const auto& p) {
-        file.add(name, std::vector<std::int64_t>(p.shape().begin(), p.shape().end()), p.value());
+        using parameter_type = std::remove_cvref_t<decltype(p)>;
+        file.add(name, std::vector<std::int64_t>(p.shape().begin(), p.shape().end()),
+                 detail::file_type_of<typename parameter_type::element>(),
+                 safetensors_writer::source{&p, &detail::read_parameter<parameter_type>});
       },
       prefix);
 }
@@ -97,7 +140,7 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
   std::vector<detail::pending_copy> copies;
   for_each_parameter(
       model,
-      [&]<typename Scalar>(const std::string& name, parameter<Scalar>& p) {
+      [&]<typename Scalar, typename Element>(const std::string& name, parameter<Scalar, Element>& p) {
         if (!known.insert(name).second) {
           problems.add("ambiguous", name, "the model has two parameters of this name");
           return;
@@ -113,9 +156,9 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
               "shape is " + detail::shape_text(tensor->shape) + ", the model needs " + detail::shape_text(p.shape()));
           return;
         }
-        const std::string obstacle = safetensors_reader::obstacle<Scalar>(*tensor, p.value().size());
+        const std::string obstacle = safetensors_reader::obstacle<Scalar>(*tensor, static_cast<std::size_t>(p.size()));
         if (!obstacle.empty()) problems.add("different", name, obstacle);
-        copies.push_back(detail::make_copy(*tensor, p.value()));
+        copies.push_back(detail::make_copy(*tensor, p));
       },
       options.prefix);
 

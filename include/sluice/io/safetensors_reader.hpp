@@ -8,6 +8,7 @@
 /// passed on. Errors are file_error; a read that throws has written nothing. Const calls may run in parallel.
 #pragma once
 
+#include <sluice/core/half.hpp>
 #include <sluice/core/isa.hpp>
 #include <sluice/io/data_type.hpp>
 #include <sluice/io/element_conversion.hpp>
@@ -67,7 +68,13 @@ public:
 
   /// What read<T> does once there is no obstacle.
   template <StorableValue T>
-  static void copy(const tensor_info& tensor, std::span<T> out) noexcept;
+  static void copy(const tensor_info& tensor, std::span<T> out) noexcept {
+    copy(tensor, 0, out);
+  }
+
+  /// The same for the elements from `first` on, as many as `out` takes.
+  template <StorableValue T>
+  static void copy(const tensor_info& tensor, std::size_t first, std::span<T> out) noexcept;
 
   /// Copies the tensor into `out`, whose size must be the number of its elements.
   template <StorableValue T>
@@ -121,24 +128,26 @@ std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t 
 }
 
 template <StorableValue T>
-void safetensors_reader::copy(const tensor_info& tensor, std::span<T> out) noexcept {
+void safetensors_reader::copy(const tensor_info& tensor, std::size_t first, std::span<T> out) noexcept {
   if (out.empty()) return;
+  const std::size_t size = size_of(tensor.dtype);
+  const std::span<const std::byte> bytes = tensor.bytes.subspan(first * size, out.size() * size);
   if (tensor.dtype == data_type_of<T>) {
-    std::memcpy(out.data(), tensor.bytes.data(), tensor.bytes.size());
+    std::memcpy(out.data(), bytes.data(), bytes.size());
     return;
   }
   if constexpr (std::floating_point<T>) {
     const auto unchanged = [](auto value) { return value; };
     if (tensor.dtype == data_type::f16)
-      detail::convert_elements<std::uint16_t>(tensor.bytes, out, detail::float_from_half);
+      detail::convert_elements<float16>(bytes, out, [](float16 value) { return to_float(value); });
     else if (tensor.dtype == data_type::bf16)
-      detail::convert_elements<std::uint16_t>(tensor.bytes, out, detail::float_from_bfloat16);
+      detail::convert_elements<bfloat16>(bytes, out, [](bfloat16 value) { return to_float(value); });
     else if (tensor.dtype == data_type::f32)
-      detail::convert_elements<float>(tensor.bytes, out, unchanged);
+      detail::convert_elements<float>(bytes, out, unchanged);
     else
-      detail::convert_elements<double>(tensor.bytes, out, unchanged);
+      detail::convert_elements<double>(bytes, out, unchanged);
   } else if constexpr (data_type_of<T> == data_type::i64) {
-    detail::convert_elements<std::int32_t>(tensor.bytes, out, [](std::int32_t value) { return value; });
+    detail::convert_elements<std::int32_t>(bytes, out, [](std::int32_t value) { return value; });
   }
 }
 

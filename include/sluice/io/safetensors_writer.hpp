@@ -19,6 +19,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -63,6 +65,14 @@ public:
   void add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
            std::span<const std::byte> bytes);
 
+  /// The same from a source that hands out the bytes piece by piece: read(object, first element, bytes of whole elements).
+  /// For arrays that lie in memory otherwise than in the file. The object must live until save.
+  struct source {
+    const void* object;
+    void (*read)(const void* object, std::size_t first, std::span<std::byte> bytes);
+  };
+  void add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type, source from);
+
   void save(const std::filesystem::path& path) const {
     atomic_file file(path);
     emit([&file](std::span<const std::byte> bytes) { file.write(bytes); });
@@ -81,8 +91,13 @@ private:
     std::string quoted_name;
     std::vector<std::int64_t> shape;
     data_type type;
-    std::span<const std::byte> bytes;
+    std::uint64_t size;                ///< in bytes
+    std::span<const std::byte> bytes;  ///< empty if there is a source
+    std::optional<source> from;
   };
+
+  void add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
+           std::optional<std::uint64_t> given_bytes, std::span<const std::byte> bytes, std::optional<source> from);
 
   /// The text as a JSON string.
   static std::string quoted(const std::string& text, const std::string& what) {
@@ -110,7 +125,15 @@ private:
     const std::uint64_t length = text.size();
     sink(std::as_bytes(std::span<const std::uint64_t>(&length, 1)));
     sink(std::as_bytes(std::span<const char>(text)));
-    for_each_entry([&sink](const entry& tensor) { sink(tensor.bytes); });
+    for_each_entry([&sink](const entry& tensor) {
+      if (!tensor.from) return sink(tensor.bytes);
+      std::array<std::byte, 16384> piece;
+      for (std::uint64_t begin = 0; begin < tensor.size; begin += piece.size()) {
+        const auto bytes = std::span(piece).first(std::min<std::uint64_t>(piece.size(), tensor.size - begin));
+        tensor.from->read(tensor.from->object, begin / size_of(tensor.type), bytes);
+        sink(std::span<const std::byte>(bytes));
+      }
+    });
   }
 
   std::map<std::string, std::string> metadata_;  // both as JSON strings
@@ -120,6 +143,17 @@ private:
 
 inline void safetensors_writer::add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
                                     std::span<const std::byte> bytes) {
+  add(name, shape, type, bytes.size(), bytes, std::nullopt);
+}
+
+inline void safetensors_writer::add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
+                                    source from) {
+  add(name, shape, type, std::nullopt, {}, from);
+}
+
+inline void safetensors_writer::add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
+                                    std::optional<std::uint64_t> given_bytes, std::span<const std::byte> bytes,
+                                    std::optional<source> from) {
   const auto refuse = [&name](const std::string& reason) {
     throw std::invalid_argument("sluice::safetensors_writer: tensor \"" + detail::printable(name) + "\" " + reason);
   };
@@ -129,12 +163,12 @@ inline void safetensors_writer::add(const std::string& name, const std::vector<s
     refuse("has " + std::to_string(shape.size()) + " dimensions, at most " + std::to_string(detail::most_dimensions));
   const std::optional<std::uint64_t> need = detail::checked_byte_count(shape, size_of(type));
   if (!need) refuse("has the impossible shape " + detail::shape_text(shape));
-  if (*need != bytes.size())
+  if (given_bytes && *need != *given_bytes)
     refuse("of shape " + detail::shape_text(shape) + " needs " + std::to_string(*need) + " bytes, is given " +
-           std::to_string(bytes.size()));
+           std::to_string(*given_bytes));
 
   std::set<std::string> staged{name};
-  tensors_.push_back({quoted(name, "tensor name"), shape, type, bytes});
+  tensors_.push_back({quoted(name, "tensor name"), shape, type, *need, bytes, from});
   names_.merge(staged);  // hands the node over and cannot throw, so a failed add changes nothing
 }
 
@@ -153,7 +187,7 @@ inline std::string safetensors_writer::header() const {
   }
   std::uint64_t begin = 0;
   for_each_entry([&](const entry& tensor) {
-    const std::uint64_t end = begin + tensor.bytes.size();
+    const std::uint64_t end = begin + tensor.size;
     next();
     text += tensor.quoted_name + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i) {

@@ -25,6 +25,19 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+/// Tells the memory of a bank whether a backward call will follow, if it cares.
+template <typename Tape>
+void keep_for_backward(Tape& tape, bool keep) {
+  if constexpr (requires { tape.keep = keep; })
+    tape.keep = keep;
+  else if constexpr (requires { tape.banks; })
+    std::apply([keep](auto&... bank) { (keep_for_backward(bank, keep), ...); }, tape.banks);
+}
+
+}  // namespace detail
+
 template <RouterPolicy Router, ExpertBank Experts, AuxiliaryLoss<Router>... Losses>
 class moe_layer {
   static_assert(std::same_as<typename Router::scalar, typename Experts::scalar>,
@@ -35,14 +48,16 @@ public:
   using plan_type = typename Router::plan;
   using context_type = routing_context<scalar>;
   static constexpr bool causal = is_causal<Router>;
+  /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart.
+  static constexpr bool fused = RoutedBank<Experts> && std::same_as<plan_type, sparse_plan<scalar>> && !WeighsAfterExperts<Router>;
 
   /// What a forward call needs besides x and y. One per thread; keeps its memory.
   struct workspace {
     plan_type plan;
     typename Router::tape router;
     typename Experts::tape experts;
-    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert
-    matrix_buffer<scalar> outputs;  ///< experts' outputs
+    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; empty if the bank gathers them itself
+    matrix_buffer<scalar> outputs;  ///< experts' outputs; empty if the bank adds them up itself
     routing_statistics statistics;  ///< since the last clear()
   };
 
@@ -79,7 +94,7 @@ public:
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
     check_shapes(x, y, context);
     router_.route(x, context, ws.plan, ws.router);
-    apply(x, y, ws, context);
+    apply(x, y, ws, context, false);
   }
 
   /// Training, with training = true and everything else of the context left out.
@@ -98,7 +113,8 @@ public:
     // Whatever padding holds, even NaN, it must not reach the sums over tokens of the backward pass.
     for (index_t token = 0; token < x.rows(); ++token)
       if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
-    forward(t.x.map(), y, static_cast<workspace&>(t), context);
+    router_.route(t.x.map(), context, t.plan, t.router);
+    apply(t.x.map(), y, t, context, true);
     if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); }) t.router.dsignals.zero_like(t.router.signals);
     evaluate_losses(t, std::index_sequence_for<Losses...>{});
   }
@@ -106,7 +122,7 @@ public:
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
     check_shapes(x, y, context);
-    apply(x, y, ws, context);
+    apply(x, y, ws, context, false);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
@@ -118,14 +134,21 @@ public:
                     dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
     const executor_ref& executor = t.context.executor;
     ensure_gradients(*this);
-    t.doutputs.resize(t.plan.rows(), outputs());
-    t.drows.resize(t.plan.rows(), inputs());
-    combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
-    if constexpr (WeighsAfterExperts<Router>)
-      router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
-    experts_.backward(t.rows.map(), t.plan.offsets(), t.doutputs.map(), t.drows.map(), t.experts, executor);
     dx.setZero();
-    dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
+    if constexpr (fused) {
+      t.dplan.weight.resize(t.plan.size());
+      t.dplan.input_scale.resize(t.plan.has_input_scale() ? t.plan.size() : 0);
+      experts_.backward_routed(t.x.map(), t.plan.routed(), dy, dx, t.experts, t.dplan.weight.data(),
+                               t.plan.has_input_scale() ? t.dplan.input_scale.data() : nullptr, executor);
+    } else {
+      t.doutputs.resize(t.plan.rows(), outputs());
+      t.drows.resize(t.plan.rows(), inputs());
+      combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
+      if constexpr (WeighsAfterExperts<Router>)
+        router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
+      experts_.backward(t.rows.map(), t.plan.offsets(), t.doutputs.map(), t.drows.map(), t.experts, executor);
+      dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
+    }
     router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
   }
 
@@ -161,16 +184,22 @@ private:
     check_context(context, x.rows());
   }
 
-  void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context) const {
+  void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
     if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
       throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ", x.rows(),
                     " and ", experts());
-    ws.rows.resize(ws.plan.rows(), inputs());
-    ws.outputs.resize(ws.plan.rows(), outputs());
-    dispatch(ws.plan, x, ws.rows.map(), context.executor);
-    experts_.forward(ws.rows.map(), ws.plan.offsets(), ws.outputs.map(), ws.experts, context.executor);
-    if constexpr (WeighsAfterExperts<Router>) router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
-    combine(ws.plan, ws.outputs.map(), y, context.executor);
+    detail::keep_for_backward(ws.experts, keep);
+    if constexpr (fused) {
+      experts_.forward_routed(x, ws.plan.routed(), y, ws.experts, context.executor);
+      detail::write_invalid<scalar>(ws.plan, y);
+    } else {
+      ws.rows.resize(ws.plan.rows(), inputs());
+      ws.outputs.resize(ws.plan.rows(), outputs());
+      dispatch(ws.plan, x, ws.rows.map(), context.executor);
+      experts_.forward(ws.rows.map(), ws.plan.offsets(), ws.outputs.map(), ws.experts, context.executor);
+      if constexpr (WeighsAfterExperts<Router>) router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
+      combine(ws.plan, ws.outputs.map(), y, context.executor);
+    }
     index_t padding = 0;
     for (index_t t = 0; t < x.rows(); ++t) padding += context.is_padding(t);
     ws.statistics.count(ws.plan, padding);

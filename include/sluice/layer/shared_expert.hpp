@@ -7,10 +7,10 @@
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}};
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}, gated};
 ///
-/// It has the calls of moe_layer, so wrappers nest; the inner layer's workspace is workspace.layer. Padding tokens pass neither
-/// part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a workspace a thread,
-/// and allocates nothing once warm. Equal bits for every executor and thread count.
-/// Dai et al. 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
+/// It has the calls of moe_layer, so wrappers nest; the inner layer's workspace is workspace.layer. Padding tokens pass
+/// neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a
+/// workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread count. Dai et al.
+/// 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
 #pragma once
 
 #include <sluice/expert/bank.hpp>
@@ -25,10 +25,17 @@ namespace sluice::inline SLUICE_ISA {
 /// moe_layer and the wrappers around it: what a wrapper may wrap.
 template <typename L>
 concept MixtureLayer = HasScalar<L> && HasInputs<L> && HasOutputs<L> &&
-    requires(const L& layer, tokens_in<typename L::scalar> x, tokens_out<typename L::scalar> y, typename L::workspace& workspace,
-             typename L::tape& tape, const typename L::context_type& context) {
+    requires(const L& layer, tokens_in<typename L::scalar> x, tokens_out<typename L::scalar> y,
+             typename L::workspace& workspace, typename L::tape& tape, const typename L::context_type& context) {
       layer.forward(x, y, workspace, context);
       layer.forward(x, y, tape, context);
+    };
+
+template <typename L>
+concept TrainableLayer = MixtureLayer<L> &&
+    requires(L& layer, tokens_in<typename L::scalar> dy, tokens_out<typename L::scalar> dx, typename L::tape& tape) {
+      layer.backward(dy, dx, tape);
+      layer.after_step(tape);
     };
 
 struct gated_tag {};
@@ -71,10 +78,12 @@ public:
   /// Throws std::invalid_argument if the expert's widths are not the layer's.
   explicit shared_expert_layer(Layer layer, Expert shared) : layer_(std::move(layer)), shared_(1, std::move(shared)) {
     if (shared_.inputs() != layer_.inputs() || shared_.outputs() != layer_.outputs())
-      throw_invalid("the layer maps ", layer_.inputs(), " -> ", layer_.outputs(), ", its shared expert ", shared_.inputs(), " -> ",
-                    shared_.outputs());
+      throw_invalid("the layer maps ", layer_.inputs(), " -> ", layer_.outputs(), ", its shared expert ",
+                    shared_.inputs(), " -> ", shared_.outputs());
     if constexpr (Gated)
-      gate_ = {{1, inputs()}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs())))};
+      gate_ = {{1, inputs()},
+               parameter_role::weight,
+               initial_values::normal(1 / std::sqrt(static_cast<double>(inputs())))};
   }
   shared_expert_layer(Layer layer, Expert shared, gated_tag)
     requires Gated
@@ -103,16 +112,15 @@ public:
   }
 
   /// Runs the inner layer on the plan in ws.layer.
-  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const
-    requires requires(const Layer& layer) { layer.forward_planned(x, y, ws.layer, context); }
-  {
+  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
+                       const context_type& context = {}) const {
     layer_.forward_planned(x, y, ws.layer, context);
     add_shared(x, y, ws.shared, context);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires DifferentiableExpert<Expert> && requires(Layer& layer) { layer.backward(dy, dx, t.layer); }
+    requires TrainableLayer<Layer> && DifferentiableExpert<Expert>
   {
     layer_.backward(dy, dx, t.layer);
     const shared_rows& rows = t.shared;
@@ -129,7 +137,8 @@ public:
     detail::for_each_unnamed_parameter(shared_, [](auto& p) { p.ensure_gradient(); });
     shared_.backward(rows.x.map(), offsets(n), t.doutputs.map(), t.drows.map(), t.shared.expert, t.executor);
     if constexpr (Gated) linear_backward(rows.x.map(), gate_, t.dgate.map(), t.drows.map(), t.executor);
-    for_rows(n, t.executor, [&](index_t i) { kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), inputs()); });
+    for_rows(n, t.executor,
+             [&](index_t i) { kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), inputs()); });
   }
 
   void after_step(tape& t) { layer_.after_step(t.layer); }
@@ -174,11 +183,13 @@ private:
     rows.x.resize(n, inputs());
     rows.outputs.resize(n, outputs());
     rows.gate.resize(Gated ? n : 0, 1);
-    for_rows(n, context.executor, [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), inputs()); });
+    for_rows(n, context.executor,
+             [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), inputs()); });
     shared_.forward(rows.x.map(), offsets(n), rows.outputs.map(), rows.expert, context.executor);
     for_rows(n, context.executor, [&](index_t i) {
       scalar s = 1;
-      if constexpr (Gated) s = rows.gate(i, 0) = 1 / (1 + std::exp(-kernel::dot(gate_.data(), rows.x.row(i), inputs())));
+      if constexpr (Gated)
+        s = rows.gate(i, 0) = 1 / (1 + std::exp(-kernel::dot(gate_.data(), rows.x.row(i), inputs())));
       kernel::add_scaled(s, rows.outputs.row(i), row_of(y, rows.tokens[i]), outputs());
     });
   }

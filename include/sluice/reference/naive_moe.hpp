@@ -4,9 +4,10 @@
 ///   Z = Disp^T X  [S,D]      U[s] = f_expert[s](Z[s])  [S,D']      Y = Comb U  [T,D']
 ///   dU = Comb^T dY      dComb = dY U^T      dZ[s] = f'(Z[s])^T dU[s]      dX = Disp dZ      dDisp = X dZ^T
 ///
-/// A sparse plan has one column an assignment, in plan order: Disp holds its input scale, Comb its weight, so dComb(token(i), i)
-/// is the gradient of weight i. A soft plan has one column a slot and group. Token and column that do not meet (zero in both
-/// matrices) are left out of sums, so NaN stays where it is. Invalid tokens meet nothing and get NaN. Slow on purpose.
+/// A sparse plan has one column an assignment, in plan order: Disp holds its input scale, Comb its weight, so
+/// dComb(token(i), i) is the gradient of weight i. A soft plan has one column a slot and group. Token and column that
+/// do not meet (zero in both matrices) are left out of sums, so NaN stays where it is. Invalid tokens meet nothing and
+/// get NaN. Slow on purpose.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -53,7 +54,8 @@ dense_plan<Scalar> write_out(const soft_plan<Scalar>& plan) {
   dense.expert.resize(static_cast<std::size_t>(plan.rows()));
   dense.invalid.assign(plan.invalid_tokens().begin(), plan.invalid_tokens().end());
   for (index_t g = 0; g < static_cast<index_t>(plan.groups().size()); ++g)
-    for (index_t s = 0; s < plan.slots(); ++s) dense.expert[static_cast<std::size_t>(plan.row(g, s))] = s / plan.slots_per_expert();
+    for (index_t s = 0; s < plan.slots(); ++s)
+      dense.expert[static_cast<std::size_t>(plan.row(g, s))] = s / plan.slots_per_expert();
   for (index_t t = 0; t < plan.tokens(); ++t) {
     if (std::find(dense.invalid.begin(), dense.invalid.end(), t) != dense.invalid.end()) continue;
     for (index_t s = 0; s < plan.slots(); ++s) {
@@ -92,7 +94,8 @@ struct backward_result {
 
 /// y for a plan, a bank of experts and x. Every expert is called with one row at a time.
 template <typename Plan, ExpertBank Bank>
-forward_result<typename Bank::scalar> forward(const Plan& plan, const Bank& bank, const matrix<typename Bank::scalar>& x) {
+forward_result<typename Bank::scalar> forward(const Plan& plan, const Bank& bank,
+                                              const matrix<typename Bank::scalar>& x) {
   using scalar = typename Bank::scalar;
   forward_result<scalar> r;
   r.plan = write_out(plan);
@@ -105,7 +108,8 @@ forward_result<typename Bank::scalar> forward(const Plan& plan, const Bank& bank
       for (index_t d = 0; d < bank.inputs(); ++d)
         if (r.plan.dispatch(t, s) != scalar(0)) r.z(s, d) += r.plan.dispatch(t, s) * x(t, d);
     typename Bank::tape tape;
-    bank.forward(r.z.row(s), detail::one_row_for(r.plan.expert[static_cast<std::size_t>(s)], bank.experts()), r.u.row(s), tape, {});
+    bank.forward(r.z.row(s), detail::one_row_for(r.plan.expert[static_cast<std::size_t>(s)], bank.experts()),
+                 r.u.row(s), tape, {});
     for (index_t t = 0; t < x.rows(); ++t)
       for (index_t d = 0; d < bank.outputs(); ++d)
         if (r.plan.combine(t, s) != scalar(0)) r.y(t, d) += r.plan.combine(t, s) * r.u(s, d);

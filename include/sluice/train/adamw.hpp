@@ -2,15 +2,15 @@
 ///
 ///   w = w - learning_rate * weight_decay * w                      (for parameter_role::weight only)
 ///   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2    (both start at zero)
-///   w = w - learning_rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon),  t = 1, 2, ... steps of this array
+///   w = w - learning_rate * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon),  t = 1, 2, ... of this array
 ///
 ///   adamw<float> optimizer{{.learning_rate = 3e-4}};
 ///   layer.backward(dy, dx, tape);  optimizer.step(layer);  zero_gradients(layer);
 ///
-/// step() leaves gradients as they are unless clear_gradients is set. Frozen parameters, states, and parameters that never had
-/// a gradient are left alone. An array that joins the model later has a t of its own. Memory is taken in the first step (or
-/// by prepare). Moments and t can be visited and saved: a run that goes on from the saved model and optimiser gives the same
-/// bits. Kingma, Ba 2015, arXiv:1412.6980; Loshchilov, Hutter 2019, arXiv:1711.05101.
+/// step() leaves gradients as they are unless clear_gradients is set. Frozen parameters, states, and parameters that
+/// never had a gradient are left alone. An array that joins the model later has a t of its own. Memory is taken in the
+/// first step (or by prepare). Moments and t can be visited and saved: a run that goes on from the saved model and
+/// optimiser gives the same bits. Kingma, Ba 2015, arXiv:1412.6980; Loshchilov, Hutter 2019, arXiv:1711.05101.
 #pragma once
 
 #include <sluice/core/executor.hpp>
@@ -37,8 +37,8 @@ public:
   explicit adamw(options o = {}) : options_(o) {
     const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
     if (!(o.learning_rate >= 0) || !(o.weight_decay >= 0) || !(o.epsilon > 0) || !is_beta(o.beta1) || !is_beta(o.beta2))
-      throw_invalid("adamw needs learning rate and weight decay >= 0, epsilon > 0 and betas in [0, 1), not ", o.learning_rate,
-                    ", ", o.weight_decay, ", ", o.epsilon, ", ", o.beta1, ", ", o.beta2);
+      throw_invalid("adamw needs learning rate and weight decay >= 0, epsilon > 0 and betas in [0, 1), not ",
+                    o.learning_rate, ", ", o.weight_decay, ", ", o.epsilon, ", ", o.beta1, ", ", o.beta2);
   }
 
   double learning_rate() const noexcept { return options_.learning_rate; }
@@ -79,7 +79,7 @@ private:
     Scalar* value = p.data();
     Scalar* first = entry.arrays[0].data();
     Scalar* second = entry.arrays[1].data();
-    executor.parallel_blocks(p.size(), detail::optimizer_block, [=](index_t begin, index_t end) {
+    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block, [=](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
         first[i] = beta1 * first[i] + rest1 * gradient[i];
         second[i] = beta2 * second[i] + rest2 * gradient[i] * gradient[i];

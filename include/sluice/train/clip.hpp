@@ -2,9 +2,9 @@
 ///
 ///   norm = sqrt(sum of g^2 over all learned parameters);   if norm > max, every g is multiplied by max / norm
 ///
-/// Frozen parameters and states do not count and are not scaled. The sum runs in double, in the order of the parameters, over
-/// blocks of fixed size: equal bits on every call. A norm that is infinite or NaN scales nothing; the caller sees it in the
-/// returned value and can skip the step. Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063.
+/// Frozen parameters and states do not count and are not scaled. The sum runs in double, in the order of the
+/// parameters, over blocks of fixed size: equal bits on every call. A norm that is infinite or NaN scales nothing; the
+/// caller sees it in the returned value and can skip the step. Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063.
 #pragma once
 
 #include <sluice/core/numeric.hpp>
@@ -26,14 +26,15 @@ double gradient_norm(const Model& model) {
   detail::for_each_unnamed_parameter(model, [&](const auto& p) {
     if (!p.is_learned() || !p.has_gradient()) return;
     const auto* g = p.gradient().data();
-    for (index_t begin = 0; begin < p.size(); begin += block)
-      sum += static_cast<double>(kernel::dot(g + begin, g + begin, std::min(block, p.size() - begin)));
+    const auto count = static_cast<index_t>(p.gradient().size());
+    for (index_t begin = 0; begin < count; begin += block)
+      sum += static_cast<double>(kernel::dot(g + begin, g + begin, std::min(block, count - begin)));
   });
   return std::sqrt(sum);
 }
 
-/// Scales the gradient down to length `max` if it is longer. Returns its length before that. Throws std::invalid_argument if
-/// max is not positive.
+/// Scales the gradient down to length `max` if it is longer. Returns its length before that. Throws
+/// std::invalid_argument if max is not positive.
 template <typename Model>
 double clip_gradient_norm(Model& model, double max) {
   if (!(max > 0)) throw_invalid("clip_gradient_norm needs a length > 0, not ", max);

@@ -3,12 +3,13 @@
 ///   numeric = (f(v + h) - f(v - h)) / 2h    for every entry v of every learned parameter and of every input given
 ///   error   = |analytic - numeric| / max(scale, |analytic|, |numeric|)
 ///
-/// Run forward and backward first, in double; then hand over the model, the inputs with their gradients and a function that
-/// computes the objective anew:
+/// Run forward and backward first, in double; then hand over the model, the inputs with their gradients and a function
+/// that computes the objective anew:
 ///   const auto report = check_gradients(layer, {{"x", x_numbers, dx_numbers}}, [&] { return objective(layer, x); });
-/// With h = 1e-6 and objectives of order 1 the difference itself is good to about 1e-9. Points where a choice flips or a ReLU
-/// bends within h are no derivatives: keep test points away from them, or let the objective return std::nullopt where it sees
-/// a flip, and the entry is left out and counted. Straight-through estimators (has_exact_gradient is false) cannot pass.
+/// With h = 1e-6 and objectives of order 1 the difference itself is good to about 1e-9. Points where a choice flips or
+/// a ReLU bends within h are no derivatives: keep test points away from them, or let the objective return std::nullopt
+/// where it sees a flip, and the entry is left out and counted. Straight-through estimators (has_exact_gradient is
+/// false) cannot pass.
 #pragma once
 
 #include <sluice/core/numeric.hpp>
@@ -94,16 +95,19 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
     if (!above || !below) return std::nullopt;
     return (*above - *below) / (2 * o.step);
   };
-  const auto check_array = [&](const std::string& name, std::span<double> value, std::span<const double> gradient) {
-    const std::size_t most = o.most_entries == 0 ? value.size() : static_cast<std::size_t>(o.most_entries);
-    const std::size_t stride = most == 0 ? 1 : std::max<std::size_t>(1, (value.size() + most - 1) / most);
-    for (std::size_t i = 0; i < value.size(); i += stride) {
-      const std::optional<double> numeric = numeric_derivative(value[i]);
+  // place(i) is where entry i lies.
+  const auto check_array = [&](const std::string& name, index_t size, std::span<double> value,
+                               std::span<const double> gradient, auto place) {
+    const index_t most = o.most_entries == 0 ? size : o.most_entries;
+    const index_t stride = most == 0 ? 1 : std::max<index_t>(1, (size + most - 1) / most);
+    for (index_t i = 0; i < size; i += stride) {
+      const auto at = static_cast<std::size_t>(place(i));
+      const std::optional<double> numeric = numeric_derivative(value[at]);
       if (!numeric) {
         ++report.skipped;
         continue;
       }
-      const double analytic = gradient.empty() ? 0 : gradient[i];
+      const double analytic = gradient.empty() ? 0 : gradient[at];
       double error = std::abs(analytic - *numeric) / std::max({o.scale, std::abs(analytic), std::abs(*numeric)});
       if (is_nan(error)) error = std::numeric_limits<double>::max();
       ++report.checked;
@@ -112,13 +116,16 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
       report.analytic = analytic;
       report.numeric = *numeric;
       report.name = name;
-      report.position = static_cast<index_t>(i);
+      report.position = i;
     }
   };
   for_each_parameter(model, [&](const std::string& name, parameter<double>& p) {
-    if (p.role() != parameter_role::state) check_array(name, p.value(), std::as_const(p).gradient());
+    if (p.role() == parameter_role::state) return;
+    check_array(name, p.size(), p.value(), std::as_const(p).gradient(),
+                [&](index_t i) { return p.place(i); });
   });
-  for (const checked_input& input : inputs) check_array(input.name, input.value, input.gradient);
+  for (const checked_input& input : inputs)
+    check_array(input.name, static_cast<index_t>(input.value.size()), input.value, input.gradient, [](index_t i) { return i; });
   return report;
 }
 

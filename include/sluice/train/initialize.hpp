@@ -1,7 +1,7 @@
 /// Fills the parameters of a model with their initial values.
 ///
-/// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others' values.
-/// States (selection biases, controllers, masks) keep the values that their constructors gave them.
+/// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others'
+/// values, and the values do not depend on how an array is kept. States (selection biases, controllers, masks) keep the values that their constructors gave them.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -19,19 +19,17 @@ void initialize(Model& model, std::uint64_t seed) {
     for (const char c : name) stream = (stream ^ static_cast<unsigned char>(c)) * 1099511628211u;
     const random_source random(seed ^ stream);
     const initial_values initial = p.initial();
-    index_t i = 0;
-    for (scalar& value : p.value()) {
+    p.fill([&](index_t i) -> scalar {
       switch (initial.distribution) {
-        case initial_values::kind::constant: value = static_cast<scalar>(initial.scale); break;
         case initial_values::kind::normal:
-          value = static_cast<scalar>(initial.scale * random.normal(random_site::initialization, i));
-          break;
+          return static_cast<scalar>(initial.scale * random.normal(random_site::initialization, i));
         case initial_values::kind::uniform:
-          value = static_cast<scalar>(initial.scale * (2 * random.uniform(random_site::initialization, i) - 1));
+          return static_cast<scalar>(initial.scale * (2 * random.uniform(random_site::initialization, i) - 1));
+        case initial_values::kind::constant:
           break;
       }
-      ++i;
-    }
+      return static_cast<scalar>(initial.scale);
+    });
   });
 }
 

@@ -1,8 +1,9 @@
 /// What an optimiser remembers about each learned array of a model: a step count and a few arrays of the same size.
 ///
-/// Entries belong to parameters by name and size. They are made when a parameter is first seen; if the model changes (an
-/// expert more, another width) the entries that still fit are kept and the others start afresh. While the model stays the
-/// same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be saved.
+/// Entries belong to parameters by name and size. They are made when a parameter is first seen; if the model changes
+/// (an expert more, another width) the entries that still fit are kept and the others start afresh. While the model
+/// stays the same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be
+/// saved.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -65,7 +66,8 @@ public:
     });
   }
 
-  /// Calls f(parameter, entry) for every parameter that is learned and has a gradient. All memory is taken before the first.
+  /// Calls f(parameter, entry) for every parameter that is learned and has a gradient. All memory is taken before the
+  /// first.
   template <typename Model, typename F>
   void for_each(Model& model, F&& f) {
     prepare(model);
@@ -87,7 +89,7 @@ private:
   static bool is_empty(const entry& e) { return e.steps.size() == 0; }
 
   static bool belongs(const entry& e, std::uint64_t key, const parameter<Scalar>& p) {
-    const auto fits_size = [&](const parameter<Scalar>& array) { return array.size() == p.size(); };
+    const auto fits_size = [&](const parameter<Scalar>& array) { return std::ranges::equal(array.shape(), p.shape()); };
     return e.key == key && (is_empty(e) || std::all_of(e.arrays.begin(), e.arrays.end(), fits_size));
   }
 
@@ -116,7 +118,7 @@ private:
   static void fill(entry& e, const parameter<Scalar>& p) {
     parameter<Scalar> steps({1}, parameter_role::state);
     std::array<parameter<Scalar>, Arrays> arrays;
-    for (parameter<Scalar>& array : arrays) array = {{p.size()}, parameter_role::state};
+    for (parameter<Scalar>& array : arrays) array = p.zeros_like(parameter_role::state);
     e.steps = std::move(steps);
     e.arrays = std::move(arrays);
   }

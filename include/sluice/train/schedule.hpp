@@ -1,7 +1,7 @@
 /// Learning-rate schedules: functions of the step number, counted from 0.
 ///
 ///   constant_schedule   rate
-///   linear_schedule     peak (s+1)/W for s < W; then linearly from peak at s = W to floor at s = N, and floor after that
+///   linear_schedule     peak (s+1)/W for s < W; then linearly from peak at W to floor at N, and floor after that
 ///   cosine_schedule     the same with floor + (peak - floor) (1 + cos(pi (s-W)/(N-W))) / 2
 ///
 /// W warm-up steps (0 = none), N steps in all.

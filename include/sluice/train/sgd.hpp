@@ -7,10 +7,10 @@
 ///   sgd<float> optimizer{{.learning_rate = 0.1, .momentum = 0.9}};
 ///   layer.backward(dy, dx, tape);  optimizer.step(layer);  zero_gradients(layer);
 ///
-/// step() leaves gradients as they are unless clear_gradients is set. Frozen parameters, states, and parameters that never had
-/// a gradient are left alone. Memory is taken in the first step (or by prepare). The velocities can be visited and saved: a
-/// run that goes on from the saved model and optimiser gives the same bits. Sutskever et al. 2013, "On the importance of
-/// initialization and momentum in deep learning".
+/// step() leaves gradients as they are unless clear_gradients is set. Frozen parameters, states, and parameters that
+/// never had a gradient are left alone. Memory is taken in the first step (or by prepare). The velocities can be
+/// visited and saved: a run that goes on from the saved model and optimiser gives the same bits. Sutskever et al. 2013,
+/// "On the importance of initialization and momentum in deep learning".
 #pragma once
 
 #include <sluice/core/executor.hpp>
@@ -33,8 +33,8 @@ public:
   /// Throws std::invalid_argument if a number is negative, or for Nesterov's form without momentum.
   explicit sgd(options o = {}) : options_(o) {
     if (!(o.learning_rate >= 0) || !(o.momentum >= 0) || !(o.weight_decay >= 0))
-      throw_invalid("sgd needs learning rate, momentum and weight decay >= 0, not ", o.learning_rate, ", ", o.momentum, ", ",
-                    o.weight_decay);
+      throw_invalid("sgd needs learning rate, momentum and weight decay >= 0, not ", o.learning_rate, ", ", o.momentum,
+                    ", ", o.weight_decay);
     if (o.nesterov && o.momentum == 0) throw_invalid("sgd: Nesterov's form needs a momentum");
   }
 
@@ -74,7 +74,7 @@ private:
     const auto decay = static_cast<Scalar>(p.role() == parameter_role::weight ? options_.weight_decay : 0);
     const Scalar* gradient = std::as_const(p).gradient().data();
     Scalar* value = p.data();
-    executor.parallel_blocks(p.size(), detail::optimizer_block, [=, this](index_t begin, index_t end) {
+    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block, [=, this](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
         Scalar direction = gradient[i] + decay * value[i];
         if (velocity) {

@@ -91,13 +91,14 @@ inline std::vector<index_t> shuffled_rows(index_t count, std::uint64_t seed) {
   const random_source random(seed);
   std::vector<double> key(rows.size());
   for (index_t i = 0; i < count; ++i) key[static_cast<std::size_t>(i)] = random.uniform(random_site::user_site, i);
-  std::stable_sort(rows.begin(), rows.end(),
-                   [&](index_t a, index_t b) { return key[static_cast<std::size_t>(a)] < key[static_cast<std::size_t>(b)]; });
+  std::stable_sort(rows.begin(), rows.end(), [&](index_t a, index_t b) {
+    return key[static_cast<std::size_t>(a)] < key[static_cast<std::size_t>(b)];
+  });
   return rows;
 }
 
-/// `count` threads of its own for every call; each takes its share from the last task to the first, so that the order of
-/// tasks is far from the serial one.
+/// `count` threads of its own for every call; each takes its share from the last task to the first, so that the order
+/// of tasks is far from the serial one.
 class backward_threads {
 public:
   explicit backward_threads(int count) : count_(count) {}

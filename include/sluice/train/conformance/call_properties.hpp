@@ -1,4 +1,5 @@
-/// What must hold between calls of a router: the conformance kit's properties of repetition, threads, randomness and padding.
+/// What must hold between calls of a router: the conformance kit's properties of repetition, threads, randomness and
+/// padding.
 #pragma once
 
 #include <sluice/train/conformance/router_probe.hpp>
@@ -17,7 +18,8 @@ property_result repetition(router_probe<Router>& probe) {
     typename router_probe<Router>::tape used, fresh;
     const auto first = probe.step(b, b.context(training), used);
     probe.step(other, other.context(training), used);  // leaves another batch's numbers in the tape
-    if (!(first == probe.step(b, b.context(training), used))) return fail("a used tape gives other bits than a new one" + when);
+    if (!(first == probe.step(b, b.context(training), used)))
+      return fail("a used tape gives other bits than a new one" + when);
     if (!(first == probe.step(b, b.context(training), fresh))) return fail("the same call gives other bits" + when);
   }
   return pass("with fresh and used tapes, in training and without");
@@ -30,7 +32,8 @@ property_result thread_counts(router_probe<Router>& probe) {
   const auto serial = probe.step(b, b.context(true), t);
   for (const int threads : {1, 2, 3, 8}) {
     backward_threads pool(threads);
-    if (!(serial == probe.step(b, b.context(true, pool), t))) return fail(std::to_string(threads) + " threads give other bits");
+    if (!(serial == probe.step(b, b.context(true, pool), t)))
+      return fail(std::to_string(threads) + " threads give other bits");
   }
   if (!(serial == probe.step(b, b.context(true, probe.options.context.executor), t)))
     return fail("the executor of options.context gives other bits");
@@ -47,7 +50,8 @@ property_result shared_by_threads(router_probe<Router>& probe) {
   std::vector<matrix<scalar>> results(count);
   backward_threads(count).parallel_for(count, [&](index_t i) {
     typename router_probe<Router>::workspace own;
-    for (int repeat = 0; repeat < 3; ++repeat) results[static_cast<std::size_t>(i)] = probe.infer(b.x, b.context(false), own);
+    for (int repeat = 0; repeat < 3; ++repeat)
+      results[static_cast<std::size_t>(i)] = probe.infer(b.x, b.context(false), own);
   });
   for (const matrix<scalar>& result : results)
     if (!equal_bits(result, expected)) return fail("calls at the same time give other bits");
@@ -108,7 +112,8 @@ property_result padding(router_probe<Router>& probe) {
     return fail("NaN in padding changes outputs");
   if (!equal_bits(clean.gradients, spoiled.gradients)) return fail("NaN in padding changes gradients of parameters");
   for (index_t row = 0; probe.trains && row < probe.tokens(); ++row)
-    if (b.mask[static_cast<std::size_t>(row)] != 0 && !equal_bits(&clean.dx(row, 0), &spoiled.dx(row, 0), clean.dx.cols()))
+    if (b.mask[static_cast<std::size_t>(row)] != 0 &&
+        !equal_bits(&clean.dx(row, 0), &spoiled.dx(row, 0), clean.dx.cols()))
       return fail("NaN in padding changes gradients of other tokens");
   return pass("padding has no experts, output zero, and its content reaches nothing");
 }

@@ -1,4 +1,5 @@
-/// What an expert promises, for the conformance kit: rows on their own, nothing written elsewhere, exact gradients that add.
+/// What an expert promises, for the conformance kit: rows on their own, nothing written elsewhere, exact gradients that
+/// add.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -42,7 +43,8 @@ public:
         x(random_rows<scalar>(o.rows, e.inputs(), o.seed)),
         dy(random_rows<scalar>(o.rows, e.outputs(), o.seed + 1)) {
     if (o.rows < 4 || o.gradient_rows < 1 || o.gradient_rows > o.rows)
-      throw_invalid("check_expert needs at least 4 rows and 1 <= gradient_rows <= rows, not ", o.rows, " and ", o.gradient_rows);
+      throw_invalid("check_expert needs at least 4 rows and 1 <= gradient_rows <= rows, not ", o.rows, " and ",
+                    o.gradient_rows);
   }
 
   /// Forward and backward of these rows. Gradients are added to those that are there.
@@ -60,8 +62,12 @@ public:
     return r;
   }
 
-  std::vector<scalar> gradients() const { return numbers([](const auto& p) { return p.gradient(); }); }
-  std::vector<scalar> values() const { return numbers([](const auto& p) { return p.value(); }); }
+  std::vector<scalar> gradients() const {
+    return numbers([](const auto& p) { return p.gradient(); });
+  }
+  std::vector<scalar> values() const {
+    return numbers([](const auto& p) { return p.value(); });
+  }
 
   /// Rounding of sums over rows and over an inner width that is not known: taken as what a row may save.
   double bound() const {
@@ -78,7 +84,8 @@ private:
   template <typename F>
   std::vector<scalar> numbers(F&& span_of) const {
     std::vector<scalar> all;
-    for_each_unnamed_parameter(expert, [&](const auto& p) { all.insert(all.end(), span_of(p).begin(), span_of(p).end()); });
+    for_each_unnamed_parameter(expert,
+                               [&](const auto& p) { all.insert(all.end(), span_of(p).begin(), span_of(p).end()); });
     return all;
   }
 };
@@ -126,9 +133,11 @@ property_result rows_alone(expert_probe<Expert>& probe) {
     if (probe.trains) parts.dx.middleRows(begin, count) = part.dx;
     parts.gradients = part.gradients;  // the sum so far
   }
-  const auto y = judge("outputs of all rows and of parts", largest_difference(whole.y, parts.y), probe.bound() * size_of(whole.y));
+  const auto y =
+      judge("outputs of all rows and of parts", largest_difference(whole.y, parts.y), probe.bound() * size_of(whole.y));
   if (y.result == outcome::failed || !probe.trains) return y;
-  const auto dx = judge("dx of all rows and of parts", largest_difference(whole.dx, parts.dx), probe.bound() * size_of(whole.dx));
+  const auto dx =
+      judge("dx of all rows and of parts", largest_difference(whole.dx, parts.dx), probe.bound() * size_of(whole.dx));
   if (dx.result == outcome::failed) return dx;
   return judge("gradients of all rows and of parts", list_difference(whole.gradients, parts.gradients),
                probe.bound() * size_of(whole.gradients));
@@ -145,7 +154,8 @@ property_result nan_row(expert_probe<Expert>& probe) {
     if (r == 1) continue;
     const std::string row = "row " + std::to_string(r);
     if (!equal_bits(&clean.y(r, 0), &dirty.y(r, 0), clean.y.cols())) return fail(row + " changes with it");
-    if (probe.trains && !equal_bits(&clean.dx(r, 0), &dirty.dx(r, 0), clean.dx.cols())) return fail("dx of " + row + " changes with it");
+    if (probe.trains && !equal_bits(&clean.dx(r, 0), &dirty.dx(r, 0), clean.dx.cols()))
+      return fail("dx of " + row + " changes with it");
   }
   return pass("no other row changes by a bit");
 }
@@ -156,7 +166,8 @@ property_result expert_repetition(expert_probe<Expert>& probe) {
   const auto first = probe.run(probe.x, probe.dy);
   zero_gradients(probe.expert);
   const auto second = probe.run(probe.x, probe.dy);
-  const bool equal = equal_bits(first.y, second.y) && equal_bits(first.dx, second.dx) && equal_bits(first.gradients, second.gradients);
+  const bool equal =
+      equal_bits(first.y, second.y) && equal_bits(first.dx, second.dx) && equal_bits(first.gradients, second.gradients);
   return equal ? pass("equal calls give equal bits") : fail("equal calls give other bits");
 }
 
@@ -167,7 +178,9 @@ property_result borders(expert_probe<Expert>& probe) {
   const index_t n = probe.x.rows();
   const index_t rim = 9;
   const scalar mark = 12345;
-  const auto framed = [&](index_t cols) { return matrix<scalar>(matrix<scalar>::Constant(n + 2 * rim, cols + 2 * rim, mark)); };
+  const auto framed = [&](index_t cols) {
+    return matrix<scalar>(matrix<scalar>::Constant(n + 2 * rim, cols + 2 * rim, mark));
+  };
   const auto inside = [&](matrix<scalar>& m) { return m.block(rim, rim, n, m.cols() - 2 * rim); };
   const auto rim_is_intact = [&](matrix<scalar> m) {
     inside(m).setConstant(mark);
@@ -183,9 +196,11 @@ property_result borders(expert_probe<Expert>& probe) {
   inside(dy) = probe.dy;
   std::as_const(probe.expert).forward(inside(x), inside(y), inside(saved));
   if constexpr (expert_probe<Expert>::trains) probe.expert.backward(inside(x), inside(dy), inside(saved), inside(dx));
-  if (!rim_is_intact(y) || !rim_is_intact(dx) || !rim_is_intact(saved)) return fail("it writes outside of its rows or columns");
+  if (!rim_is_intact(y) || !rim_is_intact(dx) || !rim_is_intact(saved))
+    return fail("it writes outside of its rows or columns");
   const matrix<scalar> got = inside(y);
-  return judge("outputs in adjacent and in distant rows", largest_difference(got, expected.y), probe.bound() * size_of(expected.y));
+  return judge("outputs in adjacent and in distant rows", largest_difference(got, expected.y),
+               probe.bound() * size_of(expected.y));
 }
 
 template <typename Expert>
@@ -213,7 +228,8 @@ property_result expert_gradients(expert_probe<Expert>& probe) {
       return (y.array() * dy.array()).sum();
     };
     const auto size = static_cast<std::size_t>(x.size());
-    const auto report = check_gradients(probe.expert, {{"x", {x.data(), size}, {r.dx.data(), size}}}, objective, probe.options.gradients);
+    const auto report = check_gradients(probe.expert, {{"x", {x.data(), size}, {r.dx.data(), size}}}, objective,
+                                        probe.options.gradients);
     return report.largest_error <= probe.options.gradient_bound ? pass(report.describe()) : fail(report.describe());
   }
 }
@@ -228,31 +244,6 @@ property_result expert_gradients_add(expert_probe<Expert>& probe) {
   if (!equal_bits(once.dx, twice.dx)) return fail("dx is added to what was there; it has to be overwritten");
   return judge("twice the gradients and those of two calls", list_difference(once.gradients, twice.gradients),
                probe.bound() * size_of(once.gradients));
-}
-
-template <typename Expert>
-property_result expert_parts(expert_probe<Expert>& probe) {
-  if constexpr (!SplittableExpert<Expert>) {
-    return skip("the expert's backward does not split (backward_inputs, backward_parameters)");
-  } else {
-    using scalar = typename Expert::scalar;
-    zero_gradients(probe.expert);
-    const auto whole = probe.run(probe.x, probe.dy);
-    for (const index_t parts : {1, 3, 8}) {
-      zero_gradients(probe.expert);
-      matrix<scalar> saved(probe.x.rows(), probe.expert.saved_columns());
-      matrix<scalar> y(whole.y.rows(), whole.y.cols());
-      matrix<scalar> dx(whole.dx.rows(), whole.dx.cols());
-      std::as_const(probe.expert).forward(probe.x, y, saved);
-      probe.expert.backward_inputs(probe.x, probe.dy, saved, dx);
-      for (index_t part = parts - 1; part >= 0; --part) probe.expert.backward_parameters(probe.x, probe.dy, saved, part, parts);
-      const double difference = std::max(largest_difference(dx, whole.dx) / size_of(whole.dx),
-                                         list_difference(probe.gradients(), whole.gradients) / size_of(whole.gradients));
-      const auto result = judge("gradients in one and in " + std::to_string(parts) + " parts", difference, probe.bound());
-      if (result.result == outcome::failed) return result;
-    }
-    return pass("1, 3 and 8 parts give the gradients of the whole");
-  }
 }
 
 }  // namespace detail

@@ -18,7 +18,8 @@ double plan_gradient_difference(const sparse_plan<Scalar>& plan, const sparse_pl
   double worst = 0;
   for (index_t i = 0; i < plan.size(); ++i) {
     worst = std::max(worst, largest_difference(&d.weight[i], &expected.dcombine(plan.token(i), i), 1));
-    if (plan.has_input_scale()) worst = std::max(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(plan.token(i), i), 1));
+    if (plan.has_input_scale())
+      worst = std::max(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(plan.token(i), i), 1));
   }
   return worst;
 }
@@ -33,8 +34,10 @@ double plan_gradient_difference(const soft_plan<Scalar>& plan, const soft_plan_g
     const bool no_dispatch = is_left_out(plan.dispatch(), t);
     for (index_t s = 0; s < plan.slots(); ++s) {
       const index_t column = plan.row(plan.group_of(t), s);
-      worst = std::max(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
-      worst = std::max(worst, largest_difference(&d.dispatch(t, s), no_dispatch ? &zero : &expected.ddispatch(t, column), 1));
+      worst =
+          std::max(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
+      worst = std::max(worst,
+                       largest_difference(&d.dispatch(t, s), no_dispatch ? &zero : &expected.ddispatch(t, column), 1));
     }
   }
   return worst;
@@ -63,8 +66,10 @@ property_result readable_reference(router_probe<Router>& probe) {
     const auto gradients = reference::backward(expected, bank, b.x, probe.cotangent(probe.tokens()));
     if constexpr (!WeighsAfterExperts<Router>) {
       const auto expected_bank = parameter_gradients(bank);
-      const auto experts = judge("gradients of experts", largest_difference(bank_gradients.data(), expected_bank.data(),
-                                                                            static_cast<index_t>(expected_bank.size())), bound);
+      const auto experts = judge(
+          "gradients of experts",
+          largest_difference(bank_gradients.data(), expected_bank.data(), static_cast<index_t>(expected_bank.size())),
+          bound);
       if (experts.result == outcome::failed) return experts;
     }
     const auto plans = judge("gradients of the plan", plan_gradient_difference(t.plan, t.dplan, gradients), bound);
@@ -89,9 +94,11 @@ property_result gradients_are_added(router_probe<Router>& probe) {
     const auto got = parameter_gradients(probe.layer);
     double largest = 1;
     for (const scalar g : twice) largest = std::max(largest, std::abs(static_cast<double>(g)));
-    const double rounding = static_cast<double>(probe.tokens() + 1) * static_cast<double>(std::numeric_limits<scalar>::epsilon());
+    const double rounding =
+        static_cast<double>(probe.tokens() + 1) * static_cast<double>(std::numeric_limits<scalar>::epsilon());
     return judge("twice the gradients and those of two calls",
-                 largest_difference(got.data(), twice.data(), static_cast<index_t>(twice.size())), 8 * largest * rounding);
+                 largest_difference(got.data(), twice.data(), static_cast<index_t>(twice.size())),
+                 8 * largest * rounding);
   } else {
     return skip("the router has no backward");
   }
@@ -141,8 +148,8 @@ private:
   std::uint64_t seed_;
 };
 
-/// Central differences of sum(y * dy) + sum(signals * r), over x and all parameters. Entries at which a choice flips are
-/// left out.
+/// Central differences of sum(y * dy) + sum(signals * r), over x and all parameters. Entries at which a choice flips
+/// are left out.
 template <typename Router>
 property_result gradients(router_probe<Router>& probe, bool training) {
   if constexpr (!router_probe<Router>::trains) {
@@ -171,7 +178,8 @@ property_result gradients(router_probe<Router>& probe, bool training) {
       return (y.array() * dy.array()).sum() + losses.value(again.router);
     };
     const auto size = static_cast<std::size_t>(b.x.size());
-    const auto report = check_gradients(probe.layer, {{"x", {b.x.data(), size}, {dx.data(), size}}}, objective, probe.options.gradients);
+    const auto report = check_gradients(probe.layer, {{"x", {b.x.data(), size}, {dx.data(), size}}}, objective,
+                                        probe.options.gradients);
     if (report.checked == 0) return fail("a choice flips near every entry");
     return report.largest_error <= probe.options.gradient_bound ? pass(report.describe()) : fail(report.describe());
   }

@@ -77,7 +77,8 @@ auto parameter_values(const Object& object) {
 template <typename Object>
 auto parameter_gradients(const Object& object) {
   std::vector<typename Object::scalar> all;
-  for_each_unnamed_parameter(object, [&](const auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
+  for_each_unnamed_parameter(object,
+                             [&](const auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
   return all;
 }
 

@@ -25,12 +25,14 @@ struct conformance_report {
 
   /// True if no property failed.
   bool passed() const {
-    return std::none_of(properties.begin(), properties.end(), [](const auto& p) { return p.result == outcome::failed; });
+    return std::none_of(properties.begin(), properties.end(),
+                        [](const auto& p) { return p.result == outcome::failed; });
   }
 
   /// The property of this name, or nullptr.
   const property_result* find(const std::string& name) const {
-    const auto found = std::find_if(properties.begin(), properties.end(), [&](const auto& p) { return p.name == name; });
+    const auto found =
+        std::find_if(properties.begin(), properties.end(), [&](const auto& p) { return p.name == name; });
     return found == properties.end() ? nullptr : &*found;
   }
 

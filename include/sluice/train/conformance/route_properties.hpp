@@ -29,8 +29,10 @@ property_result zero_tokens(router_probe<Router>& probe) {
 /// What is wrong with a plan, if anything; throws if a token has an expert twice.
 template <typename Plan>
 std::optional<std::string> fault_of(const Plan& plan, index_t tokens, index_t experts) {
-  if (plan.tokens() != tokens) return "the plan has " + std::to_string(plan.tokens()) + " tokens of " + std::to_string(tokens);
-  if (plan.experts() != experts) return "the plan has " + std::to_string(plan.experts()) + " experts of " + std::to_string(experts);
+  if (plan.tokens() != tokens)
+    return "the plan has " + std::to_string(plan.tokens()) + " tokens of " + std::to_string(tokens);
+  if (plan.experts() != experts)
+    return "the plan has " + std::to_string(plan.experts()) + " experts of " + std::to_string(experts);
   if constexpr (requires { plan.check(); }) plan.check();
   return std::nullopt;
 }
@@ -43,14 +45,16 @@ property_result valid_plans(router_probe<Router>& probe) {
       typename router_probe<Router>::workspace ws;
       const matrix<scalar> x = b.x * factor;
       const matrix<scalar> y = probe.infer(x, b.context(training), ws);
-      if (const auto fault = fault_of(ws.plan, x.rows(), probe.layer.experts())) return std::string(name) + ": " + *fault;
+      if (const auto fault = fault_of(ws.plan, x.rows(), probe.layer.experts()))
+        return std::string(name) + ": " + *fault;
       if (any_nan(y.data(), y.size())) return std::string(name) + ": an output is NaN";
     }
     return std::nullopt;
   };
   const auto all = probe.everything();
-  for (const auto& fault : {trial("one token", probe.pick({0}), 1), trial("random tokens", all, 1), trial("tokens of zeros", all, 0),
-                            trial("huge tokens", all, scalar(1e6)), trial("equal tokens", probe.copies_of_token_0(), 1)})
+  for (const auto& fault :
+       {trial("one token", probe.pick({0}), 1), trial("random tokens", all, 1), trial("tokens of zeros", all, 0),
+        trial("huge tokens", all, scalar(1e6)), trial("equal tokens", probe.copies_of_token_0(), 1)})
     if (fault) return fail(*fault);
   return pass("for one token, random, equal and huge tokens, and tokens of zeros");
 }
@@ -87,11 +91,13 @@ property_result permutation(router_probe<Router>& probe) {
     worst = std::max(worst, largest_difference(here.data(), there.data(), static_cast<index_t>(here.size())));
   }
   // Scores are sums of D products, and their rounding may depend on a token's place in a block of rows.
-  const double rounding = static_cast<double>(probe.layer.inputs()) * static_cast<double>(std::numeric_limits<scalar>::epsilon());
+  const double rounding =
+      static_cast<double>(probe.layer.inputs()) * static_cast<double>(std::numeric_limits<scalar>::epsilon());
   return judge("routes at two places", worst, 64 * rounding);
 }
 
-/// One number of token 1 becomes `bad`. Causal routers: no other token changes by a bit. All: no other token turns into NaN.
+/// One number of token 1 becomes `bad`. Causal routers: no other token changes by a bit. All: no other token turns into
+/// NaN.
 template <typename Router>
 property_result spoiled_token(router_probe<Router>& probe, typename Router::scalar bad, bool becomes_nan) {
   using scalar = typename Router::scalar;
@@ -133,8 +139,8 @@ property_result conservation(router_probe<Router>& probe) {
         return fail("a dropped choice is outside T and E");
       // Slots are counted in each group; with one group they are those of the plan.
       if (context.group_count() == 1 && d.slot < plan.load(d.expert))
-        return fail("a dropped choice has slot " + std::to_string(d.slot) + " of expert " + std::to_string(d.expert) + ", who has " +
-                    std::to_string(plan.load(d.expert)) + " rows");
+        return fail("a dropped choice has slot " + std::to_string(d.slot) + " of expert " + std::to_string(d.expert) +
+                    ", who has " + std::to_string(plan.load(d.expert)) + " rows");
       pairs.emplace_back(d.token, d.expert);
     }
     std::sort(pairs.begin(), pairs.end());
@@ -142,7 +148,8 @@ property_result conservation(router_probe<Router>& probe) {
     if constexpr (requires { ws.router.choices.asked; }) {
       const auto asked = std::count(ws.router.choices.asked.begin(), ws.router.choices.asked.end(), 1);
       if (asked != static_cast<std::ptrdiff_t>(pairs.size()))
-        return fail(std::to_string(asked) + " choices were asked for, " + std::to_string(pairs.size()) + " are accounted for");
+        return fail(std::to_string(asked) + " choices were asked for, " + std::to_string(pairs.size()) +
+                    " are accounted for");
     }
     return pass(std::to_string(plan.size()) + " kept, " + std::to_string(plan.dropped().size()) + " dropped");
   } else {

@@ -49,7 +49,9 @@ public:
   };
 
   router_probe(const Router& router, const router_check_options<scalar>& o)
-      : options(o), layer(router, make_bank(router, o.seed)), x(random_rows<scalar>(o.tokens, router.inputs(), o.seed + 1)) {
+      : options(o),
+        layer(router, make_bank(router, o.seed)),
+        x(random_rows<scalar>(o.tokens, router.inputs(), o.seed + 1)) {
     if (o.tokens < 4 || o.gradient_tokens < 1 || o.gradient_tokens > o.tokens)
       throw_invalid("check_router needs at least 4 tokens and 1 <= gradient_tokens <= tokens, not ", o.tokens, " and ",
                     o.gradient_tokens);

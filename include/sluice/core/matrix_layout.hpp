@@ -1,0 +1,61 @@
+/// Where the elements of a matrix [rows, cols] are kept: row by row, or in panels that kernels read straight through.
+///
+///   row-major   place(r, c) = r cols + c
+///   panels      L rows make a panel. A panel holds groups of G columns one after another, a group holds L x G elements:
+///               place(r, c) = (r / L) S + (c / G) L G + (r % L) G + c % G,   S = L G ceil(cols / G)
+///
+/// Of a weight matrix W [out,in], rows are outputs: one vector load in a panel fetches one input's weights to L outputs.
+/// What the last panel holds beyond the matrix is stored and stays zero. L is the vector width of the instruction set, so
+/// files never contain panels: everything that leaves memory goes element by element, row-major.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// Shape of panels; lanes = 0 is row-major.
+struct panel_shape {
+  index_t lanes = 0;  ///< L
+  index_t group = 1;  ///< G
+};
+
+class matrix_layout {
+public:
+  matrix_layout() = default;
+  matrix_layout(index_t rows, index_t cols, panel_shape panels = {}) : rows_(rows), cols_(cols), panels_(panels) {}
+
+  index_t rows() const noexcept { return rows_; }
+  index_t cols() const noexcept { return cols_; }
+  /// Whether elements lie row by row; a column in panels of single elements does, with a few zeros after it.
+  bool is_row_major() const noexcept { return !is_panelled() || (cols_ == 1 && panels_.group == 1); }
+  panel_shape panels() const noexcept { return panels_; }
+  index_t panel_count() const noexcept { return !is_panelled() ? 0 : (rows_ + panels_.lanes - 1) / panels_.lanes; }
+  /// Elements of one panel.
+  index_t panel_size() const noexcept {
+    return panels_.lanes * panels_.group * ((cols_ + panels_.group - 1) / panels_.group);
+  }
+  /// Elements in memory, with those beyond the matrix.
+  index_t stored_size() const noexcept { return !is_panelled() ? rows_ * cols_ : panel_count() * panel_size(); }
+
+  index_t place(index_t r, index_t c) const noexcept {
+    if (!is_panelled()) return r * cols_ + c;
+    const auto [lanes, group] = panels_;
+    return r / lanes * panel_size() + c / group * lanes * group + r % lanes * group + c % group;
+  }
+
+  /// Calls f(row-major position, place in memory) for every element of the matrix, row by row.
+  template <typename F>
+  void for_each_place(F&& f) const {
+    for (index_t r = 0; r < rows_; ++r)
+      for (index_t c = 0; c < cols_; ++c) f(r * cols_ + c, place(r, c));
+  }
+
+private:
+  bool is_panelled() const noexcept { return panels_.lanes > 0; }
+
+  index_t rows_ = 0;
+  index_t cols_ = 0;
+  panel_shape panels_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

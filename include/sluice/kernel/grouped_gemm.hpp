@@ -1,0 +1,184 @@
+/// The three products of a linear map y = W x on the packed rows of one expert, all made of register tiles.
+///
+///   multiply_panels      y [n, 2 panels] = x W^T       forward: rows x weights, two panels of outputs at a time
+///   multiply_transposed  dx^T [inputs, n] = W^T dy^T   backward: the weights are broadcast, the rows lie in the lanes, so one
+///                                                      copy of W serves both directions
+///   add_weight_gradient  dW [2 panels, inputs] += dy^T x
+///
+/// Blocking. A part is k_block steps of two panels: 64 KB of floats at L = 16, which stays in the second-level cache while
+/// all blocks of rows pass over it; sums wait in between in `sums`, on the stack. While a part is in use the next one is
+/// prefetched, each block of rows asking for its share. Sums go on where they stopped, so blocking does not change a bit.
+#pragma once
+
+#include <sluice/kernel/linear_map.hpp>
+#include <sluice/kernel/row_blocks.hpp>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+/// Steps of one part. A multiple of every vector width.
+inline constexpr index_t k_block = 512;
+/// Blocks of rows that pass over a part together: their sums take 28 KB of stack at most.
+inline constexpr index_t chunk_blocks = 16;
+
+namespace detail {
+
+template <typename T>
+streams<const std::byte*> bytes_of(const streams<const T*>& at) noexcept {
+  return {reinterpret_cast<const std::byte*>(at[0]), reinterpret_cast<const std::byte*>(at[1])};
+}
+
+template <typename T>
+streams<T*> advance(streams<T*> at, index_t by) noexcept {
+  return {at[0] + by, at[1] + by};
+}
+
+}  // namespace detail
+
+/// epilogue(b, sums) for the blocks first .. last of an expert's rows, where sums[v] [size of b][L] are the dot products of the
+/// rows with the outputs of weights[v]. `next` are the panels that will be used after these (or the same ones).
+/// At most chunk_blocks blocks.
+template <typename Storage, typename Epilogue>
+void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last,
+                     const streams<const typename Storage::element*>& weights,
+                     const streams<const typename Storage::element*>& next, Epilogue&& epilogue) {
+  using scalar = typename Storage::scalar;
+  using sum_t = typename Storage::sum::value_type;
+  constexpr index_t lanes = simd_width<scalar>;
+  constexpr index_t step_size = lanes * Storage::group;
+  alignas(64) sum_t sums[chunk_blocks * tile_rows * tile_vectors * lanes];
+  const index_t block_sums = rows.height() * lanes;
+  const auto sums_of = [&](index_t b) -> streams<sum_t*> {
+    sum_t* const at = sums + (b - first) * tile_vectors * block_sums;
+    return {at, at + block_sums};
+  };
+  const index_t steps = packed_rows<Storage>::steps(x.inputs);
+  for (index_t k = 0; k < steps; k += k_block) {
+    tile_operands<Storage> t;
+    t.inner = lanes;
+    t.steps = std::min(k_block, steps - k);
+    t.weights = detail::advance(weights, k * step_size);
+    t.accumulate = k > 0;
+    prefetch_ahead ahead;
+    const bool more = k + k_block < steps;
+    const auto coming = detail::bytes_of(more ? detail::advance(weights, (k + k_block) * step_size) : next);
+    const index_t coming_bytes =
+        std::min(k_block, more ? steps - k - k_block : steps) * step_size * static_cast<index_t>(sizeof(*weights[0]));
+    const index_t share = coming_bytes / (last - first);
+    ahead.stride = (share + t.steps - 1) / t.steps;
+    for (index_t b = first; b < last; ++b) {
+      t.jump = rows.size(b) * lanes;
+      t.a = x.block(rows, b) + k * rows.size(b);
+      t.sums = sums_of(b);
+      ahead.from = {coming[0] + (b - first) * share, coming[1] + (b - first) * share};
+      run_tile<Storage, forward_order<scalar>>(rows.size(b), t, ahead);
+    }
+  }
+  for (index_t b = first; b < last; ++b) {
+    const streams<sum_t*> at = sums_of(b);
+    if constexpr (std::same_as<sum_t, scalar> && !detail::scales_rows<Storage>) {
+      epilogue(b, streams<const scalar*>{at[0], at[1]});
+    } else {
+      alignas(64) scalar numbers[tile_vectors][tile_rows * lanes];
+      for (int v = 0; v < tile_vectors; ++v)
+        for (index_t i = 0; i < rows.size(b); ++i) {
+          simd<scalar> y = Storage::finish(Storage::sum::load_unaligned(at[v] + i * lanes));
+          if constexpr (detail::scales_rows<Storage>) y = y * simd<scalar>(x.factors[rows.begin(b) + i - x.row0]);
+          store<scalar>(numbers[v] + i * lanes, y);
+        }
+      epilogue(b, streams<const scalar*>{numbers[0], numbers[1]});
+    }
+  }
+}
+
+/// Rows with one row a lane, in groups of L: [group][k][L]. What multiply_transposed reads.
+template <typename Scalar>
+struct lane_rows {
+  Scalar* numbers = nullptr;
+  index_t cols = 0;
+  static constexpr index_t lanes = simd_width<Scalar>;
+
+  static index_t groups(index_t rows) noexcept { return (rows + lanes - 1) / lanes; }
+  Scalar* group(index_t g) const noexcept { return numbers + g * cols * lanes; }
+};
+
+/// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, for `groups` groups of rows of dy.
+template <typename Scalar>
+void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t begin, index_t end, const lane_rows<Scalar>& dy,
+                         index_t first_group, index_t groups, Scalar* sums, bool accumulate) {
+  using storage = full_precision<Scalar>;
+  constexpr index_t lanes = simd_width<Scalar>;
+  // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out.
+  constexpr index_t panels_at_once = 8;
+  alignas(64) Scalar spare[tile_rows * lanes];
+  const index_t count = end - begin;
+  const index_t tiles = (count + tile_rows - 1) / tile_rows;
+  const index_t height = (count + tiles - 1) / tiles;
+  const index_t panel_size = w.weight().layout().panel_size();
+  for (index_t p = 0; p < w.panels(); p += panels_at_once) {
+    tile_operands<storage> t;
+    t.inner = lanes;
+    t.jump = panel_size;
+    t.steps = std::min(panels_at_once * lanes, w.outputs() - p * lanes);
+    t.accumulate = accumulate || p > 0;
+    const index_t coming_panels = std::min(panels_at_once, w.panels() - p - panels_at_once);
+    for (index_t i = 0; i < count; i += height) {
+      t.a = w.panel(p) + (begin + i) * lanes;
+      for (index_t q = 0; q < coming_panels; ++q)  // the same inputs of the panels that come next
+        for (index_t line = 0; line < std::min(height, count - i); ++line)
+          prefetch(w.panel(p + panels_at_once + q) + (begin + i + line) * lanes);
+      for (index_t g = 0; g < groups; g += tile_vectors) {
+        const bool both = g + 1 < groups;
+        const Scalar* rows = dy.group(first_group + g) + p * lanes * lanes;
+        t.weights = {rows, both ? rows + dy.cols * lanes : rows};
+        Scalar* out = sums + (g * count + i) * lanes;
+        t.sums = {out, both ? out + count * lanes : spare};
+        run_tile<storage, forward_order<Scalar>>(std::min(height, count - i), t, {detail::bytes_of(t.weights), 0});
+      }
+    }
+  }
+}
+
+/// gradient[v] [inputs][L] += sum over the expert's rows of x(row, input) * dy[v](row, lane), for panel[v] of dy; a null
+/// gradient is left out. x and dy are packed rows of the same blocks.
+template <typename Scalar>
+void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precision<Scalar>>& x,
+                         const streams<packed_rows<full_precision<Scalar>>>& dy, const streams<index_t>& panel,
+                         const streams<Scalar*>& gradient) {
+  using storage = full_precision<Scalar>;
+  constexpr index_t lanes = simd_width<Scalar>;
+  constexpr int height = lanes <= tile_rows ? static_cast<int>(lanes) : static_cast<int>(lanes) / 2;
+  alignas(64) Scalar spare[tile_vectors][height * lanes];
+  const auto run = [&](index_t b, index_t blocks, index_t input, const streams<Scalar*>& sums) {
+    const index_t size = rows.size(b);
+    tile_operands<storage> t;
+    t.a = x.panel(rows, b, 0, input / lanes) + input % lanes;
+    t.inner = size;
+    t.jump = size * packed_rows<storage>::pitch(x.inputs);
+    t.steps = size * blocks;
+    t.weights = {dy[0].panel(rows, b, 0, panel[0]), dy[1].panel(rows, b, 0, panel[1])};
+    t.weight_jump = size * (packed_rows<storage>::pitch(dy[0].inputs) - lanes);
+    t.sums = sums;
+    t.accumulate = true;
+    const streams<const std::byte*> ahead{reinterpret_cast<const std::byte*>(sums[0] + height * lanes),
+                                          reinterpret_cast<const std::byte*>(sums[1] + height * lanes)};
+    const auto bytes = static_cast<index_t>(sizeof spare[0]);
+    detail::tile<storage, transposed_order<Scalar>, height>(t, {ahead, (bytes + t.steps - 1) / t.steps});
+  };
+  const index_t full = rows.rows() / rows.height();
+  for (index_t input = 0; input < x.inputs; input += height) {
+    const index_t valid = std::min<index_t>(height, x.inputs - input);
+    streams<Scalar*> sums;
+    for (std::size_t v = 0; v < tile_vectors; ++v) {
+      const bool direct = gradient[v] != nullptr && valid == height;
+      sums[v] = direct ? gradient[v] + input * lanes : spare[v];
+      if (!direct) std::fill_n(spare[v], height * lanes, Scalar(0));
+    }
+    if (full > 0) run(0, full, input, sums);
+    if (full < rows.count()) run(full, 1, input, sums);
+    if (valid == height) continue;
+    for (std::size_t v = 0; v < tile_vectors; ++v)
+      for (index_t i = 0; gradient[v] != nullptr && i < valid * lanes; ++i) gradient[v][input * lanes + i] += spare[v][i];
+  }
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

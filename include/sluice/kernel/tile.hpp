@@ -1,0 +1,138 @@
+/// The register tile: the one loop in which nearly all arithmetic of the library happens.
+///
+///   sums [rows][2 vectors]  (+)=  sum over steps k of  a(row, k) * w_v(k)      a is broadcast, w_0 and w_1 are vectors
+///
+/// Two streams of panels (kernel/storage.hpp) meet up to tile_rows rows. One step loads a vector from each stream and
+/// multiplies it by one broadcast activation a row. a(row, k) lies at a + k / inner * jump + k % inner * Step + row * Row.
+/// Both operands of every product in the library, forward and backward, are one of two orders of that kind:
+///   forward order      Row = L, Step = 1: rows of a panelled matrix, its columns running along k
+///   transposed order   Row = 1, Step = L: columns of a panelled matrix, its rows running along k
+///
+/// How tall: R registers hold 2 tile_rows sums, the 2 vectors of a step, one broadcast, and one to spare, so
+/// tile_rows = (R - 4) / 2: 14 of AVX-512's and NEON's 32 registers, 6 of the 16 before. A step of 14 x 2 does 28 fused
+/// multiply-adds with 16 loads: the loads hide, and the two or four cycles of latency do too.
+/// Wider tiles (8 x 3, 6 x 4) reach the same rate and read more panels at once; 2 is what gate and up make.
+///
+/// Every sum is one chain along k, whatever the height of the tile: a row's result does not depend on its neighbours.
+///
+/// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts.
+#pragma once
+
+#include <sluice/kernel/storage.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+#if defined(__AVX512F__) || defined(__aarch64__) || defined(_M_ARM64)
+inline constexpr int vector_registers = 32;
+#else
+inline constexpr int vector_registers = 16;
+#endif
+
+/// Streams of weights, and vectors of sums a row.
+inline constexpr int tile_vectors = 2;
+inline constexpr int tile_rows = (vector_registers - 4) / tile_vectors;
+
+/// How the broadcast operand lies in memory, in units of its elements.
+template <index_t Row, index_t Step>
+struct operand_order {
+  static constexpr index_t row = Row;
+  static constexpr index_t step = Step;
+};
+template <typename Scalar>
+using forward_order = operand_order<simd_width<Scalar>, 1>;
+template <typename Scalar>
+using transposed_order = operand_order<1, simd_width<Scalar>>;
+
+template <typename Pointer>
+using streams = std::array<Pointer, tile_vectors>;
+
+/// What a tile prefetches: two places that move on by `stride` bytes with every step.
+struct prefetch_ahead {
+  streams<const std::byte*> from{};
+  std::ptrdiff_t stride = 0;
+};
+
+/// Where the operands of a tile lie.
+template <typename Storage>
+struct tile_operands {
+  using activation = typename Storage::activation;
+  using element = typename Storage::element;
+
+  const activation* a = nullptr;
+  index_t jump = 0;   ///< distance of a between runs of `inner` steps
+  index_t inner = 0;  ///< steps of a run
+  streams<const element*> weights{};
+  index_t weight_jump = 0;  ///< what a stream skips after a run of `inner` steps; 0 where it is contiguous
+  index_t steps = 0;
+  streams<typename Storage::sum::value_type*> sums{};  ///< [rows][lanes] of each stream
+  bool accumulate = false;                             ///< start from what sums hold, not from zero
+};
+
+namespace detail {
+
+template <typename Storage, typename Order, int Rows>
+void tile(const tile_operands<Storage>& t, const prefetch_ahead& ahead) noexcept {
+  using sum_t = typename Storage::sum;
+  constexpr index_t lanes = static_cast<index_t>(sum_t::size);
+  sum_t sums[Rows][tile_vectors];
+  if (t.accumulate) {
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
+      SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] = sum_t::load_unaligned(t.sums[v] + i * lanes);
+  } else {
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
+      SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] = sum_t(0);
+  }
+  const typename Storage::element* w0 = t.weights[0];
+  const typename Storage::element* w1 = t.weights[1];
+  const std::byte* next0 = ahead.from[0];
+  const std::byte* next1 = ahead.from[1];
+  const typename Storage::activation* run = t.a;
+  for (index_t begin = 0; begin < t.steps; begin += t.inner) {
+    const index_t count = std::min(t.inner, t.steps - begin);
+    const typename Storage::activation* a = run;
+    for (index_t k = 0; k < count; ++k) {
+      const typename Storage::vector first = Storage::load(w0);
+      const typename Storage::vector second = Storage::load(w1);
+      w0 += lanes * Storage::group;
+      w1 += lanes * Storage::group;
+      prefetch(next0);
+      prefetch(next1);
+      next0 += ahead.stride;
+      next1 += ahead.stride;
+      SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
+        sums[i][0] = Storage::multiply_add(a[i * Order::row], first, sums[i][0]);
+        sums[i][1] = Storage::multiply_add(a[i * Order::row], second, sums[i][1]);
+      }
+      a += Order::step;
+    }
+    run += t.jump;
+    w0 += t.weight_jump;
+    w1 += t.weight_jump;
+  }
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
+    SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v].store_unaligned(t.sums[v] + i * lanes);
+}
+
+template <typename Storage, typename Order>
+using tile_function = void (*)(const tile_operands<Storage>&, const prefetch_ahead&) noexcept;
+
+/// The tile of every height: tiles[rows - 1].
+template <typename Storage, typename Order>
+inline constexpr auto tiles = []<int... I>(std::integer_sequence<int, I...>) {
+  return std::array<tile_function<Storage, Order>, sizeof...(I)>{&tile<Storage, Order, I + 1>...};
+}(std::make_integer_sequence<int, tile_rows>{});
+
+}  // namespace detail
+
+/// Runs a tile of 1 to tile_rows rows.
+template <typename Storage, typename Order>
+void run_tile(index_t rows, const tile_operands<Storage>& operands, const prefetch_ahead& ahead) noexcept {
+  detail::tiles<Storage, Order>[static_cast<std::size_t>(rows - 1)](operands, ahead);
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

@@ -1,0 +1,64 @@
+/// Loads a vector of sixteen-bit numbers as floats. Exact for every value, subnormals, infinities and NaN included.
+#pragma once
+
+#include <sluice/core/half.hpp>
+#include <sluice/kernel/simd.hpp>
+
+#include <cstdint>
+#include <cstring>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+namespace detail {
+
+using lane_bits = xsimd::batch<std::uint32_t>;
+
+/// One vector of uint16 as uint32 lanes.
+inline lane_bits load_bits(const std::uint16_t* from) noexcept {
+  constexpr int lanes = static_cast<int>(lane_bits::size);
+#if defined(__GNUC__)
+  // The compilers turn this conversion into the instruction set's own widening; xsimd 8 has no name for it.
+  typedef std::uint16_t narrow __attribute__((vector_size(2 * lanes)));
+  typedef std::uint32_t wide __attribute__((vector_size(4 * lanes)));
+  narrow bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const wide widened = __builtin_convertvector(bits, wide);
+  lane_bits result;
+  static_assert(sizeof widened == sizeof result.data);
+  std::memcpy(&result.data, &widened, sizeof widened);
+  return result;
+#else
+  std::uint32_t bits[lanes];
+  for (int i = 0; i < lanes; ++i) bits[i] = from[i];
+  return lane_bits::load_unaligned(bits);
+#endif
+}
+
+}  // namespace detail
+
+inline simd<float> load_widened(const bfloat16* from) noexcept {
+  return reinterpret_lanes<float>(detail::load_bits(&from->bits) << 16);
+}
+
+inline simd<float> load_widened(const float16* from) noexcept {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX__) && defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  using bits_t = detail::lane_bits;
+  const bits_t half = detail::load_bits(&from->bits);
+  const bits_t magnitude = (half & bits_t(0x7FFFU)) << 13;
+  const bits_t sign = (half & bits_t(0x8000U)) << 16;
+  // Normal: the exponent gains 127 - 15. Infinity and NaN: it gains that twice. Subnormal: the fraction f counts 2^-24, and
+  // 2^-14 (1 + f 2^-10) - 2^-14 is just that, without a float that -ffast-math would flush to zero.
+  const bits_t normal = magnitude + bits_t(112U << 23);
+  const bits_t special = magnitude + bits_t(224U << 23);
+  const simd<float> subnormal = reinterpret_lanes<float>(magnitude + bits_t(113U << 23)) - simd<float>(0x1p-14F);
+  const bits_t chosen = xsimd::select(magnitude < bits_t(0x0F800000U), normal, special);
+  const bits_t value = xsimd::select(magnitude < bits_t(0x00800000U), reinterpret_lanes<std::uint32_t>(subnormal), chosen);
+  return reinterpret_lanes<float>(value | sign);
+#endif
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel

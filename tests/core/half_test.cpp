@@ -1,0 +1,84 @@
+#include <sluice/core/half.hpp>
+
+#include "support.hpp"
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+using namespace sluice;
+
+namespace {
+
+std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+
+/// The nearest of all finite halves, ties to the even one, found by looking at them all around a guess.
+template <typename Half>
+void check_rounding(float value, Half got) {
+  const float back = to_float(got);
+  const Half below{static_cast<std::uint16_t>(got.bits - 1)}, above{static_cast<std::uint16_t>(got.bits + 1)};
+  const double error = std::abs(static_cast<double>(back) - static_cast<double>(value));
+  for (const Half other : {below, above}) {
+    const float candidate = to_float(other);
+    if (!std::isfinite(candidate) || (candidate < 0) != (back < 0)) continue;
+    const double its = std::abs(static_cast<double>(candidate) - static_cast<double>(value));
+    CHECK(error <= its);
+    if (error == its) CHECK((got.bits & 1) == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("float16: all 65536 values equal the sum that defines them", "[core]") {
+  int wrong = 0;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const std::uint32_t got = bits_of(to_float(float16{static_cast<std::uint16_t>(bits)}));
+    const auto exponent = static_cast<int>(bits >> 10 & 0x1F);
+    const auto fraction = static_cast<int>(bits & 0x3FF);
+    const std::uint32_t sign = bits >> 15;
+    if (exponent == 31) {  // infinity, or NaN whose fraction stays in front
+      wrong += got != ((sign << 31) | 0x7F800000U | ((bits & 0x3FF) << 13));
+      continue;
+    }
+    const double magnitude =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 15 - 10);
+    const auto expected = static_cast<float>(magnitude);  // exact: 11 bits in 24
+    wrong += got != ((sign << 31) | bits_of(expected));
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("bfloat16: known values", "[core]") {
+  CHECK(to_float(bfloat16{0x3F80}) == 1.0F);
+  CHECK(to_float(bfloat16{0xC049}) == -3.140625F);
+  CHECK(bits_of(to_float(bfloat16{0x0001})) == 0x00010000U);  // subnormal
+  CHECK(bits_of(to_float(bfloat16{0xFF80})) == 0xFF800000U);  // -infinity
+}
+
+TEST_CASE("half types: every value comes back from float", "[core]") {
+  int wrong = 0;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float16 half{static_cast<std::uint16_t>(bits)};
+    const bfloat16 brain{static_cast<std::uint16_t>(bits)};
+    if ((bits & 0x7C00U) != 0x7C00U || (bits & 0x3FFU) == 0) wrong += round_to<float16>(to_float(half)) != half;
+    if ((bits & 0x7F80U) != 0x7F80U || (bits & 0x7FU) == 0) wrong += round_to<bfloat16>(to_float(brain)) != brain;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("half types: round to nearest, ties to even", "[core]") {
+  for (std::uint32_t i = 0; i < 20000; ++i) {
+    const std::uint32_t bits = i * 2654435761U;  // spread over all exponents
+    const float value = std::bit_cast<float>(bits & 0x7FFFFFFFU);
+    if (!std::isfinite(value)) continue;
+    CAPTURE(value);
+    if (value < 3e38F) check_rounding(value, round_to<bfloat16>(value));
+    if (value < 65519.0F) check_rounding(value, round_to<float16>(value));
+  }
+  CHECK(round_to<float16>(65520.0F).bits == 0x7C00);
+  CHECK(round_to<float16>(-65519.0F).bits == 0xFBFF);
+  CHECK(round_to<bfloat16>(std::numeric_limits<float>::max()).bits == 0x7F80);
+  CHECK((round_to<bfloat16>(std::bit_cast<float>(0x7F800001U)).bits & 0x7FU) != 0);  // NaN stays NaN
+  CHECK((round_to<float16>(std::bit_cast<float>(0xFF800001U)).bits & 0x3FFU) != 0);
+}
