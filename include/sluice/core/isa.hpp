@@ -37,3 +37,8 @@
 #else
 #define SLUICE_ISA SLUICE_ISA_BASE
 #endif
+
+#define SLUICE_ISA_TEXT(x) #x
+#define SLUICE_ISA_TEXT_OF(x) SLUICE_ISA_TEXT(x)
+/// The same as a string literal.
+#define SLUICE_ISA_NAME SLUICE_ISA_TEXT_OF(SLUICE_ISA)

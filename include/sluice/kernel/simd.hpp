@@ -52,7 +52,4 @@ void keep_in_register([[maybe_unused]] simd<Scalar>& v) noexcept {
 #endif
 }
 
-/// Name of the architecture that kernels are compiled for, such as "avx512bw".
-inline const char* architecture_name() noexcept { return xsimd::default_arch::name(); }
-
 }  // namespace sluice::inline SLUICE_ISA::kernel
