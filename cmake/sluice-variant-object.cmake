@@ -1,6 +1,7 @@
 # Joins the objects of one variant into one whose only visible symbols are its entry and descriptions of types; see
 # sluice-variants.cmake, which calls this.
-# cmake -DOBJECTS=a.o|b.o -DOUTPUT=c.o -DENTRY=name -DLINKER=ld -DOBJCOPY=... -DOBJDUMP=... -DNM=... -P sluice-variant-object.cmake
+# cmake -DOBJECTS=a.o|b.o -DOUTPUT=c.o -DENTRY=name -DREFUSE_CONSTRUCTORS=ON|OFF -DLINKER=ld -DOBJCOPY=... -DOBJDUMP=... -DNM=...
+#       -P sluice-variant-object.cmake
 cmake_minimum_required(VERSION 3.21)
 string(REPLACE "|" ";" OBJECTS "${OBJECTS}")
 get_filename_component(folder ${OUTPUT} DIRECTORY)
@@ -19,9 +20,10 @@ endfunction()
 # Groups go: the linker keeps one of several groups of a name even if the name is local in each. -d gives common symbols a place.
 run(ignored ${LINKER} -r -d --force-group-allocation -o ${OUTPUT}.joined ${OBJECTS})
 
-# Constructors of static objects. Those of sanitizers and coverage have a priority, which is part of the section's name.
+# Constructors of static objects, unless sanitizers or coverage put theirs in.
 run(sections ${OBJDUMP} -h ${OUTPUT}.joined)
-if(sections MATCHES " [.](init_array|ctors) ")
+run(needed ${NM} --undefined-only ${OUTPUT}.joined)
+if(REFUSE_CONSTRUCTORS AND NOT needed MATCHES " __(asan|tsan|msan|ubsan|gcov|llvm_gcov|llvm_profile|sanitizer)_" AND sections MATCHES " [.](init_array|ctors) ")
   message(FATAL_ERROR "${ENTRY}: the sources hold static objects with constructors (perhaps <iostream>). They would run this variant's "
     "instructions when the program starts, on any processor. Make them local to functions.")
 endif()

@@ -15,7 +15,8 @@
 # or the sources' own, is shared with another variant or with the rest of the program: the linker cannot give AVX-512 code to
 # the part that runs on an old processor. Static objects of inline functions and templates exist once a variant.
 # Exceptions and dynamic_cast work across the border. The build stops if anything else stays visible, if the entry is missing,
-# or if the sources hold static objects with constructors, which would run their instructions before anyone has chosen.
+# if flags from elsewhere change a variant's instruction set, or if (in an optimised build) the sources hold static objects with
+# constructors, which would run the variant's instructions before anyone has chosen.
 #
 # Needs an ELF system, GCC or Clang, and GNU ld 2.29 or newer with objcopy (binutils). Link-time optimisation is off for variants: it
 # would merge what is kept apart. One build configuration a build tree.
@@ -85,6 +86,13 @@ function(sluice_add_variants target)
     message(FATAL_ERROR "sluice_add_variants(${target}): no instruction sets are known for ${CMAKE_SYSTEM_PROCESSOR}")
   endif()
 
+  # Without optimisation even Eigen's empty static objects have a constructor, so nothing can be told then.
+  string(TOUPPER "${CMAKE_BUILD_TYPE}" config)
+  set(refuse_constructors OFF)
+  if("${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${config}}" MATCHES "-O([123s]|fast)")
+    set(refuse_constructors ON)
+  endif()
+
   set(objects "")
   set(declarations "")
   set(rows "")
@@ -104,7 +112,7 @@ function(sluice_add_variants target)
     add_custom_command(
       OUTPUT ${object}
       COMMAND ${CMAKE_COMMAND} -DOBJECTS=$<JOIN:$<TARGET_OBJECTS:${target}_${isa}>,|> -DOUTPUT=${object} -DENTRY=${arg_ENTRY}_${isa}
-              -DLINKER=${SLUICE_VARIANT_LINKER} -DOBJCOPY=${CMAKE_OBJCOPY} -DOBJDUMP=${CMAKE_OBJDUMP} -DNM=${CMAKE_NM}
+              -DREFUSE_CONSTRUCTORS=${refuse_constructors} -DLINKER=${SLUICE_VARIANT_LINKER} -DOBJCOPY=${CMAKE_OBJCOPY} -DOBJDUMP=${CMAKE_OBJDUMP} -DNM=${CMAKE_NM}
               -P ${SLUICE_VARIANTS_DIR}/sluice-variant-object.cmake
       DEPENDS ${target}_${isa} $<TARGET_OBJECTS:${target}_${isa}> ${SLUICE_VARIANTS_DIR}/sluice-variant-object.cmake
       COMMENT "Variant ${isa} of ${target}"

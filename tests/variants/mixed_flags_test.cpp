@@ -9,7 +9,7 @@
 using step = border::results(const std::vector<float>& x, const std::vector<float>& dy);
 extern step training_step_sse2, training_step_avx2, training_step_avx512;
 
-TEST_CASE("mixed flags: sources built with different flags link, run and agree", "[variants]") {
+TEST_CASE("mixed flags: sources built with different flags link, run and agree", "[mixed_flags]") {
   if (!sluice::cpu_runs("avx512")) {
     WARN("left out: this machine does not run avx512");
     return;

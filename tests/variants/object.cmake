@@ -1,5 +1,5 @@
 # A finished variant: its entry is visible and besides it only descriptions of types are; it uses no register beyond its set.
-# cmake -DOBJECT=... -DENTRY=... -DBEYOND=<regular expression or nothing> -DNM=... -DOBJDUMP=... -P object.cmake
+# cmake -DOBJECT=... -DENTRY=... -DBEYOND=<regular expression or none> -DNM=... -DOBJDUMP=... -P object.cmake
 cmake_minimum_required(VERSION 3.21)
 execute_process(COMMAND ${NM} -C --defined-only --extern-only ${OBJECT} OUTPUT_VARIABLE visible RESULT_VARIABLE result)
 execute_process(COMMAND ${NM} -C --defined-only ${OBJECT} OUTPUT_VARIABLE all RESULT_VARIABLE all_result)
@@ -17,7 +17,7 @@ if(NOT count EQUAL 1 OR NOT visible MATCHES " T ${ENTRY}\\(int\\)$")
   message(FATAL_ERROR "visible is more than the entry: ${visible}")
 endif()
 
-if(BEYOND)
+if(NOT BEYOND STREQUAL "none")
   execute_process(COMMAND ${OBJDUMP} -d --no-show-raw-insn ${OBJECT} OUTPUT_VARIABLE code RESULT_VARIABLE result)
   if(NOT result EQUAL 0 OR NOT code MATCHES "%xmm")
     message(FATAL_ERROR "objdump shows no vector code in ${OBJECT}")
