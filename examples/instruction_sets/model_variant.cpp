@@ -2,7 +2,12 @@
 #include "model.hpp"
 
 #include <sluice/core/variant.hpp>
-#include <sluice/sluice.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/kernel/config.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/initialize.hpp>
 
 namespace {
 
