@@ -68,7 +68,7 @@ function(sluice_add_variants target)
   # Name, name in sluice's symbols, flags; from the least to the most capable. cpu_runs() asks for exactly these features.
   set(avx512 "-march=x86-64 -mavx2 -mfma -mavx512f -mavx512cd -mavx512vl -mavx512bw -mavx512dq")
   set(x86_64 sse2 sse4 avx2 avx512 avx512vnni)
-  set(x86_64_names sse2 sse4 avx2_fma avx512bw avx512vnni)
+  set(x86_64_names sse2 sse4_2 avx2_fma avx512bw avx512vnni)
   set(x86_64_flags "-march=x86-64" "-march=x86-64 -msse4.2 -mpopcnt" "-march=x86-64 -mavx2 -mfma" "${avx512}" "${avx512} -mavx512vnni")
   set(arm64 neon64)
   set(arm64_names neon64)
