@@ -10,7 +10,7 @@
 ///
 /// Whatever crosses the border between a variant and the program is laid out alike on both sides: numbers, pointers, classes of
 /// the standard library, abstract classes of your own. Eigen's matrices are not (their alignment follows the instruction set),
-/// and sluice's types are other types in every variant, which the linker says.
+/// and every type of sluice is another type in every variant.
 #pragma once
 
 #include <sluice/core/error.hpp>
