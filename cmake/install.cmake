@@ -17,7 +17,8 @@ write_basic_package_version_file(
   ${PROJECT_BINARY_DIR}/sluice-config-version.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(
   FILES ${PROJECT_BINARY_DIR}/sluice-config.cmake ${PROJECT_BINARY_DIR}/sluice-config-version.cmake
-        ${PROJECT_SOURCE_DIR}/cmake/sluice-dependencies.cmake
+        ${PROJECT_SOURCE_DIR}/cmake/sluice-dependencies.cmake ${PROJECT_SOURCE_DIR}/cmake/sluice-variants.cmake
+        ${PROJECT_SOURCE_DIR}/cmake/sluice-variant-object.cmake
   DESTINATION ${sluice_package_dir})
 
 # The prefix as seen from the .pc file, so that a moved installation still works.

@@ -8,6 +8,7 @@
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
 #include <sluice/capacity/survivors.hpp>
+#include <sluice/core/variant.hpp>
 #include <sluice/exec/openmp.hpp>
 #include <sluice/exec/serial.hpp>
 #include <sluice/expert/activation.hpp>
@@ -28,6 +29,7 @@
 #include <sluice/gate/selectors.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
+#include <sluice/kernel/config.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>

@@ -97,10 +97,9 @@ TEMPLATE_TEST_CASE("transform: functions of vectors and of single numbers give t
   }
 }
 
-TEST_CASE("simd: the lanes' sum and the name of the architecture", "[kernel][vector]") {
+TEST_CASE("simd: the lanes' sum", "[kernel][vector]") {
   std::vector<double> lanes(static_cast<std::size_t>(kernel::simd_width<double>));
   double sum = 0;
   for (std::size_t i = 0; i < lanes.size(); ++i) sum += lanes[i] = static_cast<double>(1 << i);
   CHECK(kernel::sum_lanes<double>(kernel::load(lanes.data())) == sum);
-  CHECK(std::string(kernel::architecture_name()).size() > 2);
 }

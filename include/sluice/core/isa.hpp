@@ -3,7 +3,11 @@
 /// Two sources of one program may be built with different flags (say SSE2 and AVX-512). Without this tag the linker would
 /// merge their inline functions and one half of the program would run the other half's instructions. Users never write
 /// the name: it is an inline namespace. Options that change arithmetic without changing the instruction set
-/// (-ffast-math) are part of the name for the same reason.
+/// (-ffast-math) are part of the name for the same reason. One name stands for a whole generation of processors: avx2_fma
+/// also for BMI and F16C, which every processor with AVX2 and FMA has.
+///
+/// Eigen and the standard library have no such names, so where a program has to run on a processor that lacks one of its
+/// instruction sets, build the sources as variants: core/variant.hpp.
 #pragma once
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
@@ -16,10 +20,20 @@
 #define SLUICE_ISA_BASE avx2_fma
 #elif defined(__AVX2__)
 #define SLUICE_ISA_BASE avx2
+#elif defined(__FMA4__)
+#define SLUICE_ISA_BASE avx_fma4
+#elif defined(__AVX__) && defined(__FMA__)
+#define SLUICE_ISA_BASE avx_fma
 #elif defined(__AVX__)
 #define SLUICE_ISA_BASE avx
+#elif defined(__SSE4_2__)
+#define SLUICE_ISA_BASE sse4_2
 #elif defined(__SSE4_1__)
-#define SLUICE_ISA_BASE sse4
+#define SLUICE_ISA_BASE sse4_1
+#elif defined(__SSSE3__)
+#define SLUICE_ISA_BASE ssse3
+#elif defined(__SSE3__)
+#define SLUICE_ISA_BASE sse3
 #elif defined(__SSE2__) || defined(_M_X64)
 #define SLUICE_ISA_BASE sse2
 #elif defined(__aarch64__) || defined(_M_ARM64)
@@ -37,3 +51,8 @@
 #else
 #define SLUICE_ISA SLUICE_ISA_BASE
 #endif
+
+#define SLUICE_ISA_TEXT(x) #x
+#define SLUICE_ISA_TEXT_OF(x) SLUICE_ISA_TEXT(x)
+/// The same as a string literal.
+#define SLUICE_ISA_NAME SLUICE_ISA_TEXT_OF(SLUICE_ISA)

@@ -76,7 +76,4 @@ inline void prefetch([[maybe_unused]] const void* address) noexcept {
 #endif
 }
 
-/// Name of the architecture that kernels are compiled for, such as "avx512bw".
-inline const char* architecture_name() noexcept { return xsimd::default_arch::name(); }
-
 }  // namespace sluice::inline SLUICE_ISA::kernel
