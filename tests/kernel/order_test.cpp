@@ -23,7 +23,6 @@ TEMPLATE_TEST_CASE("arg_max: the first of the largest", "[kernel][ties]", float,
   CHECK(best({1, inf<TestType>}) == 1);
 }
 
-
 TEMPLATE_TEST_CASE("order_keys: every lane like order_key, and back to the number", "[kernel][order]", float, double) {
   constexpr index_t width = kernel::simd_width<TestType>;
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {

@@ -61,11 +61,12 @@ TEMPLATE_TEST_CASE("exponentiate: gives the maximum and the sum of what it wrote
   const auto e = kernel::exponentiate(in.data(), out.data(), 3);
   CHECK(e.maximum == 3);
   CHECK(out[1] == 1);
-  CHECK(std::abs(e.sum - (out[0] + out[1] + out[2])) <= test::bound<TestType>(3));  // the lanes have an order of their own
+  // Lanes are added in an order of their own.
+  CHECK(std::abs(e.sum - (out[0] + out[1] + out[2])) <= test::bound<TestType>(3));
 }
 
-TEMPLATE_TEST_CASE("softmax: every length to 70 like the plain loop, beside forbidden memory", "[kernel][softmax]", float,
-                   double) {
+TEMPLATE_TEST_CASE("softmax: every length to 70 like the plain loop, beside forbidden memory", "[kernel][softmax]",
+                   float, double) {
   const auto where = GENERATE(test::guard::before, test::guard::behind);
   const bool special = GENERATE(false, true);
   const double eps = static_cast<double>(std::numeric_limits<TestType>::epsilon());
@@ -87,9 +88,12 @@ TEMPLATE_TEST_CASE("softmax: every length to 70 like the plain loop, beside forb
     double sum = 0;
     for (index_t i = 0; i < count && !has_nan; ++i) {
       const bool largest = order_key(in.data()[i]) == order_key(maximum);
-      const bool none = order_key(in.data()[i]) == order_key(-inf<TestType>) || order_key(maximum) == order_key(inf<TestType>);
+      const bool none =
+          order_key(in.data()[i]) == order_key(-inf<TestType>) || order_key(maximum) == order_key(inf<TestType>);
       wanted[static_cast<std::size_t>(i)] =
-          largest ? 1 : none ? 0 : std::exp(static_cast<double>(in.data()[i]) - static_cast<double>(maximum));
+          largest ? 1
+          : none  ? 0
+                  : std::exp(static_cast<double>(in.data()[i]) - static_cast<double>(maximum));
       sum += wanted[static_cast<std::size_t>(i)];
     }
     kernel::softmax(in.data(), out.data(), count);
@@ -113,7 +117,8 @@ TEMPLATE_TEST_CASE("softmax: a row has the same bits at every address", "[kernel
     std::vector<TestType> memory(200), first(static_cast<std::size_t>(count)), other(static_cast<std::size_t>(count));
     for (index_t shift = 0; shift < 17; ++shift) {
       TestType* row = memory.data() + shift;
-      for (index_t i = 0; i < count; ++i) row[i] = static_cast<TestType>(random_source(5).normal(random_site::user_site, i));
+      for (index_t i = 0; i < count; ++i)
+        row[i] = static_cast<TestType>(random_source(5).normal(random_site::user_site, i));
       kernel::softmax(row, shift == 0 ? first.data() : other.data(), count);
       if (shift > 0) REQUIRE(std::memcmp(first.data(), other.data(), first.size() * sizeof(TestType)) == 0);
     }

@@ -15,7 +15,7 @@ void fill_with_special(Scalar* row, index_t count, std::uint64_t seed) {
   for (index_t i = 0; i < count; ++i) {
     const double kind = draws.uniform(random_site::choice_thinning, i);
     const double value = draws.uniform(random_site::user_site, i);
-    row[i] = kind < 0.1   ? (seed % 2 == 1 ? quiet_nan<Scalar>() : -infinity)
+    row[i] = kind < 0.1    ? (seed % 2 == 1 ? quiet_nan<Scalar>() : -infinity)
              : kind < 0.15 ? infinity
              : kind < 0.2  ? -infinity
              : kind < 0.3  ? Scalar(-0.0)

@@ -34,7 +34,8 @@ std::vector<index_t> top_k(const std::vector<Scalar>& scores, index_t k) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN and infinities", "[kernel][top_k][ties]", float, double) {
+TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN and infinities",
+                   "[kernel][top_k][ties]", float, double) {
   const random_source random(9);
   for (std::uint64_t round = 0; round < 200; ++round) {
     const random_source draws = random.at_step(round);
@@ -44,8 +45,10 @@ TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN
       // Few distinct values, so that ties are common; a tenth NaN, a tenth infinite.
       const double u = draws.uniform(random_site::user_site, i);
       const double kind = draws.uniform(random_site::choice_thinning, i);
-      scores.push_back(kind < 0.1 ? quiet_nan<TestType>()
-                                  : kind < 0.15 ? inf<TestType> : kind < 0.2 ? -inf<TestType> : static_cast<TestType>(std::floor(u * 5) - 2));
+      scores.push_back(kind < 0.1    ? quiet_nan<TestType>()
+                       : kind < 0.15 ? inf<TestType>
+                       : kind < 0.2  ? -inf<TestType>
+                                     : static_cast<TestType>(std::floor(u * 5) - 2));
     }
     for (index_t k = 0; k <= size; ++k) REQUIRE(top_k(scores, k) == sorted_top_k(scores, k));
   }
@@ -71,7 +74,6 @@ TEMPLATE_TEST_CASE("top_k: all of 512, and 257", "[kernel][top_k]", float, doubl
     CHECK(top_k(scores, 8) == sorted_top_k(scores, 8));
   }
 }
-
 
 TEMPLATE_TEST_CASE("top_k: every length to 70 and every k, beside forbidden memory", "[kernel][top_k][ties]", float,
                    double) {

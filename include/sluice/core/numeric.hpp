@@ -29,8 +29,7 @@ ordered_bits<Scalar> bits_of(const Scalar& value) noexcept {
 
 /// The bits of +infinity; only NaN has larger ones, but for the sign.
 template <std::floating_point Scalar>
-inline constexpr ordered_bits<Scalar> infinity_bits =
-    static_cast<ordered_bits<Scalar>>(sizeof(Scalar) == 4 ? 0x7f800000 : 0x7ff0000000000000);
+inline constexpr auto infinity_bits = ordered_bits<Scalar>(sizeof(Scalar) == 4 ? 0x7f800000 : 0x7ff0000000000000);
 
 }  // namespace detail
 

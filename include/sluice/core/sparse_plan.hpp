@@ -74,13 +74,15 @@ public:
     token_offsets_.assign(tokens_ + 1, 0);
     for (const entry& a : pending_) {
       if (a.token < 0 || a.token >= tokens_ || a.expert < 0 || a.expert >= experts_)
-        throw_invalid("a plan cannot send token ", a.token, " to expert ", a.expert, " with T = ", tokens_, " and E = ", experts_);
+        throw_invalid("a plan cannot send token ", a.token, " to expert ", a.expert, " with T = ", tokens_,
+                      " and E = ", experts_);
       ++offsets_[a.expert + 1];
       ++token_offsets_[a.token + 1];
     }
     add_up(offsets_);
     add_up(token_offsets_);
-    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n), by_token_.resize(n);
+    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n),
+        by_token_.resize(n);
     // Both sorts are stable counting sorts. The offsets serve as cursors and are shifted back afterwards.
     for (index_t i = 0; i < n; ++i) {
       const entry& a = pending_[i];

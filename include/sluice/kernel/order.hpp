@@ -9,7 +9,10 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/simd.hpp>
 
+#include <algorithm>
 #include <bit>
+#include <concepts>
+#include <cstdint>
 #include <limits>
 
 namespace sluice::inline SLUICE_ISA::kernel {
@@ -63,7 +66,8 @@ void for_each_keys(const Scalar* values, index_t count, F&& f) noexcept {
   index_t i = 0;
   for (; i + width <= count; i += width)
     if (f(order_keys<Scalar>(load(values + i)), i)) return;
-  if (i < count) f(order_keys<Scalar>(load_part(values + i, count - i, number_of_key<Scalar>(-infinity_key<Scalar>))), i);
+  if (i < count)
+    f(order_keys<Scalar>(load_part(values + i, count - i, number_of_key<Scalar>(-infinity_key<Scalar>))), i);
 }
 
 /// The largest lane.
@@ -71,8 +75,9 @@ template <std::integral Int>
 Int largest_lane(const simd<Int>& v) noexcept {
   Int lanes[simd_width<Int>];
   store<Int>(lanes, v);
-  SLUICE_UNROLL for (index_t half = simd_width<Int> / 2; half > 0; half /= 2)
-    SLUICE_UNROLL for (index_t i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  SLUICE_UNROLL for (index_t half = simd_width<Int> / 2; half > 0; half /= 2) {
+    SLUICE_UNROLL for (index_t i = 0; i < half; ++i) lanes[i] = std::max(lanes[i], lanes[i + half]);
+  }
   return lanes[0];
 }
 

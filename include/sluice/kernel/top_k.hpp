@@ -18,37 +18,45 @@ namespace detail {
 
 inline constexpr index_t top_k_groups = 16;
 
-/// An order key that at least k scores of the row reach; k <= 16.
+/// An order key that at least k scores of the row reach; k <= top_k_groups <= count.
 template <typename Scalar>
 ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k) noexcept {
   using key = ordered_bits<Scalar>;
   constexpr index_t width = simd_width<Scalar>;
-  constexpr index_t vectors = top_k_groups / width;
+  constexpr index_t vectors = (top_k_groups + width - 1) / width;
+  constexpr index_t groups = vectors * width;
   simd<key> largest[vectors];
-  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) largest[v] = simd<key>(-infinity_key<Scalar>);
+  simd<key> above[vectors];  // how many groups have a larger maximum
+  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+    largest[v] = simd<key>(-infinity_key<Scalar>);
+    above[v] = simd<key>(key(0));
+  }
   index_t i = 0;
-  for (; i + top_k_groups <= count; i += top_k_groups)
-    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v)
+  for (; i + groups <= count; i += groups) {
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
       largest[v] = xsimd::max(largest[v], order_keys<Scalar>(load(scores + i + v * width)));
+    }
+  }
   for_each_keys(scores + i, count - i, [&](const simd<key>& keys, index_t first) {
-    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v)
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
       if (v * width == first) largest[v] = xsimd::max(largest[v], keys);
+    }
     return false;
   });
-  key maxima[top_k_groups];
+  key maxima[groups];
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) store<key>(maxima + v * width, largest[v]);
-  // The k-th largest is the smallest that has fewer than k above it.
-  simd<key> above[vectors];
-  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) above[v] = simd<key>(key(0));
-  SLUICE_UNROLL for (index_t g = 0; g < top_k_groups; ++g) {
-    const simd<key> one(maxima[g]);
-    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v)
-      above[v] = xsimd::select(one > largest[v], above[v] + simd<key>(key(1)), above[v]);
+  SLUICE_UNROLL for (index_t g = 0; g < groups; ++g) {
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+      above[v] = xsimd::select(simd<key>(maxima[g]) > largest[v], above[v] + simd<key>(key(1)), above[v]);
+    }
   }
-  simd<key> negated(-std::numeric_limits<key>::max());
-  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v)
-    negated = xsimd::max(negated, xsimd::select(above[v] < simd<key>(static_cast<key>(k)), simd<key>(key(0)) - largest[v],
-                                                simd<key>(-std::numeric_limits<key>::max())));
+  // The k-th largest is the smallest that has fewer than k above it.
+  const simd<key> never(-std::numeric_limits<key>::max());
+  simd<key> negated = never;
+  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+    const auto is_among_k = above[v] < simd<key>(static_cast<key>(k));
+    negated = xsimd::max(negated, xsimd::select(is_among_k, simd<key>(key(0)) - largest[v], never));
+  }
   return -largest_lane<key>(negated);
 }
 
@@ -60,8 +68,8 @@ void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcep
   using key = ordered_bits<Scalar>;
   if (k == 0) return;
   const bool has_bound = k <= detail::top_k_groups && count > detail::top_k_groups;
-  // What exceeds this may enter; until the list is full that includes what equals the bound.
-  key threshold = (has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>)-1;
+  const key bound = has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>;
+  key threshold = bound - 1;  // what exceeds this may enter: at first also what equals the bound
   index_t found = 0;
   for_each_keys(scores, count, [&](const simd<key>& keys, index_t first) {
     std::uint64_t bits = lane_bits(keys > simd<key>(threshold));
