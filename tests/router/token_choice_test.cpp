@@ -230,8 +230,8 @@ TEST_CASE("token_choice: whether a token's route depends on others is known", "[
   STATIC_REQUIRE_FALSE(given<batch_priority_capacity>::causal);
 }
 
-TEMPLATE_TEST_CASE("token_choice: a token's route has the same bits alone and among others", "[router][token_choice]", float,
-                   double) {
+TEMPLATE_TEST_CASE("token_choice: a token's route has the same bits alone and among others", "[router][token_choice]",
+                   float, double) {
   using S = TestType;
   const index_t experts = GENERATE(5, 16, 37);
   const index_t tokens = 70, width = 33, k = 4;
