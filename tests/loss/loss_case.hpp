@@ -5,6 +5,7 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 
 #include "../support.hpp"

@@ -229,3 +229,23 @@ TEST_CASE("token_choice: whether a token's route depends on others is known", "[
   STATIC_REQUIRE_FALSE(given<position_capacity>::causal);
   STATIC_REQUIRE_FALSE(given<batch_priority_capacity>::causal);
 }
+
+TEMPLATE_TEST_CASE("token_choice: a token's route has the same bits alone and among others", "[router][token_choice]",
+                   float, double) {
+  using S = TestType;
+  const index_t experts = GENERATE(5, 16, 37);
+  const index_t tokens = 70, width = 33, k = 4;
+  top_k_router<S> router{width, experts, {.top_k = k}};
+  initialize(router, 3);
+  const matrix<S> x = test::random_matrix<S>(tokens, width, 4);
+  const auto together = test::route(router, x);
+  for (const index_t t : {0, 1, 31, 32, 69}) {
+    const auto alone = test::route(router, matrix<S>(x.row(t)));
+    REQUIRE(alone.plan.size() == k);
+    for (std::size_t j = 0; j < static_cast<std::size_t>(k); ++j) {
+      const index_t here = together.plan.of_token(t)[j], there = alone.plan.of_token(0)[j];
+      CHECK(together.plan.expert(here) == alone.plan.expert(there));
+      CHECK(detail::bits_of(together.plan.weight(here)) == detail::bits_of(alone.plan.weight(there)));
+    }
+  }
+}

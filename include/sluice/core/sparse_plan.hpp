@@ -69,14 +69,21 @@ public:
   /// outside T and E: a router's mistake must not become a write outside the layer's memory.
   void finish() {
     const index_t n = pending_.size();
-    for (const entry& a : pending_)
-      if (a.token < 0 || a.token >= tokens_ || a.expert < 0 || a.expert >= experts_)
-        throw_invalid("a plan cannot send token ", a.token, " to expert ", a.expert, " with T = ", tokens_, " and E = ", experts_);
     for (const index_t token : invalid_)
       if (token < 0 || token >= tokens_) throw_invalid("a plan cannot mark token ", token, " with T = ", tokens_);
-    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n), by_token_.resize(n);
-    count_offsets(offsets_, experts_, [this](index_t i) { return pending_[i].expert; });
-    count_offsets(token_offsets_, tokens_, [this](index_t i) { return pending_[i].token; });
+    offsets_.assign(experts_ + 1, 0);
+    token_offsets_.assign(tokens_ + 1, 0);
+    for (const entry& a : pending_) {
+      if (a.token < 0 || a.token >= tokens_ || a.expert < 0 || a.expert >= experts_)
+        throw_invalid("a plan cannot send token ", a.token, " to expert ", a.expert, " with T = ", tokens_,
+                      " and E = ", experts_);
+      ++offsets_[a.expert + 1];
+      ++token_offsets_[a.token + 1];
+    }
+    add_up(offsets_);
+    add_up(token_offsets_);
+    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n),
+        by_token_.resize(n);
     // Both sorts are stable counting sorts. The offsets serve as cursors and are shifted back afterwards.
     for (index_t i = 0; i < n; ++i) {
       const entry& a = pending_[i];
@@ -157,12 +164,9 @@ private:
     Scalar input_scale;
   };
 
-  /// offsets[g] = first position of group g.
-  template <typename Group>
-  void count_offsets(buffer<index_t>& offsets, index_t groups, Group group) {
-    offsets.assign(groups + 1, 0);
-    for (index_t i = 0; i < pending_.size(); ++i) ++offsets[group(i) + 1];
-    for (index_t g = 0; g < groups; ++g) offsets[g + 1] += offsets[g];
+  /// Counts of group g at g + 1 become the first position of each group.
+  static void add_up(buffer<index_t>& offsets) {
+    for (index_t g = 1; g < offsets.size(); ++g) offsets[g] += offsets[g - 1];
   }
   static void shift_back(buffer<index_t>& offsets) {
     for (index_t g = offsets.size() - 1; g > 0; --g) offsets[g] = offsets[g - 1];

@@ -14,7 +14,7 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/gemm.hpp>
-#include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 
 #include <algorithm>
 

@@ -3,10 +3,14 @@
 /// simd<Scalar> is the widest vector of the architecture that the source is compiled for.
 #pragma once
 
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/types.hpp>
 
 #include <xsimd/xsimd.hpp>
 
+#include <algorithm>
+#include <concepts>
+#include <cstdint>
 #include <cstring>
 
 /// Before a loop of a constant few rounds over an array of vectors: unrolled, the array becomes registers.
@@ -42,6 +46,66 @@ simd<Scalar> multiply_add(const simd<Scalar>& a, const simd<Scalar>& b, const si
   return xsimd::fma(a, b, c);
 }
 
+/// The first `count` numbers of a vector, 0 < count <= width, and nothing past them; the other lanes hold `fill`.
+template <typename Scalar>
+simd<Scalar> load_part(const Scalar* from, index_t count, Scalar fill) noexcept {
+  if constexpr (simd_width<Scalar> * sizeof(Scalar) == 64) {
+#if defined(__AVX512F__)
+    const auto lanes = (1u << count) - 1u;
+    if constexpr (sizeof(Scalar) == 4)
+      return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>(lanes), from);
+    else
+      return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), static_cast<__mmask8>(lanes), from);
+#endif
+  }
+  Scalar numbers[simd_width<Scalar>];
+  for (index_t i = 0; i < simd_width<Scalar>; ++i) numbers[i] = i < count ? from[i] : fill;
+  return load(numbers);
+}
+
+/// Writes the first `count` lanes, 0 < count <= width, and nothing past them.
+template <typename Scalar>
+void store_part(Scalar* to, const simd<Scalar>& v, index_t count) noexcept {
+  if constexpr (simd_width<Scalar> * sizeof(Scalar) == 64) {
+#if defined(__AVX512F__)
+    const auto lanes = (1u << count) - 1u;
+    if constexpr (sizeof(Scalar) == 4)
+      _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lanes), v);
+    else
+      _mm512_mask_storeu_pd(to, static_cast<__mmask8>(lanes), v);
+    return;
+#endif
+  }
+  Scalar numbers[simd_width<Scalar>];
+  store<Scalar>(numbers, v);
+  std::copy_n(numbers, count, to);
+}
+
+/// The bits of floating-point lanes as integers, or of integers as floating-point lanes.
+template <typename To, typename From>
+simd<To> cast_bits(const simd<From>& v) noexcept {
+  static_assert(sizeof(To) == sizeof(From));
+  simd<To> result;  // by memcpy: xsimd 10 changed what the template argument of its own cast means
+  std::memcpy(&result.data, &v.data, sizeof v.data);
+  return result;
+}
+
+/// Bit i is set where lane i of a comparison of integers holds.
+template <std::integral Int>
+std::uint64_t lane_bits(const xsimd::batch_bool<Int>& lanes) noexcept {
+  if constexpr (requires { lanes.mask(); }) {
+    return lanes.mask();
+  } else if constexpr (sizeof lanes.data <= sizeof(std::uint64_t)) {
+    return static_cast<std::uint64_t>(lanes.data);  // AVX-512 keeps comparisons as bits
+  } else {
+    Int set[simd_width<Int>];
+    store<Int>(set, xsimd::select(lanes, simd<Int>(Int(1)), simd<Int>(Int(0))));
+    std::uint64_t bits = 0;
+    SLUICE_UNROLL for (index_t i = 0; i < simd_width<Int>; ++i) bits |= static_cast<std::uint64_t>(set[i]) << i;
+    return bits;
+  }
+}
+
 /// Sum of the lanes, always in the same order.
 template <typename Scalar>
 Scalar sum_lanes(const simd<Scalar>& v) noexcept {
@@ -49,15 +113,6 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return reduce_add(v);
   else
     return hadd(v);  // the name before xsimd 10
-}
-
-/// The same bits as lanes of another type. (xsimd 10 changed what the template argument of its own cast means.)
-template <typename To, typename From>
-xsimd::batch<To> reinterpret_lanes(const xsimd::batch<From>& v) noexcept {
-  xsimd::batch<To> result;
-  static_assert(sizeof result.data == sizeof v.data);
-  std::memcpy(&result.data, &v.data, sizeof v.data);
-  return result;
 }
 
 /// Makes the compiler hold a vector in a register. GCC likes to fold a load into each instruction that uses it, which loads

@@ -1,71 +1,82 @@
-/// Softmax, log-sum-exp and top-k of one row of scores, under the promises of routing.
+/// Softmax and log-sum-exp of one row of scores, under the promises of routing.
 ///
 /// The row maximum is subtracted first. +infinity is a value: a row with infinite logits shares its mass among them. NaN
-/// anywhere in a row gives NaN weights; in comparisons it counts as -infinity. Equal scores: the lower index comes first.
+/// anywhere in a row gives NaN weights; in comparisons it counts as -infinity. An exponential below the smallest normal
+/// number is 0. The result of a row depends on its numbers only; nothing past it is read or written.
 #pragma once
 
-#include <sluice/core/numeric.hpp>
-#include <sluice/core/types.hpp>
+#include <sluice/kernel/order.hpp>
 
+#include <bit>
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
-/// Position of the largest number; the lowest position among equals, 0 if all are NaN.
 template <typename Scalar>
-index_t arg_max(const Scalar* values, index_t count) noexcept {
-  index_t best = 0;
-  for (index_t i = 1; i < count; ++i)
-    if (order_key(values[i]) > order_key(values[best])) best = i;
-  return best;
+struct exponentials {
+  Scalar maximum;  ///< -infinity if all are NaN
+  Scalar sum;
+};
+
+namespace detail {
+
+/// put(exponentials, position, number of lanes) for every vector of exp(in[i] - max), in order; returns maximum and sum.
+template <typename Scalar, typename Put>
+exponentials<Scalar> for_each_exponential(const Scalar* in, index_t count, Put&& put) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  using bits = ordered_bits<Scalar>;
+  const bits largest = largest_key(in, count);
+  const simd_keys<Scalar> top(largest);
+  const Scalar maximum = number_of_key<Scalar>(largest);
+  const auto exponential = [&](const simd<Scalar>& v) {
+    const auto power = cast_bits<bits, Scalar>(xsimd::exp(v - simd<Scalar>(maximum)));
+    // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
+    const auto capped = xsimd::select(order_keys<Scalar>(v) == top, simd<bits>(std::bit_cast<bits>(Scalar(1))), power);
+    const simd<bits> nan(std::bit_cast<bits>(quiet_nan<Scalar>()));
+    return cast_bits<Scalar, bits>(xsimd::select(nan_lanes<Scalar>(v), nan, capped));
+  };
+  simd<Scalar> sum(Scalar(0));
+  index_t i = 0;
+  for (; i + width <= count; i += width) {
+    const simd<Scalar> e = exponential(load(in + i));
+    put(e, i, width);
+    sum += e;
+  }
+  if (i < count) {
+    Scalar rest[width] = {};
+    store_part<Scalar>(rest, exponential(load_part(in + i, count - i, maximum)), count - i);
+    const simd<Scalar> e = load(rest);
+    put(e, i, count - i);
+    sum += e;
+  }
+  return {maximum, sum_lanes<Scalar>(sum)};
 }
+
+}  // namespace detail
 
 /// out[i] = exp(in[i] - max) for i < count; returns the maximum and the sum. in and out may be the same.
 template <typename Scalar>
-struct exponentials {
-  Scalar maximum;
-  Scalar sum;
-};
-template <typename Scalar>
 exponentials<Scalar> exponentiate(const Scalar* in, Scalar* out, index_t count) noexcept {
-  const Scalar maximum = in[arg_max(in, count)];
-  const auto top = order_key(maximum);
-  Scalar sum = 0;
-  for (index_t i = 0; i < count; ++i) {
-    // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
-    out[i] = !is_nan(in[i]) && order_key(in[i]) == top ? Scalar(1) : std::exp(in[i] - maximum);
-    sum += out[i];
-  }
-  return {maximum, sum};
+  return detail::for_each_exponential(in, count, [out](const simd<Scalar>& e, index_t i, index_t lanes) {
+    lanes == simd_width<Scalar> ? store<Scalar>(out + i, e) : store_part<Scalar>(out + i, e, lanes);
+  });
 }
 
 template <typename Scalar>
 void softmax(const Scalar* in, Scalar* out, index_t count) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
   const auto e = exponentiate(in, out, count);
-  for (index_t i = 0; i < count; ++i) out[i] /= e.sum;
+  const simd<Scalar> sum(e.sum);
+  index_t i = 0;
+  for (; i + width <= count; i += width) store<Scalar>(out + i, load(out + i) / sum);
+  if (i < count) store_part<Scalar>(out + i, load_part(out + i, count - i, Scalar(0)) / sum, count - i);
 }
 
 /// log sum exp of a row; count >= 1.
 template <typename Scalar>
 Scalar log_sum_exp(const Scalar* in, index_t count) noexcept {
-  const Scalar maximum = in[arg_max(in, count)];
-  Scalar sum = 0;
-  for (index_t i = 0; i < count; ++i) sum += order_key(in[i]) == order_key(maximum) ? Scalar(1) : std::exp(in[i] - maximum);
-  return maximum + std::log(sum);
-}
-
-/// ids[0..k): positions of the k largest scores, best first. Needs k <= count.
-template <typename Scalar>
-void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
-  if (k == 0) return;
-  index_t found = 0;
-  for (index_t i = 0; i < count; ++i) {
-    const auto key = order_key(scores[i]);
-    if (found == k && key <= order_key(scores[ids[k - 1]])) continue;
-    index_t place = found < k ? found++ : k - 1;
-    for (; place > 0 && key > order_key(scores[ids[place - 1]]); --place) ids[place] = ids[place - 1];
-    ids[place] = i;
-  }
+  const auto e = detail::for_each_exponential(in, count, [](const simd<Scalar>&, index_t, index_t) {});
+  return e.maximum + std::log(e.sum);
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel

@@ -11,11 +11,11 @@ namespace sluice::inline SLUICE_ISA::kernel {
 
 namespace detail {
 
-using lane_bits = xsimd::batch<std::uint32_t>;
+using lane_words = xsimd::batch<std::uint32_t>;
 
 /// One vector of uint16 as uint32 lanes.
-inline lane_bits load_bits(const std::uint16_t* from) noexcept {
-  constexpr int lanes = static_cast<int>(lane_bits::size);
+inline lane_words load_bits(const std::uint16_t* from) noexcept {
+  constexpr int lanes = static_cast<int>(lane_words::size);
 #if defined(__GNUC__)
   // The compilers turn this conversion into the instruction set's own widening; xsimd 8 has no name for it.
   typedef std::uint16_t narrow __attribute__((vector_size(2 * lanes)));
@@ -23,21 +23,21 @@ inline lane_bits load_bits(const std::uint16_t* from) noexcept {
   narrow bits;
   std::memcpy(&bits, from, sizeof bits);
   const wide widened = __builtin_convertvector(bits, wide);
-  lane_bits result;
+  lane_words result;
   static_assert(sizeof widened == sizeof result.data);
   std::memcpy(&result.data, &widened, sizeof widened);
   return result;
 #else
   std::uint32_t bits[lanes];
   for (int i = 0; i < lanes; ++i) bits[i] = from[i];
-  return lane_bits::load_unaligned(bits);
+  return lane_words::load_unaligned(bits);
 #endif
 }
 
 }  // namespace detail
 
 inline simd<float> load_widened(const bfloat16* from) noexcept {
-  return reinterpret_lanes<float>(detail::load_bits(&from->bits) << 16);
+  return cast_bits<float>(detail::load_bits(&from->bits) << 16);
 }
 
 inline simd<float> load_widened(const float16* from) noexcept {
@@ -46,7 +46,7 @@ inline simd<float> load_widened(const float16* from) noexcept {
 #elif defined(__AVX__) && defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
-  using bits_t = detail::lane_bits;
+  using bits_t = detail::lane_words;
   const bits_t half = detail::load_bits(&from->bits);
   const bits_t magnitude = (half & bits_t(0x7FFFU)) << 13;
   const bits_t sign = (half & bits_t(0x8000U)) << 16;
@@ -54,10 +54,10 @@ inline simd<float> load_widened(const float16* from) noexcept {
   // 2^-14 (1 + f 2^-10) - 2^-14 is just that, without a float that -ffast-math would flush to zero.
   const bits_t normal = magnitude + bits_t(112U << 23);
   const bits_t special = magnitude + bits_t(224U << 23);
-  const simd<float> subnormal = reinterpret_lanes<float>(magnitude + bits_t(113U << 23)) - simd<float>(0x1p-14F);
+  const simd<float> subnormal = cast_bits<float>(magnitude + bits_t(113U << 23)) - simd<float>(0x1p-14F);
   const bits_t chosen = xsimd::select(magnitude < bits_t(0x0F800000U), normal, special);
-  const bits_t value = xsimd::select(magnitude < bits_t(0x00800000U), reinterpret_lanes<std::uint32_t>(subnormal), chosen);
-  return reinterpret_lanes<float>(value | sign);
+  const bits_t value = xsimd::select(magnitude < bits_t(0x00800000U), cast_bits<std::uint32_t>(subnormal), chosen);
+  return cast_bits<float>(value | sign);
 #endif
 }
 

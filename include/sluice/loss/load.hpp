@@ -22,6 +22,7 @@
 #include <sluice/core/error.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/kernel/order.hpp>
 #include <sluice/loss/common.hpp>
 
 #include <numbers>

@@ -17,6 +17,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/choices.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <algorithm>

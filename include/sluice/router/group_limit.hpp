@@ -10,7 +10,7 @@
 
 #include <sluice/core/error.hpp>
 #include <sluice/core/numeric.hpp>
-#include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

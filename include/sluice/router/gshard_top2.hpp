@@ -22,6 +22,7 @@
 #pragma once
 
 #include <sluice/capacity/position.hpp>
+#include <sluice/kernel/top_k.hpp>
 #include <sluice/router/top_k.hpp>
 
 #include <vector>

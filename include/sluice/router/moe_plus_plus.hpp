@@ -27,6 +27,8 @@
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
+#include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/token_choice.hpp>
 

@@ -18,6 +18,7 @@
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/kernel/softmax.hpp>
 #include <sluice/router/padding.hpp>
 
 #include <cmath>

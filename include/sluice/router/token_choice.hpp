@@ -233,9 +233,11 @@ private:
     const bool on_input = application_.use == weight_use::input;
     p.reset(choices.tokens, experts());
     if (application_.use != weight_use::output || application_.input_factor != scalar(1)) p.use_input_scale();
+    index_t token = 0;
     for (const index_t pair : choices.order) {
-      const index_t token = pair / choices.top_k;
-      const index_t rank = pair % choices.top_k;
+      // Most policies serve the choices of a token one after another: no division for each.
+      if (pair < token * choices.top_k || pair >= (token + 1) * choices.top_k) token = pair / choices.top_k;
+      const index_t rank = pair - token * choices.top_k;
       const scalar weight = choices.weight[pair];
       if (choices.kept[pair])
         p.add(token, choices.expert[pair], on_input ? scalar(1) : weight, rank,
@@ -243,8 +245,8 @@ private:
       else
         p.add_dropped({token, choices.expert[pair], rank, choices.slot[pair], weight});
     }
-    for (index_t token = 0; token < choices.tokens; ++token)
-      if (t.invalid[token]) p.mark_invalid(token);
+    for (index_t i = 0; i < choices.tokens; ++i)
+      if (t.invalid[i]) p.mark_invalid(i);
     p.finish();
   }
 

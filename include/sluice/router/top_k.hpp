@@ -19,7 +19,9 @@
 #pragma once
 
 #include <sluice/gate/linear.hpp>
+#include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 #include <sluice/router/group_limit.hpp>
 #include <sluice/router/token_choice.hpp>
 

@@ -1,0 +1,90 @@
+/// The k largest scores of a row, best first, under the promises of routing.
+///
+/// NaN counts as -infinity, +infinity is a value, equal scores: the lower index comes first.
+///
+/// Scores enter a sorted list one by one, but few get that far: whole vectors are compared with the worst of the list,
+/// and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
+/// groups' maxima has k scores at or above it, so nothing below it can be chosen.
+#pragma once
+
+#include <sluice/kernel/order.hpp>
+
+#include <bit>
+#include <limits>
+
+namespace sluice::inline SLUICE_ISA::kernel {
+
+namespace detail {
+
+inline constexpr index_t top_k_groups = 16;
+
+/// An order key that at least k scores of the row reach; k <= top_k_groups <= count.
+template <typename Scalar>
+ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k) noexcept {
+  using key = ordered_bits<Scalar>;
+  constexpr index_t width = simd_width<Scalar>;
+  constexpr index_t vectors = (top_k_groups + width - 1) / width;
+  constexpr index_t groups = vectors * width;
+  simd<key> largest[vectors];
+  simd<key> above[vectors];  // how many groups have a larger maximum
+  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+    largest[v] = simd<key>(-infinity_key<Scalar>);
+    above[v] = simd<key>(key(0));
+  }
+  index_t i = 0;
+  for (; i + groups <= count; i += groups) {
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+      largest[v] = xsimd::max(largest[v], order_keys<Scalar>(load(scores + i + v * width)));
+    }
+  }
+  for_each_keys(scores + i, count - i, [&](const simd<key>& keys, index_t first) {
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+      if (v * width == first) largest[v] = xsimd::max(largest[v], keys);
+    }
+    return false;
+  });
+  key maxima[groups];
+  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) store<key>(maxima + v * width, largest[v]);
+  SLUICE_UNROLL for (index_t g = 0; g < groups; ++g) {
+    SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+      above[v] = xsimd::select(simd<key>(maxima[g]) > largest[v], above[v] + simd<key>(key(1)), above[v]);
+    }
+  }
+  // The k-th largest is the smallest that has fewer than k above it.
+  const simd<key> never(-std::numeric_limits<key>::max());
+  simd<key> negated = never;
+  SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
+    const auto is_among_k = above[v] < simd<key>(static_cast<key>(k));
+    negated = xsimd::max(negated, xsimd::select(is_among_k, simd<key>(key(0)) - largest[v], never));
+  }
+  return -largest_lane<key>(negated);
+}
+
+}  // namespace detail
+
+/// ids[0..k): positions of the k largest scores, best first. Needs k <= count.
+template <typename Scalar>
+void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
+  using key = ordered_bits<Scalar>;
+  if (k == 0) return;
+  const bool has_bound = k <= detail::top_k_groups && count > detail::top_k_groups;
+  const key bound = has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>;
+  key threshold = bound - 1;  // what exceeds this may enter: at first also what equals the bound
+  index_t found = 0;
+  for_each_keys(scores, count, [&](const simd<key>& keys, index_t first) {
+    std::uint64_t bits = lane_bits(keys > simd<key>(threshold));
+    if (count - first < simd_width<Scalar>) bits &= (std::uint64_t(1) << (count - first)) - 1;  // without the padding
+    for (; bits != 0; bits &= bits - 1) {
+      const index_t i = first + std::countr_zero(bits);
+      const key own = order_key(scores[i]);
+      if (own <= threshold) continue;
+      index_t place = found < k ? found++ : k - 1;
+      for (; place > 0 && own > order_key(scores[ids[place - 1]]); --place) ids[place] = ids[place - 1];
+      ids[place] = i;
+      if (found == k) threshold = order_key(scores[ids[k - 1]]);
+    }
+    return false;
+  });
+}
+
+}  // namespace sluice::inline SLUICE_ISA::kernel
