@@ -89,9 +89,9 @@ TEST_CASE("ffn: a worked example", "[expert]") {
   CHECK(y(0, 0) == 13);
   expert.backward(x, row({2}), saved, dx);
   CHECK(dx == row({2, 4}));
-  CHECK(expert.up().gradient_map() == (matrix<double>(3, 2) << 2, -4, 4, -8, 0, 0).finished());
-  CHECK(expert.up_bias().gradient_map() == (matrix<double>(3, 1) << 2, 4, 0).finished());
-  CHECK(expert.down().gradient_map() == row({2, 2, 0}));
+  CHECK(expert.up().gradient_matrix() == (matrix<double>(3, 2) << 2, -4, 4, -8, 0, 0).finished());
+  CHECK(expert.up_bias().gradient_matrix() == (matrix<double>(3, 1) << 2, 4, 0).finished());
+  CHECK(expert.down().gradient_matrix() == row({2, 2, 0}));
   CHECK(expert.down_bias().gradient()[0] == 2);
 }
 
@@ -110,11 +110,11 @@ TEST_CASE("gated_ffn: the worked example of SwiGLU", "[expert]") {
   CHECK(test::largest_difference(dx, row({-0.443912, 4.225076})) <= printed);
   const matrix<double> da = row({-1.855341, -2.082588, 0}), db = row({0.731059, 2.452723, 0}),
                        h = row({-1.462117, -1.226362, -0.476812});
-  CHECK(test::largest_difference(matrix<double>(expert.gate().gradient_map()), matrix<double>(da.transpose() * x)) <=
+  CHECK(test::largest_difference(matrix<double>(expert.gate().gradient_matrix()), matrix<double>(da.transpose() * x)) <=
         2 * printed);
-  CHECK(test::largest_difference(matrix<double>(expert.up().gradient_map()), matrix<double>(db.transpose() * x)) <=
+  CHECK(test::largest_difference(matrix<double>(expert.up().gradient_matrix()), matrix<double>(db.transpose() * x)) <=
         2 * printed);
-  CHECK(test::largest_difference(matrix<double>(expert.down().gradient_map()),
+  CHECK(test::largest_difference(matrix<double>(expert.down().gradient_matrix()),
                                  matrix<double>(row({1, 1}).transpose() * h)) <= printed);
 }
 
@@ -202,9 +202,9 @@ TEST_CASE("ffn, gated_ffn: rows of zeros and dead units have zero gradients", "[
   expert.backward(x, x, saved, dx);
   CHECK(y.isZero(0));
   CHECK(dx.isZero(0));
-  CHECK(expert.up().gradient_map().isZero(0));
-  CHECK(expert.down().gradient_map().isZero(0));
-  CHECK_FALSE(expert.down_bias().gradient_map().isZero(0));
+  CHECK(expert.up().gradient_matrix().isZero(0));
+  CHECK(expert.down().gradient_matrix().isZero(0));
+  CHECK_FALSE(expert.down_bias().gradient_matrix().isZero(0));
 
   swiglu<double> gated(3, 4);
   initialize(gated, 1);
@@ -213,7 +213,7 @@ TEST_CASE("ffn, gated_ffn: rows of zeros and dead units have zero gradients", "[
   gated.backward(matrix<double>::Zero(5, 3), x, gated_saved, dx);
   CHECK(y.isZero(0));
   CHECK(dx.isZero(0));
-  CHECK(gated.gate().gradient_map().isZero(0));
+  CHECK(gated.gate().gradient_matrix().isZero(0));
 }
 
 TEST_CASE("ffn, gated_ffn: widths below one are refused", "[expert]") {

@@ -77,13 +77,17 @@ template <std::floating_point Scalar>
 constexpr Scalar to_number(Scalar value) {
   return value;
 }
+template <std::integral Whole>
+constexpr float to_number(Whole value) {
+  return static_cast<float>(value);
+}
 constexpr float to_number(bfloat16 value) { return to_float(value); }
 constexpr float to_number(float16 value) { return to_float(value); }
 
-/// The element that is nearest to a number.
+/// The element that is nearest to a number; for whole elements the number has to be one that they hold.
 template <typename Element, std::floating_point Scalar>
 constexpr Element to_element(Scalar value) {
-  if constexpr (std::floating_point<Element>)
+  if constexpr (std::floating_point<Element> || std::integral<Element>)
     return static_cast<Element>(value);
   else
     return round_to<Element>(static_cast<float>(value));

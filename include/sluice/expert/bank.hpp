@@ -135,8 +135,19 @@ public:
         .run(x, dy, dx, dweight, dinput_scale, expert_of);
   }
 
+  /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
+  index_t workspace_bytes(index_t rows, bool training) const
+    requires MadeOfLinearMaps<Expert>
+  {
+    index_t hidden = 0;
+    for (const Expert& e : experts_) hidden = std::max(hidden, e.last_map().inputs());
+    return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden) +
+           (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
+  }
+
   /// The same bank with the weights of its experts rounded to another storage.
   template <WeightStorage Storage>
+    requires requires(const Expert& e) { e.template stored_as<Storage>(); }
   auto stored_as() const {
     std::vector<decltype(expert(0).template stored_as<Storage>())> converted;
     converted.reserve(experts_.size());

@@ -33,6 +33,20 @@ void add_lanes(Scalar* sums, const kernel::simd<Scalar>& v) {
   kernel::store<Scalar>(sums, kernel::load(sums) + v);
 }
 
+/// Bytes that training keeps beside the forward memory for this many rows: z, dz, and dy in both orders.
+template <MadeOfLinearMaps Expert>
+index_t grouped_training_bytes(index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
+  using scalar = typename Expert::scalar;
+  using packed = kernel::packed_rows<full_precision<scalar>>;
+  constexpr index_t lanes = packed::lanes;
+  // Every expert that has rows may leave lanes of its last group unused.
+  const index_t lane_rows = (rows / lanes + std::min(rows, experts)) * lanes;
+  const index_t parts = (std::max(inputs, hidden) + 4 * lanes - 1) / (4 * lanes);
+  const index_t numbers = rows * (Expert::first_maps * packed::pitch(hidden) + packed::pitch(outputs) + parts) +
+                          lane_rows * (outputs + Expert::first_maps * hidden);
+  return numbers * static_cast<index_t>(sizeof(scalar)) + (experts + 1) * static_cast<index_t>(sizeof(index_t));
+}
+
 template <MadeOfTrainableMaps Expert>
 class grouped_backward {
 public:

@@ -86,7 +86,17 @@ public:
     executor_ = work_ < serial_work ? executor_ref() : executor;
   }
 
-  /// What x, h and z take in memory, in numbers of the arrays.
+  /// Bytes that x and h take for this many rows, without the list of tasks.
+  static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden) {
+    constexpr auto unit = static_cast<index_t>(sizeof(typename storage::activation));
+    constexpr auto number = static_cast<index_t>(sizeof(scalar));
+    using packed = kernel::packed_rows<storage>;
+    index_t row = unit * (packed::pitch(inputs) + packed::pitch(hidden));
+    if constexpr (!is_direct) row += number * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
+    if constexpr (kernel::detail::scales_rows<storage>) row += 2 * number;
+    return rows * row + experts * static_cast<index_t>(sizeof(index_t));
+  }
+
   void run(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
     pack_inputs(x);
     hidden(expert_of);

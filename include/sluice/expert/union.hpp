@@ -65,6 +65,19 @@ public:
     });
   }
 
+  /// The same banks, those of linear maps with their weights rounded to another storage.
+  template <typename Storage>
+  auto stored_as() const {
+    const auto converted = [](const auto& bank) {
+      if constexpr (requires { bank.template stored_as<Storage>(); })
+        return bank.template stored_as<Storage>();
+      else
+        return bank;
+    };
+    return std::apply([&](const auto&... bank) { return expert_union<decltype(converted(bank))...>(converted(bank)...); },
+                      banks_);
+  }
+
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     each_index([&](auto i) { visit(std::to_string(i()), std::get<i>(self.banks_)); });

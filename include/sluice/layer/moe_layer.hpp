@@ -160,6 +160,27 @@ public:
     t.statistics.clear();
   }
 
+  /// The same layer with the weights of its experts rounded to another storage, for inference:
+  ///   const auto small = layer.template stored_as<bfloat16_storage>();
+  template <typename Storage>
+  auto stored_as() const {
+    return std::apply(
+        [this](const auto&... loss) {
+          auto bank = experts_.template stored_as<Storage>();
+          return moe_layer<Router, decltype(bank), Losses...>(router_, std::move(bank), loss...);
+        },
+        losses_);
+  }
+
+  /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps comes
+  /// on top, a few numbers a token and expert.
+  index_t workspace_bytes(index_t rows, bool training = false) const {
+    if constexpr (fused)
+      return experts_.workspace_bytes(rows, training);
+    else
+      return rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
+  }
+
   Router& router() noexcept { return router_; }
   const Router& router() const noexcept { return router_; }
   Experts& bank() noexcept { return experts_; }

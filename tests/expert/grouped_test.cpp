@@ -1,0 +1,184 @@
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/reference/naive_moe.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "support.hpp"
+
+#include <vector>
+
+using namespace sluice;
+
+namespace {
+
+/// Large enough that work is handed out in many tasks, with odd sizes everywhere.
+constexpr index_t tokens = 150, width = 83, hidden = 101, experts = 6;
+
+template <typename Scalar, typename Expert>
+auto make_layer() {
+  moe_layer layer{top_k_router<Scalar>{width, experts, {.top_k = 3}}, expert_bank<Expert>{experts, width, hidden}};
+  initialize(layer, 5);
+  return layer;
+}
+
+/// An executor that says how many threads it has, so that tasks are cut for them.
+class sized_threads : public test::shuffled_threads {
+public:
+  explicit sized_threads(int count) : test::shuffled_threads(count), count_(count) {}
+  index_t concurrency() const { return count_; }
+
+private:
+  int count_;
+};
+
+template <typename Layer>
+struct step_result {
+  matrix<typename Layer::scalar> y, dx;
+  std::vector<matrix<typename Layer::scalar>> gradients;
+};
+
+template <typename Layer>
+step_result<Layer> train_step(Layer layer, const executor_ref& executor) {
+  using scalar = typename Layer::scalar;
+  const matrix<scalar> x = test::random_matrix<scalar>(tokens, width, 1), dy = test::random_matrix<scalar>(tokens, width, 2);
+  step_result<Layer> r{matrix<scalar>(tokens, width), matrix<scalar>(tokens, width), {}};
+  typename Layer::tape tape;
+  routing_context<scalar> context;
+  context.training = true;
+  context.executor = executor;
+  layer.forward(x, r.y, tape, context);
+  layer.backward(dy, r.dx, tape);
+  for_each_parameter(layer, [&](const std::string&, auto& p) { r.gradients.push_back(p.gradient_matrix()); });
+  return r;
+}
+
+template <typename Layer>
+void check_equal(const step_result<Layer>& a, const step_result<Layer>& b) {
+  CHECK(test::same_bits(a.y, b.y));
+  CHECK(test::same_bits(a.dx, b.dx));
+  REQUIRE(a.gradients.size() == b.gradients.size());
+  for (std::size_t i = 0; i < a.gradients.size(); ++i) CHECK(test::same_bits(a.gradients[i], b.gradients[i]));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("grouped experts: the same bits at 1, 2, 3 and 8 threads, forward and backward", "[expert][threads]", float,
+                   double) {
+  const auto check = [](const auto& layer) {
+    const auto serial = train_step(layer, {});
+    for (const int count : {1, 2, 3, 8}) {
+      CAPTURE(count);
+      sized_threads sized(count);
+      check_equal(train_step(layer, sized), serial);
+      test::shuffled_threads unsized(count);
+      check_equal(train_step(layer, unsized), serial);
+    }
+  };
+  check(make_layer<TestType, swiglu<TestType>>());
+  check(make_layer<TestType, ffn<TestType, gelu>>());
+}
+
+TEMPLATE_TEST_CASE("grouped experts: forward and backward equal the readable reference", "[expert]", float, double) {
+  auto layer = make_layer<TestType, swiglu<TestType>>();
+  const matrix<TestType> x = test::random_matrix<TestType>(tokens, width, 1);
+  const matrix<TestType> dy = test::random_matrix<TestType>(tokens, width, 2);
+  matrix<TestType> y(tokens, width), dx(tokens, width);
+  typename decltype(layer)::tape tape;
+  layer.forward(x, y, tape);
+  auto bank = layer.bank();
+  const auto expected = reference::forward(tape.plan, bank, x);
+  // Terms of size up to 4, three experts, dot products of width + hidden.
+  const TestType bound = 3 * test::bound<TestType>(width + hidden, 4);
+  CHECK(test::largest_difference(y, expected.y) <= bound);
+  layer.backward(dy, dx, tape);
+  reference::backward(expected, bank, x, dy);
+  std::vector<matrix<TestType>> gradients;
+  for_each_parameter(bank, [&](const std::string&, auto& p) { gradients.push_back(p.gradient_matrix()); });
+  std::size_t i = 0;
+  for_each_parameter(layer.bank(), [&](const std::string& name, auto& p) {
+    CAPTURE(name);
+    CHECK(test::largest_difference(p.gradient_matrix(), gradients[i++]) <= test::bound<TestType>(tokens + width + hidden, 32));
+  });
+}
+
+TEMPLATE_TEST_CASE("grouped experts: a token has the same bits alone and in any batch", "[expert]", float, double) {
+  const auto layer = make_layer<TestType, swiglu<TestType>>();
+  const matrix<TestType> x = test::random_matrix<TestType>(tokens, width, 1);
+  const auto infer = [&](const matrix<TestType>& in) {
+    matrix<TestType> y(in.rows(), width);
+    typename std::remove_cvref_t<decltype(layer)>::workspace workspace;
+    layer.forward(in, y, workspace);
+    return y;
+  };
+  const matrix<TestType> all = infer(x);
+  for (const index_t n : {1, 2, 13, 40, 149}) CHECK(test::same_bits(infer(x.bottomRows(n)), all.bottomRows(n)));
+}
+
+TEMPLATE_TEST_CASE("grouped experts: every token at one expert, rows in several chunks", "[expert]", float, double) {
+  expert_bank<swiglu<TestType>> bank{4, 9, 11};
+  initialize(bank, 3);
+  const index_t n = 2 * kernel::chunk_blocks * kernel::tile_rows + 3;
+  const matrix<TestType> x = test::random_matrix<TestType>(n, 9, 1);
+  const std::vector<index_t> offsets{0, 0, n, n, n};
+  matrix<TestType> y(n, 9), alone(n, 9), saved(n, 0);
+  typename decltype(bank)::tape tape;
+  bank.forward(x, offsets, y, tape, {});
+  bank.expert(1).forward(x, alone, saved);
+  CHECK(test::same_bits(y, alone));
+  CHECK(test::largest_difference(y.bottomRows(1), [&] {
+          matrix<TestType> last(1, 9);
+          bank.expert(1).forward(x.bottomRows(1), last, saved);
+          return last;
+        }()) == 0);
+}
+
+TEST_CASE("grouped experts: sixteen-bit banks equal float banks of the rounded weights, bit for bit", "[expert]") {
+  const auto check = [](const auto& bank, auto storage) {
+    const auto half = bank.template stored_as<decltype(storage)>();
+    const auto rounded = half.template stored_as<full_precision<float>>();
+    const matrix<float> x = test::random_matrix<float>(60, width, 1);
+    const std::vector<index_t> offsets{0, 7, 7, 60};
+    matrix<float> y(60, width), z(60, width);
+    typename std::remove_cvref_t<decltype(half)>::tape half_tape;
+    typename std::remove_cvref_t<decltype(rounded)>::tape tape;
+    half.forward(x, offsets, y, half_tape, {});
+    rounded.forward(x, offsets, z, tape, {});
+    CHECK(test::same_bits(y, z));
+  };
+  expert_bank<geglu<float>> gated{3, width, hidden, {.bias = true, .hidden_scale = true}};
+  expert_bank<ffn<float, silu>> plain{3, width, hidden, {.bias = true}};
+  initialize(gated, 1);
+  initialize(plain, 2);
+  check(gated, bfloat16_storage());
+  check(gated, float16_storage());
+  check(plain, bfloat16_storage());
+}
+
+TEST_CASE("grouped experts: experts of unlike hidden widths in one bank", "[expert]") {
+  std::vector<swiglu<double>> unlike;
+  for (const index_t h : {5, 40, 17}) unlike.emplace_back(8, h);
+  expert_bank<swiglu<double>> bank(std::move(unlike));
+  initialize(bank, 4);
+  const matrix<double> x = test::random_matrix<double>(30, 8, 1), dy = test::random_matrix<double>(30, 8, 2);
+  const std::vector<index_t> offsets{0, 11, 12, 30};
+  matrix<double> y(30, 8), dx(30, 8);
+  decltype(bank)::tape tape;
+  ensure_gradients(bank);
+  bank.forward(x, offsets, y, tape, {});
+  bank.backward(x, offsets, dy, dx, tape, {});
+  for (index_t e = 0; e < 3; ++e) {
+    const index_t begin = offsets[static_cast<std::size_t>(e)], n = offsets[static_cast<std::size_t>(e) + 1] - begin;
+    swiglu<double> alone = bank.expert(e);
+    zero_gradients(alone);
+    matrix<double> own_y(n, 8), own_dx(n, 8), saved(n, 0);
+    alone.forward(x.middleRows(begin, n), own_y, saved);
+    alone.backward(x.middleRows(begin, n), dy.middleRows(begin, n), saved, own_dx);
+    CHECK(test::same_bits(y.middleRows(begin, n), own_y));
+    CHECK(test::same_bits(dx.middleRows(begin, n), own_dx));
+    CHECK(test::same_bits(bank.expert(e).gate().gradient_matrix(), alone.gate().gradient_matrix()));
+    CHECK(test::same_bits(bank.expert(e).down().gradient_matrix(), alone.down().gradient_matrix()));
+  }
+}

@@ -1,0 +1,228 @@
+#include <sluice/kernel/grouped_gemm.hpp>
+
+#include "support.hpp"
+
+#include <vector>
+
+using namespace sluice;
+using namespace sluice::kernel;
+
+namespace {
+
+/// Packed rows with the memory that they lie in.
+template <typename Storage>
+struct packed_matrix {
+  using scalar = typename Storage::scalar;
+  buffer<typename Storage::activation> units;
+  buffer<scalar> factors;
+  row_blocks rows;
+  index_t inputs;
+
+  explicit packed_matrix(const matrix<scalar>& x) : rows(0, x.rows()), inputs(x.cols()) {
+    units.resize(x.rows() * packed_rows<Storage>::pitch(x.cols()));
+    factors.resize(x.rows());
+    for (index_t b = 0; b < rows.count(); ++b)
+      pack_block(view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
+  }
+  packed_rows<Storage> view() { return {units.data(), factors.data(), inputs, 0}; }
+};
+
+/// y = x W^T through multiply_panels.
+template <typename Storage>
+matrix<typename Storage::scalar> multiply(const matrix<typename Storage::scalar>& x, const linear_map<Storage>& w) {
+  using scalar = typename Storage::scalar;
+  constexpr index_t lanes = simd_width<scalar>;
+  packed_matrix<Storage> packed(x);
+  matrix<scalar> y = matrix<scalar>::Constant(x.rows(), w.outputs(), scalar(99));
+  for (index_t p = 0; p < w.panels(); p += 2) {
+    const index_t second = std::min(p + 1, w.panels() - 1);
+    for (index_t first = 0; first < packed.rows.count(); first += chunk_blocks)
+      multiply_panels<Storage>(packed.view(), packed.rows, first, std::min(first + chunk_blocks, packed.rows.count()),
+                               {w.panel(p), w.panel(second)}, {w.panel(p), w.panel(second)},
+                               [&](index_t b, const streams<const scalar*>& sums) {
+                                 for (index_t i = 0; i < packed.rows.size(b); ++i)
+                                   for (index_t v = 0; v < 2; ++v)
+                                     for (index_t l = 0; l < lanes; ++l)
+                                       if (const index_t o = (p + v) * lanes + l; o < w.outputs())
+                                         y(packed.rows.begin(b) + i, o) = sums[static_cast<std::size_t>(v)][i * lanes + l];
+                               });
+  }
+  return y;
+}
+
+template <typename Scalar>
+linear_map<full_precision<Scalar>> random_map(index_t outputs, index_t inputs, std::uint64_t seed) {
+  linear_map<full_precision<Scalar>> w(outputs, inputs);
+  w.weight().assign(test::random_matrix<Scalar>(outputs, inputs, seed));
+  return w;
+}
+
+template <typename Scalar>
+double difference(const matrix<Scalar>& got, const matrix<double>& expected) {
+  return got.size() == 0 ? 0 : (got.template cast<double>() - expected).cwiseAbs().maxCoeff();
+}
+
+/// A storage for two inputs a step, as bfloat16 dot products take them; here with plain floats.
+struct pairs_storage {
+  using scalar = float;
+  using element = float;
+  struct activation {
+    float first, second;
+  };
+  struct vector {
+    simd<float> first, second;
+  };
+  using sum = simd<float>;
+  static constexpr index_t group = 2;
+
+  static vector load(const float* w) {
+    float first[simd_width<float>], second[simd_width<float>];
+    for (index_t l = 0; l < simd_width<float>; ++l) first[l] = w[2 * l], second[l] = w[2 * l + 1];
+    return {kernel::load(first), kernel::load(second)};
+  }
+  static sum multiply_add(activation a, const vector& w, const sum& s) {
+    return kernel::multiply_add<float>(sum(a.second), w.second, kernel::multiply_add<float>(sum(a.first), w.first, s));
+  }
+  static activation pack(const float* x, float factor) { return {x[0] * factor, x[1] * factor}; }
+};
+
+/// Four 8-bit inputs a step, with a scale a row, summed as integers: the shape of the int8 dot-product instructions.
+struct quads_storage {
+  using scalar = float;
+  using element = std::int8_t;
+  using activation = std::array<std::int8_t, 4>;
+  using vector = const std::int8_t*;
+  using sum = simd<std::int32_t>;
+  static constexpr index_t group = 4;
+
+  static vector load(const std::int8_t* w) { return w; }
+  static sum multiply_add(const activation& a, vector w, const sum& s) {
+    std::int32_t sums[simd_width<std::int32_t>];
+    s.store_unaligned(sums);
+    for (std::size_t l = 0; l < sum::size; ++l)
+      for (std::size_t g = 0; g < 4; ++g) sums[l] += a[g] * w[4 * l + g];
+    return sum::load_unaligned(sums);
+  }
+  static float row_scale(const float* x, index_t n) {
+    float most = 0;
+    for (index_t i = 0; i < n; ++i) most = std::max(most, std::abs(x[i]));
+    return most / 127;
+  }
+  static activation pack(const float* x, float factor) {
+    activation a;
+    for (std::size_t g = 0; g < 4; ++g) a[g] = static_cast<std::int8_t>(std::lround(x[g] * factor));
+    return a;
+  }
+  static simd<float> finish(const sum& s) {
+    std::int32_t sums[simd_width<std::int32_t>];
+    float numbers[simd_width<float>];
+    s.store_unaligned(sums);
+    for (index_t l = 0; l < simd_width<float>; ++l) numbers[l] = static_cast<float>(sums[l]);
+    return kernel::load(numbers);
+  }
+};
+static_assert(WeightStorage<pairs_storage> && WeightStorage<quads_storage>);
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("multiply_panels: equals the product in double, for every shape of edge", "[kernel][gemm]", float, double) {
+  const index_t n = GENERATE(index_t(0), index_t(1), index_t(2), index_t(5), index_t(13), index_t(14), index_t(15), index_t(29),
+                             index_t(300));
+  const index_t inputs = GENERATE(index_t(1), index_t(15), index_t(16), index_t(33), index_t(512), index_t(1030));
+  const index_t outputs = n == 300 || inputs > 100 ? 19 : GENERATE(index_t(1), index_t(16), index_t(17), index_t(40));
+  CAPTURE(n, inputs, outputs);
+  const auto w = random_map<TestType>(outputs, inputs, 3);
+  const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 4);
+  const matrix<double> expected = x.template cast<double>() * w.weight().to_matrix().template cast<double>().transpose();
+  CHECK(difference(multiply(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
+}
+
+TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any others", "[kernel][gemm]", float, double) {
+  const auto w = random_map<TestType>(21, 700, 5);
+  const matrix<TestType> x = test::random_matrix<TestType>(3 * tile_rows + 1, 700, 6);
+  const matrix<TestType> all = multiply(x, w);
+  for (index_t n = 1; n <= x.rows(); ++n)
+    CHECK(test::same_bits(multiply<full_precision<TestType>>(x.bottomRows(n), w), all.bottomRows(n)));
+}
+
+TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float values give, bit for bit", "[kernel][gemm]",
+                   bfloat16_storage, float16_storage) {
+  const auto w = random_map<float>(37, 45, 7);
+  const auto half = w.template stored_as<TestType>();
+  const auto widened = half.template stored_as<full_precision<float>>();
+  const matrix<float> x = test::random_matrix<float>(17, 45, 8);
+  CHECK(test::same_bits(multiply(x, half), multiply(x, widened)));
+  const double most = w.weight().to_matrix().cwiseAbs().maxCoeff();
+  const double unit = std::same_as<TestType, bfloat16_storage> ? 0x1p-8 : 0x1p-11;
+  CHECK((half.weight().to_matrix() - w.weight().to_matrix()).cwiseAbs().maxCoeff() <= unit * most);
+}
+
+TEST_CASE("multiply_panels: a storage of pairs of inputs", "[kernel][gemm]") {
+  for (const index_t inputs : {1, 2, 31, 40, 1027}) {
+    const auto w = random_map<float>(35, inputs, 9);
+    const auto pairs = w.stored_as<pairs_storage>();
+    const matrix<float> x = test::random_matrix<float>(16, inputs, 10);
+    const matrix<double> expected = x.cast<double>() * w.weight().to_matrix().cast<double>().transpose();
+    CHECK(difference(multiply(x, pairs), expected) <= static_cast<double>(test::bound<float>(inputs, 16)));
+  }
+}
+
+TEST_CASE("multiply_panels: a storage of 8-bit quadruples with a scale a row", "[kernel][gemm]") {
+  for (const index_t inputs : {3, 4, 70, 600}) {
+    linear_map<quads_storage> w(20, inputs);
+    w.weight().fill([](index_t i) { return static_cast<float>(i * 37 % 11 - 5); });
+    const matrix<float> x = test::random_matrix<float>(9, inputs, 11);
+    matrix<double> rounded(9, inputs);
+    for (index_t i = 0; i < 9; ++i) {
+      const float scale = quads_storage::row_scale(&x(i, 0), inputs);
+      for (index_t k = 0; k < inputs; ++k) rounded(i, k) = static_cast<double>(std::lround(x(i, k) * (1 / scale))) * static_cast<double>(scale);
+    }
+    const matrix<double> expected = rounded * w.weight().to_matrix().cast<double>().transpose();
+    // The sums are exact integers; only the scale is rounded.
+    CHECK(difference(multiply(x, w), expected) <= 4 * 0x1p-23 * std::max(1.0, expected.cwiseAbs().maxCoeff()));
+  }
+}
+
+TEMPLATE_TEST_CASE("multiply_transposed: dx^T = W^T dy^T, added up over two maps", "[kernel][gemm]", float, double) {
+  constexpr index_t lanes = simd_width<TestType>;
+  const index_t n = GENERATE(index_t(1), index_t(16), index_t(39));
+  const index_t outputs = GENERATE(index_t(1), index_t(17), index_t(300));
+  const index_t inputs = GENERATE(index_t(3), index_t(64));
+  const auto w1 = random_map<TestType>(outputs, inputs, 12);
+  const auto w2 = random_map<TestType>(outputs, inputs, 13);
+  const matrix<TestType> dy = test::random_matrix<TestType>(n, outputs, 14);
+  const index_t groups = lane_rows<TestType>::groups(n);
+  buffer<TestType> numbers(groups * lanes * outputs, TestType(0));
+  const lane_rows<TestType> in_lanes{numbers.data(), outputs};
+  for (index_t i = 0; i < n; ++i)
+    for (index_t k = 0; k < outputs; ++k) in_lanes.group(i / lanes)[k * lanes + i % lanes] = dy(i, k);
+  const index_t begin = inputs / 3;
+  buffer<TestType> sums(groups * (inputs - begin) * lanes, TestType(99));
+  multiply_transposed(w1, begin, inputs, in_lanes, 0, groups, sums.data(), false);
+  multiply_transposed(w2, begin, inputs, in_lanes, 0, groups, sums.data(), true);
+  matrix<TestType> got(n, inputs - begin);
+  for (index_t i = 0; i < n; ++i)
+    for (index_t c = 0; c < inputs - begin; ++c)
+      got(i, c) = sums[(i / lanes * (inputs - begin) + c) * lanes + i % lanes];
+  const matrix<double> both = (w1.weight().to_matrix() + w2.weight().to_matrix()).template cast<double>();
+  const matrix<double> expected = dy.template cast<double>() * both.rightCols(inputs - begin);
+  CHECK(difference(got, expected) <= static_cast<double>(test::bound<TestType>(2 * outputs, 32)));
+}
+
+TEMPLATE_TEST_CASE("add_weight_gradient: dW += dy^T x, for every number of rows", "[kernel][gemm]", float, double) {
+  using storage = full_precision<TestType>;
+  const index_t n = GENERATE(index_t(1), index_t(6), index_t(14), index_t(15), index_t(50));
+  const index_t inputs = GENERATE(index_t(1), index_t(16), index_t(27), index_t(40));
+  const index_t outputs = 40;
+  const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 15), dy = test::random_matrix<TestType>(n, outputs, 16);
+  packed_matrix<storage> packed_x(x), packed_dy(dy);
+  linear_map<storage> w(outputs, inputs);
+  for (auto& g : w.weight().gradient()) g = 1;
+  for (index_t p = 0; p < w.panels(); p += 2) {
+    const index_t second = std::min(p + 1, w.panels() - 1);
+    add_weight_gradient<TestType>(packed_x.rows, packed_x.view(), {packed_dy.view(), packed_dy.view()}, {p, second},
+                                  {w.gradient_panel(p), second == p ? nullptr : w.gradient_panel(second)});
+  }
+  const matrix<double> expected = ((dy.template cast<double>().transpose() * x.template cast<double>()).array() + 1).matrix();
+  CHECK(difference(w.weight().gradient_matrix(), expected) <= static_cast<double>(test::bound<TestType>(n, 16)));
+}
