@@ -48,7 +48,8 @@ inline std::string version(int major, int minor, int patch) {
 
 inline facts describe_environment(const cache_sizes& caches, int threads) {
   facts all;
-  all.emplace_back("processor", processor_name() + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores");
+  all.emplace_back("processor",
+                   processor_name() + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores");
   all.emplace_back("caches", "L2 " + megabytes(static_cast<double>(caches.l2)) + " a core, L3 " +
                                  megabytes(static_cast<double>(caches.l3)));
   all.emplace_back("threads", std::to_string(threads));

@@ -138,7 +138,8 @@ public:
 
 private:
   case_data make_case(const layer_case& c) {
-    case_data data{c.name(shape_), c.routing, c.routing != "uniform", c.cached, random_batches(c.rows, shape_.inputs, 11), {}, {}};
+    case_data data{
+        c.name(shape_), c.routing, c.routing != "uniform", c.cached, random_batches(c.rows, shape_.inputs, 11), {}, {}};
     sluice::openmp_executor pool(c.threads);
     sluice::routing_context<float> context;
     context.executor = pool;
@@ -187,8 +188,7 @@ private:
 
   /// A cached case is called once more before the clock runs, since other contestants had the caches in between.
   contestant with_scene(const std::string& name, const case_data& data, std::function<void(std::int64_t)> call) {
-    if (data.cached)
-      return {name, [call](std::int64_t r) { call(r), call(r); }, call};
+    if (data.cached) return {name, [call](std::int64_t r) { call(r), call(r); }, call};
     return {name, scene(data), call};
   }
 
@@ -213,7 +213,8 @@ private:
   }
 
   template <typename Loop>
-  contestant loop_contestant(const std::string& name, const case_data& data, std::shared_ptr<Loop> loop, token_rows& y) {
+  contestant loop_contestant(const std::string& name, const case_data& data, std::shared_ptr<Loop> loop,
+                             token_rows& y) {
     return with_scene(name, data, [&data, loop, &y, lists = expert_lists()](std::int64_t r) mutable {
       const std::size_t b = data.batch(r);
       if (!data.planned) loop->route(data.x[b], lists);

@@ -53,6 +53,17 @@ inline constexpr int accumulators = 24;
 inline constexpr int accumulators = 14;
 #endif
 
+/// Hands the sum of all vectors to DoNotOptimize. As in every loop over the array here, a constant index is what lets the compiler
+/// keep it in registers.
+template <std::size_t Size>
+void use(const std::array<vector, Size>& sums) {
+  vector total = sums[0];
+  SLUICE_UNROLL
+  for (std::size_t i = 1; i < Size; ++i) total += sums[i];
+  float number = sluice::kernel::sum_lanes(total);
+  benchmark::DoNotOptimize(number);
+}
+
 /// s = s * f + f with f = 1/2 tends to 1: no denormals, no infinities.
 inline void multiply_add(index_t rounds) {
   float half = 0.5f;
@@ -60,7 +71,8 @@ inline void multiply_add(index_t rounds) {
   vector factor(half);
   sluice::kernel::keep_in_register(factor);
   std::array<vector, accumulators> sum;
-  for (int i = 0; i < accumulators; ++i) sum[static_cast<std::size_t>(i)] = vector(half * static_cast<float>(i));
+  SLUICE_UNROLL
+  for (std::size_t i = 0; i < accumulators; ++i) sum[i] = vector(half * static_cast<float>(i));
   for (index_t round = 0; round < rounds; ++round) {
     SLUICE_UNROLL
     for (std::size_t i = 0; i < accumulators; ++i) {
@@ -68,10 +80,7 @@ inline void multiply_add(index_t rounds) {
       sluice::kernel::keep_in_register(sum[i]);
     }
   }
-  for (const vector& s : sum) {
-    float total = sluice::kernel::sum_lanes(s);
-    benchmark::DoNotOptimize(total);
-  }
+  use(sum);
 }
 
 /// Sums `size` numbers, read as `Streams` sequential streams side by side. Some machines prefetch one stream better, some
@@ -82,16 +91,14 @@ void read(const float* numbers, index_t size) {
   constexpr index_t step = 8 / Streams;  // vectors of a stream a round: eight independent sums in all
   const index_t stream = size / Streams;
   std::array<vector, 8> sum;
-  sum.fill(vector(0.0f));
+  SLUICE_UNROLL
+  for (std::size_t j = 0; j < 8; ++j) sum[j] = vector(0.0f);
   for (index_t i = 0; i < stream; i += step * width) {
     SLUICE_UNROLL
     for (index_t j = 0; j < 8; ++j)
       sum[static_cast<std::size_t>(j)] += sluice::kernel::load(numbers + (j / step) * stream + i + (j % step) * width);
   }
-  for (const vector& s : sum) {
-    float total = sluice::kernel::sum_lanes(s);
-    benchmark::DoNotOptimize(total);
-  }
+  use(sum);
 }
 
 }  // namespace detail
@@ -99,9 +106,10 @@ void read(const float* numbers, index_t size) {
 /// GFLOP/s of all threads together.
 inline double measure_peak(int threads, bool brief) {
   const index_t rounds = brief ? 100'000 : 4'000'000 / detail::accumulators;
-  const double seconds = fastest_round(threads, brief ? 3 : 30, [&](int) { detail::multiply_add(rounds); },
-                                       [&](int) { detail::multiply_add(rounds); });
-  const double operations = 2.0 * static_cast<double>(rounds * detail::accumulators * sluice::kernel::simd_width<float>);
+  const double seconds = fastest_round(
+      threads, brief ? 3 : 30, [&](int) { detail::multiply_add(rounds); }, [&](int) { detail::multiply_add(rounds); });
+  const double operations =
+      2.0 * static_cast<double>(rounds * detail::accumulators * sluice::kernel::simd_width<float>);
   return operations * threads / seconds * 1e-9;
 }
 

@@ -33,7 +33,8 @@ int run(const options& o) {
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   if (failed) throw input_error(o.folder + ": cannot make the folder: " + failed.message());
-  for (const char* name : {"report.md", "report.csv", "roofline.svg"}) write_file(folder / name, "");  // now, not in ten minutes
+  for (const char* name : {"report.md", "report.csv", "roofline.svg"})
+    write_file(folder / name, "");  // now, not in ten minutes
 
   const cache_sizes caches = read_cache_sizes();
   patience p;

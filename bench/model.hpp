@@ -35,7 +35,7 @@ layer_of<Expert> make_layer(const shape& s) {
   constexpr index_t small = 10'000'000;
   Expert expert(s.inputs, s.hidden);
   sluice::initialize(expert, /*seed=*/1);
-  layer_of<Expert> layer{router{s.inputs, s.experts, {.top_k = s.top_k}},
+  layer_of<Expert> layer{router{s.inputs, s.experts, {.top_k = s.top_k, .constant_weight = s.top_k == 1}},
                          sluice::expert_bank<Expert>(s.experts, expert)};
   if (s.size() <= small)
     sluice::initialize(layer, /*seed=*/1);

@@ -10,11 +10,13 @@ namespace bench {
 std::optional<options> parse_options(int argc, const char* const* argv, std::ostream& out) {
   options o;
   CLI::App app(
-      "Measures this machine, then sluice's layers on published shapes beside a naive loop, Eigen and oneDNN loops and a\n"
+      "Measures this machine, then sluice's layers on published shapes beside a naive loop, Eigen and oneDNN loops and "
+      "a\n"
       "dense layer of equal cost, and writes report.md, report.csv and roofline.svg.");
   app.get_formatter()->column_width(24);
   app.add_option("--out", o.folder, "folder of the report (default " + o.folder + ")")->type_name("FOLDER");
-  app.add_option("--filter", o.filter, "only cases whose name, such as \"olmoe T=16 uniform\", contains TEXT")->type_name("TEXT");
+  app.add_option("--filter", o.filter, "only cases whose name, such as \"olmoe T=16 uniform\", contains TEXT")
+      ->type_name("TEXT");
   app.add_option("--threads", o.threads, "threads to use (default: all processors)")
       ->type_name("N")
       ->check(CLI::Range(1, 1024));

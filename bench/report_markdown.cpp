@@ -58,41 +58,54 @@ std::string limits_section(const session& s) {
   // Reading an expert takes 4 bytes a weight, using it 2 operations a weight and token.
   const double balance = s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0;
   return t.text() + "An expert in float32 takes as long to read from memory as " + fixed(balance, 0) +
-         " tokens take to compute, so with fewer tokens an expert the memory is the limit, with more the arithmetic.\n\n";
+         " tokens take to compute, so with fewer tokens an expert the memory is the limit, with more the "
+         "arithmetic.\n\n";
 }
 
 std::string how_to_read(const session& s) {
   std::string text =
       "## How to read this\n\n"
-      "- Times are medians in milliseconds, with the share of the roofline in brackets: the time that this machine needs at "
+      "- Times are medians in milliseconds, with the share of the roofline in brackets: the time that this machine "
+      "needs at "
       "least, over the time taken.\n"
-      "  The least time is max(FLOP / peak, bytes / bandwidth) with 6 D H FLOP an assignment and the weights of the experts "
+      "  The least time is max(FLOP / peak, bytes / bandwidth) with 6 D H FLOP an assignment and the weights of the "
+      "experts "
       "that got tokens\n"
       "  read once, for the same number of threads. Routing, gathering and combining count as no work but take time.\n"
-      "- Every repetition takes other tokens, and before each one the caches are flushed with a buffer three times the L3: the "
+      "- Every repetition takes other tokens, and before each one the caches are flushed with a buffer three times the "
+      "L3: the "
       "weights come\n"
-      "  from memory, as they do in a model of many layers. Cases called `_cached` repeat one batch whose weights fit into a "
+      "  from memory, as they do in a model of many layers. Cases called `_cached` repeat one batch whose weights fit "
+      "into a "
       "cache, and are\n"
       "  compared with that cache's bandwidth.\n"
-      "- Repetitions of all implementations of a case are interleaved in random order. `spread` is median over fastest.\n"
-      "- `uniform` is routed by the layer's own top-k router, in the time measured, and the loops route for themselves. In "
+      "- Repetitions of all implementations of a case are interleaved in random order. `spread` is median over "
+      "fastest.\n"
+      "- `uniform` is routed by the layer's own top-k router, in the time measured, and the loops route for "
+      "themselves. In "
       "`uniform_planned` and\n"
-      "  `zipf_planned` the plan is given: K experts a token drawn evenly, or by Zipf's law, so that both have equal numbers of "
+      "  `zipf_planned` the plan is given: K experts a token drawn evenly, or by Zipf's law, so that both have equal "
+      "numbers of "
       "assignments.\n"
-      "- `eigen` and `onednn` are loops over experts around Eigen's products and oneDNN's sgemm: gather rows, three products, "
+      "- `eigen` and `onednn` are loops over experts around Eigen's products and oneDNN's sgemm: gather rows, three "
+      "products, "
       "SiLU, scatter. Both are\n"
-      "  tried with their threads inside the products and with experts shared out over the threads; the faster one is shown, and "
+      "  tried with their threads inside the products and with experts shared out over the threads; the faster one is "
+      "shown, and "
       "named in the list\n"
-      "  at the end. `naive` is three nested loops, with tokens shared out over the threads, where that takes less than a few "
+      "  at the end. `naive` is three nested loops, with tokens shared out over the threads, where that takes less "
+      "than a few "
       "seconds. `dense` is\n"
-      "  one of sluice's SwiGLU layers of hidden width K H: the same active FLOP without any routing, and its own bytes.\n";
+      "  one of sluice's SwiGLU layers of hidden width K H: the same active FLOP without any routing, and its own "
+      "bytes.\n";
   text += "- All implementations compute the same: the largest difference from sluice, over the largest output, is";
   for (std::size_t i = 0; i < s.found.checks.size(); ++i) text += (i == 0 ? " " : "; ") + s.found.checks[i];
   return text + (s.found.checks.empty() ? " not checked in this run.\n\n" : ".\n\n");
 }
 
 /// The token counts of a case, ascending, in the order in which they were measured.
-std::vector<std::int64_t> token_counts(const records& all, std::string_view name, std::string_view routing, int threads) {
+std::vector<std::int64_t> token_counts(const records& all, std::string_view name, std::string_view routing,
+                                       int threads) {
   std::vector<std::int64_t> counts;
   for (const record& r : all)
     if (r.name == name && r.routing == routing && r.threads == threads &&
@@ -110,9 +123,9 @@ std::string race_table(const session& s, const std::string& name, const std::str
   for (const std::int64_t rows : token_counts(all, name, routing, threads)) {
     const auto* own = find(all, name, rows, routing, "sluice", threads);
     if (!own) continue;
-    std::vector<std::string> line{
-        std::to_string(rows), own->least.by_memory ? std::string(name_of(own->level)) : std::string("arithmetic"),
-        milliseconds(own->least.seconds), cell(own)};
+    std::vector<std::string> line{std::to_string(rows),
+                                  own->least.by_memory ? std::string(name_of(own->level)) : std::string("arithmetic"),
+                                  milliseconds(own->least.seconds), cell(own)};
     double best = INFINITY;
     for (const auto peer : peer_names) {
       const record* other = find(all, name, rows, routing, peer, threads);
@@ -127,8 +140,9 @@ std::string race_table(const session& s, const std::string& name, const std::str
 }
 
 std::string shape_words(const shape& s) {
-  return "D = " + std::to_string(s.inputs) + ", H = " + std::to_string(s.hidden) + ", E = " + std::to_string(s.experts) +
-         ", K = " + std::to_string(s.top_k) + ", " + megabytes(4.0 * static_cast<double>(s.size())) + " of float32 weights";
+  return "D = " + std::to_string(s.inputs) + ", H = " + std::to_string(s.hidden) +
+         ", E = " + std::to_string(s.experts) + ", K = " + std::to_string(s.top_k) + ", " +
+         megabytes(4.0 * static_cast<double>(s.size())) + " of float32 weights";
 }
 
 std::string forward_section(const session& s) {
@@ -146,52 +160,56 @@ std::string forward_section(const session& s) {
 }
 
 std::string skew_section(const session& s) {
-  table t({"shape", "T", "experts used, even", "Zipf", "largest load, even", "Zipf", "ms, even", "Zipf", "of roofline, even",
-           "Zipf"});
+  table t({"shape", "T", "experts used, even", "Zipf", "largest load, even", "Zipf", "ms, even", "Zipf",
+           "of roofline, even", "Zipf"});
   for (const shape& on : published_shapes())
     for (const auto rows : token_counts(s.found.cases, on.name, "zipf_planned", s.asked.threads)) {
       const auto* even = find(s.found.cases, on.name, rows, "uniform_planned", "sluice", s.asked.threads);
       const auto* zipf = find(s.found.cases, on.name, rows, "zipf_planned", "sluice", s.asked.threads);
       if (even && zipf)
-        t.add({on.name, std::to_string(rows), fixed(even->touched, 1), fixed(zipf->touched, 1), fixed(even->largest_load, 0),
-               fixed(zipf->largest_load, 0), milliseconds(even->median), milliseconds(zipf->median),
-               percent(even->roofline_fraction()), percent(zipf->roofline_fraction())});
+        t.add({on.name, std::to_string(rows), fixed(even->touched, 1), fixed(zipf->touched, 1),
+               fixed(even->largest_load, 0), fixed(zipf->largest_load, 0), milliseconds(even->median),
+               milliseconds(zipf->median), percent(even->roofline_fraction()), percent(zipf->roofline_fraction())});
     }
-  return t.empty() ? ""
-                   : "## Even and uneven routing\n\nsluice, with plans of equal numbers of assignments. An uneven plan uses "
-                     "fewer experts, so it reads less; its largest expert must not\nhold up the others.\n\n" +
-                         t.text();
+  return t.empty()
+             ? ""
+             : "## Even and uneven routing\n\nsluice, with plans of equal numbers of assignments. An uneven plan uses "
+               "fewer experts, so it reads less; its largest expert must not\nhold up the others.\n\n" +
+                   t.text();
 }
 
 std::string training_section(const session& s) {
   table t({"case", "T", "threads", "least ms", "ms", "of roofline", "GFLOP/s", "spread"});
   for (const record& r : s.found.cases)
     if (r.name.ends_with("_training"))
-      t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds), milliseconds(r.median),
-             percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
-  return t.empty() ? ""
-                   : "## Training step\n\nForward and backward, without the optimiser, counted as three times the FLOP of a "
-                     "forward pass; the bound from memory counts weights\ntwice, and gradients as read once and written "
-                     "once.\n\n" +
-                         t.text();
+      t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds),
+             milliseconds(r.median), percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
+  return t.empty()
+             ? ""
+             : "## Training step\n\nForward and backward, without the optimiser, counted as three times the FLOP of a "
+               "forward pass; the bound from memory counts weights\ntwice, and gradients as read once and written "
+               "once.\n\n" +
+                   t.text();
 }
 
 std::string threads_section(const session& s) {
   if (s.asked.threads == 1) return "";
-  table t({"shape", "T", "implementation", "ms, 1 thread", "ms, " + std::to_string(s.asked.threads) + " threads", "gain",
-           "of roofline, 1 thread", std::to_string(s.asked.threads) + " threads"});
+  table t({"shape", "T", "implementation", "ms, 1 thread", "ms, " + std::to_string(s.asked.threads) + " threads",
+           "gain", "of roofline, 1 thread", std::to_string(s.asked.threads) + " threads"});
   for (const record& one : s.found.cases) {
     if (one.threads != 1) continue;
-    const auto* all = find(s.found.cases, one.name, one.tokens, one.routing, one.implementation, s.asked.threads, one.dtype);
+    const auto* all =
+        find(s.found.cases, one.name, one.tokens, one.routing, one.implementation, s.asked.threads, one.dtype);
     if (all)
-      t.add({one.name, std::to_string(one.tokens), one.implementation, milliseconds(one.median), milliseconds(all->median),
-             fixed(one.median / all->median, 2) + " x", percent(one.roofline_fraction()), percent(all->roofline_fraction())});
+      t.add({one.name, std::to_string(one.tokens), one.implementation, milliseconds(one.median),
+             milliseconds(all->median), fixed(one.median / all->median, 2) + " x", percent(one.roofline_fraction()),
+             percent(all->roofline_fraction())});
   }
   const double reading = s.one.memory > 0 ? s.all.memory / s.one.memory : 0;
   return t.empty() ? ""
-                   : "## One thread and " + std::to_string(s.asked.threads) +
-                         "\n\nThe machine itself gains " + fixed(s.all.gflops / s.one.gflops, 2) + " x in arithmetic and " +
-                         fixed(reading, 2) + " x in reading memory.\n\n" + t.text();
+                   : "## One thread and " + std::to_string(s.asked.threads) + "\n\nThe machine itself gains " +
+                         fixed(s.all.gflops / s.one.gflops, 2) + " x in arithmetic and " + fixed(reading, 2) +
+                         " x in reading memory.\n\n" + t.text();
 }
 
 /// What follows "growth_E=" in a record's name, or nothing.
@@ -208,8 +226,9 @@ std::string growth_table(const session& s, const std::string& axis) {
     const std::string value = varied(r, axis);
     if (value.empty()) continue;
     const double assignments = r.done.flops / (2.0 * static_cast<double>(moderate(1, 1).expert_size()));
-    t.add({value, fixed(r.touched, 1), significant(assignments / r.touched), r.least.by_memory ? "memory" : "arithmetic",
-           milliseconds(r.median), last ? significant(r.median / last->median) + " x" : "-", percent(r.roofline_fraction()),
+    t.add({value, fixed(r.touched, 1), significant(assignments / r.touched),
+           r.least.by_memory ? "memory" : "arithmetic", milliseconds(r.median),
+           last ? significant(r.median / last->median) + " x" : "-", percent(r.roofline_fraction()),
            fixed(r.gflops(), 0), fixed(r.gbytes_per_s(), 1)});
     last = &r;
   }
@@ -217,40 +236,51 @@ std::string growth_table(const session& s, const std::string& axis) {
 }
 
 std::string growth_section(const session& s) {
-  const std::string by_tokens = growth_table(s, "T"), by_experts = growth_table(s, "E"), by_choice = growth_table(s, "K");
+  const std::string by_tokens = growth_table(s, "T"), by_experts = growth_table(s, "E"),
+                    by_choice = growth_table(s, "K");
   if (by_tokens.empty() && by_experts.empty() && by_choice.empty()) return "";
   const std::string balance = fixed(s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0, 0);
-  std::string out = "## Growth\n\nD = 256, H = 512, routed evenly. `growth` is the time over that of the line above.\n\n";
+  std::string out =
+      "## Growth\n\nD = 256, H = 512, routed evenly. `growth` is the time over that of the line above.\n\n";
   if (!by_tokens.empty())
-    out += "**Tokens**, with E = 64 and K = 2. At first every token brings experts of its own, and time grows with the experts "
-           "used. Once all of them are read\nanyway, tokens are nearly free, until each expert has about " +
-           balance +
-           " of them; from there on time is arithmetic and grows with T.\n\n" + by_tokens;
+    out +=
+        "**Tokens**, with E = 64 and K = 2. At first every token brings experts of its own, and time grows with the "
+        "experts "
+        "used. Once all of them are read\nanyway, tokens are nearly free, until each expert has about " +
+        balance + " of them; from there on time is arithmetic and grows with T.\n\n" + by_tokens;
   if (!by_experts.empty())
-    out += "**Experts**, with T = 512 and K = 1: the arithmetic is the same in every line. As long as an expert gets more than "
-           "about " +
-           balance +
-           " tokens, more experts\ncost little; beyond that each further expert that is used costs its reading, and products of "
-           "few rows reuse little. It is not linear at the end\neither: with T K assignments at most T K experts can be used, and "
-           "those that got no token cost only their column of the gate.\n\n" +
-           by_experts;
+    out +=
+        "**Experts**, with T = 512 and K = 1: the arithmetic is the same in every line. As long as an expert gets more "
+        "than "
+        "about " +
+        balance +
+        " tokens, more experts\ncost little; beyond that each further expert that is used costs its reading, and "
+        "products of "
+        "few rows reuse little. It is not linear at the end\neither: with T K assignments at most T K experts can be "
+        "used, and "
+        "those that got no token cost only their column of the gate.\n\n" +
+        by_experts;
   if (!by_choice.empty())
-    out += "**Experts a token**, with T = 256 and E = 64. Few choices leave most experts with little to do, so the first "
-           "doublings cost less than twice;\nthen time is linear in K.\n\n" +
-           by_choice;
+    out +=
+        "**Experts a token**, with T = 256 and E = 64. Few choices leave most experts with little to do, so the first "
+        "doublings cost less than twice;\nthen time is linear in K.\n\n" +
+        by_choice;
   return out;
 }
 
 std::string routing_section(const session& s) {
   std::string out;
-  table stages({"shape", "T", "route ms", "gather ms", "combine ms", "forward ms", "share of routing + gather + combine"});
+  table stages(
+      {"shape", "T", "route ms", "gather ms", "combine ms", "forward ms", "share of routing + gather + combine"});
   for (const stage_times& t : s.found.stages)
-    stages.add({t.on.name, std::to_string(t.tokens), milliseconds(t.route), milliseconds(t.gather), milliseconds(t.combine),
-                milliseconds(t.whole), percent((t.route + t.gather + t.combine) / t.whole)});
+    stages.add({t.on.name, std::to_string(t.tokens), milliseconds(t.route), milliseconds(t.gather),
+                milliseconds(t.combine), milliseconds(t.whole), percent((t.route + t.gather + t.combine) / t.whole)});
   if (!stages.empty())
-    out += "## What is not experts\n\nEach stage timed as the call that does it, beside the whole forward pass. Where the layer "
-           "fuses stages into its products, the share is an\nupper bound.\n\n" +
-           stages.text();
+    out +=
+        "## What is not experts\n\nEach stage timed as the call that does it, beside the whole forward pass. Where the "
+        "layer "
+        "fuses stages into its products, the share is an\nupper bound.\n\n" +
+        stages.text();
   table routers({"router", "T", "ms", "us a token", "spread"});
   for (const router_time& t : s.found.routers)
     routers.add({t.name, std::to_string(t.tokens), milliseconds(t.median),
@@ -270,18 +300,20 @@ std::string memory_section(const session& s) {
            known ? fixed(m.peak / (m.weights + m.workspace), 3) : "-"});
   }
   return t.empty() ? ""
-                   : "## Memory\n\nResident memory. `weights` is counted, the rest is measured: growth when the layer is made, "
+                   : "## Memory\n\nResident memory. `weights` is counted, the rest is measured: growth when the layer "
+                     "is made, "
                      "growth by the first forward pass, and the peak of both.\n\n" +
                          t.text();
 }
 
 std::string list_section(const records& all) {
-  table t({"case", "T", "routing", "implementation", "threads", "repetitions", "median ms", "fastest ms", "spread", "GFLOP/s",
-           "GB/s", "of roofline", "how"});
+  table t({"case", "T", "routing", "implementation", "threads", "repetitions", "median ms", "fastest ms", "spread",
+           "GFLOP/s", "GB/s", "of roofline", "how"});
   for (const record& r : all)
     t.add({r.name, std::to_string(r.tokens), r.routing, r.implementation + (r.dtype == "float32" ? "" : " " + r.dtype),
            std::to_string(r.threads), std::to_string(r.repetitions), milliseconds(r.median), milliseconds(r.fastest),
-           fixed(r.spread(), 2), fixed(r.gflops(), 1), fixed(r.gbytes_per_s(), 1), percent(r.roofline_fraction()), r.note});
+           fixed(r.spread(), 2), fixed(r.gflops(), 1), fixed(r.gbytes_per_s(), 1), percent(r.roofline_fraction()),
+           r.note});
   return t.empty() ? "" : "## Every case\n\n" + t.text();
 }
 
@@ -295,7 +327,8 @@ std::string markdown(const session& s, const facts& environment) {
   table machine({"machine", ""});
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
-         "The limits are the best of several measurements in this process, between the groups of cases. Data: `report.csv`; "
+         "The limits are the best of several measurements in this process, between the groups of cases. Data: "
+         "`report.csv`; "
          "picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + training_section(s) + threads_section(s) +
          growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);

@@ -30,7 +30,8 @@ constexpr std::array<series, 5> all_series{{
 }};
 
 constexpr std::string_view grey = " fill=\"#5b6470\"";
-constexpr double panel_width = 290, panel_height = 250, plot_left = 44, plot_top = 50, plot_width = 232, plot_height = 160;
+constexpr double panel_width = 290, panel_height = 250, plot_left = 44, plot_top = 50, plot_width = 232,
+                 plot_height = 160;
 
 struct panel {
   std::string name, routing, title, subtitle;
@@ -48,7 +49,8 @@ std::vector<std::int64_t> counts_of(const session& s, const std::string& name, c
 
 std::vector<panel> panels_of(const session& s) {
   std::vector<panel> panels;
-  const auto add = [&](const shape& on, const std::string& suffix, const std::string& routing, const std::string& words) {
+  const auto add = [&](const shape& on, const std::string& suffix, const std::string& routing,
+                       const std::string& words) {
     panel p{on.name + suffix, routing, on.title, words, counts_of(s, on.name + suffix, routing)};
     if (!p.counts.empty()) panels.push_back(std::move(p));
   };
@@ -78,7 +80,8 @@ std::string draw(const session& s, const panel& p, double x, double y, double mo
   for (const series& implementation : all_series) {
     std::vector<std::pair<double, const record*>> points;
     for (std::size_t i = 0; i < p.counts.size(); ++i)
-      if (const auto* r = find(s.found.cases, p.name, p.counts[i], p.routing, implementation.implementation, s.asked.threads))
+      if (const auto* r =
+              find(s.found.cases, p.name, p.counts[i], p.routing, implementation.implementation, s.asked.threads))
         points.emplace_back(at_x(i), r);
     for (std::size_t i = 1; i < points.size(); ++i)
       out += svg::line(points[i - 1].first, at_y(points[i - 1].second->roofline_fraction()), points[i].first,
@@ -87,11 +90,12 @@ std::string draw(const session& s, const panel& p, double x, double y, double mo
     for (const auto& [point, r] : points) {
       const double share = r->roofline_fraction();
       out += svg::dot(point, at_y(share), implementation.radius, implementation.colour,
-                      std::string(implementation.words) + ", " + std::to_string(r->tokens) + " tokens: " + percent(share) +
-                          ", " + milliseconds(r->median) + " ms");
+                      std::string(implementation.words) + ", " + std::to_string(r->tokens) +
+                          " tokens: " + percent(share) + ", " + milliseconds(r->median) + " ms");
       if (implementation.implementation == "sluice")  // its number, with a white edge so that lines do not cross it
-        out += svg::text(point, at_y(share) - 9, 11, "middle", fixed(100 * share, 0),
-                         " fill=\"#1f4e9c\" font-weight=\"bold\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\"");
+        out += svg::text(
+            point, at_y(share) - 9, 11, "middle", fixed(100 * share, 0),
+            " fill=\"#1f4e9c\" font-weight=\"bold\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\"");
     }
   }
   return out;
@@ -103,8 +107,8 @@ std::string legend(const session& s, double x, double y) {
     const bool present = std::any_of(s.found.cases.begin(), s.found.cases.end(),
                                      [&](const record& r) { return r.implementation == it->implementation; });
     if (!present) continue;
-    out += svg::line(x, y, x + 26, y, it->colour, it->width, it->more) + svg::dot(x + 13, y, it->radius, it->colour, it->words) +
-           svg::text(x + 33, y + 4, 13, "start", it->words);
+    out += svg::line(x, y, x + 26, y, it->colour, it->width, it->more) +
+           svg::dot(x + 13, y, it->radius, it->colour, it->words) + svg::text(x + 33, y + 4, 13, "start", it->words);
     x += 62 + 7.2 * static_cast<double>(it->words.size());
   }
   return out;
@@ -124,9 +128,9 @@ std::string roofline_svg(const session& s, const facts& environment) {
   const auto columns = std::clamp<std::size_t>(panels.size(), 1, 4);
   const std::size_t rows = (panels.size() + columns - 1) / columns;
   const double width = std::max(least_width, 2 * margin + static_cast<double>(columns) * (panel_width + gap) - gap);
-  std::string processor;
+  std::string machine;
   for (const auto& [name, value] : environment)
-    if (name == "processor" || name == "xsimd architecture") processor += (processor.empty() ? "" : ", ") + value;
+    if (name == "processor" || name == "xsimd architecture") machine.append(value).append(", ");
 
   constexpr std::string_view title = "How near to the machine's limit?";
   double y = margin + 16;
@@ -137,7 +141,7 @@ std::string roofline_svg(const session& s, const facts& environment) {
                         ". 100 % is the least time that arithmetic or reading the weights once allows.",
                     grey);
   body += svg::text(margin, y += 20, 14, "start",
-                    processor + ": " + fixed(s.all.gflops, 0) + " GFLOP/s, " + fixed(s.all.memory, 1) +
+                    machine + fixed(s.all.gflops, 0) + " GFLOP/s, " + fixed(s.all.memory, 1) +
                         " GB/s from memory, both measured in the same process.",
                     grey);
   body += legend(s, margin, y += 28);

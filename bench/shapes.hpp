@@ -25,7 +25,9 @@ struct shape {
   index_t size() const { return experts * expert_size(); }
 };
 
-inline shape mixtral_quarter() { return {"mixtral_quarter", "Mixtral 8x7B at a quarter of its widths", 1024, 3584, 8, 2}; }
+inline shape mixtral_quarter() {
+  return {"mixtral_quarter", "Mixtral 8x7B at a quarter of its widths", 1024, 3584, 8, 2};
+}
 inline shape olmoe() { return {"olmoe", "OLMoE 1B-7B", 2048, 1024, 64, 8}; }
 inline shape fine_grained() { return {"fine_grained", "Fine-grained, 256 experts", 1024, 512, 256, 8}; }
 inline shape tiny() { return {"tiny", "Tiny", 128, 256, 16, 2}; }

@@ -31,7 +31,8 @@ inline std::string number(double value) {
 }
 
 inline std::string attribute(std::string_view name, std::string_view value) {
-  return " " + std::string(name) + "=\"" + escaped(value) + "\"";
+  std::string out(1, ' ');
+  return out.append(name).append("=\"").append(escaped(value)).append("\"");
 }
 
 /// Text whose baseline starts, ends or is centred at (x, y). `more` are further attributes.

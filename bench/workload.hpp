@@ -35,7 +35,8 @@ inline token_rows random_tokens(index_t rows, index_t cols, std::uint64_t seed) 
 inline std::vector<token_rows> random_batches(index_t rows, index_t cols, std::uint64_t seed) {
   const index_t count = std::clamp<index_t>(256 / rows, 2, 16);
   std::vector<token_rows> batches;
-  for (index_t b = 0; b < count; ++b) batches.push_back(random_tokens(rows, cols, seed + static_cast<std::uint64_t>(b)));
+  for (index_t b = 0; b < count; ++b)
+    batches.push_back(random_tokens(rows, cols, seed + static_cast<std::uint64_t>(b)));
   return batches;
 }
 

@@ -29,7 +29,8 @@ inline void choose_top_k(const matrix& logits, index_t k, expert_lists& lists) {
   for (index_t t = 0; t < logits.rows(); ++t) {
     const float* row = logits.row(t).data();
     std::iota(order.begin(), order.end(), index_t{0});
-    std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](index_t a, index_t b) { return row[a] > row[b]; });
+    std::partial_sort(order.begin(), order.begin() + k, order.end(),
+                      [&](index_t a, index_t b) { return row[a] > row[b]; });
     const float most = row[order.front()];
     float sum = 0;
     for (index_t j = 0; j < k; ++j) sum += std::exp(row[order[static_cast<std::size_t>(j)]] - most);
