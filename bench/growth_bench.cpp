@@ -45,7 +45,7 @@ void measure(session& s, const layer_of<expert>& layer, const shape& on, const s
 /// The name carries what varies, for the CSV has no columns for it: growth_T, growth_E=64, growth_K=4.
 void grow(session& s, const shape& on, const std::string& name, const std::vector<std::int64_t>& counts) {
   std::vector<std::int64_t> wanted;
-  const auto title = [&](std::int64_t rows) { return name + " T=" + std::to_string(rows); };
+  const auto title = [&](std::int64_t rows) { return name + " T=" + std::to_string(rows) + " uniform"; };
   for (const std::int64_t rows : counts)
     if (s.wants(title(rows))) wanted.push_back(rows);
   if (wanted.empty()) return;

@@ -31,13 +31,15 @@ struct limits {
   double l2 = 0;  ///< GB/s, as the next two
   double l3 = 0;
   double memory = 0;
+  double disturbance = 1;  ///< of the arithmetic: median round over fastest
 
-  /// Keeps the better of two measurements.
+  /// Keeps the better of two measurements, and the larger disturbance.
   void merge(const limits& other) {
     gflops = std::max(gflops, other.gflops);
     l2 = std::max(l2, other.l2);
     l3 = std::max(l3, other.l3);
     memory = std::max(memory, other.memory);
+    disturbance = std::max(disturbance, other.disturbance);
   }
 };
 
@@ -103,14 +105,14 @@ void read(const float* numbers, index_t size) {
 
 }  // namespace detail
 
-/// GFLOP/s of all threads together.
-inline double measure_peak(int threads, bool brief) {
-  const index_t rounds = brief ? 100'000 : 4'000'000 / detail::accumulators;
-  const double seconds = fastest_round(
-      threads, brief ? 3 : 30, [&](int) { detail::multiply_add(rounds); }, [&](int) { detail::multiply_add(rounds); });
-  const double operations =
-      2.0 * static_cast<double>(rounds * detail::accumulators * sluice::kernel::simd_width<float>);
-  return operations * threads / seconds * 1e-9;
+/// All threads together.
+inline void measure_peak(limits& found, bool brief) {
+  const index_t rounds = (brief ? 1'000'000 : 16'000'000) / detail::accumulators;
+  const auto work = [&](int) { detail::multiply_add(rounds); };
+  const round_times seconds = time_rounds(found.threads, brief ? 3 : 30, work, work);
+  const auto a_round = static_cast<double>(2 * rounds * detail::accumulators * sluice::kernel::simd_width<float>);
+  found.gflops = a_round * found.threads / seconds.fastest * 1e-9;
+  found.disturbance = seconds.median / seconds.fastest;
 }
 
 /// GB/s of all threads together, each with its part of `bytes` and reading it `passes` times a round.
@@ -127,25 +129,25 @@ inline double measure_bandwidth(int threads, std::int64_t bytes, int passes, int
   const auto four_streams = [&](int thread) {
     for (int pass = 0; pass < passes; ++pass) detail::read<4>(part(thread).data(), size);
   };
-  double seconds = fastest_round(threads, rounds, write, one_stream);
-  seconds = std::min(seconds, fastest_round(threads, rounds, keep, four_streams));
+  const double seconds = std::min(time_rounds(threads, rounds, write, one_stream).fastest,
+                                  time_rounds(threads, rounds, keep, four_streams).fastest);
   return 4.0 * static_cast<double>(size) * threads * passes / seconds * 1e-9;
 }
 
 /// All limits for this many threads. `brief` is for tests of the report: quick, and too low.
 inline limits measure_limits(int threads, const cache_sizes& caches, bool brief) {
-  const std::int64_t memory = brief ? 64 << 20 : std::max<std::int64_t>(512 << 20, 8 * caches.l3);
+  const std::int64_t memory = brief ? 64 << 20 : std::max<std::int64_t>(256 << 20, 8 * caches.l3);
   const auto passes = [&](std::int64_t bytes) {
-    return static_cast<int>(std::max<std::int64_t>(1, (brief ? 16 << 20 : 512 << 20) / bytes));
+    return static_cast<int>(std::max<std::int64_t>(1, (brief ? 16 << 20 : 256 << 20) / bytes));
   };
   limits found;
   found.threads = threads;
-  found.gflops = measure_peak(threads, brief);
+  measure_peak(found, brief);
   const std::int64_t in_l2 = caches.l2 / 2 * threads;
   found.l2 = measure_bandwidth(threads, in_l2, passes(in_l2), brief ? 2 : 10);
   const std::int64_t in_l3 = std::max(caches.l3 / 2, 2 * caches.l2 * threads);
   found.l3 = measure_bandwidth(threads, in_l3, passes(in_l3), brief ? 2 : 10);
-  found.memory = measure_bandwidth(threads, memory, 1, brief ? 2 : 6);
+  found.memory = measure_bandwidth(threads, memory, 1, brief ? 2 : 16);
   return found;
 }
 

@@ -57,9 +57,21 @@ std::string limits_section(const session& s) {
   t.add({"reading memory", fixed(s.one.memory, 1) + " GB/s", fixed(s.all.memory, 1) + " GB/s"});
   // Reading an expert takes 4 bytes a weight, using it 2 operations a weight and token.
   const double balance = s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0;
-  return t.text() + "An expert in float32 takes as long to read from memory as " + fixed(balance, 0) +
-         " tokens take to compute, so with fewer tokens an expert the memory is the limit, with more the "
-         "arithmetic.\n\n";
+  std::string text =
+      t.text() + "An expert in float32 takes as long to read from memory as " + fixed(balance, 0) +
+      " tokens take to compute: with fewer tokens an expert the memory is the limit, with more the arithmetic.\n\n";
+  const double disturbance = std::max(s.one.disturbance, s.all.disturbance);
+  text +=
+      "The limits are the best of several measurements in this process, between the groups of cases. The median round "
+      "of "
+      "the arithmetic took " +
+      fixed(disturbance, 2) + " times as long as the fastest, at worst";
+  if (disturbance > 1.1)
+    text +=
+        ": **other programs ran at the same time, and the times below are too long by about as much** (threads that "
+        "wait "
+        "for each other suffer most)";
+  return text + ".\n\n";
 }
 
 std::string how_to_read(const session& s) {
@@ -327,9 +339,7 @@ std::string markdown(const session& s, const facts& environment) {
   table machine({"machine", ""});
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
-         "The limits are the best of several measurements in this process, between the groups of cases. Data: "
-         "`report.csv`; "
-         "picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
+         "Data: `report.csv`; picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + training_section(s) + threads_section(s) +
          growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);
 }

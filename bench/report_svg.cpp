@@ -135,15 +135,15 @@ std::string roofline_svg(const session& s, const facts& environment) {
   constexpr std::string_view title = "How near to the machine's limit?";
   double y = margin + 16;
   std::string body = svg::text(margin, y, 23, "start", title, " font-weight=\"bold\"");
-  body += svg::text(margin, y += 26, 14, "start",
-                    "Share of the roofline in a forward pass, float32, " + std::to_string(s.asked.threads) +
-                        (s.asked.threads == 1 ? " thread" : " threads") +
-                        ". 100 % is the least time that arithmetic or reading the weights once allows.",
-                    grey);
-  body += svg::text(margin, y += 20, 14, "start",
-                    machine + fixed(s.all.gflops, 0) + " GFLOP/s, " + fixed(s.all.memory, 1) +
-                        " GB/s from memory, both measured in the same process.",
-                    grey);
+  y += 6;
+  const std::string words =
+      "Share of the roofline in a forward pass, float32, " + std::to_string(s.asked.threads) +
+      (s.asked.threads == 1 ? " thread" : " threads") +
+      ". 100 % is the least time that arithmetic, or reading the weights once, allows on this machine: " + machine +
+      fixed(s.all.gflops, 0) + " GFLOP/s, " + fixed(s.all.memory, 1) +
+      " GB/s from memory, both measured in the same process.";
+  for (const std::string& line : svg::wrapped(words, 14, width - 2 * margin))
+    body += svg::text(margin, y += 20, 14, "start", line, grey);
   body += legend(s, margin, y += 28);
   y += 22;
   for (std::size_t i = 0; i < panels.size(); ++i)

@@ -1,8 +1,10 @@
 /// Elements of an SVG picture as text.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "text.hpp"
 
@@ -54,6 +56,20 @@ inline std::string dot(double x, double y, double radius, std::string_view colou
   return "<circle" + attribute("cx", number(x)) + attribute("cy", number(y)) + attribute("r", number(radius)) +
          attribute("fill", colour) + " stroke=\"#ffffff\" stroke-width=\"1\"><title>" + escaped(hint) +
          "</title></circle>\n";
+}
+
+/// Lines no wider than `width`, by a guess that holds for the usual sans-serif fonts.
+inline std::vector<std::string> wrapped(std::string_view words, double size, double width) {
+  std::vector<std::string> lines(1);
+  while (!words.empty()) {
+    const std::string_view word = words.substr(0, words.find(' '));
+    words.remove_prefix(std::min(words.size(), word.size() + 1));
+    const auto length = static_cast<double>(lines.back().size() + 1 + word.size());
+    if (!lines.back().empty() && 0.58 * size * length > width) lines.emplace_back();
+    if (!lines.back().empty()) lines.back() += ' ';
+    lines.back() += word;
+  }
+  return lines;
 }
 
 }  // namespace bench::svg

@@ -16,13 +16,18 @@ inline double seconds_between(steady_clock::time_point begin, steady_clock::time
   return std::chrono::duration<double>(end - begin).count();
 }
 
+struct round_times {
+  double fastest = std::numeric_limits<double>::infinity();  ///< seconds, as the next
+  double median = std::numeric_limits<double>::infinity();
+};
+
 /// Calls prepare(thread) once and then work(thread) `rounds` times on each of `threads` threads. All threads begin a round
-/// together and it ends with the slowest of them. Returns the seconds of the fastest round: a limit is what the machine can
-/// do when nothing else disturbs it.
+/// together and it ends with the slowest of them. The fastest round is what the machine can do when nothing disturbs it; how
+/// far the median is from it says how much does.
 template <typename Prepare, typename Work>
-double fastest_round(int threads, int rounds, Prepare&& prepare, Work&& work) {
+round_times time_rounds(int threads, int rounds, Prepare&& prepare, Work&& work) {
   std::barrier meet(threads);
-  double best = std::numeric_limits<double>::infinity();
+  std::vector<double> seconds;
   const auto member = [&](int thread) {
     prepare(thread);
     for (int round = 0; round < rounds; ++round) {
@@ -30,14 +35,15 @@ double fastest_round(int threads, int rounds, Prepare&& prepare, Work&& work) {
       const auto begin = steady_clock::now();
       work(thread);
       meet.arrive_and_wait();
-      if (thread == 0) best = std::min(best, seconds_between(begin, steady_clock::now()));
+      if (thread == 0) seconds.push_back(seconds_between(begin, steady_clock::now()));
     }
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(member, thread);
   member(0);
   for (std::thread& other : others) other.join();
-  return best;
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds.front(), seconds[seconds.size() / 2]};
 }
 
 }  // namespace bench
