@@ -129,8 +129,8 @@ inline double measure_bandwidth(int threads, std::int64_t bytes, int passes, int
   const auto four_streams = [&](int thread) {
     for (int pass = 0; pass < passes; ++pass) detail::read<4>(part(thread).data(), size);
   };
-  const double seconds = std::min(time_rounds(threads, rounds, write, one_stream).fastest,
-                                  time_rounds(threads, rounds, keep, four_streams).fastest);
+  double seconds = time_rounds(threads, rounds, write, one_stream).fastest;
+  seconds = std::min(seconds, time_rounds(threads, rounds, keep, four_streams).fastest);
   return 4.0 * static_cast<double>(size) * threads * passes / seconds * 1e-9;
 }
 

@@ -1,6 +1,7 @@
 // report.md: the machine, the tables, and how to read them.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -110,9 +111,15 @@ std::string how_to_read(const session& s) {
       "seconds. `dense` is\n"
       "  one of sluice's SwiGLU layers of hidden width K H: the same active FLOP without any routing, and its own "
       "bytes.\n";
-  text += "- All implementations compute the same: the largest difference from sluice, over the largest output, is";
-  for (std::size_t i = 0; i < s.found.checks.size(); ++i) text += (i == 0 ? " " : "; ") + s.found.checks[i];
-  return text + (s.found.checks.empty() ? " not checked in this run.\n\n" : ".\n\n");
+  if (s.found.checks.empty()) return text + "\n";
+  text +=
+      "- All implementations compute the same. The largest difference from sluice, as a part of the largest output:";
+  for (const auto& [name, difference] : s.found.checks) {
+    char words[48];
+    std::snprintf(words, sizeof words, " %.1e", difference);
+    text += (name == s.found.checks.begin()->first ? " " : ", ") + name + words;
+  }
+  return text + ".\n\n";
 }
 
 /// The token counts of a case, ascending, in the order in which they were measured.
@@ -172,8 +179,8 @@ std::string forward_section(const session& s) {
 }
 
 std::string skew_section(const session& s) {
-  table t({"shape", "T", "experts used, even", "Zipf", "largest load, even", "Zipf", "ms, even", "Zipf",
-           "of roofline, even", "Zipf"});
+  table t({"shape", "T", "experts used, even", "experts used, Zipf", "largest load, even", "largest load, Zipf",
+           "ms, even", "ms, Zipf", "of roofline, even", "of roofline, Zipf"});
   for (const shape& on : published_shapes())
     for (const auto rows : token_counts(s.found.cases, on.name, "zipf_planned", s.asked.threads)) {
       const auto* even = find(s.found.cases, on.name, rows, "uniform_planned", "sluice", s.asked.threads);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,7 @@ struct results {
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
   std::vector<memory_use> memory;
-  std::vector<std::string> checks;  ///< largest differences between implementations
+  std::map<std::string, double> checks;  ///< a twin's largest difference from sluice, as a part of the largest output
 };
 
 struct session {

@@ -1,15 +1,12 @@
-/// Twin: one dense SwiGLU of hidden width K H, which costs a token as many operations as its K experts do. What routing costs
-/// beyond it is the price of sparsity.
+/// Twin: one dense SwiGLU of hidden width K H, which costs a token as many operations as its K experts do. What the sparse layer
+/// takes beyond it, where arithmetic is the limit, is the price of sparsity. It is sluice's layer with a single expert and
+/// a plan that sends every token there.
 #pragma once
 
-#include <sluice/core/buffer.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/core/types.hpp>
-#include <sluice/expert/bank.hpp>
-#include <sluice/train/initialize.hpp>
 
-#include <array>
-
+#include "../model.hpp"
 #include "../shapes.hpp"
 #include "../workload.hpp"
 
@@ -18,20 +15,20 @@ namespace bench::peers {
 template <typename Expert>
 class dense_ffn {
 public:
-  dense_ffn(const shape& s, const sluice::executor_ref& executor)
-      : bank_(1, s.inputs, s.top_k * s.hidden), executor_(executor) {
-    sluice::initialize(bank_, /*seed=*/3);
+  explicit dense_ffn(const shape& s) : layer_(make_layer<Expert>({"", "", s.inputs, s.top_k * s.hidden, 1, 1})) {}
+
+  /// For calls with this many tokens.
+  void prepare(index_t rows, const sluice::executor_ref& executor) {
+    context_.executor = executor;
+    workspace_.plan = skewed_plan(rows, 1, 1, 0, 1);
   }
 
-  void run(const token_rows& x, token_rows& y) {
-    const std::array<index_t, 2> offsets{0, x.rows()};
-    bank_.forward(x, offsets, y, tape_, executor_);
-  }
+  void run(const token_rows& x, token_rows& y) { layer_.forward_planned(x, y, workspace_, context_); }
 
 private:
-  sluice::expert_bank<Expert> bank_;
-  sluice::executor_ref executor_;
-  typename sluice::expert_bank<Expert>::tape tape_;
+  layer_of<Expert> layer_;
+  typename layer_of<Expert>::workspace workspace_;
+  sluice::routing_context<float> context_;
 };
 
 }  // namespace bench::peers
