@@ -31,15 +31,13 @@ struct limits {
   double l2 = 0;  ///< GB/s, as the next two
   double l3 = 0;
   double memory = 0;
-  double disturbance = 1;  ///< of the arithmetic: median round over fastest
 
-  /// Keeps the better of two measurements, and the larger disturbance.
+  /// Keeps the better of two measurements.
   void merge(const limits& other) {
     gflops = std::max(gflops, other.gflops);
     l2 = std::max(l2, other.l2);
     l3 = std::max(l3, other.l3);
     memory = std::max(memory, other.memory);
-    disturbance = std::max(disturbance, other.disturbance);
   }
 };
 
@@ -85,9 +83,16 @@ inline void multiply_add(index_t rounds) {
   use(sum);
 }
 
-/// Sums `size` numbers, read as `Streams` sequential streams side by side. Some machines prefetch one stream better, some
-/// four. `size` is a multiple of Streams * 8 vectors.
-template <int Streams>
+/// Asks for the cache line at this address; nothing happens at addresses that are not there.
+inline void prefetch([[maybe_unused]] const float* at) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at);
+#endif
+}
+
+/// Sums `size` numbers, read as `Streams` sequential streams side by side; `Ahead` numbers ahead are asked for, if any. Some
+/// machines do best with one stream and their own prefetching, some with four and ours. `size` is a multiple of 32 vectors.
+template <int Streams, index_t Ahead = 0>
 void read(const float* numbers, index_t size) {
   constexpr index_t width = sluice::kernel::simd_width<float>;
   constexpr index_t step = 8 / Streams;  // vectors of a stream a round: eight independent sums in all
@@ -97,8 +102,11 @@ void read(const float* numbers, index_t size) {
   for (std::size_t j = 0; j < 8; ++j) sum[j] = vector(0.0f);
   for (index_t i = 0; i < stream; i += step * width) {
     SLUICE_UNROLL
-    for (index_t j = 0; j < 8; ++j)
-      sum[static_cast<std::size_t>(j)] += sluice::kernel::load(numbers + (j / step) * stream + i + (j % step) * width);
+    for (index_t j = 0; j < 8; ++j) {
+      const float* from = numbers + (j / step) * stream + i + (j % step) * width;
+      if constexpr (Ahead > 0) prefetch(from + Ahead);
+      sum[static_cast<std::size_t>(j)] += sluice::kernel::load(from);
+    }
   }
   use(sum);
 }
@@ -109,10 +117,9 @@ void read(const float* numbers, index_t size) {
 inline void measure_peak(limits& found, bool brief) {
   const index_t rounds = (brief ? 1'000'000 : 16'000'000) / detail::accumulators;
   const auto work = [&](int) { detail::multiply_add(rounds); };
-  const round_times seconds = time_rounds(found.threads, brief ? 3 : 30, work, work);
+  const double seconds = fastest_round(found.threads, brief ? 3 : 30, work, work);
   const auto a_round = static_cast<double>(2 * rounds * detail::accumulators * sluice::kernel::simd_width<float>);
-  found.gflops = a_round * found.threads / seconds.fastest * 1e-9;
-  found.disturbance = seconds.median / seconds.fastest;
+  found.gflops = a_round * found.threads / seconds * 1e-9;
 }
 
 /// GB/s of all threads together, each with its part of `bytes` and reading it `passes` times a round.
@@ -127,10 +134,10 @@ inline double measure_bandwidth(int threads, std::int64_t bytes, int passes, int
     for (int pass = 0; pass < passes; ++pass) detail::read<1>(part(thread).data(), size);
   };
   const auto four_streams = [&](int thread) {
-    for (int pass = 0; pass < passes; ++pass) detail::read<4>(part(thread).data(), size);
+    for (int pass = 0; pass < passes; ++pass) detail::read<4, 256>(part(thread).data(), size);
   };
-  double seconds = time_rounds(threads, rounds, write, one_stream).fastest;
-  seconds = std::min(seconds, time_rounds(threads, rounds, keep, four_streams).fastest);
+  double seconds = fastest_round(threads, rounds, write, one_stream);
+  seconds = std::min(seconds, fastest_round(threads, rounds, keep, four_streams));
   return 4.0 * static_cast<double>(size) * threads * passes / seconds * 1e-9;
 }
 

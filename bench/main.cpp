@@ -15,6 +15,8 @@
 
 #include "report.hpp"
 #include "session.hpp"
+#include "team.hpp"
+#include "waiting_time.hpp"
 
 namespace {
 
@@ -36,6 +38,7 @@ int run(const options& o) {
   for (const char* name : {"report.md", "report.csv", "roofline.svg"})
     write_file(folder / name, "");  // now, not in ten minutes
 
+  const auto begin = steady_clock::now();
   const cache_sizes caches = read_cache_sizes();
   patience p;
   if (o.quick) p = {0.15, 3, 15};
@@ -50,6 +53,8 @@ int run(const options& o) {
   routing_cases(s);
   s.refresh_limits();
   apply_limits(s);
+  if (const auto seconds = read_waiting_time())
+    s.found.waited = {*seconds, seconds_between(begin, steady_clock::now())};
 
   const facts environment = describe_environment(caches, o.threads);
   write_file(folder / "report.md", markdown(s, environment));

@@ -6,42 +6,14 @@
 #include <string_view>
 #include <vector>
 
+#include "markdown_table.hpp"
 #include "report.hpp"
+#include "report_prose.hpp"
 #include "text.hpp"
 
 namespace bench {
 
 namespace {
-
-/// A table of Markdown; its cells are padded so that the source reads as a table too.
-class table {
-public:
-  explicit table(std::vector<std::string> header) : rows_{std::move(header)} {}
-  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
-  bool empty() const { return rows_.size() == 1; }
-
-  std::string text() const {
-    std::vector<std::size_t> width(rows_.front().size(), 3);
-    for (const auto& row : rows_)
-      for (std::size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], row[c].size());
-    std::string out;
-    for (std::size_t r = 0; r < rows_.size(); ++r) {
-      for (std::size_t c = 0; c < rows_[r].size(); ++c) {
-        const std::string pad(width[c] - rows_[r][c].size(), ' ');
-        out += c == 0 ? "| " + rows_[r][c] + pad : " | " + pad + rows_[r][c];
-      }
-      out += " |\n";
-      if (r != 0) continue;
-      for (std::size_t c = 0; c < width.size(); ++c)
-        out += c == 0 ? "| " + std::string(width[c], '-') : " | " + std::string(width[c] - 1, '-') + ":";
-      out += " |\n";
-    }
-    return out + "\n";
-  }
-
-private:
-  std::vector<std::vector<std::string>> rows_;
-};
 
 constexpr std::string_view peer_names[] = {"eigen", "onednn", "naive", "dense"};
 
@@ -50,76 +22,38 @@ std::string cell(const record* r) {
   return r ? milliseconds(r->median) + " (" + percent(r->roofline_fraction()) + ")" : "-";
 }
 
+/// Tokens an expert where reading it from memory (4 bytes a weight) and using it (2 operations a weight and token) take
+/// equally long.
+std::string balance(const session& s) { return fixed(s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0, 0); }
+
 std::string limits_section(const session& s) {
   table t({"measured limit", "1 thread", std::to_string(s.all.threads) + " threads"});
   t.add({"fp32 multiply-add", fixed(s.one.gflops, 0) + " GFLOP/s", fixed(s.all.gflops, 0) + " GFLOP/s"});
   t.add({"reading L2", fixed(s.one.l2, 1) + " GB/s", fixed(s.all.l2, 1) + " GB/s"});
   t.add({"reading L3", fixed(s.one.l3, 1) + " GB/s", fixed(s.all.l3, 1) + " GB/s"});
   t.add({"reading memory", fixed(s.one.memory, 1) + " GB/s", fixed(s.all.memory, 1) + " GB/s"});
-  // Reading an expert takes 4 bytes a weight, using it 2 operations a weight and token.
-  const double balance = s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0;
-  std::string text =
-      t.text() + "An expert in float32 takes as long to read from memory as " + fixed(balance, 0) +
-      " tokens take to compute: with fewer tokens an expert the memory is the limit, with more the arithmetic.\n\n";
-  const double disturbance = std::max(s.one.disturbance, s.all.disturbance);
-  text +=
-      "The limits are the best of several measurements in this process, between the groups of cases. The median round "
-      "of "
-      "the arithmetic took " +
-      fixed(disturbance, 2) + " times as long as the fastest, at worst";
-  if (disturbance > 1.1)
-    text +=
-        ": **other programs ran at the same time, and the times below are too long by about as much** (threads that "
-        "wait "
-        "for each other suffer most)";
-  return text + ".\n\n";
+  std::string text = t.text() + prose::with_balance(prose::balance, balance(s)) + std::string(prose::limits);
+  if (s.found.waited) {
+    const double share = s.found.waited->seconds / s.found.waited->of;
+    text += " The main thread waited " + percent(share) + " of the time for a processor";
+    if (share > 0.02) text += prose::disturbed;
+    text += ".";
+  }
+  return text + "\n\n";
 }
 
 std::string how_to_read(const session& s) {
-  std::string text =
-      "## How to read this\n\n"
-      "- Times are medians in milliseconds, with the share of the roofline in brackets: the time that this machine "
-      "needs at "
-      "least, over the time taken.\n"
-      "  The least time is max(FLOP / peak, bytes / bandwidth) with 6 D H FLOP an assignment and the weights of the "
-      "experts "
-      "that got tokens\n"
-      "  read once, for the same number of threads. Routing, gathering and combining count as no work but take time.\n"
-      "- Every repetition takes other tokens, and before each one the caches are flushed with a buffer three times the "
-      "L3: the "
-      "weights come\n"
-      "  from memory, as they do in a model of many layers. Cases called `_cached` repeat one batch whose weights fit "
-      "into a "
-      "cache, and are\n"
-      "  compared with that cache's bandwidth.\n"
-      "- Repetitions of all implementations of a case are interleaved in random order. `spread` is median over "
-      "fastest.\n"
-      "- `uniform` is routed by the layer's own top-k router, in the time measured, and the loops route for "
-      "themselves. In "
-      "`uniform_planned` and\n"
-      "  `zipf_planned` the plan is given: K experts a token drawn evenly, or by Zipf's law, so that both have equal "
-      "numbers of "
-      "assignments.\n"
-      "- `eigen` and `onednn` are loops over experts around Eigen's products and oneDNN's sgemm: gather rows, three "
-      "products, "
-      "SiLU, scatter. Both are\n"
-      "  tried with their threads inside the products and with experts shared out over the threads; the faster one is "
-      "shown, and "
-      "named in the list\n"
-      "  at the end. `naive` is three nested loops, with tokens shared out over the threads, where that takes less "
-      "than a few "
-      "seconds. `dense` is\n"
-      "  one of sluice's SwiGLU layers of hidden width K H: the same active FLOP without any routing, and its own "
-      "bytes.\n";
-  if (s.found.checks.empty()) return text + "\n";
-  text +=
-      "- All implementations compute the same. The largest difference from sluice, as a part of the largest output:";
-  for (const auto& [name, difference] : s.found.checks) {
-    char words[48];
-    std::snprintf(words, sizeof words, " %.1e", difference);
-    text += (name == s.found.checks.begin()->first ? " " : ", ") + name + words;
+  std::string text(prose::how_to_read);
+  if (!s.found.checks.empty()) {
+    text += prose::same_results;
+    for (const auto& [name, difference] : s.found.checks) {
+      char words[48];
+      std::snprintf(words, sizeof words, " %.1e", difference);
+      text += (name == s.found.checks.begin()->first ? " " : ", ") + name + words;
+    }
+    text += ".\n";
   }
-  return text + ".\n\n";
+  return text + "\n";
 }
 
 /// The token counts of a case, ascending, in the order in which they were measured.
@@ -190,11 +124,7 @@ std::string skew_section(const session& s) {
                fixed(even->largest_load, 0), fixed(zipf->largest_load, 0), milliseconds(even->median),
                milliseconds(zipf->median), percent(even->roofline_fraction()), percent(zipf->roofline_fraction())});
     }
-  return t.empty()
-             ? ""
-             : "## Even and uneven routing\n\nsluice, with plans of equal numbers of assignments. An uneven plan uses "
-               "fewer experts, so it reads less; its largest expert must not\nhold up the others.\n\n" +
-                   t.text();
+  return t.empty() ? "" : std::string(prose::skew) + t.text();
 }
 
 std::string training_section(const session& s) {
@@ -203,12 +133,7 @@ std::string training_section(const session& s) {
     if (r.name.ends_with("_training"))
       t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds),
              milliseconds(r.median), percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
-  return t.empty()
-             ? ""
-             : "## Training step\n\nForward and backward, without the optimiser, counted as three times the FLOP of a "
-               "forward pass; the bound from memory counts weights\ntwice, and gradients as read once and written "
-               "once.\n\n" +
-                   t.text();
+  return t.empty() ? "" : std::string(prose::training) + t.text();
 }
 
 std::string threads_section(const session& s) {
@@ -225,10 +150,10 @@ std::string threads_section(const session& s) {
              percent(all->roofline_fraction())});
   }
   const double reading = s.one.memory > 0 ? s.all.memory / s.one.memory : 0;
-  return t.empty() ? ""
-                   : "## One thread and " + std::to_string(s.asked.threads) + "\n\nThe machine itself gains " +
-                         fixed(s.all.gflops / s.one.gflops, 2) + " x in arithmetic and " + fixed(reading, 2) +
-                         " x in reading memory.\n\n" + t.text();
+  if (t.empty()) return "";
+  return "## One thread and " + std::to_string(s.asked.threads) + "\n\nThe machine itself gains " +
+         fixed(s.all.gflops / s.one.gflops, 2) + " x in arithmetic and " + fixed(reading, 2) +
+         " x in reading memory.\n\n" + t.text();
 }
 
 /// What follows "growth_E=" in a record's name, or nothing.
@@ -258,32 +183,10 @@ std::string growth_section(const session& s) {
   const std::string by_tokens = growth_table(s, "T"), by_experts = growth_table(s, "E"),
                     by_choice = growth_table(s, "K");
   if (by_tokens.empty() && by_experts.empty() && by_choice.empty()) return "";
-  const std::string balance = fixed(s.all.memory > 0 ? 2 * s.all.gflops / s.all.memory : 0, 0);
-  std::string out =
-      "## Growth\n\nD = 256, H = 512, routed evenly. `growth` is the time over that of the line above.\n\n";
-  if (!by_tokens.empty())
-    out +=
-        "**Tokens**, with E = 64 and K = 2. At first every token brings experts of its own, and time grows with the "
-        "experts "
-        "used. Once all of them are read\nanyway, tokens are nearly free, until each expert has about " +
-        balance + " of them; from there on time is arithmetic and grows with T.\n\n" + by_tokens;
-  if (!by_experts.empty())
-    out +=
-        "**Experts**, with T = 512 and K = 1: the arithmetic is the same in every line. As long as an expert gets more "
-        "than "
-        "about " +
-        balance +
-        " tokens, more experts\ncost little; beyond that each further expert that is used costs its reading, and "
-        "products of "
-        "few rows reuse little. It is not linear at the end\neither: with T K assignments at most T K experts can be "
-        "used, and "
-        "those that got no token cost only their column of the gate.\n\n" +
-        by_experts;
-  if (!by_choice.empty())
-    out +=
-        "**Experts a token**, with T = 256 and E = 64. Few choices leave most experts with little to do, so the first "
-        "doublings cost less than twice;\nthen time is linear in K.\n\n" +
-        by_choice;
+  std::string out(prose::growth);
+  if (!by_tokens.empty()) out += prose::with_balance(prose::growth_by_tokens, balance(s)) + by_tokens;
+  if (!by_experts.empty()) out += prose::with_balance(prose::growth_by_experts, balance(s)) + by_experts;
+  if (!by_choice.empty()) out += prose::with_balance(prose::growth_by_choices, balance(s)) + by_choice;
   return out;
 }
 
@@ -294,12 +197,7 @@ std::string routing_section(const session& s) {
   for (const stage_times& t : s.found.stages)
     stages.add({t.on.name, std::to_string(t.tokens), milliseconds(t.route), milliseconds(t.gather),
                 milliseconds(t.combine), milliseconds(t.whole), percent((t.route + t.gather + t.combine) / t.whole)});
-  if (!stages.empty())
-    out +=
-        "## What is not experts\n\nEach stage timed as the call that does it, beside the whole forward pass. Where the "
-        "layer "
-        "fuses stages into its products, the share is an\nupper bound.\n\n" +
-        stages.text();
+  if (!stages.empty()) out += std::string(prose::stages) + stages.text();
   table routers({"router", "T", "ms", "us a token", "spread"});
   for (const router_time& t : s.found.routers)
     routers.add({t.name, std::to_string(t.tokens), milliseconds(t.median),
@@ -318,11 +216,7 @@ std::string memory_section(const session& s) {
            known ? megabytes(m.workspace) : "-", known ? megabytes(m.peak) : "-",
            known ? fixed(m.peak / (m.weights + m.workspace), 3) : "-"});
   }
-  return t.empty() ? ""
-                   : "## Memory\n\nResident memory. `weights` is counted, the rest is measured: growth when the layer "
-                     "is made, "
-                     "growth by the first forward pass, and the peak of both.\n\n" +
-                         t.text();
+  return t.empty() ? "" : std::string(prose::memory) + t.text();
 }
 
 std::string list_section(const records& all) {

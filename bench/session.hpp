@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,11 +39,17 @@ struct memory_use {
   double peak = 0;       ///< largest growth at any time
 };
 
+struct waiting {
+  double seconds = 0;  ///< ready to run, but others had the processor
+  double of = 0;       ///< of these seconds
+};
+
 struct results {
   records cases;
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
   std::vector<memory_use> memory;
+  std::optional<waiting> waited;         ///< of the main thread in the whole run, where the system says
   std::map<std::string, double> checks;  ///< a twin's largest difference from sluice, as a part of the largest output
 };
 

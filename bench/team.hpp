@@ -16,18 +16,13 @@ inline double seconds_between(steady_clock::time_point begin, steady_clock::time
   return std::chrono::duration<double>(end - begin).count();
 }
 
-struct round_times {
-  double fastest = std::numeric_limits<double>::infinity();  ///< seconds, as the next
-  double median = std::numeric_limits<double>::infinity();
-};
-
 /// Calls prepare(thread) once and then work(thread) `rounds` times on each of `threads` threads. All threads begin a round
-/// together and it ends with the slowest of them. The fastest round is what the machine can do when nothing disturbs it; how
-/// far the median is from it says how much does.
+/// together and it ends with the slowest of them. Returns the seconds of the fastest round: a limit is what the machine can
+/// do when nothing disturbs it.
 template <typename Prepare, typename Work>
-round_times time_rounds(int threads, int rounds, Prepare&& prepare, Work&& work) {
+double fastest_round(int threads, int rounds, Prepare&& prepare, Work&& work) {
   std::barrier meet(threads);
-  std::vector<double> seconds;
+  double fastest = std::numeric_limits<double>::infinity();
   const auto member = [&](int thread) {
     prepare(thread);
     for (int round = 0; round < rounds; ++round) {
@@ -35,15 +30,14 @@ round_times time_rounds(int threads, int rounds, Prepare&& prepare, Work&& work)
       const auto begin = steady_clock::now();
       work(thread);
       meet.arrive_and_wait();
-      if (thread == 0) seconds.push_back(seconds_between(begin, steady_clock::now()));
+      if (thread == 0) fastest = std::min(fastest, seconds_between(begin, steady_clock::now()));
     }
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; ++thread) others.emplace_back(member, thread);
   member(0);
   for (std::thread& other : others) other.join();
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds.front(), seconds[seconds.size() / 2]};
+  return fastest;
 }
 
 }  // namespace bench
