@@ -1,0 +1,35 @@
+// Resident memory of a layer against what it has to hold. This runs first, while the process's peak is still this layer's.
+#include <sluice/exec/openmp.hpp>
+
+#include <optional>
+#include <string>
+
+#include "model.hpp"
+#include "resident_memory.hpp"
+#include "session.hpp"
+#include "workload.hpp"
+
+namespace bench {
+
+void memory_cases(session& s) {
+  const shape on = s.asked.smoke ? tiny() : olmoe();
+  const std::int64_t rows = s.asked.smoke ? 4 : 512;
+  if (!s.wants("memory " + on.name)) return;
+  const token_rows x = random_tokens(rows, on.inputs, 41);
+  token_rows y = token_rows::Zero(rows, on.inputs);
+  sluice::openmp_executor pool(s.asked.threads);
+  sluice::routing_context<float> context;
+  if (s.asked.threads > 1) context.executor = pool;
+  pool.parallel_for(s.asked.threads, [](index_t) {});  // the threads' own memory belongs to nobody's layer
+
+  const resident_memory before = read_resident_memory();
+  const auto layer = make_layer<sluice::swiglu<float>>(on);
+  const resident_memory made = read_resident_memory();
+  layer_of<sluice::swiglu<float>>::workspace workspace;
+  layer.forward(x, y, workspace, context);
+  const resident_memory ran = read_resident_memory();
+  s.found.memory.push_back({on, rows, static_cast<double>(on.size()) * storage<sluice::swiglu<float>>::bytes,
+                            made.now - before.now, ran.now - made.now, ran.peak - before.now});
+}
+
+}  // namespace bench

@@ -1,0 +1,110 @@
+/// The sentences of report.md. {balance} stands for the tokens an expert where reading and computing take equally long.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace bench::prose {
+
+inline constexpr std::string_view how_to_read = R"(## How to read this
+
+- Times are medians in milliseconds, with the share of the roofline in brackets: the time that this machine needs at
+  least, over the time taken. The least time is max(FLOP / peak, bytes / bandwidth) with 6 D H FLOP an assignment and the
+  weights of the experts that got tokens read once, for the same number of threads. Routing, gathering and combining count
+  as no work but take time.
+- Every repetition takes other tokens, and before each one the caches are flushed with a buffer three times the L3: the
+  weights come from memory, as they do in a model of many layers. Cases called `_cached` repeat one batch whose weights
+  fit into a cache, and are compared with that cache's bandwidth.
+- Repetitions of all implementations of a case are interleaved in random order. `spread` is median over fastest.
+- `uniform` is routed by the layer's own top-k router, in the time measured, and the loops route for themselves. In
+  `uniform_planned` and `zipf_planned` the plan is given: K experts a token drawn evenly, or by Zipf's law, so that both
+  have equal numbers of assignments.
+- `eigen` and `onednn` are loops over experts around Eigen's products and oneDNN's sgemm: gather rows, three products,
+  SiLU, scatter. Both are tried with their threads inside the products and with experts shared out over the threads; the
+  faster one is shown, and named in the list at the end. `naive` is three nested loops, with tokens shared out over the
+  threads, where that does not take too long. `dense` is sluice with a single expert of hidden width K H that takes every
+  token: the same active FLOP without any choice, and its own bytes.
+)";
+
+inline constexpr std::string_view same_results =
+    "- All implementations compute the same. The largest difference from sluice, as a part of the largest output:";
+
+inline constexpr std::string_view balance =
+    "An expert in float32 takes as long to read from memory as {balance} tokens take to compute: with fewer tokens an\n"
+    "expert the memory is the limit, with more the arithmetic. ";
+
+inline constexpr std::string_view limits =
+    "The limits are the best of several measurements in this\nprocess, between the groups of cases.";
+
+inline constexpr std::string_view disturbed =
+    ": **other programs ran at the same time, so times below are too long**, above all those of threads that wait for "
+    "each "
+    "other";
+
+inline constexpr std::string_view skew = R"(## Even and uneven routing
+
+sluice, with plans of equal numbers of assignments. An uneven plan uses fewer experts, so it reads less; its largest expert
+must not hold up the others.
+
+)";
+
+inline constexpr std::string_view training = R"(## Training step
+
+Forward and backward, without the optimiser, counted as three times the FLOP of a forward pass; the bound from memory counts
+weights twice, and gradients as read once and written once.
+
+)";
+
+inline constexpr std::string_view growth = R"(## Growth
+
+D = 256, H = 512, routed evenly. `growth` is the time over that of the line above.
+
+)";
+
+inline constexpr std::string_view growth_by_tokens =
+    R"(**Tokens**, with E = 64 and K = 2. At first every token brings experts of its own, and time grows with the experts used.
+Once nearly all of them are read anyway, twice the tokens take much less than twice the time, until each expert has several
+times {balance} of them, about where reading an expert and computing with it take equally long; from there on time is
+arithmetic and grows with T.
+
+)";
+
+inline constexpr std::string_view growth_by_experts =
+    R"(**Experts**, with T = 512 and K = 1: the arithmetic is the same in every line. As long as an expert gets many more than
+about {balance} tokens, more experts cost little. Beyond that each further expert that is used costs its reading, and time
+grows with their number. It is less than linear again at the end: T K assignments use T K experts at most, and those that
+got no token cost only their column of the gate.
+
+)";
+
+inline constexpr std::string_view growth_by_choices =
+    R"(**Experts a token**, with T = 256 and E = 64. With few choices the reading of the experts is most of the time, and it is
+done once however many tokens an expert gets, so the first doublings cost much less than twice; then time is nearly linear
+in K.
+
+)";
+
+inline constexpr std::string_view stages = R"(## What is not experts
+
+Each stage timed as the call that does it, beside the whole forward pass. Where the layer fuses stages into its products,
+the share is an upper bound.
+
+)";
+
+inline constexpr std::string_view memory = R"(## Memory
+
+Resident memory. `weights` is counted, the rest is measured: growth when the layer is made, growth by the first forward
+pass, and the peak of both.
+
+)";
+
+/// The text with a number in the place of {balance}.
+inline std::string with_balance(std::string_view text, std::string_view number) {
+  constexpr std::string_view place = "{balance}";
+  std::string out(text);
+  for (std::size_t at = out.find(place); at != std::string::npos; at = out.find(place, at))
+    out.replace(at, place.size(), number);
+  return out;
+}
+
+}  // namespace bench::prose

@@ -1,0 +1,97 @@
+// What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
+#include <sluice/exec/openmp.hpp>
+#include <sluice/kernel/dispatch.hpp>
+#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/dynmoe.hpp>
+#include <sluice/router/expert_choice.hpp>
+#include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/relu.hpp>
+#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/switch_top1.hpp>
+#include <sluice/router/top_k.hpp>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model.hpp"
+#include "session.hpp"
+#include "workload.hpp"
+
+namespace bench {
+
+namespace {
+
+using expert = sluice::swiglu<float>;
+
+sluice::routing_context<float> context_with(sluice::openmp_executor& pool, const session& s) {
+  sluice::routing_context<float> context;
+  if (s.asked.threads > 1) context.executor = pool;
+  return context;
+}
+
+template <typename Router>
+void time_router(session& s, const std::string& name, Router router) {
+  const std::string title = "router " + name;
+  if (!s.wants(title)) return;
+  sluice::initialize(router, /*seed=*/5);
+  sluice::openmp_executor pool(s.asked.threads);
+  const auto context = context_with(pool, s);
+  const token_rows x = random_tokens(s.asked.smoke ? 4 : 512, router.inputs(), 31);
+  typename Router::plan plan;
+  typename Router::tape tape;
+  const contestant route{name, [](std::int64_t) {}, [&](std::int64_t) { router.route(x, context, plan, tape); }};
+  const timing t = s.run.race(title, {route}).front();
+  s.found.routers.push_back({name, x.rows(), t.median, t.fastest});
+}
+
+/// Routing, gathering and combining are timed as the calls that do them; a layer that fuses some of them into its products
+/// can only be faster than their sum.
+void time_stages(session& s, const shape& on, std::int64_t rows) {
+  const std::string title = "stages " + on.name + " T=" + std::to_string(rows);
+  if (!s.wants(title)) return;
+  const auto layer = make_layer<expert>(on);
+  sluice::openmp_executor pool(s.asked.threads);
+  const auto context = context_with(pool, s);
+  const token_rows x = random_tokens(rows, on.inputs, 32);
+  token_rows y(rows, on.inputs);
+  layer_of<expert>::workspace workspace;
+  layer.forward(x, y, workspace, context);
+  token_rows gathered(workspace.plan.rows(), on.inputs);
+  plan routed;
+  router::tape tape;
+  const auto flush = [&](std::int64_t) { s.flush(x); };
+  const std::vector<timing> t = s.run.race(
+      title,
+      {{"route", flush, [&](std::int64_t) { layer.router().route(x, context, routed, tape); }},
+       {"gather", flush, [&](std::int64_t) { sluice::dispatch<float>(workspace.plan, x, gathered, context.executor); }},
+       {"combine", flush, [&](std::int64_t) { sluice::combine<float>(workspace.plan, gathered, y, context.executor); }},
+       {"whole", flush, [&](std::int64_t) { layer.forward(x, y, workspace, context); }}});
+  s.found.stages.push_back({on, rows, t[0].median, t[1].median, t[2].median, t[3].median});
+}
+
+}  // namespace
+
+void routing_cases(session& s) {
+  const index_t width = s.asked.smoke ? 32 : 1024, experts = s.asked.smoke ? 8 : 64;
+  time_router(s, "top_k, k = 2", sluice::top_k_router<float>(width, experts, {.top_k = 2}));
+  time_router(s, "top_k, k = 8", sluice::top_k_router<float>(width, experts, {.top_k = 8}));
+  time_router(s, "noisy_top_k, k = 2", sluice::noisy_top_k_router<float>(width, experts));
+  time_router(s, "switch", sluice::switch_router<float>(width, experts));
+  time_router(s, "gshard", sluice::gshard_router<float>(width, experts));
+  time_router(s, "sigmoid, k = 8", sluice::sigmoid_router<float>(width, experts, {.top_k = 8}));
+  time_router(s, "expert_choice", sluice::expert_choice_router<float>(width, experts));
+  time_router(s, "relu", sluice::relu_router<float>(width, experts));
+  time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
+  time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
+  time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));
+
+  if (s.asked.smoke) return time_stages(s, tiny(), 4);
+  for (const shape& on : published_shapes())
+    for (const std::int64_t rows : {1, 64, 512})
+      if (!s.asked.quick || rows == 512) time_stages(s, on, rows);
+}
+
+}  // namespace bench

@@ -1,0 +1,84 @@
+/// What every group of cases works with: the machine and its limits, the runner, and the results so far.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "caches.hpp"
+#include "flush.hpp"
+#include "machine.hpp"
+#include "options.hpp"
+#include "record.hpp"
+#include "runner.hpp"
+
+namespace bench {
+
+/// How long a router alone, or a stage of a layer, takes.
+struct stage_times {
+  shape on;
+  std::int64_t tokens = 0;
+  double route = 0, gather = 0, combine = 0, whole = 0;  ///< seconds
+};
+
+struct router_time {
+  std::string name;
+  std::int64_t tokens = 0;
+  double median = 0, fastest = 0;  ///< seconds
+};
+
+/// Bytes.
+struct memory_use {
+  shape on;
+  std::int64_t tokens = 0;
+  double weights = 0;    ///< counted
+  double layer = 0;      ///< growth of resident memory when the layer was made
+  double workspace = 0;  ///< growth by the first call
+  double peak = 0;       ///< largest growth at any time
+};
+
+struct waiting {
+  double seconds = 0;  ///< ready to run, but others had the processor
+  double of = 0;       ///< of these seconds
+};
+
+struct results {
+  records cases;
+  std::vector<stage_times> stages;
+  std::vector<router_time> routers;
+  std::vector<memory_use> memory;
+  std::optional<waiting> waited;         ///< of the main thread in the whole run, where the system says
+  std::map<std::string, double> checks;  ///< a twin's largest difference from sluice, as a part of the largest output
+};
+
+struct session {
+  options asked;
+  cache_sizes caches;
+  limits one;  ///< of one thread
+  limits all;  ///< of all threads
+  runner run;
+  cache_flush flush;
+  results found;
+
+  const limits& limits_of(int threads) const { return threads == 1 ? one : all; }
+  /// Measures the machine again and keeps the better numbers: on a shared machine the first time may have been a bad one.
+  void refresh_limits();
+  /// Whether the case was asked for; `name` is for example "olmoe T=16 uniform".
+  bool wants(const std::string& name) const;
+  /// Races the contestants and adds a record each. The records come with everything but times and bounds.
+  void race(const std::string& title, const std::vector<contestant>& contestants, records rows);
+};
+
+/// Fills in every record's bound, from the limits as they are in the end.
+void apply_limits(session& s);
+
+// The groups, in the order of the report. memory_cases comes first: later ones would hide its peak.
+void memory_cases(session& s);
+void layer_cases(session& s);
+void training_cases(session& s);
+void growth_cases(session& s);
+void routing_cases(session& s);
+
+}  // namespace bench
