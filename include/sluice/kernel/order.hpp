@@ -48,8 +48,8 @@ simd_keys<Scalar> order_keys(const simd<Scalar>& v) noexcept {
   const keys bits = cast_bits<ordered_bits<Scalar>, Scalar>(v);
   const keys zero(ordered_bits<Scalar>(0));
   const keys magnitude = detail::magnitudes<Scalar>(bits);
-  const keys key = xsimd::select(bits < zero, zero - magnitude, magnitude);
-  return xsimd::select(magnitude > keys(infinity_key<Scalar>), keys(-infinity_key<Scalar>), key);
+  const keys key = select_lanes(bits < zero, zero - magnitude, magnitude);
+  return select_lanes(magnitude > keys(infinity_key<Scalar>), keys(-infinity_key<Scalar>), key);
 }
 
 /// The number that has this order key; -infinity for that of NaN, +0 for that of -0.

@@ -12,6 +12,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 /// Before a loop of a constant few rounds over an array of vectors: unrolled, the array becomes registers.
 #if defined(__clang__)
@@ -83,11 +84,25 @@ void store_part(Scalar* to, const simd<Scalar>& v, index_t count) noexcept {
 
 /// The bits of floating-point lanes as integers, or of integers as floating-point lanes.
 template <typename To, typename From>
-simd<To> cast_bits(const simd<From>& v) noexcept {
+simd<To> cast_bits(const xsimd::batch<From>& v) noexcept {
   static_assert(sizeof(To) == sizeof(From));
   simd<To> result;  // by memcpy: xsimd 10 changed what the template argument of its own cast means
   std::memcpy(&result.data, &v.data, sizeof v.data);
   return result;
+}
+
+/// Lane by lane a where a comparison of integers holds, b elsewhere.
+template <std::integral Int>
+simd<Int> select_lanes(const xsimd::batch_bool<Int>& lanes, const simd<Int>& a, const simd<Int>& b) noexcept {
+  if constexpr (sizeof lanes.data <= sizeof(std::uint64_t)) {
+    // AVX-512 keeps comparisons as bits, the same for numbers of the same size. xsimd's own selection of integers does
+    // not compile with GCC 12 at -O0.
+    using number = std::conditional_t<sizeof(Int) == 4, float, double>;
+    return cast_bits<Int>(
+        xsimd::select(xsimd::batch_bool<number>(lanes.data), cast_bits<number>(a), cast_bits<number>(b)));
+  } else {
+    return xsimd::select(lanes, a, b);
+  }
 }
 
 /// Bit i is set where lane i of a comparison of integers holds.
@@ -96,10 +111,10 @@ std::uint64_t lane_bits(const xsimd::batch_bool<Int>& lanes) noexcept {
   if constexpr (requires { lanes.mask(); }) {
     return lanes.mask();
   } else if constexpr (sizeof lanes.data <= sizeof(std::uint64_t)) {
-    return static_cast<std::uint64_t>(lanes.data);  // AVX-512 keeps comparisons as bits
+    return static_cast<std::uint64_t>(lanes.data);
   } else {
     Int set[simd_width<Int>];
-    store<Int>(set, xsimd::select(lanes, simd<Int>(Int(1)), simd<Int>(Int(0))));
+    store<Int>(set, select_lanes(lanes, simd<Int>(Int(1)), simd<Int>(Int(0))));
     std::uint64_t bits = 0;
     SLUICE_UNROLL for (index_t i = 0; i < simd_width<Int>; ++i) bits |= static_cast<std::uint64_t>(set[i]) << i;
     return bits;

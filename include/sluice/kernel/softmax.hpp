@@ -31,9 +31,9 @@ exponentials<Scalar> for_each_exponential(const Scalar* in, index_t count, Put&&
   const auto exponential = [&](const simd<Scalar>& v) {
     const auto power = cast_bits<bits, Scalar>(xsimd::exp(v - simd<Scalar>(maximum)));
     // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
-    const auto capped = xsimd::select(order_keys<Scalar>(v) == top, simd<bits>(std::bit_cast<bits>(Scalar(1))), power);
+    const auto capped = select_lanes(order_keys<Scalar>(v) == top, simd<bits>(std::bit_cast<bits>(Scalar(1))), power);
     const simd<bits> nan(std::bit_cast<bits>(quiet_nan<Scalar>()));
-    return cast_bits<Scalar, bits>(xsimd::select(nan_lanes<Scalar>(v), nan, capped));
+    return cast_bits<Scalar, bits>(select_lanes(nan_lanes<Scalar>(v), nan, capped));
   };
   simd<Scalar> sum(Scalar(0));
   index_t i = 0;

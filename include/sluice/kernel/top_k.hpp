@@ -47,7 +47,7 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) store<key>(maxima + v * width, largest[v]);
   SLUICE_UNROLL for (index_t g = 0; g < groups; ++g) {
     SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
-      above[v] = xsimd::select(simd<key>(maxima[g]) > largest[v], above[v] + simd<key>(key(1)), above[v]);
+      above[v] = select_lanes(simd<key>(maxima[g]) > largest[v], above[v] + simd<key>(key(1)), above[v]);
     }
   }
   // The k-th largest is the smallest that has fewer than k above it.
@@ -55,7 +55,7 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   simd<key> negated = never;
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
     const auto is_among_k = above[v] < simd<key>(static_cast<key>(k));
-    negated = xsimd::max(negated, xsimd::select(is_among_k, simd<key>(key(0)) - largest[v], never));
+    negated = xsimd::max(negated, select_lanes(is_among_k, simd<key>(key(0)) - largest[v], never));
   }
   return -largest_lane<key>(negated);
 }

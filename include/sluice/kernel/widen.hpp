@@ -55,8 +55,8 @@ inline simd<float> load_widened(const float16* from) noexcept {
   const bits_t normal = magnitude + bits_t(112U << 23);
   const bits_t special = magnitude + bits_t(224U << 23);
   const simd<float> subnormal = cast_bits<float>(magnitude + bits_t(113U << 23)) - simd<float>(0x1p-14F);
-  const bits_t chosen = xsimd::select(magnitude < bits_t(0x0F800000U), normal, special);
-  const bits_t value = xsimd::select(magnitude < bits_t(0x00800000U), cast_bits<std::uint32_t>(subnormal), chosen);
+  const bits_t chosen = select_lanes(magnitude < bits_t(0x0F800000U), normal, special);
+  const bits_t value = select_lanes(magnitude < bits_t(0x00800000U), cast_bits<std::uint32_t>(subnormal), chosen);
   return cast_bits<float>(value | sign);
 #endif
 }
