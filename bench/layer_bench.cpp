@@ -73,7 +73,11 @@ template <typename Expert>
 class shape_bench {
 public:
   shape_bench(session& s, const shape& on)
-      : session_(s), shape_(on), layer_(make_layer<Expert>(on)), weights_(peers::weights_of_layer(layer_, on.top_k)) {}
+      : session_(s),
+        shape_(on),
+        layer_(make_layer<Expert>(on)),
+        half_(layer_.template stored_as<sluice::bfloat16_storage>()),
+        weights_(peers::weights_of_layer(layer_, on.top_k)) {}
 
   void run(const layer_case& c) {
     const int threads = c.threads;
@@ -83,14 +87,18 @@ public:
     sluice::openmp_executor pool(threads);
     const sluice::executor_ref executor = threads == 1 ? sluice::executor_ref() : sluice::executor_ref(pool);
     token_rows y(c.rows, shape_.inputs);
-    std::vector<contestant> contestants{layer_contestant(data, executor, y)};
-    records rows_of_report{row(data, "sluice", threads)};
+    std::vector<contestant> contestants{layer_contestant(layer_, data, executor, y)};
+    records rows_of_report{row<Expert>(data, "sluice", threads)};
     const auto add = [&](contestant other, const std::string& note = "") {
-      rows_of_report.push_back(row(data, other.name, threads));
+      rows_of_report.push_back(row<Expert>(data, other.name, threads));
       rows_of_report.back().note = note;
       contestants.push_back(std::move(other));
     };
 
+    if (c.routing == "uniform" && threads > 1) {
+      contestants.push_back(layer_contestant(half_, data, executor, y));
+      rows_of_report.push_back(row<half_expert>(data, "sluice", threads));
+    }
     if (c.with_peers) {
       add_loop<peers::eigen_loop>("eigen", data, y, threads, add);
 #if defined(SLUICE_BENCH_WITH_ONEDNN)
@@ -115,7 +123,7 @@ public:
     const case_data data = make_case({8, "uniform", false, threads, true});
     sluice::openmp_executor pool(threads);
     token_rows y(8, shape_.inputs), other(8, shape_.inputs);
-    layer_contestant(data, pool, y).call(0);
+    layer_contestant(layer_, data, pool, y).call(0);
     const auto compare = [&](const std::string& name, auto loop) {
       loop_contestant(name, data, std::move(loop), other).call(0);
       const float difference = (y - other).cwiseAbs().maxCoeff() / y.cwiseAbs().maxCoeff();
@@ -135,6 +143,8 @@ public:
   }
 
 private:
+  using half_expert = sluice::swiglu<float, sluice::bfloat16_storage>;
+
   case_data make_case(const layer_case& c) {
     case_data data{
         c.name(shape_), c.routing, c.routing != "uniform", c.cached, random_batches(c.rows, shape_.inputs, 11), {}, {}};
@@ -154,26 +164,28 @@ private:
     return data;
   }
 
-  memory_level level_of(const case_data& data, int threads) const {
+  memory_level level_of(const case_data& data, int threads, double weight_bytes = 4) const {
     if (!data.cached) return memory_level::memory;
-    const double bytes = static_cast<double>(shape_.expert_size()) * summarize({data.plans.front()}).touched * 4;
+    const double bytes =
+        static_cast<double>(shape_.expert_size()) * summarize({data.plans.front()}).touched * weight_bytes;
     return resident_level(bytes, session_.caches, threads);
   }
 
+  template <typename Stored>
   record row(const case_data& data, const std::string& implementation, int threads) const {
     record r;
     r.name = data.name;
     r.tokens = data.x.front().rows();
     r.routing = data.routing;
-    r.dtype = implementation == "sluice" || implementation == "dense" ? storage<Expert>::name : "float32";
+    r.dtype = implementation == "sluice" || implementation == "dense" ? storage<Stored>::name : "float32";
     r.implementation = implementation;
     r.threads = threads;
     const load_summary loads = data.cached ? summarize({data.plans.front()}) : summarize(data.plans);
     r.touched = loads.touched;
     r.largest_load = loads.largest;
     r.done = layer_work(shape_, r.tokens * shape_.top_k, loads.touched,
-                        r.dtype == storage<Expert>::name ? storage<Expert>::bytes : 4);
-    r.level = level_of(data, threads);
+                        r.dtype == storage<Stored>::name ? storage<Stored>::bytes : 4);
+    r.level = level_of(data, threads, storage<Stored>::bytes);
     return r;
   }
 
@@ -190,16 +202,18 @@ private:
     return {name, scene(data), call};
   }
 
-  contestant layer_contestant(const case_data& data, const sluice::executor_ref& executor, token_rows& y) {
-    const auto workspace = std::make_shared<typename layer_of<Expert>::workspace>();
-    const auto call = [this, &data, executor, &y, workspace](std::int64_t r) {
+  template <typename Layer>
+  contestant layer_contestant(const Layer& layer, const case_data& data, const sluice::executor_ref& executor,
+                              token_rows& y) {
+    const auto workspace = std::make_shared<typename Layer::workspace>();
+    const auto call = [&layer, &data, executor, &y, workspace](std::int64_t r) {
       sluice::routing_context<float> context;
       context.executor = executor;
       const std::size_t b = data.batch(r);
       if (data.planned)
-        layer_.forward_planned(data.x[b], y, *workspace, context);
+        layer.forward_planned(data.x[b], y, *workspace, context);
       else
-        layer_.forward(data.x[b], y, *workspace, context);
+        layer.forward(data.x[b], y, *workspace, context);
     };
     contestant c = with_scene("sluice", data, call);
     if (data.planned && !data.cached)
@@ -237,6 +251,7 @@ private:
   session& session_;
   shape shape_;
   layer_of<Expert> layer_;
+  layer_of<half_expert> half_;  ///< the same layer with its weights rounded
   peers::layer_weights weights_;
   std::unique_ptr<peers::dense_ffn<Expert>> dense_;  // made when first needed
 };

@@ -28,6 +28,12 @@ struct storage<sluice::swiglu<float>> {
   static constexpr double bytes = 4;
 };
 
+template <>
+struct storage<sluice::swiglu<float, sluice::bfloat16_storage>> {
+  static constexpr const char* name = "bfloat16";
+  static constexpr double bytes = 2;
+};
+
 /// Random weights. The experts of a large layer are copies of one, each in memory of its own: a billion normal numbers would
 /// take longer to draw than the benchmark to run, and the time of a product does not depend on the numbers.
 template <typename Expert>

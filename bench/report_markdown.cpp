@@ -127,6 +127,19 @@ std::string skew_section(const session& s) {
   return t.empty() ? "" : std::string(prose::skew) + t.text();
 }
 
+std::string storage_section(const session& s) {
+  table t({"case", "T", "ms, float32", "ms, bfloat16", "gain", "of roofline, float32", "of roofline, bfloat16"});
+  for (const record& half : s.found.cases) {
+    if (half.dtype != "bfloat16") continue;
+    const auto* full = find(s.found.cases, half.name, half.tokens, half.routing, half.implementation, half.threads);
+    if (full)
+      t.add({half.name, std::to_string(half.tokens), milliseconds(full->median), milliseconds(half.median),
+             significant(full->median / half.median) + " x", percent(full->roofline_fraction()),
+             percent(half.roofline_fraction())});
+  }
+  return t.empty() ? "" : std::string(prose::storage) + t.text();
+}
+
 std::string training_section(const session& s) {
   table t({"case", "T", "threads", "least ms", "ms", "of roofline", "GFLOP/s", "spread"});
   for (const record& r : s.found.cases)
@@ -241,7 +254,7 @@ std::string markdown(const session& s, const facts& environment) {
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
-  return out + how_to_read(s) + forward_section(s) + skew_section(s) + training_section(s) + threads_section(s) +
+  return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) + threads_section(s) +
          growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);
 }
 

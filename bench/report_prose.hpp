@@ -48,6 +48,13 @@ must not hold up the others.
 
 )";
 
+inline constexpr std::string_view storage = R"(## Sixteen-bit weights
+
+The same layer after `stored_as<bfloat16_storage>()`, in the same race. Arithmetic stays in float, so the gain ends where the
+weights no longer come from memory.
+
+)";
+
 inline constexpr std::string_view training = R"(## Training step
 
 Forward and backward, without the optimiser, counted as three times the FLOP of a forward pass; the bound from memory counts
