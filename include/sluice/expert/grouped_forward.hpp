@@ -58,7 +58,7 @@ struct grouped_memory {
 /// Below this many multiplications a call does not hand out tasks: waking a thread costs as much.
 inline constexpr index_t serial_work = 1 << 19;
 /// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
-inline constexpr index_t tasks_per_thread = 8;
+inline constexpr index_t tasks_per_thread = 16;
 
 template <MadeOfLinearMaps Expert>
 class grouped_forward {
