@@ -254,8 +254,8 @@ std::string markdown(const session& s, const facts& environment) {
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
-  return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) + threads_section(s) +
-         growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);
+  return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
+         threads_section(s) + growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);
 }
 
 }  // namespace bench

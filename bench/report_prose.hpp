@@ -100,8 +100,8 @@ the share is an upper bound.
 
 inline constexpr std::string_view memory = R"(## Memory
 
-Resident memory. `weights` is counted, the rest is measured: growth when the layer is made, growth by the first forward
-pass, and the peak of both.
+Resident memory. `weights` is counted; `workspace` is what `layer.workspace_bytes` says before anything is taken; the rest is
+measured: growth when the layer is made, and the peak after a forward pass.
 
 )";
 

@@ -43,7 +43,8 @@ struct step_result {
 template <typename Layer>
 step_result<Layer> train_step(Layer layer, const executor_ref& executor) {
   using scalar = typename Layer::scalar;
-  const matrix<scalar> x = test::random_matrix<scalar>(tokens, width, 1), dy = test::random_matrix<scalar>(tokens, width, 2);
+  const matrix<scalar> x = test::random_matrix<scalar>(tokens, width, 1),
+                       dy = test::random_matrix<scalar>(tokens, width, 2);
   step_result<Layer> r{matrix<scalar>(tokens, width), matrix<scalar>(tokens, width), {}};
   typename Layer::tape tape;
   routing_context<scalar> context;
@@ -65,8 +66,8 @@ void check_equal(const step_result<Layer>& a, const step_result<Layer>& b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("grouped experts: the same bits at 1, 2, 3 and 8 threads, forward and backward", "[expert][threads]", float,
-                   double) {
+TEMPLATE_TEST_CASE("grouped experts: the same bits at 1, 2, 3 and 8 threads, forward and backward", "[expert][threads]",
+                   float, double) {
   const auto check = [](const auto& layer) {
     const auto serial = train_step(layer, {});
     for (const int count : {1, 2, 3, 8}) {
@@ -100,7 +101,8 @@ TEMPLATE_TEST_CASE("grouped experts: forward and backward equal the readable ref
   std::size_t i = 0;
   for_each_parameter(layer.bank(), [&](const std::string& name, auto& p) {
     CAPTURE(name);
-    CHECK(test::largest_difference(p.gradient_matrix(), gradients[i++]) <= test::bound<TestType>(tokens + width + hidden, 32));
+    CHECK(test::largest_difference(p.gradient_matrix(), gradients[i++]) <=
+          test::bound<TestType>(tokens + width + hidden, 32));
   });
 }
 
@@ -155,6 +157,28 @@ TEST_CASE("grouped experts: sixteen-bit banks equal float banks of the rounded w
   check(gated, bfloat16_storage());
   check(gated, float16_storage());
   check(plain, bfloat16_storage());
+}
+
+TEMPLATE_TEST_CASE("grouped experts: workspace_bytes says what a call will take", "[expert]", float, double) {
+  auto layer = make_layer<TestType, swiglu<TestType>>();
+  const matrix<TestType> x = test::random_matrix<TestType>(tokens, width, 1);
+  matrix<TestType> y(tokens, width), dx(tokens, width);
+  constexpr auto number = static_cast<index_t>(sizeof(TestType));
+  typename decltype(layer)::workspace workspace;
+  const index_t inference = layer.workspace_bytes(3 * tokens);
+  layer.forward(x, y, workspace);
+  const auto& used = workspace.experts;
+  CHECK(number * (used.x.capacity() + used.h.capacity() + used.z[0].capacity()) + experts * 8 == inference);
+  typename decltype(layer)::tape tape;
+  const index_t training = layer.workspace_bytes(3 * tokens, true);
+  layer.forward(x, y, tape);
+  layer.backward(x, dx, tape);
+  const auto& kept = tape.experts;
+  index_t numbers =
+      kept.x.capacity() + kept.h.capacity() + kept.dy.capacity() + kept.dy_lanes.capacity() + kept.dweight.capacity();
+  for (std::size_t m = 0; m < 2; ++m) numbers += kept.z[m].capacity() + kept.dz_lanes[m].capacity();
+  CHECK(number * numbers <= training);
+  CHECK(training <= 1.2 * static_cast<double>(number * numbers));
 }
 
 TEST_CASE("grouped experts: experts of unlike hidden widths in one bank", "[expert]") {

@@ -22,7 +22,8 @@ struct packed_matrix {
     units.resize(x.rows() * packed_rows<Storage>::pitch(x.cols()));
     factors.resize(x.rows());
     for (index_t b = 0; b < rows.count(); ++b)
-      pack_block(view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
+      pack_block(
+          view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
   }
   packed_rows<Storage> view() { return {units.data(), factors.data(), inputs, 0}; }
 };
@@ -44,7 +45,8 @@ matrix<typename Storage::scalar> multiply(const matrix<typename Storage::scalar>
                                    for (index_t v = 0; v < 2; ++v)
                                      for (index_t l = 0; l < lanes; ++l)
                                        if (const index_t o = (p + v) * lanes + l; o < w.outputs())
-                                         y(packed.rows.begin(b) + i, o) = sums[static_cast<std::size_t>(v)][i * lanes + l];
+                                         y(packed.rows.begin(b) + i, o) =
+                                             sums[static_cast<std::size_t>(v)][i * lanes + l];
                                });
   }
   return y;
@@ -125,19 +127,22 @@ static_assert(WeightStorage<pairs_storage> && WeightStorage<quads_storage>);
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("multiply_panels: equals the product in double, for every shape of edge", "[kernel][gemm]", float, double) {
-  const index_t n = GENERATE(index_t(0), index_t(1), index_t(2), index_t(5), index_t(13), index_t(14), index_t(15), index_t(29),
-                             index_t(300));
+TEMPLATE_TEST_CASE("multiply_panels: equals the product in double, for every shape of edge", "[kernel][gemm]", float,
+                   double) {
+  const index_t n = GENERATE(index_t(0), index_t(1), index_t(2), index_t(5), index_t(13), index_t(14), index_t(15),
+                             index_t(29), index_t(300));
   const index_t inputs = GENERATE(index_t(1), index_t(15), index_t(16), index_t(33), index_t(512), index_t(1030));
   const index_t outputs = n == 300 || inputs > 100 ? 19 : GENERATE(index_t(1), index_t(16), index_t(17), index_t(40));
   CAPTURE(n, inputs, outputs);
   const auto w = random_map<TestType>(outputs, inputs, 3);
   const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 4);
-  const matrix<double> expected = x.template cast<double>() * w.weight().to_matrix().template cast<double>().transpose();
+  const matrix<double> expected =
+      x.template cast<double>() * w.weight().to_matrix().template cast<double>().transpose();
   CHECK(difference(multiply(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
 }
 
-TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any others", "[kernel][gemm]", float, double) {
+TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any others", "[kernel][gemm]", float,
+                   double) {
   const auto w = random_map<TestType>(21, 700, 5);
   const matrix<TestType> x = test::random_matrix<TestType>(3 * tile_rows + 1, 700, 6);
   const matrix<TestType> all = multiply(x, w);
@@ -145,8 +150,8 @@ TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any
     CHECK(test::same_bits(multiply<full_precision<TestType>>(x.bottomRows(n), w), all.bottomRows(n)));
 }
 
-TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float values give, bit for bit", "[kernel][gemm]",
-                   bfloat16_storage, float16_storage) {
+TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float values give, bit for bit",
+                   "[kernel][gemm]", bfloat16_storage, float16_storage) {
   const auto w = random_map<float>(37, 45, 7);
   const auto half = w.template stored_as<TestType>();
   const auto widened = half.template stored_as<full_precision<float>>();
@@ -175,7 +180,8 @@ TEST_CASE("multiply_panels: a storage of 8-bit quadruples with a scale a row", "
     matrix<double> rounded(9, inputs);
     for (index_t i = 0; i < 9; ++i) {
       const float scale = quads_storage::row_scale(&x(i, 0), inputs);
-      for (index_t k = 0; k < inputs; ++k) rounded(i, k) = static_cast<double>(std::lround(x(i, k) * (1 / scale))) * static_cast<double>(scale);
+      for (index_t k = 0; k < inputs; ++k)
+        rounded(i, k) = static_cast<double>(std::lround(x(i, k) * (1 / scale))) * static_cast<double>(scale);
     }
     const matrix<double> expected = rounded * w.weight().to_matrix().cast<double>().transpose();
     // The sums are exact integers; only the scale is rounded.
@@ -214,7 +220,8 @@ TEMPLATE_TEST_CASE("add_weight_gradient: dW += dy^T x, for every number of rows"
   const index_t n = GENERATE(index_t(1), index_t(6), index_t(14), index_t(15), index_t(50));
   const index_t inputs = GENERATE(index_t(1), index_t(16), index_t(27), index_t(40));
   const index_t outputs = 40;
-  const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 15), dy = test::random_matrix<TestType>(n, outputs, 16);
+  const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 15),
+                         dy = test::random_matrix<TestType>(n, outputs, 16);
   packed_matrix<storage> packed_x(x), packed_dy(dy);
   linear_map<storage> w(outputs, inputs);
   for (auto& g : w.weight().gradient()) g = 1;
@@ -223,6 +230,7 @@ TEMPLATE_TEST_CASE("add_weight_gradient: dW += dy^T x, for every number of rows"
     add_weight_gradient<TestType>(packed_x.rows, packed_x.view(), {packed_dy.view(), packed_dy.view()}, {p, second},
                                   {w.gradient_panel(p), second == p ? nullptr : w.gradient_panel(second)});
   }
-  const matrix<double> expected = ((dy.template cast<double>().transpose() * x.template cast<double>()).array() + 1).matrix();
+  const matrix<double> expected =
+      ((dy.template cast<double>().transpose() * x.template cast<double>()).array() + 1).matrix();
   CHECK(difference(w.weight().gradient_matrix(), expected) <= static_cast<double>(test::bound<TestType>(n, 16)));
 }

@@ -35,7 +35,9 @@ private:
 }  // namespace detail
 
 template <typename E>
-concept Executor = requires(E& executor, index_t n, detail::task_ref body) { executor.parallel_for(n, body); };
+concept Executor = requires(E& executor, index_t n, detail::task_ref body) {
+  executor.parallel_for(n, body);
+};
 
 /// Runs everything in the calling thread. The default.
 struct serial_executor {
@@ -52,16 +54,18 @@ public:
   executor_ref() = default;  // serial
 
   template <typename E>
-    requires(!std::same_as<std::remove_cvref_t<E>, executor_ref>) && Executor<E>
-  executor_ref(E& executor)
+    requires(!std::same_as<std::remove_cvref_t<E>, executor_ref>)
+  &&Executor<E> executor_ref(E& executor)
       : object_(std::addressof(executor)),
-        run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }),
-        concurrency_([](const void* object) -> index_t {
-          if constexpr (requires(const E& e) { { e.concurrency() } -> std::convertible_to<index_t>; })
-            return static_cast<const E*>(object)->concurrency();
-          else
-            return 16;  // unknown: enough tasks for a large desktop
-        }) {}
+  run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }),
+  concurrency_([](const void* object) -> index_t {
+    if constexpr (requires(const E& e) {
+                    { e.concurrency() } -> std::convertible_to<index_t>;
+                  })
+      return static_cast<const E*>(object)->concurrency();
+    else
+      return 16;  // unknown: enough tasks for a large desktop
+  }) {}
 
   /// How many tasks run at the same time, about. Tasks are cut to keep that many busy; results do not depend on it.
   index_t concurrency() const { return run_ == nullptr ? 1 : concurrency_(object_); }

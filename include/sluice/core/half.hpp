@@ -25,9 +25,7 @@ struct float16 {
   friend constexpr bool operator==(float16, float16) = default;
 };
 
-constexpr float to_float(bfloat16 value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16U);
-}
+constexpr float to_float(bfloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16U); }
 
 constexpr float to_float(float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000U) << 16U;
@@ -47,7 +45,8 @@ constexpr Half round_to(float value);
 template <>
 constexpr bfloat16 round_to<bfloat16>(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return {static_cast<std::uint16_t>((bits >> 16U) | 0x40U)};  // NaN stays quiet
+  if ((bits & 0x7FFFFFFFU) > 0x7F800000U)
+    return {static_cast<std::uint16_t>((bits >> 16U) | 0x40U)};  // NaN stays quiet
   return {static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U)};
 }
 

@@ -28,9 +28,9 @@ namespace sluice::inline SLUICE_ISA {
 
 /// What an optimiser may do with an array.
 enum class parameter_role {
-  weight,    ///< learned, weight decay applies
-  vector,    ///< learned, no weight decay: biases, gains, temperatures, thresholds
-  state,     ///< not learned by gradients but saved with the model: selection biases, live masks, controllers
+  weight,  ///< learned, weight decay applies
+  vector,  ///< learned, no weight decay: biases, gains, temperatures, thresholds
+  state,   ///< not learned by gradients but saved with the model: selection biases, live masks, controllers
 };
 
 /// How initialize() fills an array before training.
@@ -59,7 +59,8 @@ public:
 
   /// Throws std::invalid_argument if there are more than four axes or a negative one. Values start at zero, or at the
   /// constant if the initial values are one.
-  parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {}, panel_shape panels = {})
+  parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {},
+            panel_shape panels = {})
       : role_(role), initial_(initial) {
     if (shape.size() > shape_.size()) throw_invalid("a parameter has at most 4 axes, not ", shape.size());
     index_t cols = 1;
@@ -181,7 +182,9 @@ inline constexpr bool is_parameter<parameter<Scalar, Element>> = true;
 
 /// A class whose parameters can be visited.
 template <typename T>
-concept HasParameters = requires(T& object) { T::visit_parameters(object, detail::ignore_parameters{}); };
+concept HasParameters = requires(T& object) {
+  T::visit_parameters(object, detail::ignore_parameters{});
+};
 
 /// Calls f(name, parameter) for every parameter of an object, depth first, in a fixed order, with names such as
 /// "experts.3.gate.weight". Objects without parameters are fine.

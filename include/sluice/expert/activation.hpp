@@ -90,7 +90,8 @@ struct gelu {
   template <typename V>
   static V derivative(V z) {
     using std::exp;
-    const V density = detail::constant<V>(std::numbers::inv_sqrtpi / std::numbers::sqrt2) * exp(detail::constant<V>(-0.5) * z * z);
+    const V density =
+        detail::constant<V>(std::numbers::inv_sqrtpi / std::numbers::sqrt2) * exp(detail::constant<V>(-0.5) * z * z);
     return distribution(z) + z * density;
   }
 
@@ -130,7 +131,9 @@ namespace detail {
 /// f on every lane: at once if f takes vectors, else number by number.
 template <typename Scalar, typename F>
 kernel::simd<Scalar> on_lanes(F f, const kernel::simd<Scalar>& z) {
-  if constexpr (requires { { f(z) } -> std::convertible_to<kernel::simd<Scalar>>; }) {
+  if constexpr (requires {
+                  { f(z) } -> std::convertible_to<kernel::simd<Scalar>>;
+                }) {
     return f(z);
   } else {
     Scalar numbers[kernel::simd_width<Scalar>];
@@ -151,6 +154,7 @@ kernel::simd<Scalar> derivative_of(const kernel::simd<Scalar>& z) {
 
 }  // namespace detail
 
-static_assert(Activation<relu, float> && Activation<silu, float> && Activation<gelu, double> && Activation<gelu_tanh, double>);
+static_assert(Activation<relu, float> && Activation<silu, float> && Activation<gelu, double> &&
+              Activation<gelu_tanh, double>);
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -12,6 +12,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/expert/grouped_backward.hpp>
+#include <sluice/expert/grouped_forward.hpp>
 
 #include <algorithm>
 #include <string>
@@ -76,8 +77,8 @@ public:
   }
 
   /// `count` experts from braces, as in expert_bank<swiglu<float>>{8, 64, 128, {.bias = true}}.
-  explicit expert_bank(index_t count, index_t inputs, index_t hidden, detail::options_of<Expert> o)
-    requires std::constructible_from<Expert, index_t, index_t, detail::options_of<Expert>>
+  explicit expert_bank(index_t count, index_t inputs, index_t hidden, detail::options_of<Expert> o) requires
+      std::constructible_from<Expert, index_t, index_t, detail::options_of<Expert>>
       : expert_bank(count, Expert(inputs, hidden, o)) {}
 
   /// Experts made elsewhere, of equal widths in and out.
@@ -85,8 +86,8 @@ public:
     if (experts_.empty()) throw_invalid("expert_bank needs at least one expert");
     for (const Expert& expert : experts_)
       if (expert.inputs() != inputs() || expert.outputs() != outputs())
-        throw_invalid("experts of one bank need equal widths: ", inputs(), " -> ", outputs(), " and ", expert.inputs(), " -> ",
-                      expert.outputs());
+        throw_invalid("experts of one bank need equal widths: ", inputs(), " -> ", outputs(), " and ", expert.inputs(),
+                      " -> ", expert.outputs());
   }
 
   index_t experts() const noexcept { return static_cast<index_t>(experts_.size()); }
@@ -103,10 +104,8 @@ public:
       forward_blocks(x, offsets, y, t, executor);
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
-                const executor_ref& executor)
-    requires DifferentiableExpert<Expert>
-  {
+  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                tape& t, const executor_ref& executor) requires DifferentiableExpert<Expert> {
     if constexpr (MadeOfLinearMaps<Expert>) {
       dx.middleRows(offsets.front(), rows_end(offsets) - offsets.front()).setZero();
       backward_routed(x, {.offsets = offsets}, dy, dx, t, nullptr, nullptr, executor);
@@ -117,28 +116,23 @@ public:
 
   /// Dispatch, experts and combine in one: y is overwritten with the weighted sums of its tokens' experts.
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
-                      const executor_ref& executor) const
-    requires MadeOfLinearMaps<Expert>
-  {
+                      const executor_ref& executor) const requires MadeOfLinearMaps<Expert> {
     const auto expert_of = [this](index_t e) -> const Expert& { return expert(e); };
     detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).run(x, y, expert_of);
   }
 
   /// For the last forward_routed with this tape and t.keep: adds into dx and the gradients, and writes for every row the
   /// gradients of its weight and of its input scale where the pointers are not null.
-  void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
-                       tape& t, scalar* dweight, scalar* dinput_scale, const executor_ref& executor)
-    requires MadeOfTrainableMaps<Expert>
-  {
+  void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,
+                       tokens_out<scalar> dx, tape& t, scalar* dweight, scalar* dinput_scale,
+                       const executor_ref& executor) requires MadeOfTrainableMaps<Expert> {
     const auto expert_of = [this](index_t e) -> Expert& { return expert(e); };
     detail::grouped_backward<Expert>(rows, expert_of, inputs(), outputs(), t, executor)
         .run(x, dy, dx, dweight, dinput_scale, expert_of);
   }
 
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
-  index_t workspace_bytes(index_t rows, bool training) const
-    requires MadeOfLinearMaps<Expert>
-  {
+  index_t workspace_bytes(index_t rows, bool training) const requires MadeOfLinearMaps<Expert> {
     index_t hidden = 0;
     for (const Expert& e : experts_) hidden = std::max(hidden, e.last_map().inputs());
     return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden) +
@@ -182,8 +176,8 @@ private:
     });
   }
 
-  void backward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
-                       tape& t, const executor_ref& executor) {
+  void backward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy,
+                       tokens_out<scalar> dx, tape& t, const executor_ref& executor) {
     const auto rows = [](auto& m, const block& b) { return m.middleRows(b.begin, b.end - b.begin); };
     cut(offsets, rows_end(offsets) + 1, t.blocks);  // one block an expert
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
@@ -202,7 +196,9 @@ private:
   }
 
   auto saved_rows(tape& t, std::span<const index_t> offsets, const block& b) const {
-    return t.saved.map().middleRows(b.begin - offsets.front(), b.end - b.begin).leftCols(expert(b.expert).saved_columns());
+    return t.saved.map()
+        .middleRows(b.begin - offsets.front(), b.end - b.begin)
+        .leftCols(expert(b.expert).saved_columns());
   }
 
   std::vector<Expert> experts_;

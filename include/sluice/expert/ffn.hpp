@@ -58,7 +58,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_forward.hpp) ----------------------------------------------------------------------
+  // ---- what a bank runs (expert/grouped_rows.hpp) ----------------------------------------------------------------------
 
   const linear_map<Storage>& first_map(int) const noexcept { return up_; }
   linear_map<Storage>& first_map(int) noexcept { return up_; }
@@ -98,6 +98,7 @@ private:
 
 static_assert(MadeOfLinearMaps<ffn<float>> && DifferentiableExpert<ffn<float>>);
 static_assert(MadeOfLinearMaps<ffn<double, gelu>>);
-static_assert(ExpertFunctor<ffn<float, relu, bfloat16_storage>> && !DifferentiableExpert<ffn<float, relu, bfloat16_storage>>);
+static_assert(ExpertFunctor<ffn<float, relu, bfloat16_storage>> &&
+              !DifferentiableExpert<ffn<float, relu, bfloat16_storage>>);
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -70,7 +70,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_forward.hpp) ----------------------------------------------------------------------
+  // ---- what a bank runs (expert/grouped_rows.hpp) ----------------------------------------------------------------------
 
   const linear_map<Storage>& first_map(int i) const noexcept { return i == 0 ? gate_ : up_; }
   linear_map<Storage>& first_map(int i) noexcept { return i == 0 ? gate_ : up_; }
@@ -80,7 +80,8 @@ public:
   Scalar* output_bias_gradient() { return has_bias_ ? down_bias_.gradient().data() : nullptr; }
 
   vector activate(index_t column, const std::array<vector, 2>& z) const {
-    const vector h = detail::value_of<Phi, Scalar>(with_bias(gate_bias_, column, z[0])) * with_bias(up_bias_, column, z[1]);
+    const vector h =
+        detail::value_of<Phi, Scalar>(with_bias(gate_bias_, column, z[0])) * with_bias(up_bias_, column, z[1]);
     return has_scale_ ? h * kernel::load(hidden_scale_.data() + column) : h;
   }
   void activate_backward(index_t column, std::array<vector, 2>& z, const vector& dh) {

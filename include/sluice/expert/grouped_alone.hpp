@@ -6,6 +6,7 @@
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/expert/grouped_backward.hpp>
+#include <sluice/expert/grouped_forward.hpp>
 
 #include <array>
 
@@ -32,9 +33,8 @@ public:
     run_forward(x, y, memory);
   }
 
-  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>, tokens_out<Scalar> dx)
-    requires detail::is_trainable_storage<Storage>
-  {
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>,
+                tokens_out<Scalar> dx) requires detail::is_trainable_storage<Storage> {
     auto& self = static_cast<Expert&>(*this);
     detail::grouped_memory<Expert> memory;
     matrix<Scalar> y(x.rows(), self.outputs());

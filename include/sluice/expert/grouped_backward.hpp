@@ -10,7 +10,7 @@
 /// equal bits for any number of threads.
 #pragma once
 
-#include <sluice/expert/grouped_forward.hpp>
+#include <sluice/expert/grouped_rows.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 namespace sluice::inline SLUICE_ISA {
@@ -20,10 +20,10 @@ template <typename E>
 concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && detail::is_trainable_storage<typename E::storage> &&
     requires(E& expert, std::array<kernel::simd<typename E::scalar>, E::first_maps>& z,
              const kernel::simd<typename E::scalar>& dh) {
-      expert.activate_backward(index_t(), z, dh);
-      { expert.output_bias_gradient() } -> std::same_as<typename E::scalar*>;
-      { expert.first_map(0) } -> std::same_as<linear_map<typename E::storage>&>;
-    };
+  expert.activate_backward(index_t(), z, dh);
+  { expert.output_bias_gradient() } -> std::same_as<typename E::scalar*>;
+  { expert.first_map(0) } -> std::same_as<linear_map<typename E::storage>&>;
+};
 
 namespace detail {
 
@@ -54,9 +54,9 @@ public:
   using memory = grouped_memory<Expert>;
 
   template <typename ExpertOf>
-  grouped_backward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs, memory& m,
-                   const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), road_(rows, expert_of, inputs, outputs, m, executor) {
+  grouped_backward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs,
+                   memory& m, const executor_ref& executor)
+      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, outputs, m, executor) {
     m.groups.resize(rows.experts() + 1);
     m.groups[0] = 0;
     for (index_t e = 0; e < rows.experts(); ++e) m.groups[e + 1] = m.groups[e] + lane_rows::groups(rows.load(e));
@@ -69,7 +69,7 @@ public:
     pack_upstream(dy);
     hidden(expert_of, dweight != nullptr);
     if (dweight != nullptr) {
-      add_up_parts(column_units(road_.hidden_width()), dweight);
+      add_up_parts(column_units(group_.hidden_width()), dweight);
       for (index_t i = rows_.begin(); i < rows_.end(); ++i) dweight[i] += bias_share(dy, i, expert_of);
     }
     gradients(expert_of);
@@ -95,23 +95,24 @@ private:
   }
   lane_rows upstream_lanes(index_t e) { return {m_.dy_lanes.data() + m_.groups[e] * lanes * outputs_, outputs_}; }
   lane_rows hidden_lanes(index_t e, index_t map, index_t width) {
-    return {m_.dz_lanes[static_cast<std::size_t>(map)].data() + m_.groups[e] * lanes * road_.hidden_width(), width};
+    return {m_.dz_lanes[static_cast<std::size_t>(map)].data() + m_.groups[e] * lanes * group_.hidden_width(), width};
   }
 
   void pack_upstream(tokens_in<scalar> dy) {
     m_.dy.resize(rows_.size() * packed::pitch(outputs_));
     m_.dy_lanes.resize(m_.groups[rows_.experts()] * lanes * outputs_);
-    road_.cut([&](index_t e) { return road_.blocks_of(e).count(); },
-              [&](index_t e) { return 2 * road_.blocks_of(e).height() * outputs_; });
+    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
+               [&](index_t e) { return 2 * group_.blocks_of(e).height() * outputs_; });
     const auto upstream = [&](index_t i) { return dy.data() + rows_.token(i) * dy.outerStride(); };
-    road_.run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = road_.blocks_of(t.expert);
+    group_.run_tasks([&](const typename memory::task& t) {
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       for (index_t b = t.begin; b < t.end; ++b)
         kernel::pack_block(packed_upstream(rows), rows, b, upstream, [&](index_t i) { return rows_.weight(i); });
     });
-    road_.cut([&](index_t e) { return lane_rows::groups(rows_.load(e)); }, [&](index_t) { return 2 * lanes * outputs_; });
-    road_.run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = road_.blocks_of(t.expert);
+    group_.cut([&](index_t e) { return lane_rows::groups(rows_.load(e)); },
+               [&](index_t) { return 2 * lanes * outputs_; });
+    group_.run_tasks([&](const typename memory::task& t) {
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       for (index_t g = t.begin; g < t.end; ++g) {
         const index_t first = rows.first() + g * lanes;
         const index_t count = std::min(lanes, rows.first() + rows.rows() - first);
@@ -127,12 +128,12 @@ private:
   }
 
   void hidden(const auto& expert_of, bool with_weights) {
-    for (auto& dz : m_.dz_lanes) dz.resize(m_.groups[rows_.experts()] * lanes * road_.hidden_width());
+    for (auto& dz : m_.dz_lanes) dz.resize(m_.groups[rows_.experts()] * lanes * group_.hidden_width());
     // Experts narrower than the widest have fewer parts; theirs that are missing count as zero.
-    if (with_weights) m_.dweight.assign(column_units(road_.hidden_width()) * rows_.size(), scalar(0));
-    road_.cut([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
-              [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; });
-    road_.run_tasks([&](const typename memory::task& t) {
+    if (with_weights) m_.dweight.assign(column_units(group_.hidden_width()) * rows_.size(), scalar(0));
+    group_.cut([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
+               [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; });
+    group_.run_tasks([&](const typename memory::task& t) {
       alignas(64) scalar sums[unit_groups * unit_columns * lanes];
       Expert& expert = expert_of(t.expert);
       const index_t width = expert.last_map().inputs();
@@ -142,11 +143,11 @@ private:
         const index_t end = std::min(begin + unit_columns, width);
         for (index_t g = 0; g < groups; g += unit_groups) {
           const index_t count = std::min(unit_groups, groups - g);
-          kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.expert), g, count, sums,
-                                      false);
+          kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.expert), g, count,
+                                      sums, false);
           for_each_row(t.expert, g, count, [&](index_t i, index_t group, index_t lane) {
-            const scalar part = hidden_row(t.expert, expert, i, begin, end, group, lane,
-                                           sums + (group - g) * (end - begin) * lanes);
+            const scalar part =
+                hidden_row(t.expert, expert, i, begin, end, group, lane, sums + (group - g) * (end - begin) * lanes);
             if (with_weights) m_.dweight[unit * rows_.size() + i - rows_.begin()] = part;
           });
         }
@@ -157,7 +158,7 @@ private:
   /// f(row, group, lane) for the rows of an expert that lie in `count` groups.
   template <typename F>
   void for_each_row(index_t e, index_t first_group, index_t count, F&& f) const {
-    const kernel::row_blocks rows = road_.blocks_of(e);
+    const kernel::row_blocks rows = group_.blocks_of(e);
     for (index_t r = first_group * lanes; r < std::min((first_group + count) * lanes, rows.rows()); ++r)
       f(rows.first() + r, r / lanes, r % lanes);
   }
@@ -165,12 +166,12 @@ private:
   /// One row, columns begin .. end of h: dz in both orders from dh' [column][lane]; returns <dh', h>.
   scalar hidden_row(index_t e, Expert& expert, index_t i, index_t begin, index_t end, index_t group, index_t lane,
                     const scalar* dh) {
-    const kernel::row_blocks rows = road_.blocks_of(e);
+    const kernel::row_blocks rows = group_.blocks_of(e);
     const index_t width = expert.last_map().inputs();
     const index_t b = (i - rows.first()) / rows.height();
     const index_t in_block = (i - rows.first()) % rows.height();
     const auto place = [&](buffer<scalar>& numbers, index_t p) {
-      return road_.template packed_hidden<full>(numbers, rows, width).panel(rows, b, in_block, p);
+      return group_.template packed_hidden<full>(numbers, rows, width).panel(rows, b, in_block, p);
     };
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
@@ -187,7 +188,8 @@ private:
         kernel::store<scalar>(natural, z[m]);
         scalar* out = hidden_lanes(e, static_cast<index_t>(m), width).group(group) + column * lanes + lane;
         for (index_t l = 0; l < count; ++l) out[l * lanes] = natural[l];
-        if (i + 1 == rows.first() + rows.rows())  // the lanes past the last row: nobody reads them, but they must be numbers
+        if (i + 1 ==
+            rows.first() + rows.rows())  // the lanes past the last row: nobody reads them, but they must be numbers
           for (index_t l = 0; l < count; ++l) std::fill(out + l * lanes + 1, out + (l + 1) * lanes - lane, scalar(0));
       }
     }
@@ -213,50 +215,56 @@ private:
 
   void gradients(const auto& expert_of) {
     const auto work = [&](index_t e, index_t width) { return rows_.load(e) * width * lanes * kernel::tile_vectors; };
-    road_.cut([&](index_t e) { return (expert_of(e).last_map().panels() + 1) / 2; },
-              [&](index_t e) { return work(e, expert_of(e).last_map().inputs()); });
-    road_.run_tasks([&](const typename memory::task& t) {
+    group_.cut([&](index_t e) { return (expert_of(e).last_map().panels() + 1) / 2; },
+               [&](index_t e) { return work(e, expert_of(e).last_map().inputs()); });
+    group_.run_tasks([&](const typename memory::task& t) {
       Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = road_.blocks_of(t.expert);
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       const packed dy = packed_upstream(rows);
-      const packed h = road_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
+      const packed h = group_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
       for (index_t q = t.begin; q < t.end; ++q) {
         add_neighbours(expert.last_map(), q, rows, h, dy);
-        if (scalar* bias = expert.output_bias_gradient()) add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
+        if (scalar* bias = expert.output_bias_gradient())
+          add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
       }
     });
-    road_.cut([&](index_t e) { return road_.pairs_of(expert_of(e)); }, [&](index_t e) { return work(e, inputs_); });
-    road_.run_tasks([&](const typename memory::task& t) {
+    group_.cut([&](index_t e) { return group_.pairs_of(expert_of(e)); }, [&](index_t e) { return work(e, inputs_); });
+    group_.run_tasks([&](const typename memory::task& t) {
       Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = road_.blocks_of(t.expert);
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       const auto dz = [&](std::size_t m) {
-        return road_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
+        return group_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
       };
       for (index_t q = t.begin; q < t.end; ++q) {
         if constexpr (maps == 2)
-          kernel::add_weight_gradient<scalar>(rows, road_.packed_inputs(), {dz(0), dz(1)}, {q, q},
-                                              {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
+          kernel::add_weight_gradient<scalar>(
+              rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
+              {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
         else
-          add_neighbours(expert.first_map(0), q, rows, road_.packed_inputs(), dz(0));
+          add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
       }
     });
   }
 
-  static void add_neighbours(linear_map<full>& map, index_t q, const kernel::row_blocks& rows, const packed& x, const packed& dy) {
+  static void add_neighbours(linear_map<full>& map, index_t q, const kernel::row_blocks& rows, const packed& x,
+                             const packed& dy) {
     const index_t second = std::min(2 * q + 1, map.panels() - 1);
-    kernel::add_weight_gradient<scalar>(rows, x, {dy, dy}, {2 * q, second},
-                                        {map.gradient_panel(2 * q), second == 2 * q ? nullptr : map.gradient_panel(second)});
+    kernel::add_weight_gradient<scalar>(
+        rows, x, {dy, dy}, {2 * q, second},
+        {map.gradient_panel(2 * q), second == 2 * q ? nullptr : map.gradient_panel(second)});
   }
 
-  static void add_column_sums(const kernel::row_blocks& rows, const packed& dy, index_t first, index_t panels, scalar* sums) {
+  static void add_column_sums(const kernel::row_blocks& rows, const packed& dy, index_t first, index_t panels,
+                              scalar* sums) {
     for (index_t p = first; p < std::min(first + 2, panels); ++p)
       for (index_t b = 0; b < rows.count(); ++b)
-        for (index_t i = 0; i < rows.size(b); ++i) add_lanes<scalar>(sums + p * lanes, kernel::load(dy.panel(rows, b, i, p)));
+        for (index_t i = 0; i < rows.size(b); ++i)
+          add_lanes<scalar>(sums + p * lanes, kernel::load(dy.panel(rows, b, i, p)));
   }
 
   void input_gradients(tokens_in<scalar> x, tokens_out<scalar>& dx, bool with_scales, const auto& expert_of) {
     if (with_scales) m_.dweight.assign(column_units(inputs_) * rows_.size(), scalar(0));
-    road_.run_columns(column_units(inputs_), [&](index_t first_unit, index_t last_unit) {
+    group_.run_columns(column_units(inputs_), [&](index_t first_unit, index_t last_unit) {
       alignas(64) scalar sums[unit_groups * unit_columns * lanes];
       for (const index_t e : m_.active)
         for (index_t unit = first_unit; unit < last_unit; ++unit) {
@@ -267,8 +275,8 @@ private:
           for (index_t g = 0; g < groups; g += unit_groups) {
             const index_t count = std::min(unit_groups, groups - g);
             for (int m = 0; m < maps; ++m)
-              kernel::multiply_transposed(expert.first_map(m), begin, end, hidden_lanes(e, m, expert.last_map().inputs()), g,
-                                          count, sums, m > 0);
+              kernel::multiply_transposed(expert.first_map(m), begin, end,
+                                          hidden_lanes(e, m, expert.last_map().inputs()), g, count, sums, m > 0);
             for_each_row(e, g, count, [&](index_t i, index_t group, index_t lane) {
               const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
               const scalar scale = rows_.input_scale(i);
@@ -289,7 +297,7 @@ private:
   index_t inputs_;
   index_t outputs_;
   memory& m_;
-  grouped_forward<Expert> road_;
+  grouped_rows<Expert> group_;
 };
 
 }  // namespace detail

@@ -5,60 +5,17 @@
 ///   output   y[token] += weight * (h W_last^T + b)                                     tasks: columns of y, all experts
 ///
 /// An output task owns its columns of y and goes through the experts in order: no second pass combines, nothing is atomic, and
-/// a token's sum has one order. Tasks are cut by the number of multiplications, so skewed loads fill all threads, and a
-/// single token does too. Neither the cut nor the other rows of the batch change a bit of a row's result. Where a whole
-/// call is a few microseconds of work it stays on the calling thread.
+/// a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of the batch change a bit
+/// of a row's result.
 ///
 /// An expert takes this road if it is MadeOfLinearMaps; see expert/gated_ffn.hpp for one that is.
 #pragma once
 
-#include <sluice/core/routed_rows.hpp>
-#include <sluice/kernel/grouped_gemm.hpp>
-
-#include <array>
-#include <concepts>
+#include <sluice/expert/grouped_rows.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 
-/// y = last(activate(first_0(x), first_1(x))) + output_bias. The hidden width may differ from expert to expert.
-template <typename E>
-concept MadeOfLinearMaps = WeightStorage<typename E::storage> &&
-    requires(const E& expert, const std::array<kernel::simd<typename E::scalar>, E::first_maps>& z) {
-      { E::first_maps } -> std::convertible_to<int>;
-      { expert.first_map(0) } -> std::same_as<const linear_map<typename E::storage>&>;
-      { expert.last_map() } -> std::same_as<const linear_map<typename E::storage>&>;
-      { expert.activate(index_t(), z) } -> std::same_as<kernel::simd<typename E::scalar>>;
-      { expert.output_bias() } -> std::same_as<const typename E::scalar*>;
-    };
-
 namespace detail {
-
-/// Memory of one bank's calls.
-template <typename Expert>
-struct grouped_memory {
-  using scalar = typename Expert::scalar;
-  using storage = typename Expert::storage;
-  struct task {
-    index_t expert;
-    index_t begin;
-    index_t end;
-  };
-
-  bool keep = true;        ///< whether forward keeps what backward needs
-  buffer<index_t> active;  ///< experts that have rows
-  buffer<task> tasks;
-  buffer<typename storage::activation> x, h;
-  buffer<scalar> x_factors, h_factors, h_rows;              ///< for storages that pack otherwise than number by number
-  std::array<buffer<scalar>, Expert::first_maps> z;         ///< what the first maps gave, if kept; backward turns it into dz
-  buffer<scalar> dy, dy_lanes, dweight;                     ///< backward: weighted rows; rows in lanes; partial sums
-  std::array<buffer<scalar>, Expert::first_maps> dz_lanes;
-  buffer<index_t> groups;                                   ///< [E+1] first group of rows in lanes of each expert
-};
-
-/// Below this many multiplications a call does not hand out tasks: waking a thread costs as much.
-inline constexpr index_t serial_work = 1 << 19;
-/// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
-inline constexpr index_t tasks_per_thread = 16;
 
 template <MadeOfLinearMaps Expert>
 class grouped_forward {
@@ -69,22 +26,14 @@ public:
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
   /// Whether h is packed number by number, so that it can be written in its place at once.
-  static constexpr bool is_direct = std::same_as<typename storage::activation, scalar> && !kernel::detail::scales_rows<storage>;
+  static constexpr bool is_direct =
+      std::same_as<typename storage::activation, scalar> && !kernel::detail::scales_rows<storage>;
 
   /// expert_of(e) is expert e.
   template <typename ExpertOf>
-  grouped_forward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs, memory& m,
-                  const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m) {
-    m.active.clear();
-    for (index_t e = 0; e < rows.experts(); ++e)
-      if (rows.load(e) > 0) {
-        m.active.push_back(e);
-        hidden_ = std::max(hidden_, expert_of(e).last_map().inputs());
-        work_ += rows.load(e) * expert_of(e).last_map().inputs() * (inputs * maps + outputs);
-      }
-    executor_ = work_ < serial_work ? executor_ref() : executor;
-  }
+  grouped_forward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs,
+                  memory& m, const executor_ref& executor)
+      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, outputs, m, executor) {}
 
   /// Bytes that x and h take for this many rows, without the list of tasks.
   static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden) {
@@ -102,51 +51,6 @@ public:
     hidden(expert_of);
     if constexpr (!is_direct) pack_hidden(expert_of);
     output(y, expert_of);
-  }
-
-  // ---- what backward also uses ------------------------------------------------------------------------------------------
-
-  const executor_ref& executor() const noexcept { return executor_; }
-  index_t hidden_width() const noexcept { return hidden_; }
-  kernel::row_blocks blocks_of(index_t e) const { return kernel::row_blocks::of_expert(rows_.offsets, e); }
-  kernel::packed_rows<storage> packed_inputs() const { return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()}; }
-  /// Experts narrower than the widest leave the end of their rows' places unused.
-  template <typename Storage, typename Unit>
-  kernel::packed_rows<Storage> packed_hidden(buffer<Unit>& units, const kernel::row_blocks& rows, index_t width,
-                                             scalar* factors = nullptr) const {
-    using packed = kernel::packed_rows<Storage>;
-    const index_t before = rows.first() - rows_.begin();
-    return {units.data() + before * packed::pitch(hidden_), factors == nullptr ? nullptr : factors + before, width, rows.first()};
-  }
-
-  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work; work_of(e) is that of one unit.
-  template <typename UnitsOf, typename WorkOf>
-  void cut(UnitsOf units_of, WorkOf work_of) const {
-    index_t total = 0;
-    for (const index_t e : m_.active) total += units_of(e) * work_of(e);
-    const index_t target = std::max<index_t>(serial_work / 4, total / (tasks_per_thread * executor_.concurrency()));
-    m_.tasks.clear();
-    for (const index_t e : m_.active) {
-      const index_t units = units_of(e);
-      const index_t most = std::max<index_t>(1, target / std::max<index_t>(1, work_of(e)));
-      const index_t parts = (units + most - 1) / most;
-      for (index_t part = 0; part < parts; ++part) m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
-    }
-  }
-  template <typename Body>
-  void run_tasks(Body&& body) const {
-    executor_.parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
-  }
-
-  /// Runs body(begin, end) on [0, count) columns' units in about equal parts that do not share work.
-  template <typename Body>
-  void run_columns(index_t count, Body&& body) const {
-    const index_t parts = std::min(count, tasks_per_thread * executor_.concurrency());
-    executor_.parallel_for(parts, [&](index_t part) { body(count * part / parts, count * (part + 1) / parts); });
-  }
-
-  static index_t pairs_of(const Expert& expert) {
-    return maps == 2 ? expert.first_map(0).panels() : (expert.first_map(0).panels() + 1) / 2;
   }
 
 private:
@@ -168,26 +72,30 @@ private:
   void pack_inputs(tokens_in<scalar> x) {
     m_.x.resize(rows_.size() * kernel::packed_rows<storage>::pitch(inputs_));
     if constexpr (kernel::detail::scales_rows<storage>) m_.x_factors.resize(rows_.size());
-    const auto packed = packed_inputs();
-    cut([&](index_t e) { return blocks_of(e).count(); }, [&](index_t e) { return blocks_of(e).height() * inputs_; });
-    run_tasks([&](const typename memory::task& t) {
+    const auto packed = group_.packed_inputs();
+    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
+               [&](index_t e) { return group_.blocks_of(e).height() * inputs_; });
+    group_.run_tasks([&](const typename memory::task& t) {
       for (index_t b = t.begin; b < t.end; ++b)
         kernel::pack_block(
-            packed, blocks_of(t.expert), b, [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
+            packed, group_.blocks_of(t.expert), b,
+            [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
             [&](index_t i) { return rows_.input_scale(i); });
     });
   }
 
   void hidden(const auto& expert_of) {
-    m_.h.resize(rows_.size() * kernel::packed_rows<storage>::pitch(hidden_));
-    if constexpr (!is_direct) m_.h_rows.resize(rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(hidden_));
-    for (auto& z : m_.z) z.resize(m_.keep ? rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(hidden_) : 0);
-    const auto x = packed_inputs();
-    cut([&](index_t e) { return pairs_of(expert_of(e)); },
-        [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; });
-    run_tasks([&](const typename memory::task& t) {
+    m_.h.resize(rows_.size() * kernel::packed_rows<storage>::pitch(group_.hidden_width()));
+    if constexpr (!is_direct)
+      m_.h_rows.resize(rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(group_.hidden_width()));
+    for (auto& z : m_.z)
+      z.resize(m_.keep ? rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(group_.hidden_width()) : 0);
+    const auto x = group_.packed_inputs();
+    group_.cut([&](index_t e) { return group_.pairs_of(expert_of(e)); },
+               [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; });
+    group_.run_tasks([&](const typename memory::task& t) {
       const Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = blocks_of(t.expert);
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
         const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
         for (index_t q = t.begin; q < t.end; ++q)
@@ -201,19 +109,23 @@ private:
   void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
     using vector = kernel::simd<scalar>;
     const index_t width = expert.last_map().inputs();
-    const auto to = packed_hidden<full_precision<scalar>>(hidden_numbers(), rows, width);
+    const auto to = group_.template packed_hidden<full_precision<scalar>>(hidden_numbers(), rows, width);
     const index_t panels = (width + lanes - 1) / lanes;
     const auto place = [&](index_t i, index_t p) {
       if constexpr (is_direct)
         return to.panel(rows, b, i, p);
       else
-        return to.units + (rows.begin(b) + i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width) + p * lanes;
+        return to.units +
+               (rows.begin(b) + i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width) +
+               p * lanes;
     };
     const auto one = [&](index_t i, index_t p, const std::array<vector, maps>& z) {
       kernel::store<scalar>(place(i, p), expert.activate(p * lanes, z));
       if (m_.keep)
         for (std::size_t map = 0; map < maps; ++map)
-          kernel::store<scalar>(packed_hidden<full_precision<scalar>>(m_.z[map], rows, width).panel(rows, b, i, p), z[map]);
+          kernel::store<scalar>(
+              group_.template packed_hidden<full_precision<scalar>>(m_.z[map], rows, width).panel(rows, b, i, p),
+              z[map]);
     };
     for (index_t i = 0; i < rows.size(b); ++i) {
       const vector z0 = kernel::load(sums[0] + i * lanes);
@@ -236,15 +148,18 @@ private:
 
   void pack_hidden(const auto& expert_of) {
     if constexpr (kernel::detail::scales_rows<storage>) m_.h_factors.resize(rows_.size());
-    cut([&](index_t e) { return blocks_of(e).count(); }, [&](index_t e) { return blocks_of(e).height() * hidden_; });
-    run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = blocks_of(t.expert);
+    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
+               [&](index_t e) { return group_.blocks_of(e).height() * group_.hidden_width(); });
+    group_.run_tasks([&](const typename memory::task& t) {
+      const kernel::row_blocks rows = group_.blocks_of(t.expert);
       const index_t width = expert_of(t.expert).last_map().inputs();
-      const auto flat = packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
+      const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
       for (index_t b = t.begin; b < t.end; ++b)
         kernel::pack_block(
-            packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
-            [&](index_t i) { return flat.units + (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width); },
+            group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
+            [&](index_t i) {
+              return flat.units + (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
+            },
             [](index_t) { return scalar(1); });
     });
   }
@@ -254,23 +169,24 @@ private:
     const index_t y_end = rows_.is_routed ? y.rows() : rows_.end();
     constexpr index_t pair_columns = lanes * kernel::tile_vectors;
     const index_t pairs = (outputs_ + pair_columns - 1) / pair_columns;
-    run_columns(pairs, [&](index_t begin, index_t end) {
+    group_.run_columns(pairs, [&](index_t begin, index_t end) {
       const index_t column = begin * pair_columns;
       for (index_t t = y_begin; t < y_end; ++t)
         std::fill_n(&y(t, column), std::min(end * pair_columns, outputs_) - column, scalar(0));
       for (index_t a = 0; a < m_.active.size(); ++a) {
         const Expert& expert = expert_of(m_.active[a]);
         const auto& map = expert.last_map();
-        const kernel::row_blocks rows = blocks_of(m_.active[a]);
-        const auto h = packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
+        const kernel::row_blocks rows = group_.blocks_of(m_.active[a]);
+        const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
         for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
           const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
           for (index_t q = begin; q < end; ++q) {
             const bool is_last = q + 1 == end && a + 1 < m_.active.size();
             const panel_pair next = is_last ? neighbours(expert_of(m_.active[a + 1]).last_map(), begin)
                                             : neighbours(map, q + 1 < end ? q + 1 : q);
-            kernel::multiply_panels<storage>(h, rows, first, last, neighbours(map, q), next,
-                                             [&](index_t b, const sums_t& sums) { add_outputs(expert, rows, b, q, sums, y); });
+            kernel::multiply_panels<storage>(
+                h, rows, first, last, neighbours(map, q), next,
+                [&](index_t b, const sums_t& sums) { add_outputs(expert, rows, b, q, sums, y); });
           }
         }
       }
@@ -291,7 +207,8 @@ private:
         kernel::simd<scalar> sum = kernel::load(sums[v] + i * lanes);
         if (bias != nullptr) sum = sum + kernel::load(bias + column);
         if (count == lanes) {
-          kernel::store<scalar>(out, kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
+          kernel::store<scalar>(out,
+                                kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
         } else {
           alignas(64) scalar numbers[lanes];
           kernel::store<scalar>(numbers, kernel::simd<scalar>(weight) * sum);
@@ -304,10 +221,8 @@ private:
   routed_rows<scalar> rows_;
   index_t inputs_;
   index_t outputs_;
-  index_t hidden_ = 1;
-  index_t work_ = 0;
   memory& m_;
-  executor_ref executor_;
+  grouped_rows<Expert> group_;
 };
 
 }  // namespace detail

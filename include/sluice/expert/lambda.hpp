@@ -47,8 +47,7 @@ public:
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tokens_out<Scalar>) const { forward_(x, y); }
 
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>, tokens_out<Scalar> dx) const
-    requires(!std::same_as<Backward, no_backward>)
-  {
+      requires(!std::same_as<Backward, no_backward>) {
     backward_(x, dy, dx);
   }
 

@@ -15,7 +15,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <ExpertBank First, ExpertBank... Rest>
-  requires(std::same_as<typename First::scalar, typename Rest::scalar> && ...)
+  requires(std::same_as<typename First::scalar, typename Rest::scalar>&&...)
 class expert_union {
 public:
   using scalar = typename First::scalar;
@@ -26,8 +26,8 @@ public:
   explicit expert_union(First first, Rest... rest) : banks_(std::move(first), std::move(rest)...) {
     for_each_bank([&](const auto& bank, auto, index_t) {
       if (bank.inputs() != inputs() || bank.outputs() != outputs())
-        throw_invalid("banks of one expert_union need equal widths: ", inputs(), " -> ", outputs(), " and ", bank.inputs(),
-                      " -> ", bank.outputs());
+        throw_invalid("banks of one expert_union need equal widths: ", inputs(), " -> ", outputs(), " and ",
+                      bank.inputs(), " -> ", bank.outputs());
     });
   }
 
@@ -53,10 +53,9 @@ public:
     });
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
-                const executor_ref& executor)
-    requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...))
-  {
+  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                tape& t,
+                const executor_ref& executor) requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...)) {
     index_t first = 0;
     each_index([&](auto i) {
       auto& bank = std::get<i>(banks_);
@@ -74,8 +73,8 @@ public:
       else
         return bank;
     };
-    return std::apply([&](const auto&... bank) { return expert_union<decltype(converted(bank))...>(converted(bank)...); },
-                      banks_);
+    return std::apply(
+        [&](const auto&... bank) { return expert_union<decltype(converted(bank))...>(converted(bank)...); }, banks_);
   }
 
   template <typename Self, typename Visitor>
@@ -86,9 +85,8 @@ public:
 private:
   template <typename F>
   static void each_index(F&& f) {
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      (f(std::integral_constant<std::size_t, I>{}), ...);
-    }(std::index_sequence_for<First, Rest...>{});
+    [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::integral_constant<std::size_t, I>{}), ...); }
+    (std::index_sequence_for<First, Rest...>{});
   }
 
   template <typename F>

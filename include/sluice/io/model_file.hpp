@@ -103,7 +103,8 @@ void read_parameter(const void* object, std::size_t first, std::span<std::byte> 
   using element = typename Parameter::element;
   const auto& p = *static_cast<const Parameter*>(object);
   for (std::size_t i = 0; i < bytes.size() / sizeof(element); ++i)
-    std::memcpy(bytes.data() + i * sizeof(element), &p.data()[p.place(static_cast<index_t>(first + i))], sizeof(element));
+    std::memcpy(bytes.data() + i * sizeof(element), &p.data()[p.place(static_cast<index_t>(first + i))],
+                sizeof(element));
 }
 
 template <typename Element>

@@ -103,8 +103,9 @@ struct lane_rows {
 
 /// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, for `groups` groups of rows of dy.
 template <typename Scalar>
-void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t begin, index_t end, const lane_rows<Scalar>& dy,
-                         index_t first_group, index_t groups, Scalar* sums, bool accumulate) {
+void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t begin, index_t end,
+                         const lane_rows<Scalar>& dy, index_t first_group, index_t groups, Scalar* sums,
+                         bool accumulate) {
   using storage = full_precision<Scalar>;
   constexpr index_t lanes = simd_width<Scalar>;
   // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out.
@@ -177,7 +178,8 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
     if (full < rows.count()) run(full, 1, input, sums);
     if (valid == height) continue;
     for (std::size_t v = 0; v < tile_vectors; ++v)
-      for (index_t i = 0; gradient[v] != nullptr && i < valid * lanes; ++i) gradient[v][input * lanes + i] += spare[v][i];
+      for (index_t i = 0; gradient[v] != nullptr && i < valid * lanes; ++i)
+        gradient[v][input * lanes + i] += spare[v][i];
   }
 }
 

@@ -25,7 +25,8 @@ public:
   linear_map() = default;
   linear_map(index_t outputs, index_t inputs)
       : weight_({outputs, inputs}, parameter_role::weight,
-                initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0), panels_of<Storage>) {}
+                initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0),
+                panels_of<Storage>) {}
 
   index_t inputs() const noexcept { return weight_.cols(); }
   index_t outputs() const noexcept { return weight_.rows(); }
@@ -43,7 +44,8 @@ public:
   linear_map<Other> stored_as() const {
     linear_map<Other> other(outputs(), inputs());
     other.weight().fill([&](index_t i) {
-      return static_cast<typename Other::scalar>(to_number(weight_.data()[weight_.layout().place(i / inputs(), i % inputs())]));
+      return static_cast<typename Other::scalar>(
+          to_number(weight_.data()[weight_.layout().place(i / inputs(), i % inputs())]));
     });
     return other;
   }

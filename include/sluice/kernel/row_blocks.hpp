@@ -59,7 +59,9 @@ struct packed_rows {
   /// Units of a row in memory.
   static index_t pitch(index_t inputs) noexcept { return (steps(inputs) + lanes - 1) / lanes * lanes; }
 
-  activation* block(const row_blocks& rows, index_t b) const noexcept { return units + (rows.begin(b) - row0) * pitch(inputs); }
+  activation* block(const row_blocks& rows, index_t b) const noexcept {
+    return units + (rows.begin(b) - row0) * pitch(inputs);
+  }
   /// L steps of one row of a block of `size` rows.
   activation* panel(const row_blocks& rows, index_t b, index_t row, index_t p) const noexcept {
     return block(rows, b) + (p * rows.size(b) + row) * lanes;
@@ -69,7 +71,9 @@ struct packed_rows {
 namespace detail {
 
 template <typename Storage>
-inline constexpr bool scales_rows = requires(const typename Storage::scalar* x) { Storage::row_scale(x, index_t(1)); };
+inline constexpr bool scales_rows = requires(const typename Storage::scalar* x) {
+  Storage::row_scale(x, index_t(1));
+};
 
 /// One panel of one row: units of the inputs from `begin` on, zero past the last.
 template <typename Storage>

@@ -30,11 +30,11 @@ template <typename S>
 concept WeightStorage = std::floating_point<typename S::scalar> &&
     requires(const typename S::element* weights, typename S::activation a, typename S::vector w, typename S::sum sum,
              const typename S::scalar* x) {
-      { S::group } -> std::convertible_to<index_t>;
-      { S::load(weights) } -> std::same_as<typename S::vector>;
-      { S::multiply_add(a, w, sum) } -> std::same_as<typename S::sum>;
-      { S::pack(x, *x) } -> std::same_as<typename S::activation>;
-    };
+  { S::group } -> std::convertible_to<index_t>;
+  { S::load(weights) } -> std::same_as<typename S::vector>;
+  { S::multiply_add(a, w, sum) } -> std::same_as<typename S::sum>;
+  { S::pack(x, *x) } -> std::same_as<typename S::activation>;
+};
 
 template <WeightStorage Storage>
 inline constexpr panel_shape panels_of{kernel::simd_width<typename Storage::scalar>, Storage::group};

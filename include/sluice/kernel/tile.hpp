@@ -81,11 +81,11 @@ void tile(const tile_operands<Storage>& t, const prefetch_ahead& ahead) noexcept
   constexpr index_t lanes = static_cast<index_t>(sum_t::size);
   sum_t sums[Rows][tile_vectors];
   if (t.accumulate) {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
-      SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] = sum_t::load_unaligned(t.sums[v] + i * lanes);
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] =
+        sum_t::load_unaligned(t.sums[v] + i * lanes);
   } else {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
-      SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] = sum_t(0);
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] =
+        sum_t(0);
   }
   const typename Storage::element* w0 = t.weights[0];
   const typename Storage::element* w1 = t.weights[1];
@@ -114,8 +114,8 @@ void tile(const tile_operands<Storage>& t, const prefetch_ahead& ahead) noexcept
     w0 += t.weight_jump;
     w1 += t.weight_jump;
   }
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i)
-    SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v].store_unaligned(t.sums[v] + i * lanes);
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v]
+      .store_unaligned(t.sums[v] + i * lanes);
 }
 
 template <typename Storage, typename Order>
@@ -125,7 +125,8 @@ using tile_function = void (*)(const tile_operands<Storage>&, const prefetch_ahe
 template <typename Storage, typename Order>
 inline constexpr auto tiles = []<int... I>(std::integer_sequence<int, I...>) {
   return std::array<tile_function<Storage, Order>, sizeof...(I)>{&tile<Storage, Order, I + 1>...};
-}(std::make_integer_sequence<int, tile_rows>{});
+}
+(std::make_integer_sequence<int, tile_rows>{});
 
 }  // namespace detail
 

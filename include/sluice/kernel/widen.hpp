@@ -40,8 +40,8 @@ inline simd<float> load_widened(const bfloat16* from) noexcept {
 #if defined(__AVX512BW__)
   // Word i goes to the upper half of lane i and zero to the lower: one instruction, where widening and shifting are two.
   const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  const __m512i places = _mm512_set_epi32(0xF0000, 0xE0000, 0xD0000, 0xC0000, 0xB0000, 0xA0000, 0x90000, 0x80000, 0x70000,
-                                          0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
+  const __m512i places = _mm512_set_epi32(0xF0000, 0xE0000, 0xD0000, 0xC0000, 0xB0000, 0xA0000, 0x90000, 0x80000,
+                                          0x70000, 0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAAU, places, words));
 #else
   return cast_bits<float>(detail::load_bits(&from->bits) << 16);

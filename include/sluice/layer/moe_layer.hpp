@@ -49,7 +49,8 @@ public:
   using context_type = routing_context<scalar>;
   static constexpr bool causal = is_causal<Router>;
   /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart.
-  static constexpr bool fused = RoutedBank<Experts> && std::same_as<plan_type, sparse_plan<scalar>> && !WeighsAfterExperts<Router>;
+  static constexpr bool fused =
+      RoutedBank<Experts> && std::same_as<plan_type, sparse_plan<scalar>> && !WeighsAfterExperts<Router>;
 
   /// What a forward call needs besides x and y. One per thread; keeps its memory.
   struct workspace {
@@ -83,7 +84,8 @@ public:
     if (router_.experts() != experts_.experts())
       throw_invalid("the router chooses among ", router_.experts(), " experts, the layer holds ", experts_.experts());
     if (router_.inputs() != experts_.inputs())
-      throw_invalid("the router reads tokens of width ", router_.inputs(), ", the experts of width ", experts_.inputs());
+      throw_invalid("the router reads tokens of width ", router_.inputs(), ", the experts of width ",
+                    experts_.inputs());
   }
 
   index_t inputs() const noexcept { return experts_.inputs(); }
@@ -115,23 +117,24 @@ public:
       if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
     router_.route(t.x.map(), context, t.plan, t.router);
     apply(t.x.map(), y, t, context, true);
-    if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); }) t.router.dsignals.zero_like(t.router.signals);
+    if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); })
+      t.router.dsignals.zero_like(t.router.signals);
     evaluate_losses(t, std::index_sequence_for<Losses...>{});
   }
 
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
-  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
+  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
+                       const context_type& context = {}) const {
     check_shapes(x, y, context);
     apply(x, y, ws, context, false);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires DifferentiableRouter<Router> && DifferentiableBank<Experts>
-  {
+  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx,
+                tape& t) requires DifferentiableRouter<Router> && DifferentiableBank<Experts> {
     if (dy.rows() != t.x.rows() || dy.cols() != outputs() || dx.rows() != t.x.rows() || dx.cols() != inputs())
-      throw_invalid("backward needs dy [", t.x.rows(), ", ", outputs(), "] and dx [", t.x.rows(), ", ", inputs(), "], not [",
-                    dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
+      throw_invalid("backward needs dy [", t.x.rows(), ", ", outputs(), "] and dx [", t.x.rows(), ", ", inputs(),
+                    "], not [", dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
     const executor_ref& executor = t.context.executor;
     ensure_gradients(*this);
     dx.setZero();
@@ -200,15 +203,15 @@ public:
 private:
   void check_shapes(tokens_in<scalar> x, tokens_in<scalar> y, const context_type& context) const {
     if (x.cols() != inputs() || y.rows() != x.rows() || y.cols() != outputs())
-      throw_invalid("the layer maps [T, ", inputs(), "] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(), "] and y [",
-                    y.rows(), ", ", y.cols(), "]");
+      throw_invalid("the layer maps [T, ", inputs(), "] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(),
+                    "] and y [", y.rows(), ", ", y.cols(), "]");
     check_context(context, x.rows());
   }
 
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
     if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
-      throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ", x.rows(),
-                    " and ", experts());
+      throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ",
+                    x.rows(), " and ", experts());
     detail::keep_for_backward(ws.experts, keep);
     if constexpr (fused) {
       experts_.forward_routed(x, ws.plan.routed(), y, ws.experts, context.executor);

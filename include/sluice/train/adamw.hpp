@@ -79,13 +79,14 @@ private:
     Scalar* value = p.data();
     Scalar* first = entry.arrays[0].data();
     Scalar* second = entry.arrays[1].data();
-    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block, [=](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) {
-        first[i] = beta1 * first[i] + rest1 * gradient[i];
-        second[i] = beta2 * second[i] + rest2 * gradient[i] * gradient[i];
-        value[i] = kept * value[i] - rate * first[i] / (std::sqrt(second[i]) * unbias + epsilon);
-      }
-    });
+    executor.parallel_blocks(
+        static_cast<index_t>(p.value().size()), detail::optimizer_block, [=](index_t begin, index_t end) {
+          for (index_t i = begin; i < end; ++i) {
+            first[i] = beta1 * first[i] + rest1 * gradient[i];
+            second[i] = beta2 * second[i] + rest2 * gradient[i] * gradient[i];
+            value[i] = kept * value[i] - rate * first[i] / (std::sqrt(second[i]) * unbias + epsilon);
+          }
+        });
   }
 
   options options_;

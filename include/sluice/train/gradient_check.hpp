@@ -121,11 +121,11 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
   };
   for_each_parameter(model, [&](const std::string& name, parameter<double>& p) {
     if (p.role() == parameter_role::state) return;
-    check_array(name, p.size(), p.value(), std::as_const(p).gradient(),
-                [&](index_t i) { return p.place(i); });
+    check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
   });
   for (const checked_input& input : inputs)
-    check_array(input.name, static_cast<index_t>(input.value.size()), input.value, input.gradient, [](index_t i) { return i; });
+    check_array(input.name, static_cast<index_t>(input.value.size()), input.value, input.gradient,
+                [](index_t i) { return i; });
   return report;
 }
 

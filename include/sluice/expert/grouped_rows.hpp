@@ -1,0 +1,138 @@
+/// What the calls of a bank of feed-forward experts share: their memory, where packed rows lie, and how work is cut into tasks.
+///
+/// Tasks are cut by the number of multiplications, so that skewed loads fill all threads and a single token does too; how they
+/// are cut never changes a bit of a result. Where a whole call is a few microseconds of work it stays on the calling thread.
+#pragma once
+
+#include <sluice/core/executor.hpp>
+#include <sluice/core/routed_rows.hpp>
+#include <sluice/kernel/grouped_gemm.hpp>
+
+#include <array>
+#include <concepts>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// y = last(activate(first_0(x), first_1(x))) + output_bias. The hidden width may differ from expert to expert.
+template <typename E>
+concept MadeOfLinearMaps = WeightStorage<typename E::storage> &&
+    requires(const E& expert, const std::array<kernel::simd<typename E::scalar>, E::first_maps>& z) {
+  { E::first_maps } -> std::convertible_to<int>;
+  { expert.first_map(0) } -> std::same_as<const linear_map<typename E::storage>&>;
+  { expert.last_map() } -> std::same_as<const linear_map<typename E::storage>&>;
+  { expert.activate(index_t(), z) } -> std::same_as<kernel::simd<typename E::scalar>>;
+  { expert.output_bias() } -> std::same_as<const typename E::scalar*>;
+};
+
+namespace detail {
+
+/// Memory of one bank's calls.
+template <typename Expert>
+struct grouped_memory {
+  using scalar = typename Expert::scalar;
+  using storage = typename Expert::storage;
+  struct task {
+    index_t expert;
+    index_t begin;
+    index_t end;
+  };
+
+  bool keep = true;        ///< whether forward keeps what backward needs
+  buffer<index_t> active;  ///< experts that have rows
+  buffer<task> tasks;
+  buffer<typename storage::activation> x, h;
+  buffer<scalar> x_factors, h_factors, h_rows;       ///< for storages that pack otherwise than number by number
+  std::array<buffer<scalar>, Expert::first_maps> z;  ///< what the first maps gave, if kept; backward turns it into dz
+  buffer<scalar> dy, dy_lanes, dweight;              ///< backward: weighted rows; rows in lanes; partial sums
+  std::array<buffer<scalar>, Expert::first_maps> dz_lanes;
+  buffer<index_t> groups;  ///< [E+1] first group of rows in lanes of each expert
+};
+
+/// Below this many multiplications a call does not hand out tasks: waking a thread costs as much.
+inline constexpr index_t serial_work = 1 << 19;
+/// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
+inline constexpr index_t tasks_per_thread = 16;
+
+template <MadeOfLinearMaps Expert>
+class grouped_rows {
+public:
+  using scalar = typename Expert::scalar;
+  using storage = typename Expert::storage;
+  using memory = grouped_memory<Expert>;
+  static constexpr index_t lanes = kernel::simd_width<scalar>;
+  static constexpr int maps = Expert::first_maps;
+
+  /// expert_of(e) is expert e.
+  template <typename ExpertOf>
+  grouped_rows(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs, memory& m,
+               const executor_ref& executor)
+      : rows_(rows), inputs_(inputs), m_(m) {
+    m.active.clear();
+    index_t work = 0;
+    for (index_t e = 0; e < rows.experts(); ++e)
+      if (rows.load(e) > 0) {
+        m.active.push_back(e);
+        const index_t hidden = expert_of(e).last_map().inputs();
+        hidden_ = std::max(hidden_, hidden);
+        work += rows.load(e) * hidden * (inputs * maps + outputs);
+      }
+    executor_ = work < serial_work ? executor_ref() : executor;
+  }
+
+  index_t hidden_width() const noexcept { return hidden_; }
+  kernel::row_blocks blocks_of(index_t e) const { return kernel::row_blocks::of_expert(rows_.offsets, e); }
+  kernel::packed_rows<storage> packed_inputs() const {
+    return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()};
+  }
+  /// Experts narrower than the widest leave the end of their rows' places unused.
+  template <typename Storage, typename Unit>
+  kernel::packed_rows<Storage> packed_hidden(buffer<Unit>& units, const kernel::row_blocks& rows, index_t width,
+                                             scalar* factors = nullptr) const {
+    using packed = kernel::packed_rows<Storage>;
+    const index_t before = rows.first() - rows_.begin();
+    return {units.data() + before * packed::pitch(hidden_), factors == nullptr ? nullptr : factors + before, width,
+            rows.first()};
+  }
+
+  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work; work_of(e) is that of one unit.
+  template <typename UnitsOf, typename WorkOf>
+  void cut(UnitsOf units_of, WorkOf work_of) const {
+    index_t total = 0;
+    for (const index_t e : m_.active) total += units_of(e) * work_of(e);
+    const index_t target = std::max<index_t>(serial_work / 4, total / (tasks_per_thread * executor_.concurrency()));
+    m_.tasks.clear();
+    for (const index_t e : m_.active) {
+      const index_t units = units_of(e);
+      const index_t most = std::max<index_t>(1, target / std::max<index_t>(1, work_of(e)));
+      const index_t parts = (units + most - 1) / most;
+      for (index_t part = 0; part < parts; ++part)
+        m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
+    }
+  }
+  template <typename Body>
+  void run_tasks(Body&& body) const {
+    executor_.parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
+  }
+
+  /// Runs body(begin, end) on [0, count) columns' units in about equal parts that do not share work.
+  template <typename Body>
+  void run_columns(index_t count, Body&& body) const {
+    const index_t parts = std::min(count, tasks_per_thread * executor_.concurrency());
+    executor_.parallel_for(parts, [&](index_t part) { body(count * part / parts, count * (part + 1) / parts); });
+  }
+
+  static index_t pairs_of(const Expert& expert) {
+    return maps == 2 ? expert.first_map(0).panels() : (expert.first_map(0).panels() + 1) / 2;
+  }
+
+private:
+  routed_rows<scalar> rows_;
+  index_t inputs_;
+  index_t hidden_ = 1;
+  memory& m_;
+  executor_ref executor_;
+};
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA
