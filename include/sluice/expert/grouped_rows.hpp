@@ -67,7 +67,11 @@ public:
   grouped_rows(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs, memory& m,
                const executor_ref& executor)
       : rows_(rows), inputs_(inputs), m_(m) {
+    // The largest number of either that any routing of this many rows needs: a warm call must not allocate.
+    const index_t most_active = std::min(rows.experts(), rows.size());
+    m.active.resize(most_active);
     m.active.clear();
+    m.tasks.resize(most_active + 2 * tasks_per_thread * executor.concurrency());
     index_t work = 0;
     for (index_t e = 0; e < rows.experts(); ++e)
       if (rows.load(e) > 0) {
@@ -95,6 +99,7 @@ public:
   }
 
   /// Cuts `units_of(e)` units of every active expert into tasks of about equal work; work_of(e) is that of one unit.
+  /// A task is worth at least half of the target or a whole expert, so there are at most 2 targets' number + active ones.
   template <typename UnitsOf, typename WorkOf>
   void cut(UnitsOf units_of, WorkOf work_of) const {
     index_t total = 0;
