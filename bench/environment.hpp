@@ -1,6 +1,7 @@
 /// What the numbers were measured on and with, in words.
 #pragma once
 
+#include <sluice/kernel/config.hpp>
 #include <sluice/kernel/simd.hpp>
 #include <sluice/version.hpp>
 
@@ -55,7 +56,7 @@ inline facts describe_environment(const cache_sizes& caches, int threads) {
   all.emplace_back("threads", std::to_string(threads));
   all.emplace_back("compiler", SLUICE_BENCH_COMPILER);
   all.emplace_back("flags", "`" SLUICE_BENCH_FLAGS "`");
-  all.emplace_back("xsimd architecture", std::string(sluice::kernel::architecture_name()) + " (" +
+  all.emplace_back("xsimd architecture", std::string(sluice::config().architecture) + " (" +
                                              std::to_string(sluice::kernel::simd_width<float>) + " floats a vector)");
   all.emplace_back("xsimd", version(XSIMD_VERSION_MAJOR, XSIMD_VERSION_MINOR, XSIMD_VERSION_PATCH));
   all.emplace_back("Eigen", version(EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION));
