@@ -155,7 +155,7 @@ TEST_CASE("compete: a competition equals every expert on every token", "[router]
   for (index_t t = 0; t < c.tokens; ++t) CHECK(tape.plan.dense_weights().row(t).sum() == Approx(1));
 }
 
-TEST_CASE("compete: frequency 0 and inference are the base router bit for bit", "[router][compete]") {
+TEST_CASE("compete: frequency 0 and inference are the base router, outputs bit for bit", "[router][compete]") {
   const double frequency = GENERATE(0.0, 1.0);
   const bool training = frequency == 0;  // at inference even frequency 1 does not compete
   moe_layer plain{base_router{6, 5, {.top_k = 2}}, expert_bank<swiglu<double>>{5, 6, 7},
@@ -184,9 +184,14 @@ TEST_CASE("compete: frequency 0 and inference are the base router bit for bit", 
   const auto numbers = run(plain, y, dx);
   const auto numbers2 = run(competing, y2, dx2);
   CHECK(test::same_bits(y, y2));
-  CHECK(test::same_bits(dx, dx2));
+  // A layer that may compete keeps its experts' outputs for the gradients of the weights; a plain one gets them from hidden
+  // units. Sums over 6 or 7 terms, then over 33 tokens, of numbers below 8.
+  const double bound = test::bound<double>(33 * 7, 8);
+  CHECK(test::largest_difference(dx, dx2) <= bound);
   REQUIRE(numbers.size() == numbers2.size());
-  CHECK(std::memcmp(numbers.data(), numbers2.data(), numbers.size() * sizeof(double)) == 0);
+  double difference = 0;
+  for (std::size_t i = 0; i < numbers.size(); ++i) difference = std::max(difference, std::abs(numbers[i] - numbers2[i]));
+  CHECK(difference <= bound);
   CHECK(numbers[0] > 0);
 }
 

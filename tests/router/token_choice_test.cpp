@@ -111,7 +111,7 @@ TEST_CASE("token_choice: garbage in padding rows reaches neither output nor grad
     matrix<double> all(1, 0);
     for_each_parameter(layer, [&](const std::string&, parameter<double>& p) {
       const index_t used = all.size();
-      all.conservativeResize(1, used + p.size());
+      all.conservativeResize(1, used + static_cast<index_t>(p.gradient().size()));
       std::copy(p.gradient().begin(), p.gradient().end(), all.data() + used);
     });
     return all;

@@ -200,7 +200,7 @@ TEST_CASE("optimizers: a run that goes on from saved state gives the same bits",
       std::size_t loaded = 0;
       for_each_parameter(object, [&](const std::string& name, auto& p) {
         const auto& values = saved.at(name);
-        REQUIRE(values.size() == static_cast<std::size_t>(p.size()));
+        REQUIRE(values.size() == p.value().size());
         for (std::size_t i = 0; i < values.size(); ++i) p.value()[i] = static_cast<float>(values[i]);
         ++loaded;
       });

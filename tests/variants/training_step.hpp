@@ -37,7 +37,7 @@ border::results run_training_step(swiglu_layer& layer, const std::vector<float>&
   layer.forward(view(x), view(r.y), tape);
   layer.backward(view(dy), view(r.dx), tape);
   sluice::for_each_parameter(layer, [&](const std::string&, sluice::parameter<float>& p) {
-    const auto gradient = p.gradient_map();
+    const auto gradient = p.gradient_matrix();
     std::vector<float>& copy = r.gradients.emplace_back();
     for (sluice::index_t row = 0; row < gradient.rows(); ++row)
       for (sluice::index_t col = 0; col < gradient.cols(); ++col) copy.push_back(gradient(row, col));
