@@ -22,6 +22,7 @@
 #include "peers/eigen_loop.hpp"
 #include "peers/naive_loop.hpp"
 #include "peers/onednn_loop.hpp"
+#include "peers/weight_stream.hpp"
 #include "peers/weights.hpp"
 #include "session.hpp"
 #include "workload.hpp"
@@ -35,6 +36,8 @@ using peers::parallelism;
 
 /// Where the time of a naive product exceeds what it teaches.
 constexpr double naive_flops = 1.5e9;
+/// Beyond this no shape is bound by memory.
+constexpr double stream_flops = 1e10;
 
 struct layer_case {
   std::int64_t rows;
@@ -87,7 +90,7 @@ public:
     sluice::openmp_executor pool(threads);
     const sluice::executor_ref executor = threads == 1 ? sluice::executor_ref() : sluice::executor_ref(pool);
     token_rows y(c.rows, shape_.inputs);
-    std::vector<contestant> contestants{layer_contestant(layer_, data, executor, y)};
+    std::vector<contestant> contestants{layer_contestant("sluice", layer_, data, executor, y)};
     records rows_of_report{row<Expert>(data, "sluice", threads)};
     const auto add = [&](contestant other, const std::string& note = "") {
       rows_of_report.push_back(row<Expert>(data, other.name, threads));
@@ -96,8 +99,12 @@ public:
     };
 
     if (c.routing == "uniform" && threads > 1) {
-      contestants.push_back(layer_contestant(half_, data, executor, y));
+      contestants.push_back(layer_contestant("sluice_bfloat16", half_, data, executor, y));
       rows_of_report.push_back(row<half_expert>(data, "sluice", threads));
+    }
+    if (c.with_peers && !c.cached && rows_of_report.front().done.flops <= stream_flops) {
+      const auto stream = std::make_shared<peers::weight_stream>(weights_, threads);
+      add({"stream", scene(data), [&data, stream](std::int64_t r) { stream->run(data.lists[data.batch(r)]); }});
     }
     if (c.with_peers) {
       add_loop<peers::eigen_loop>("eigen", data, y, threads, add);
@@ -123,7 +130,7 @@ public:
     const case_data data = make_case({8, "uniform", false, threads, true});
     sluice::openmp_executor pool(threads);
     token_rows y(8, shape_.inputs), other(8, shape_.inputs);
-    layer_contestant(layer_, data, pool, y).call(0);
+    layer_contestant("sluice", layer_, data, pool, y).call(0);
     const auto compare = [&](const std::string& name, auto loop) {
       loop_contestant(name, data, std::move(loop), other).call(0);
       const float difference = (y - other).cwiseAbs().maxCoeff() / y.cwiseAbs().maxCoeff();
@@ -203,7 +210,7 @@ private:
   }
 
   template <typename Layer>
-  contestant layer_contestant(const Layer& layer, const case_data& data, const sluice::executor_ref& executor,
+  contestant layer_contestant(const std::string& name, const Layer& layer, const case_data& data, const sluice::executor_ref& executor,
                               token_rows& y) {
     const auto workspace = std::make_shared<typename Layer::workspace>();
     const auto call = [&layer, &data, executor, &y, workspace](std::int64_t r) {
@@ -215,7 +222,7 @@ private:
       else
         layer.forward(data.x[b], y, *workspace, context);
     };
-    contestant c = with_scene("sluice", data, call);
+    contestant c = with_scene(name, data, call);
     if (data.planned && !data.cached)
       c.prepare = [&data, workspace, then = c.prepare](std::int64_t r) {
         workspace->plan = data.plans[data.batch(r)];

@@ -15,7 +15,7 @@ namespace bench {
 
 namespace {
 
-constexpr std::string_view peer_names[] = {"eigen", "onednn", "naive", "dense"};
+constexpr std::string_view peer_names[] = {"eigen", "onednn", "naive", "dense", "stream"};
 
 /// "12.3 (81 %)": milliseconds and share of the roofline.
 std::string cell(const record* r) {
@@ -72,7 +72,8 @@ std::vector<std::int64_t> token_counts(const records& all, std::string_view name
 std::string race_table(const session& s, const std::string& name, const std::string& routing) {
   const records& all = s.found.cases;
   const int threads = s.asked.threads;
-  table t({"T", "bound", "least ms", "sluice", "eigen", "onednn", "naive", "dense", "sluice vs best loop", "spread"});
+  table t({"T", "bound", "least ms", "sluice", "eigen", "onednn", "naive", "dense", "stream", "stream / sluice",
+           "sluice vs best loop", "spread"});
   for (const std::int64_t rows : token_counts(all, name, routing, threads)) {
     const auto* own = find(all, name, rows, routing, "sluice", threads);
     if (!own) continue;
@@ -83,8 +84,10 @@ std::string race_table(const session& s, const std::string& name, const std::str
     for (const auto peer : peer_names) {
       const record* other = find(all, name, rows, routing, peer, threads);
       line.push_back(cell(other));
-      if (other && peer != "dense") best = std::min(best, other->median);
+      if (other && peer != "dense" && peer != "stream") best = std::min(best, other->median);
     }
+    const record* stream = find(all, name, rows, routing, "stream", threads);
+    line.push_back(stream && own->least.by_memory ? percent(stream->median / own->median) : "-");
     line.push_back(std::isfinite(best) ? significant(best / own->median) + " x" : "-");
     line.push_back(fixed(own->spread(), 2));
     t.add(std::move(line));

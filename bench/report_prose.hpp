@@ -24,6 +24,9 @@ inline constexpr std::string_view how_to_read = R"(## How to read this
   faster one is shown, and named in the list at the end. `naive` is three nested loops, with tokens shared out over the
   threads, where that does not take too long. `dense` is sluice with a single expert of hidden width K H that takes every
   token: the same active FLOP without any choice, and its own bytes.
+- `stream` reads the weights of the experts that got tokens and does nothing else: what memory gave in that very race. Where
+  memory is shared with other machines its best moment, which the roofline counts with, may be twice as good;
+  `stream / sluice` does not depend on that.
 )";
 
 inline constexpr std::string_view same_results =

@@ -56,7 +56,7 @@ public:
   template <typename ExpertOf>
   grouped_backward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs,
                    memory& m, const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, outputs, m, executor) {
+      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, m, executor) {
     m.groups.resize(rows.experts() + 1);
     m.groups[0] = 0;
     for (index_t e = 0; e < rows.experts(); ++e) m.groups[e + 1] = m.groups[e] + lane_rows::groups(rows.load(e));
@@ -101,58 +101,59 @@ private:
   void pack_upstream(tokens_in<scalar> dy) {
     m_.dy.resize(rows_.size() * packed::pitch(outputs_));
     m_.dy_lanes.resize(m_.groups[rows_.experts()] * lanes * outputs_);
-    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
-               [&](index_t e) { return 2 * group_.blocks_of(e).height() * outputs_; });
     const auto upstream = [&](index_t i) { return dy.data() + rows_.token(i) * dy.outerStride(); };
-    group_.run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      for (index_t b = t.begin; b < t.end; ++b)
-        kernel::pack_block(packed_upstream(rows), rows, b, upstream, [&](index_t i) { return rows_.weight(i); });
-    });
-    group_.cut([&](index_t e) { return lane_rows::groups(rows_.load(e)); },
-               [&](index_t) { return 2 * lanes * outputs_; });
-    group_.run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      for (index_t g = t.begin; g < t.end; ++g) {
-        const index_t first = rows.first() + g * lanes;
-        const index_t count = std::min(lanes, rows.first() + rows.rows() - first);
-        scalar* out = upstream_lanes(t.expert).group(g);
-        std::array<const scalar*, static_cast<std::size_t>(lanes)> from;
-        for (index_t l = 0; l < count; ++l) from[static_cast<std::size_t>(l)] = upstream(first + l);
-        for (index_t k = 0; k < outputs_; ++k, out += lanes) {
-          for (index_t l = 0; l < count; ++l) out[l] = from[static_cast<std::size_t>(l)][k];
-          for (index_t l = count; l < lanes; ++l) out[l] = 0;
-        }
-      }
-    });
+    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
+                     [&](index_t e) { return 2 * group_.blocks_of(e).height() * outputs_; },
+                     [&](const typename memory::task& t) {
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       for (index_t b = t.begin; b < t.end; ++b)
+                         kernel::pack_block(packed_upstream(rows), rows, b, upstream,
+                                            [&](index_t i) { return rows_.weight(i); });
+                     });
+    group_.run_tasks([&](index_t e) { return lane_rows::groups(rows_.load(e)); },
+                     [&](index_t) { return 2 * lanes * outputs_; },
+                     [&](const typename memory::task& t) {
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       for (index_t g = t.begin; g < t.end; ++g) {
+                         const index_t first = rows.first() + g * lanes;
+                         const index_t count = std::min(lanes, rows.first() + rows.rows() - first);
+                         scalar* out = upstream_lanes(t.expert).group(g);
+                         std::array<const scalar*, static_cast<std::size_t>(lanes)> from;
+                         for (index_t l = 0; l < count; ++l) from[static_cast<std::size_t>(l)] = upstream(first + l);
+                         for (index_t k = 0; k < outputs_; ++k, out += lanes) {
+                           for (index_t l = 0; l < count; ++l) out[l] = from[static_cast<std::size_t>(l)][k];
+                           for (index_t l = count; l < lanes; ++l) out[l] = 0;
+                         }
+                       }
+                     });
   }
 
   void hidden(const auto& expert_of, bool with_weights) {
     for (auto& dz : m_.dz_lanes) dz.resize(m_.groups[rows_.experts()] * lanes * group_.hidden_width());
     // Experts narrower than the widest have fewer parts; theirs that are missing count as zero.
     if (with_weights) m_.dweight.assign(column_units(group_.hidden_width()) * rows_.size(), scalar(0));
-    group_.cut([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
-               [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; });
-    group_.run_tasks([&](const typename memory::task& t) {
-      alignas(64) scalar sums[unit_groups * unit_columns * lanes];
-      Expert& expert = expert_of(t.expert);
-      const index_t width = expert.last_map().inputs();
-      const index_t groups = lane_rows::groups(rows_.load(t.expert));
-      for (index_t unit = t.begin; unit < t.end; ++unit) {
-        const index_t begin = unit * unit_columns;
-        const index_t end = std::min(begin + unit_columns, width);
-        for (index_t g = 0; g < groups; g += unit_groups) {
-          const index_t count = std::min(unit_groups, groups - g);
-          kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.expert), g, count,
-                                      sums, false);
-          for_each_row(t.expert, g, count, [&](index_t i, index_t group, index_t lane) {
-            const scalar part =
-                hidden_row(t.expert, expert, i, begin, end, group, lane, sums + (group - g) * (end - begin) * lanes);
-            if (with_weights) m_.dweight[unit * rows_.size() + i - rows_.begin()] = part;
-          });
-        }
-      }
-    });
+    group_.run_tasks([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
+                     [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; },
+                     [&](const typename memory::task& t) {
+                       alignas(64) scalar sums[unit_groups * unit_columns * lanes];
+                       Expert& expert = expert_of(t.expert);
+                       const index_t width = expert.last_map().inputs();
+                       const index_t groups = lane_rows::groups(rows_.load(t.expert));
+                       for (index_t unit = t.begin; unit < t.end; ++unit) {
+                         const index_t begin = unit * unit_columns;
+                         const index_t end = std::min(begin + unit_columns, width);
+                         for (index_t g = 0; g < groups; g += unit_groups) {
+                           const index_t count = std::min(unit_groups, groups - g);
+                           kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end,
+                                                       upstream_lanes(t.expert), g, count, sums, false);
+                           for_each_row(t.expert, g, count, [&](index_t i, index_t group, index_t lane) {
+                             const scalar part = hidden_row(t.expert, expert, i, begin, end, group, lane,
+                                                            sums + (group - g) * (end - begin) * lanes);
+                             if (with_weights) m_.dweight[unit * rows_.size() + i - rows_.begin()] = part;
+                           });
+                         }
+                       }
+                     });
   }
 
   /// f(row, group, lane) for the rows of an expert that lie in `count` groups.
@@ -215,35 +216,36 @@ private:
 
   void gradients(const auto& expert_of) {
     const auto work = [&](index_t e, index_t width) { return rows_.load(e) * width * lanes * kernel::tile_vectors; };
-    group_.cut([&](index_t e) { return (expert_of(e).last_map().panels() + 1) / 2; },
-               [&](index_t e) { return work(e, expert_of(e).last_map().inputs()); });
-    group_.run_tasks([&](const typename memory::task& t) {
-      Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      const packed dy = packed_upstream(rows);
-      const packed h = group_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
-      for (index_t q = t.begin; q < t.end; ++q) {
-        add_neighbours(expert.last_map(), q, rows, h, dy);
-        if (scalar* bias = expert.output_bias_gradient())
-          add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
-      }
-    });
-    group_.cut([&](index_t e) { return group_.pairs_of(expert_of(e)); }, [&](index_t e) { return work(e, inputs_); });
-    group_.run_tasks([&](const typename memory::task& t) {
-      Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      const auto dz = [&](std::size_t m) {
-        return group_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
-      };
-      for (index_t q = t.begin; q < t.end; ++q) {
-        if constexpr (maps == 2)
-          kernel::add_weight_gradient<scalar>(
-              rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
-              {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
-        else
-          add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
-      }
-    });
+    group_.run_tasks([&](index_t e) { return (expert_of(e).last_map().panels() + 1) / 2; },
+                     [&](index_t e) { return work(e, expert_of(e).last_map().inputs()); },
+                     [&](const typename memory::task& t) {
+                       Expert& expert = expert_of(t.expert);
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       const packed dy = packed_upstream(rows);
+                       const packed h = group_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
+                       for (index_t q = t.begin; q < t.end; ++q) {
+                         add_neighbours(expert.last_map(), q, rows, h, dy);
+                         if (scalar* bias = expert.output_bias_gradient())
+                           add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
+                       }
+                     });
+    group_.run_tasks([&](index_t e) { return group_.pairs_of(expert_of(e)); },
+                     [&](index_t e) { return work(e, inputs_); },
+                     [&](const typename memory::task& t) {
+                       Expert& expert = expert_of(t.expert);
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       const auto dz = [&](std::size_t m) {
+                         return group_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
+                       };
+                       for (index_t q = t.begin; q < t.end; ++q) {
+                         if constexpr (maps == 2)
+                           kernel::add_weight_gradient<scalar>(
+                               rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
+                               {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
+                         else
+                           add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
+                       }
+                     });
   }
 
   static void add_neighbours(linear_map<full>& map, index_t q, const kernel::row_blocks& rows, const packed& x,
@@ -264,33 +266,35 @@ private:
 
   void input_gradients(tokens_in<scalar> x, tokens_out<scalar>& dx, bool with_scales, const auto& expert_of) {
     if (with_scales) m_.dweight.assign(column_units(inputs_) * rows_.size(), scalar(0));
-    group_.run_columns(column_units(inputs_), [&](index_t first_unit, index_t last_unit) {
-      alignas(64) scalar sums[unit_groups * unit_columns * lanes];
-      for (const index_t e : m_.active)
-        for (index_t unit = first_unit; unit < last_unit; ++unit) {
-          const Expert& expert = expert_of(e);
-          const index_t begin = unit * unit_columns;
-          const index_t end = std::min(begin + unit_columns, inputs_);
-          const index_t groups = lane_rows::groups(rows_.load(e));
-          for (index_t g = 0; g < groups; g += unit_groups) {
-            const index_t count = std::min(unit_groups, groups - g);
-            for (int m = 0; m < maps; ++m)
-              kernel::multiply_transposed(expert.first_map(m), begin, end,
-                                          hidden_lanes(e, m, expert.last_map().inputs()), g, count, sums, m > 0);
-            for_each_row(e, g, count, [&](index_t i, index_t group, index_t lane) {
-              const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
-              const scalar scale = rows_.input_scale(i);
-              scalar* out = &dx(rows_.token(i), begin);
-              for (index_t c = 0; c < end - begin; ++c) out[c] += scale * row[c * lanes];
-              if (!with_scales) return;
-              const scalar* in = x.data() + rows_.token(i) * x.outerStride() + begin;
-              scalar inner = 0;
-              for (index_t c = 0; c < end - begin; ++c) inner += in[c] * row[c * lanes];
-              m_.dweight[unit * rows_.size() + i - rows_.begin()] = inner;
-            });
-          }
-        }
-    });
+    group_.run_columns(column_units(inputs_), maps * rows_.size() * group_.hidden_width() * inputs_,
+                       [&](index_t first_unit, index_t last_unit) {
+                         alignas(64) scalar sums[unit_groups * unit_columns * lanes];
+                         for (const index_t e : m_.active)
+                           for (index_t unit = first_unit; unit < last_unit; ++unit) {
+                             const Expert& expert = expert_of(e);
+                             const index_t begin = unit * unit_columns;
+                             const index_t end = std::min(begin + unit_columns, inputs_);
+                             const index_t groups = lane_rows::groups(rows_.load(e));
+                             for (index_t g = 0; g < groups; g += unit_groups) {
+                               const index_t count = std::min(unit_groups, groups - g);
+                               for (int m = 0; m < maps; ++m)
+                                 kernel::multiply_transposed(expert.first_map(m), begin, end,
+                                                             hidden_lanes(e, m, expert.last_map().inputs()), g, count,
+                                                             sums, m > 0);
+                               for_each_row(e, g, count, [&](index_t i, index_t group, index_t lane) {
+                                 const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
+                                 const scalar scale = rows_.input_scale(i);
+                                 scalar* out = &dx(rows_.token(i), begin);
+                                 for (index_t c = 0; c < end - begin; ++c) out[c] += scale * row[c * lanes];
+                                 if (!with_scales) return;
+                                 const scalar* in = x.data() + rows_.token(i) * x.outerStride() + begin;
+                                 scalar inner = 0;
+                                 for (index_t c = 0; c < end - begin; ++c) inner += in[c] * row[c * lanes];
+                                 m_.dweight[unit * rows_.size() + i - rows_.begin()] = inner;
+                               });
+                             }
+                           }
+                       });
   }
 
   routed_rows<scalar> rows_;

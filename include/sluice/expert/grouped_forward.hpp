@@ -33,7 +33,7 @@ public:
   template <typename ExpertOf>
   grouped_forward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs,
                   memory& m, const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, outputs, m, executor) {}
+      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, m, executor) {}
 
   /// Bytes that x and h take for this many rows, without the list of tasks.
   static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden) {
@@ -73,15 +73,15 @@ private:
     m_.x.resize(rows_.size() * kernel::packed_rows<storage>::pitch(inputs_));
     if constexpr (kernel::detail::scales_rows<storage>) m_.x_factors.resize(rows_.size());
     const auto packed = group_.packed_inputs();
-    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
-               [&](index_t e) { return group_.blocks_of(e).height() * inputs_; });
-    group_.run_tasks([&](const typename memory::task& t) {
-      for (index_t b = t.begin; b < t.end; ++b)
-        kernel::pack_block(
-            packed, group_.blocks_of(t.expert), b,
-            [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
-            [&](index_t i) { return rows_.input_scale(i); });
-    });
+    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
+                     [&](index_t e) { return group_.blocks_of(e).height() * inputs_; },
+                     [&](const typename memory::task& t) {
+                       for (index_t b = t.begin; b < t.end; ++b)
+                         kernel::pack_block(
+                             packed, group_.blocks_of(t.expert), b,
+                             [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
+                             [&](index_t i) { return rows_.input_scale(i); });
+                     });
   }
 
   void hidden(const auto& expert_of) {
@@ -91,19 +91,20 @@ private:
     for (auto& z : m_.z)
       z.resize(m_.keep ? rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(group_.hidden_width()) : 0);
     const auto x = group_.packed_inputs();
-    group_.cut([&](index_t e) { return group_.pairs_of(expert_of(e)); },
-               [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; });
-    group_.run_tasks([&](const typename memory::task& t) {
-      const Expert& expert = expert_of(t.expert);
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
-        const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
-        for (index_t q = t.begin; q < t.end; ++q)
-          kernel::multiply_panels<storage>(x, rows, first, last, first_panels(expert, q),
-                                           first_panels(expert, q + 1 < t.end ? q + 1 : q),
-                                           [&](index_t b, const sums_t& z) { activate(expert, rows, b, q, z); });
-      }
-    });
+    group_.run_tasks([&](index_t e) { return group_.pairs_of(expert_of(e)); },
+                     [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; },
+                     [&](const typename memory::task& t) {
+                       const Expert& expert = expert_of(t.expert);
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
+                         const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
+                         for (index_t q = t.begin; q < t.end; ++q)
+                           kernel::multiply_panels<storage>(
+                               x, rows, first, last, first_panels(expert, q),
+                               first_panels(expert, q + 1 < t.end ? q + 1 : q),
+                               [&](index_t b, const sums_t& z) { activate(expert, rows, b, q, z); });
+                       }
+                     });
   }
 
   void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
@@ -148,20 +149,21 @@ private:
 
   void pack_hidden(const auto& expert_of) {
     if constexpr (kernel::detail::scales_rows<storage>) m_.h_factors.resize(rows_.size());
-    group_.cut([&](index_t e) { return group_.blocks_of(e).count(); },
-               [&](index_t e) { return group_.blocks_of(e).height() * group_.hidden_width(); });
-    group_.run_tasks([&](const typename memory::task& t) {
-      const kernel::row_blocks rows = group_.blocks_of(t.expert);
-      const index_t width = expert_of(t.expert).last_map().inputs();
-      const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
-      for (index_t b = t.begin; b < t.end; ++b)
-        kernel::pack_block(
-            group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
-            [&](index_t i) {
-              return flat.units + (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
-            },
-            [](index_t) { return scalar(1); });
-    });
+    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
+                     [&](index_t e) { return group_.blocks_of(e).height() * group_.hidden_width(); },
+                     [&](const typename memory::task& t) {
+                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+                       const index_t width = expert_of(t.expert).last_map().inputs();
+                       const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
+                       for (index_t b = t.begin; b < t.end; ++b)
+                         kernel::pack_block(
+                             group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
+                             [&](index_t i) {
+                               return flat.units +
+                                      (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
+                             },
+                             [](index_t) { return scalar(1); });
+                     });
   }
 
   void output(tokens_out<scalar> y, const auto& expert_of) {
@@ -169,7 +171,7 @@ private:
     const index_t y_end = rows_.is_routed ? y.rows() : rows_.end();
     constexpr index_t pair_columns = lanes * kernel::tile_vectors;
     const index_t pairs = (outputs_ + pair_columns - 1) / pair_columns;
-    group_.run_columns(pairs, [&](index_t begin, index_t end) {
+    group_.run_columns(pairs, rows_.size() * group_.hidden_width() * outputs_, [&](index_t begin, index_t end) {
       const index_t column = begin * pair_columns;
       for (index_t t = y_begin; t < y_end; ++t)
         std::fill_n(&y(t, column), std::min(end * pair_columns, outputs_) - column, scalar(0));

@@ -1,7 +1,7 @@
 /// What the calls of a bank of feed-forward experts share: their memory, where packed rows lie, and how work is cut into tasks.
 ///
 /// Tasks are cut by the number of multiplications, so that skewed loads fill all threads and a single token does too; how they
-/// are cut never changes a bit of a result. Where a whole call is a few microseconds of work it stays on the calling thread.
+/// are cut never changes a bit of a result. A stage of a few microseconds stays on the calling thread.
 #pragma once
 
 #include <sluice/core/executor.hpp>
@@ -48,8 +48,8 @@ struct grouped_memory {
   buffer<index_t> groups;  ///< [E+1] first group of rows in lanes of each expert
 };
 
-/// Below this many multiplications a call does not hand out tasks: waking a thread costs as much.
-inline constexpr index_t serial_work = 1 << 19;
+/// Below this many multiplications a stage does not hand out tasks: waking a thread costs as much.
+inline constexpr index_t serial_work = 1 << 16;
 /// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
 inline constexpr index_t tasks_per_thread = 16;
 
@@ -64,23 +64,19 @@ public:
 
   /// expert_of(e) is expert e.
   template <typename ExpertOf>
-  grouped_rows(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs, memory& m,
+  grouped_rows(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, memory& m,
                const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), m_(m) {
+      : rows_(rows), inputs_(inputs), m_(m), executor_(executor) {
     // The largest number of either that any routing of this many rows needs: a warm call must not allocate.
     const index_t most_active = std::min(rows.experts(), rows.size());
     m.active.resize(most_active);
     m.active.clear();
     m.tasks.resize(most_active + 2 * tasks_per_thread * executor.concurrency());
-    index_t work = 0;
     for (index_t e = 0; e < rows.experts(); ++e)
       if (rows.load(e) > 0) {
         m.active.push_back(e);
-        const index_t hidden = expert_of(e).last_map().inputs();
-        hidden_ = std::max(hidden_, hidden);
-        work += rows.load(e) * hidden * (inputs * maps + outputs);
+        hidden_ = std::max(hidden_, expert_of(e).last_map().inputs());
       }
-    executor_ = work < serial_work ? executor_ref() : executor;
   }
 
   index_t hidden_width() const noexcept { return hidden_; }
@@ -98,13 +94,14 @@ public:
             rows.first()};
   }
 
-  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work; work_of(e) is that of one unit.
-  /// A task is worth at least half of the target or a whole expert, so there are at most 2 targets' number + active ones.
-  template <typename UnitsOf, typename WorkOf>
-  void cut(UnitsOf units_of, WorkOf work_of) const {
+  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work and runs body(task) for each; work_of(e) is
+  /// the work of one unit. A task is worth at least half of the target or is all that an expert has, so there are at most two
+  /// targets' number and one for every active expert.
+  template <typename UnitsOf, typename WorkOf, typename Body>
+  void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
     for (const index_t e : m_.active) total += units_of(e) * work_of(e);
-    const index_t target = std::max<index_t>(serial_work / 4, total / (tasks_per_thread * executor_.concurrency()));
+    const index_t target = std::max<index_t>(serial_work, total / (tasks_per_thread * executor_.concurrency()));
     m_.tasks.clear();
     for (const index_t e : m_.active) {
       const index_t units = units_of(e);
@@ -113,17 +110,15 @@ public:
       for (index_t part = 0; part < parts; ++part)
         m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
     }
-  }
-  template <typename Body>
-  void run_tasks(Body&& body) const {
-    executor_.parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
+    executor_for(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
 
-  /// Runs body(begin, end) on [0, count) columns' units in about equal parts that do not share work.
+  /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that of all.
   template <typename Body>
-  void run_columns(index_t count, Body&& body) const {
-    const index_t parts = std::min(count, tasks_per_thread * executor_.concurrency());
-    executor_.parallel_for(parts, [&](index_t part) { body(count * part / parts, count * (part + 1) / parts); });
+  void run_columns(index_t units, index_t work, Body&& body) const {
+    const index_t parts = std::min(units, tasks_per_thread * executor_.concurrency());
+    executor_for(work).parallel_for(parts,
+                                    [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }
 
   static index_t pairs_of(const Expert& expert) {
@@ -131,6 +126,8 @@ public:
   }
 
 private:
+  executor_ref executor_for(index_t work) const { return work < serial_work ? executor_ref() : executor_; }
+
   routed_rows<scalar> rows_;
   index_t inputs_;
   index_t hidden_ = 1;
