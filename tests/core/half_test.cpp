@@ -12,6 +12,8 @@ using namespace sluice;
 namespace {
 
 std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+/// 255 for infinity and NaN, which -ffast-math would not tell from numbers.
+std::uint32_t exponent_of(float value) { return bits_of(value) >> 23 & 0xFF; }
 
 /// The nearest of all finite halves, ties to the even one, found by looking at them all around a guess.
 template <typename Half>
@@ -21,7 +23,7 @@ void check_rounding(float value, Half got) {
   const double error = std::abs(static_cast<double>(back) - static_cast<double>(value));
   for (const Half other : {below, above}) {
     const float candidate = to_float(other);
-    if (!std::isfinite(candidate) || (candidate < 0) != (back < 0)) continue;
+    if (exponent_of(candidate) == 255 || (candidate < 0) != (back < 0)) continue;
     const double its = std::abs(static_cast<double>(candidate) - static_cast<double>(value));
     CHECK(error <= its);
     if (error == its) CHECK((got.bits & 1) == 0);
@@ -71,7 +73,8 @@ TEST_CASE("half types: round to nearest, ties to even", "[core]") {
   for (std::uint32_t i = 0; i < 20000; ++i) {
     const std::uint32_t bits = i * 2654435761U;  // spread over all exponents
     const float value = std::bit_cast<float>(bits & 0x7FFFFFFFU);
-    if (!std::isfinite(value)) continue;
+    // Not the smallest ones: arithmetic of the test on subnormal floats gives zero under -ffast-math.
+    if (exponent_of(value) == 255 || exponent_of(value) < 8) continue;
     CAPTURE(value);
     if (value < 3e38F) check_rounding(value, round_to<bfloat16>(value));
     if (value < 65519.0F) check_rounding(value, round_to<float16>(value));
