@@ -183,7 +183,11 @@ TEST_CASE("compete: frequency 0 and inference are the base router, outputs bit f
   matrix<double> y, dx, y2, dx2;
   const auto numbers = run(plain, y, dx);
   const auto numbers2 = run(competing, y2, dx2);
+#ifdef __FAST_MATH__  // lets each of the two roads round in an order of its own
+  CHECK(test::largest_difference(y, y2) <= test::bound<double>(6 * 7, 8));
+#else
   CHECK(test::same_bits(y, y2));
+#endif
   // A layer that may compete keeps its experts' outputs for the gradients of the weights; a plain one gets them from hidden
   // units. Sums over 6 or 7 terms, then over 33 tokens, of numbers below 8.
   const double bound = test::bound<double>(33 * 7, 8);

@@ -8,7 +8,7 @@
 /// written for one number, they run number by number.
 #pragma once
 
-#include <sluice/kernel/simd.hpp>
+#include <sluice/kernel/logistic.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -33,12 +33,6 @@ V constant(double value) {
     return V(static_cast<typename V::value_type>(value));
 }
 
-template <typename V>
-V logistic(V z) {
-  using std::exp;
-  return constant<V>(1) / (constant<V>(1) + exp(-z));
-}
-
 }  // namespace detail
 
 struct relu {
@@ -61,11 +55,11 @@ struct relu {
 struct sigmoid {
   template <typename V>
   static V value(V z) {
-    return detail::logistic(z);
+    return kernel::logistic(z);
   }
   template <typename V>
   static V derivative(V z) {
-    const V s = detail::logistic(z);
+    const V s = kernel::logistic(z);
     return s * (detail::constant<V>(1) - s);
   }
 };
@@ -73,11 +67,11 @@ struct sigmoid {
 struct silu {
   template <typename V>
   static V value(V z) {
-    return z * detail::logistic(z);
+    return z * kernel::logistic(z);
   }
   template <typename V>
   static V derivative(V z) {
-    const V s = detail::logistic(z);
+    const V s = kernel::logistic(z);
     return s * (detail::constant<V>(1) + z * (detail::constant<V>(1) - s));
   }
 };

@@ -15,6 +15,7 @@
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/kernel/logistic.hpp>
 
 #include <array>
 #include <cmath>
@@ -189,7 +190,7 @@ private:
     for_rows(n, context.executor, [&](index_t i) {
       scalar s = 1;
       if constexpr (Gated)
-        s = rows.gate(i, 0) = 1 / (1 + std::exp(-kernel::dot(gate_.data(), rows.x.row(i), inputs())));
+        s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), inputs()));
       kernel::add_scaled(s, rows.outputs.row(i), row_of(y, rows.tokens[i]), outputs());
     });
   }

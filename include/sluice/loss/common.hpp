@@ -18,9 +18,9 @@
 
 #include <sluice/core/context.hpp>
 #include <sluice/core/signals.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 
-#include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -110,20 +110,18 @@ public:
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
-        const double slope = form_ == loss_probability::softmax ? 1 : 1 - sigmoid(logits_(t, e));
+        const double slope = form_ == loss_probability::softmax ? 1 : kernel::logistic(-static_cast<double>(logits_(t, e)));
         dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });
   }
 
 private:
-  static double sigmoid(Scalar logit) { return 1 / (1 + std::exp(-static_cast<double>(logit))); }
-
   void fill(const Scalar* logits, Scalar* row) const {
     if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
     double sum = 0;
-    for (index_t e = 0; e < experts(); ++e) sum += sigmoid(logits[e]);
-    for (index_t e = 0; e < experts(); ++e) row[e] = static_cast<Scalar>(sum == 0 ? 0 : sigmoid(logits[e]) / sum);
+    for (index_t e = 0; e < experts(); ++e) sum += kernel::logistic(static_cast<double>(logits[e]));
+    for (index_t e = 0; e < experts(); ++e) row[e] = static_cast<Scalar>(sum == 0 ? 0 : kernel::logistic(static_cast<double>(logits[e])) / sum);
   }
 
   const matrix_buffer<Scalar>& logits_;

@@ -16,6 +16,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/choices.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/kernel/vector_math.hpp>
@@ -103,7 +104,7 @@ public:
     if (form_ == response::norm) {
       if (a != Scalar(0)) kernel::add_scaled(da / a, f, df, width_);
     } else {
-      for (index_t d = 0; d < width_; ++d) df[d] += da / static_cast<Scalar>(width_) / (1 + std::exp(-f[d]));
+      for (index_t d = 0; d < width_; ++d) df[d] += da / static_cast<Scalar>(width_) * kernel::logistic(f[d]);
     }
   }
 
@@ -135,7 +136,7 @@ private:
   Scalar respond(const Scalar* f) const {
     if (form_ == response::norm) return length(f);
     Scalar sum = 0;
-    for (index_t d = 0; d < width_; ++d) sum += (f[d] > 0 ? f[d] : Scalar(0)) + std::log1p(std::exp(-std::abs(f[d])));
+    for (index_t d = 0; d < width_; ++d) sum += kernel::softplus(f[d]);
     return sum / static_cast<Scalar>(width_);
   }
 

@@ -25,6 +25,7 @@
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/gate/cosine.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/router/expert_turnover.hpp>
 
 #include <algorithm>
@@ -209,7 +210,6 @@ private:
   static constexpr double largest_scale = 100;
 
   index_t step() const noexcept { return static_cast<index_t>(step_.data()[0]); }
-  static Scalar logistic(Scalar z) { return 1 / (1 + std::exp(-z)); }
 
   void score(const routing_context<Scalar>& context, tape& t) const {
     auto& s = t.signals;
@@ -218,7 +218,7 @@ private:
     s.thresholds.resize(experts());
     s.live.resize(experts());
     for (index_t e = 0; e < experts(); ++e) {
-      s.thresholds[e] = logistic(gate_.scale() * threshold_.data()[e]);
+      s.thresholds[e] = kernel::logistic(gate_.scale() * threshold_.data()[e]);
       s.live[e] = live_.data()[e];
     }
     const index_t tokens = s.logits.rows();
@@ -228,7 +228,7 @@ private:
     context.executor.parallel_blocks(tokens, row_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token)
         for (index_t e = 0; e < experts(); ++e) {
-          s.scores(token, e) = is_live(e) ? logistic(s.logits(token, e)) : Scalar(0);
+          s.scores(token, e) = is_live(e) ? kernel::logistic(s.logits(token, e)) : Scalar(0);
           s.active(token, e) = s.scores(token, e) > s.thresholds[e];
         }
     });

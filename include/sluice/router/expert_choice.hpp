@@ -25,12 +25,12 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/gate/linear.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/padding.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <concepts>
 #include <utility>
 
@@ -160,7 +160,7 @@ private:
         if (options_.scores == score::softmax)
           kernel::softmax(row, own, experts());
         else
-          for (index_t e = 0; e < experts(); ++e) own[e] = 1 / (1 + std::exp(-row[e]));
+          for (index_t e = 0; e < experts(); ++e) own[e] = kernel::logistic(row[e]);
       }
     });
   }

@@ -13,8 +13,8 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/kernel/logistic.hpp>
 
-#include <cmath>
 #include <limits>
 
 namespace sluice::inline SLUICE_ISA {
@@ -96,7 +96,7 @@ public:
     context.executor.parallel_blocks(t.raw.size(), detail::noise_block, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
         const Scalar raw = t.raw.data()[i];
-        const Scalar std = (raw > 0 ? raw : Scalar(0)) + std::log1p(std::exp(-std::abs(raw))) + epsilon_;
+        const Scalar std = kernel::softplus(raw) + epsilon_;
         const auto z = static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
         t.normal.data()[i] = z;
         signals.noise_std.data()[i] = std;
@@ -111,7 +111,7 @@ public:
                 tokens_out<Scalar> dx) {
     t.draw.resize(t.raw.rows(), t.raw.cols());
     for (index_t i = 0; i < t.raw.size(); ++i) {
-      const Scalar slope = 1 / (1 + std::exp(-t.raw.data()[i]));
+      const Scalar slope = kernel::logistic(t.raw.data()[i]);
       t.draw.data()[i] = slope * (dstd.data()[i] + t.normal.data()[i] * dnoisy.data()[i]);
     }
     linear_backward<Scalar>(x, weight_, t.draw.map(), dx, context.executor);

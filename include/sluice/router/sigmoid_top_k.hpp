@@ -17,6 +17,7 @@
 #pragma once
 
 #include <sluice/gate/linear.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/order.hpp>
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/group_limit.hpp>
@@ -66,7 +67,7 @@ public:
   }
 
   void score(const Scalar* logits, index_t experts, Scalar* scores) const {
-    for (index_t e = 0; e < experts; ++e) scores[e] = sigmoid(logits[e]);
+    for (index_t e = 0; e < experts; ++e) scores[e] = kernel::logistic(logits[e]);
   }
 
   index_t choose(const Scalar*, const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
@@ -95,7 +96,7 @@ public:
     const Scalar total = options_.renormalize ? sum_of(scores, ids, count) : Scalar(1);
     for (index_t j = 0; j < count; ++j) {
       // 1 - s as sigmoid(-l): exact where s rounds to 1.
-      const Scalar slope = scores[ids[j]] * sigmoid(-logits[ids[j]]);
+      const Scalar slope = scores[ids[j]] * kernel::logistic(-logits[ids[j]]);
       dlogits[ids[j]] += (options_.scaling * dweights[j] - inner) / total * slope;
     }
   }
@@ -128,14 +129,6 @@ public:
   }
 
 private:
-  static Scalar sigmoid(Scalar v) noexcept {
-    if (v < Scalar(0)) {
-      const Scalar e = std::exp(v);
-      return e / (1 + e);
-    }
-    return 1 / (1 + std::exp(-v));
-  }
-
   void refuse_constant_weight(index_t k) const {
     if (k == 1 && options_.renormalize && !options_.constant_weight)
       throw_invalid(
