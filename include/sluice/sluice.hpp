@@ -1,4 +1,4 @@
-/// Everything in sluice but io/ (JSON is slow to compile) and exec/tbb.hpp (needs oneTBB).
+/// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile) and exec/tbb.hpp (needs oneTBB).
 #pragma once
 
 #include <sluice/capacity/batch_priority.hpp>

@@ -1,6 +1,6 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- train, io, reference
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- train, io, reference;   io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
 cmake_minimum_required(VERSION 3.21)
@@ -16,6 +16,7 @@ set(layer_may core kernel gate capacity loss router expert)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
+set(checkpoint_may core kernel gate capacity loss router expert layer io)
 
 # Slow to compile, or not for a library: no public header includes them.
 set(nowhere iostream regex functional random Eigen/Dense Eigen/Eigen)
@@ -58,8 +59,8 @@ foreach(header IN LISTS headers)
     if(target IN_LIST nowhere)
       refuse("${header}: includes <${target}>, which no public header may")
     endif()
-    if(target MATCHES "^nlohmann/" AND NOT room STREQUAL "io")
-      refuse("${header}: includes <${target}>; JSON stays in io/")
+    if(target MATCHES "^nlohmann/" AND NOT room MATCHES "^(io|checkpoint)$")
+      refuse("${header}: includes <${target}>; JSON stays in io/ and checkpoint/")
     endif()
     if(target MATCHES "^xsimd/" AND NOT room STREQUAL "kernel")
       refuse("${header}: includes <${target}>; xsimd stays in kernel/")
@@ -75,8 +76,8 @@ foreach(header IN LISTS headers)
     endif()
     if(header STREQUAL "sluice/sluice.hpp")
       list(APPEND umbrella_includes ${target})
-      if(target MATCHES "^sluice/io/")
-        refuse("${header}: includes <${target}>; io/ is included by those who read files")
+      if(target MATCHES "^sluice/(io|checkpoint)/")
+        refuse("${header}: includes <${target}>; io/ and checkpoint/ are included by those who read files")
       endif()
     elseif(room AND target MATCHES "^sluice/([^/]+)/")
       if(NOT CMAKE_MATCH_1 STREQUAL room AND NOT CMAKE_MATCH_1 IN_LIST ${room}_may)
@@ -107,7 +108,7 @@ while(queue)
 endwhile()
 set(not_in_umbrella sluice/sluice.hpp sluice/exec/openmp.hpp sluice/exec/tbb.hpp)
 foreach(header IN LISTS headers)
-  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/io/")
+  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint)/")
     refuse("sluice/sluice.hpp: does not bring <${header}>")
   endif()
 endforeach()
