@@ -1,60 +1,124 @@
-/// model_config: what a published model's config.json says of its mixture-of-experts layers, checked.
+/// read_model_config: what a published model's config.json says of its mixture-of-experts layers, checked.
 ///
-///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B/config.json");
+///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B");   // the folder, or its config.json
 ///
-/// The family decides how a block routes and what its tensors are called; the numbers decide its size. Keys that a family
-/// does not need are ignored; a key that is missing where the family's own code has no default, has the wrong type or makes
-/// no sense is a file_error that names it.
+/// model_type names the family, architectures[0] where it does not (config_families.hpp says what a family's keys mean).
+/// Keys that a family does not need are ignored. A file_error that names the key and the numbers is thrown for a key that
+/// is missing where the family's own code has no default, has the wrong type, makes no sense, or asks for what sluice
+/// does not do (another activation, another way to score). Quantised weights are no error here: `quantization` says so.
+///
+/// to_json writes a config in the keys of its family, so that parse_model_config(to_json(c), name) == c.
 #pragma once
 
-#include <sluice/core/types.hpp>
+#include <sluice/checkpoint/config_families.hpp>
+#include <sluice/checkpoint/config_writer.hpp>
+#include <sluice/checkpoint/json_object.hpp>
+#include <sluice/checkpoint/model_family.hpp>
+#include <sluice/core/error.hpp>
 #include <sluice/io/file_error.hpp>
-#include <sluice/router/group_limit.hpp>
+#include <sluice/io/mapped_file.hpp>
 
 #include <nlohmann/json.hpp>
 
+#include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
+#include <system_error>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class model_family {
-  switch_transformers,
-  mixtral,
-  olmoe,
-  qwen2_moe,
-  qwen3_moe,
-  deepseek_v2,
-  deepseek_v3,
-  phimoe,
-  jetmoe,
-  gpt_oss,
-  llama4,
-  megatron
-};
+namespace detail {
 
-struct model_config {
-  model_family family{};
-  std::string model_type;  ///< as the file has it
-  index_t inputs = 0;      ///< D, hidden_size
-  index_t hidden = 0;      ///< H of one routed expert
-  index_t experts = 0;     ///< E
-  index_t top_k = 0;       ///< k
-  index_t shared_hidden = 0;  ///< H of the shared expert, all of them together; 0 without one
-  bool renormalize = false;   ///< weights are divided by their sum over the choice
-  double scaling = 1;         ///< and multiplied by this
-  group_limit groups{};
-  double jitter = 0;          ///< Phi: eps of the SparseMixer mask
-  double clamp = 0;           ///< GPT-OSS: swiglu_limit
-  double capacity_factor = 0; ///< Megatron; 0 means dropless
-  index_t capacity = 0;       ///< Switch: expert_capacity
-  bool router_bias = false;
-  bool softmax_first = true;  ///< Megatron: softmax over all experts before the choice
-  index_t layers = 0;                ///< blocks of the model (Switch: of its encoder)
-  index_t decoder_layers = 0;        ///< Switch: blocks of its decoder
-  std::vector<index_t> moe_layers;   ///< numbers of the blocks that are mixtures, ascending
-  std::vector<index_t> decoder_moe_layers;  ///< Switch: those of its decoder
-};
+inline std::optional<std::string> first_architecture(const json_object& json) {
+  const nlohmann::json* const list = json.value_if_given({"architectures"});
+  if (list == nullptr) return std::nullopt;
+  if (!list->is_array() || list->empty() || !list->front().is_string())
+    json.refuse("architectures", "must be an array that begins with a string");
+  return list->front().get<std::string>();
+}
+
+[[noreturn]] inline void refuse_family(const json_object& json, const std::optional<std::string>& type,
+                                       const std::optional<std::string>& architecture) {
+  std::string message;
+  if (!type && !architecture) message = "has neither \"model_type\" nor \"architectures\"";
+  if (type) message = "model_type \"" + printable(*type) + "\"";
+  if (architecture) message += std::string(type ? " of " : "") + "architecture \"" + printable(*architecture) + "\"";
+  if (type || architecture) message += " is of no known family";
+  message += "; known model types are";
+  const char* separator = " ";
+  for (const family_spelling& known : family_spellings) {
+    if (known.model_type.empty()) continue;
+    message += separator + std::string(known.model_type);
+    separator = ", ";
+  }
+  throw file_error(json.file(), message);
+}
+
+inline const family_spelling& family_of(const json_object& json, const std::optional<std::string>& type) {
+  if (type && !type->empty())
+    for (const family_spelling& known : family_spellings)
+      if (known.model_type == *type) return known;
+  const std::optional<std::string> architecture = first_architecture(json);
+  if (architecture && !architecture->empty())
+    for (const family_spelling& known : family_spellings)
+      if (known.architecture == *architecture) return known;
+  refuse_family(json, type, architecture);
+}
+
+inline std::optional<std::string> quantization_of(const json_object& json) {
+  const auto found = json.object_if_given({"quantization_config"});
+  if (!found) return std::nullopt;
+  return found->text_if_given({"quant_method"}).value_or("unnamed");
+}
+
+}  // namespace detail
+
+/// Throws file_error; `file` is the name in its messages.
+inline model_config parse_model_config(std::string_view json, const std::string& file) {
+  const nlohmann::json document = detail::parse_json(json, file);
+  const detail::json_object outer(document, file);
+  const std::optional<std::string> type = outer.text_if_given({"model_type"});
+  const detail::family_spelling& family = detail::family_of(outer, type);
+  model_config config;
+  config.family = family.family;
+  config.model_type = type && !type->empty()
+                          ? *type
+                          : std::string(family.model_type.empty() ? name_of(family.family) : family.model_type);
+  const bool nested = family.model_type == "llama4";
+  const detail::json_object inner = nested ? outer.object({"text_config"}) : outer;
+  auto quantization = detail::quantization_of(outer);
+  if (!quantization) quantization = detail::quantization_of(inner);
+  config.quantization = std::move(quantization).value_or("");
+  detail::read_config(inner, config);
+  return config;
+}
+
+/// `path` is a config.json or the folder that holds one. Throws file_error.
+inline model_config read_model_config(const std::filesystem::path& path) {
+  std::error_code ignored;
+  const std::filesystem::path file = std::filesystem::is_directory(path, ignored) ? path / "config.json" : path;
+  const mapped_file bytes(file);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.bytes().data()), bytes.bytes().size());
+  return parse_model_config(text, file.string());
+}
+
+/// Throws std::invalid_argument if a file of this family cannot say what the config says. An empty model_type is written
+/// as the family's name.
+inline std::string to_json(const model_config& config) {
+  model_config named = config;
+  if (named.model_type.empty()) named.model_type = std::string(name_of(named.family));
+  if (named.layers < 1 || named.layers > detail::layer_counts.most)
+    throw_invalid("a model of ", named.layers, " layers has no config.json");
+  const std::string text = detail::config_json(named).dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string difference = "its family has no keys for some of its values";
+  try {
+    if (parse_model_config(text, "to_json") == named) return text;
+  } catch (const file_error& error) {
+    difference = error.what();
+  }
+  throw_invalid("this ", std::string(name_of(named.family)), " config has no config.json: ", difference);
+}
 
 }  // namespace sluice::inline SLUICE_ISA

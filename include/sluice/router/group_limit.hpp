@@ -22,6 +22,8 @@ struct group_limit {
   group_score score = group_score::best;
   bool masked_is_zero = false;
 
+  friend bool operator==(const group_limit&, const group_limit&) = default;
+
   bool limits() const noexcept { return groups > 1; }
 
   /// Throws std::invalid_argument unless k experts can be had from `kept` of `groups` equal groups.

@@ -1,0 +1,85 @@
+/// common_keys: how each family spells the numbers that all of them have. Read by config_families, written by config_writer.
+#pragma once
+
+#include <sluice/checkpoint/json_object.hpp>
+#include <sluice/checkpoint/model_family.hpp>
+
+#include <array>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+inline constexpr integer_range widths{1, index_t{1} << 24U};
+inline constexpr integer_range expert_counts{1, index_t{1} << 20U};
+inline constexpr integer_range layer_counts{1, index_t{1} << 16U};
+inline constexpr integer_range capacities{1, index_t{1} << 30U};
+inline constexpr double largest_factor = 1e6;
+
+/// Sizes must be in the file. Counts of experts have a default (else 0) where the family's configuration class has one
+/// that all its releases share.
+struct common_keys {
+  model_family family;
+  json_key hidden;
+  json_key experts;
+  index_t usual_experts;
+  index_t usual_top_k;
+  json_key inputs{"hidden_size"};
+  json_key layers{"num_hidden_layers"};
+  json_key top_k{"num_experts_per_tok"};
+  json_key activation{"hidden_act"};
+  const char* only_activation = "silu";
+};
+
+inline constexpr auto family_keys = std::to_array<common_keys>({
+    {model_family::mixtral, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 8, 2},
+    {model_family::olmoe, {"intermediate_size"}, {"num_experts", "num_local_experts"}, 64, 8},
+    {model_family::qwen2_moe, {"moe_intermediate_size"}, {"num_experts", "num_local_experts"}, 0, 0},
+    {model_family::qwen3_moe, {"moe_intermediate_size"}, {"num_experts", "num_local_experts"}, 0, 0},
+    {model_family::deepseek_v2, {"moe_intermediate_size"}, {"n_routed_experts", "num_local_experts"}, 0, 0},
+    {model_family::deepseek_v3, {"moe_intermediate_size"}, {"n_routed_experts", "num_local_experts"}, 0, 0},
+    {model_family::phimoe, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 16, 2},
+    {model_family::llama4, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 0, 1},
+    {.family = model_family::gpt_oss,
+     .hidden = {"intermediate_size"},
+     .experts = {"num_local_experts", "num_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 4,
+     .top_k = {"num_experts_per_tok", "experts_per_token"}},
+    {.family = model_family::jetmoe,
+     .hidden = {"intermediate_size", "ffn_hidden_size"},
+     .experts = {"num_local_experts", "moe_num_experts"},
+     .usual_experts = 8,
+     .usual_top_k = 2,
+     .layers = {"num_hidden_layers", "num_layers"},
+     .top_k = {"num_experts_per_tok", "moe_top_k"},
+     .activation = {"activation_function"}},
+    {.family = model_family::switch_transformers,
+     .hidden = {"d_ff"},
+     .experts = {"num_experts"},
+     .usual_experts = 8,
+     .usual_top_k = 1,
+     .inputs = {"d_model"},
+     .layers = {"num_layers"},
+     .top_k = {"num_selected_experts"},
+     .activation = {"dense_act_fn", "feed_forward_proj"},
+     .only_activation = "relu"},
+    {.family = model_family::megatron,
+     .hidden = {"moe_ffn_hidden_size"},
+     .experts = {"num_moe_experts", "num_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 2,
+     .layers = {"num_layers"},
+     .top_k = {"moe_router_topk"},
+     .activation = {"activation_func"}},
+});
+
+constexpr const common_keys& keys_of(model_family family) {
+  for (const common_keys& keys : family_keys)
+    if (keys.family == family) return keys;
+  return family_keys.front();
+}
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA

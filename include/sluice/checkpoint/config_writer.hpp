@@ -1,0 +1,136 @@
+/// config_json: a model_config in its family's own keys, the counterpart of config_families.
+#pragma once
+
+#include <sluice/checkpoint/config_keys.hpp>
+#include <sluice/checkpoint/model_family.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// Where the sparse blocks begin and how far they are apart; of one block alone, a step that reaches no second one.
+struct sparse_pattern {
+  index_t first = 0;
+  index_t step = 1;
+};
+
+inline sparse_pattern pattern_of(const std::vector<index_t>& blocks, index_t layers) {
+  if (blocks.empty()) return {layers, 1};
+  const index_t first = blocks.front();
+  if (blocks.size() > 1) return {first, blocks[1] - first};
+  return {first, first > 0 ? first : layers};
+}
+
+inline std::vector<index_t> dense_blocks(const model_config& config) {
+  std::vector<index_t> out;
+  for (index_t i = 0; i < config.layers; ++i)
+    if (!std::binary_search(config.moe_layers.begin(), config.moe_layers.end(), i)) out.push_back(i);
+  return out;
+}
+
+inline void write_switch_stack(nlohmann::json& json, const std::string& stack, const std::vector<index_t>& blocks,
+                               index_t layers) {
+  // Blocks 1, 1 + step, ...: a lone block 1 needs a step beyond the end, block 0 alone is a stack of one block.
+  const index_t alone = layers == 1 ? 1 : layers;
+  json["num_sparse_" + stack + "_layers"] = blocks.size();
+  json[stack + "_sparse_step"] = blocks.empty() ? 0 : blocks.size() == 1 ? alone : blocks[1] - blocks[0];
+}
+
+inline void write_deepseek(nlohmann::json& json, const model_config& config) {
+  const bool third = config.family == model_family::deepseek_v3;
+  const sparse_pattern pattern = pattern_of(config.moe_layers, config.layers);
+  json["first_k_dense_replace"] = pattern.first;
+  json["moe_layer_freq"] = pattern.step;
+  json["n_shared_experts"] = config.hidden > 0 ? config.shared_hidden / config.hidden : 0;
+  json["norm_topk_prob"] = config.renormalize;
+  json["routed_scaling_factor"] = config.scaling;
+  json["scoring_func"] = third ? "sigmoid" : "softmax";
+  json["topk_method"] = third ? "noaux_tc" : config.groups.limits() ? "group_limited_greedy" : "greedy";
+  json["n_group"] = config.groups.groups;
+  json["topk_group"] = config.groups.kept;
+}
+
+inline void write_megatron(nlohmann::json& json, const model_config& config) {
+  json["swiglu"] = true;
+  json["moe_router_pre_softmax"] = config.softmax_first;
+  json["moe_router_topk_scaling_factor"] = config.scaling;
+  json["moe_token_drop_policy"] = "probs";
+  if (config.capacity_factor != 0) json["moe_expert_capacity_factor"] = config.capacity_factor;
+  if (config.shared_hidden != 0) json["moe_shared_expert_intermediate_size"] = config.shared_hidden;
+  std::vector<index_t> pattern(static_cast<std::size_t>(config.layers), 1);
+  for (const index_t i : dense_blocks(config)) pattern[static_cast<std::size_t>(i)] = 0;
+  json["moe_layer_freq"] = pattern;
+}
+
+inline void write_family(nlohmann::json& json, const model_config& config) {
+  switch (config.family) {
+    case model_family::switch_transformers:
+      json["expert_capacity"] = config.capacity;
+      json["router_bias"] = config.router_bias;
+      json["num_decoder_layers"] = config.decoder_layers;
+      write_switch_stack(json, "encoder", config.moe_layers, config.layers);
+      write_switch_stack(json, "decoder", config.decoder_moe_layers, config.decoder_layers);
+      break;
+    case model_family::qwen2_moe:
+      json["shared_expert_intermediate_size"] = config.shared_hidden;
+      [[fallthrough]];
+    case model_family::qwen3_moe:
+      json["decoder_sparse_step"] = 1;
+      json["mlp_only_layers"] = dense_blocks(config);
+      [[fallthrough]];
+    case model_family::olmoe:
+      json["norm_topk_prob"] = config.renormalize;
+      break;
+    case model_family::deepseek_v2:
+    case model_family::deepseek_v3:
+      write_deepseek(json, config);
+      break;
+    case model_family::phimoe:
+      json["router_jitter_noise"] = config.jitter;
+      break;
+    case model_family::gpt_oss:
+      json["swiglu_limit"] = config.clamp;
+      break;
+    case model_family::llama4:
+      json["moe_layers"] = config.moe_layers;
+      break;
+    case model_family::megatron:
+      write_megatron(json, config);
+      break;
+    case model_family::mixtral:
+    case model_family::jetmoe:
+      break;
+  }
+}
+
+inline nlohmann::json config_json(const model_config& config) {
+  const common_keys& keys = keys_of(config.family);
+  nlohmann::json numbers = {{keys.inputs.name, config.inputs}, {keys.hidden.name, config.hidden},
+                            {keys.layers.name, config.layers}, {keys.experts.name, config.experts},
+                            {keys.top_k.name, config.top_k},   {keys.activation.name, keys.only_activation}};
+  write_family(numbers, config);
+
+  const family_spelling* spelling = nullptr;
+  for (const family_spelling& candidate : family_spellings)
+    if (candidate.family == config.family && (spelling == nullptr || candidate.model_type == config.model_type))
+      spelling = &candidate;
+  nlohmann::json out = std::move(numbers);
+  if (config.family == model_family::llama4 && spelling->model_type == "llama4") {
+    out["model_type"] = "llama4_text";
+    out = {{"text_config", std::move(out)}};
+  }
+  out["model_type"] = config.model_type;
+  if (!spelling->architecture.empty()) out["architectures"] = {spelling->architecture};
+  if (!config.quantization.empty()) out["quantization_config"] = {{"quant_method", config.quantization}};
+  return out;
+}
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA

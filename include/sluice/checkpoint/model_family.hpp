@@ -1,0 +1,96 @@
+/// model_family, model_config: the families of published models that sluice reads, and what it has to know of one model.
+///
+/// The family decides how a block routes and what its tensors are called; the numbers decide its size. A plain value:
+/// fill it by hand, read it from a config.json (model_config.hpp), compare it, write it.
+#pragma once
+
+#include <sluice/core/types.hpp>
+#include <sluice/router/group_limit.hpp>
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+enum class model_family {
+  switch_transformers,
+  mixtral,
+  olmoe,
+  qwen2_moe,
+  qwen3_moe,
+  deepseek_v2,  ///< and DeepSeekMoE-16B
+  deepseek_v3,
+  phimoe,
+  jetmoe,
+  gpt_oss,
+  llama4,
+  megatron
+};
+
+struct model_config {
+  model_family family{};
+  std::string
+      model_type;  ///< as the file has it: "llama4" nests its layers in a multimodal model, "llama4_text" is bare
+  std::string quantization;   ///< quant_method of the file ("fp8", "mxfp4", ...); empty: weights are plain numbers
+  index_t inputs = 0;         ///< D, hidden_size
+  index_t hidden = 0;         ///< H of one routed expert
+  index_t experts = 0;        ///< E
+  index_t top_k = 0;          ///< k
+  index_t shared_hidden = 0;  ///< H of the shared expert, all of them together; 0 without one
+  bool renormalize = false;   ///< weights are divided by their sum over the choice
+  double scaling = 1;         ///< and multiplied by this
+  group_limit groups{};
+  double jitter = 0;                        ///< Phi: eps of the SparseMixer mask
+  double clamp = 0;                         ///< GPT-OSS: swiglu_limit
+  double capacity_factor = 0;               ///< Megatron; 0 means dropless
+  index_t capacity = 0;                     ///< Switch: expert_capacity
+  bool router_bias = false;                 ///< the gate adds a bias to its logits
+  bool softmax_first = true;                ///< Megatron: softmax over all experts before the choice
+  index_t layers = 0;                       ///< blocks of the model (Switch: of its encoder)
+  index_t decoder_layers = 0;               ///< Switch: blocks of its decoder
+  std::vector<index_t> moe_layers;          ///< numbers of the blocks that are mixtures, ascending
+  std::vector<index_t> decoder_moe_layers;  ///< Switch: those of its decoder
+
+  friend bool operator==(const model_config&, const model_config&) = default;
+};
+
+namespace detail {
+
+/// One spelling under which a family appears; the first of a family is the one that is written.
+struct family_spelling {
+  model_family family;
+  std::string_view model_type;    // empty: only the architecture is spelt differently
+  std::string_view architecture;  // empty: the family has none
+};
+
+inline constexpr auto family_spellings = std::to_array<family_spelling>({
+    {model_family::switch_transformers, "switch_transformers", "SwitchTransformersForConditionalGeneration"},
+    {model_family::mixtral, "mixtral", "MixtralForCausalLM"},
+    {model_family::olmoe, "olmoe", "OlmoeForCausalLM"},
+    {model_family::qwen2_moe, "qwen2_moe", "Qwen2MoeForCausalLM"},
+    {model_family::qwen3_moe, "qwen3_moe", "Qwen3MoeForCausalLM"},
+    {model_family::deepseek_v2, "deepseek_v2", "DeepseekV2ForCausalLM"},
+    {model_family::deepseek_v2, "deepseek", "DeepseekForCausalLM"},
+    {model_family::deepseek_v3, "deepseek_v3", "DeepseekV3ForCausalLM"},
+    {model_family::phimoe, "phimoe", "PhiMoEForCausalLM"},
+    {model_family::phimoe, "", "PhimoeForCausalLM"},
+    {model_family::jetmoe, "jetmoe", "JetMoEForCausalLM"},
+    {model_family::jetmoe, "", "JetMoeForCausalLM"},
+    {model_family::gpt_oss, "gpt_oss", "GptOssForCausalLM"},
+    {model_family::llama4, "llama4", "Llama4ForConditionalGeneration"},
+    {model_family::llama4, "llama4_text", "Llama4ForCausalLM"},
+    {model_family::megatron, "megatron", ""},
+});
+
+}  // namespace detail
+
+/// The model_type that the family is known by.
+constexpr std::string_view name_of(model_family family) {
+  for (const detail::family_spelling& spelling : detail::family_spellings)
+    if (spelling.family == family) return spelling.model_type;
+  return "unknown family";
+}
+
+}  // namespace sluice::inline SLUICE_ISA
