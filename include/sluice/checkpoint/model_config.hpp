@@ -2,7 +2,8 @@
 ///
 ///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B");   // the folder, or its config.json
 ///
-/// model_type names the family, architectures[0] where it does not (config_families.hpp says what a family's keys mean).
+/// model_type names the family; where it is unknown (a derivative under a name of its own), architectures[0] does.
+/// config_families.hpp says what a family's keys mean.
 /// Keys that a family does not need are ignored. A file_error that names the key and the numbers is thrown for a key that
 /// is missing where the family's own code has no default, has the wrong type, makes no sense, or asks for what sluice
 /// does not do (another activation, another way to score). Quantised weights are no error here: `quantization` says so.
@@ -70,7 +71,8 @@ inline const family_spelling& family_of(const json_object& json, const std::opti
 inline std::optional<std::string> quantization_of(const json_object& json) {
   const auto found = json.object_if_given({"quantization_config"});
   if (!found) return std::nullopt;
-  return found->text_if_given({"quant_method"}).value_or("unnamed");
+  const std::string method = found->text_if_given({"quant_method"}).value_or("");
+  return method.empty() ? "unnamed" : method;
 }
 
 }  // namespace detail
@@ -83,9 +85,7 @@ inline model_config parse_model_config(std::string_view json, const std::string&
   const detail::family_spelling& family = detail::family_of(outer, type);
   model_config config;
   config.family = family.family;
-  config.model_type = type && !type->empty()
-                          ? *type
-                          : std::string(family.model_type.empty() ? name_of(family.family) : family.model_type);
+  config.model_type = family.model_type.empty() ? name_of(family.family) : family.model_type;
   const bool nested = family.model_type == "llama4";
   const detail::json_object inner = nested ? outer.object({"text_config"}) : outer;
   auto quantization = detail::quantization_of(outer);

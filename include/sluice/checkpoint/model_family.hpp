@@ -31,8 +31,9 @@ enum class model_family {
 
 struct model_config {
   model_family family{};
-  std::string
-      model_type;  ///< as the file has it: "llama4" nests its layers in a multimodal model, "llama4_text" is bare
+  /// One that sluice knows: "llama4" nests its layers in a multimodal model, "llama4_text" is bare, "deepseek" is
+  /// DeepSeekMoE-16B. Of a derivative that only its architecture gives away, the one of that architecture.
+  std::string model_type;
   std::string quantization;   ///< quant_method of the file ("fp8", "mxfp4", ...); empty: weights are plain numbers
   index_t inputs = 0;         ///< D, hidden_size
   index_t hidden = 0;         ///< H of one routed expert
