@@ -1,12 +1,14 @@
 /// read_config: what the keys of each family mean. A rule that differs from one family to the next stands here, once.
 ///
-///   sparse blocks    Switch: i % step == 1 (step 1: all)   Qwen: (i + 1) % step == 0, not in mlp_only_layers
-///                    DeepSeek: i >= first_k_dense_replace, i % moe_layer_freq == 0   Llama-4: moe_layers or every step-th
-///                    Megatron: i % moe_layer_freq == 0, or a list of 0 and 1   all others: every block
-///   weights          DeepSeek-V2: divided by their sum or scaled, not both   DeepSeek-V3: divided by their sum, then scaled
-///                    OLMoE, Qwen: norm_topk_prob   Mixtral, JetMoE, GPT-OSS, Megatron without pre-softmax: softmax over
-///                    the choice, which is the same as dividing by the sum   Switch, Phi, Llama-4: raw
-///   groups           DeepSeek-V2: best expert   DeepSeek-V3: two best, masked experts score 0
+///   sparse blocks   Switch: i % step == 1 (step 1: all)   Qwen: (i + 1) % step == 0 and not in mlp_only_layers
+///                   DeepSeek: i >= first_k_dense_replace and i % moe_layer_freq == 0
+///                   Llama-4: moe_layers, else every step-th   Megatron: i % moe_layer_freq == 0, or a list of 0 and 1
+///                   all others: every block
+///   weights         DeepSeek-V2: divided by their sum or scaled, not both   DeepSeek-V3: divided, then scaled
+///                   OLMoE, Qwen: norm_topk_prob   Switch, Phi, Llama-4: raw
+///                   Mixtral, JetMoE, GPT-OSS, Megatron without pre-softmax: softmax over the choice, which is the same
+///                   as dividing by the sum
+///   groups          DeepSeek-V2: best expert   DeepSeek-V3: two best, masked experts score 0
 ///
 /// Read from the configuration and modelling files that the families publish. Where the vendor's own code and a later
 /// port disagree (DeepSeek renormalises only if k > 1), the vendor's is followed.

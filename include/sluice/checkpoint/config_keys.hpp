@@ -1,4 +1,5 @@
-/// common_keys: how each family spells the numbers that all of them have. Read by config_families, written by config_writer.
+/// common_keys: how each family spells the numbers that all of them have, for config_families to read and
+/// config_writer to write.
 #pragma once
 
 #include <sluice/checkpoint/json_object.hpp>

@@ -6,8 +6,8 @@
 ///
 /// Refused with a file_error that names the file, the key and the numbers: more than 16 MB; text that is not JSON in
 /// UTF-8; nesting deeper than 32; keys given twice; values of another type than asked for, out of range or fractional;
-/// spellings of one key that disagree. The functions with `if_given` take null for an absent key, as the classes that write these
-/// files do; elsewhere null is a value of the wrong type.
+/// spellings of one key that disagree. The functions with `if_given` take null for an absent key, as the classes that
+/// write these files do; elsewhere null is a value of the wrong type.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -68,7 +68,7 @@ struct integer_range {
   index_t most;
 };
 
-/// Refers to the document and to the file's name, which must outlive it. `path` is what leads to this object ("text_config.").
+/// Refers to the document and to the file's name, which must outlive it. `path` leads to this object: "text_config."
 class json_object {
 public:
   json_object(const nlohmann::json& value, const std::string& file, std::string path = {})

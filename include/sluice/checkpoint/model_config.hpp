@@ -3,10 +3,10 @@
 ///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B");   // the folder, or its config.json
 ///
 /// model_type names the family; where it is unknown (a derivative under a name of its own), architectures[0] does.
-/// config_families.hpp says what a family's keys mean.
-/// Keys that a family does not need are ignored. A file_error that names the key and the numbers is thrown for a key that
-/// is missing where the family's own code has no default, has the wrong type, makes no sense, or asks for what sluice
-/// does not do (another activation, another way to score). Quantised weights are no error here: `quantization` says so.
+/// config_families.hpp says what a family's keys mean; keys that it does not need are ignored. A file_error that names
+/// the key and the numbers is thrown for a key that is missing where the family's own code has no default, has the wrong
+/// type, makes no sense, or asks for what sluice does not do (another activation, another way to score). Quantised
+/// weights are no error here: `quantization` names them.
 ///
 /// to_json writes a config in the keys of its family, so that parse_model_config(to_json(c), name) == c.
 #pragma once
@@ -104,8 +104,8 @@ inline model_config read_model_config(const std::filesystem::path& path) {
   return parse_model_config(text, file.string());
 }
 
-/// Throws std::invalid_argument if a file of this family cannot say what the config says. An empty model_type is written
-/// as the family's name.
+/// Throws std::invalid_argument if a file of this family cannot say what the config says. An empty model_type is
+/// written as the family's name.
 inline std::string to_json(const model_config& config) {
   model_config named = config;
   if (named.model_type.empty()) named.model_type = std::string(name_of(named.family));

@@ -1,4 +1,4 @@
-/// model_family, model_config: the families of published models that sluice reads, and what it has to know of one model.
+/// model_family, model_config: the families of published models that sluice reads, and what it must know of a model.
 ///
 /// The family decides how a block routes and what its tensors are called; the numbers decide its size. A plain value:
 /// fill it by hand, read it from a config.json (model_config.hpp), compare it, write it.
