@@ -13,6 +13,7 @@
 #include <sluice/exec/serial.hpp>
 #include <sluice/expert/activation.hpp>
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/constant.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
@@ -32,6 +33,7 @@
 #include <sluice/kernel/config.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
+#include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
 #include <sluice/loss/common.hpp>
@@ -62,6 +64,7 @@
 #include <sluice/router/relu.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
 #include <sluice/router/soft_moe.hpp>
+#include <sluice/router/sparse_mixer.hpp>
 #include <sluice/router/switch_top1.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/top_k.hpp>

@@ -18,7 +18,22 @@ public:
   /// `rows` is the number of rows to transpose by, if that is not the parameter's first axis.
   void bind(const std::string& tensor, sluice::parameter<Scalar>& p, index_t offset = 0, layout l = layout::as_stored,
             index_t rows = 0) {
-    bound_.push_back({tensor, &p, offset, l, rows == 0 ? p.rows() : rows});
+    if (rows == 0) rows = p.rows();
+    const index_t cols = rows == 0 ? 0 : p.size() / rows;
+    if (l == layout::as_stored)
+      bind_at(tensor, p, {offset, cols, 1}, rows);
+    else
+      bind_at(tensor, p, {offset, 1, rows}, rows);
+  }
+
+  /// Element (r, c) of the parameter is element offset + r row_stride + c col_stride of the tensor.
+  struct place {
+    index_t offset;
+    index_t row_stride;
+    index_t col_stride;
+  };
+  void bind_at(const std::string& tensor, sluice::parameter<Scalar>& p, place at, index_t rows = 0) {
+    bound_.push_back({tensor, &p, at, rows == 0 ? p.rows() : rows});
   }
 
   /// Copies the file's values into the parameters.
@@ -44,8 +59,7 @@ private:
   struct entry {
     std::string tensor;
     sluice::parameter<Scalar>* target;
-    index_t offset;
-    layout order;
+    place at;
     index_t rows;
 
     template <typename F>
@@ -54,7 +68,7 @@ private:
       for (index_t r = 0; r < rows; ++r)
         for (index_t c = 0; c < cols; ++c)
           f(static_cast<std::size_t>(target->place(r * cols + c)),
-            static_cast<std::size_t>(offset + (order == layout::as_stored ? r * cols + c : c * rows + r)));
+            static_cast<std::size_t>(at.offset + r * at.row_stride + c * at.col_stride));
     }
   };
   std::vector<entry> bound_;

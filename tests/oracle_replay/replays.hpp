@@ -6,6 +6,7 @@
 namespace oracle {
 
 std::vector<replayer> softmax_blocks();  // mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3
+std::vector<replayer> decoder_blocks();  // phimoe, jetmoe, gpt_oss, llama4, megatron
 std::vector<replayer> vision_routers();  // vmoe
 std::vector<replayer> token_choice();    // noisy_topk, switch, top2_gshard, st_moe, tutel
 std::vector<replayer> soft_routers();    // soft_moe, soft_moe_lucidrains

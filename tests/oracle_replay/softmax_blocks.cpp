@@ -1,5 +1,6 @@
 // Decoder blocks with SwiGLU experts: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2, DeepSeek-V3.
 #include "layer_run.hpp"
+#include "loaded_layer.hpp"
 #include "replays.hpp"
 
 #include <sluice/expert/bank.hpp>
@@ -54,14 +55,23 @@ void check_tables(oracle_case<Scalar>& c, const LayerTape& tape, const group_lim
   check_groups(c, limit, selection);
 }
 
-/// The block with its shared expert: with or without a sigmoid gate.
 template <typename Scalar, typename Layer>
-void run_shared(oracle_case<Scalar>& c, Layer layer, const group_limit& limit) {
+bindings<Scalar> bind_shared(Layer& layer) {
   auto bound = bind_block<Scalar>(layer.layer());
   bound.bind("shared.gate_proj", layer.shared().gate());
   bound.bind("shared.up_proj", layer.shared().up());
   bound.bind("shared.down_proj", layer.shared().down());
   if constexpr (requires { layer.gate(); }) bound.bind("shared.router_weight", layer.gate());
+  return bound;
+}
+
+constexpr std::initializer_list<const char*> layouts{"per-expert", "stacked", "stacked-apart"};
+
+/// The block with its shared expert: with or without a sigmoid gate.
+template <typename Scalar, typename Layer>
+void run_shared(oracle_case<Scalar>& c, Layer layer, const group_limit& limit) {
+  check_loaded<Layer>(c, layouts, bind_shared<Scalar, Layer>);
+  auto bound = bind_shared<Scalar>(layer);
   bound.load(c);
   typename Layer::tape tape;
   check_task(c, layer, tape, bound, {});
@@ -80,6 +90,7 @@ void run_block(oracle_case<Scalar>& c, Router router, const group_limit& limit =
   } else if (c.has("shared.gate_proj")) {
     run_shared(c, shared_expert_layer{std::move(layer), swiglu<Scalar>(D, c.axis("shared.gate_proj", 0))}, limit);
   } else {
+    check_loaded<decltype(layer)>(c, layouts, bind_block<Scalar, decltype(layer)>);
     auto bound = bind_block<Scalar>(layer);
     bound.load(c);
     typename decltype(layer)::tape tape;

@@ -1,5 +1,6 @@
 // Routers in which tokens choose: learned noise, Switch, GShard-style top-2, ST-MoE, Tutel.
 #include "layer_run.hpp"
+#include "loaded_layer.hpp"
 #include "replays.hpp"
 
 #include <sluice/capacity/batch_priority.hpp>
@@ -118,10 +119,15 @@ void switch_transformer(oracle_case<Scalar>& c) {
   const auto groups = c.groups();
   routing_context<Scalar> context;
   context.groups = groups;
+  const auto bind_all = [bind](auto& layer) {
+    bindings<Scalar> bound;
+    bind(layer.router(), bound);
+    bind_ffn(bound, layer.bank(), {"experts.weight1", "experts.weight2"}, false);
+    return bound;
+  };
+  check_loaded<switch_layer<Scalar>>(c, {"per-expert"}, bind_all, context);
   moe_layer layer{router, expert_bank<ffn<Scalar>>(E, D, c.template setting<index_t>("H"))};
-  bindings<Scalar> bound;
-  bind(layer.router(), bound);
-  bind_ffn(bound, layer.bank(), {"experts.weight1", "experts.weight2"}, false);
+  auto bound = bind_all(layer);
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);

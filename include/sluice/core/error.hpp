@@ -9,13 +9,13 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-inline void append_part(std::string& text, const char* part) { text += part; }
-inline void append_part(std::string& text, const std::string& part) { text += part; }
+inline void append_part(std::string& text, std::string_view part) { text += part; }
 template <typename Number>
   requires std::is_arithmetic_v<Number>
 void append_part(std::string& text, Number part) {

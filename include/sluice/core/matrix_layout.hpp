@@ -37,10 +37,15 @@ public:
   /// Elements in memory, with those beyond the matrix.
   index_t stored_size() const noexcept { return !is_panelled() ? rows_ * cols_ : panel_count() * panel_size(); }
 
-  index_t place(index_t r, index_t c) const noexcept {
-    if (!is_panelled()) return r * cols_ + c;
-    const auto [lanes, group] = panels_;
-    return r / lanes * panel_size() + c / group * lanes * group + r % lanes * group + c % group;
+  index_t place(index_t r, index_t c) const noexcept { return place_of_row(r) + place_of_column(c); }
+  /// The two parts of place(r, c), for loops that keep one of them.
+  index_t place_of_row(index_t r) const noexcept {
+    if (!is_panelled()) return r * cols_;
+    return r / panels_.lanes * panel_size() + r % panels_.lanes * panels_.group;
+  }
+  index_t place_of_column(index_t c) const noexcept {
+    if (!is_panelled()) return c;
+    return c / panels_.group * panels_.lanes * panels_.group + c % panels_.group;
   }
 
   /// Calls f(row-major position, place in memory) for every element of the matrix, row by row.

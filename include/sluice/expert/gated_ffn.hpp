@@ -4,7 +4,8 @@
 ///   a = gate x, b = up x, h = phi(a) b s;  dh = dy W_down;  da = dh b s phi'(a);  db = dh phi(a) s;  ds += dh phi(a) b
 ///   dx = da W_gate + db W_up;  dW_gate += da^T x;  dW_up += db^T x;  dW_down += dy^T h
 ///
-/// swiglu, geglu and reglu are this with SiLU, GELU and ReLU. Biases and the hidden scale (ST-MoE's multiplicative bias,
+/// swiglu, geglu and reglu are this with SiLU, GELU and ReLU. In place of an activation there may be a gating, an object that
+/// makes h of a and b in another way (expert/clamped_glu.hpp). Biases and the hidden scale (ST-MoE's multiplicative bias,
 /// initially 1) are optional. Storage says how the three matrices are kept (kernel/storage.hpp). NaN stays in its row.
 /// Shazeer 2020, arXiv:2002.05202.
 #pragma once
@@ -14,7 +15,33 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, Activation<Scalar> Phi = silu, WeightStorage Storage = full_precision<Scalar>>
+/// How gate and up become a hidden unit: value(a, b) and gradients(a, b, dh) = {da, db}, on vectors.
+template <typename G, typename Scalar>
+concept Gating = requires(const G& gating, kernel::simd<Scalar> v) {
+  { gating.value(v, v) } -> std::same_as<kernel::simd<Scalar>>;
+  { gating.gradients(v, v, v) } -> std::same_as<std::array<kernel::simd<Scalar>, 2>>;
+};
+
+namespace detail {
+
+/// phi(a) b
+template <typename Phi, typename Scalar>
+struct activated_gate {
+  using vector = kernel::simd<Scalar>;
+
+  vector value(const vector& a, const vector& b) const { return value_of<Phi, Scalar>(a) * b; }
+  std::array<vector, 2> gradients(const vector& a, const vector& b, const vector& dh) const {
+    return {dh * b * derivative_of<Phi, Scalar>(a), dh * value_of<Phi, Scalar>(a)};
+  }
+};
+
+template <typename Phi, typename Scalar>
+using gating_of = std::conditional_t<Activation<Phi, Scalar>, activated_gate<Phi, Scalar>, Phi>;
+
+}  // namespace detail
+
+template <std::floating_point Scalar, typename Phi = silu, WeightStorage Storage = full_precision<Scalar>>
+  requires(Activation<Phi, Scalar> || Gating<Phi, Scalar>)
 class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar, Storage> {
 public:
   using scalar = Scalar;
@@ -25,10 +52,12 @@ public:
     index_t outputs = 0;  ///< D'; 0 means D
     bool bias = false;
     bool hidden_scale = false;
+    SLUICE_NO_UNIQUE_ADDRESS detail::gating_of<Phi, Scalar> gating{};
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
-  gated_ffn(index_t inputs, index_t hidden, options o = {}) : has_bias_(o.bias), has_scale_(o.hidden_scale) {
+  gated_ffn(index_t inputs, index_t hidden, options o = {})
+      : has_bias_(o.bias), has_scale_(o.hidden_scale), gating_(o.gating) {
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
@@ -58,8 +87,8 @@ public:
   /// The same expert with its weights rounded to another storage.
   template <WeightStorage Other>
   gated_ffn<Scalar, Phi, Other> stored_as() const {
-    gated_ffn<Scalar, Phi, Other> other(inputs(), hidden(),
-                                        {.outputs = outputs(), .bias = has_bias_, .hidden_scale = has_scale_});
+    gated_ffn<Scalar, Phi, Other> other(
+        inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_, .hidden_scale = has_scale_, .gating = gating_});
     other.gate_ = gate_.template stored_as<Other>();
     other.up_ = up_.template stored_as<Other>();
     other.down_ = down_.template stored_as<Other>();
@@ -80,21 +109,18 @@ public:
   Scalar* output_bias_gradient() { return has_bias_ ? down_bias_.gradient().data() : nullptr; }
 
   vector activate(index_t column, const std::array<vector, 2>& z) const {
-    const vector h =
-        detail::value_of<Phi, Scalar>(with_bias(gate_bias_, column, z[0])) * with_bias(up_bias_, column, z[1]);
+    const vector h = gating_.value(with_bias(gate_bias_, column, z[0]), with_bias(up_bias_, column, z[1]));
     return has_scale_ ? h * kernel::load(hidden_scale_.data() + column) : h;
   }
   void activate_backward(index_t column, std::array<vector, 2>& z, const vector& dh) {
     const vector a = with_bias(gate_bias_, column, z[0]);
     const vector b = with_bias(up_bias_, column, z[1]);
-    const vector activated = detail::value_of<Phi, Scalar>(a);
     vector upstream = dh;
     if (has_scale_) {
-      detail::add_lanes<Scalar>(hidden_scale_.gradient().data() + column, dh * activated * b);
+      detail::add_lanes<Scalar>(hidden_scale_.gradient().data() + column, dh * gating_.value(a, b));
       upstream = dh * kernel::load(hidden_scale_.data() + column);
     }
-    z[0] = upstream * b * detail::derivative_of<Phi, Scalar>(a);
-    z[1] = upstream * activated;
+    z = gating_.gradients(a, b, upstream);
     if (!has_bias_) return;
     detail::add_lanes<Scalar>(gate_bias_.gradient().data() + column, z[0]);
     detail::add_lanes<Scalar>(up_bias_.gradient().data() + column, z[1]);
@@ -114,7 +140,8 @@ public:
   }
 
 private:
-  template <std::floating_point S, Activation<S> P, WeightStorage W>
+  template <std::floating_point S, typename P, WeightStorage W>
+    requires(Activation<P, S> || Gating<P, S>)
   friend class gated_ffn;
 
   vector with_bias(const parameter<Scalar>& bias, index_t column, const vector& z) const {
@@ -123,6 +150,7 @@ private:
 
   bool has_bias_;
   bool has_scale_;
+  SLUICE_NO_UNIQUE_ADDRESS detail::gating_of<Phi, Scalar> gating_;
   linear_map<Storage> gate_, up_, down_;
   parameter<Scalar> gate_bias_, up_bias_, down_bias_, hidden_scale_;
 };

@@ -9,6 +9,7 @@
 /// and, where it wants,
 ///   check(E), check_call(E, k, training)       throw if the options, or the k of a call, do not fit
 ///   choose_drawn(context, token, logits, ...)  in place of choose, for choices that are drawn at random
+///   weigh_drawn(context, token, logits, ...)   in place of weigh, for weights that are drawn at random
 ///   keeps(context, token, rank, T, weight)     thins out choices
 ///   after_step(statistics)                     for what is learned without gradients
 ///   visit_parameters                           if it has parameters; their names begin with "rule."

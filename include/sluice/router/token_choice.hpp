@@ -173,7 +173,10 @@ private:
         rule_.score(row, experts(), scores);
         const index_t count = choose_row(context, token, row, scores, scratch, k, ids);
         std::fill(ids + count, ids + k, no_expert);
-        rule_.weigh(row, scores, experts(), ids, count, weights);
+        if constexpr (requires { rule_.weigh_drawn(context, token, row, scores, experts(), ids, count, weights); })
+          rule_.weigh_drawn(context, token, row, scores, experts(), ids, count, weights);
+        else
+          rule_.weigh(row, scores, experts(), ids, count, weights);
         t.choices.priority[token] = rule_.priority(scores, experts());
         if (t.invalid[token]) continue;
         for (index_t j = 0; j < count; ++j)

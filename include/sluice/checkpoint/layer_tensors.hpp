@@ -1,0 +1,84 @@
+/// layer_tensors: the parameters of a layer as tensors of a published model, to be written.
+///
+///   sluice::layer_tensors tensors(layer, model.names({.layer = 3}));
+///   tensors.set_types_of(model.files());           // as the files have them; otherwise as the layer has them
+///   tensors.add_to(writer);                        // a safetensors_writer or checkpoint_writer
+///   writer.save(path);
+///
+/// Elements are converted while they are written, piece by piece; those that need no conversion keep their bits. The object
+/// refers to the layer, and the writer to the object, until saved. F64, F32, BF16 and F16 can be written.
+#pragma once
+
+#include <sluice/checkpoint/load_layer.hpp>
+#include <sluice/checkpoint/tensor_copy.hpp>
+#include <sluice/checkpoint/tensor_names.hpp>
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+class layer_tensors {
+public:
+  /// Throws std::invalid_argument if the layer has a parameter for which the family has no tensor.
+  template <typename Layer>
+  layer_tensors(const Layer& layer, const tensor_names& names) {
+    detail::problem_list problems;
+    for (tensor_copy& copy : detail::copies_of(layer, names, problems)) {
+      auto [entry, is_new] = tensors_.try_emplace(copy.place.tensor);
+      if (is_new) entry->second.type = copy.element_type();
+      entry->second.parts.push_back(std::move(copy));
+    }
+    if (problems.count() > 0) throw_invalid("the layer is not of this family:", problems.text());
+  }
+
+  /// Writes every tensor as this type. Throws std::invalid_argument if weights cannot be written as it.
+  void set_type(data_type type) {
+    check(type);
+    for (auto& [name, tensor] : tensors_) tensor.type = type;
+  }
+
+  /// Writes every tensor that the files have as the type that it has there.
+  void set_types_of(const checkpoint_files& files) {
+    for (auto& [name, tensor] : tensors_)
+      if (const located_tensor* const found = files.find(name)) {
+        check(found->info.dtype);
+        tensor.type = found->info.dtype;
+      }
+  }
+
+  bool contains(const std::string& tensor) const { return tensors_.contains(tensor); }
+
+  template <typename Writer>
+  void add_to(Writer& file) const {
+    for (const auto& [name, tensor] : tensors_)
+      file.add(name, tensor.parts.front().place.shape, tensor.type,
+               typename Writer::source{&tensor, [](const void* object, std::size_t first, std::span<std::byte> bytes) {
+                                         static_cast<const assembled*>(object)->read(first, bytes);
+                                       }});
+  }
+
+private:
+  /// A tensor and the parameters that it is put together of; together they cover it.
+  struct assembled {
+    data_type type;
+    std::vector<tensor_copy> parts;
+
+    void read(std::size_t first, std::span<std::byte> bytes) const noexcept {
+      for (const tensor_copy& part : parts) part.write(type, static_cast<index_t>(first), bytes);
+    }
+  };
+
+  static void check(data_type type) {
+    if (type != data_type::f64 && type != data_type::f32 && type != data_type::bf16 && type != data_type::f16)
+      throw_invalid("weights cannot be written as ", name_of(type));
+  }
+
+  std::map<std::string, assembled> tensors_;  // nodes stay where they are: writers refer to them
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,187 @@
+/// load_layer: fills a layer from the tensors of a published model, strictly, in parallel and without a second copy.
+///
+///   const sluice::checkpoint_model model("OLMoE-1B-7B-0924");                    // a folder, an index or one file
+///   auto layer = sluice::load_layer<sluice::olmoe_layer<float>>(model, {.layer = 3});
+///   auto small = sluice::load_layer<sluice::olmoe_layer<float, sluice::bfloat16_storage>>(model, {.layer = 3});
+///
+/// Strict: every parameter's tensor is there with its shape and a type that can be converted, and no tensor of the block is
+/// left over, unless it is named as ignored; otherwise one file_error lists them all. Elements go from the mapped file
+/// straight into packed storage: besides the layer nothing of its size is held. Files are named in model_config.hpp.
+#pragma once
+
+#include <sluice/checkpoint/model_config.hpp>
+#include <sluice/checkpoint/published_types.hpp>
+#include <sluice/checkpoint/tensor_copy.hpp>
+#include <sluice/checkpoint/tensor_names.hpp>
+#include <sluice/core/executor.hpp>
+#include <sluice/io/checkpoint_files.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+/// A published model on disk: its config and its tensors.
+class checkpoint_model {
+public:
+  /// A folder with config.json, or an index or a safetensors file beside one. Throws file_error.
+  explicit checkpoint_model(const std::filesystem::path& path)
+      : checkpoint_model(path, read_model_config(std::filesystem::is_directory(path) ? path : folder_of(path))) {}
+  /// With a config from elsewhere.
+  checkpoint_model(const std::filesystem::path& path, model_config config)
+      : files_(path), config_(std::move(config)), name_(path.string()) {}
+
+  const std::string& name() const noexcept { return name_; }
+  const model_config& config() const noexcept { return config_; }
+  const checkpoint_files& files() const noexcept { return files_; }
+
+  /// The mixtures of the model, encoder before decoder.
+  std::vector<block_id> blocks() const {
+    std::vector<block_id> blocks;
+    for (const index_t layer : config_.moe_layers) blocks.push_back({layer, false});
+    for (const index_t layer : config_.decoder_moe_layers) blocks.push_back({layer, true});
+    return blocks;
+  }
+
+  /// What the tensors of a block are called in this model.
+  tensor_names names(const block_id& block) const {
+    return tensor_names(config_, block, [this](const std::string& tensor) { return files_.find(tensor) != nullptr; });
+  }
+
+private:
+  static std::filesystem::path folder_of(const std::filesystem::path& path) {
+    return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  }
+
+  checkpoint_files files_;
+  model_config config_;
+  std::string name_;
+};
+
+struct layer_load_options {
+  executor_ref executor = {};
+  std::vector<std::string> ignored = {};  ///< full names of tensors of the block that may be left over
+  /// Called from the loading thread with bytes of the layer done and in all; may throw to give up.
+  void (*progress)(void* user, std::uint64_t done, std::uint64_t total) = nullptr;
+  void* user = nullptr;
+};
+
+namespace detail {
+
+/// Where each parameter of a layer goes to or comes from, by the names of a model.
+template <typename Layer>
+std::vector<tensor_copy> copies_of(Layer& layer, const tensor_names& names, problem_list& problems) {
+  std::vector<tensor_copy> copies;
+  for_each_parameter(layer, [&](const std::string& name, auto& p) {
+    if (auto place = names.place_of(name, p.rows(), p.cols()))
+      copies.emplace_back(p, std::move(*place));
+    else
+      problems.add("unknown", name, "models of this family have no tensor for this parameter");
+  });
+  return copies;
+}
+
+/// Finds the tensors of all copies, or says what is wrong.
+inline void find_tensors(const checkpoint_model& model, const tensor_names& names, std::vector<tensor_copy>& copies,
+                         const std::vector<std::string>& ignored, problem_list& problems) {
+  std::map<std::string, const tensor_info*, std::less<>> seen;  // nullptr: reported
+  for (tensor_copy& copy : copies) {
+    const auto [entry, is_new] = seen.try_emplace(copy.place.tensor, nullptr);
+    if (is_new) {
+      const located_tensor* const found = model.files().find(copy.place.tensor);
+      const std::string wanted = shape_text(copy.place.shape);
+      if (found == nullptr) {
+        problems.add("missing", copy.place.tensor, "the layer needs shape " + wanted);
+        continue;
+      }
+      if (found->info.shape != copy.place.shape) {
+        problems.add("different", copy.place.tensor,
+                     "shape is " + shape_text(found->info.shape) + ", the layer needs " + wanted);
+        continue;
+      }
+      if (const std::string obstacle = copy.obstacle(found->info); !obstacle.empty()) {
+        problems.add("different", copy.place.tensor, obstacle);
+        continue;
+      }
+      entry->second = &found->info;
+    }
+    copy.from = entry->second;
+  }
+  for (const located_tensor& tensor : model.files().tensors())
+    if (tensor.info.name.starts_with(names.prefix()) && !seen.contains(tensor.info.name) &&
+        std::find(ignored.begin(), ignored.end(), tensor.info.name) == ignored.end())
+      problems.add("left over", tensor.info.name,
+                   std::string(name_of(tensor.info.dtype)) + ' ' + shape_text(tensor.info.shape) +
+                       ", nothing in the layer takes it");
+}
+
+/// Runs all copies, a few hundred tiles of rows between two reports of progress.
+inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_options& options) {
+  struct task {
+    const tensor_copy* copy;
+    index_t block;
+  };
+  std::vector<task> tasks;
+  std::uint64_t total = 0;
+  for (const tensor_copy& copy : copies) {
+    total += copy.bytes();
+    for (index_t block = 0; block < copy.blocks(); ++block) tasks.push_back({&copy, block});
+  }
+  constexpr std::size_t between_reports = 512;
+  std::uint64_t done = 0;
+  for (std::size_t begin = 0; begin < tasks.size(); begin += between_reports) {
+    const std::size_t count = std::min(between_reports, tasks.size() - begin);
+    options.executor.parallel_for(static_cast<index_t>(count), [&](index_t i) {
+      const task& t = tasks[begin + static_cast<std::size_t>(i)];
+      t.copy->read(t.block);
+    });
+    if (options.progress == nullptr) continue;
+    for (std::size_t i = begin; i < begin + count; ++i)
+      done += tasks[i].copy->bytes() / static_cast<std::uint64_t>(tasks[i].copy->blocks());
+    options.progress(options.user, begin + count == tasks.size() ? total : done, total);
+  }
+}
+
+}  // namespace detail
+
+/// Fills a layer that exists. A call that throws has changed nothing, unless progress threw.
+template <typename Layer>
+void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id& block,
+                     const layer_load_options& options = {}) {
+  const tensor_names names = model.names(block);
+  detail::problem_list problems;
+  std::vector<tensor_copy> copies = detail::copies_of(layer, names, problems);
+  detail::find_tensors(model, names, copies, options.ignored, problems);
+  if (problems.count() > 0) {
+    const model_config& config = model.config();
+    throw file_error(model.name(), to_string(block) + " does not fit a layer of " +
+                                       std::string(name_of(config.family)) + ", " + std::to_string(problems.count()) +
+                                       (problems.count() == 1 ? " problem" : " problems") +
+                                       (config.quantization.empty() ? "" : " (the model is quantised by " +
+                                                                              detail::printable(config.quantization) +
+                                                                              ", which is not read)") +
+                                       ':' + problems.text());
+  }
+  detail::read_all(copies, options);
+}
+
+/// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp).
+template <typename Layer>
+Layer load_layer(const checkpoint_model& model, const block_id& block, const layer_load_options& options = {}) {
+  const std::vector<block_id> blocks = model.blocks();
+  if (std::find(blocks.begin(), blocks.end(), block) == blocks.end()) {
+    std::string known;
+    for (const block_id& each : blocks) known += ' ' + to_string(each);
+    throw file_error(model.name(), to_string(block) + " is no mixture of experts; these are:" + known);
+  }
+  Layer layer = make_published_layer<Layer>(model.config());
+  load_layer_into(layer, model, block, options);
+  return layer;
+}
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,205 @@
+/// The layer types of published models, and how their config makes one.
+///
+///   mixtral_layer, olmoe_layer, qwen3_moe_layer   top-k softmax router, SwiGLU experts
+///   deepseek_v2_layer                             the same beside a shared expert
+///   qwen2_moe_layer                               the same, the shared expert behind a sigmoid gate
+///   deepseek_v3_layer, llama4_layer               sigmoid scores, beside a shared expert
+///   phimoe_layer                                  SparseMixer
+///   jetmoe_layer                                  top-k softmax router, one bias added to the sum of experts
+///   gpt_oss_layer                                 biased router, clamped gated experts with biases
+///   switch_layer                                  top-1 with a fixed capacity, ReLU experts
+///   megatron_layer                                top-k, capacity by probability
+///
+/// All are <Scalar, Storage of the experts' weights>. with_published_type finds the type that a config asks for.
+#pragma once
+
+#include <sluice/capacity/position.hpp>
+#include <sluice/capacity/probability.hpp>
+#include <sluice/checkpoint/model_config.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/clamped_glu.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/shared_expert.hpp>
+#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/sparse_mixer.hpp>
+#include <sluice/router/top_k.hpp>
+
+#include <type_traits>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+template <std::floating_point Scalar, typename Capacity>
+using limited_top_k = top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, Capacity>;
+
+template <typename Router, typename Expert>
+using layer_of = moe_layer<Router, expert_bank<Expert>>;
+
+}  // namespace detail
+
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using mixtral_layer = detail::layer_of<top_k_router<Scalar>, swiglu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using olmoe_layer = mixtral_layer<Scalar, Storage>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using qwen3_moe_layer = mixtral_layer<Scalar, Storage>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using deepseek_v2_layer = shared_expert_layer<mixtral_layer<Scalar, Storage>, swiglu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using qwen2_moe_layer = shared_expert_layer<mixtral_layer<Scalar, Storage>, swiglu<Scalar, Storage>, true>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using deepseek_v3_layer =
+    shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Storage>>, swiglu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using llama4_layer = deepseek_v3_layer<Scalar, Storage>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using phimoe_layer = detail::layer_of<sparse_mixer_router<Scalar>, swiglu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using jetmoe_layer = output_bias_layer<mixtral_layer<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using gpt_oss_layer = detail::layer_of<top_k_router<Scalar>, clamped_glu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using switch_layer =
+    detail::layer_of<detail::limited_top_k<Scalar, position_capacity>, ffn<Scalar, relu, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using megatron_layer =
+    detail::layer_of<detail::limited_top_k<Scalar, probability_capacity>, swiglu<Scalar, Storage>>;
+
+/// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
+decltype(auto) with_published_type(const model_config& config, F&& f) {
+  switch (config.family) {
+    case model_family::switch_transformers:
+      return f(std::type_identity<switch_layer<Scalar, Storage>>{});
+    case model_family::qwen2_moe:
+      return f(std::type_identity<qwen2_moe_layer<Scalar, Storage>>{});
+    case model_family::deepseek_v2:
+      if (config.shared_hidden > 0) return f(std::type_identity<deepseek_v2_layer<Scalar, Storage>>{});
+      break;
+    case model_family::deepseek_v3:
+    case model_family::llama4:
+      return f(std::type_identity<deepseek_v3_layer<Scalar, Storage>>{});
+    case model_family::phimoe:
+      return f(std::type_identity<phimoe_layer<Scalar, Storage>>{});
+    case model_family::jetmoe:
+      return f(std::type_identity<jetmoe_layer<Scalar, Storage>>{});
+    case model_family::gpt_oss:
+      return f(std::type_identity<gpt_oss_layer<Scalar, Storage>>{});
+    case model_family::megatron:
+      return f(std::type_identity<megatron_layer<Scalar, Storage>>{});
+    case model_family::mixtral:
+    case model_family::olmoe:
+    case model_family::qwen3_moe:
+      break;
+  }
+  return f(std::type_identity<mixtral_layer<Scalar, Storage>>{});
+}
+
+namespace detail {
+
+/// Makes a T, a router, an expert or a layer, of the sizes and conventions of a config. Weights stay at zero.
+template <typename T>
+struct published;
+
+template <std::floating_point Scalar, typename Capacity>
+struct published<limited_top_k<Scalar, Capacity>> {
+  static auto make(const model_config& c) {
+    const bool chosen_only = c.family == model_family::gpt_oss || c.family == model_family::jetmoe ||
+        (c.family == model_family::megatron && !c.softmax_first);
+    typename limited_top_k<Scalar, Capacity>::options o{.top_k = c.top_k,
+                                                        .weights = chosen_only     ? weighting::post
+                                                            : c.renormalize ? weighting::renorm
+                                                                            : weighting::pre,
+                                                        .constant_weight = true,
+                                                        .scaling = static_cast<Scalar>(c.scaling),
+                                                        .groups = c.groups};
+    if (c.family == model_family::deepseek_v2 && c.renormalize) o.added_to_sum = Scalar(1e-20);
+    return limited_top_k<Scalar, Capacity>(linear_gate<Scalar>(c.inputs, c.experts, {.bias = c.router_bias}), o, {},
+                                           capacity(c, std::type_identity<Capacity>{}));
+  }
+
+private:
+  static dropless capacity(const model_config&, std::type_identity<dropless>) { return {}; }
+  static position_capacity capacity(const model_config& c, std::type_identity<position_capacity>) {
+    return position_capacity(capacity_limit::fixed(c.capacity));
+  }
+  static probability_capacity capacity(const model_config& c, std::type_identity<probability_capacity>) {
+    // Without a factor nothing is dropped: E times the mean load is all there is.
+    const double factor = c.capacity_factor > 0 ? c.capacity_factor : static_cast<double>(c.experts);
+    return probability_capacity(capacity_limit::megatron({factor}));
+  }
+};
+
+template <std::floating_point Scalar>
+struct published<sigmoid_router<Scalar>> {
+  static auto make(const model_config& c) {
+    const bool weighs_inputs = c.family == model_family::llama4;
+    return sigmoid_router<Scalar>(
+        c.inputs, c.experts,
+        {.top_k = c.top_k,
+         .renormalize = c.renormalize,
+         .constant_weight = true,
+         .selection_bias = !weighs_inputs,
+         .scaling = static_cast<Scalar>(c.scaling),
+         .groups = c.groups,
+         .use = weighs_inputs ? weight_use::input : weight_use::output});
+  }
+};
+
+template <std::floating_point Scalar>
+struct published<sparse_mixer_router<Scalar>> {
+  static auto make(const model_config& c) {
+    return sparse_mixer_router<Scalar>(c.inputs, c.experts,
+                                       {.top_k = c.top_k, .jitter = static_cast<Scalar>(c.jitter)});
+  }
+};
+
+template <typename Router, typename Expert>
+struct published<moe_layer<Router, expert_bank<Expert>>> {
+  using storage = typename Expert::storage;
+  static auto make(const model_config& c) {
+    typename Expert::options o{};
+    if constexpr (requires { o.gating.limit; }) {
+      o.gating.limit = static_cast<typename Expert::scalar>(c.clamp);
+      o.bias = true;
+    }
+    return moe_layer(published<Router>::make(c), expert_bank<Expert>(c.experts, c.inputs, c.hidden, o));
+  }
+};
+
+template <typename Layer, typename Expert, bool Gated>
+struct published<shared_expert_layer<Layer, Expert, Gated>> {
+  using storage = typename Expert::storage;
+  static auto make(const model_config& c) {
+    if (c.shared_hidden < 1)
+      throw_invalid("a layer of ", name_of(c.family), " has a shared expert; the config gives it width ",
+                    c.shared_hidden);
+    return shared_expert_layer<Layer, Expert, Gated>(published<Layer>::make(c), Expert(c.inputs, c.shared_hidden));
+  }
+};
+
+template <typename Layer>
+struct published<output_bias_layer<Layer>> {
+  using storage = typename published<Layer>::storage;
+  static auto make(const model_config& c) { return output_bias_layer<Layer>(published<Layer>::make(c)); }
+};
+
+}  // namespace detail
+
+/// A layer of that type with the sizes and conventions of a config, its weights at zero. Throws std::invalid_argument if
+/// the family's layers are of another type.
+template <typename Layer>
+Layer make_published_layer(const model_config& config) {
+  with_published_type<typename Layer::scalar, typename detail::published<Layer>::storage>(config, [&]<typename Asked>(std::type_identity<Asked>) {
+    if constexpr (!std::is_same_v<Asked, Layer>)
+      throw_invalid("layers of ", name_of(config.family), " are of another type than the one asked for");
+  });
+  return detail::published<Layer>::make(config);
+}
+
+}  // namespace sluice::inline SLUICE_ISA

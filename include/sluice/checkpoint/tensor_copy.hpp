@@ -1,0 +1,163 @@
+/// tensor_copy: moves a matrix between a parameter, in panels or not, and its place in a tensor of a file.
+///
+///   tensor_copy copy(parameter, place);     copy.from = &tensor;
+///   copy.read(block)                        file -> parameter, 64 rows at a time; blocks may run in parallel
+///   copy.write(type, first, out)            parameter -> elements first .. of the tensor, those that are the parameter's
+///
+/// Elements that the file has in the parameter's own type are copied bit for bit; others are converted. A file may lie
+/// transposed to the panels, so both ways go by small tiles that stay in the nearest cache.
+#pragma once
+
+#include <sluice/checkpoint/expert_layout.hpp>
+#include <sluice/core/half.hpp>
+#include <sluice/core/parameter.hpp>
+#include <sluice/io/model_file.hpp>
+#include <sluice/io/safetensors_reader.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <span>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+class tensor_copy {
+public:
+  static constexpr index_t tile = 64;
+
+  template <std::floating_point Scalar, typename Element>
+  tensor_copy(parameter<Scalar, Element>& p, tensor_place where)
+      : place(std::move(where)),
+        rows_(p.rows()),
+        cols_(p.cols()),
+        element_type_(detail::file_type_of<Element>()),
+        element_size_(sizeof(Element)),
+        parameter_(&p),
+        obstacle_([](const tensor_info& tensor) {
+          return safetensors_reader::obstacle<Scalar>(tensor, tensor.elements());
+        }),
+        read_(&read_block<parameter<Scalar, Element>>),
+        write_(&write_elements<parameter<Scalar, Element>>) {}
+
+  /// The same, only to be written to files.
+  template <std::floating_point Scalar, typename Element>
+  tensor_copy(const parameter<Scalar, Element>& p, tensor_place where)
+      : tensor_copy(const_cast<parameter<Scalar, Element>&>(p), std::move(where)) {}
+
+  tensor_place place;
+  const tensor_info* from = nullptr;  ///< to read: a tensor of the place's shape, without an obstacle
+
+  index_t blocks() const noexcept { return (rows_ + tile - 1) / tile; }
+  index_t elements() const noexcept { return rows_ * cols_; }
+  /// The type of the parameter's elements.
+  data_type element_type() const noexcept { return element_type_; }
+  std::uint64_t bytes() const noexcept { return static_cast<std::uint64_t>(elements()) * element_size_; }
+
+  /// Why the tensor's elements cannot become the parameter's; empty if they can.
+  std::string obstacle(const tensor_info& tensor) const { return obstacle_(tensor); }
+
+  void read(index_t block) const noexcept { read_(*this, block); }
+
+  /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of the
+  /// type, F64, F32, BF16 or F16.
+  void write(data_type type, index_t first, std::span<std::byte> out) const noexcept { write_(*this, type, first, out); }
+
+private:
+  template <typename Parameter>
+  static void read_block(const tensor_copy& c, index_t block) noexcept {
+    using element = typename Parameter::element;
+    if (c.from->dtype == c.element_type_)
+      c.read_tiles<Parameter, element>(block, [](const tensor_info& t, index_t first, std::span<element> run) {
+        std::memcpy(run.data(), t.bytes.data() + static_cast<std::size_t>(first) * sizeof(element), run.size_bytes());
+      });
+    else
+      c.read_tiles<Parameter, typename Parameter::scalar>(
+          block, [](const tensor_info& t, index_t first, std::span<typename Parameter::scalar> run) {
+            safetensors_reader::copy(t, static_cast<std::size_t>(first), run);
+          });
+  }
+
+  template <typename Parameter, typename Cell, typename ReadRun>
+  void read_tiles(index_t block, ReadRun&& read_run) const noexcept {
+    auto& p = *static_cast<Parameter*>(parameter_);
+    const matrix_layout& layout = p.layout();
+    const bool by_row = place.is_by_row(cols_);
+    const index_t inner_stride = by_row ? place.col_stride : place.row_stride;
+    const index_t outer_stride = by_row ? place.row_stride : place.col_stride;
+    const index_t row0 = block * tile;
+    const index_t row_count = std::min(tile, rows_ - row0);
+    std::array<index_t, tile> row_place;
+    std::array<index_t, tile> col_place;
+    std::array<Cell, 2 * tile> run;
+    for (index_t r = 0; r < row_count; ++r) row_place[static_cast<std::size_t>(r)] = layout.place_of_row(row0 + r);
+    for (index_t col0 = 0; col0 < cols_; col0 += tile) {
+      const index_t col_count = std::min(tile, cols_ - col0);
+      for (index_t c = 0; c < col_count; ++c) col_place[static_cast<std::size_t>(c)] = layout.place_of_column(col0 + c);
+      const auto& inner_place = by_row ? col_place : row_place;
+      const auto& outer_place = by_row ? row_place : col_place;
+      const index_t inner_count = by_row ? col_count : row_count;
+      const index_t outer_count = by_row ? row_count : col_count;
+      const index_t first = place.offset + row0 * place.row_stride + col0 * place.col_stride;
+      for (index_t o = 0; o < outer_count; ++o) {
+        read_run(*from, first + o * outer_stride,
+                 std::span(run).first(static_cast<std::size_t>((inner_count - 1) * inner_stride + 1)));
+        auto* const to = p.data() + outer_place[static_cast<std::size_t>(o)];
+        for (index_t i = 0; i < inner_count; ++i)
+          to[inner_place[static_cast<std::size_t>(i)]] =
+              converted<typename Parameter::element>(run[static_cast<std::size_t>(i * inner_stride)]);
+      }
+    }
+  }
+
+  template <typename Element, typename Cell>
+  static Element converted(Cell value) noexcept {
+    if constexpr (std::same_as<Element, Cell>)
+      return value;
+    else
+      return to_element<Element>(value);
+  }
+
+  template <typename Parameter>
+  static void write_elements(const tensor_copy& c, data_type type, index_t first, std::span<std::byte> out) noexcept {
+    using element = typename Parameter::element;
+    using scalar = typename Parameter::scalar;
+    if (type == c.element_type_)
+      c.write_runs<Parameter, element>(first, out, [](element value) { return value; });
+    else if (type == data_type::f64)
+      c.write_runs<Parameter, double>(first, out, [](element v) { return static_cast<double>(to_number(v)); });
+    else if (type == data_type::f32)
+      c.write_runs<Parameter, float>(first, out, [](element v) { return static_cast<float>(to_number(v)); });
+    else if (type == data_type::bf16)
+      c.write_runs<Parameter, bfloat16>(first, out, [](element v) { return to_element<bfloat16>(scalar(to_number(v))); });
+    else
+      c.write_runs<Parameter, float16>(first, out, [](element v) { return to_element<float16>(scalar(to_number(v))); });
+  }
+
+  template <typename Parameter, typename Stored, typename Convert>
+  void write_runs(index_t first, std::span<std::byte> out, Convert&& convert) const noexcept {
+    const auto& p = *static_cast<const Parameter*>(parameter_);
+    const matrix_layout& layout = p.layout();
+    const index_t last = first + static_cast<index_t>(out.size() / sizeof(Stored));
+    place.for_each_run(rows_, cols_, first, last, [&](const tensor_place::run& run) {
+      const auto* const from =
+          p.data() + (run.along_row ? layout.place_of_row(run.row) : layout.place_of_column(run.col));
+      for (index_t i = 0; i < run.count; ++i) {
+        const Stored value =
+            convert(from[run.along_row ? layout.place_of_column(run.col + i) : layout.place_of_row(run.row + i)]);
+        std::memcpy(out.data() + static_cast<std::size_t>(run.at + i * run.step) * sizeof(Stored), &value, sizeof value);
+      }
+    });
+  }
+
+  index_t rows_;
+  index_t cols_;
+  data_type element_type_;
+  std::size_t element_size_;
+  void* parameter_;
+  std::string (*obstacle_)(const tensor_info&);
+  void (*read_)(const tensor_copy&, index_t block) noexcept;
+  void (*write_)(const tensor_copy&, data_type, index_t first, std::span<std::byte>) noexcept;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

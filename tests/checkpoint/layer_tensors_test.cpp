@@ -1,0 +1,167 @@
+#include "small_models.hpp"
+
+#include <sluice/checkpoint/layer_tensors.hpp>
+#include <sluice/io/safetensors_writer.hpp>
+#include <sluice/train/adamw.hpp>
+
+#include <fstream>
+
+using namespace sluice;
+using test::published_file;
+
+namespace {
+
+std::vector<std::byte> bytes_of(const std::filesystem::path& path) {
+  const mapped_file file(path);
+  return {file.bytes().begin(), file.bytes().end()};
+}
+
+/// Loads block 0 and writes it as the files have it.
+template <typename Layer>
+void write_back(const checkpoint_model& model, const Layer& layer, const std::filesystem::path& to) {
+  layer_tensors tensors(layer, model.names({.layer = 0}));
+  tensors.set_types_of(model.files());
+  safetensors_writer file;
+  tensors.add_to(file);
+  file.save(to);
+}
+
+struct trained_names {
+  std::vector<std::string> changed, kept;
+};
+
+/// Trains a layer for two steps and tells which parameters moved.
+template <typename Layer>
+trained_names train(Layer& layer) {
+  std::map<std::string, matrix<double>> before;
+  for_each_parameter(layer, [&](const std::string& name, const auto& p) { before[name] = p.to_matrix(); });
+  adamw<double> optimizer{{.learning_rate = 1e-2}};
+  typename Layer::tape tape;
+  const auto x = test::random_matrix<double>(20, layer.inputs(), 5);
+  const auto dy = test::random_matrix<double>(20, layer.outputs(), 6);
+  matrix<double> y(20, layer.outputs()), dx(20, layer.inputs());
+  for (int step = 0; step < 2; ++step) {
+    layer.forward(x, y, tape);
+    layer.backward(dy, dx, tape);
+    optimizer.step(layer);
+    zero_gradients(layer);
+  }
+  trained_names names;
+  for_each_parameter(layer, [&](const std::string& name, const auto& p) {
+    (p.to_matrix() == before[name] ? names.kept : names.changed).push_back(name);
+  });
+  return names;
+}
+
+template <typename Layer>
+auto& router_of(Layer& layer) {
+  if constexpr (requires { layer.layer(); })
+    return router_of(layer.layer());
+  else
+    return layer.router();
+}
+
+}  // namespace
+
+TEST_CASE("layer_tensors: what was loaded is written back byte for byte, in every layout and type", "[checkpoint]") {
+  const test::temporary_folder folder;
+  for (const auto& [family, layouts] : test::small_models())
+    for (const std::string& layout : layouts)
+      for (const data_type type : {data_type::f32, data_type::bf16, data_type::f16, data_type::f64}) {
+        CAPTURE(name_of(family), layout, name_of(type));
+        published_file file;
+        test::add_block(file, family, layout, test::small_weights(21), 0, type);
+        file.save(folder / "in.safetensors");
+        const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
+        // The numbers are bfloat16's, so float and bfloat16 hold them exactly.
+        with_published_type<float>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
+          write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
+        });
+        CHECK(bytes_of(folder / "in.safetensors") == bytes_of(folder / "out.safetensors"));
+        if (type != data_type::bf16) continue;
+        with_published_type<float, bfloat16_storage>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
+          write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
+        });
+        CHECK(bytes_of(folder / "in.safetensors") == bytes_of(folder / "out.safetensors"));
+      }
+}
+
+TEST_CASE("layer_tensors: bits of NaN survive where nothing is converted", "[checkpoint]") {
+  const test::temporary_folder folder;
+  published_file file;
+  test::add_block(file, model_family::olmoe, "stacked", test::small_weights(22), 0, data_type::bf16);
+  file.save(folder / "in.safetensors");
+  {  // a signalling NaN as the last number of the file
+    std::fstream raw(folder / "in.safetensors", std::ios::binary | std::ios::in | std::ios::out);
+    raw.seekp(-2, std::ios::end);
+    raw.write("\x81\x7f", 2);
+  }
+  const checkpoint_model model(folder / "in.safetensors", test::small_config(model_family::olmoe));
+  SECTION("in experts, which are kept as bfloat16") {
+    auto layer = load_layer<olmoe_layer<float, bfloat16_storage>>(model, {.layer = 0});
+    layer_tensors tensors(layer, model.names({.layer = 0}));
+    tensors.set_types_of(model.files());
+    safetensors_writer out;
+    tensors.add_to(out);
+    out.save(folder / "out.safetensors");
+    const safetensors_reader a(folder / "in.safetensors"), b(folder / "out.safetensors");
+    for (const char* const name : {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"})
+      CHECK(std::ranges::equal(a.at(name).bytes, b.at(name).bytes));
+  }
+}
+
+TEST_CASE("layer_tensors: types that hold no weights are refused, and layers of another family", "[checkpoint]") {
+  const auto config = test::small_config(model_family::qwen2_moe);
+  const auto layer = make_published_layer<qwen2_moe_layer<float>>(config);
+  layer_tensors tensors(layer, tensor_names(config, {.layer = 0}));
+  CHECK_THROWS_WITH(tensors.set_type(data_type::i64), Catch::Contains("I64"));
+  CHECK_THROWS_WITH(layer_tensors(layer, tensor_names(test::small_config(model_family::olmoe), {.layer = 0})),
+                    Catch::Contains("shared.gate"));
+}
+
+TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all, and saved as it came", "[checkpoint][train]") {
+  const test::temporary_folder folder;
+  const bool router_only = GENERATE(false, true);
+  const auto family = GENERATE(model_family::olmoe, model_family::qwen2_moe, model_family::deepseek_v3, model_family::gpt_oss,
+                               model_family::jetmoe, model_family::phimoe, model_family::llama4);
+  CAPTURE(name_of(family), router_only);
+  published_file file;
+  const bool stacked = family != model_family::olmoe && family != model_family::qwen2_moe && family != model_family::deepseek_v3;
+  test::add_block(file, family, stacked && family != model_family::phimoe ? "stacked" : "per-expert", test::small_weights(23),
+                  0, data_type::f64);
+  file.save(folder / "in.safetensors");
+  const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
+  with_published_type<double>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
+    Layer layer = load_layer<Layer>(model, {.layer = 0});
+    if (router_only) {
+      for_each_parameter(layer, [](const std::string&, auto& p) { p.set_frozen(true); });
+      for_each_parameter(router_of(layer), [](const std::string&, auto& p) { p.set_frozen(false); });
+    }
+    const trained_names names = train(layer);
+    for (const std::string& name : names.changed) {
+      CAPTURE(name);
+      if (router_only) CHECK(name.find("router.") != std::string::npos);
+    }
+    CHECK(!names.changed.empty());
+    for (const std::string& name : names.kept) {
+      CAPTURE(name);
+      if (!router_only) CHECK(name.find("router.rule.bias") != std::string::npos);  // changes with the load, not by gradients
+    }
+    write_back(model, layer, folder / "out.safetensors");
+    const checkpoint_model again(folder / "out.safetensors", model.config());
+    Layer loaded = load_layer<Layer>(again, {.layer = 0});
+    std::vector<matrix<double>> values;
+    for_each_parameter(layer, [&](const std::string&, const auto& p) { values.push_back(p.to_matrix()); });
+    std::size_t i = 0;
+    for_each_parameter(loaded, [&](const std::string& name, const auto& p) {
+      CAPTURE(name);
+      CHECK(test::same_bits(p.to_matrix(), values[i++]));
+    });
+    const safetensors_reader a(folder / "in.safetensors"), b(folder / "out.safetensors");
+    REQUIRE(a.tensors().size() == b.tensors().size());
+    for (const tensor_info& t : a.tensors()) {
+      CHECK(b.at(t.name).shape == t.shape);
+      CHECK(b.at(t.name).dtype == t.dtype);
+    }
+  });
+}

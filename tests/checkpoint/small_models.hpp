@@ -1,0 +1,108 @@
+// One small model of every published family, and what its layers must hold once loaded.
+#pragma once
+
+#include <sluice/checkpoint/load_layer.hpp>
+
+#include "../io/temporary_folder.hpp"
+#include "../support.hpp"
+#include "published_files.hpp"
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace sluice::test {
+
+struct small_model {
+  model_family family;
+  std::vector<std::string> layouts;
+};
+
+inline std::vector<small_model> small_models() {
+  const std::vector<std::string> usual{"per-expert", "stacked", "stacked-apart"};
+  return {{model_family::switch_transformers, {"per-expert"}},
+          {model_family::mixtral, usual},
+          {model_family::olmoe, usual},
+          {model_family::qwen2_moe, usual},
+          {model_family::qwen3_moe, usual},
+          {model_family::deepseek_v2, usual},
+          {model_family::deepseek_v3, usual},
+          {model_family::phimoe, usual},
+          {model_family::jetmoe, {"stacked"}},
+          {model_family::gpt_oss, {"stacked"}},
+          {model_family::llama4, {"stacked", "per-expert"}},
+          {model_family::megatron, {"per-expert", "grouped"}}};
+}
+
+/// E = 4, D = 6, H = 5, shared width 7, two experts a token, blocks 0 and 2 of 3 are mixtures.
+inline model_config small_config(model_family family) {
+  model_config c;
+  c.family = family;
+  c.inputs = 6;
+  c.hidden = 5;
+  c.experts = 4;
+  c.top_k = family == model_family::switch_transformers ? 1 : 2;
+  c.renormalize = family == model_family::mixtral || family == model_family::qwen3_moe || family == model_family::deepseek_v3;
+  const bool has_shared = family == model_family::qwen2_moe || family == model_family::deepseek_v2 ||
+      family == model_family::deepseek_v3 || family == model_family::llama4;
+  c.shared_hidden = has_shared ? 7 : 0;
+  if (family == model_family::deepseek_v3) {
+    c.scaling = 2.5;
+    c.groups = {.groups = 2, .kept = 1, .score = group_limit::group_score::sum_of_two, .masked_is_zero = true};
+  }
+  if (family == model_family::deepseek_v2) c.groups = {.groups = 2, .kept = 1};
+  c.jitter = 0.01;
+  c.clamp = 7;
+  c.router_bias = family == model_family::gpt_oss;
+  if (family == model_family::megatron) c.capacity_factor = 1.5;
+  c.capacity = 64;
+  c.layers = 3;
+  c.moe_layers = {0, 2};
+  return c;
+}
+
+inline block_weights small_weights(std::uint64_t seed) { return block_weights::random(4, 6, 5, 7, seed); }
+
+/// Calls f(name, parameter, the numbers it should hold in row-major order).
+template <typename Layer, typename F>
+void for_each_expected(const Layer& layer, const block_weights& w, F&& f) {
+  for_each_parameter(layer, [&](const std::string& full_name, const auto& p) {
+    std::string name = full_name;
+    while (name.starts_with("layer.")) name = name.substr(6);
+    if (name.starts_with("experts.")) {
+      const auto dot = name.find('.', 8);
+      const index_t e = std::stoll(name.substr(8, dot - 8));
+      const std::string part = name.substr(dot + 1);
+      const std::map<std::string, const std::vector<double>*> all{{"gate", &w.gate},           {"up", &w.up},
+                                                                  {"down", &w.down},           {"gate_bias", &w.gate_bias},
+                                                                  {"up_bias", &w.up_bias},     {"down_bias", &w.down_bias}};
+      const auto& numbers = *all.at(part);
+      f(full_name, p, published::slice(numbers, e, static_cast<index_t>(numbers.size()) / w.E));
+    } else {
+      const std::map<std::string, const std::vector<double>*> all{
+          {"router.gate.weight", &w.router}, {"router.gate.bias", &w.router_bias}, {"router.rule.bias", &w.selection_bias},
+          {"shared.gate", &w.shared_gate},   {"shared.up", &w.shared_up},          {"shared.down", &w.shared_down},
+          {"shared_gate", &w.shared_router}, {"bias", &w.output_bias}};
+      f(full_name, p, *all.at(name));
+    }
+  });
+}
+
+/// Whether every parameter of a layer holds its numbers exactly.
+template <typename Layer>
+void check_holds(const Layer& layer, const block_weights& w) {
+  std::size_t parameters = 0;
+  for_each_expected(layer, w, [&](const std::string& name, const auto& p, const std::vector<double>& expected) {
+    CAPTURE(name);
+    ++parameters;
+    REQUIRE(p.size() == static_cast<index_t>(expected.size()));
+    const auto m = p.to_matrix();
+    bool equal = true;
+    for (index_t i = 0; i < p.size(); ++i)
+      equal = equal && static_cast<double>(m.data()[i]) == expected[static_cast<std::size_t>(i)];
+    CHECK(equal);
+  });
+  CHECK(parameters >= 4 * 2 + 1);
+}
+
+}  // namespace sluice::test

@@ -1,0 +1,113 @@
+#include <sluice/checkpoint/tensor_copy.hpp>
+#include <sluice/kernel/linear_map.hpp>
+
+#include "../support.hpp"
+
+using namespace sluice;
+
+namespace {
+
+/// A tensor of `count` elements that are all different, with the bits of a NaN that carries a message among them.
+template <typename Stored>
+struct stored_tensor {
+  explicit stored_tensor(index_t count) {
+    for (index_t i = 0; i < count; ++i) values.push_back(to_element<Stored>(0.25f + static_cast<float>(i % 251)));
+    if constexpr (std::same_as<Stored, bfloat16>) values[1].bits = 0x7fa5;  // a signalling NaN
+    info.dtype = detail::file_type_of<Stored>();
+    info.shape = {count};
+    info.bytes = std::as_bytes(std::span<const Stored>(values));
+  }
+  stored_tensor(const stored_tensor&) = delete;
+
+  std::vector<Stored> values;
+  tensor_info info;
+};
+
+template <typename Storage, typename Stored>
+void check_both_ways(index_t rows, index_t cols, const tensor_place& place) {
+  CAPTURE(rows, cols, place.offset, place.row_stride, place.col_stride);
+  const index_t count = place.offset + (rows - 1) * place.row_stride + (cols - 1) * place.col_stride + 3;
+  const stored_tensor<Stored> tensor(count);
+  linear_map<Storage> map(rows, cols);
+  tensor_copy copy(map.weight(), place);
+  REQUIRE(copy.obstacle(tensor.info).empty());
+  copy.from = &tensor.info;
+  for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b);
+
+  // Elements that the file has in the layer's own type keep their bits; numbers here are exact in every type but float16's
+  // and bfloat16's, where both roads round the same number.
+  using element = typename Storage::element;
+  for (index_t r = 0; r < rows; ++r)
+    for (index_t c = 0; c < cols; ++c) {
+      const Stored from = tensor.values[static_cast<std::size_t>(place.offset + r * place.row_stride + c * place.col_stride)];
+      const element got = map.weight().data()[map.weight().layout().place(r, c)];
+      element expected;
+      if constexpr (std::same_as<element, Stored>)
+        expected = from;
+      else
+        expected = to_element<element>(static_cast<typename Storage::scalar>(to_number(from)));
+      if (std::memcmp(&got, &expected, sizeof got) != 0) FAIL("element " << r << ", " << c);
+    }
+
+  // Written back in pieces, as the type it was: equal bits wherever the matrix lies, nothing touched elsewhere.
+  if constexpr (std::same_as<element, Stored>) {
+    std::vector<Stored> back(tensor.values.size(), to_element<Stored>(-7.0f));
+    std::vector<Stored> expected = back;
+    for (index_t r = 0; r < rows; ++r)
+      for (index_t c = 0; c < cols; ++c) {
+        const auto i = static_cast<std::size_t>(place.offset + r * place.row_stride + c * place.col_stride);
+        expected[i] = tensor.values[i];
+      }
+    constexpr index_t piece = 37;
+    for (index_t first = 0; first < count; first += piece)
+      copy.write(tensor.info.dtype, first,
+                 std::as_writable_bytes(std::span(back).subspan(static_cast<std::size_t>(first),
+                                                                static_cast<std::size_t>(std::min(piece, count - first)))));
+    CHECK(std::memcmp(back.data(), expected.data(), back.size() * sizeof(Stored)) == 0);
+  }
+}
+
+template <typename Storage, typename Stored>
+void check_places() {
+  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {3, 70}, {64, 64}, {65, 33}, {130, 131}, {1, 100}}) {
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 5, cols, 1});          // [out,in]
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 0, 1, rows});          // [in,out]
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 1, 2, 2 * rows});      // [in,out], every other column
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, cols, 2 * cols, 1});   // [out,in], every other row
+  }
+  check_both_ways<Storage, Stored>(100, 1, {"", {}, 4, 1, 1});
+  check_both_ways<Storage, Stored>(100, 1, {"", {}, 1, 2, 1});
+}
+
+}  // namespace
+
+TEST_CASE("tensor_copy: every place into every storage and back, bit for bit where types agree", "[checkpoint]") {
+  SECTION("float") {
+    check_places<full_precision<float>, float>();
+    check_places<full_precision<float>, bfloat16>();
+    check_places<full_precision<float>, double>();
+  }
+  SECTION("double") {
+    check_places<full_precision<double>, double>();
+    check_places<full_precision<double>, float16>();
+  }
+  SECTION("bfloat16") {
+    check_places<bfloat16_storage, bfloat16>();
+    check_places<bfloat16_storage, float>();
+  }
+  SECTION("float16") {
+    check_places<float16_storage, float16>();
+    check_places<float16_storage, bfloat16>();
+  }
+}
+
+TEST_CASE("tensor_copy: types that hold no weights are refused, and doubles that no float is near", "[checkpoint]") {
+  parameter<float> p({2, 2}, parameter_role::weight);
+  const tensor_copy copy(p, {"", {2, 2}, 0, 2, 1});
+  const std::vector<std::int64_t> whole(4);
+  tensor_info info{"t", data_type::i64, {2, 2}, std::as_bytes(std::span(whole))};
+  CHECK(copy.obstacle(info).find("is I64") != std::string::npos);
+  const std::vector<double> large{1, 2, 1e300, 4};
+  info = {"t", data_type::f64, {2, 2}, std::as_bytes(std::span(large))};
+  CHECK(copy.obstacle(info).find("element 2 is 1e+300") != std::string::npos);
+}
