@@ -1,6 +1,6 @@
 /// published_layer: a layer of a published model whose type is decided by its config, at run time.
 ///
-///   auto layer = sluice::load_published_layer<float>(model, {.layer = 3}, {.weights = weight_type::bfloat16});
+///   auto layer = sluice::load_published_layer<float>(model, {.layer = 3}, sluice::weight_type::bfloat16);
 ///   layer->forward(x, y);                        // x [T,D] -> y [T,D]
 ///   layer->plan();                               // who went where with what weight
 ///
@@ -37,10 +37,6 @@ public:
   virtual std::uint64_t expert_bytes(index_t expert) const = 0;
   /// The layer's tensors under a model's names. Refers to this layer.
   virtual layer_tensors tensors(const tensor_names& names) const = 0;
-};
-
-struct published_load_options : layer_load_options {
-  weight_type weights = weight_type::as_scalar;
 };
 
 namespace detail {
@@ -104,10 +100,11 @@ std::unique_ptr<published_layer<Scalar>> load_stored(const checkpoint_model& mod
 /// Errors are those of load_layer. Sixteen-bit weights need float arithmetic.
 template <std::floating_point Scalar>
 std::unique_ptr<published_layer<Scalar>> load_published_layer(const checkpoint_model& model, const block_id& block,
-                                                              const published_load_options& options = {}) {
-  if (options.weights != weight_type::as_scalar) {
+                                                              weight_type weights = weight_type::as_scalar,
+                                                              const layer_load_options& options = {}) {
+  if (weights != weight_type::as_scalar) {
     if constexpr (std::same_as<Scalar, float>)
-      return options.weights == weight_type::bfloat16
+      return weights == weight_type::bfloat16
                  ? detail::load_stored<float, bfloat16_storage>(model, block, options)
                  : detail::load_stored<float, float16_storage>(model, block, options);
     else
