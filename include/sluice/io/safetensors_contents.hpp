@@ -11,10 +11,9 @@
 #include <sluice/core/isa.hpp>
 #include <sluice/io/data_type.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/json_text.hpp>
 #include <sluice/io/safetensors_header.hpp>
 #include <sluice/io/tensor_info.hpp>
-
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -51,9 +50,6 @@ inline std::span<const std::byte> header_text(std::span<const std::byte> bytes, 
                                std::to_string(bytes.size() - 8) + " bytes after it");
   const auto text = bytes.subspan(8, static_cast<std::size_t>(length));
   if (text.empty() || text.front() != std::byte{'{'}) throw file_error(file, "header does not begin with {");
-  // The JSON parser takes a NUL for the end of its input: what comes after it would be hidden from every check.
-  if (const auto nul = std::find(text.begin(), text.end(), std::byte{0}); nul != text.end())
-    throw file_error(file, "header has a NUL at its byte " + std::to_string(nul - text.begin()));
   return text;
 }
 
@@ -120,8 +116,7 @@ inline safetensors_contents parse_safetensors(std::span<const std::byte> bytes, 
   const std::span<const std::byte> text = detail::header_text(bytes, file);
   const std::span<const std::byte> data = bytes.subspan(8 + text.size());
   detail::header_events header(file);
-  const auto* const first = reinterpret_cast<const char*>(text.data());
-  nlohmann::json::sax_parse(first, first + text.size(), &header);
+  detail::read_json(text, header);
 
   safetensors_contents out;
   out.by_name = detail::sorted_names(header.tensors, file);

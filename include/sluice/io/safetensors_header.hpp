@@ -11,6 +11,7 @@
 #include <sluice/core/isa.hpp>
 #include <sluice/io/data_type.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/json_text.hpp>
 #include <sluice/io/tensor_info.hpp>
 
 #include <nlohmann/json.hpp>
@@ -38,9 +39,9 @@ struct tensor_entry {
 
 /// Receives the JSON events of a header; any event the format has no place for is refused at once, so nesting is bounded
 /// by the format itself. (The return type and the argument types are those that nlohmann::json::sax_parse asks for.)
-class header_events {
+class header_events : public json_handler {
 public:
-  explicit header_events(const std::string& file) : file_(file) {}
+  explicit header_events(const std::string& file) : json_handler(file, "header") {}
 
   std::vector<tensor_entry> tensors;
   std::map<std::string, std::string> metadata;
@@ -83,10 +84,10 @@ public:
   bool key(std::string& name) {
     if (place_ == place::root) {
       in_metadata_ = name == metadata_key;
-      if (in_metadata_ && std::exchange(metadata_seen_, true)) throw file_error(file_, "__metadata__ is given twice");
+      if (in_metadata_ && std::exchange(metadata_seen_, true)) throw file_error(file(), "__metadata__ is given twice");
       if (!in_metadata_) tensors.push_back({std::move(name), {}, {}, {}});
     } else if (place_ == place::metadata) {
-      if (metadata.contains(name)) throw file_error(file_, "metadata key \"" + printable(name) + "\" is given twice");
+      if (metadata.contains(name)) throw file_error(file(), "metadata key \"" + printable(name) + "\" is given twice");
       metadata_entry_ = std::move(name);
     } else {
       tensor_entry& tensor = tensors.back();
@@ -146,26 +147,21 @@ public:
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    throw file_error(file_, "header is not valid JSON at its byte " + std::to_string(position) + ": " +
-                                printable(error.what(), 300));
-  }
-
 private:
   enum class place { document, root, metadata, tensor, shape, offsets };
   enum class field { dtype, shape, offsets };
 
-  [[noreturn]] void refuse(const std::string& reason) const { throw file_error(file_, tensors.back().name, reason); }
+  [[noreturn]] void refuse(const std::string& reason) const { throw file_error(file(), tensors.back().name, reason); }
 
   [[noreturn]] void unexpected(const std::string& what) const {
     switch (place_) {
       case place::document:
-        throw file_error(file_, "header must be a JSON object, is " + what);
+        throw file_error(file(), "header must be a JSON object, is " + what);
       case place::root:
-        if (in_metadata_) throw file_error(file_, "__metadata__ must be an object, is " + what);
+        if (in_metadata_) throw file_error(file(), "__metadata__ must be an object, is " + what);
         refuse("must be described by an object, not " + what);
       case place::metadata:
-        throw file_error(file_, "metadata \"" + printable(metadata_entry_) + "\" must be a string, is " + what);
+        throw file_error(file(), "metadata \"" + printable(metadata_entry_) + "\" must be a string, is " + what);
       case place::tensor:
         refuse(std::string(field_ == field::dtype   ? "dtype must be a string"
                            : field_ == field::shape ? "shape must be an array"
@@ -179,7 +175,6 @@ private:
     refuse("data_offsets must hold non-negative integers, has " + what);
   }
 
-  const std::string& file_;
   place place_ = place::document;
   field field_ = field::dtype;
   bool in_metadata_ = false;

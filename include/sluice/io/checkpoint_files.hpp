@@ -1,0 +1,187 @@
+/// checkpoint_files: the tensors of a checkpoint, whether one safetensors file or many with an index.
+///
+///   const sluice::checkpoint_files files("OLMoE-1B-7B");         // a folder, an index (*.json) or a safetensors file
+///   const sluice::tensor_info& q = files.at("model.layers.0.self_attn.q_proj.weight").info;
+///
+/// In a folder, model.safetensors.index.json is taken if it is there; else model.safetensors; else the only
+/// *.safetensors file, where one of several numbered shards does not count: without an index it is no checkpoint.
+/// Every shard is mapped and its whole header is checked (safetensors_contents.hpp). The index and the shards must agree:
+/// each tensor is in the shard that the index gives, and in no other; no shard holds tensors that the index does not
+/// give to it; no shard is missing. Names in an index stay inside its folder (checkpoint_index.hpp), but a shard may be
+/// a symbolic link to anywhere, since the caches that models are downloaded to are made of links: whoever may make
+/// links in the folder decides what is read.
+/// Errors are file_error. The object may be moved, references into it stay valid. Const calls may run in parallel. One
+/// that is opened while a checkpoint_writer replaces the checkpoint may miss a shard and throw; opening again helps. Once
+/// open, it keeps what it has opened.
+#pragma once
+
+#include <sluice/core/isa.hpp>
+#include <sluice/io/checkpoint_index.hpp>
+#include <sluice/io/file_error.hpp>
+#include <sluice/io/mapped_file.hpp>
+#include <sluice/io/safetensors_reader.hpp>
+#include <sluice/io/tensor_info.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct located_tensor {
+  const tensor_info& info;
+  const std::string& file;  // without its folder
+};
+
+class checkpoint_files {
+public:
+  explicit checkpoint_files(const std::filesystem::path& path);
+  checkpoint_files(checkpoint_files&&) noexcept = default;
+  checkpoint_files& operator=(checkpoint_files&&) noexcept = default;
+
+  /// The tensor of that name, or nullptr.
+  const located_tensor* find(std::string_view name) const noexcept {
+    const auto found = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                        [](const located_tensor& t, std::string_view n) { return t.info.name < n; });
+    return found != tensors_.end() && found->info.name == name ? &*found : nullptr;
+  }
+
+  bool contains(std::string_view name) const noexcept { return find(name) != nullptr; }
+
+  const located_tensor& at(std::string_view name) const {
+    const located_tensor* const tensor = find(name);
+    if (tensor == nullptr) throw file_error(name_, name, "is not in the checkpoint");
+    return *tensor;
+  }
+
+  /// All tensors, sorted by name.
+  const std::vector<located_tensor>& tensors() const noexcept { return tensors_; }
+  /// The names of the safetensors files, sorted.
+  const std::vector<std::string>& files() const noexcept { return files_; }
+  const std::filesystem::path& folder() const noexcept { return folder_; }
+  /// What the index says, and what its shards say of keys that it does not have; of two shards the first.
+  const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
+  /// Of all tensors together.
+  std::uint64_t bytes() const noexcept { return bytes_; }
+  /// What messages call the checkpoint: the file or the index that was opened.
+  const std::string& name() const noexcept { return name_; }
+
+private:
+  void open_index(const std::filesystem::path& path);
+
+  std::string name_;
+  std::filesystem::path folder_;
+  std::vector<std::string> files_;
+  std::vector<safetensors_reader> readers_;  // one for each of files_
+  std::vector<located_tensor> tensors_;
+  std::map<std::string, std::string> metadata_;
+  std::uint64_t bytes_ = 0;
+};
+
+namespace detail {
+
+/// The file or the index that a folder is opened by.
+inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder) {
+  // A link that leads nowhere is there too: passing over it could open something older.
+  for (const char* const name : {index_file_name, single_file_name})
+    if (std::error_code error; std::filesystem::exists(std::filesystem::symlink_status(folder / name, error)))
+      return folder / name;
+
+  std::set<std::string> found;
+  std::set<std::string> whole;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    std::string name = entry->path().filename().string();
+    if (!name.ends_with(file_suffix)) continue;
+    const std::optional<shard_name> parts = parse_shard_name(name);
+    if (!parts || !parts->one_of_several) whole.insert(name);
+    found.insert(std::move(name));
+  }
+  if (error) throw file_error(folder.string(), "the folder cannot be listed: " + error.message());
+  if (whole.size() == 1) return folder / *whole.begin();
+
+  std::string list;
+  std::size_t listed = 0;
+  for (const std::string& name : found) {
+    list += listed == 0 ? ": " : ", ";
+    list += listed == 20 ? "..." : '"' + printable(name) + '"';
+    if (++listed > 20) break;
+  }
+  throw file_error(folder.string(), std::string("the folder has no ") + index_file_name + ", no " + single_file_name +
+                                        " and not exactly one other whole checkpoint, but " +
+                                        std::to_string(found.size()) + " .safetensors files" + list);
+}
+
+/// Throws unless shard and index agree on which tensors the shard holds.
+inline void check_shard(const safetensors_reader& shard, const std::string& file, const checkpoint_index& index,
+                        const std::string& index_name) {
+  for (const tensor_info& tensor : shard.tensors()) {
+    const auto given = index.weight_map.find(tensor.name);
+    if (given == index.weight_map.end())
+      throw file_error(index_name, tensor.name, "is in \"" + printable(file) + "\", but not in the index");
+    if (given->second != file)
+      throw file_error(
+          index_name, tensor.name,
+          "is in \"" + printable(file) + "\", but the index gives it to \"" + printable(given->second) + '"');
+  }
+}
+
+}  // namespace detail
+
+inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::path entry = std::filesystem::is_directory(path, error) ? detail::entry_of_folder(path) : path;
+  name_ = entry.string();
+  folder_ = entry.parent_path();
+  if (entry.extension() == ".json") {
+    open_index(entry);
+  } else {
+    files_.push_back(entry.filename().string());
+    readers_.emplace_back(entry);
+  }
+
+  std::vector<std::pair<const tensor_info*, const std::string*>> all;
+  for (std::size_t i = 0; i < readers_.size(); ++i) {
+    metadata_.insert(readers_[i].metadata().begin(), readers_[i].metadata().end());
+    for (const tensor_info& tensor : readers_[i].tensors()) {
+      all.emplace_back(&tensor, &files_[i]);
+      bytes_ += tensor.bytes.size();
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first->name < b.first->name; });
+  tensors_.reserve(all.size());
+  for (const auto& [info, file] : all) tensors_.push_back({*info, *file});
+}
+
+inline void checkpoint_files::open_index(const std::filesystem::path& path) {
+  const mapped_file text(path);
+  checkpoint_index index = parse_checkpoint_index(text.bytes(), name_);
+  metadata_ = std::move(index.metadata);
+
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : index.weight_map) names.insert(file);
+  files_.assign(names.begin(), names.end());
+  readers_.reserve(files_.size());
+  for (const std::string& file : files_) {
+    if (std::error_code error; !std::filesystem::exists(folder_ / file, error))
+      throw file_error(name_, "shard \"" + detail::printable(file) + "\" does not exist");
+    readers_.emplace_back(folder_ / file);
+  }
+  for (std::size_t i = 0; i < files_.size(); ++i) detail::check_shard(readers_[i], files_[i], index, name_);
+  for (const auto& [tensor, file] : index.weight_map) {
+    const auto place = std::lower_bound(files_.begin(), files_.end(), file) - files_.begin();
+    if (!readers_[static_cast<std::size_t>(place)].contains(tensor))
+      throw file_error(name_, tensor, "is not in \"" + detail::printable(file) + "\", where the index has it");
+  }
+}
+
+}  // namespace sluice::inline SLUICE_ISA

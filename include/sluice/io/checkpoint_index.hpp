@@ -1,0 +1,164 @@
+/// parse_checkpoint_index: the index of a checkpoint of several files (shards), and what those files are called.
+///
+///   {"metadata": {"total_size": 96}, "weight_map": {"tensor name": "model-00001-of-00002.safetensors", ...}}
+///
+/// Refused with a file_error, besides what read_json refuses: more than 100 MB; a top-level key other than these two (it
+/// could change what the others mean); a key given twice; metadata that is not a number, text, true, false or null;
+/// a shard that is not a plain file name ending in .safetensors, so an index cannot lead out of its folder by name.
+/// Metadata may be missing. Its values are kept as text, but for total_size: it counts what shards are found to hold, and
+/// published indices have it wrong. Format: https://huggingface.co/docs/transformers/big_models
+#pragma once
+
+#include <sluice/core/isa.hpp>
+#include <sluice/io/file_error.hpp>
+#include <sluice/io/json_text.hpp>
+#include <sluice/io/tensor_info.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct checkpoint_index {
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, std::string> weight_map;  // tensor to shard
+};
+
+namespace detail {
+
+inline constexpr std::string_view file_suffix = ".safetensors";
+inline constexpr const char* single_file_name = "model.safetensors";
+inline constexpr const char* index_file_name = "model.safetensors.index.json";
+
+struct shard_name {
+  std::string_view stem;
+  bool one_of_several;
+};
+
+/// The parts of "stem-00001-of-00002.safetensors", or nothing if the name has another form.
+inline std::optional<shard_name> parse_shard_name(std::string_view name) {
+  const auto drop = [&name](std::string_view end) {
+    if (!name.ends_with(end)) return false;
+    name.remove_suffix(end.size());
+    return true;
+  };
+  const auto drop_number = [&name] {
+    const std::size_t before = name.size();
+    while (!name.empty() && name.back() >= '0' && name.back() <= '9') name.remove_suffix(1);
+    return before - name.size() >= 5;
+  };
+  const bool one_of_one = name.ends_with("-of-00001.safetensors");
+  if (!drop(file_suffix) || !drop_number() || !drop("-of-") || !drop_number() || !drop("-")) return std::nullopt;
+  return shard_name{name, !one_of_one};
+}
+
+/// Why the text is no name of a file beside the index; empty if it is one.
+inline std::string obstacle_of_shard(std::string_view name) {
+  if (name.size() > 255) return "is longer than a file name";
+  // A colon is for drives and streams on Windows. "." and ".." are refused by the suffix.
+  const auto leads_away = [](char c) {
+    return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '/' || c == '\\' || c == ':';
+  };
+  if (std::any_of(name.begin(), name.end(), leads_away)) return "is not a plain file name";
+  if (!name.ends_with(file_suffix) || name.size() == file_suffix.size()) return "does not end in .safetensors";
+  return {};
+}
+
+/// Receives the JSON events of an index; see header_events.
+class index_events : public json_handler {
+public:
+  explicit index_events(const std::string& file) : json_handler(file, "index") {}
+
+  checkpoint_index index;
+
+  bool null() { return scalar("null"); }
+  bool boolean(bool value) { return scalar(value ? "true" : "false"); }
+  bool number_integer(std::int64_t value) { return scalar(std::to_string(value)); }
+  bool number_unsigned(std::uint64_t value) { return scalar(std::to_string(value)); }
+  bool number_float(double, const std::string& text) { return scalar(text); }
+  bool binary(nlohmann::json::binary_t&) { refuse("binary data"); }
+
+  bool string(std::string& value) {
+    if (place_ != place::weight_map) return scalar(std::move(value));
+    if (const std::string obstacle = obstacle_of_shard(value); !obstacle.empty())
+      throw file_error(file(), key_, "shard \"" + printable(value) + "\" " + obstacle);
+    index.weight_map[key_] = std::move(value);
+    return true;
+  }
+
+  bool key(std::string& name) {
+    if (place_ == place::root) {
+      if (name != "metadata" && name != "weight_map")
+        throw file_error(file(), "index has the unknown key \"" + printable(name) + "\"");
+      if (std::exchange(name == "metadata" ? metadata_seen_ : weight_map_seen_, true))
+        throw file_error(file(), "index has the key \"" + name + "\" twice");
+    } else if (place_ == place::metadata ? index.metadata.contains(name) : index.weight_map.contains(name)) {
+      if (place_ == place::weight_map) throw file_error(file(), name, "is listed twice");
+      throw file_error(file(), "metadata key \"" + printable(name) + "\" is given twice");
+    }
+    key_ = std::move(name);
+    return true;
+  }
+
+  bool start_object(std::size_t) {
+    if (place_ == place::document)
+      place_ = place::root;
+    else if (place_ == place::root)
+      place_ = key_ == "metadata" ? place::metadata : place::weight_map;
+    else
+      refuse("an object");
+    return true;
+  }
+
+  bool end_object() {
+    if (place_ == place::root && !weight_map_seen_) throw file_error(file(), "index has no weight_map");
+    place_ = place_ == place::root ? place::document : place::root;
+    return true;
+  }
+
+  bool start_array(std::size_t) { refuse("an array"); }
+  bool end_array() { return true; }
+
+private:
+  enum class place { document, root, metadata, weight_map };
+
+  bool scalar(std::string value) {
+    if (place_ != place::metadata) refuse("\"" + printable(value) + "\"");
+    index.metadata[key_] = std::move(value);
+    return true;
+  }
+
+  [[noreturn]] void refuse(const std::string& what) const {
+    if (place_ == place::document) throw file_error(file(), "index must be a JSON object, is " + what);
+    if (place_ == place::root) throw file_error(file(), "index: " + key_ + " must be an object, is " + what);
+    if (place_ == place::weight_map) throw file_error(file(), key_, "shard must be a string, is " + what);
+    throw file_error(file(), "metadata \"" + printable(key_) + "\" must be a number or text, is " + what);
+  }
+
+  place place_ = place::document;
+  bool metadata_seen_ = false;
+  bool weight_map_seen_ = false;
+  std::string key_;
+};
+
+}  // namespace detail
+
+/// Checks `bytes`, a whole index; `file` is its name in messages. Shards are not looked for.
+inline checkpoint_index parse_checkpoint_index(std::span<const std::byte> bytes, const std::string& file) {
+  if (bytes.size() > detail::longest_header)
+    throw file_error(file, "index of " + std::to_string(bytes.size()) + " bytes exceeds the limit of " +
+                               std::to_string(detail::longest_header));
+  detail::index_events events(file);
+  detail::read_json(bytes, events);
+  events.index.metadata.erase("total_size");
+  return std::move(events.index);
+}
+
+}  // namespace sluice::inline SLUICE_ISA
