@@ -1,8 +1,10 @@
-// Runs one layer of a published model: of the folder given, or of a small model that is written first.
+// Runs one layer of a published model: of the folder given, or of a small model that is written first. That one is also
+// trained for a step, and the trained layer saved as the model's own files have it.
 //
-//   load_checkpoint [FOLDER [LAYER]]
+//   use_checkpoint [FOLDER [LAYER]]
 #include <sluice/checkpoint/published_layer.hpp>
 #include <sluice/io/safetensors.hpp>
+#include <sluice/train/adamw.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include <cstdlib>
@@ -35,6 +37,25 @@ std::filesystem::path write_small_model() {
   return folder;
 }
 
+/// One step towards outputs of zero, and the layer back into a file.
+void fine_tune(const sluice::checkpoint_model& model, const std::filesystem::path& to) {
+  auto layer = sluice::load_layer<sluice::olmoe_layer<float>>(model, {.layer = 0});
+  sluice::adamw<float> optimizer{{.learning_rate = 1e-3f}};
+  const sluice::matrix<float> x = sluice::matrix<float>::Random(16, layer.inputs());
+  sluice::matrix<float> y(x.rows(), x.cols()), dx(x.rows(), x.cols());
+  decltype(layer)::tape tape;
+  layer.forward(x, y, tape);
+  layer.backward(y, dx, tape);  // the gradient of half the sum of squares
+  optimizer.step(layer);
+
+  sluice::layer_tensors tensors(layer, model.names({.layer = 0}));
+  tensors.set_types_of(model.files());
+  sluice::safetensors_writer file;
+  tensors.add_to(file);
+  file.save(to);
+  std::cout << "one step made, saved to " << to.string() << '\n';
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -56,6 +77,7 @@ int main(int argc, char** argv) {
       for (const sluice::index_t i : plan.of_token(token)) std::cout << ' ' << plan.expert(i) << " (" << plan.weight(i) << ')';
       std::cout << '\n';
     }
+    if (argc == 1) fine_tune(model, folder / "layer_0_trained.safetensors");
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;
