@@ -35,6 +35,28 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+/// Flushes to the disk what a folder says of its files. It is opened before they change, so that afterwards nothing can
+/// fail for want of memory. A folder that may be written but not read cannot be opened, and so not flushed.
+class folder_flusher {
+public:
+  explicit folder_flusher(const std::filesystem::path& folder);
+  folder_flusher(const folder_flusher&) = delete;
+  folder_flusher& operator=(const folder_flusher&) = delete;
+  ~folder_flusher();
+
+  /// An error number, or 0: also where folders are not flushed.
+  int flush() const noexcept;
+
+private:
+#if SLUICE_POSIX_FILES
+  int descriptor_;
+#endif
+};
+
+}  // namespace detail
+
 class atomic_file {
 public:
   /// Creates the temporary file beside `target`. Throws file_error if it cannot.
@@ -46,6 +68,8 @@ public:
   void write(std::span<const std::byte> bytes);
   /// Makes what was written the content of the target; nothing may be written afterwards.
   void commit();
+  /// Whether the target has the new content; true even if commit has thrown since the folder could not be flushed.
+  bool committed() const noexcept { return temporary_.empty(); }
 
 private:
   void discard() noexcept;
@@ -80,6 +104,29 @@ private:
 
 #if SLUICE_POSIX_FILES
 
+namespace detail {
+
+inline int flush_descriptor(int descriptor) noexcept {
+  int result = 0;
+  do result = ::fsync(descriptor);
+  while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
+inline folder_flusher::folder_flusher(const std::filesystem::path& folder)
+    : descriptor_(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {}
+
+inline folder_flusher::~folder_flusher() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+inline int folder_flusher::flush() const noexcept {
+  const int error = descriptor_ < 0 ? 0 : flush_descriptor(descriptor_);
+  return error == EINVAL || error == ENOTSUP ? 0 : error;
+}
+
+}  // namespace detail
+
 inline atomic_file::atomic_file(const std::filesystem::path& target) : target_(resolve(target)) {
   for (int attempt = 0;; ++attempt) {
     std::filesystem::path name = temporary_name(static_cast<std::uint64_t>(::getpid()));
@@ -111,28 +158,18 @@ inline void atomic_file::write(std::span<const std::byte> bytes) {
 }
 
 inline void atomic_file::commit() {
-  const auto flush = [](int descriptor) {
-    int result = 0;
-    do result = ::fsync(descriptor);
-    while (result != 0 && errno == EINTR);
-    return result;
-  };
-  if (flush(descriptor_) != 0) fail("cannot be flushed to the disk", {errno, std::generic_category()});
+  if (const int error = detail::flush_descriptor(descriptor_); error != 0)
+    fail("cannot be flushed to the disk", {error, std::generic_category()});
   const int descriptor = descriptor_;
   descriptor_ = -1;
   if (::close(descriptor) != 0 && errno != EINTR) fail("cannot be closed", {errno, std::generic_category()});
 
-  // Everything that may fail for want of memory comes before the rename. A folder that may be written but not read
-  // cannot be opened, and so not flushed.
-  const std::filesystem::path folder = target_.has_parent_path() ? target_.parent_path() : ".";
-  const int folder_descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const detail::folder_flusher folder(target_.parent_path());
   const int rename_error = ::rename(temporary_.c_str(), target_.c_str()) != 0 ? errno : 0;
-  const int flush_error = rename_error == 0 && folder_descriptor >= 0 && flush(folder_descriptor) != 0 ? errno : 0;
-  if (folder_descriptor >= 0) ::close(folder_descriptor);
   if (rename_error != 0) fail("the temporary file cannot be renamed to it", {rename_error, std::generic_category()});
   temporary_.clear();
-  if (flush_error != 0 && flush_error != EINVAL && flush_error != ENOTSUP)  // some file systems do not flush folders
-    fail("has its new content, but its folder cannot be flushed to the disk", {flush_error, std::generic_category()});
+  if (const int error = folder.flush(); error != 0)
+    fail("has its new content, but its folder cannot be flushed to the disk", {error, std::generic_category()});
 }
 
 inline void atomic_file::discard() noexcept {
@@ -143,6 +180,14 @@ inline void atomic_file::discard() noexcept {
 }
 
 #else
+
+namespace detail {
+
+inline folder_flusher::folder_flusher(const std::filesystem::path&) {}
+inline folder_flusher::~folder_flusher() = default;
+inline int folder_flusher::flush() const noexcept { return 0; }
+
+}  // namespace detail
 
 inline atomic_file::atomic_file(const std::filesystem::path& target) : target_(resolve(target)) {
   // The standard library has no exclusive creation and no process number: the clock keeps processes apart.

@@ -50,13 +50,33 @@ inline std::optional<shard_name> parse_shard_name(std::string_view name) {
     return true;
   };
   const auto drop_number = [&name] {
-    const std::size_t before = name.size();
-    while (!name.empty() && name.back() >= '0' && name.back() <= '9') name.remove_suffix(1);
-    return before - name.size() >= 5;
+    const std::size_t end = name.find_last_not_of("0123456789") + 1;  // npos + 1 is 0
+    const std::size_t digits = name.size() - end;
+    name = name.substr(0, end);
+    return digits >= 5;
   };
   const bool one_of_one = name.ends_with("-of-00001.safetensors");
   if (!drop(file_suffix) || !drop_number() || !drop("-of-") || !drop_number() || !drop("-")) return std::nullopt;
   return shard_name{name, !one_of_one};
+}
+
+/// "model-00001-of-00002.safetensors"; "model-2-00001-of-00002.safetensors" for generation 2 of the same checkpoint.
+inline std::string make_shard_name(std::size_t generation, std::size_t number, std::size_t count) {
+  const auto digits = [](std::size_t n) {
+    const std::string text = std::to_string(n);
+    return text.size() < 5 ? std::string(5 - text.size(), '0') + text : text;
+  };
+  return (generation == 1 ? "model-" : "model-" + std::to_string(generation) + '-') + digits(number) + "-of-" +
+         digits(count) + std::string(file_suffix);
+}
+
+/// Whether make_shard_name makes such names.
+inline bool is_own_shard(std::string_view name) {
+  const std::optional<shard_name> parts = parse_shard_name(name);
+  if (!parts || !parts->stem.starts_with("model")) return false;
+  const std::string_view generation = parts->stem.substr(5);
+  return generation.empty() || (generation.size() > 1 && generation.front() == '-' &&
+                                generation.find_first_not_of("0123456789", 1) == std::string_view::npos);
 }
 
 /// Why the text is no name of a file beside the index; empty if it is one.

@@ -79,6 +79,19 @@ public:
     file.commit();
   }
 
+  /// Writers that together hold the tensors, in the order of the add calls, each with all of the metadata and at most
+  /// `most_bytes` of data; a larger tensor is in one of its own. Without tensors it is one empty writer.
+  std::vector<safetensors_writer> split(std::uint64_t most_bytes) const;
+
+  const std::set<std::string>& names() const noexcept { return names_; }
+
+  /// Of all tensors together.
+  std::uint64_t data_bytes() const noexcept {
+    std::uint64_t sum = 0;
+    for (const entry& tensor : tensors_) sum += tensor.size;
+    return sum;
+  }
+
   /// The file that save would write.
   std::vector<std::byte> to_bytes() const {
     std::vector<std::byte> out;
@@ -88,7 +101,7 @@ public:
 
 private:
   struct entry {
-    std::string quoted_name;
+    std::string name;
     std::vector<std::int64_t> shape;
     data_type type;
     std::uint64_t size;                ///< in bytes
@@ -167,9 +180,26 @@ inline void safetensors_writer::add(const std::string& name, const std::vector<s
     refuse("of shape " + detail::shape_text(shape) + " needs " + std::to_string(*need) + " bytes, is given " +
            std::to_string(*given_bytes));
 
+  static_cast<void>(quoted(name, "tensor name"));  // is it UTF-8?
   std::set<std::string> staged{name};
-  tensors_.push_back({quoted(name, "tensor name"), shape, type, *need, bytes, from});
+  tensors_.push_back({name, shape, type, *need, bytes, from});
   names_.merge(staged);  // hands the node over and cannot throw, so a failed add changes nothing
+}
+
+inline std::vector<safetensors_writer> safetensors_writer::split(std::uint64_t most_bytes) const {
+  std::vector<safetensors_writer> parts(1);
+  std::uint64_t room = most_bytes;
+  for (const entry& tensor : tensors_) {
+    if (tensor.size > room && !parts.back().tensors_.empty()) {
+      parts.emplace_back();
+      room = most_bytes;
+    }
+    room -= std::min(room, tensor.size);
+    parts.back().names_.insert(tensor.name);
+    parts.back().tensors_.push_back(tensor);
+  }
+  for (safetensors_writer& part : parts) part.metadata_ = metadata_;
+  return parts;
 }
 
 inline std::string safetensors_writer::header() const {
@@ -189,7 +219,8 @@ inline std::string safetensors_writer::header() const {
   for_each_entry([&](const entry& tensor) {
     const std::uint64_t end = begin + tensor.size;
     next();
-    text += tensor.quoted_name + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
+    text +=
+        quoted(tensor.name, "tensor name") + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
       if (i > 0) text += ',';
       text += std::to_string(tensor.shape[i]);
