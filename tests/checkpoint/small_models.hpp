@@ -51,11 +51,11 @@ inline model_config small_config(model_family family) {
     c.groups = {.groups = 2, .kept = 1, .score = group_limit::group_score::sum_of_two, .masked_is_zero = true};
   }
   if (family == model_family::deepseek_v2) c.groups = {.groups = 2, .kept = 1};
-  c.jitter = 0.01;
-  c.clamp = 7;
+  if (family == model_family::phimoe) c.jitter = 0.01;
+  if (family == model_family::gpt_oss) c.clamp = 7;
   c.router_bias = family == model_family::gpt_oss;
   if (family == model_family::megatron) c.capacity_factor = 1.5;
-  c.capacity = 64;
+  if (family == model_family::switch_transformers) c.capacity = 64;
   c.layers = 3;
   c.moe_layers = {0, 2};
   return c;
