@@ -3,7 +3,7 @@
 //
 //   use_checkpoint [FOLDER [LAYER]]
 #include <sluice/checkpoint/published_layer.hpp>
-#include <sluice/io/safetensors.hpp>
+#include <sluice/io/checkpoint_writer.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -37,7 +37,7 @@ std::filesystem::path write_small_model() {
   return folder;
 }
 
-/// One step towards outputs of zero, and the layer back into a file.
+/// One step towards outputs of zero, and the whole model into another folder.
 void fine_tune(const sluice::checkpoint_model& model, const std::filesystem::path& to) {
   auto layer = sluice::load_layer<sluice::olmoe_layer<float>>(model, {.layer = 0});
   sluice::adamw<float> optimizer{{.learning_rate = 1e-3f}};
@@ -50,9 +50,10 @@ void fine_tune(const sluice::checkpoint_model& model, const std::filesystem::pat
 
   sluice::layer_tensors tensors(layer, model.names({.layer = 0}));
   tensors.set_types_of(model.files());
-  sluice::safetensors_writer file;
-  tensors.add_to(file);
-  file.save(to);
+  sluice::checkpoint_writer checkpoint;
+  tensors.add_to(checkpoint);
+  add_unchanged(checkpoint, model.files(), {&tensors});
+  checkpoint.save(to, {.shard_bytes = 2'000'000'000});
   std::cout << "one step made, saved to " << to.string() << '\n';
 }
 
@@ -77,7 +78,7 @@ int main(int argc, char** argv) {
       for (const sluice::index_t i : plan.of_token(token)) std::cout << ' ' << plan.expert(i) << " (" << plan.weight(i) << ')';
       std::cout << '\n';
     }
-    if (argc == 1) fine_tune(model, folder / "layer_0_trained.safetensors");
+    if (argc == 1) fine_tune(model, folder.string() + "_trained");
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -80,7 +80,7 @@ TEST_CASE("convert: many shards in a folder, with the config that names the new 
   json["torch_dtype"] = "float32";
   std::ofstream(folder / "config.json") << json.dump();
   const checkpoint_model model(folder / "model.safetensors");
-  convert_checkpoint(model, folder / "out", {.type = data_type::bf16, .shard_bytes = 700});
+  convert_checkpoint(model, folder / "out", {.type = data_type::bf16, .shard_bytes = 300});
   const checkpoint_model out(folder / "out");
   CHECK(out.files().files().size() > 3);
   CHECK(out.config() == model.config());

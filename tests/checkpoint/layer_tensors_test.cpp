@@ -1,7 +1,7 @@
 #include "small_models.hpp"
 
 #include <sluice/checkpoint/layer_tensors.hpp>
-#include <sluice/io/safetensors_writer.hpp>
+#include <sluice/io/checkpoint_writer.hpp>
 #include <sluice/train/adamw.hpp>
 
 #include <fstream>
@@ -108,6 +108,28 @@ TEST_CASE("layer_tensors: bits of NaN survive where nothing is converted", "[che
     for (const char* const name : {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"})
       CHECK(std::ranges::equal(a.at(name).bytes, b.at(name).bytes));
   }
+}
+
+TEST_CASE("layer_tensors: a layer takes its place among the other tensors of a model", "[checkpoint]") {
+  const test::temporary_folder folder;
+  published_file file;
+  test::add_block(file, model_family::olmoe, "per-expert", test::small_weights(25), 0, data_type::f32);
+  test::add_block(file, model_family::olmoe, "per-expert", test::small_weights(26), 2, data_type::f32);
+  file.add("model.embed_tokens.weight", {2, 2}, {1, 2, 3, 4});
+  file.save(folder / "in.safetensors");
+  const checkpoint_model model(folder / "in.safetensors", test::small_config(model_family::olmoe));
+  const auto layer = load_layer<olmoe_layer<float>>(model, {.layer = 2});
+  const layer_tensors tensors(layer, model.names({.layer = 0}));  // block 2 goes where block 0 was
+  checkpoint_writer out;
+  tensors.add_to(out);
+  add_unchanged(out, model.files(), {&tensors});
+  out.save(folder / "out", {.shard_bytes = 400});
+  const checkpoint_model changed(folder / "out", model.config());
+  CHECK(changed.files().tensors().size() == model.files().tensors().size());
+  CHECK(changed.files().files().size() > 2);
+  test::check_holds(load_layer<olmoe_layer<float>>(changed, {.layer = 0}), test::small_weights(26));
+  test::check_holds(load_layer<olmoe_layer<float>>(changed, {.layer = 2}), test::small_weights(26));
+  CHECK(changed.files().at("model.embed_tokens.weight").info.elements() == 4);
 }
 
 TEST_CASE("layer_tensors: types that hold no weights are refused, and layers of another family", "[checkpoint]") {

@@ -3,6 +3,7 @@
 ///   sluice::layer_tensors tensors(layer, model.names({.layer = 3}));
 ///   tensors.set_types_of(model.files());           // as the files have them; otherwise as the layer has them
 ///   tensors.add_to(writer);                        // a safetensors_writer or checkpoint_writer
+///   add_unchanged(writer, model.files(), {&tensors});      // the rest of the model, if the file is to be all of it
 ///   writer.save(path);
 ///
 /// Elements are converted while they are written, piece by piece; those that need no conversion keep their bits. The object
@@ -13,7 +14,9 @@
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/checkpoint/tensor_names.hpp>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <span>
 #include <string>
@@ -80,5 +83,14 @@ private:
 
   std::map<std::string, assembled> tensors_;  // nodes stay where they are: writers refer to them
 };
+
+/// Adds every tensor of the files that is none of these layers'. The writer refers to the files until it has saved.
+template <typename Writer>
+void add_unchanged(Writer& file, const checkpoint_files& files, std::initializer_list<const layer_tensors*> changed) {
+  for (const located_tensor& tensor : files.tensors())
+    if (std::none_of(changed.begin(), changed.end(),
+                     [&](const layer_tensors* layer) { return layer->contains(tensor.info.name); }))
+      file.add(tensor.info.name, tensor.info.shape, tensor.info.dtype, tensor.info.bytes);
+}
 
 }  // namespace sluice::inline SLUICE_ISA
