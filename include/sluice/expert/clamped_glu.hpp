@@ -9,6 +9,8 @@
 /// NaN passes the clamps and stays in its row. OpenAI 2025, arXiv:2508.10925.
 #pragma once
 
+#include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/kernel/logistic.hpp>
 
@@ -22,6 +24,12 @@ struct clamped_gating {
 
   Scalar alpha = Scalar(1.702);
   Scalar limit = 7;
+
+  /// Throws std::invalid_argument if the numbers make no sense.
+  void check() const {
+    if (is_nan(alpha) || is_nan(limit) || !(limit > Scalar(0)))
+      throw_invalid("a clamped gate needs a number alpha and a limit above 0, not ", alpha, " and ", limit);
+  }
 
   vector value(const vector& a, const vector& b) const {
     const vector z = capped(a);
@@ -37,9 +45,9 @@ struct clamped_gating {
   }
 
 private:
-  // In this order of arguments the vector instructions pass NaN on.
-  vector capped(const vector& a) const { return min(vector(limit), a); }
-  vector clamped(const vector& b) const { return max(vector(-limit), min(vector(limit), b)); }
+  // By comparison, which is false for NaN: compilers may swap the arguments of min and max, and then NaN would be cut off.
+  vector capped(const vector& a) const { return select(a > vector(limit), vector(limit), a); }
+  vector clamped(const vector& b) const { return select(b < vector(-limit), vector(-limit), capped(b)); }
 };
 
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>

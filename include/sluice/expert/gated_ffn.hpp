@@ -15,7 +15,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// How gate and up become a hidden unit: value(a, b) and gradients(a, b, dh) = {da, db}, on vectors.
+/// How gate and up become a hidden unit: value(a, b) and gradients(a, b, dh) = {da, db}, on vectors. One with check() is asked
+/// when an expert is made.
 template <typename G, typename Scalar>
 concept Gating = requires(const G& gating, kernel::simd<Scalar> v) {
   { gating.value(v, v) } -> std::same_as<kernel::simd<Scalar>>;
@@ -61,6 +62,7 @@ public:
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
+    if constexpr (requires { gating_.check(); }) gating_.check();
     gate_ = {hidden, inputs};
     up_ = {hidden, inputs};
     down_ = {outputs, hidden};
