@@ -123,7 +123,8 @@ private:
     if (is_chosen(ids, chosen, e)) return false;
     const Scalar m = logits[top];
     const Scalar size = std::abs(logits[e]);
-    return !((m - logits[e]) / (size > m ? size : m) > 2 * options_.jitter);
+    const Scalar scale = size > m ? size : m;
+    return !(scale > Scalar(0)) || !((m - logits[e]) / scale > 2 * options_.jitter);  // both are 0: no difference
   }
 
   /// exp(L[e] - m), 1 for the largest even where it is infinite.
