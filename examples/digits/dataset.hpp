@@ -16,7 +16,7 @@
 #include <string_view>
 #include <vector>
 
-#include "error.hpp"
+#include "shared.hpp"
 
 namespace digits {
 
@@ -64,14 +64,6 @@ inline std::string read_file(const std::string& path) {
   return text;
 }
 
-/// Removes the text up to `separator` from the front of `rest` and returns it.
-inline std::string_view take_until(std::string_view& rest, char separator) {
-  const std::size_t end = rest.find(separator);
-  const std::string_view taken = rest.substr(0, end);
-  rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
-  return taken;
-}
-
 /// One line's 65 numbers, appended to `numbers`. `where` is "file:line" for messages.
 inline void parse_line(std::string_view line, const std::string& where, std::vector<std::uint8_t>& numbers) {
   if (line.ends_with('\r')) line.remove_suffix(1);
@@ -105,7 +97,7 @@ inline dataset read_dataset(const std::string& path) {
   std::vector<std::uint8_t> numbers;
   std::ptrdiff_t images = 0;
   for (std::string_view rest = text; !rest.empty(); ++images)
-    detail::parse_line(detail::take_until(rest, '\n'), path + ":" + std::to_string(images + 1), numbers);
+    detail::parse_line(take_until(rest, '\n'), path + ":" + std::to_string(images + 1), numbers);
   if (images < 4)
     throw input_error(path + ": " + std::to_string(images) +
                       " images; every fourth one tests, so at least 4 are needed");

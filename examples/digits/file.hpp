@@ -10,7 +10,7 @@
 #include <string_view>
 #include <system_error>
 
-#include "error.hpp"
+#include "shared.hpp"
 
 namespace digits {
 

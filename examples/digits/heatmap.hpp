@@ -14,62 +14,13 @@
 #include <utility>
 #include <vector>
 
-#include "colour.hpp"
 #include "result.hpp"
+#include "shared.hpp"
 #include "table.hpp"
 
 namespace digits {
 
 namespace detail {
-
-inline std::string xml_escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else if (static_cast<unsigned char>(c) >= 0x20)
-      out += c;
-  }
-  return out;
-}
-
-inline std::string number(double value) {
-  std::string text = fixed(value, 1);
-  return text.ends_with(".0") ? text.substr(0, text.size() - 2) : text;
-}
-
-/// Text whose baseline starts, ends or is centred at (x, y). `more` are further attributes.
-inline std::string svg_text(double x, double y, double size, std::string_view anchor, std::string_view text,
-                            std::string_view more = "") {
-  return "<text x=\"" + number(x) + "\" y=\"" + number(y) + "\" font-size=\"" + number(size) + "\" text-anchor=\"" +
-         std::string(anchor) + "\"" + (more.empty() ? "" : " ") + std::string(more) + ">" + xml_escaped(text) +
-         "</text>\n";
-}
-
-inline std::string svg_rectangle(double x, double y, double width, double height, std::string_view fill) {
-  return "<rect x=\"" + number(x) + "\" y=\"" + number(y) + "\" width=\"" + number(width) + "\" height=\"" +
-         number(height) + "\" fill=\"" + std::string(fill) + "\"";
-}
-
-/// A guess that holds for the usual sans-serif fonts; the widest of them is DejaVu Sans.
-inline double text_width(std::string_view text, double size) { return 0.6 * size * static_cast<double>(text.size()); }
-
-inline std::vector<std::string> wrapped(std::string_view text, double size, double width) {
-  std::vector<std::string> lines(1);
-  while (!text.empty()) {
-    const std::string word(text.substr(0, text.find(' ')));
-    text.remove_prefix(std::min(text.size(), word.size() + 1));
-    if (!lines.back().empty() && text_width(lines.back() + " " + word, size) > width) lines.emplace_back();
-    (lines.back() += lines.back().empty() ? "" : " ") += word;
-  }
-  return lines;
-}
 
 /// Experts by the digit that they get more of than other experts do; those that got nothing come last.
 inline std::vector<Eigen::Index> column_order(const Eigen::MatrixXd& share) {
@@ -151,12 +102,7 @@ inline double tick_step(double most) { return most > 0.5 ? 0.2 : 0.1; }
 /// The colour scale with its numbers, from 0 to `most`, a multiple of the step.
 inline std::string legend(double x, double y, double most) {
   constexpr double width = 300, height = 14;
-  constexpr int stops = 20;
-  std::string out = "<defs><linearGradient id=\"scale\">\n";
-  for (int i = 0; i <= stops; ++i)
-    out += "<stop offset=\"" + fixed(static_cast<double>(i) / stops, 2) + "\" stop-color=\"" +
-           hex(scale_colour(static_cast<double>(i) / stops)) + "\"/>\n";
-  out += "</linearGradient></defs>\n" + svg_rectangle(x, y, width, height, "url(#scale)") + " stroke=\"#8d96a1\"/>\n";
+  std::string out = colour_bar(x, y, width, height);
   const auto ticks = std::lround(most / tick_step(most));
   for (long i = 0; i <= ticks; ++i) {
     const double part = static_cast<double>(i) / static_cast<double>(ticks);
@@ -206,11 +152,7 @@ inline std::string heatmap(const std::vector<result>& results) {
                   y + static_cast<double>(i / columns) * (layout.panel_height() + gap), most, layout);
   const double height = y + static_cast<double>(rows) * (layout.panel_height() + gap) - gap + margin / 2;
 
-  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" +
-         number(width) + "\" height=\"" + number(height) + "\" viewBox=\"0 0 " + number(width) + " " + number(height) +
-         "\" font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif\" "
-         "fill=\"#1b2127\" role=\"img\">\n<title>Which expert sees which handwritten digit?</title>\n" +
-         svg_rectangle(0, 0, width, height, "#ffffff") + "/>\n" + body + "</svg>\n";
+  return svg_picture(width, height, "Which expert sees which handwritten digit?", body);
 }
 
 }  // namespace digits

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "dataset.hpp"
-#include "error.hpp"
 #include "families.hpp"
 #include "file.hpp"
 #include "heatmap.hpp"
 #include "options.hpp"
 #include "progress.hpp"
+#include "shared.hpp"
 #include "table.hpp"
 #include "train.hpp"
 

@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -17,7 +16,7 @@
 #include <vector>
 
 #include "dataset.hpp"
-#include "error.hpp"
+#include "shared.hpp"
 
 // The build says where the project's data lie, so that the program runs from any folder.
 #ifndef SLUICE_EXAMPLE_DATA
@@ -46,19 +45,6 @@ inline std::string join(std::span<const std::string_view> words) {
   std::string out;
   for (const auto word : words) (out += out.empty() ? "" : ", ") += word;
   return out;
-}
-
-/// A whole number in [least, most] and nothing else. CLI11's own conversion also takes "0x10" and lets "1e3" become 1.
-template <typename Integer>
-CLI::Option* add_number(CLI::App& app, const std::string& name, Integer& target, Integer least, Integer most,
-                        const std::string& help) {
-  const auto read = [=, &target](const std::string& text) {
-    const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), target);
-    if (status != std::errc() || end != text.data() + text.size() || target < least || target > most)
-      throw input_error(name + " needs a whole number from " + std::to_string(least) + " to " + std::to_string(most) +
-                        ", not " + in_quotes(text));
-  };
-  return app.add_option_function<std::string>(name, read, help)->type_name("N");
 }
 
 /// The known routers that were asked for, all of them by default.
@@ -98,9 +84,9 @@ inline std::optional<options> parse_options(int argc, const char* const* argv, s
       "Known routers: " +
       detail::join(known));
   app.get_formatter()->column_width(24);
-  detail::add_number<std::uint64_t>(app, "--seed", o.seed, 0, UINT64_MAX, "start of every random number (default 1)");
-  detail::add_number(app, "--seeds", o.seeds, 1, 1000, "train with N seeds, --seed and the next ones, and show means");
-  detail::add_number(app, "--epochs", o.epochs, 1, 100000, "passes over the training images");
+  add_number<std::uint64_t>(app, "--seed", o.seed, 0, UINT64_MAX, "start of every random number (default 1)");
+  add_number(app, "--seeds", o.seeds, 1, 1000, "train with N seeds, --seed and the next ones, and show means");
+  add_number(app, "--epochs", o.epochs, 1, 100000, "passes over the training images");
   app.add_option("--router", asked, "routers to train, separated by commas or given one by one (default all)")
       ->delimiter(',')
       ->type_name("NAME");
@@ -109,7 +95,7 @@ inline std::optional<options> parse_options(int argc, const char* const* argv, s
           ->type_name("FILE");
   app.add_option("--svg", o.svg, "picture to write (default " + o.svg + ")")->type_name("FILE");
   const auto* const csv = app.add_option("--csv", o.csv, "write the table as CSV too")->type_name("FILE");
-  detail::add_number(app, "--threads", o.threads, 1, 1024,
+  add_number(app, "--threads", o.threads, 1, 1024,
                      "threads to use (default 1: the model is small; results do not depend on it)");
   app.add_option("--patch", patch, "a token is a square of 2x2 pixels or a row of 8 (default square)")
       ->type_name("square|row");

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdio>
 #include <locale>
 #include <ostream>
 #include <sstream>
@@ -12,30 +11,11 @@
 #include <vector>
 
 #include "result.hpp"
+#include "shared.hpp"
 
 namespace digits {
 
 namespace detail {
-
-inline std::string fixed(double value, int digits) {
-  char text[64];
-  const int length = std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return std::string(text, static_cast<std::size_t>(length));
-}
-
-/// 1234567 -> "1,234,567"
-inline std::string grouped(std::int64_t value) {
-  const std::string digits = std::to_string(value);
-  const std::size_t first = value < 0 ? 1 : 0;
-  std::string out;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > first && (digits.size() - i) % 3 == 0) out += ',';
-    out += digits[i];
-  }
-  return out;
-}
-
-inline std::string percent(double share, int digits) { return fixed(100 * share, digits) + " %"; }
 
 /// Difference of two shares in percentage points, with its sign.
 inline std::string points(double difference) {

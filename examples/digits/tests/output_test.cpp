@@ -3,13 +3,13 @@
 #include "progress.hpp"
 #include "table.hpp"
 
-#include <cctype>
 #include <cstdlib>
 
 #include "support.hpp"
 
 using namespace digits;
 using digits::test::message_of;
+using digits::test::xml_fault;
 
 namespace {
 
@@ -39,54 +39,6 @@ std::vector<result> some_results(int routers, int experts) {
     results.push_back(r);
   }
   return results;
-}
-
-/// Empty if `xml` is well-formed as far as our pictures need it (elements, attributes, entities); else what is wrong.
-std::string xml_fault(std::string_view xml) {
-  if (!xml.starts_with("<?xml ")) return "no declaration";
-  xml.remove_prefix(xml.find("?>") + 2);
-  std::vector<std::string> open;
-  int roots = 0;
-  while (!xml.empty()) {
-    const std::size_t mark = std::min(xml.find('<'), xml.size());
-    for (std::size_t i = 0; i < mark; ++i) {
-      if (open.empty() && !std::isspace(static_cast<unsigned char>(xml[i]))) return "text outside the root";
-      if (xml[i] != '&') continue;
-      const std::string_view name = xml.substr(i, std::min(mark, xml.find(';', i)) - i);
-      if (name != "&amp" && name != "&lt" && name != "&gt" && name != "&quot") return "bad entity " + std::string(name);
-    }
-    xml.remove_prefix(mark);
-    if (xml.empty()) break;
-    std::size_t end = 1;
-    for (bool quoted = false; quoted || xml[end] != '>'; ++end) {
-      if (end + 1 >= xml.size()) return "tag without end";
-      if (xml[end] == '"') quoted = !quoted;
-      if (xml[end] == '<') return "< inside a tag";
-    }
-    std::string_view tag = xml.substr(1, end - 1);
-    xml.remove_prefix(end + 1);
-    if (tag.starts_with('/')) {
-      if (open.empty() || open.back() != tag.substr(1)) return "unexpected end " + std::string(tag);
-      open.pop_back();
-      continue;
-    }
-    const bool closed = tag.ends_with('/');
-    if (closed) tag.remove_suffix(1);
-    const std::string name(tag.substr(0, tag.find(' ')));
-    if (open.empty() && ++roots > 1) return "two roots";
-    tag.remove_prefix(name.size());
-    std::vector<std::string> attributes;
-    while (!tag.empty()) {
-      if (tag[0] != ' ') return "no space before an attribute of " + name;
-      const std::size_t equals = tag.find("=\"");
-      if (equals == std::string_view::npos) return "attribute of " + name + " without a value";
-      attributes.emplace_back(tag.substr(1, equals - 1));
-      if (std::count(attributes.begin(), attributes.end(), attributes.back()) > 1) return "double attribute in " + name;
-      tag.remove_prefix(tag.find('"', equals + 2) + 1);
-    }
-    if (!closed) open.push_back(name);
-  }
-  return open.empty() && roots == 1 ? "" : "elements left open";
 }
 
 struct box {
@@ -141,8 +93,8 @@ TEST_CASE("table: columns are aligned", "[digits][table]") {
   CHECK(n == 1 + 1 + 4);
   CHECK(out.str().find("96.10 %     -1.90") != std::string::npos);
   CHECK(out.str().find("1,234,567") != std::string::npos);
-  CHECK(detail::grouped(-123456) == "-123,456");
-  CHECK(detail::grouped(999) == "999");
+  CHECK(grouped(-123456) == "-123,456");
+  CHECK(grouped(999) == "999");
   CHECK(detail::points(-0.000001) == "0.00");
   CHECK(detail::points(0.0125) == "+1.25");
 }

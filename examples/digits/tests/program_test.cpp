@@ -6,29 +6,14 @@
 #include <string>
 #include <vector>
 
-#if !defined(_WIN32)
-#include <sys/wait.h>
-#endif
-
 #include "support.hpp"
 
 using namespace digits::test;
 
 namespace {
 
-struct outcome {
-  int code;
-  std::string out, error;
-};
-
 outcome run(const temporary_folder& folder, const std::string& arguments) {
-  const std::string out = folder.file("stdout"), error = folder.file("stderr");
-  const std::string command = "\"" DIGITS_PROGRAM "\" " + arguments + " > \"" + out + "\" 2> \"" + error + "\"";
-  int code = std::system(command.c_str());
-#if !defined(_WIN32)
-  code = WIFEXITED(code) ? WEXITSTATUS(code) : -1;
-#endif
-  return {code, contents(out), contents(error)};
+  return run_program(DIGITS_PROGRAM, folder, arguments);
 }
 
 std::string quote(const std::string& file) { return "\"" + file + "\""; }

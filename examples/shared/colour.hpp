@@ -10,7 +10,7 @@
 #include <numbers>
 #include <string>
 
-namespace digits {
+namespace shared {
 
 /// Parts of an sRGB colour, 0..1.
 struct colour {
@@ -52,4 +52,4 @@ inline std::string hex(const colour& c) {
   return text;
 }
 
-}  // namespace digits
+}  // namespace shared

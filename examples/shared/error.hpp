@@ -1,11 +1,11 @@
-/// The one error that the digits example explains to its user: something he gave is wrong.
+/// The error that an example program explains to its user: something he gave is wrong.
 #pragma once
 
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
-namespace digits {
+namespace shared {
 
 /// Wrong command line, or a file that is not what it should be. main() prints the message as one line and exits with 2.
 class input_error : public std::runtime_error {
@@ -29,4 +29,4 @@ inline std::string in_quotes(std::string_view text) {
   return out + (text.size() > longest ? "...'" : "'");
 }
 
-}  // namespace digits
+}  // namespace shared

@@ -1,0 +1,13 @@
+/// What the digits example has in common with other examples.
+#pragma once
+
+#include "../shared/colour.hpp"
+#include "../shared/error.hpp"
+#include "../shared/number_option.hpp"
+#include "../shared/progress_line.hpp"
+#include "../shared/svg.hpp"
+#include "../shared/text.hpp"
+
+namespace digits {
+using namespace shared;
+}
