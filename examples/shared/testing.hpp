@@ -24,7 +24,7 @@
 
 #include "error.hpp"
 
-namespace shared::test {
+namespace shared::testing {
 
 /// A folder of its own for one test, removed with everything in it.
 class temporary_folder {
@@ -140,4 +140,4 @@ inline outcome run_program(const std::string& program, const temporary_folder& f
   return {code, contents(out), contents(error)};
 }
 
-}  // namespace shared::test
+}  // namespace shared::testing

@@ -5,5 +5,5 @@
 #include "../shared.hpp"
 
 namespace digits::test {
-using namespace shared::test;
+using namespace shared::testing;
 }

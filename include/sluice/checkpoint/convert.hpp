@@ -34,6 +34,9 @@ struct convert_options {
   std::optional<data_type> type = {};  ///< F64, F32, BF16 or F16; nothing: as they are
   std::string layout = {};             ///< a name of expert_layout; empty: as they are
   std::uint64_t shard_bytes = 5'000'000'000;
+  /// Called while tensors are written, with bytes written and in all; may throw to give up, and then nothing has changed.
+  void (*progress)(void* user, std::uint64_t done, std::uint64_t total) = nullptr;
+  void* user = nullptr;
 };
 
 namespace detail {
@@ -51,12 +54,15 @@ inline bool is_floating(data_type type) {
   return type == data_type::f64 || type == data_type::f32 || type == data_type::bf16 || type == data_type::f16;
 }
 
+class conversion;
+
 /// A tensor to be written and the matrices that it is put together of.
 struct moved_tensor {
   data_type type;
   std::vector<moved_matrix> parts;
+  conversion* owner = nullptr;  ///< who wants to know of progress
 
-  void read(std::size_t first, std::span<std::byte> out) const noexcept {
+  void read(std::size_t first, std::span<std::byte> out) const {
     const std::size_t size = size_of(type);
     const auto begin = static_cast<index_t>(first);
     for (const moved_matrix& part : parts)
@@ -66,6 +72,12 @@ struct moved_tensor {
             const tensor_place& source = part.source;
             index_t at = source.offset + run.row * source.row_stride + run.col * source.col_stride;
             const index_t stride = run.along_row ? source.col_stride : source.row_stride;
+            if (part.from->dtype == type && stride == 1 && run.step == 1) {
+              std::memcpy(out.data() + static_cast<std::size_t>(run.at) * size,
+                          part.from->bytes.data() + static_cast<std::size_t>(at) * size,
+                          static_cast<std::size_t>(run.count) * size);
+              return;
+            }
             for (index_t i = 0; i < run.count; ++i, at += stride) {
               std::byte* const to = out.data() + static_cast<std::size_t>(run.at + i * run.step) * size;
               if (part.from->dtype == type)
@@ -109,14 +121,26 @@ public:
                                          (problems_.count() == 1 ? " problem:" : " problems:") + problems_.text());
   }
 
-  void add_to(checkpoint_writer& file) const {
-    for (const auto& [name, tensor] : tensors_)
-      file.add(name, tensor.parts.front().target.shape, tensor.type,
+  /// The writer refers to this object until it has saved.
+  void add_to(checkpoint_writer& file) {
+    total_ = 0;
+    for (auto& [name, tensor] : tensors_) {
+      const std::vector<std::int64_t>& shape = tensor.parts.front().target.shape;
+      total_ += checked_byte_count(shape, size_of(tensor.type)).value_or(0);
+      tensor.owner = this;
+      file.add(name, shape, tensor.type,
                checkpoint_writer::source{
                    &tensor, [](const void* object, std::size_t first, std::span<std::byte> bytes) {
-                     static_cast<const moved_tensor*>(object)->read(first, bytes);
+                     const auto& moved = *static_cast<const moved_tensor*>(object);
+                     moved.read(first, bytes);
+                     moved.owner->report(bytes.size());
                    }});
-    for (const tensor_info* const tensor : kept_) file.add(tensor->name, tensor->shape, tensor->dtype, tensor->bytes);
+    }
+  }
+
+  void report(std::uint64_t bytes) {
+    done_ += bytes;
+    if (options_.progress != nullptr) options_.progress(options_.user, done_, total_);
   }
 
 private:
@@ -129,14 +153,9 @@ private:
   }
 
   void keep(const tensor_info& tensor) {
-    const data_type type = target_type(tensor);
-    if (type == tensor.dtype) {
-      kept_.push_back(&tensor);
-      return;
-    }
     const auto count = static_cast<index_t>(tensor.elements());
     const tensor_place whole{tensor.name, tensor.shape, 0, count, 1};
-    tensors_[tensor.name] = {type, {{&tensor, whole, whole, 1, count}}};
+    tensors_[tensor.name] = {target_type(tensor), {{&tensor, whole, whole, 1, count}}};
   }
 
   void rearrange(const block_id& block) {
@@ -167,7 +186,8 @@ private:
   problem_list problems_;
   std::set<std::string, std::less<>> taken_;
   std::map<std::string, moved_tensor> tensors_;  // nodes stay where they are: the writer refers to them
-  std::vector<const tensor_info*> kept_;
+  std::uint64_t done_ = 0;
+  std::uint64_t total_ = 0;
 };
 
 }  // namespace detail
@@ -198,7 +218,7 @@ inline std::optional<std::string> converted_config(const checkpoint_model& model
 /// Throws file_error, or std::invalid_argument for a type or layout that the family does not know.
 inline void convert_checkpoint(const checkpoint_model& model, const std::filesystem::path& target,
                                const convert_options& options = {}) {
-  const detail::conversion conversion(model, options);
+  detail::conversion conversion(model, options);
   checkpoint_writer file;
   file.metadata("format", "pt");  // readers of published models ask for it
   conversion.add_to(file);

@@ -21,6 +21,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -31,7 +32,7 @@ class checkpoint_model {
 public:
   /// A folder with config.json, or an index or a safetensors file beside one. Throws file_error.
   explicit checkpoint_model(const std::filesystem::path& path)
-      : checkpoint_model(path, read_model_config(std::filesystem::is_directory(path) ? path : folder_of(path))) {}
+      : checkpoint_model(path, read_model_config(folder_of(path))) {}
   /// With a config from elsewhere.
   checkpoint_model(const std::filesystem::path& path, model_config config)
       : files_(path), config_(std::move(config)), name_(path.string()) {}
@@ -55,6 +56,10 @@ public:
 
 private:
   static std::filesystem::path folder_of(const std::filesystem::path& path) {
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    if (!std::filesystem::exists(status)) throw file_error(path.string(), "does not exist or cannot be reached");
+    if (std::filesystem::is_directory(status)) return path;
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   }
 

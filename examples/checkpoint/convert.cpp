@@ -1,0 +1,26 @@
+#include <sluice/checkpoint/convert.hpp>
+
+#include "commands.hpp"
+#include "session.hpp"
+
+namespace checkpoint {
+
+void convert(const convert_options& o) {
+  const sluice::checkpoint_model model(o.model);
+  sluice::convert_options how;
+  if (!o.dtype.empty()) how.type = data_type_of(o.dtype);
+  how.layout = o.layout;
+  how.shard_bytes = o.shard_bytes;
+  work_bar bar(o.progress);
+  how.progress = [](void* user, std::uint64_t done, std::uint64_t total) {
+    static_cast<work_bar*>(user)->draw("writing", static_cast<double>(done), static_cast<double>(total));
+  };
+  how.user = &bar;
+  sluice::convert_checkpoint(model, o.target, how);
+  const sluice::checkpoint_files written(o.target);
+  std::cout << o.target << ": " << written.tensors().size() << " tensors, "
+            << shared::fixed(static_cast<double>(written.bytes()) / 1e6, 2) << " MB in " << written.files().size()
+            << (written.files().size() == 1 ? " file\n" : " files\n");
+}
+
+}  // namespace checkpoint

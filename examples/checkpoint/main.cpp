@@ -1,0 +1,134 @@
+/// Looks into published mixture-of-experts models, runs and traces their layers, converts them and compares outputs.
+///
+///   checkpoint inspect FOLDER        what is in it;  --help says what else there is, COMMAND --help the options of each
+///
+/// Exit codes: 0 all right, 1 compare found more than the tolerance, 2 wrong usage, 3 a file cannot be read, trusted or
+/// written, 4 out of memory, 130 interrupted.
+#include <CLI/CLI.hpp>
+
+#include <exception>
+#include <iostream>
+#include <new>
+#include <stdexcept>
+
+#include "../shared/number_option.hpp"
+#include "commands.hpp"
+#include "interrupt.hpp"
+#include "words.hpp"
+
+namespace {
+
+using namespace checkpoint;
+
+enum exit_code { ok = 0, differs = 1, usage = 2, bad_file = 3, no_memory = 4, was_interrupted = 130 };
+
+void add_layer_options(CLI::App& app, layer_options& o) {
+  constexpr std::int64_t most = std::int64_t{1} << 40;
+  app.add_option("model", o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  shared::add_number<std::int64_t>(app, "--layer", o.layer, 0, 1 << 16, "only this block (default: every mixture)");
+  app.add_flag("--decoder", o.decoder, "of a model with an encoder: the block of the decoder");
+  app.add_option("--input", o.input, "tokens: X.csv (a token a line) or X.safetensors[:TENSOR]");
+  shared::add_number<std::int64_t>(app, "--tokens", o.tokens, 0, most, "without --input: draw as many (default 64)");
+  shared::add_number<std::uint64_t>(app, "--seed", o.seed, 0, ~std::uint64_t{0}, "of the draw (default 1)");
+  app.add_option("--dtype", o.dtype, "what experts' weights are kept as: float, bfloat16 or float16 (default float)");
+  shared::add_number<int>(app, "--threads", o.threads, 1, 1024, "threads (default 1); results do not depend on it");
+  app.add_flag("--progress", o.progress, "a bar on stderr, also where that is no terminal");
+}
+
+int run_program(int argc, char** argv) {
+  CLI::App app{"Published mixture-of-experts models: what is in them, and what their layers do.\n"
+               "Exit codes: 0 all right; 1 compare found more than the tolerance; 2 wrong usage; 3 a file cannot be read,\n"
+               "trusted or written; 4 out of memory; 130 interrupted. Files are written as a whole or not at all."};
+  app.require_subcommand(1);
+
+  inspect_options inspect_o;
+  auto* const inspect_c = app.add_subcommand("inspect", "Prints model, layers, experts, shapes, types, bytes, active parameters");
+  inspect_c->add_option("model", inspect_o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  inspect_c->add_flag("--json", inspect_o.json, "as JSON");
+
+  run_options run_o;
+  auto* const run_c = app.add_subcommand("run", "Sends tokens through one mixture or, each for itself, through all");
+  add_layer_options(*run_c, run_o);
+  run_c->add_option("--output", run_o.output, "safetensors file for the outputs, as layers.L.y [T,D]");
+
+  trace_options trace_o;
+  auto* const trace_c = app.add_subcommand("trace", "The same, and says which tokens go to which experts");
+  add_layer_options(*trace_c, trace_o);
+  trace_c->add_option("--csv", trace_o.csv, "every choice: token,layer,rank,expert,weight");
+  trace_c->add_option("--json", trace_o.json, "per layer: load, entropy, co-activation");
+  trace_c->add_option("--svg", trace_o.svg, "a picture of load and co-activation");
+
+  convert_options convert_o;
+  auto* const convert_c = app.add_subcommand("convert", "Writes the model with another type or layout of its weights");
+  convert_c->add_option("model", convert_o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  convert_c->add_option("target", convert_o.target, "a folder, or a file that ends in .safetensors")->required();
+  convert_c->add_option("--dtype", convert_o.dtype, "float, double, bfloat16 or float16 (default: as they are)");
+  convert_c->add_option("--layout", convert_o.layout, "per-expert, stacked, ... (default: as they are)");
+  shared::add_number<std::uint64_t>(*convert_c, "--shard-bytes", convert_o.shard_bytes, 1, ~std::uint64_t{0},
+                                    "most bytes of tensors in one file (default 5000000000)");
+  convert_c->add_flag("--progress", convert_o.progress, "a bar on stderr, also where that is no terminal");
+
+  compare_options compare_o;
+  auto* const compare_c = app.add_subcommand("compare", "The largest and mean difference of two output files");
+  compare_c->add_option("a", compare_o.a, "a safetensors file")->required();
+  compare_c->add_option("b", compare_o.b, "another with the same tensors")->required();
+  compare_c->add_option("--tolerance", compare_o.tolerance, "largest difference for exit code 0 (default: any)")
+      ->check(CLI::NonNegativeNumber);
+
+  make_options make_o;
+  auto* const make_c = app.add_subcommand("make", "Writes a small model of random numbers in a family's published layout");
+  make_c->add_option("folder", make_o.folder, "where to")->required();
+  make_c->add_option("--family", make_o.family, family_list() + " (default olmoe)");
+  make_c->add_option("--dtype", make_o.dtype, "float, double, bfloat16 or float16 (default bfloat16)");
+  make_c->add_option("--layout", make_o.layout, "another layout of the family");
+  shared::add_number<std::int64_t>(*make_c, "--layers", make_o.layers, 1, 1 << 16, "mixtures (default 2)");
+  shared::add_number<std::int64_t>(*make_c, "--experts", make_o.experts, 1, 1 << 20, "experts a layer (default 8)");
+  shared::add_number<std::int64_t>(*make_c, "--top-k", make_o.top_k, 1, 1 << 20, "experts a token (default 2)");
+  shared::add_number<std::int64_t>(*make_c, "--width", make_o.inputs, 1, 1 << 24, "width of a token (default 64)");
+  shared::add_number<std::int64_t>(*make_c, "--hidden", make_o.hidden, 1, 1 << 24, "hidden width of an expert (default 32)");
+  shared::add_number<std::uint64_t>(*make_c, "--seed", make_o.seed, 0, ~std::uint64_t{0}, "of the numbers (default 1)");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    throw shared::input_error(error.what());
+  }
+  if (*inspect_c) inspect(inspect_o);
+  if (*run_c) run(run_o);
+  if (*trace_c) trace(trace_o);
+  if (*convert_c) convert(convert_o);
+  if (*make_c) make(make_o);
+  const bool close_enough = !*compare_c || compare(compare_o);
+  std::cout.flush();
+  if (!std::cout) throw std::runtime_error("the output cannot be written");
+  return close_enough ? ok : differs;
+}
+
+int complain(const char* message, int code) {
+  std::string text(message);
+  for (const char* const begin : {"sluice: ", "std::"})
+    if (text.starts_with(begin)) text = text.substr(std::string_view(begin).size());
+  std::cerr << "checkpoint: " << text << '\n';
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  catch_interrupts();
+  try {
+    return run_program(argc, argv);
+  } catch (const checkpoint::interrupted& stop) {
+    return complain(stop.what(), was_interrupted);
+  } catch (const shared::input_error& error) {
+    return complain(error.what(), usage);
+  } catch (const std::invalid_argument& error) {  // a number or a word that the library refuses
+    return complain(error.what(), usage);
+  } catch (const std::bad_alloc&) {
+    return complain("out of memory", no_memory);
+  } catch (const std::exception& error) {
+    return complain(error.what(), bad_file);
+  }
+}

@@ -1,0 +1,155 @@
+// The program as a user runs it: every command, every family, and every way to fail.
+#include <sluice/io/safetensors_reader.hpp>
+
+#include <nlohmann/json.hpp>
+
+#if !defined(_WIN32)
+#include <csignal>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+#include "../../shared/testing.hpp"
+
+using shared::testing::contents;
+using shared::testing::outcome;
+using shared::testing::temporary_folder;
+
+namespace {
+
+outcome checkpoint(const temporary_folder& folder, const std::string& arguments) {
+  return shared::testing::run_program(CHECKPOINT_PROGRAM, folder, arguments);
+}
+
+std::string quoted(const std::string& path) { return '"' + path + '"'; }
+
+bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// One line on stderr that begins with the program's name.
+bool is_complaint(const outcome& o, int code, const std::string& part) {
+  return o.code == code && o.error.starts_with("checkpoint: ") && holds(o.error, part);
+}
+
+}  // namespace
+
+TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoint]") {
+  const temporary_folder folder("checkpoint");
+  const std::string model = quoted(folder.file("model")), file = folder.file("y.safetensors");
+  REQUIRE(checkpoint(folder, "make " + model + " --family qwen2_moe --experts 6 --layers 3").code == 0);
+
+  const outcome shown = checkpoint(folder, "inspect " + model);
+  CHECK(shown.code == 0);
+  CHECK(holds(shown.out, "qwen2_moe"));
+  CHECK(holds(shown.out, "experts.{}.down_proj.weight"));
+  const auto json = nlohmann::json::parse(checkpoint(folder, "inspect --json " + model).out);
+  CHECK(json.at("experts") == 6);
+  CHECK(json.at("layers").size() == 3);
+  // Router 6 x 64, shared expert 3 x 64 x 64 and its gate, two experts of 3 x 64 x 32.
+  CHECK(json.at("layers").at(0).at("active_parameters_a_token") == 6 * 64 + 3 * 64 * 64 + 64 + 2 * 3 * 64 * 32);
+
+  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --output " + quoted(file)).code == 0);
+  const std::string other = folder.file("z.safetensors");
+  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --threads 2 --output " + quoted(other)).code == 0);
+  CHECK(contents(file) == contents(other));
+  CHECK(sluice::safetensors_reader(file).at("layers.2.y").shape == std::vector<std::int64_t>{20, 64});
+  CHECK(checkpoint(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 0);
+  // The weights are bfloat16's numbers: as float they are the same, as float16 they are not.
+  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --dtype bfloat16 --output " + quoted(other)).code == 0);
+  CHECK(contents(file) == contents(other));
+  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --seed 2 --output " + quoted(other)).code == 0);
+  CHECK(checkpoint(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 1);
+  CHECK(checkpoint(folder, "compare " + quoted(file) + ' ' + quoted(other)).code == 0);
+  CHECK(checkpoint(folder, "run " + model + " --layer 1 --input " + quoted(file + ":layers.0.y")).code == 0);
+
+  const std::string csv = folder.file("t.csv"), summary = folder.file("t.json"), svg = folder.file("t.svg");
+  CHECK(checkpoint(folder, "trace " + model + " --tokens 20 --csv " + quoted(csv) + " --json " + quoted(summary) + " --svg " +
+                               quoted(svg))
+            .code == 0);
+  const std::string lines = contents(csv);
+  CHECK(lines.starts_with("token,layer,rank,expert,weight\n0,layers.0,0,"));
+  CHECK(std::count(lines.begin(), lines.end(), '\n') == 1 + 3 * 20 * 2);
+  CHECK(nlohmann::json::parse(contents(summary)).at("layers").at(1).at("assignments") == 40);
+  CHECK(shared::testing::xml_fault(contents(svg)).empty());
+
+  const std::string converted = quoted(folder.file("converted"));
+  CHECK(checkpoint(folder, "convert " + model + ' ' + converted + " --dtype float --layout stacked --shard-bytes 60000").code == 0);
+  CHECK(std::filesystem::exists(folder.file("converted/model.safetensors.index.json")));
+  CHECK(checkpoint(folder, "run " + converted + " --tokens 20 --output " + quoted(other)).code == 0);
+  CHECK(contents(file) == contents(other));
+}
+
+TEST_CASE("checkpoint: every family is made, inspected, run and traced", "[checkpoint]") {
+  const temporary_folder folder("families");
+  for (const std::string family : {"switch_transformers", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2",
+                                   "deepseek_v3", "phimoe", "jetmoe", "gpt_oss", "llama4", "megatron"}) {
+    CAPTURE(family);
+    const std::string model = quoted(folder.file(family));
+    const outcome made = checkpoint(folder, "make " + model + " --family " + family);
+    CAPTURE(made.error);
+    CHECK(made.code == 0);
+    CHECK(checkpoint(folder, "inspect " + model).code == 0);
+    CHECK(checkpoint(folder, "run " + model + " --dtype bfloat16").code == 0);
+    CHECK(checkpoint(folder, "trace " + model).code == 0);
+  }
+}
+
+TEST_CASE("checkpoint: exit codes and messages", "[checkpoint]") {
+  const temporary_folder folder("errors");
+  const std::string model = quoted(folder.file("model"));
+  REQUIRE(checkpoint(folder, "make " + model).code == 0);
+  CHECK(checkpoint(folder, "--help").code == 0);
+  CHECK(checkpoint(folder, "run --help").code == 0);
+  CHECK(is_complaint(checkpoint(folder, ""), 2, ""));
+  CHECK(is_complaint(checkpoint(folder, "fly " + model), 2, ""));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --dtype int4"), 2, "int4"));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --tokens 1e3"), 2, "--tokens needs a whole number"));
+  CHECK(is_complaint(checkpoint(folder, "make " + quoted(folder.file("x")) + " --family gpt5"), 2, "known are: switch_transformers"));
+  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x")) + " --layout sideways"), 2, "sideways"));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --layer 7"), 3, "layers.7 is no mixture of experts; these are: layers.0, layers.1"));
+  CHECK(is_complaint(checkpoint(folder, "inspect " + quoted(folder.file("absent"))), 3, "absent"));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --output " + quoted(folder.file("no/such/y.safetensors"))), 3, "y.safetensors"));
+
+  const std::string weights = folder.file("model/model.safetensors");
+  const std::string whole = contents(weights);
+  folder.file_with("model/model.safetensors", whole.substr(0, whole.size() - 1));
+  CHECK(is_complaint(checkpoint(folder, "run " + model), 3, "model.safetensors"));
+  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x"))), 3, "model.safetensors"));
+  CHECK_FALSE(std::filesystem::exists(folder.file("x")));
+  folder.file_with("model/model.safetensors", whole);
+  folder.file_with("model/config.json", "{\"model_type\": \"olmoe\"}");
+  CHECK(is_complaint(checkpoint(folder, "inspect " + model), 3, "config.json"));
+}
+
+#if !defined(_WIN32)
+TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
+  const temporary_folder folder("interrupt");
+  const std::string model = folder.file("model"), out = folder.file("out");
+  REQUIRE(checkpoint(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float").code == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    // The program stops at its first look at the flag, wherever it is: the signal waits for it since before its start.
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    ::alarm(60);
+    (void)!::freopen("/dev/null", "w", stderr);
+    ::execl(CHECKPOINT_PROGRAM, CHECKPOINT_PROGRAM, "convert", model.c_str(), out.c_str(), "--dtype", "double",
+            static_cast<char*>(nullptr));
+    ::_exit(127);
+  }
+  ::usleep(60'000);
+  ::kill(child, SIGINT);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  const bool finished = WIFEXITED(status) && WEXITSTATUS(status) == 0;  // on a fast machine it may be
+  if (!finished) {
+    const bool stopped = (WIFEXITED(status) && WEXITSTATUS(status) == 130) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
+    CHECK(stopped);
+    std::size_t files = 0;
+    if (std::filesystem::exists(out))
+      for (const auto& entry : std::filesystem::recursive_directory_iterator(out)) files += entry.is_regular_file();
+    CHECK(files == 0);
+  }
+}
+#endif
