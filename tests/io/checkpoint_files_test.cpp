@@ -248,10 +248,31 @@ TEST_CASE("checkpoint_files: a link to a file of another name is one shard, not 
 
 #endif
 
+#if SLUICE_POSIX_FILES  // GCC 12's std::filesystem::directory_iterator cannot report it
+
 TEST_CASE("checkpoint_files: memory that runs out anywhere while opening is reported and nothing is kept", "[io]") {
   const test::temporary_folder folder;
+  const auto check = [&folder](const content& expected) {
+    const long failures = test::fail_each_allocation([&] { const checkpoint_files files(folder.path()); }, [] {});
+    CHECK(failures > 15);
+    CHECK(test::content_of(folder.path()) == expected);
+  };
+  write_file(folder / "weights.safetensors", "only");
+  check({{"w", "only"}});
   test::write_two_shards(folder.path());
-  const long failures = test::fail_each_allocation([&] { const checkpoint_files files(folder.path()); }, [] {});
-  CHECK(failures > 30);
-  CHECK(test::content_of(folder.path()) == three);
+  check(three);
 }
+
+TEST_CASE("checkpoint_files: refused or out of memory, it leaves no file open", "[io]") {
+  if (!std::filesystem::exists("/proc/self/fd")) return;
+  const auto open_files = [] { return detail::folder_names("/proc/self/fd").size(); };
+  const test::temporary_folder folder;
+  test::write_two_shards(folder.path());
+  const std::size_t before = open_files();
+  test::fail_each_allocation([&] { const checkpoint_files files(folder.path()); }, [] {});
+  test::write_bytes(folder / second_shard, "broken");
+  CHECK_THROWS_AS(checkpoint_files(folder.path()), file_error);
+  CHECK(open_files() == before);
+}
+
+#endif
