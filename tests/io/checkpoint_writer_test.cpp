@@ -264,6 +264,7 @@ TEST_CASE("checkpoint_writer: a single file does not overwrite a model.safetenso
 TEST_CASE("checkpoint_writer: a checkpoint may be saved onto itself, in every form", "[io]") {
   const test::temporary_folder folder(test::memory_folder());
   const std::string text(100'000, 'x');
+  const std::string added = "new";
   save({{"a", text}, {"b", "old 2"}}, folder.path(), whole);
   const std::vector<std::uint64_t> limits{sharded, sharded, 200'000, 200'000, sharded};
   for (std::size_t i = 0; i < limits.size(); ++i) {
@@ -272,13 +273,13 @@ TEST_CASE("checkpoint_writer: a checkpoint may be saved onto itself, in every fo
     checkpoint_writer writer;
     for (const located_tensor& tensor : source.tensors())
       writer.add(tensor.info.name, tensor.info.shape, tensor.info.dtype, tensor.info.bytes);
-    writer.add(std::to_string(i), {3}, data_type::u8, test::bytes_of("new"));
+    writer.add(std::to_string(i), {3}, data_type::u8, test::bytes_of(added));
     writer.save(folder.path(), {.shard_bytes = limits[i]});
     const content got = content_of(folder.path());
     CHECK(got.size() == 3 + i);
     CHECK(got.at("a") == text);
     CHECK(got.at("b") == "old 2");
-    CHECK(got.at(std::to_string(i)) == "new");
+    CHECK(got.at(std::to_string(i)) == added);
     CHECK(content_of(source).at("a") == text);  // what is open stays open
   }
 }
