@@ -1,6 +1,7 @@
-// make_corpus FOLDER           writes the seed corpus of the safetensors fuzzer (tests/io/file_cases.hpp) into FOLDER
-// make_corpus --check FOLDER   fails if FOLDER holds anything else
+// make_corpus NAME FOLDER           writes the seeds of the fuzz target NAME, which are the cases of the tests, into FOLDER
+// make_corpus --check NAME FOLDER   fails if FOLDER holds anything else
 #include "../io/file_cases.hpp"
+#include "../io/index_cases.hpp"
 
 #include <cstdio>
 #include <filesystem>
@@ -8,14 +9,23 @@
 #include <iterator>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace {
 
-std::map<std::string, std::string> corpus() {
-  std::map<std::string, std::string> files;
-  for (const auto& c : file_cases::valid_files()) files[c.name + ".safetensors"] = c.bytes;
-  for (const auto& c : file_cases::malformed_files()) files[c.name + ".safetensors"] = c.bytes;
+using file_map = std::map<std::string, std::string>;  // name to content
+
+file_map files_of(const std::string& ending, const std::vector<std::vector<file_cases::file_case>>& cases) {
+  file_map files;
+  for (const auto& list : cases)
+    for (const auto& c : list) files[c.name + ending] = c.bytes;
   return files;
+}
+
+std::map<std::string, file_map> corpora() {
+  using namespace file_cases;
+  return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
+          {"index", files_of(".json", {valid_indices(), malformed_indices()})}};
 }
 
 std::string content(const std::filesystem::path& path) {
@@ -23,8 +33,7 @@ std::string content(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-int check(const std::filesystem::path& folder) {
-  std::map<std::string, std::string> expected = corpus();
+int check(file_map expected, const std::filesystem::path& folder) {
   int differences = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const auto file = expected.find(entry.path().filename().string());
@@ -41,9 +50,9 @@ int check(const std::filesystem::path& folder) {
   return differences == 0 ? 0 : 1;
 }
 
-int write(const std::filesystem::path& folder) {
+int write(const file_map& files, const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
-  for (const auto& [name, bytes] : corpus()) {
+  for (const auto& [name, bytes] : files) {
     std::ofstream out(folder / name, std::ios::binary);
     out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     out.close();
@@ -58,13 +67,17 @@ int write(const std::filesystem::path& folder) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  const std::vector<std::string> words(arguments + 1, arguments + count);
+  const bool checking = !words.empty() && words.front() == "--check";
   try {
-    if (count == 3 && std::string(arguments[1]) == "--check") return check(arguments[2]);
-    if (count == 2) return write(arguments[1]);
+    const std::map<std::string, file_map> known = corpora();
+    if (words.size() == (checking ? 3U : 2U))
+      if (const auto found = known.find(words[words.size() - 2]); found != known.end())
+        return checking ? check(found->second, words.back()) : write(found->second, words.back());
   } catch (const std::filesystem::filesystem_error& error) {
     std::printf("%s\n", error.what());
     return 1;
   }
-  std::printf("usage: make_corpus [--check] FOLDER\n");
+  std::printf("usage: make_corpus [--check] NAME FOLDER, where NAME is a fuzz target\n");
   return 2;
 }

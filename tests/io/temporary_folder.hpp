@@ -19,7 +19,7 @@ namespace sluice::test {
 
 class temporary_folder {
 public:
-  temporary_folder() {
+  explicit temporary_folder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
     static std::atomic<int> counter{0};
 #if defined(__unix__) || defined(__APPLE__)
     const auto process = static_cast<long long>(::getpid());
@@ -27,8 +27,7 @@ public:
     const auto process = static_cast<long long>(std::chrono::system_clock::now().time_since_epoch().count());
 #endif
     do {
-      path_ = std::filesystem::temp_directory_path() /
-              ("sluice-test-" + std::to_string(process) + "-" + std::to_string(counter++));
+      path_ = parent / ("sluice-test-" + std::to_string(process) + "-" + std::to_string(counter++));
     } while (!std::filesystem::create_directory(path_));
   }
   temporary_folder(const temporary_folder&) = delete;
@@ -49,6 +48,14 @@ public:
 private:
   std::filesystem::path path_;
 };
+
+/// A parent in memory, where there is one, for tests that would wait for a disk thousands of times.
+inline std::filesystem::path memory_folder() {
+#if defined(__unix__) || defined(__APPLE__)
+  if (::access("/dev/shm", W_OK) == 0) return "/dev/shm";
+#endif
+  return std::filesystem::temp_directory_path();
+}
 
 inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));

@@ -120,6 +120,23 @@ TEST_CASE("checkpoint: exit codes and messages", "[checkpoint]") {
   CHECK(is_complaint(checkpoint(folder, "inspect " + model), 3, "config.json"));
 }
 
+TEST_CASE("checkpoint: the commands of the README, word by word", "[checkpoint]") {
+  const temporary_folder folder("readme");
+  std::istringstream readme(contents(CHECKPOINT_README));
+  const std::string begin = "build/demo/examples/checkpoint ";
+  std::size_t commands = 0;
+  for (std::string line; std::getline(readme, line);) {
+    if (!line.starts_with(begin)) continue;
+    CAPTURE(line);
+    ++commands;
+    const std::string there = "cd " + quoted(folder.file("")) + " && " + quoted(CHECKPOINT_PROGRAM) + ' ' +
+        line.substr(begin.size()) + " > stdout 2>&1";
+    CHECK(std::system(there.c_str()) == 0);
+  }
+  CHECK(commands >= 7);
+  CHECK(std::filesystem::exists(folder.file("routing.svg")));
+}
+
 #if !defined(_WIN32)
 TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
   const temporary_folder folder("interrupt");

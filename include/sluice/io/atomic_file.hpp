@@ -12,6 +12,7 @@
 
 #include <sluice/core/isa.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/folder.hpp>
 #include <sluice/io/mapped_file.hpp>
 
 #include <algorithm>
@@ -34,28 +35,6 @@
 #endif
 
 namespace sluice::inline SLUICE_ISA {
-
-namespace detail {
-
-/// Flushes to the disk what a folder says of its files. It is opened before they change, so that afterwards nothing can
-/// fail for want of memory. A folder that may be written but not read cannot be opened, and so not flushed.
-class folder_flusher {
-public:
-  explicit folder_flusher(const std::filesystem::path& folder);
-  folder_flusher(const folder_flusher&) = delete;
-  folder_flusher& operator=(const folder_flusher&) = delete;
-  ~folder_flusher();
-
-  /// An error number, or 0: also where folders are not flushed.
-  int flush() const noexcept;
-
-private:
-#if SLUICE_POSIX_FILES
-  int descriptor_;
-#endif
-};
-
-}  // namespace detail
 
 class atomic_file {
 public:
@@ -103,29 +82,6 @@ private:
 };
 
 #if SLUICE_POSIX_FILES
-
-namespace detail {
-
-inline int flush_descriptor(int descriptor) noexcept {
-  int result = 0;
-  do result = ::fsync(descriptor);
-  while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : errno;
-}
-
-inline folder_flusher::folder_flusher(const std::filesystem::path& folder)
-    : descriptor_(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {}
-
-inline folder_flusher::~folder_flusher() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-inline int folder_flusher::flush() const noexcept {
-  const int error = descriptor_ < 0 ? 0 : flush_descriptor(descriptor_);
-  return error == EINVAL || error == ENOTSUP ? 0 : error;
-}
-
-}  // namespace detail
 
 inline atomic_file::atomic_file(const std::filesystem::path& target) : target_(resolve(target)) {
   for (int attempt = 0;; ++attempt) {
@@ -180,14 +136,6 @@ inline void atomic_file::discard() noexcept {
 }
 
 #else
-
-namespace detail {
-
-inline folder_flusher::folder_flusher(const std::filesystem::path&) {}
-inline folder_flusher::~folder_flusher() = default;
-inline int folder_flusher::flush() const noexcept { return 0; }
-
-}  // namespace detail
 
 inline atomic_file::atomic_file(const std::filesystem::path& target) : target_(resolve(target)) {
   // The standard library has no exclusive creation and no process number: the clock keeps processes apart.

@@ -18,6 +18,7 @@
 #include <sluice/core/isa.hpp>
 #include <sluice/io/checkpoint_index.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/folder.hpp>
 #include <sluice/io/mapped_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/io/tensor_info.hpp>
@@ -96,17 +97,13 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
     if (std::error_code error; std::filesystem::exists(std::filesystem::symlink_status(folder / name, error)))
       return folder / name;
 
-  std::set<std::string> found;
-  std::set<std::string> whole;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    std::string name = entry->path().filename().string();
-    if (!name.ends_with(file_suffix)) continue;
+  std::set<std::string> found = folder_names(folder);
+  std::erase_if(found, [](const std::string& name) { return !name.ends_with(file_suffix); });
+  std::set<std::string> whole = found;
+  std::erase_if(whole, [](const std::string& name) {
     const std::optional<shard_name> parts = parse_shard_name(name);
-    if (!parts || !parts->one_of_several) whole.insert(name);
-    found.insert(std::move(name));
-  }
-  if (error) throw file_error(folder.string(), "the folder cannot be listed: " + error.message());
+    return parts && parts->one_of_several;
+  });
   if (whole.size() == 1) return folder / *whole.begin();
 
   std::string list;

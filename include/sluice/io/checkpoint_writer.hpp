@@ -31,6 +31,7 @@
 #include <sluice/io/atomic_file.hpp>
 #include <sluice/io/checkpoint_index.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/folder.hpp>
 #include <sluice/io/mapped_file.hpp>
 #include <sluice/io/safetensors_writer.hpp>
 
@@ -40,6 +41,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <span>
 #include <stdexcept>
@@ -62,21 +64,29 @@ public:
 
 namespace detail {
 
+/// Those that cannot be removed stay.
 inline void remove_files(const std::vector<std::filesystem::path>& files) noexcept {
   std::error_code ignored;
-  for (const std::filesystem::path& file : files) std::filesystem::remove(file, ignored);
+  for (const std::filesystem::path& file : files)
+    if (!std::filesystem::is_directory(std::filesystem::symlink_status(file, ignored)))
+      std::filesystem::remove(file, ignored);
 }
 
 /// As Python's json.dumps(index, indent=2, sort_keys=True) writes it.
 inline std::string index_text(const std::vector<safetensors_writer>& shards, const std::vector<std::string>& names) {
-  nlohmann::json index = {{"metadata", nlohmann::json::object()}, {"weight_map", nlohmann::json::object()}};
+  std::map<std::string, const std::string*> weight_map;
   std::uint64_t total = 0;
   for (std::size_t i = 0; i < shards.size(); ++i) {
     total += shards[i].data_bytes();
-    for (const std::string& tensor : shards[i].names()) index["weight_map"][tensor] = names[i];
+    for (const std::string& tensor : shards[i].names()) weight_map[tensor] = &names[i];
   }
-  index["metadata"]["total_size"] = total;
-  std::string text = index.dump(2, ' ', /*ensure_ascii=*/true) + '\n';
+  // Not as one nlohmann::json object: its destructor allocates, and ends the program where there is no memory.
+  const auto quoted = [](const std::string& s) { return nlohmann::json(s).dump(-1, ' ', /*ensure_ascii=*/true); };
+  std::string text =
+      "{\n  \"metadata\": {\n    \"total_size\": " + std::to_string(total) + "\n  },\n  \"weight_map\": {";
+  for (const auto& [tensor, shard] : weight_map)
+    text += (text.back() == '{' ? "\n    " : ",\n    ") + quoted(tensor) + ": " + quoted(*shard);
+  text += weight_map.empty() ? "}\n}\n" : "\n  }\n}\n";
   if (text.size() > longest_header)
     throw std::length_error("sluice::checkpoint_writer: index of " + std::to_string(text.size()) +
                             " bytes exceeds the limit of " + std::to_string(longest_header));
@@ -121,14 +131,8 @@ inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder)
     }
   }
 
-  std::filesystem::directory_iterator entry(folder, error);
-  for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    std::error_code ignored;
-    if ((is_own_shard(name) || indexed_.contains(name)) && !entry->is_directory(ignored))
-      obsolete_.push_back(entry->path());
-  }
-  if (error) throw file_error(folder.string(), "the folder cannot be listed: " + error.message());
+  for (const std::string& name : folder_names(folder))
+    if (is_own_shard(name) || indexed_.contains(name)) obsolete_.push_back(folder / name);
 }
 
 inline bool checkpoint_folder::can_take_single_file() const {
@@ -158,6 +162,8 @@ inline void checkpoint_folder::save_shards(const std::vector<safetensors_writer>
     std::vector<std::filesystem::path> paths;
     ~temporary_files() { remove_files(paths); }
   } written;
+  std::vector<std::filesystem::path> obsolete = obsolete_;
+  obsolete.push_back(single_);
   const std::vector<std::string> names = free_names(shards.size());
   const std::string text = index_text(shards, names);
   for (std::size_t i = 0; i < shards.size(); ++i) {
@@ -174,9 +180,7 @@ inline void checkpoint_folder::save_shards(const std::vector<safetensors_writer>
     throw;
   }
   written.paths.clear();
-  remove_files(obsolete_);
-  std::error_code ignored;
-  std::filesystem::remove(single_, ignored);
+  remove_files(obsolete);
 }
 
 inline void checkpoint_folder::save_single_file(const safetensors_writer& file) const {
