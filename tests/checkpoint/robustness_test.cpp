@@ -70,6 +70,23 @@ TEST_CASE("published layer: the n-th allocation fails while loading, for every n
   });
 }
 
+TEST_CASE("published layer: the n-th allocation fails while a whole model is opened and loaded", "[checkpoint][memory]") {
+  const test::temporary_folder folder;
+  test::published_file file;
+  test::add_block(file, model_family::qwen3_moe, "per-expert", test::small_weights(37), 0, data_type::f32);
+  test::add_block(file, model_family::qwen3_moe, "per-expert", test::small_weights(38), 2, data_type::f32);
+  file.save(folder / "model.safetensors");
+  std::ofstream(folder / "config.json") << to_json(test::small_config(model_family::qwen3_moe));
+  const std::filesystem::path path = (folder / "config.json").parent_path();
+  const long failures = test::fail_each_allocation(
+      [&] {
+        const checkpoint_model model(path);
+        load_published_layer<float>(model, {.layer = 2}, weight_type::bfloat16);
+      },
+      [] {});
+  CHECK(failures > 200);
+}
+
 TEST_CASE("published layer: a file cut or altered anywhere is refused or loaded, never worse", "[checkpoint]") {
   const test::temporary_folder folder;
   test::published_file file;

@@ -127,7 +127,7 @@ inline void read_gpt_oss(const json_object& json, model_config& config) {
   config.router_bias = true;
   config.clamp = json.number_if_given({"swiglu_limit"}, 0, largest_factor).value_or(7.0);
   if (const auto alpha = json.number_if_given({"swiglu_alpha"}, 0, largest_factor); alpha && *alpha != 1.702)
-    json.refuse("swiglu_alpha", "only 1.702 is supported, not " + nlohmann::json(*alpha).dump());
+    json.refuse("swiglu_alpha", "only 1.702 is supported, not " + json_value(*alpha).shown());
 }
 
 inline void read_llama4(const json_object& json, model_config& config) {
@@ -143,14 +143,14 @@ inline void read_llama4(const json_object& json, model_config& config) {
 }
 
 inline std::vector<index_t> megatron_blocks(const json_object& json, index_t layers) {
-  const nlohmann::json* const given = json.value_if_given({"moe_layer_freq"});
+  const json_value* const given = json.value_if_given({"moe_layer_freq"});
   if (given == nullptr || !given->is_array()) {
     const index_t step = json.integer_if_given({"moe_layer_freq"}, layer_counts).value_or(1);
     return blocks_where(layers, [step](index_t i) { return i % step == 0; });
   }
-  if (given->size() != static_cast<std::size_t>(layers))
+  if (given->elements().size() != static_cast<std::size_t>(layers))
     json.refuse("moe_layer_freq",
-                "lists " + std::to_string(given->size()) + " of " + std::to_string(layers) + " layers");
+                "lists " + std::to_string(given->elements().size()) + " of " + std::to_string(layers) + " layers");
   const std::vector<index_t> pattern = *json.integers_if_given({"moe_layer_freq"}, {0, 1});
   return blocks_where(layers, [&](index_t i) { return pattern[static_cast<std::size_t>(i)] == 1; });
 }

@@ -33,11 +33,11 @@ namespace sluice::inline SLUICE_ISA {
 namespace detail {
 
 inline std::optional<std::string> first_architecture(const json_object& json) {
-  const nlohmann::json* const list = json.value_if_given({"architectures"});
+  const json_value* const list = json.value_if_given({"architectures"});
   if (list == nullptr) return std::nullopt;
-  if (!list->is_array() || list->empty() || !list->front().is_string())
+  if (!list->is_array() || list->elements().empty() || !list->elements().front().is_string())
     json.refuse("architectures", "must be an array that begins with a string");
-  return list->front().get<std::string>();
+  return list->elements().front().text();
 }
 
 [[noreturn]] inline void refuse_family(const json_object& json, const std::optional<std::string>& type,
@@ -79,7 +79,7 @@ inline std::optional<std::string> quantization_of(const json_object& json) {
 
 /// Throws file_error; `file` is the name in its messages.
 inline model_config parse_model_config(std::string_view json, const std::string& file) {
-  const nlohmann::json document = detail::parse_json(json, file);
+  const detail::json_value document = detail::parse_json(json, file);
   const detail::json_object outer(document, file);
   const std::optional<std::string> type = outer.text_if_given({"model_type"});
   const detail::family_spelling& family = detail::family_of(outer, type);
