@@ -70,12 +70,13 @@ int main(int argc, char** argv) {
     sluice::matrix<float> y(x.rows(), x.cols());
     layer->forward(x, y);
 
-    std::cout << sluice::name_of(model.config().family) << ", layer " << number << ": " << layer->experts() << " experts, "
-              << layer->weight_bytes() / 1000 << " kB\n";
+    std::cout << sluice::name_of(model.config().family) << ", layer " << number << ": " << layer->experts()
+              << " experts, " << layer->weight_bytes() / 1000 << " kB\n";
     const auto& plan = layer->plan();
     for (sluice::index_t token = 0; token < x.rows(); ++token) {
       std::cout << "token " << token << " went to";
-      for (const sluice::index_t i : plan.of_token(token)) std::cout << ' ' << plan.expert(i) << " (" << plan.weight(i) << ')';
+      for (const sluice::index_t i : plan.of_token(token))
+        std::cout << ' ' << plan.expert(i) << " (" << plan.weight(i) << ')';
       std::cout << '\n';
     }
     if (argc == 1) fine_tune(model, folder.string() + "_trained");

@@ -35,8 +35,8 @@ inline bool is_finite(double value) {
 struct difference {
   std::uint64_t elements = 0;
   double largest = 0, sum = 0, magnitude = 0;
-  std::uint64_t where = 0;      // the element of the largest difference
-  std::uint64_t both_nan = 0;   // equal, by the rule above
+  std::uint64_t where = 0;     // the element of the largest difference
+  std::uint64_t both_nan = 0;  // equal, by the rule above
   std::uint64_t one_nan = 0;
 
   double mean() const { return elements == 0 ? 0 : sum / static_cast<double>(elements); }
@@ -98,7 +98,8 @@ inline std::vector<tensor_difference> differences(const sluice::safetensors_read
                                "has shape " + sluice::detail::shape_text(other.shape) + ", in " + a.file_name() +
                                    " it has " + sluice::detail::shape_text(tensor.shape));
     for (const auto& [file, which] : {std::pair{&a, &tensor}, std::pair{&b, &other}})
-      if (const auto problem = sluice::safetensors_reader::obstacle<double>(*which, which->elements()); !problem.empty())
+      if (const auto problem = sluice::safetensors_reader::obstacle<double>(*which, which->elements());
+          !problem.empty())
         throw sluice::file_error(file->file_name(), which->name, problem);
     tensor_difference d{tensor.name, tensor.shape, {}};
     for (std::size_t first = 0; first < tensor.elements(); first += piece) {

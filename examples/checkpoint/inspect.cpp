@@ -33,7 +33,7 @@ std::string without_expert(const std::string& name) {
   if (at == std::string::npos) return name;
   for (std::size_t i = at; i < name.size(); ++i) {
     const bool begins = std::isdigit(static_cast<unsigned char>(name[i])) &&
-        (name[i - 1] == '.' || name[i - 1] == '_' || name.compare(i - 1, 1, "t") == 0);
+                        (name[i - 1] == '.' || name[i - 1] == '_' || name.compare(i - 1, 1, "t") == 0);
     if (!begins) continue;
     std::size_t end = i;
     while (end < name.size() && std::isdigit(static_cast<unsigned char>(name[end]))) ++end;
@@ -86,14 +86,31 @@ nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std:
   for (const block_summary& s : blocks) {
     nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
     for (const auto& [name, group] : s.tensors)
-      tensors.push_back({{"name", name}, {"shape", group.shape}, {"type", group.type}, {"count", group.count}, {"bytes", group.bytes}});
-    layers.push_back({{"layer", s.name}, {"layout", s.layout}, {"parameters", s.parameters},
-                      {"active_parameters_a_token", s.active}, {"bytes", s.bytes}, {"tensors", std::move(tensors)}});
+      tensors.push_back({{"name", name},
+                         {"shape", group.shape},
+                         {"type", group.type},
+                         {"count", group.count},
+                         {"bytes", group.bytes}});
+    layers.push_back({{"layer", s.name},
+                      {"layout", s.layout},
+                      {"parameters", s.parameters},
+                      {"active_parameters_a_token", s.active},
+                      {"bytes", s.bytes},
+                      {"tensors", std::move(tensors)}});
   }
-  return {{"model", model.name()}, {"family", name_of(c.family)}, {"model_type", c.model_type},
-          {"quantization", c.quantization}, {"width", c.inputs}, {"hidden", c.hidden}, {"experts", c.experts},
-          {"experts_a_token", c.top_k}, {"shared_hidden", c.shared_hidden}, {"blocks", c.layers + c.decoder_layers},
-          {"files", model.files().files()}, {"tensors", model.files().tensors().size()}, {"bytes", model.files().bytes()},
+  return {{"model", model.name()},
+          {"family", name_of(c.family)},
+          {"model_type", c.model_type},
+          {"quantization", c.quantization},
+          {"width", c.inputs},
+          {"hidden", c.hidden},
+          {"experts", c.experts},
+          {"experts_a_token", c.top_k},
+          {"shared_hidden", c.shared_hidden},
+          {"blocks", c.layers + c.decoder_layers},
+          {"files", model.files().files()},
+          {"tensors", model.files().tensors().size()},
+          {"bytes", model.files().bytes()},
           {"layers", std::move(layers)}};
 }
 
@@ -118,15 +135,17 @@ void inspect(const inspect_options& o) {
             << " experts, " << c.top_k << " a token, width " << c.inputs << ", hidden " << c.hidden;
   if (c.shared_hidden > 0) std::cout << ", shared expert " << c.shared_hidden;
   if (!c.quantization.empty()) std::cout << "\nquantised by " << c.quantization << ", which cannot be loaded";
-  std::cout << "\nparameters in mixtures: " << shared::grouped(static_cast<std::int64_t>(parameters)) << ", active a token: "
-            << shared::grouped(static_cast<std::int64_t>(active)) << "\n\n";
+  std::cout << "\nparameters in mixtures: " << shared::grouped(static_cast<std::int64_t>(parameters))
+            << ", active a token: " << shared::grouped(static_cast<std::int64_t>(active)) << "\n\n";
 
-  std::vector<std::vector<std::string>> rows{{"layer", "layout", "types", "tensors", "MB", "parameters", "active a token"}};
+  std::vector<std::vector<std::string>> rows{
+      {"layer", "layout", "types", "tensors", "MB", "parameters", "active a token"}};
   for (const block_summary& s : blocks) {
     std::uint64_t count = 0;
     for (const auto& [name, group] : s.tensors) count += group.count;
     rows.push_back({s.name, s.layout, joined(s.types), std::to_string(count), megabytes(s.bytes),
-                    shared::grouped(static_cast<std::int64_t>(s.parameters)), shared::grouped(static_cast<std::int64_t>(s.active))});
+                    shared::grouped(static_cast<std::int64_t>(s.parameters)),
+                    shared::grouped(static_cast<std::int64_t>(s.active))});
   }
   print_aligned(std::cout, rows);
   if (blocks.empty()) return;
@@ -135,7 +154,8 @@ void inspect(const inspect_options& o) {
   std::cout << "\ntensors of " << first.name << ":\n";
   rows = {{"name", "shape", "type", "count", "MB"}};
   for (const auto& [name, group] : first.tensors)
-    rows.push_back({name, sluice::detail::shape_text(group.shape), group.type, std::to_string(group.count), megabytes(group.bytes)});
+    rows.push_back({name, sluice::detail::shape_text(group.shape), group.type, std::to_string(group.count),
+                    megabytes(group.bytes)});
   if (rows.size() == 1)
     std::cout << "none: the config says that this block is a mixture, the files have nothing of it\n";
   else

@@ -36,14 +36,17 @@ void add_layer_options(CLI::App& app, layer_options& o) {
 }
 
 int run_program(int argc, char** argv) {
-  CLI::App app{"Published mixture-of-experts models: what is in them, and what their layers do.\n"
-               "Exit codes: 0 all right; 1 compare found more than the tolerance; 2 wrong usage; 3 a file cannot be read,\n"
-               "trusted or written; 4 out of memory; 130 interrupted. Files are written as a whole or not at all."};
+  CLI::App app{
+      "Published mixture-of-experts models: what is in them, and what their layers do.\n"
+      "Exit codes: 0 all right; 1 compare found more than the tolerance; 2 wrong usage; 3 a file cannot be read,\n"
+      "trusted or written; 4 out of memory; 130 interrupted. Files are written as a whole or not at all."};
   app.require_subcommand(1);
 
   inspect_options inspect_o;
-  auto* const inspect_c = app.add_subcommand("inspect", "Prints model, layers, experts, shapes, types, bytes, active parameters");
-  inspect_c->add_option("model", inspect_o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  auto* const inspect_c =
+      app.add_subcommand("inspect", "Prints model, layers, experts, shapes, types, bytes, active parameters");
+  inspect_c->add_option("model", inspect_o.model, "folder with config.json, or an index or safetensors file beside one")
+      ->required();
   inspect_c->add_flag("--json", inspect_o.json, "as JSON");
 
   run_options run_o;
@@ -60,7 +63,8 @@ int run_program(int argc, char** argv) {
 
   convert_options convert_o;
   auto* const convert_c = app.add_subcommand("convert", "Writes the model with another type or layout of its weights");
-  convert_c->add_option("model", convert_o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  convert_c->add_option("model", convert_o.model, "folder with config.json, or an index or safetensors file beside one")
+      ->required();
   convert_c->add_option("target", convert_o.target, "a folder, or a file that ends in .safetensors")->required();
   convert_c->add_option("--dtype", convert_o.dtype, "float, double, bfloat16 or float16 (default: as they are)");
   convert_c->add_option("--layout", convert_o.layout, "per-expert, stacked, ... (default: as they are)");
@@ -76,7 +80,8 @@ int run_program(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
 
   make_options make_o;
-  auto* const make_c = app.add_subcommand("make", "Writes a small model of random numbers in a family's published layout");
+  auto* const make_c =
+      app.add_subcommand("make", "Writes a small model of random numbers in a family's published layout");
   make_c->add_option("folder", make_o.folder, "where to")->required();
   make_c->add_option("--family", make_o.family, family_list() + " (default olmoe)");
   make_c->add_option("--dtype", make_o.dtype, "float, double, bfloat16 or float16 (default bfloat16)");
@@ -85,7 +90,8 @@ int run_program(int argc, char** argv) {
   shared::add_number<std::int64_t>(*make_c, "--experts", make_o.experts, 1, 1 << 20, "experts a layer (default 8)");
   shared::add_number<std::int64_t>(*make_c, "--top-k", make_o.top_k, 1, 1 << 20, "experts a token (default 2)");
   shared::add_number<std::int64_t>(*make_c, "--width", make_o.inputs, 1, 1 << 24, "width of a token (default 64)");
-  shared::add_number<std::int64_t>(*make_c, "--hidden", make_o.hidden, 1, 1 << 24, "hidden width of an expert (default 32)");
+  shared::add_number<std::int64_t>(*make_c, "--hidden", make_o.hidden, 1, 1 << 24,
+                                   "hidden width of an expert (default 32)");
   shared::add_number<std::uint64_t>(*make_c, "--seed", make_o.seed, 0, ~std::uint64_t{0}, "of the numbers (default 1)");
 
   try {

@@ -26,7 +26,7 @@ sluice::model_config config_of(const make_options& o) {
   c.layers = o.layers;
   for (std::int64_t l = 0; l < o.layers; ++l) c.moe_layers.push_back(l);
   c.renormalize = c.family == mixtral || c.family == qwen3_moe || c.family == deepseek_v3 || c.family == jetmoe ||
-      c.family == gpt_oss || c.family == megatron;
+                  c.family == gpt_oss || c.family == megatron;
   if (c.family == qwen2_moe) c.shared_hidden = 2 * o.hidden;
   if (c.family == deepseek_v2 || c.family == deepseek_v3 || c.family == llama4) c.shared_hidden = o.hidden;
   if (c.family == deepseek_v3) {
@@ -68,8 +68,9 @@ void make(const make_options& o) {
     file.save(o.folder);
   });
   write_text(std::filesystem::path(o.folder) / "config.json", json + '\n');
-  std::cout << o.folder << ": " << config.moe_layers.size() + config.decoder_moe_layers.size() << " random layers of " << name_of(config.family) << ", "
-            << config.experts << " experts, width " << config.inputs << ", hidden " << config.hidden << '\n';
+  std::cout << o.folder << ": " << config.moe_layers.size() + config.decoder_moe_layers.size() << " random layers of "
+            << name_of(config.family) << ", " << config.experts << " experts, width " << config.inputs << ", hidden "
+            << config.hidden << '\n';
 }
 
 }  // namespace checkpoint

@@ -33,11 +33,11 @@ struct expert_pair {
 struct traced_layer {
   std::string name;
   index_t tokens = 0, experts = 0;
-  index_t dropped = 0;  // choices that a capacity limit refused
-  index_t invalid = 0;  // tokens whose scores held NaN
-  std::vector<traced_choice> choices;      // by token, then by rank
-  std::vector<index_t> load;               // E: tokens of each expert
-  sluice::matrix<index_t> together;        // E x E: tokens that both experts get; the diagonal holds the loads
+  index_t dropped = 0;                 // choices that a capacity limit refused
+  index_t invalid = 0;                 // tokens whose scores held NaN
+  std::vector<traced_choice> choices;  // by token, then by rank
+  std::vector<index_t> load;           // E: tokens of each expert
+  sluice::matrix<index_t> together;    // E x E: tokens that both experts get; the diagonal holds the loads
 
   index_t assignments() const { return static_cast<index_t>(choices.size()); }
 
@@ -99,8 +99,8 @@ public:
     layer.choices.reserve(static_cast<std::size_t>(plan.size()));
     for (index_t t = 0; t < plan.tokens(); ++t)
       for (const index_t i : plan.of_token(t)) {
-        layer.choices.push_back({t, static_cast<std::int32_t>(plan.rank(i)), static_cast<std::int32_t>(plan.expert(i)),
-                                 plan.weight(i)});
+        layer.choices.push_back(
+            {t, static_cast<std::int32_t>(plan.rank(i)), static_cast<std::int32_t>(plan.expert(i)), plan.weight(i)});
         for (const index_t j : plan.of_token(t)) ++layer.together(plan.expert(i), plan.expert(j));
       }
     for (index_t e = 0; e < plan.experts(); ++e) layer.load.push_back(plan.load(e));

@@ -58,8 +58,9 @@ inline sluice::matrix<float> read_tensor(const std::string& path, std::string na
   }
   const sluice::tensor_info& tensor = file.at(name);
   if (tensor.shape.size() < 2 || tensor.shape.back() != width)
-    throw sluice::file_error(path, name, "has shape " + sluice::detail::shape_text(tensor.shape) +
-                                             ", tokens for this model are [T, " + std::to_string(width) + "]");
+    throw sluice::file_error(path, name,
+                             "has shape " + sluice::detail::shape_text(tensor.shape) +
+                                 ", tokens for this model are [T, " + std::to_string(width) + "]");
   sluice::matrix<float> x(static_cast<index_t>(tensor.elements()) / width, width);
   file.read<float>(name, {x.data(), static_cast<std::size_t>(x.size())});
   return x;
@@ -86,8 +87,8 @@ inline sluice::matrix<float> read_csv(const std::string& path, index_t width) {
       numbers.push_back(value);
     }
     if (columns != width)
-      throw sluice::file_error(path, where + " has " + std::to_string(columns) + " numbers, a token of this model has " +
-                                         std::to_string(width));
+      throw sluice::file_error(path, where + " has " + std::to_string(columns) +
+                                         " numbers, a token of this model has " + std::to_string(width));
   }
   if (numbers.empty()) throw sluice::file_error(path, "holds no tokens");
   return Eigen::Map<const sluice::matrix<float>>(numbers.data(), line_number, width);

@@ -42,12 +42,13 @@ void trace(const trace_options& o) {
     std::vector<std::size_t> maps(traced.layers().size());
     std::iota(maps.begin(), maps.end(), std::size_t{0});
     const auto& config = model.config();
-    write_text(o.svg, trace_picture(traced, maps, "Routing of " + config.model_type,
-                                    shared::grouped(x.rows()) + " tokens" +
-                                        (o.input.empty() ? ", drawn from seed " + std::to_string(o.seed) : "") + ", through " +
-                                        std::to_string(maps.size()) + (maps.size() == 1 ? " layer" : " layers") + " of " +
-                                        std::to_string(config.experts) + " experts, " + std::to_string(config.top_k) +
-                                        " a token. Every layer got the same tokens."));
+    write_text(o.svg,
+               trace_picture(traced, maps, "Routing of " + config.model_type,
+                             shared::grouped(x.rows()) + " tokens" +
+                                 (o.input.empty() ? ", drawn from seed " + std::to_string(o.seed) : "") + ", through " +
+                                 std::to_string(maps.size()) + (maps.size() == 1 ? " layer" : " layers") + " of " +
+                                 std::to_string(config.experts) + " experts, " + std::to_string(config.top_k) +
+                                 " a token. Every layer got the same tokens."));
   }
 
   std::vector<std::vector<std::string>> rows{

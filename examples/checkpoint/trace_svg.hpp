@@ -40,7 +40,8 @@ inline double tick_step(double most) {
 struct scale {
   double step, most;
 
-  explicit scale(double largest) : step(tick_step(std::max(largest, 1e-6))), most(std::ceil(largest / step - 1e-9) * step) {
+  explicit scale(double largest)
+      : step(tick_step(std::max(largest, 1e-6))), most(std::ceil(largest / step - 1e-9) * step) {
     most = std::max(most, step);
   }
 
@@ -84,7 +85,8 @@ private:
 /// Every how many experts an axis has a number, if numbers need `room` and a cell takes `cell`.
 inline index_t label_step(double cell, double room, index_t experts) {
   index_t step = 1;
-  while (static_cast<double>(step) * cell < room && step < experts) step *= step == 1 || experts % (2 * step) == 0 ? 2 : 5;
+  while (static_cast<double>(step) * cell < room && step < experts)
+    step *= step == 1 || experts % (2 * step) == 0 ? 2 : 5;
   return step;
 }
 
@@ -111,10 +113,12 @@ inline std::string load_strip(const std::vector<traced_layer>& layers, double x,
   const scale colours(most);
   const double cell = strip / static_cast<double>(experts);
 
-  std::string out = colours.legend(left, y, 1, "x", "times an even load: 1 is a perfectly balanced expert, 0 a dead one");
+  std::string out =
+      colours.legend(left, y, 1, "x", "times an even load: 1 is a perfectly balanced expert, 0 a dead one");
   y += 58;
   for (std::size_t c = 0; c < columns.size(); ++c)
-    out += svg_text(left + strip + (static_cast<double>(c) + 1) * column_width - 4, y - 8, font, "end", columns[c], grey);
+    out +=
+        svg_text(left + strip + (static_cast<double>(c) + 1) * column_width - 4, y - 8, font, "end", columns[c], grey);
   cells grid;
   std::string hints;
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -130,15 +134,16 @@ inline std::string load_strip(const std::vector<traced_layer>& layers, double x,
                                    " tokens, " + shared::fixed(times, 2) + "x an even load") +
                "</title></rect>\n";
     }
-    const std::array<std::string, 3> numbers = {shared::percent(layer.entropy_normalised(), 1),
-                                                shared::percent(layer.dead_fraction(), layer.dead_fraction() > 0 ? 1 : 0),
-                                                shared::fixed(layer.max_over_mean(), 2) + "x"};
+    const std::array<std::string, 3> numbers = {
+        shared::percent(layer.entropy_normalised(), 1),
+        shared::percent(layer.dead_fraction(), layer.dead_fraction() > 0 ? 1 : 0),
+        shared::fixed(layer.max_over_mean(), 2) + "x"};
     for (std::size_t c = 0; c < numbers.size(); ++c)
       out += svg_text(left + strip + (static_cast<double>(c) + 1) * column_width - 4, base, font, "end", numbers[c]);
   }
   const double end = y + static_cast<double>(layers.size()) * height;
-  out += grid.text(left, y, cell, height) + svg_rectangle(left, y, strip, end - y, "none") + std::string(border) + "/>\n" +
-         hints;
+  out += grid.text(left, y, cell, height) + svg_rectangle(left, y, strip, end - y, "none") + std::string(border) +
+         "/>\n" + hints;
   const index_t step = label_step(cell, shared::text_width(std::to_string(experts), font) + 8, experts);
   for (index_t e = 0; e < experts; e += step)
     out += svg_text(left + (static_cast<double>(e) + 0.5) * cell, end + 15, font, "middle", std::to_string(e));
@@ -186,7 +191,8 @@ inline std::string trace_picture(const routing_trace& trace, const std::vector<s
   constexpr double margin = 36, width = 1120, inside = width - 2 * margin;
   double y = margin + 20;
   std::string body = svg_text(margin, y, 24, "start", title, "font-weight=\"bold\"");
-  for (const auto& line : shared::wrapped(subtitle, 14, inside)) body += svg_text(margin, y += 21, 14, "start", line, "fill=\"#3d4550\"");
+  for (const auto& line : shared::wrapped(subtitle, 14, inside))
+    body += svg_text(margin, y += 21, 14, "start", line, "fill=\"#3d4550\"");
 
   body += svg_text(margin, y += 42, 16, "start", "Load of the experts", "font-weight=\"bold\"");
   body += load_strip(trace.layers(), margin, y + 18, inside, y);
@@ -210,9 +216,10 @@ inline std::string trace_picture(const routing_trace& trace, const std::vector<s
   constexpr double gap_x = 44, gap_y = 66;
   const std::size_t columns = std::min<std::size_t>(maps.size(), 4);
   const double side =
-      maps.size() == 1 ? 560 : std::min(320.0, (inside - static_cast<double>(columns) * gap_x) / static_cast<double>(columns));
-  body += colours.legend(margin + 30, y += 18, 100, " %",
-                         "of the row expert's tokens also go to the column's expert");
+      maps.size() == 1
+          ? 560
+          : std::min(320.0, (inside - static_cast<double>(columns) * gap_x) / static_cast<double>(columns));
+  body += colours.legend(margin + 30, y += 18, 100, " %", "of the row expert's tokens also go to the column's expert");
   y += 72;
   const double left = margin + 30;
   for (std::size_t i = 0; i < maps.size(); ++i)

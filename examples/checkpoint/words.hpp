@@ -25,11 +25,18 @@ inline sluice::weight_type weight_type_of(const std::string& word) {
   throw shared::input_error("--dtype needs float, bfloat16 or float16, not " + shared::in_quotes(word));
 }
 
-inline constexpr std::array families{
-    sluice::model_family::switch_transformers, sluice::model_family::mixtral,     sluice::model_family::olmoe,
-    sluice::model_family::qwen2_moe,           sluice::model_family::qwen3_moe,   sluice::model_family::deepseek_v2,
-    sluice::model_family::deepseek_v3,         sluice::model_family::phimoe,      sluice::model_family::jetmoe,
-    sluice::model_family::gpt_oss,             sluice::model_family::llama4,      sluice::model_family::megatron};
+inline constexpr std::array families{sluice::model_family::switch_transformers,
+                                     sluice::model_family::mixtral,
+                                     sluice::model_family::olmoe,
+                                     sluice::model_family::qwen2_moe,
+                                     sluice::model_family::qwen3_moe,
+                                     sluice::model_family::deepseek_v2,
+                                     sluice::model_family::deepseek_v3,
+                                     sluice::model_family::phimoe,
+                                     sluice::model_family::jetmoe,
+                                     sluice::model_family::gpt_oss,
+                                     sluice::model_family::llama4,
+                                     sluice::model_family::megatron};
 
 inline std::string family_list() {
   std::string list;

@@ -108,7 +108,8 @@ TEST_CASE("convert: what cannot be done is refused and nothing is written", "[ch
   broken.save(folder / "broken.safetensors");
   const checkpoint_model other(folder / "broken.safetensors", config);
   CHECK_THROWS_WITH(convert_checkpoint(other, folder / "b.safetensors", {.type = data_type::f32, .layout = "stacked"}),
-                    Catch::Contains("2 problems") && Catch::Contains("missing \"model.layers.2.mlp.experts.1.up_proj.weight\"") &&
+                    Catch::Contains("2 problems") &&
+                        Catch::Contains("missing \"model.layers.2.mlp.experts.1.up_proj.weight\"") &&
                         Catch::Contains("unfit \"model.layers.0.mlp.gate.weight\": element 3 is 1e+300"));
   CHECK_FALSE(std::filesystem::exists(folder / "b.safetensors"));
 }

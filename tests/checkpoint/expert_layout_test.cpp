@@ -73,7 +73,8 @@ TEST_CASE("expert_layout: the matrices of all experts cover every element of the
       auto& count = seen[p.tensor];
       count.resize(static_cast<std::size_t>(size));
       for (index_t r = 0; r < rows; ++r)
-        for (index_t c = 0; c < cols; ++c) ++count.at(static_cast<std::size_t>(p.offset + r * p.row_stride + c * p.col_stride));
+        for (index_t c = 0; c < cols; ++c)
+          ++count.at(static_cast<std::size_t>(p.offset + r * p.row_stride + c * p.col_stride));
     }
   for (const auto& [name, count] : seen) {
     CAPTURE(name);
@@ -82,8 +83,9 @@ TEST_CASE("expert_layout: the matrices of all experts cover every element of the
 }
 
 TEST_CASE("expert_layout: runs are the elements of a range, each once", "[checkpoint]") {
-  const tensor_place p = GENERATE(tensor_place{"", {}, 7, 5, 1}, tensor_place{"", {}, 3, 1, 9},
-                                  tensor_place{"", {}, 1, 2, 12}, tensor_place{"", {}, 0, 10, 2}, tensor_place{"", {}, 2, 1, 1});
+  const tensor_place p =
+      GENERATE(tensor_place{"", {}, 7, 5, 1}, tensor_place{"", {}, 3, 1, 9}, tensor_place{"", {}, 1, 2, 12},
+               tensor_place{"", {}, 0, 10, 2}, tensor_place{"", {}, 2, 1, 1});
   const index_t rows = 4;
   const index_t cols = p.row_stride == 1 && p.col_stride == 1 ? 1 : 5;
   for (index_t first = 0; first < 60; ++first)

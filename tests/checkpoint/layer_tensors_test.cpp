@@ -141,16 +141,18 @@ TEST_CASE("layer_tensors: types that hold no weights are refused, and layers of 
                     Catch::Contains("shared.gate"));
 }
 
-TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all, and saved as it came", "[checkpoint][train]") {
+TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all, and saved as it came",
+          "[checkpoint][train]") {
   const test::temporary_folder folder;
   const bool router_only = GENERATE(false, true);
-  const auto family = GENERATE(model_family::olmoe, model_family::qwen2_moe, model_family::deepseek_v3, model_family::gpt_oss,
-                               model_family::jetmoe, model_family::phimoe, model_family::llama4);
+  const auto family = GENERATE(model_family::olmoe, model_family::qwen2_moe, model_family::deepseek_v3,
+                               model_family::gpt_oss, model_family::jetmoe, model_family::phimoe, model_family::llama4);
   CAPTURE(name_of(family), router_only);
   published_file file;
-  const bool stacked = family != model_family::olmoe && family != model_family::qwen2_moe && family != model_family::deepseek_v3;
-  test::add_block(file, family, stacked && family != model_family::phimoe ? "stacked" : "per-expert", test::small_weights(23),
-                  0, data_type::f64);
+  const bool stacked =
+      family != model_family::olmoe && family != model_family::qwen2_moe && family != model_family::deepseek_v3;
+  test::add_block(file, family, stacked && family != model_family::phimoe ? "stacked" : "per-expert",
+                  test::small_weights(23), 0, data_type::f64);
   file.save(folder / "in.safetensors");
   const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
   with_published_type<double>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
@@ -167,7 +169,8 @@ TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all,
     CHECK(!names.changed.empty());
     for (const std::string& name : names.kept) {
       CAPTURE(name);
-      if (!router_only) CHECK(name.find("router.rule.bias") != std::string::npos);  // changes with the load, not by gradients
+      if (!router_only)
+        CHECK(name.find("router.rule.bias") != std::string::npos);  // changes with the load, not by gradients
     }
     write_back(model, layer, folder / "out.safetensors");
     const checkpoint_model again(folder / "out.safetensors", model.config());
@@ -188,7 +191,8 @@ TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all,
   });
 }
 
-TEST_CASE("layer_tensors: fine-tuning that stops and goes on from its files gives the same bits", "[checkpoint][train]") {
+TEST_CASE("layer_tensors: fine-tuning that stops and goes on from its files gives the same bits",
+          "[checkpoint][train]") {
   const test::temporary_folder folder;
   published_file file;
   test::add_block(file, model_family::deepseek_v3, "stacked", test::small_weights(24), 0, data_type::f64);

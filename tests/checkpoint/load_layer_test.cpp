@@ -99,7 +99,8 @@ TEST_CASE("load_layer: whatever is missing, different or left over is named, all
 TEST_CASE("load_layer: an expert too many in a stack, a stack beside single experts", "[checkpoint]") {
   const test::temporary_folder folder;
   published_file file;
-  test::add_block(file, model_family::qwen3_moe, "stacked", test::block_weights::random(5, 6, 5, 7, 4), 0, data_type::f32);
+  test::add_block(file, model_family::qwen3_moe, "stacked", test::block_weights::random(5, 6, 5, 7, 4), 0,
+                  data_type::f32);
   file.save(folder / "m.safetensors");
   const checkpoint_model model(folder / "m.safetensors", test::small_config(model_family::qwen3_moe));
   const auto load = [](const checkpoint_model& m) {
@@ -124,8 +125,8 @@ TEST_CASE("load_layer: ignored tensors, blocks that are dense, types of another 
   file.save(folder / "m.safetensors");
   const checkpoint_model model(folder / "m.safetensors", test::small_config(model_family::qwen2_moe));
   CHECK_THROWS_AS(load_layer<qwen2_moe_layer<float>>(model, {.layer = 0}), file_error);
-  test::check_holds(
-      load_layer<qwen2_moe_layer<float>>(model, {.layer = 0}, {.ignored = {"model.layers.0.mlp.extra"}}), weights);
+  test::check_holds(load_layer<qwen2_moe_layer<float>>(model, {.layer = 0}, {.ignored = {"model.layers.0.mlp.extra"}}),
+                    weights);
   CHECK(holds(error_of([&] { load_layer<qwen2_moe_layer<float>>(model, {.layer = 1}); }),
               "layers.1 is no mixture of experts; these are: layers.0 layers.2"));
   CHECK_THROWS_AS(load_layer<mixtral_layer<float>>(model, {.layer = 0}), std::invalid_argument);
@@ -148,7 +149,8 @@ TEST_CASE("load_layer: quantised files are refused by name", "[checkpoint]") {
   CHECK(holds(text, "left over \"model.layers.0.mlp.experts.gate_up_proj_blocks\": I64 [2]"));
 }
 
-TEST_CASE("load_layer: equal bits for every thread count, and a failed load changes nothing", "[checkpoint][determinism]") {
+TEST_CASE("load_layer: equal bits for every thread count, and a failed load changes nothing",
+          "[checkpoint][determinism]") {
   const test::temporary_folder folder;
   published_file file;
   const auto weights = test::block_weights::random(3, 150, 70, 7, 9);
@@ -163,16 +165,15 @@ TEST_CASE("load_layer: equal bits for every thread count, and a failed load chan
       std::uint64_t done = 0, total = 0;
       int calls = 0;
     } progress;
-    auto layer = load_layer<mixtral_layer<float>>(
-        model, {.layer = 0},
-        {.executor = executor,
-         .progress =
-             [](void* user, std::uint64_t done, std::uint64_t total) {
-               auto& s = *static_cast<seen*>(user);
-               CHECK(done >= s.done);
-               s = {done, total, s.calls + 1};
-             },
-         .user = &progress});
+    auto layer = load_layer<mixtral_layer<float>>(model, {.layer = 0},
+                                                  {.executor = executor,
+                                                   .progress =
+                                                       [](void* user, std::uint64_t done, std::uint64_t total) {
+                                                         auto& s = *static_cast<seen*>(user);
+                                                         CHECK(done >= s.done);
+                                                         s = {done, total, s.calls + 1};
+                                                       },
+                                                   .user = &progress});
     test::check_holds(layer, weights);
     CHECK(progress.calls >= 1);
     CHECK(progress.done == progress.total);

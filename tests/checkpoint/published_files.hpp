@@ -108,13 +108,14 @@ inline std::vector<double> transposed(const std::vector<double>& m, index_t coun
   for (index_t e = 0; e < count; ++e)
     for (index_t r = 0; r < rows; ++r)
       for (index_t c = 0; c < cols; ++c)
-        out[static_cast<std::size_t>((e * cols + c) * rows + r)] = m[static_cast<std::size_t>((e * rows + r) * cols + c)];
+        out[static_cast<std::size_t>((e * cols + c) * rows + r)] =
+            m[static_cast<std::size_t>((e * rows + r) * cols + c)];
   return out;
 }
 
 /// [E,H,D] and [E,H,D] -> [E,2H,D], rows taken in turns
-inline std::vector<double> interleaved(const block_weights& w, const std::vector<double>& a, const std::vector<double>& b,
-                                       index_t cols) {
+inline std::vector<double> interleaved(const block_weights& w, const std::vector<double>& a,
+                                       const std::vector<double>& b, index_t cols) {
   std::vector<double> out;
   for (index_t r = 0; r < w.E * w.H; ++r)
     for (const auto* v : {&a, &b}) out.insert(out.end(), v->begin() + r * cols, v->begin() + (r + 1) * cols);
@@ -227,7 +228,8 @@ inline void add_block(published_file& file, model_family family, const std::stri
         const std::string n = std::to_string(e);
         const auto fc1 = slice(concatenated(w, w.gate, w.up), e, 2 * H * D);
         const bool local = layout == "per-expert";
-        add(local ? "experts.local_experts." + n + ".linear_fc1.weight" : "experts.linear_fc1.weight" + n, {2 * H, D}, fc1);
+        add(local ? "experts.local_experts." + n + ".linear_fc1.weight" : "experts.linear_fc1.weight" + n, {2 * H, D},
+            fc1);
         add(local ? "experts.local_experts." + n + ".linear_fc2.weight" : "experts.linear_fc2.weight" + n, {D, H},
             slice(w.down, e, D * H));
       }

@@ -60,8 +60,8 @@ TEST_CASE("published layer: the n-th allocation fails while loading, for every n
     const checkpoint_model model(path, config);
     Layer layer = load_layer<Layer>(model, {.layer = 0});
     test::published_file other;
-    test::add_block(other, family, family == model_family::gpt_oss ? "stacked" : "per-expert", test::small_weights(32), 0,
-                    data_type::f32);
+    test::add_block(other, family, family == model_family::gpt_oss ? "stacked" : "per-expert", test::small_weights(32),
+                    0, data_type::f32);
     other.save(folder / "other.safetensors");
     const checkpoint_model second(folder / "other.safetensors", config);
     test::fail_each_allocation([&] { load_layer_into(layer, second, {.layer = 0}); },
@@ -70,7 +70,8 @@ TEST_CASE("published layer: the n-th allocation fails while loading, for every n
   });
 }
 
-TEST_CASE("published layer: the n-th allocation fails while a whole model is opened and loaded", "[checkpoint][memory]") {
+TEST_CASE("published layer: the n-th allocation fails while a whole model is opened and loaded",
+          "[checkpoint][memory]") {
   const test::temporary_folder folder;
   test::published_file file;
   test::add_block(file, model_family::qwen3_moe, "per-expert", test::small_weights(37), 0, data_type::f32);

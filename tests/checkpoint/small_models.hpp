@@ -42,9 +42,10 @@ inline model_config small_config(model_family family) {
   c.hidden = 5;
   c.experts = 4;
   c.top_k = family == model_family::switch_transformers ? 1 : 2;
-  c.renormalize = family == model_family::mixtral || family == model_family::qwen3_moe || family == model_family::deepseek_v3;
+  c.renormalize =
+      family == model_family::mixtral || family == model_family::qwen3_moe || family == model_family::deepseek_v3;
   const bool has_shared = family == model_family::qwen2_moe || family == model_family::deepseek_v2 ||
-      family == model_family::deepseek_v3 || family == model_family::llama4;
+                          family == model_family::deepseek_v3 || family == model_family::llama4;
   c.shared_hidden = has_shared ? 7 : 0;
   if (family == model_family::deepseek_v3) {
     c.scaling = 2.5;
@@ -73,16 +74,20 @@ void for_each_expected(const Layer& layer, const block_weights& w, F&& f) {
       const auto dot = name.find('.', 8);
       const index_t e = std::stoll(name.substr(8, dot - 8));
       const std::string part = name.substr(dot + 1);
-      const std::map<std::string, const std::vector<double>*> all{{"gate", &w.gate},           {"up", &w.up},
-                                                                  {"down", &w.down},           {"gate_bias", &w.gate_bias},
-                                                                  {"up_bias", &w.up_bias},     {"down_bias", &w.down_bias}};
+      const std::map<std::string, const std::vector<double>*> all{{"gate", &w.gate},       {"up", &w.up},
+                                                                  {"down", &w.down},       {"gate_bias", &w.gate_bias},
+                                                                  {"up_bias", &w.up_bias}, {"down_bias", &w.down_bias}};
       const auto& numbers = *all.at(part);
       f(full_name, p, published::slice(numbers, e, static_cast<index_t>(numbers.size()) / w.E));
     } else {
-      const std::map<std::string, const std::vector<double>*> all{
-          {"router.gate.weight", &w.router}, {"router.gate.bias", &w.router_bias}, {"router.rule.bias", &w.selection_bias},
-          {"shared.gate", &w.shared_gate},   {"shared.up", &w.shared_up},          {"shared.down", &w.shared_down},
-          {"shared_gate", &w.shared_router}, {"bias", &w.output_bias}};
+      const std::map<std::string, const std::vector<double>*> all{{"router.gate.weight", &w.router},
+                                                                  {"router.gate.bias", &w.router_bias},
+                                                                  {"router.rule.bias", &w.selection_bias},
+                                                                  {"shared.gate", &w.shared_gate},
+                                                                  {"shared.up", &w.shared_up},
+                                                                  {"shared.down", &w.shared_down},
+                                                                  {"shared_gate", &w.shared_router},
+                                                                  {"bias", &w.output_bias}};
       f(full_name, p, *all.at(name));
     }
   });

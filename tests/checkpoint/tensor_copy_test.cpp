@@ -39,7 +39,8 @@ void check_both_ways(index_t rows, index_t cols, const tensor_place& place) {
   using element = typename Storage::element;
   for (index_t r = 0; r < rows; ++r)
     for (index_t c = 0; c < cols; ++c) {
-      const Stored from = tensor.values[static_cast<std::size_t>(place.offset + r * place.row_stride + c * place.col_stride)];
+      const Stored from =
+          tensor.values[static_cast<std::size_t>(place.offset + r * place.row_stride + c * place.col_stride)];
       const element got = map.weight().data()[map.weight().layout().place(r, c)];
       element expected;
       if constexpr (std::same_as<element, Stored>)
@@ -61,19 +62,20 @@ void check_both_ways(index_t rows, index_t cols, const tensor_place& place) {
     constexpr index_t piece = 37;
     for (index_t first = 0; first < count; first += piece)
       copy.write(tensor.info.dtype, first,
-                 std::as_writable_bytes(std::span(back).subspan(static_cast<std::size_t>(first),
-                                                                static_cast<std::size_t>(std::min(piece, count - first)))));
+                 std::as_writable_bytes(std::span(back).subspan(
+                     static_cast<std::size_t>(first), static_cast<std::size_t>(std::min(piece, count - first)))));
     CHECK(std::memcmp(back.data(), expected.data(), back.size() * sizeof(Stored)) == 0);
   }
 }
 
 template <typename Storage, typename Stored>
 void check_places() {
-  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {3, 70}, {64, 64}, {65, 33}, {130, 131}, {1, 100}}) {
-    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 5, cols, 1});          // [out,in]
-    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 0, 1, rows});          // [in,out]
-    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 1, 2, 2 * rows});      // [in,out], every other column
-    check_both_ways<Storage, Stored>(rows, cols, {"", {}, cols, 2 * cols, 1});   // [out,in], every other row
+  for (const auto& [rows, cols] :
+       {std::pair<index_t, index_t>{1, 1}, {3, 70}, {64, 64}, {65, 33}, {130, 131}, {1, 100}}) {
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 5, cols, 1});         // [out,in]
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 0, 1, rows});         // [in,out]
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, 1, 2, 2 * rows});     // [in,out], every other column
+    check_both_ways<Storage, Stored>(rows, cols, {"", {}, cols, 2 * cols, 1});  // [out,in], every other row
   }
   check_both_ways<Storage, Stored>(100, 1, {"", {}, 4, 1, 1});
   check_both_ways<Storage, Stored>(100, 1, {"", {}, 1, 2, 1});

@@ -80,11 +80,11 @@ TEST_CASE("clamped_glu: a clamped unit passes no gradient to what clamps it", "[
     const auto [da, db] = gating.gradients(kernel::simd<double>(a), kernel::simd<double>(b), kernel::simd<double>(1.0));
     return std::pair(lane(da), lane(db));
   };
-  CHECK(gradients(2.5, 1).first == 0);   // a is clamped from above ...
-  CHECK(gradients(-9, 1).first != 0);    // ... never from below
+  CHECK(gradients(2.5, 1).first == 0);  // a is clamped from above ...
+  CHECK(gradients(-9, 1).first != 0);   // ... never from below
   CHECK(gradients(1, 2.5).second == 0);
   CHECK(gradients(1, -2.5).second == 0);
-  CHECK(gradients(2, 2).first != 0);     // at the limit itself it passes, as in the published code
+  CHECK(gradients(2, 2).first != 0);  // at the limit itself it passes, as in the published code
   CHECK(gradients(2, -2).second != 0);
   CHECK(lane(gating.value(kernel::simd<double>(50.0), kernel::simd<double>(-50.0))) ==
         lane(gating.value(kernel::simd<double>(2.0), kernel::simd<double>(-2.0))));

@@ -25,7 +25,8 @@ auto biased_layer() {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("output_bias_layer: the layer's output and the bias, once a token", "[layer][output_bias]", float, double) {
+TEMPLATE_TEST_CASE("output_bias_layer: the layer's output and the bias, once a token", "[layer][output_bias]", float,
+                   double) {
   auto layer = biased_layer<TestType>();
   const matrix<TestType> x = test::random_matrix<TestType>(40, 6, 1);
   matrix<TestType> y(40, 6), inner(40, 6), again(40, 6);
@@ -40,7 +41,8 @@ TEMPLATE_TEST_CASE("output_bias_layer: the layer's output and the bias, once a t
   CHECK(test::same_bits(again, y));
 }
 
-TEST_CASE("output_bias_layer: gradients equal central differences, with losses and padding", "[layer][output_bias][gradient]") {
+TEST_CASE("output_bias_layer: gradients equal central differences, with losses and padding",
+          "[layer][output_bias][gradient]") {
   auto layer = biased_layer<double>();
   routing_context<double> context;
   context.training = true;
@@ -65,8 +67,9 @@ TEST_CASE("output_bias_layer: gradients equal central differences, with losses a
   CHECK(report.largest_error < 1e-6);
 }
 
-TEMPLATE_TEST_CASE("output_bias_layer: padding gets zero and gives nothing, NaN stays with its token, no tokens are fine",
-                   "[layer][output_bias][nan]", float, double) {
+TEMPLATE_TEST_CASE(
+    "output_bias_layer: padding gets zero and gives nothing, NaN stays with its token, no tokens are fine",
+    "[layer][output_bias][nan]", float, double) {
   auto layer = biased_layer<TestType>();
   matrix<TestType> x = test::random_matrix<TestType>(10, 6, 2), y(10, 6), dx(10, 6);
   const matrix<TestType> dy = test::random_matrix<TestType>(10, 6, 3);

@@ -31,7 +31,8 @@ std::vector<double> sparse_mixer_draws(const oracle_case<Scalar>& c, index_t tok
   const std::vector<double> uniform[] = {exponential("noise.uniform1"), exponential("noise.uniform2")};
   for (index_t t = 0; t < tokens; ++t)
     for (int round = 0; round < 2; ++round) {
-      for (index_t e = 0; e < experts; ++e) draws.push_back(-std::log(gumbel[round][static_cast<std::size_t>(t * experts + e)]));
+      for (index_t e = 0; e < experts; ++e)
+        draws.push_back(-std::log(gumbel[round][static_cast<std::size_t>(t * experts + e)]));
       draws.push_back(uniform[round][static_cast<std::size_t>(t)]);
     }
   return draws;
@@ -39,7 +40,8 @@ std::vector<double> sparse_mixer_draws(const oracle_case<Scalar>& c, index_t tok
 
 template <typename Scalar>
 void phimoe(oracle_case<Scalar>& c) {
-  const auto [D, E, H] = std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] =
+      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
   const matrix<Scalar> x = c.rows("x");
   const auto draws = sparse_mixer_draws(c, x.rows(), E);
   routing_context<Scalar> context;
@@ -53,9 +55,10 @@ void phimoe(oracle_case<Scalar>& c) {
   };
   check_loaded<phimoe_layer<Scalar>>(c, {"per-expert", "stacked"}, bind, context);
 
-  moe_layer layer{sparse_mixer_router<Scalar>(D, E, {.top_k = c.template setting<index_t>("k"),
-                                                     .jitter = c.template setting<Scalar>("jitter_eps")}),
-                  bank<Scalar>(E, D, H)};
+  moe_layer layer{
+      sparse_mixer_router<Scalar>(
+          D, E, {.top_k = c.template setting<index_t>("k"), .jitter = c.template setting<Scalar>("jitter_eps")}),
+      bank<Scalar>(E, D, H)};
   auto bound = bind(layer);
   bound.load(c);
   typename decltype(layer)::tape tape;
@@ -66,8 +69,7 @@ void phimoe(oracle_case<Scalar>& c) {
   const matrix<Scalar> grad_weights = c.rows("grad_weights");
   typename decltype(layer)::plan_type::gradient dplan;
   dplan.weight.resize(tape.plan.size());
-  for (index_t i = 0; i < tape.plan.size(); ++i)
-    dplan.weight[i] = grad_weights(tape.plan.token(i), tape.plan.rank(i));
+  for (index_t i = 0; i < tape.plan.size(); ++i) dplan.weight[i] = grad_weights(tape.plan.token(i), tape.plan.rank(i));
   matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
   tape.router.dsignals.zero_like(tape.router.signals);
   layer.router().backward(x, context, tape.plan, dplan, tape.router, dx);
@@ -79,7 +81,8 @@ void phimoe(oracle_case<Scalar>& c) {
 template <typename Scalar>
 void jetmoe(oracle_case<Scalar>& c) {
   if (c.template setting<std::string>("kind") != "moe") throw unsupported("attention experts");
-  const auto [D, E, H] = std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] =
+      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
   const auto bind = [H = H, D = D](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.layer().router());
@@ -94,8 +97,9 @@ void jetmoe(oracle_case<Scalar>& c) {
   };
   check_loaded<jetmoe_layer<Scalar>>(c, {"stacked"}, bind);
 
-  output_bias_layer layer{moe_layer{
-      top_k_router<Scalar>(D, E, {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}), bank<Scalar>(E, D, H)}};
+  output_bias_layer layer{
+      moe_layer{top_k_router<Scalar>(D, E, {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}),
+                bank<Scalar>(E, D, H)}};
   auto bound = bind(layer);
   bound.load(c);
   typename decltype(layer)::tape tape;
@@ -108,7 +112,8 @@ void jetmoe(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void gpt_oss(oracle_case<Scalar>& c) {
-  const auto [D, E, H] = std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] =
+      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
   const auto bind = [D = D, H = H](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.router());
@@ -126,13 +131,14 @@ void gpt_oss(oracle_case<Scalar>& c) {
   };
   check_loaded<gpt_oss_layer<Scalar>>(c, {"stacked"}, bind);
 
-  moe_layer layer{
-      top_k_router<Scalar>(linear_gate<Scalar>(D, E, {.bias = true}),
-                           {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}),
-      expert_bank<clamped_glu<Scalar>>{E, D, H,
-                                       {.bias = true,
-                                        .gating = {.alpha = c.template setting<Scalar>("alpha"),
-                                                   .limit = c.template setting<Scalar>("limit")}}}};
+  moe_layer layer{top_k_router<Scalar>(linear_gate<Scalar>(D, E, {.bias = true}),
+                                       {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}),
+                  expert_bank<clamped_glu<Scalar>>{E,
+                                                   D,
+                                                   H,
+                                                   {.bias = true,
+                                                    .gating = {.alpha = c.template setting<Scalar>("alpha"),
+                                                               .limit = c.template setting<Scalar>("limit")}}}};
   auto bound = bind(layer);
   bound.load(c);
   typename decltype(layer)::tape tape;
@@ -145,7 +151,8 @@ void gpt_oss(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void llama4(oracle_case<Scalar>& c) {
-  const auto [D, E, H] = std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] =
+      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
   const auto bind = [D = D, H = H](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.layer().router());
@@ -162,11 +169,13 @@ void llama4(oracle_case<Scalar>& c) {
   };
   check_loaded<llama4_layer<Scalar>>(c, {"stacked"}, bind);
 
-  shared_expert_layer layer{
-      moe_layer{sigmoid_router<Scalar>(D, E, {.top_k = c.template setting<index_t>("k"), .renormalize = false,
-                                              .selection_bias = false, .use = weight_use::input}),
-                bank<Scalar>(E, D, H)},
-      swiglu<Scalar>(D, c.axis("shared.gate_proj", 0))};
+  shared_expert_layer layer{moe_layer{sigmoid_router<Scalar>(D, E,
+                                                             {.top_k = c.template setting<index_t>("k"),
+                                                              .renormalize = false,
+                                                              .selection_bias = false,
+                                                              .use = weight_use::input}),
+                                      bank<Scalar>(E, D, H)},
+                            swiglu<Scalar>(D, c.axis("shared.gate_proj", 0))};
   auto bound = bind(layer);
   bound.load(c);
   typename decltype(layer)::tape tape;
@@ -178,7 +187,8 @@ void llama4(oracle_case<Scalar>& c) {
   matrix<Scalar> input_scale = matrix<Scalar>::Zero(choices.tokens, E);
   for (index_t i = 0; i < tape.layer.plan.size(); ++i)
     for (index_t e = 0; e < E; ++e)
-      if (tape.layer.plan.offsets()[static_cast<std::size_t>(e)] <= i && i < tape.layer.plan.offsets()[static_cast<std::size_t>(e) + 1])
+      if (tape.layer.plan.offsets()[static_cast<std::size_t>(e)] <= i &&
+          i < tape.layer.plan.offsets()[static_cast<std::size_t>(e) + 1])
         input_scale(tape.layer.plan.token(i), e) = tape.layer.plan.input_scale(i);
   c.check("combine", input_scale);
 }
@@ -188,7 +198,8 @@ void llama4(oracle_case<Scalar>& c) {
 template <typename Scalar>
 void megatron(oracle_case<Scalar>& c) {
   if (c.template setting<std::string>("drop_policy") != "probs") throw unsupported("drop policy");
-  const auto [D, E, H] = std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] =
+      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
   const auto k = c.template setting<index_t>("k");
   const auto capacity = c.template setting<index_t>("capacity");
   const index_t T = c.rows("x").rows();
@@ -200,7 +211,8 @@ void megatron(oracle_case<Scalar>& c) {
   };
   check_loaded<megatron_layer<Scalar>>(c, {"per-expert", "grouped"}, bind);
 
-  using router_type = top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, probability_capacity>;
+  using router_type =
+      top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, probability_capacity>;
   const router_type router(
       linear_gate<Scalar>(D, E),
       {.top_k = k, .weights = c.template setting<bool>("pre_softmax") ? weighting::pre : weighting::post}, {},
@@ -226,9 +238,11 @@ void megatron(oracle_case<Scalar>& c) {
   c.check_integers("counts_before_drop", counts);
   c.check_integers("mask", mask);
   const auto bind_gate = [](auto& r, bindings<Scalar>& b) { bind_router(b, r); };
-  check_losses(c, "aux_loss", router, bind_gate, {}, 0,
-               switch_balance{.coefficient = c.template setting<double>("aux_coeff"), .share = balance_share::per_slot});
-  check_losses(c, "z_loss", router, bind_gate, {}, 0, router_z_loss{.coefficient = c.template setting<double>("z_coeff")});
+  check_losses(
+      c, "aux_loss", router, bind_gate, {}, 0,
+      switch_balance{.coefficient = c.template setting<double>("aux_coeff"), .share = balance_share::per_slot});
+  check_losses(c, "z_loss", router, bind_gate, {}, 0,
+               router_z_loss{.coefficient = c.template setting<double>("z_coeff")});
 }
 
 }  // namespace

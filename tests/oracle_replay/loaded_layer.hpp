@@ -16,10 +16,18 @@ template <typename Scalar>
 sluice::model_family family_of(const oracle_case<Scalar>& c) {
   using enum sluice::model_family;
   const std::string system = c.file().metadata().at("system");
-  for (const auto& [name, family] : {std::pair{"mixtral", mixtral}, {"olmoe", olmoe}, {"qwen2_moe", qwen2_moe},
-                                     {"qwen3_moe", qwen3_moe}, {"deepseek_v2", deepseek_v2}, {"deepseek_v3", deepseek_v3},
-                                     {"phimoe", phimoe}, {"jetmoe", jetmoe}, {"gpt_oss", gpt_oss}, {"llama4", llama4},
-                                     {"switch", switch_transformers}, {"megatron", megatron}})
+  for (const auto& [name, family] : {std::pair{"mixtral", mixtral},
+                                     {"olmoe", olmoe},
+                                     {"qwen2_moe", qwen2_moe},
+                                     {"qwen3_moe", qwen3_moe},
+                                     {"deepseek_v2", deepseek_v2},
+                                     {"deepseek_v3", deepseek_v3},
+                                     {"phimoe", phimoe},
+                                     {"jetmoe", jetmoe},
+                                     {"gpt_oss", gpt_oss},
+                                     {"llama4", llama4},
+                                     {"switch", switch_transformers},
+                                     {"megatron", megatron}})
     if (system == name) return family;
   throw unsupported("no published layout of " + system);
 }
@@ -55,7 +63,8 @@ sluice::model_config config_of(const oracle_case<Scalar>& c) {
 
 /// The published file that holds the case's parameters. Numbers of a case are exact in float32.
 template <typename Scalar>
-sluice::test::published_file file_of(const oracle_case<Scalar>& c, const sluice::model_config& config, const char* layout) {
+sluice::test::published_file file_of(const oracle_case<Scalar>& c, const sluice::model_config& config,
+                                     const char* layout) {
   const auto numbers = [&](const char* name) {
     std::vector<double> values;
     if (c.has(name))
@@ -67,7 +76,8 @@ sluice::test::published_file file_of(const oracle_case<Scalar>& c, const sluice:
   if (config.family == gpt_oss || config.family == jetmoe || config.family == llama4) {
     // Here the case has the matrices of all experts in one tensor, as the published files do.
     const auto [E, D, H, S] = std::tuple(config.experts, config.inputs, config.hidden, config.shared_hidden);
-    const std::string p = config.family == llama4 ? "language_model.model.layers.0.feed_forward." : "model.layers.0.mlp.";
+    const std::string p =
+        config.family == llama4 ? "language_model.model.layers.0.feed_forward." : "model.layers.0.mlp.";
     if (config.family == jetmoe) {
       file.add(p + "router.layer.weight", {E, D}, numbers("router.weight"));
       file.add(p + "input_linear.weight", {E, 2 * H, D}, numbers("experts.input"));

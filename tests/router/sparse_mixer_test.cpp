@@ -28,7 +28,8 @@ std::vector<naive_choice> naive_mixer(std::vector<double> logits, index_t k, dou
     naive_choice c{top - logits.begin(), 0, {}};
     double sum = 0;
     for (std::size_t e = 0; e < logits.size(); ++e) {
-      const bool masked = logits[e] == -HUGE_VAL || (*top - original[e]) / std::max(std::abs(original[e]), *top) > 2 * jitter;
+      const bool masked =
+          logits[e] == -HUGE_VAL || (*top - original[e]) / std::max(std::abs(original[e]), *top) > 2 * jitter;
       c.survives.push_back(!masked);
       if (!masked) sum += std::exp(logits[e] - *top);
     }

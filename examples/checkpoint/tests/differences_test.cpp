@@ -52,5 +52,6 @@ TEST_CASE("differences: tensors that are missing or of another shape are errors"
   write(folder.file("b"), {1, 2}, "z");
   write(folder.file("c"), {1, 2, 3});
   CHECK_THROWS_WITH(compared(folder.file("a"), folder.file("b")), Catch::Contains("\"y\": is missing"));
-  CHECK_THROWS_WITH(compared(folder.file("a"), folder.file("c")), Catch::Contains("[1, 3]") && Catch::Contains("[1, 2]"));
+  CHECK_THROWS_WITH(compared(folder.file("a"), folder.file("c")),
+                    Catch::Contains("[1, 3]") && Catch::Contains("[1, 2]"));
 }

@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #if !defined(_WIN32)
-#include <csignal>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 #endif
 
 #include "../../shared/testing.hpp"
@@ -62,8 +62,8 @@ TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoin
   CHECK(checkpoint(folder, "run " + model + " --layer 1 --input " + quoted(file + ":layers.0.y")).code == 0);
 
   const std::string csv = folder.file("t.csv"), summary = folder.file("t.json"), svg = folder.file("t.svg");
-  CHECK(checkpoint(folder, "trace " + model + " --tokens 20 --csv " + quoted(csv) + " --json " + quoted(summary) + " --svg " +
-                               quoted(svg))
+  CHECK(checkpoint(folder, "trace " + model + " --tokens 20 --csv " + quoted(csv) + " --json " + quoted(summary) +
+                               " --svg " + quoted(svg))
             .code == 0);
   const std::string lines = contents(csv);
   CHECK(lines.starts_with("token,layer,rank,expert,weight\n0,layers.0,0,"));
@@ -72,7 +72,8 @@ TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoin
   CHECK(shared::testing::xml_fault(contents(svg)).empty());
 
   const std::string converted = quoted(folder.file("converted"));
-  CHECK(checkpoint(folder, "convert " + model + ' ' + converted + " --dtype float --layout stacked --shard-bytes 60000").code == 0);
+  CHECK(checkpoint(folder, "convert " + model + ' ' + converted + " --dtype float --layout stacked --shard-bytes 60000")
+            .code == 0);
   CHECK(std::filesystem::exists(folder.file("converted/model.safetensors.index.json")));
   CHECK(checkpoint(folder, "run " + converted + " --tokens 20 --output " + quoted(other)).code == 0);
   CHECK(contents(file) == contents(other));
@@ -103,11 +104,15 @@ TEST_CASE("checkpoint: exit codes and messages", "[checkpoint]") {
   CHECK(is_complaint(checkpoint(folder, "fly " + model), 2, ""));
   CHECK(is_complaint(checkpoint(folder, "run " + model + " --dtype int4"), 2, "int4"));
   CHECK(is_complaint(checkpoint(folder, "run " + model + " --tokens 1e3"), 2, "--tokens needs a whole number"));
-  CHECK(is_complaint(checkpoint(folder, "make " + quoted(folder.file("x")) + " --family gpt5"), 2, "known are: switch_transformers"));
-  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x")) + " --layout sideways"), 2, "sideways"));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --layer 7"), 3, "layers.7 is no mixture of experts; these are: layers.0, layers.1"));
+  CHECK(is_complaint(checkpoint(folder, "make " + quoted(folder.file("x")) + " --family gpt5"), 2,
+                     "known are: switch_transformers"));
+  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x")) + " --layout sideways"), 2,
+                     "sideways"));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --layer 7"), 3,
+                     "layers.7 is no mixture of experts; these are: layers.0, layers.1"));
   CHECK(is_complaint(checkpoint(folder, "inspect " + quoted(folder.file("absent"))), 3, "absent"));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --output " + quoted(folder.file("no/such/y.safetensors"))), 3, "y.safetensors"));
+  CHECK(is_complaint(checkpoint(folder, "run " + model + " --output " + quoted(folder.file("no/such/y.safetensors"))),
+                     3, "y.safetensors"));
 
   const std::string weights = folder.file("model/model.safetensors");
   const std::string whole = contents(weights);
@@ -130,7 +135,7 @@ TEST_CASE("checkpoint: the commands of the README, word by word", "[checkpoint]"
     CAPTURE(line);
     ++commands;
     const std::string there = "cd " + quoted(folder.file("")) + " && " + quoted(CHECKPOINT_PROGRAM) + ' ' +
-        line.substr(begin.size()) + " > stdout 2>&1";
+                              line.substr(begin.size()) + " > stdout 2>&1";
     CHECK(std::system(there.c_str()) == 0);
   }
   CHECK(commands >= 7);
@@ -141,7 +146,9 @@ TEST_CASE("checkpoint: the commands of the README, word by word", "[checkpoint]"
 TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
   const temporary_folder folder("interrupt");
   const std::string model = folder.file("model"), out = folder.file("out");
-  REQUIRE(checkpoint(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float").code == 0);
+  REQUIRE(
+      checkpoint(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float")
+          .code == 0);
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
@@ -161,7 +168,8 @@ TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
   REQUIRE(::waitpid(child, &status, 0) == child);
   const bool finished = WIFEXITED(status) && WEXITSTATUS(status) == 0;  // on a fast machine it may be
   if (!finished) {
-    const bool stopped = (WIFEXITED(status) && WEXITSTATUS(status) == 130) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
+    const bool stopped =
+        (WIFEXITED(status) && WEXITSTATUS(status) == 130) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
     CHECK(stopped);
     std::size_t files = 0;
     if (std::filesystem::exists(out))

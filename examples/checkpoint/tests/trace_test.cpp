@@ -47,7 +47,8 @@ TEST_CASE("routing_trace: CSV and JSON", "[checkpoint]") {
   std::string csv;
   write_csv(trace, [&csv](const std::string& text) { csv += text; });
   CHECK(csv ==
-        "token,layer,rank,expert,weight\n0,layers.3,0,0,0.75\n0,layers.3,1,1,0.25\n1,layers.3,0,0,0.5\n1,layers.3,1,2,0.5\n"
+        "token,layer,rank,expert,weight\n0,layers.3,0,0,0.75\n0,layers.3,1,1,0.25\n1,layers.3,0,0,0.5\n1,layers.3,1,2,"
+        "0.5\n"
         "2,layers.3,0,1,1\n2,layers.3,1,0,0.125\n");
   const auto json = to_json(trace.layers().front());
   CHECK(json.at("load") == nlohmann::json({3, 2, 1, 0}));

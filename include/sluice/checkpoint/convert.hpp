@@ -128,13 +128,13 @@ public:
       const std::vector<std::int64_t>& shape = tensor.parts.front().target.shape;
       total_ += checked_byte_count(shape, size_of(tensor.type)).value_or(0);
       tensor.owner = this;
-      file.add(name, shape, tensor.type,
-               checkpoint_writer::source{
-                   &tensor, [](const void* object, std::size_t first, std::span<std::byte> bytes) {
-                     const auto& moved = *static_cast<const moved_tensor*>(object);
-                     moved.read(first, bytes);
-                     moved.owner->report(bytes.size());
-                   }});
+      file.add(
+          name, shape, tensor.type,
+          checkpoint_writer::source{&tensor, [](const void* object, std::size_t first, std::span<std::byte> bytes) {
+                                      const auto& moved = *static_cast<const moved_tensor*>(object);
+                                      moved.read(first, bytes);
+                                      moved.owner->report(bytes.size());
+                                    }});
     }
   }
 

@@ -50,7 +50,8 @@ struct tensor_place {
     const index_t outer_stride = by_row ? row_stride : col_stride;
     const index_t count = by_row ? cols : rows;
     const index_t outer_count = by_row ? rows : cols;
-    const index_t behind = first - offset - ((count - 1) * step + 1);  // runs that begin here or earlier end before first
+    const index_t behind =
+        first - offset - ((count - 1) * step + 1);  // runs that begin here or earlier end before first
     for (index_t o = behind < 0 ? 0 : behind / outer_stride; o < outer_count; ++o) {
       const index_t begin = offset + o * outer_stride;
       if (begin >= last) return;

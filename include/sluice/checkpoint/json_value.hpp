@@ -50,7 +50,9 @@ public:
   }
   index_t integer() const { return static_cast<index_t>(whole_); }
   double number() const {
-    return kind_ == kind::real ? real_ : kind_ == kind::whole ? static_cast<double>(whole_) : static_cast<double>(integer());
+    return kind_ == kind::real    ? real_
+           : kind_ == kind::whole ? static_cast<double>(whole_)
+                                  : static_cast<double>(integer());
   }
 
   /// Elements of an array, or values of an object in the order of its keys.
@@ -117,8 +119,7 @@ public:
   bool string(std::string& v) { return put(json_value(std::move(v))); }
   bool binary(nlohmann::json::binary_t&) { throw file_error(file(), "holds binary data"); }
   bool key(std::string& name) {
-    if (!keys_.back().insert(name).second)
-      throw file_error(file(), "key \"" + printable(name) + "\" is given twice");
+    if (!keys_.back().insert(name).second) throw file_error(file(), "key \"" + printable(name) + "\" is given twice");
     key_ = std::move(name);
     return true;
   }

@@ -6,7 +6,7 @@
 ///
 /// Strict: every parameter's tensor is there with its shape and a type that can be converted, and no tensor of the block is
 /// left over, unless it is named as ignored; otherwise one file_error lists them all. Elements go from the mapped file
-/// straight into packed storage: besides the layer nothing of its size is held. Files are named in model_config.hpp.
+/// straight into packed storage: besides the layer nothing of its size is held. What tensors are called: tensor_names.hpp.
 #pragma once
 
 #include <sluice/checkpoint/model_config.hpp>
@@ -164,13 +164,14 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
   detail::find_tensors(model, names, copies, options.ignored, problems);
   if (problems.count() > 0) {
     const model_config& config = model.config();
-    throw file_error(model.name(), to_string(block) + " does not fit a layer of " +
-                                       std::string(name_of(config.family)) + ", " + std::to_string(problems.count()) +
-                                       (problems.count() == 1 ? " problem" : " problems") +
-                                       (config.quantization.empty() ? "" : " (the model is quantised by " +
-                                                                              detail::printable(config.quantization) +
-                                                                              ", which is not read)") +
-                                       ':' + problems.text());
+    throw file_error(
+        model.name(),
+        to_string(block) + " does not fit a layer of " + std::string(name_of(config.family)) + ", " +
+            std::to_string(problems.count()) + (problems.count() == 1 ? " problem" : " problems") +
+            (config.quantization.empty()
+                 ? ""
+                 : " (the model is quantised by " + detail::printable(config.quantization) + ", which is not read)") +
+            ':' + problems.text());
   }
   detail::read_all(copies, options);
 }

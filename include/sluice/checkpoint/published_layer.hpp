@@ -8,8 +8,8 @@
 /// thread at a time. Programs that know their model at compile time use load_layer, and can train what it returns.
 #pragma once
 
-#include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/checkpoint/layer_tensors.hpp>
+#include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/core/sparse_plan.hpp>
 
 #include <cstdint>
@@ -104,9 +104,8 @@ std::unique_ptr<published_layer<Scalar>> load_published_layer(const checkpoint_m
                                                               const layer_load_options& options = {}) {
   if (weights != weight_type::as_scalar) {
     if constexpr (std::same_as<Scalar, float>)
-      return weights == weight_type::bfloat16
-                 ? detail::load_stored<float, bfloat16_storage>(model, block, options)
-                 : detail::load_stored<float, float16_storage>(model, block, options);
+      return weights == weight_type::bfloat16 ? detail::load_stored<float, bfloat16_storage>(model, block, options)
+                                              : detail::load_stored<float, float16_storage>(model, block, options);
     else
       throw_invalid("sixteen-bit weights need layers of float");
   }

@@ -64,11 +64,9 @@ using jetmoe_layer = output_bias_layer<mixtral_layer<Scalar, Storage>>;
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using gpt_oss_layer = detail::layer_of<top_k_router<Scalar>, clamped_glu<Scalar, Storage>>;
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
-using switch_layer =
-    detail::layer_of<detail::limited_top_k<Scalar, position_capacity>, ffn<Scalar, relu, Storage>>;
+using switch_layer = detail::layer_of<detail::limited_top_k<Scalar, position_capacity>, ffn<Scalar, relu, Storage>>;
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
-using megatron_layer =
-    detail::layer_of<detail::limited_top_k<Scalar, probability_capacity>, swiglu<Scalar, Storage>>;
+using megatron_layer = detail::layer_of<detail::limited_top_k<Scalar, probability_capacity>, swiglu<Scalar, Storage>>;
 
 /// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
@@ -110,11 +108,11 @@ template <std::floating_point Scalar, typename Capacity>
 struct published<limited_top_k<Scalar, Capacity>> {
   static auto make(const model_config& c) {
     const bool chosen_only = c.family == model_family::gpt_oss || c.family == model_family::jetmoe ||
-        (c.family == model_family::megatron && !c.softmax_first);
+                             (c.family == model_family::megatron && !c.softmax_first);
     typename limited_top_k<Scalar, Capacity>::options o{.top_k = c.top_k,
                                                         .weights = chosen_only     ? weighting::post
-                                                            : c.renormalize ? weighting::renorm
-                                                                            : weighting::pre,
+                                                                   : c.renormalize ? weighting::renorm
+                                                                                   : weighting::pre,
                                                         .constant_weight = true,
                                                         .scaling = static_cast<Scalar>(c.scaling),
                                                         .groups = c.groups};
@@ -139,15 +137,14 @@ template <std::floating_point Scalar>
 struct published<sigmoid_router<Scalar>> {
   static auto make(const model_config& c) {
     const bool weighs_inputs = c.family == model_family::llama4;
-    return sigmoid_router<Scalar>(
-        c.inputs, c.experts,
-        {.top_k = c.top_k,
-         .renormalize = c.renormalize,
-         .constant_weight = true,
-         .selection_bias = !weighs_inputs,
-         .scaling = static_cast<Scalar>(c.scaling),
-         .groups = c.groups,
-         .use = weighs_inputs ? weight_use::input : weight_use::output});
+    return sigmoid_router<Scalar>(c.inputs, c.experts,
+                                  {.top_k = c.top_k,
+                                   .renormalize = c.renormalize,
+                                   .constant_weight = true,
+                                   .selection_bias = !weighs_inputs,
+                                   .scaling = static_cast<Scalar>(c.scaling),
+                                   .groups = c.groups,
+                                   .use = weighs_inputs ? weight_use::input : weight_use::output});
   }
 };
 
@@ -195,10 +192,11 @@ struct published<output_bias_layer<Layer>> {
 /// the family's layers are of another type.
 template <typename Layer>
 Layer make_published_layer(const model_config& config) {
-  with_published_type<typename Layer::scalar, typename detail::published<Layer>::storage>(config, [&]<typename Asked>(std::type_identity<Asked>) {
-    if constexpr (!std::is_same_v<Asked, Layer>)
-      throw_invalid("layers of ", name_of(config.family), " are of another type than the one asked for");
-  });
+  with_published_type<typename Layer::scalar, typename detail::published<Layer>::storage>(
+      config, [&]<typename Asked>(std::type_identity<Asked>) {
+        if constexpr (!std::is_same_v<Asked, Layer>)
+          throw_invalid("layers of ", name_of(config.family), " are of another type than the one asked for");
+      });
   return detail::published<Layer>::make(config);
 }
 

@@ -34,9 +34,8 @@ public:
         element_type_(detail::file_type_of<Element>()),
         element_size_(sizeof(Element)),
         parameter_(&p),
-        obstacle_([](const tensor_info& tensor) {
-          return safetensors_reader::obstacle<Scalar>(tensor, tensor.elements());
-        }),
+        obstacle_(
+            [](const tensor_info& tensor) { return safetensors_reader::obstacle<Scalar>(tensor, tensor.elements()); }),
         read_(&read_block<parameter<Scalar, Element>>),
         write_(&write_elements<parameter<Scalar, Element>>) {}
 
@@ -61,7 +60,9 @@ public:
 
   /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of the
   /// type, F64, F32, BF16 or F16.
-  void write(data_type type, index_t first, std::span<std::byte> out) const noexcept { write_(*this, type, first, out); }
+  void write(data_type type, index_t first, std::span<std::byte> out) const noexcept {
+    write_(*this, type, first, out);
+  }
 
 private:
   template <typename Parameter>
@@ -129,7 +130,8 @@ private:
     else if (type == data_type::f32)
       c.write_runs<Parameter, float>(first, out, [](element v) { return static_cast<float>(to_number(v)); });
     else if (type == data_type::bf16)
-      c.write_runs<Parameter, bfloat16>(first, out, [](element v) { return to_element<bfloat16>(scalar(to_number(v))); });
+      c.write_runs<Parameter, bfloat16>(first, out,
+                                        [](element v) { return to_element<bfloat16>(scalar(to_number(v))); });
     else
       c.write_runs<Parameter, float16>(first, out, [](element v) { return to_element<float16>(scalar(to_number(v))); });
   }
@@ -145,7 +147,8 @@ private:
       for (index_t i = 0; i < run.count; ++i) {
         const Stored value =
             convert(from[run.along_row ? layout.place_of_column(run.col + i) : layout.place_of_row(run.row + i)]);
-        std::memcpy(out.data() + static_cast<std::size_t>(run.at + i * run.step) * sizeof(Stored), &value, sizeof value);
+        std::memcpy(out.data() + static_cast<std::size_t>(run.at + i * run.step) * sizeof(Stored), &value,
+                    sizeof value);
       }
     });
   }

@@ -52,8 +52,7 @@ struct family_names {
 inline family_names names_of(model_family family) {
   const expert_layout apart{"per-expert", "experts.{}.gate_proj.weight", "experts.{}.up_proj.weight",
                             "experts.{}.down_proj.weight"};
-  const expert_layout stacked{
-      "stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::concatenated};
+  const expert_layout stacked{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::concatenated};
   const expert_layout stacked_apart{"stacked-apart", "experts.gate_proj", "experts.up_proj", "experts.down_proj"};
   switch (family) {
     case model_family::switch_transformers:

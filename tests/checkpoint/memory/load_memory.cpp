@@ -106,8 +106,8 @@ bool check(const checkpoint_model& model, weight_type weights, const char* name)
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const double peak = watch.growth();
   const auto packed = static_cast<double>(layer->weight_bytes());
-  std::printf("%s: packed %.1f MB, peak %.1f MB, %.3f of it; %.2f s, %.2f GB/s of the file\n", name, packed / 1e6, peak / 1e6,
-              peak / packed, seconds, static_cast<double>(model.files().bytes()) / seconds / 1e9);
+  std::printf("%s: packed %.1f MB, peak %.1f MB, %.3f of it; %.2f s, %.2f GB/s of the file\n", name, packed / 1e6,
+              peak / 1e6, peak / packed, seconds, static_cast<double>(model.files().bytes()) / seconds / 1e9);
   return peak >= 0.9 * packed && peak <= 1.1 * packed;  // less would mean that the watch saw nothing
 }
 
