@@ -113,3 +113,23 @@ TEST_CASE("convert: what cannot be done is refused and nothing is written", "[ch
                         Catch::Contains("unfit \"model.layers.0.mlp.gate.weight\": element 3 is 1e+300"));
   CHECK_FALSE(std::filesystem::exists(folder / "b.safetensors"));
 }
+
+TEST_CASE("convert: experts that go into one tensor are checked one by one", "[checkpoint][convert]") {
+  const test::temporary_folder folder;
+  published_file file;
+  test::add_block(file, model_family::olmoe, "per-expert", test::small_weights(45), 0, data_type::f64);
+  test::add_block(file, model_family::olmoe, "per-expert", test::small_weights(46), 2, data_type::f64);
+  file.tensors["model.layers.0.mlp.experts.3.down_proj.weight"].values[5] = -1e300;
+  file.tensors["model.layers.2.mlp.experts.2.up_proj.weight"].type = data_type::i64;
+  file.save(folder / "a.safetensors");
+  const checkpoint_model model(folder / "a.safetensors", test::small_config(model_family::olmoe));
+  CHECK_THROWS_WITH(
+      convert_checkpoint(model, folder / "b.safetensors", {.type = data_type::bf16, .layout = "stacked"}),
+      Catch::Contains("2 problems") &&
+          Catch::Contains("unfit \"model.layers.0.mlp.experts.3.down_proj.weight\": element 5 is -1e+300") &&
+          Catch::Contains(
+              "different \"model.layers.2.mlp.experts.2.up_proj.weight\": is I64, cannot be put beside BF16"));
+  CHECK_THROWS_WITH(convert_checkpoint(model, folder / "b.safetensors", {.layout = "stacked"}),
+                    Catch::Contains("1 problem:") && Catch::Contains("is I64, cannot be put beside F64"));
+  CHECK_FALSE(std::filesystem::exists(folder / "b.safetensors"));
+}

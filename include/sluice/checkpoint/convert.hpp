@@ -50,10 +50,6 @@ struct moved_matrix {
   index_t cols;
 };
 
-inline bool is_floating(data_type type) {
-  return type == data_type::f64 || type == data_type::f32 || type == data_type::bf16 || type == data_type::f16;
-}
-
 class conversion;
 
 /// A tensor to be written and the matrices that it is put together of.
@@ -110,7 +106,7 @@ private:
 class conversion {
 public:
   conversion(const checkpoint_model& model, const convert_options& options) : model_(model), options_(options) {
-    if (options.type && !is_floating(*options.type))
+    if (options.type && !holds_weights(*options.type))
       throw_invalid("weights cannot be converted to ", name_of(*options.type));
     if (!options.layout.empty())
       for (const block_id& block : model.blocks()) rearrange(block);
@@ -144,18 +140,28 @@ public:
   }
 
 private:
-  data_type target_type(const tensor_info& from) {
-    if (!options_.type || !is_floating(from.dtype)) return from.dtype;
-    if (from.dtype == data_type::f64 && *options_.type != data_type::f64)
+  data_type target_type(const tensor_info& from) const {
+    return options_.type && holds_weights(from.dtype) ? *options_.type : from.dtype;
+  }
+
+  /// Reports what moved_tensor could not convert.
+  void check(const tensor_info& from, data_type type) {
+    if (from.dtype == type) return;
+    if (!holds_weights(from.dtype) || !holds_weights(type)) {
+      problems_.add("different", from.name,
+                    "is " + std::string(name_of(from.dtype)) + ", cannot be put beside " + std::string(name_of(type)));
+    } else if (from.dtype == data_type::f64) {
       if (const std::string obstacle = safetensors_reader::obstacle<float>(from, from.elements()); !obstacle.empty())
         problems_.add("unfit", from.name, obstacle);
-    return *options_.type;
+    }
   }
 
   void keep(const tensor_info& tensor) {
     const auto count = static_cast<index_t>(tensor.elements());
     const tensor_place whole{tensor.name, tensor.shape, 0, count, 1};
-    tensors_[tensor.name] = {target_type(tensor), {{&tensor, whole, whole, 1, count}}};
+    const data_type type = target_type(tensor);
+    check(tensor, type);
+    tensors_[tensor.name] = {type, {{&tensor, whole, whole, 1, count}}};
   }
 
   void rearrange(const block_id& block) {
@@ -172,10 +178,10 @@ private:
                             (found == nullptr ? "" : ", not " + shape_text(found->info.shape)));
           continue;
         }
-        taken_.insert(source.tensor);
         tensor_place target = to.layout().place(to.prefix(), e, part, size);
         auto [entry, is_new] = tensors_.try_emplace(target.tensor);
         if (is_new) entry->second.type = target_type(found->info);
+        if (taken_.insert(source.tensor).second) check(found->info, entry->second.type);
         const auto [rows, cols] = expert_layout::extent_of(part, size);
         entry->second.parts.push_back({&found->info, source, std::move(target), rows, cols});
       }
@@ -189,10 +195,6 @@ private:
   std::uint64_t done_ = 0;
   std::uint64_t total_ = 0;
 };
-
-}  // namespace detail
-
-namespace detail {
 
 /// The model's config.json, saying the new type; nothing if it has none.
 inline std::optional<std::string> converted_config(const checkpoint_model& model, std::optional<data_type> type) {

@@ -77,8 +77,7 @@ private:
   };
 
   static void check(data_type type) {
-    if (type != data_type::f64 && type != data_type::f32 && type != data_type::bf16 && type != data_type::f16)
-      throw_invalid("weights cannot be written as ", name_of(type));
+    if (!detail::holds_weights(type)) throw_invalid("weights cannot be written as ", name_of(type));
   }
 
   std::map<std::string, assembled> tensors_;  // nodes stay where they are: writers refer to them

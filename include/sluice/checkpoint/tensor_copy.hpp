@@ -22,6 +22,15 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+/// The types in which weights are read and written.
+inline bool holds_weights(data_type type) {
+  return type == data_type::f64 || type == data_type::f32 || type == data_type::bf16 || type == data_type::f16;
+}
+
+}  // namespace detail
+
 class tensor_copy {
 public:
   static constexpr index_t tile = 64;
