@@ -156,8 +156,8 @@ std::string roofline_svg(const session& s, const facts& environment) {
          svg::number(height) +
          "\" font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif\" "
          "fill=\"#1b2127\" role=\"img\">\n<title>" +
-         svg::escaped(title) + "</title>\n<rect width=\"" + svg::number(width) + "\" height=\"" + svg::number(height) +
-         "\" fill=\"#ffffff\"/>\n" + body + "</svg>\n";
+         shared::xml_escaped(title) + "</title>\n<rect width=\"" + svg::number(width) + "\" height=\"" +
+         svg::number(height) + "\" fill=\"#ffffff\"/>\n" + body + "</svg>\n";
 }
 
 }  // namespace bench

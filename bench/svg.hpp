@@ -6,42 +6,22 @@
 #include <string_view>
 #include <vector>
 
-#include "text.hpp"
+#include "../examples/shared/svg.hpp"
 
 namespace bench::svg {
 
-inline std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else if (static_cast<unsigned char>(c) >= 0x20)
-      out += c;
-  }
-  return out;
-}
-
-inline std::string number(double value) {
-  std::string text = fixed(value, 1);
-  return text.ends_with(".0") ? text.substr(0, text.size() - 2) : text;
-}
+using shared::number;
 
 inline std::string attribute(std::string_view name, std::string_view value) {
   std::string out(1, ' ');
-  return out.append(name).append("=\"").append(escaped(value)).append("\"");
+  return out.append(name).append("=\"").append(shared::xml_escaped(value)).append("\"");
 }
 
 /// Text whose baseline starts, ends or is centred at (x, y). `more` are further attributes.
 inline std::string text(double x, double y, double size, std::string_view anchor, std::string_view words,
                         std::string_view more = "") {
   return "<text" + attribute("x", number(x)) + attribute("y", number(y)) + attribute("font-size", number(size)) +
-         attribute("text-anchor", anchor) + std::string(more) + ">" + escaped(words) + "</text>\n";
+         attribute("text-anchor", anchor) + std::string(more) + ">" + shared::xml_escaped(words) + "</text>\n";
 }
 
 inline std::string line(double x1, double y1, double x2, double y2, std::string_view colour, double width,
@@ -54,7 +34,7 @@ inline std::string line(double x1, double y1, double x2, double y2, std::string_
 /// A dot that says `hint` when pointed at.
 inline std::string dot(double x, double y, double radius, std::string_view colour, std::string_view hint) {
   return "<circle" + attribute("cx", number(x)) + attribute("cy", number(y)) + attribute("r", number(radius)) +
-         attribute("fill", colour) + " stroke=\"#ffffff\" stroke-width=\"1\"><title>" + escaped(hint) +
+         attribute("fill", colour) + " stroke=\"#ffffff\" stroke-width=\"1\"><title>" + shared::xml_escaped(hint) +
          "</title></circle>\n";
 }
 

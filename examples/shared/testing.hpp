@@ -64,12 +64,12 @@ inline std::string contents(const std::string& file) {
   return text.str();
 }
 
-/// The message of the input_error that `call` throws; "(nothing was thrown)" if it throws none.
-template <typename Call>
+/// The message of the error that `call` throws; "(nothing was thrown)" if it throws none.
+template <typename Error = input_error, typename Call>
 std::string message_of(Call&& call) {
   try {
     call();
-  } catch (const input_error& e) {
+  } catch (const Error& e) {
     return e.what();
   }
   return "(nothing was thrown)";

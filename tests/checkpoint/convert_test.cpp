@@ -1,3 +1,4 @@
+#include "../io/messages.hpp"
 #include "small_models.hpp"
 
 #include <sluice/checkpoint/convert.hpp>
@@ -8,11 +9,6 @@ using namespace sluice;
 using test::published_file;
 
 namespace {
-
-std::string text_of(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 /// Blocks 0 and 2 and two tensors that are none of theirs.
 void write_model(const std::filesystem::path& path, model_family family, const std::string& layout, data_type type) {
@@ -84,7 +80,7 @@ TEST_CASE("convert: many shards in a folder, with the config that names the new 
   const checkpoint_model out(folder / "out");
   CHECK(out.files().files().size() > 3);
   CHECK(out.config() == model.config());
-  CHECK(nlohmann::json::parse(text_of(folder / "out" / "config.json")).at("torch_dtype") == "bfloat16");
+  CHECK(nlohmann::json::parse(test::read_bytes(folder / "out" / "config.json")).at("torch_dtype") == "bfloat16");
   check_model<float>(folder / "out", model_family::qwen3_moe);
   // Onto itself.
   convert_checkpoint(out, folder / "out", {.layout = "stacked", .shard_bytes = 900});
@@ -97,7 +93,7 @@ TEST_CASE("convert: what cannot be done is refused and nothing is written", "[ch
   const auto config = test::small_config(model_family::olmoe);
   const checkpoint_model model(folder / "a.safetensors", config);
   CHECK_THROWS_WITH(convert_checkpoint(model, folder / "b.safetensors", {.layout = "sideways"}),
-                    Catch::Contains("sideways") && Catch::Contains("per-expert"));
+                    test::contains("sideways") && test::contains("per-expert"));
   CHECK_THROWS_AS(convert_checkpoint(model, folder / "b.safetensors", {.type = data_type::i64}), std::invalid_argument);
 
   published_file broken;
@@ -108,9 +104,9 @@ TEST_CASE("convert: what cannot be done is refused and nothing is written", "[ch
   broken.save(folder / "broken.safetensors");
   const checkpoint_model other(folder / "broken.safetensors", config);
   CHECK_THROWS_WITH(convert_checkpoint(other, folder / "b.safetensors", {.type = data_type::f32, .layout = "stacked"}),
-                    Catch::Contains("2 problems") &&
-                        Catch::Contains("missing \"model.layers.2.mlp.experts.1.up_proj.weight\"") &&
-                        Catch::Contains("unfit \"model.layers.0.mlp.gate.weight\": element 3 is 1e+300"));
+                    test::contains("2 problems") &&
+                        test::contains("missing \"model.layers.2.mlp.experts.1.up_proj.weight\"") &&
+                        test::contains("unfit \"model.layers.0.mlp.gate.weight\": element 3 is 1e+300"));
   CHECK_FALSE(std::filesystem::exists(folder / "b.safetensors"));
 }
 
@@ -125,11 +121,11 @@ TEST_CASE("convert: experts that go into one tensor are checked one by one", "[c
   const checkpoint_model model(folder / "a.safetensors", test::small_config(model_family::olmoe));
   CHECK_THROWS_WITH(
       convert_checkpoint(model, folder / "b.safetensors", {.type = data_type::bf16, .layout = "stacked"}),
-      Catch::Contains("2 problems") &&
-          Catch::Contains("unfit \"model.layers.0.mlp.experts.3.down_proj.weight\": element 5 is -1e+300") &&
-          Catch::Contains(
+      test::contains("2 problems") &&
+          test::contains("unfit \"model.layers.0.mlp.experts.3.down_proj.weight\": element 5 is -1e+300") &&
+          test::contains(
               "different \"model.layers.2.mlp.experts.2.up_proj.weight\": is I64, cannot be put beside BF16"));
   CHECK_THROWS_WITH(convert_checkpoint(model, folder / "b.safetensors", {.layout = "stacked"}),
-                    Catch::Contains("1 problem:") && Catch::Contains("is I64, cannot be put beside F64"));
+                    test::contains("1 problem:") && test::contains("is I64, cannot be put beside F64"));
   CHECK_FALSE(std::filesystem::exists(folder / "b.safetensors"));
 }

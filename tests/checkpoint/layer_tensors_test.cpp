@@ -1,3 +1,4 @@
+#include "../io/messages.hpp"
 #include "small_models.hpp"
 
 #include <sluice/checkpoint/layer_tensors.hpp>
@@ -10,11 +11,6 @@ using namespace sluice;
 using test::published_file;
 
 namespace {
-
-std::vector<std::byte> bytes_of(const std::filesystem::path& path) {
-  const mapped_file file(path);
-  return {file.bytes().begin(), file.bytes().end()};
-}
 
 /// Loads block 0 and writes it as the files have it.
 template <typename Layer>
@@ -77,12 +73,12 @@ TEST_CASE("layer_tensors: what was loaded is written back byte for byte, in ever
         with_published_type<float>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
           write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
         });
-        CHECK(bytes_of(folder / "in.safetensors") == bytes_of(folder / "out.safetensors"));
+        CHECK(test::read_bytes(folder / "in.safetensors") == test::read_bytes(folder / "out.safetensors"));
         if (type != data_type::bf16) continue;
         with_published_type<float, bfloat16_storage>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
           write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
         });
-        CHECK(bytes_of(folder / "in.safetensors") == bytes_of(folder / "out.safetensors"));
+        CHECK(test::read_bytes(folder / "in.safetensors") == test::read_bytes(folder / "out.safetensors"));
       }
 }
 
@@ -136,9 +132,9 @@ TEST_CASE("layer_tensors: types that hold no weights are refused, and layers of 
   const auto config = test::small_config(model_family::qwen2_moe);
   const auto layer = make_published_layer<qwen2_moe_layer<float>>(config);
   layer_tensors tensors(layer, tensor_names(config, {.layer = 0}));
-  CHECK_THROWS_WITH(tensors.set_type(data_type::i64), Catch::Contains("I64"));
+  CHECK_THROWS_WITH(tensors.set_type(data_type::i64), test::contains("I64"));
   CHECK_THROWS_WITH(layer_tensors(layer, tensor_names(test::small_config(model_family::olmoe), {.layer = 0})),
-                    Catch::Contains("shared.gate"));
+                    test::contains("shared.gate"));
 }
 
 TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all, and saved as it came",

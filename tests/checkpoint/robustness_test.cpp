@@ -12,15 +12,6 @@ using namespace sluice;
 
 namespace {
 
-std::string read_all(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void write_all(const std::filesystem::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-}
-
 /// Loads block 0, or says in which way it was refused. Anything but file_error gets through.
 bool loads(const std::filesystem::path& path, const model_config& config) {
   try {
@@ -78,7 +69,7 @@ TEST_CASE("published layer: the n-th allocation fails while a whole model is ope
   test::add_block(file, model_family::qwen3_moe, "per-expert", test::small_weights(38), 2, data_type::f32);
   file.save(folder / "model.safetensors");
   std::ofstream(folder / "config.json") << to_json(test::small_config(model_family::qwen3_moe));
-  const std::filesystem::path path = (folder / "config.json").parent_path();
+  const std::filesystem::path path = folder.path();
   const long failures = test::fail_each_allocation(
       [&] {
         const checkpoint_model model(path);
@@ -93,7 +84,7 @@ TEST_CASE("published layer: a file cut or altered anywhere is refused or loaded,
   test::published_file file;
   test::add_block(file, model_family::olmoe, "per-expert", test::small_weights(33), 0, data_type::f32);
   file.save(folder / "m.safetensors");
-  const std::string whole = read_all(folder / "m.safetensors");
+  const std::string whole = test::read_bytes(folder / "m.safetensors");
   const model_config config = test::small_config(model_family::olmoe);
   const std::filesystem::path damaged = folder / "damaged.safetensors";
   std::uint64_t header = 0;
@@ -102,20 +93,20 @@ TEST_CASE("published layer: a file cut or altered anywhere is refused or loaded,
 
   std::size_t accepted = 0;
   for (std::size_t length = 0; length < data; ++length) {
-    write_all(damaged, whole.substr(0, length));
+    test::write_bytes(damaged, whole.substr(0, length));
     accepted += loads(damaged, config);
   }
   CHECK(accepted == 0);
   std::mt19937 random(5);
   for (int i = 0; i < 1000; ++i) {
-    write_all(damaged, whole.substr(0, data + random() % (whole.size() - data)));
+    test::write_bytes(damaged, whole.substr(0, data + random() % (whole.size() - data)));
     accepted += loads(damaged, config);
   }
   CHECK(accepted == 0);
   for (std::size_t i = 0; i < data; ++i) {
     std::string altered = whole;
     altered[i] = static_cast<char>(~altered[i]);
-    write_all(damaged, altered);
+    test::write_bytes(damaged, altered);
     accepted += loads(damaged, config);
   }
   CHECK(accepted == 0);  // no byte of a header can be turned over without the file being another or none

@@ -4,6 +4,7 @@
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "../io/messages.hpp"
 #include "../support.hpp"
 
 using namespace sluice;
@@ -115,7 +116,7 @@ TEST_CASE("clamped_glu: another storage keeps the limit", "[expert][clamped_glu]
 }
 
 TEST_CASE("clamped_glu: limits that make no sense are refused", "[expert][clamped_glu]") {
-  CHECK_THROWS_WITH((clamped_glu<float>(5, 8, {.gating = {.limit = -1}})), Catch::Contains("-1"));
+  CHECK_THROWS_WITH((clamped_glu<float>(5, 8, {.gating = {.limit = -1}})), test::contains("-1"));
   CHECK_THROWS_AS((clamped_glu<float>(5, 8, {.gating = {.limit = 0}})), std::invalid_argument);
   CHECK_THROWS_AS((clamped_glu<double>(5, 8, {.gating = {.alpha = quiet_nan<double>()}})), std::invalid_argument);
 }

@@ -1,5 +1,6 @@
 #include <sluice/io/atomic_file.hpp>
 
+#include "child_process.hpp"
 #include "messages.hpp"
 #include "support.hpp"
 #include "temporary_folder.hpp"
@@ -7,19 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <string>
-#include <thread>
 #include <vector>
-
-#if defined(__unix__) || defined(__APPLE__)
-#define SLUICE_TEST_HAS_FORK 1
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include <csignal>
-#else
-#define SLUICE_TEST_HAS_FORK 0
-#endif
 
 using namespace sluice;
 
@@ -128,23 +117,15 @@ TEST_CASE("atomic_file: a symbolic link stays a link, now to the new content", "
 TEST_CASE("atomic_file: when the disk takes no more the old file stays and the temporary goes", "[io]") {
   const test::temporary_folder folder;
   test::write_bytes(folder / "file", "old");
-  const ::pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {  // a limit on the size of files stands in for a full disk
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{8192, 8192};
-    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(2);
+  const int code = test::exit_code_on_full_disk([&] {
     try {
       replace(folder / "file", std::string(100'000, 'x'));
     } catch (const file_error& error) {
-      ::_exit(std::string(error.what()).find("cannot be written") != std::string::npos ? 0 : 3);
+      return std::string(error.what()).find("cannot be written") != std::string::npos ? 0 : 3;
     }
-    ::_exit(4);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+    return 4;
+  });
+  CHECK(code == 0);
   CHECK(test::read_bytes(folder / "file") == "old");
   CHECK(folder.file_count() == 1);
 }
@@ -171,21 +152,9 @@ TEST_CASE("atomic_file: a process killed at any moment leaves a whole file, old 
   const std::size_t size = 500'000;
   replace(folder / "file", std::string(size, 'a'));
   for (int round = 0; round < 20; ++round) {
-    const ::pid_t child = ::fork();
-    REQUIRE(child >= 0);
-    if (child == 0) {
-      try {
-        for (int i = 0;; ++i) replace(folder / "file", std::string(size, static_cast<char>('a' + i % 26)));
-      } catch (...) {
-        ::_exit(2);
-      }
-    }
-    std::this_thread::sleep_for(std::chrono::microseconds(1000 + 1370 * round));
-    REQUIRE(::kill(child, SIGKILL) == 0);
-    int status = 0;
-    REQUIRE(::waitpid(child, &status, 0) == child);
-    REQUIRE(WIFSIGNALED(status));  // it did not end by itself, by an exception
-
+    test::run_until_killed(std::chrono::microseconds(1000 + 1370 * round), [&] {
+      for (int i = 0;; ++i) replace(folder / "file", std::string(size, static_cast<char>('a' + i % 26)));
+    });
     const std::string got = test::read_bytes(folder / "file");
     REQUIRE(got.size() == size);
     REQUIRE(got == std::string(size, got.front()));

@@ -3,6 +3,7 @@
 #include <sluice/io/checkpoint_files.hpp>
 
 #include "checkpoint_folder.hpp"
+#include "child_process.hpp"
 #include "failing_allocation.hpp"
 #include "messages.hpp"
 #include "support.hpp"
@@ -17,19 +18,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
-
-#if defined(__unix__) || defined(__APPLE__)
-#define SLUICE_TEST_HAS_FORK 1
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include <csignal>
-#else
-#define SLUICE_TEST_HAS_FORK 0
-#endif
 
 using namespace sluice;
 using test::contains;
@@ -368,23 +357,15 @@ TEST_CASE("checkpoint_writer: when the disk takes no more the old checkpoint sta
   const test::temporary_folder folder(test::memory_folder());
   save(old_tensors, folder.path(), sharded);
   const names before = names_in(folder.path());
-  const ::pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {  // a limit on the size of files stands in for a full disk
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{8192, 8192};
-    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(2);
+  const int code = test::exit_code_on_full_disk([&] {
     try {
       save({{"a", "small"}, {"b", std::string(100'000, 'x')}}, folder.path(), sharded);
     } catch (const file_error&) {
-      ::_exit(0);
+      return 0;
     }
-    ::_exit(3);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+    return 3;
+  });
+  CHECK(code == 0);
   CHECK(names_in(folder.path()) == before);
   CHECK(content_of(folder.path()) == old_tensors);
 }
@@ -400,24 +381,12 @@ TEST_CASE("checkpoint_writer: a process killed at any moment leaves one whole ch
   save(letters('a'), folder.path(), sharded);
   std::set<std::string> seen;
   for (int round = 0; round < 40; ++round) {
-    const ::pid_t child = ::fork();
-    REQUIRE(child >= 0);
-    if (child == 0) {
-      try {
-        for (int i = round;; ++i) {
-          const std::uint64_t limit = i % 3 == 0 ? whole : i % 3 == 1 ? 45'000 : sharded;
-          save(letters(static_cast<char>('a' + i % 26)), folder.path(), limit);
-        }
-      } catch (...) {
-        ::_exit(2);
+    test::run_until_killed(std::chrono::microseconds(500 + 1730 * round), [&] {
+      for (int i = round;; ++i) {
+        const std::uint64_t limit = i % 3 == 0 ? whole : i % 3 == 1 ? 45'000 : sharded;
+        save(letters(static_cast<char>('a' + i % 26)), folder.path(), limit);
       }
-    }
-    std::this_thread::sleep_for(std::chrono::microseconds(500 + 1730 * round));
-    REQUIRE(::kill(child, SIGKILL) == 0);
-    int status = 0;
-    REQUIRE(::waitpid(child, &status, 0) == child);
-    REQUIRE(WIFSIGNALED(status));  // it did not end by itself, by an exception
-
+    });
     const content got = content_of(folder.path());
     REQUIRE(got.size() == 3);
     REQUIRE(got == letters(got.at("a").front()));

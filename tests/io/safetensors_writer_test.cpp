@@ -2,6 +2,7 @@
 
 #include <sluice/io/safetensors_reader.hpp>
 
+#include "child_process.hpp"
 #include "file_cases.hpp"
 #include "messages.hpp"
 #include "support.hpp"
@@ -17,16 +18,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#if defined(__unix__) || defined(__APPLE__)
-#define SLUICE_TEST_HAS_FORK 1
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include <csignal>
-#else
-#define SLUICE_TEST_HAS_FORK 0
-#endif
 
 using namespace sluice;
 
@@ -189,25 +180,17 @@ TEST_CASE("safetensors_writer: a save that fails half-way leaves the old file", 
   first.save(folder / "file");
   const std::string before = test::read_bytes(folder / "file");
 
-  const ::pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {  // a limit on the size of files stands in for a full disk
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{8192, 8192};
-    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(2);
+  const int code = test::exit_code_on_full_disk([&] {
     try {
       safetensors_writer second;
       second.add("w", {10'000}, large);
       second.save(folder / "file");
     } catch (const file_error&) {
-      ::_exit(0);
+      return 0;
     }
-    ::_exit(3);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+    return 3;
+  });
+  CHECK(code == 0);
   CHECK(test::read_bytes(folder / "file") == before);
   CHECK(folder.file_count() == 1);
 }

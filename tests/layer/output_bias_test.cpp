@@ -9,6 +9,7 @@
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"
+#include "thread_counts.hpp"
 
 using namespace sluice;
 
@@ -108,23 +109,5 @@ TEMPLATE_TEST_CASE(
 
 TEST_CASE("output_bias_layer: equal bits for every thread count", "[layer][output_bias][determinism]") {
   auto layer = biased_layer<float>();
-  const matrix<float> x = test::random_matrix<float>(131, 6, 2), dy = test::random_matrix<float>(131, 6, 3);
-  const auto step = [&](executor_ref executor) {
-    routing_context<float> context;
-    context.training = true;
-    context.executor = executor;
-    std::vector<matrix<float>> results(2, matrix<float>(131, 6));
-    decltype(layer)::tape tape;
-    zero_gradients(layer);
-    layer.forward(x, results[0], tape, context);
-    layer.backward(dy, results[1], tape);
-    for_each_parameter(layer, [&](const std::string&, auto& p) { results.push_back(p.gradient_matrix()); });
-    return results;
-  };
-  const auto serial = step({});
-  for (const int threads : {1, 2, 3, 8}) {
-    test::shuffled_threads pool(threads);
-    const auto results = step(pool);
-    for (std::size_t i = 0; i < serial.size(); ++i) CHECK(test::same_bits(results[i], serial[i]));
-  }
+  test::check_thread_counts(layer);
 }

@@ -12,6 +12,7 @@
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"
+#include "thread_counts.hpp"
 
 using namespace sluice;
 
@@ -111,25 +112,7 @@ TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[l
                    float, double) {
   shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
   initialize(layer, 1);
-  const matrix<TestType> x = test::random_matrix<TestType>(131, 6, 2), dy = test::random_matrix<TestType>(131, 6, 3);
-  const auto step = [&](executor_ref executor) {
-    routing_context<TestType> context;
-    context.training = true;
-    context.executor = executor;
-    std::vector<matrix<TestType>> results(2, matrix<TestType>(131, 6));
-    typename decltype(layer)::tape tape;
-    zero_gradients(layer);
-    layer.forward(x, results[0], tape, context);
-    layer.backward(dy, results[1], tape);
-    for_each_parameter(layer, [&](const std::string&, auto& p) { results.push_back(p.gradient_matrix()); });
-    return results;
-  };
-  const auto serial = step({});
-  for (const int threads : {1, 2, 3, 8}) {
-    test::shuffled_threads pool(threads);
-    const auto results = step(pool);
-    for (std::size_t i = 0; i < serial.size(); ++i) CHECK(test::same_bits(results[i], serial[i]));
-  }
+  test::check_thread_counts(layer);
 }
 
 TEMPLATE_TEST_CASE("shared_expert_layer: padding passes neither part whatever it holds, NaN stays with its token",

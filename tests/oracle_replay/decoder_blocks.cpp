@@ -14,6 +14,14 @@ using namespace sluice;
 template <typename Scalar>
 using bank = expert_bank<swiglu<Scalar>>;
 
+struct sizes {
+  index_t D, E, H;
+};
+template <typename Scalar>
+sizes sizes_of(const oracle_case<Scalar>& c) {
+  return {c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H")};
+}
+
 template <typename Scalar>
 void bind_router(bindings<Scalar>& b, auto& router) {
   b.bind("router.weight", router.gate().weight());
@@ -40,8 +48,7 @@ std::vector<double> sparse_mixer_draws(const oracle_case<Scalar>& c, index_t tok
 
 template <typename Scalar>
 void phimoe(oracle_case<Scalar>& c) {
-  const auto [D, E, H] =
-      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] = sizes_of(c);
   const matrix<Scalar> x = c.rows("x");
   const auto draws = sparse_mixer_draws(c, x.rows(), E);
   routing_context<Scalar> context;
@@ -81,8 +88,7 @@ void phimoe(oracle_case<Scalar>& c) {
 template <typename Scalar>
 void jetmoe(oracle_case<Scalar>& c) {
   if (c.template setting<std::string>("kind") != "moe") throw unsupported("attention experts");
-  const auto [D, E, H] =
-      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] = sizes_of(c);
   const auto bind = [H = H, D = D](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.layer().router());
@@ -112,8 +118,7 @@ void jetmoe(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void gpt_oss(oracle_case<Scalar>& c) {
-  const auto [D, E, H] =
-      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] = sizes_of(c);
   const auto bind = [D = D, H = H](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.router());
@@ -151,8 +156,7 @@ void gpt_oss(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void llama4(oracle_case<Scalar>& c) {
-  const auto [D, E, H] =
-      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] = sizes_of(c);
   const auto bind = [D = D, H = H](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.layer().router());
@@ -198,8 +202,7 @@ void llama4(oracle_case<Scalar>& c) {
 template <typename Scalar>
 void megatron(oracle_case<Scalar>& c) {
   if (c.template setting<std::string>("drop_policy") != "probs") throw unsupported("drop policy");
-  const auto [D, E, H] =
-      std::tuple(c.template setting<index_t>("D"), c.template setting<index_t>("E"), c.template setting<index_t>("H"));
+  const auto [D, E, H] = sizes_of(c);
   const auto k = c.template setting<index_t>("k");
   const auto capacity = c.template setting<index_t>("capacity");
   const index_t T = c.rows("x").rows();

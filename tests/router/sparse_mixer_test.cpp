@@ -3,6 +3,7 @@
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "../io/messages.hpp"
 #include "token_choice_support.hpp"
 
 using namespace sluice;
@@ -168,6 +169,6 @@ TEMPLATE_TEST_CASE("sparse_mixer: every promise of a router", "[router][sparse_m
 }
 
 TEST_CASE("sparse_mixer: bad options are refused with their numbers", "[router][sparse_mixer]") {
-  CHECK_THROWS_WITH((sparse_mixer_router<double>(4, 6, {.jitter = -1})), Catch::Contains("jitter of -1"));
+  CHECK_THROWS_WITH((sparse_mixer_router<double>(4, 6, {.jitter = -1})), test::contains("jitter of -1"));
   CHECK_THROWS_AS((sparse_mixer_router<double>(4, 6, {.top_k = 7})), std::invalid_argument);
 }

@@ -51,7 +51,10 @@ TEST_CASE("differences: tensors that are missing or of another shape are errors"
   write(folder.file("a"), {1, 2});
   write(folder.file("b"), {1, 2}, "z");
   write(folder.file("c"), {1, 2, 3});
-  CHECK_THROWS_WITH(compared(folder.file("a"), folder.file("b")), Catch::Contains("\"y\": is missing"));
-  CHECK_THROWS_WITH(compared(folder.file("a"), folder.file("c")),
-                    Catch::Contains("[1, 3]") && Catch::Contains("[1, 2]"));
+  const auto message = [&](const char* other) {
+    return shared::testing::message_of<sluice::file_error>([&] { compared(folder.file("a"), folder.file(other)); });
+  };
+  CHECK(message("b").find("\"y\": is missing") != std::string::npos);
+  CHECK(message("c").find("[1, 3]") != std::string::npos);
+  CHECK(message("c").find("[1, 2]") != std::string::npos);
 }

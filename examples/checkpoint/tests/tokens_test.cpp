@@ -20,12 +20,7 @@ TEST_CASE("tokens: from CSV", "[checkpoint]") {
   CHECK(x(0, 2) == -300);
   CHECK(x(1, 0) == 4);
   const auto message = [&](const std::string& text) {
-    try {
-      read_tokens(folder.file_with("bad.csv", text), 3);
-    } catch (const sluice::file_error& error) {
-      return std::string(error.what());
-    }
-    return std::string("(nothing was thrown)");
+    return shared::testing::message_of<sluice::file_error>([&] { read_tokens(folder.file_with("bad.csv", text), 3); });
   };
   CHECK(message("1,2\n").find("line 1 has 2 numbers, a token of this model has 3") != std::string::npos);
   CHECK(message("1,2,3\n1,x,3\n").find("line 2, column 2: 'x' is not a number") != std::string::npos);
