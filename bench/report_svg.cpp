@@ -41,7 +41,8 @@ struct panel {
 std::vector<std::int64_t> counts_of(const session& s, const std::string& name, const std::string& routing) {
   std::vector<std::int64_t> counts;
   for (const record& r : s.found.cases)
-    if (r.name == name && r.routing == routing && r.threads == s.asked.threads && r.implementation == "sluice")
+    if (r.name == name && r.routing == routing && r.threads == s.asked.threads && r.implementation == "sluice" &&
+        r.dtype == "float32")
       counts.push_back(r.tokens);
   std::sort(counts.begin(), counts.end());
   return counts;

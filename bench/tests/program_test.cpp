@@ -21,6 +21,12 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
   return rows;
 }
 
+std::size_t occurrences(std::string_view text, std::string_view part) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(part); at != std::string_view::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
 /// The first thing that keeps `text` from being well-formed XML (of the kind that programs write), or nothing.
 std::string xml_fault(std::string_view text) {
   std::vector<std::string> open;
@@ -115,6 +121,9 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
   CHECK(svg.starts_with("<?xml"));
   CHECK(svg.find("<svg ") != std::string::npos);
   CHECK(xml_fault(svg) == "");
+  // Every panel, which ends in the word tokens, has each count on its axis once.
+  CHECK(occurrences(svg, ">tokens</text>") > 0);
+  CHECK(occurrences(svg, ">1</text>") == occurrences(svg, ">tokens</text>"));
 }
 
 TEST_CASE("bench: a filter that fits nothing still gives a report", "[bench][program]") {
