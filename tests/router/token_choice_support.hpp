@@ -7,6 +7,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/choice_rule.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -106,6 +107,32 @@ std::string plan_bits(const sparse_plan<Scalar>& plan, index_t without_token = -
   return text;
 }
 
+/// The experts that a rule chooses for every token, with this number all over its scratch memory.
+template <typename Router>
+std::vector<index_t> chosen_over(const Router& router, const routing_context<typename Router::scalar>& context,
+                                 const matrix<typename Router::scalar>& logits, typename Router::scalar held) {
+  using scalar = typename Router::scalar;
+  const auto& rule = router.rule();
+  const index_t E = router.experts();
+  const index_t k = router.top_k();
+  std::vector<index_t> chosen;
+  for (index_t t = 0; t < logits.rows(); ++t) {
+    std::vector<scalar> scores(static_cast<std::size_t>(E));
+    std::vector<scalar> scratch(static_cast<std::size_t>(2 * E), held);
+    std::vector<index_t> ids(static_cast<std::size_t>(k), -1);
+    const scalar* row = &logits(t, 0);
+    rule.score(row, E, scores.data());
+    index_t count = 0;
+    if constexpr (CanDrawExperts<std::remove_cvref_t<decltype(rule)>, scalar>)
+      count = rule.choose_drawn(context, t, row, scores.data(), scratch.data(), E, k, ids.data());
+    else
+      count = rule.choose(row, scores.data(), scratch.data(), E, k, ids.data());
+    chosen.push_back(count);
+    chosen.insert(chosen.end(), ids.begin(), ids.begin() + count);
+  }
+  return chosen;
+}
+
 /// What holds for every token-choice router over a copy_gate, whatever its rule: `choices` is how many of the tokens'
 /// choices ask to be served, -1 if that is drawn at random. Capacity must be the same for 36 and 37 tokens.
 template <typename Router>
@@ -136,6 +163,11 @@ void check_promises(const Router& router, index_t choices) {
     }
   }
   if (k < E) CHECK(result.plan.load(E - 1) == 0);
+
+  // What scratch memory held before reaches no choice.
+  const auto chosen = chosen_over(router, context, x, scalar(0));
+  for (const scalar held : {scalar(1e30), scalar(-1e30), quiet_nan<scalar>()})
+    CHECK(chosen_over(router, context, x, held) == chosen);
 
   // Equal bits for every thread count, forward and backward.
   const auto backward = [&](const Router& original, executor_ref executor) {

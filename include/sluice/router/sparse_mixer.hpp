@@ -55,12 +55,12 @@ public:
     for (index_t r = 0; r < k; ++r) {
       const index_t top = largest(logits, experts, ids, r);
       const index_t first_draw = (token * k + r) * (experts + 1);
-      index_t best = top;
+      index_t best = no_expert;
       for (index_t e = 0; e < experts; ++e) {
         if (!survives(logits, ids, r, top, e)) continue;
         scratch[e] =
             logits[e] + static_cast<Scalar>(context.random.gumbel(random_site::selection_noise, first_draw + e));
-        if (!survives(logits, ids, r, top, best) || order_key(scratch[e]) > order_key(scratch[best])) best = e;
+        if (best == no_expert || order_key(scratch[e]) > order_key(scratch[best])) best = e;
       }
       ids[r] = best;
     }

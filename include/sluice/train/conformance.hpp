@@ -11,10 +11,10 @@
 ///   a token's route depends on that token alone: permuted tokens, equal tokens, NaN beside it         (if causal)
 ///   outputs and gradients equal those of the readable reference; gradients are added                  (every router)
 ///   gradients of x, parameters and signals equal central differences                                  (if exact, in double)
-/// check_expert does the same for an expert: rows on their own, nothing written elsewhere, exact gradients. A property
-/// that does not apply is skipped, and its line says why. Initialise parameters first: a router whose weights are all
-/// zero has nothing but ties. A router that needs more than x finds it in options.context, whose spans describe
-/// options.tokens tokens; learned routers whose E is large are better checked with a small one.
+/// check_expert does the same for an expert: rows on their own, outputs overwritten, nothing written elsewhere, exact
+/// gradients that add. A property that does not apply is skipped, and its line says why. Initialise parameters first: a
+/// router whose weights are all zero has nothing but ties. A router that needs more than x finds it in options.context,
+/// whose spans describe options.tokens tokens; learned routers whose E is large are better checked with a small one.
 #pragma once
 
 #include <sluice/train/conformance/call_properties.hpp>
@@ -62,6 +62,7 @@ conformance_report check_expert(const Expert& expert, const expert_check_options
   report.add("rows on their own", [&] { return detail::rows_alone(probe); });
   report.add("NaN row", [&] { return detail::nan_row(probe); });
   report.add("repetition", [&] { return detail::expert_repetition(probe); });
+  report.add("outputs are overwritten", [&] { return detail::overwrites(probe); });
   report.add("borders", [&] { return detail::borders(probe); });
   report.add("calls change no parameter", [&] { return detail::expert_keeps_parameters(probe); });
   report.add("gradients", [&] { return detail::expert_gradients(probe); });

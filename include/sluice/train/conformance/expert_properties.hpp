@@ -47,15 +47,16 @@ public:
                     o.gradient_rows);
   }
 
-  /// Forward and backward of these rows. Gradients are added to those that are there.
-  results run(const matrix<scalar>& in, const matrix<scalar>& upstream) {
+  /// Forward and backward of these rows, into memory that held this number before. Gradients are added to those that are
+  /// there.
+  results run(const matrix<scalar>& in, const matrix<scalar>& upstream, scalar held = 0) {
     results r;
-    matrix<scalar> saved(in.rows(), expert.saved_columns());
-    r.y.resize(in.rows(), expert.outputs());
+    matrix<scalar> saved = matrix<scalar>::Constant(in.rows(), expert.saved_columns(), held);
+    r.y.setConstant(in.rows(), expert.outputs(), held);
     std::as_const(expert).forward(in, r.y, saved);
     if constexpr (trains) {
       ensure_gradients(expert);
-      r.dx.resize(in.rows(), expert.inputs());
+      r.dx.setConstant(in.rows(), expert.inputs(), held);
       expert.backward(in, upstream, saved, r.dx);
       r.gradients = gradients();
     }
@@ -169,6 +170,23 @@ property_result expert_repetition(expert_probe<Expert>& probe) {
   const bool equal =
       equal_bits(first.y, second.y) && equal_bits(first.dx, second.dx) && equal_bits(first.gradients, second.gradients);
   return equal ? pass("equal calls give equal bits") : fail("equal calls give other bits");
+}
+
+/// y, what is saved for backward, and dx are written, not read: a layer hands over memory that other tokens used.
+template <typename Expert>
+property_result overwrites(expert_probe<Expert>& probe) {
+  using scalar = typename Expert::scalar;
+  zero_gradients(probe.expert);
+  const auto expected = probe.run(probe.x, probe.dy);
+  for (const scalar held : {scalar(12345), quiet_nan<scalar>()}) {
+    zero_gradients(probe.expert);
+    const auto r = probe.run(probe.x, probe.dy, held);
+    const std::string over = " depends on the " + std::to_string(held) + " that was in its memory";
+    if (!equal_bits(expected.y, r.y)) return fail("y" + over);
+    if (!equal_bits(expected.dx, r.dx)) return fail("dx" + over);
+    if (!equal_bits(expected.gradients, r.gradients)) return fail("a gradient" + over);
+  }
+  return pass("what memory held before reaches nothing");
 }
 
 /// Works on the inside of larger matrices, whose rims must stay as they are.
