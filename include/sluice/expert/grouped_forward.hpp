@@ -98,11 +98,10 @@ private:
                        const kernel::row_blocks rows = group_.blocks_of(t.expert);
                        for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
                          const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
-                         for (index_t q = t.begin; q < t.end; ++q)
-                           kernel::multiply_panels<storage>(
-                               x, rows, first, last, first_panels(expert, q),
-                               first_panels(expert, q + 1 < t.end ? q + 1 : q),
-                               [&](index_t b, const sums_t& z) { activate(expert, rows, b, q, z); });
+                         kernel::multiply_panels<storage>(
+                             x, rows, first, last, t.begin, t.end,
+                             [&](index_t q) { return first_panels(expert, std::min(q, t.end - 1)); },
+                             [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
                        }
                      });
   }
@@ -182,14 +181,14 @@ private:
         const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
         for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
           const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
-          for (index_t q = begin; q < end; ++q) {
-            const bool is_last = q + 1 == end && a + 1 < m_.active.size();
-            const panel_pair next = is_last ? neighbours(expert_of(m_.active[a + 1]).last_map(), begin)
-                                            : neighbours(map, q + 1 < end ? q + 1 : q);
-            kernel::multiply_panels<storage>(
-                h, rows, first, last, neighbours(map, q), next,
-                [&](index_t b, const sums_t& sums) { add_outputs(expert, rows, b, q, sums, y); });
-          }
+          kernel::multiply_panels<storage>(
+              h, rows, first, last, begin, end,
+              [&](index_t q) {
+                if (q < end) return neighbours(map, q);
+                const index_t after = std::min(a + 1, m_.active.size() - 1);
+                return neighbours(expert_of(m_.active[after]).last_map(), begin);
+              },
+              [&](index_t b, index_t q, const sums_t& sums) { add_outputs(expert, rows, b, q, sums, y); });
         }
       }
     });

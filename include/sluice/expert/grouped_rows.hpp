@@ -101,7 +101,7 @@ public:
   void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
     for (const index_t e : m_.active) total += units_of(e) * work_of(e);
-    const index_t target = std::max<index_t>(serial_work, total / (tasks_per_thread * executor_.concurrency()));
+    const index_t target = std::max<index_t>(serial_work, total / most_tasks());
     m_.tasks.clear();
     for (const index_t e : m_.active) {
       const index_t units = units_of(e);
@@ -116,7 +116,7 @@ public:
   /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that of all.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
-    const index_t parts = std::min(units, tasks_per_thread * executor_.concurrency());
+    const index_t parts = std::min({units, most_tasks(), std::max<index_t>(1, 2 * work / serial_work)});
     executor_for(work).parallel_for(parts,
                                     [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }
@@ -126,6 +126,9 @@ public:
   }
 
 private:
+  /// One thread has nobody to share with: larger tasks read what they share less often.
+  index_t most_tasks() const { return executor_.concurrency() == 1 ? 1 : tasks_per_thread * executor_.concurrency(); }
+
   executor_ref executor_for(index_t work) const { return work < serial_work ? executor_ref() : executor_; }
 
   routed_rows<scalar> rows_;

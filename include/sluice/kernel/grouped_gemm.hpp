@@ -27,65 +27,95 @@ streams<const std::byte*> bytes_of(const streams<const T*>& at) noexcept {
   return {reinterpret_cast<const std::byte*>(at[0]), reinterpret_cast<const std::byte*>(at[1])};
 }
 
-template <typename T>
-streams<T*> advance(streams<T*> at, index_t by) noexcept {
-  return {at[0] + by, at[1] + by};
+template <typename T, std::size_t N>
+std::array<T*, N> advance(std::array<T*, N> at, index_t by) noexcept {
+  for (T*& p : at) p += by;
+  return at;
 }
 
-}  // namespace detail
-
-/// epilogue(b, sums) for the blocks first .. last of an expert's rows, where sums[v] [size of b][L] are the dot products of the
-/// rows with the outputs of weights[v]. `next` are the panels that will be used after these (or the same ones).
-/// At most chunk_blocks blocks.
-template <typename Storage, typename Epilogue>
-void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last,
-                     const streams<const typename Storage::element*>& weights,
-                     const streams<const typename Storage::element*>& next, Epilogue&& epilogue) {
+/// multiply_panels for Pairs pairs from q on.
+template <typename Storage, int Pairs, typename PanelsOf, typename Epilogue>
+void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last, index_t q,
+                    const PanelsOf& panels_of, const Epilogue& epilogue) {
   using scalar = typename Storage::scalar;
   using sum_t = typename Storage::sum::value_type;
+  constexpr int vectors = Pairs * tile_vectors;
   constexpr index_t lanes = simd_width<scalar>;
   constexpr index_t step_size = lanes * Storage::group;
   alignas(64) sum_t sums[chunk_blocks * tile_rows * tile_vectors * lanes];
-  const index_t block_sums = rows.height() * lanes;
-  const auto sums_of = [&](index_t b) -> streams<sum_t*> {
-    sum_t* const at = sums + (b - first) * tile_vectors * block_sums;
-    return {at, at + block_sums};
+  const index_t vector_sums = rows.height() * lanes;
+  const auto sums_of = [&](index_t b) {
+    streams<sum_t*, vectors> at;
+    for (int v = 0; v < vectors; ++v)
+      at[static_cast<std::size_t>(v)] = sums + ((b - first) * vectors + v) * vector_sums;
+    return at;
   };
+  streams<const typename Storage::element*, vectors> weights;
+  for (int i = 0; i < Pairs; ++i) std::ranges::copy(panels_of(q + i), weights.begin() + i * tile_vectors);
   const index_t steps = packed_rows<Storage>::steps(x.inputs);
   for (index_t k = 0; k < steps; k += k_block) {
-    tile_operands<Storage> t;
+    tile_operands<Storage, vectors> t;
     t.inner = lanes;
     t.steps = std::min(k_block, steps - k);
-    t.weights = detail::advance(weights, k * step_size);
+    t.weights = advance(weights, k * step_size);
     t.accumulate = k > 0;
+    streams<const std::byte*> coming{};
     prefetch_ahead ahead;
-    const bool more = k + k_block < steps;
-    const auto coming = detail::bytes_of(more ? detail::advance(weights, (k + k_block) * step_size) : next);
-    const index_t coming_bytes =
-        std::min(k_block, more ? steps - k - k_block : steps) * step_size * static_cast<index_t>(sizeof(*weights[0]));
-    const index_t share = coming_bytes / (last - first);
-    ahead.stride = (share + t.steps - 1) / t.steps;
+    index_t share = 0;
+    if constexpr (Pairs == 1) {
+      const bool more = k + k_block < steps;
+      coming = bytes_of(more ? advance(weights, (k + k_block) * step_size) : panels_of(q + 1));
+      share = std::min(k_block, more ? steps - k - k_block : steps) * step_size *
+              static_cast<index_t>(sizeof(typename Storage::element)) / (last - first);
+      ahead.stride = (share + t.steps - 1) / t.steps;
+    }
     for (index_t b = first; b < last; ++b) {
       t.jump = rows.size(b) * lanes;
       t.a = x.block(rows, b) + k * rows.size(b);
       t.sums = sums_of(b);
-      ahead.from = {coming[0] + (b - first) * share, coming[1] + (b - first) * share};
+      ahead.from = advance(coming, (b - first) * share);
       run_tile<Storage, forward_order<scalar>>(rows.size(b), t, ahead);
     }
   }
-  for (index_t b = first; b < last; ++b) {
-    const streams<sum_t*> at = sums_of(b);
-    if constexpr (std::same_as<sum_t, scalar> && !detail::scales_rows<Storage>) {
-      epilogue(b, streams<const scalar*>{at[0], at[1]});
+  for (index_t b = first; b < last; ++b)
+    for (int i = 0; i < Pairs; ++i) {
+      streams<sum_t*> at;
+      std::ranges::copy_n(sums_of(b).begin() + i * tile_vectors, tile_vectors, at.begin());
+      if constexpr (std::same_as<sum_t, scalar> && !scales_rows<Storage>) {
+        epilogue(b, q + i, streams<const scalar*>{at[0], at[1]});
+      } else {
+        alignas(64) scalar numbers[tile_vectors][tile_rows * lanes];
+        for (std::size_t v = 0; v < tile_vectors; ++v)
+          for (index_t r = 0; r < rows.size(b); ++r) {
+            simd<scalar> y = Storage::finish(Storage::sum::load_unaligned(at[v] + r * lanes));
+            if constexpr (scales_rows<Storage>) y = y * simd<scalar>(x.factors[rows.begin(b) + r - x.row0]);
+            store<scalar>(numbers[v] + r * lanes, y);
+          }
+        epilogue(b, q + i, streams<const scalar*>{numbers[0], numbers[1]});
+      }
+    }
+}
+
+}  // namespace detail
+
+/// epilogue(b, q, sums) for the pairs begin .. end of panels and the blocks first .. last of an expert's rows, where sums[v]
+/// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
+/// panels_of(end) is what will be used next, and is only prefetched. At most chunk_blocks blocks.
+template <typename Storage, typename PanelsOf, typename Epilogue>
+void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last, index_t begin,
+                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
+  const index_t most = pairs_at_once(rows.height());
+  for (index_t q = begin; q < end;) {
+    const index_t left = end - q;
+    if (most >= 4 && left >= 4) {
+      detail::multiply_pairs<Storage, 4>(x, rows, first, last, q, panels_of, epilogue);
+      q += 4;
+    } else if (most >= 2 && left >= 2) {
+      detail::multiply_pairs<Storage, 2>(x, rows, first, last, q, panels_of, epilogue);
+      q += 2;
     } else {
-      alignas(64) scalar numbers[tile_vectors][tile_rows * lanes];
-      for (int v = 0; v < tile_vectors; ++v)
-        for (index_t i = 0; i < rows.size(b); ++i) {
-          simd<scalar> y = Storage::finish(Storage::sum::load_unaligned(at[v] + i * lanes));
-          if constexpr (detail::scales_rows<Storage>) y = y * simd<scalar>(x.factors[rows.begin(b) + i - x.row0]);
-          store<scalar>(numbers[v] + i * lanes, y);
-        }
-      epilogue(b, streams<const scalar*>{numbers[0], numbers[1]});
+      detail::multiply_pairs<Storage, 1>(x, rows, first, last, q, panels_of, epilogue);
+      q += 1;
     }
   }
 }
@@ -163,7 +193,7 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
     const streams<const std::byte*> ahead{reinterpret_cast<const std::byte*>(sums[0] + height * lanes),
                                           reinterpret_cast<const std::byte*>(sums[1] + height * lanes)};
     const auto bytes = static_cast<index_t>(sizeof spare[0]);
-    detail::tile<storage, transposed_order<Scalar>, height>(t, {ahead, (bytes + t.steps - 1) / t.steps});
+    detail::tile<storage, transposed_order<Scalar>, height, tile_vectors>(t, {ahead, (bytes + t.steps - 1) / t.steps});
   };
   const index_t full = rows.rows() / rows.height();
   for (index_t input = 0; input < x.inputs; input += height) {

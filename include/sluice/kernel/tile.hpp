@@ -1,6 +1,6 @@
 /// The register tile: the one loop in which nearly all arithmetic of the library happens.
 ///
-///   sums [rows][2 vectors]  (+)=  sum over steps k of  a(row, k) * w_v(k)      a is broadcast, w_0 and w_1 are vectors
+///   sums [rows][V vectors]  (+)=  sum over steps k of  a(row, k) * w_v(k)      a is broadcast, w_0 .. w_V-1 are vectors
 ///
 /// Two streams of panels (kernel/storage.hpp) meet up to tile_rows rows. One step loads a vector from each stream and
 /// multiplies it by one broadcast activation a row. a(row, k) lies at a + k / inner * jump + k % inner * Step + row * Row.
@@ -13,9 +13,14 @@
 /// multiply-adds with 16 loads: the loads hide, and the two or four cycles of latency do too.
 /// Wider tiles (8 x 3, 6 x 4) reach the same rate and read more panels at once; 2 is what gate and up make.
 ///
+/// A low tile has too few sums to hide that latency, and takes several pairs of streams: V vectors where V (rows + 1) + 1
+/// registers are there, 8 for one row or two, 4 for up to six (of 32).
+///
 /// Every sum is one chain along k, whatever the height of the tile: a row's result does not depend on its neighbours.
 ///
-/// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts.
+/// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts. One
+/// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further on
+/// in its own streams, at every second step, since machines fetch lines in pairs.
 #pragma once
 
 #include <sluice/kernel/storage.hpp>
@@ -33,9 +38,16 @@ inline constexpr int vector_registers = 32;
 inline constexpr int vector_registers = 16;
 #endif
 
-/// Streams of weights, and vectors of sums a row.
+/// Streams of weights, and vectors of sums a row, of any tile but the low ones.
 inline constexpr int tile_vectors = 2;
 inline constexpr int tile_rows = (vector_registers - 4) / tile_vectors;
+
+/// Pairs of streams that this many rows meet at once: 4, 2 or 1.
+constexpr index_t pairs_at_once(index_t rows) noexcept {
+  index_t pairs = 4;
+  while (pairs > 1 && tile_vectors * pairs * (rows + 1) + 1 >= vector_registers) pairs /= 2;
+  return pairs;
+}
 
 /// How the broadcast operand lies in memory, in units of its elements.
 template <index_t Row, index_t Step>
@@ -48,17 +60,20 @@ using forward_order = operand_order<simd_width<Scalar>, 1>;
 template <typename Scalar>
 using transposed_order = operand_order<1, simd_width<Scalar>>;
 
-template <typename Pointer>
-using streams = std::array<Pointer, tile_vectors>;
+template <typename Pointer, int Vectors = tile_vectors>
+using streams = std::array<Pointer, static_cast<std::size_t>(Vectors)>;
 
-/// What a tile prefetches: two places that move on by `stride` bytes with every step.
+/// How far ahead of itself a tile with several pairs prefetches, in bytes of each stream.
+inline constexpr std::ptrdiff_t low_tile_ahead = 2048;
+
+/// What a tile of one pair prefetches: two places that move on by `stride` bytes with every step.
 struct prefetch_ahead {
   streams<const std::byte*> from{};
   std::ptrdiff_t stride = 0;
 };
 
 /// Where the operands of a tile lie.
-template <typename Storage>
+template <typename Storage, int Vectors = tile_vectors>
 struct tile_operands {
   using activation = typename Storage::activation;
   using element = typename Storage::element;
@@ -66,74 +81,79 @@ struct tile_operands {
   const activation* a = nullptr;
   index_t jump = 0;   ///< distance of a between runs of `inner` steps
   index_t inner = 0;  ///< steps of a run
-  streams<const element*> weights{};
+  streams<const element*, Vectors> weights{};
   index_t weight_jump = 0;  ///< what a stream skips after a run of `inner` steps; 0 where it is contiguous
   index_t steps = 0;
-  streams<typename Storage::sum::value_type*> sums{};  ///< [rows][lanes] of each stream
-  bool accumulate = false;                             ///< start from what sums hold, not from zero
+  streams<typename Storage::sum::value_type*, Vectors> sums{};  ///< [rows][lanes] of each stream
+  bool accumulate = false;                                      ///< start from what sums hold, not from zero
 };
 
 namespace detail {
 
-template <typename Storage, typename Order, int Rows>
-void tile(const tile_operands<Storage>& t, const prefetch_ahead& ahead) noexcept {
+template <typename Storage, typename Order, int Rows, int Vectors>
+void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead) noexcept {
   using sum_t = typename Storage::sum;
   constexpr index_t lanes = static_cast<index_t>(sum_t::size);
-  sum_t sums[Rows][tile_vectors];
+  sum_t sums[Rows][Vectors];
   if (t.accumulate) {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] =
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] =
         sum_t::load_unaligned(t.sums[v] + i * lanes);
   } else {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v] =
-        sum_t(0);
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] = sum_t(0);
   }
-  const typename Storage::element* w0 = t.weights[0];
-  const typename Storage::element* w1 = t.weights[1];
-  const std::byte* next0 = ahead.from[0];
-  const std::byte* next1 = ahead.from[1];
+  const typename Storage::element* w[Vectors];
+  SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) w[v] = t.weights[v];
+  [[maybe_unused]] streams<const std::byte*> next = ahead.from;
   const typename Storage::activation* run = t.a;
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
     const index_t count = std::min(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
     for (index_t k = 0; k < count; ++k) {
-      const typename Storage::vector first = Storage::load(w0);
-      const typename Storage::vector second = Storage::load(w1);
-      w0 += lanes * Storage::group;
-      w1 += lanes * Storage::group;
-      prefetch(next0);
-      prefetch(next1);
-      next0 += ahead.stride;
-      next1 += ahead.stride;
-      SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
-        sums[i][0] = Storage::multiply_add(a[i * Order::row], first, sums[i][0]);
-        sums[i][1] = Storage::multiply_add(a[i * Order::row], second, sums[i][1]);
+      typename Storage::vector weights[Vectors];
+      SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) {
+        weights[v] = Storage::load(w[v]);
+        w[v] += lanes * Storage::group;
+        if constexpr (Vectors == tile_vectors) {
+          prefetch(next[v]);
+          next[v] += ahead.stride;
+        } else if (k % 2 == 0) {
+          prefetch(reinterpret_cast<const std::byte*>(w[v]) + low_tile_ahead);
+        }
       }
+      SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] =
+          Storage::multiply_add(a[i * Order::row], weights[v], sums[i][v]);
       a += Order::step;
     }
     run += t.jump;
-    w0 += t.weight_jump;
-    w1 += t.weight_jump;
+    SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) w[v] += t.weight_jump;
   }
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < tile_vectors; ++v) sums[i][v]
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v]
       .store_unaligned(t.sums[v] + i * lanes);
 }
 
-template <typename Storage, typename Order>
-using tile_function = void (*)(const tile_operands<Storage>&, const prefetch_ahead&) noexcept;
+template <typename Storage, typename Order, int Vectors>
+using tile_function = void (*)(const tile_operands<Storage, Vectors>&, const prefetch_ahead&) noexcept;
+
+/// The largest height that meets this many streams at once.
+constexpr int highest_tile(int vectors) noexcept {
+  int rows = tile_rows;
+  while (pairs_at_once(rows) * tile_vectors < vectors) --rows;
+  return rows;
+}
 
 /// The tile of every height: tiles[rows - 1].
-template <typename Storage, typename Order>
+template <typename Storage, typename Order, int Vectors>
 inline constexpr auto tiles = []<int... I>(std::integer_sequence<int, I...>) {
-  return std::array<tile_function<Storage, Order>, sizeof...(I)>{&tile<Storage, Order, I + 1>...};
+  return std::array<tile_function<Storage, Order, Vectors>, sizeof...(I)>{&tile<Storage, Order, I + 1, Vectors>...};
 }
-(std::make_integer_sequence<int, tile_rows>{});
+(std::make_integer_sequence<int, highest_tile(Vectors)>{});
 
 }  // namespace detail
 
-/// Runs a tile of 1 to tile_rows rows.
-template <typename Storage, typename Order>
-void run_tile(index_t rows, const tile_operands<Storage>& operands, const prefetch_ahead& ahead) noexcept {
-  detail::tiles<Storage, Order>[static_cast<std::size_t>(rows - 1)](operands, ahead);
+/// Runs a tile of 1 to tile_rows rows, or, with more than two streams, of so few that they may meet that many.
+template <typename Storage, typename Order, int Vectors>
+void run_tile(index_t rows, const tile_operands<Storage, Vectors>& operands, const prefetch_ahead& ahead) noexcept {
+  detail::tiles<Storage, Order, Vectors>[static_cast<std::size_t>(rows - 1)](operands, ahead);
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel
