@@ -6,6 +6,7 @@
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "../kernel/example_storages.hpp"
 #include "support.hpp"
 
 #include <vector>
@@ -29,6 +30,12 @@ class sized_threads : public test::shuffled_threads {
 public:
   explicit sized_threads(int count) : test::shuffled_threads(count), count_(count) {}
   index_t concurrency() const { return count_; }
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    ++calls;
+    test::shuffled_threads::parallel_for(n, body);
+  }
+  int calls = 0;  ///< how often tasks were handed out
 
 private:
   int count_;
@@ -80,6 +87,56 @@ TEMPLATE_TEST_CASE("grouped experts: the same bits at 1, 2, 3 and 8 threads, for
   };
   check(make_layer<TestType, swiglu<TestType>>());
   check(make_layer<TestType, ffn<TestType, gelu>>());
+}
+
+TEST_CASE("grouped experts: a small batch is handed out once, expert by expert, with the same bits",
+          "[expert][threads]") {
+  const auto check = [](const auto& bank, std::vector<index_t> offsets, int threads, bool is_small) {
+    using scalar = typename std::remove_cvref_t<decltype(bank)>::scalar;
+    const index_t rows = offsets.back();
+    const matrix<scalar> x = test::random_matrix<scalar>(rows, bank.inputs(), 1);
+    matrix<scalar> y(rows, bank.outputs()), expected(rows, bank.outputs());
+    typename std::remove_cvref_t<decltype(bank)>::tape tape;
+    bank.forward(x, offsets, expected, tape, {});
+    sized_threads pool(threads);
+    const index_t capacity = tape.outputs.capacity();
+    bank.forward(x, offsets, y, tape, pool);
+    CHECK(test::same_bits(y, expected));
+    CHECK(tape.outputs.capacity() == capacity);  // whichever way the first call went
+    CHECK((pool.calls == 1) == is_small);
+  };
+  expert_bank<swiglu<float>> gated{4, 64, 150, {.outputs = 53, .bias = true}};
+  expert_bank<ffn<double, gelu>> plain{4, 64, 150, {.bias = true}};
+  initialize(gated, 1);
+  initialize(plain, 2);
+  const auto pairs = gated.stored_as<test::pairs_storage>();
+  const auto half = gated.stored_as<bfloat16_storage>();
+  const std::vector<index_t> even{0, 5, 5, 11, 16}, one_has_most{0, 1, 2, 3, 30};
+  for (const int threads : {2, 3}) {
+    CAPTURE(threads);
+    const bool largest_fits = 6 * threads <= 16;
+    check(gated, even, threads, largest_fits);
+    check(plain, even, threads, largest_fits);
+    check(pairs, even, threads, largest_fits);
+    check(half, even, threads, largest_fits);
+    check(gated, one_has_most, threads, false);
+    check(gated, {0, 300, 600, 900, 1200}, threads, false);
+  }
+}
+
+TEST_CASE("grouped experts: a storage of pairs of inputs, forward", "[expert]") {
+  expert_bank<swiglu<float>> bank{3, width, hidden, {.bias = true}};
+  initialize(bank, 1);
+  const auto pairs = bank.stored_as<test::pairs_storage>();
+  const matrix<float> x = test::random_matrix<float>(60, width, 1);
+  const std::vector<index_t> offsets{0, 7, 7, 60};
+  matrix<float> y(60, width), expected(60, width);
+  decltype(bank)::tape tape;
+  std::remove_cvref_t<decltype(pairs)>::tape pairs_tape;
+  bank.forward(x, offsets, expected, tape, {});
+  pairs.forward(x, offsets, y, pairs_tape, {});
+  // Two orders of the same sums.
+  CHECK(test::largest_difference(y, expected) <= 2 * test::bound<float>(width + hidden, 4));
 }
 
 TEMPLATE_TEST_CASE("grouped experts: forward and backward equal the readable reference", "[expert]", float, double) {
@@ -168,14 +225,16 @@ TEMPLATE_TEST_CASE("grouped experts: workspace_bytes says what a call will take"
   const index_t inference = layer.workspace_bytes(3 * tokens);
   layer.forward(x, y, workspace);
   const auto& used = workspace.experts;
-  CHECK(number * (used.x.capacity() + used.h.capacity() + used.z[0].capacity()) + experts * 8 == inference);
+  CHECK(number * (used.x.capacity() + used.h.capacity() + used.outputs.capacity() + used.z[0].capacity()) +
+            experts * 8 ==
+        inference);
   typename decltype(layer)::tape tape;
   const index_t training = layer.workspace_bytes(3 * tokens, true);
   layer.forward(x, y, tape);
   layer.backward(x, dx, tape);
   const auto& kept = tape.experts;
-  index_t numbers =
-      kept.x.capacity() + kept.h.capacity() + kept.dy.capacity() + kept.dy_lanes.capacity() + kept.dweight.capacity();
+  index_t numbers = kept.x.capacity() + kept.h.capacity() + kept.outputs.capacity() + kept.dy.capacity() +
+                    kept.dy_lanes.capacity() + kept.dweight.capacity();
   for (std::size_t m = 0; m < 2; ++m) numbers += kept.z[m].capacity() + kept.dz_lanes[m].capacity();
   CHECK(number * numbers <= training);
   CHECK(5 * training <= 6 * number * numbers);

@@ -135,7 +135,7 @@ public:
   index_t workspace_bytes(index_t rows, bool training) const requires MadeOfLinearMaps<Expert> {
     index_t hidden = 0;
     for (const Expert& e : experts_) hidden = std::max(hidden, e.last_map().inputs());
-    return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden) +
+    return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
            (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
   }
 

@@ -8,6 +8,9 @@
 /// a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of the batch change a bit
 /// of a row's result.
 ///
+/// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens to its
+/// outputs, which wait until all are there and are then added up in the same order: equal bits.
+///
 /// An expert takes this road if it is MadeOfLinearMaps; see expert/gated_ffn.hpp for one that is.
 #pragma once
 
@@ -35,18 +38,23 @@ public:
                   memory& m, const executor_ref& executor)
       : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, m, executor) {}
 
-  /// Bytes that x and h take for this many rows, without the list of tasks.
-  static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden) {
+  /// Bytes that x, h and waiting outputs take for this many rows, without the list of tasks.
+  static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
     constexpr auto unit = static_cast<index_t>(sizeof(typename storage::activation));
     constexpr auto number = static_cast<index_t>(sizeof(scalar));
     using packed = kernel::packed_rows<storage>;
     index_t row = unit * (packed::pitch(inputs) + packed::pitch(hidden));
     if constexpr (!is_direct) row += number * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
     if constexpr (kernel::detail::scales_rows<storage>) row += 2 * number;
-    return rows * row + experts * static_cast<index_t>(sizeof(index_t));
+    return rows * row + number * waiting_outputs(rows, outputs) + experts * static_cast<index_t>(sizeof(index_t));
   }
 
   void run(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
+    make_room();
+    if (group_.suits_whole_experts(output_pitch(outputs_))) {
+      whole_experts(x, y, expert_of);
+      return;
+    }
     pack_inputs(x);
     hidden(expert_of);
     if constexpr (!is_direct) pack_hidden(expert_of);
@@ -55,6 +63,7 @@ public:
 
 private:
   using element = typename storage::element;
+  using task = typename memory::task;
   using panel_pair = kernel::streams<const element*>;
   using sums_t = kernel::streams<const scalar*>;
 
@@ -69,41 +78,51 @@ private:
       return neighbours(expert.first_map(0), q);
   }
 
-  void pack_inputs(tokens_in<scalar> x) {
+  static index_t output_pitch(index_t outputs) { return (outputs + lanes - 1) / lanes * lanes; }
+  /// A smaller batch may take the other road, and must not allocate then.
+  static index_t waiting_outputs(index_t rows, index_t outputs) {
+    return std::min(rows * output_pitch(outputs), whole_experts_outputs);
+  }
+
+  void make_room() {
+    const index_t hidden = group_.hidden_width();
+    const index_t hidden_numbers = rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
     m_.x.resize(rows_.size() * kernel::packed_rows<storage>::pitch(inputs_));
-    if constexpr (kernel::detail::scales_rows<storage>) m_.x_factors.resize(rows_.size());
-    const auto packed = group_.packed_inputs();
+    m_.h.resize(rows_.size() * kernel::packed_rows<storage>::pitch(hidden));
+    m_.outputs.resize(waiting_outputs(rows_.size(), outputs_));
+    if constexpr (!is_direct) m_.h_rows.resize(hidden_numbers);
+    if constexpr (kernel::detail::scales_rows<storage>) {
+      m_.x_factors.resize(rows_.size());
+      m_.h_factors.resize(rows_.size());
+    }
+    for (auto& z : m_.z) z.resize(m_.keep ? hidden_numbers : 0);
+  }
+
+  void pack_inputs(tokens_in<scalar> x) {
     group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
                      [&](index_t e) { return group_.blocks_of(e).height() * inputs_; },
-                     [&](const typename memory::task& t) {
-                       for (index_t b = t.begin; b < t.end; ++b)
-                         kernel::pack_block(
-                             packed, group_.blocks_of(t.expert), b,
-                             [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
-                             [&](index_t i) { return rows_.input_scale(i); });
-                     });
+                     [&](const task& t) { pack_inputs_of(t, x); });
+  }
+  void pack_inputs_of(const task& t, tokens_in<scalar> x) {
+    for (index_t b = t.begin; b < t.end; ++b)
+      kernel::pack_block(
+          group_.packed_inputs(), group_.blocks_of(t.expert), b,
+          [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
+          [&](index_t i) { return rows_.input_scale(i); });
   }
 
   void hidden(const auto& expert_of) {
-    m_.h.resize(rows_.size() * kernel::packed_rows<storage>::pitch(group_.hidden_width()));
-    if constexpr (!is_direct)
-      m_.h_rows.resize(rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(group_.hidden_width()));
-    for (auto& z : m_.z)
-      z.resize(m_.keep ? rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(group_.hidden_width()) : 0);
-    const auto x = group_.packed_inputs();
     group_.run_tasks([&](index_t e) { return group_.pairs_of(expert_of(e)); },
                      [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; },
-                     [&](const typename memory::task& t) {
-                       const Expert& expert = expert_of(t.expert);
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
-                       for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
-                         const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
-                         kernel::multiply_panels<storage>(
-                             x, rows, first, last, t.begin, t.end,
-                             [&](index_t q) { return first_panels(expert, std::min(q, t.end - 1)); },
-                             [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
-                       }
-                     });
+                     [&](const task& t) { hidden_of(t, expert_of(t.expert)); });
+  }
+  void hidden_of(const task& t, const Expert& expert) {
+    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
+      kernel::multiply_panels<storage>(
+          group_.packed_inputs(), rows, first, std::min(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
+          [&](index_t q) { return first_panels(expert, std::min(q, t.end - 1)); },
+          [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
   }
 
   void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
@@ -147,75 +166,100 @@ private:
   }
 
   void pack_hidden(const auto& expert_of) {
-    if constexpr (kernel::detail::scales_rows<storage>) m_.h_factors.resize(rows_.size());
     group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
                      [&](index_t e) { return group_.blocks_of(e).height() * group_.hidden_width(); },
-                     [&](const typename memory::task& t) {
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
-                       const index_t width = expert_of(t.expert).last_map().inputs();
-                       const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
-                       for (index_t b = t.begin; b < t.end; ++b)
-                         kernel::pack_block(
-                             group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
-                             [&](index_t i) {
-                               return flat.units +
-                                      (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
-                             },
-                             [](index_t) { return scalar(1); });
-                     });
+                     [&](const task& t) { pack_hidden_of(t, expert_of(t.expert)); });
+  }
+  void pack_hidden_of(const task& t, const Expert& expert) {
+    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const index_t width = expert.last_map().inputs();
+    const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
+    for (index_t b = t.begin; b < t.end; ++b)
+      kernel::pack_block(
+          group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
+          [&](index_t i) {
+            return flat.units + (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
+          },
+          [](index_t) { return scalar(1); });
   }
 
   void output(tokens_out<scalar> y, const auto& expert_of) {
-    const index_t y_begin = rows_.is_routed ? 0 : rows_.begin();
-    const index_t y_end = rows_.is_routed ? y.rows() : rows_.end();
     constexpr index_t pair_columns = lanes * kernel::tile_vectors;
     const index_t pairs = (outputs_ + pair_columns - 1) / pair_columns;
     group_.run_columns(pairs, rows_.size() * group_.hidden_width() * outputs_, [&](index_t begin, index_t end) {
-      const index_t column = begin * pair_columns;
-      for (index_t t = y_begin; t < y_end; ++t)
-        std::fill_n(&y(t, column), std::min(end * pair_columns, outputs_) - column, scalar(0));
+      clear(y, begin * pair_columns, std::min(end * pair_columns, outputs_));
       for (index_t a = 0; a < m_.active.size(); ++a) {
         const Expert& expert = expert_of(m_.active[a]);
-        const auto& map = expert.last_map();
-        const kernel::row_blocks rows = group_.blocks_of(m_.active[a]);
-        const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
-        for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks) {
-          const index_t last = std::min(first + kernel::chunk_blocks, rows.count());
-          kernel::multiply_panels<storage>(
-              h, rows, first, last, begin, end,
-              [&](index_t q) {
-                if (q < end) return neighbours(map, q);
-                const index_t after = std::min(a + 1, m_.active.size() - 1);
-                return neighbours(expert_of(m_.active[after]).last_map(), begin);
-              },
-              [&](index_t b, index_t q, const sums_t& sums) { add_outputs(expert, rows, b, q, sums, y); });
-        }
+        const bool is_last = a + 1 == m_.active.size();
+        const panel_pair next = is_last ? neighbours(expert.last_map(), end - 1)
+                                        : neighbours(expert_of(m_.active[a + 1]).last_map(), begin);
+        output_of({m_.active[a], begin, end}, expert, next,
+                  [&](index_t row, index_t column, const scalar* sums) { add_output(expert, row, column, sums, y); });
       }
     });
   }
+  /// take(row, column, sums) for every row of the expert and every vector of the task's columns.
+  template <typename Take>
+  void output_of(const task& t, const Expert& expert, const panel_pair& next, Take&& take) {
+    const auto& map = expert.last_map();
+    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
+    for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
+      kernel::multiply_panels<storage>(
+          h, rows, first, std::min(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
+          [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
+          [&](index_t b, index_t q, const sums_t& sums) {
+            for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
+              const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
+              if (column >= outputs_) return;
+              for (index_t i = 0; i < rows.size(b); ++i) take(rows.begin(b) + i, column, sums[v] + i * lanes);
+            }
+          });
+  }
 
-  void add_outputs(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums,
-                   tokens_out<scalar>& y) const {
-    const scalar* bias = expert.output_bias();
-    for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
-      const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
-      const index_t count = std::min(lanes, outputs_ - column);
-      if (count <= 0) return;
-      for (index_t i = 0; i < rows.size(b); ++i) {
-        const scalar weight = rows_.weight(rows.begin(b) + i);
-        if (weight == scalar(0)) continue;  // an unused expert's infinity must not reach a token
-        scalar* out = &y(rows_.token(rows.begin(b) + i), column);
-        kernel::simd<scalar> sum = kernel::load(sums[v] + i * lanes);
-        if (bias != nullptr) sum = sum + kernel::load(bias + column);
-        if (count == lanes) {
-          kernel::store<scalar>(out,
-                                kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
-        } else {
-          alignas(64) scalar numbers[lanes];
-          kernel::store<scalar>(numbers, kernel::simd<scalar>(weight) * sum);
-          for (index_t j = 0; j < count; ++j) out[j] += numbers[j];
-        }
+  void whole_experts(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
+    const auto waiting = [&](index_t row) {
+      return m_.outputs.data() + (row - rows_.begin()) * output_pitch(outputs_);
+    };
+    group_.run_whole([&](index_t e) {
+      const Expert& expert = expert_of(e);
+      const index_t blocks = group_.blocks_of(e).count();
+      const index_t pairs = (expert.last_map().panels() + 1) / 2;
+      pack_inputs_of({e, 0, blocks}, x);
+      hidden_of({e, 0, group_.pairs_of(expert)}, expert);
+      if constexpr (!is_direct) pack_hidden_of({e, 0, blocks}, expert);
+      output_of({e, 0, pairs}, expert, neighbours(expert.last_map(), pairs - 1),
+                [&](index_t row, index_t column, const scalar* sums) {
+                  kernel::store<scalar>(waiting(row) + column, kernel::load(sums));
+                });
+    });
+    clear(y, 0, outputs_);
+    for (const index_t e : m_.active)
+      for (index_t i = 0; i < rows_.load(e); ++i) {
+        const index_t row = rows_.offsets[static_cast<std::size_t>(e)] + i;
+        for (index_t column = 0; column < outputs_; column += lanes)
+          add_output(expert_of(e), row, column, waiting(row) + column, y);
       }
+  }
+
+  void clear(tokens_out<scalar>& y, index_t begin, index_t end) const {
+    const index_t first = rows_.is_routed ? 0 : rows_.begin();
+    const index_t last = rows_.is_routed ? y.rows() : rows_.end();
+    for (index_t t = first; t < last; ++t) std::fill_n(&y(t, begin), end - begin, scalar(0));
+  }
+
+  void add_output(const Expert& expert, index_t row, index_t column, const scalar* sums, tokens_out<scalar>& y) const {
+    const scalar weight = rows_.weight(row);
+    if (weight == scalar(0)) return;  // an unused expert's infinity must not reach a token
+    scalar* out = &y(rows_.token(row), column);
+    kernel::simd<scalar> sum = kernel::load(sums);
+    if (const scalar* bias = expert.output_bias(); bias != nullptr) sum = sum + kernel::load(bias + column);
+    if (column + lanes <= outputs_) {
+      kernel::store<scalar>(out, kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
+    } else {
+      alignas(64) scalar numbers[lanes];
+      kernel::store<scalar>(numbers, kernel::simd<scalar>(weight) * sum);
+      for (index_t j = 0; column + j < outputs_; ++j) out[j] += numbers[j];
     }
   }
 

@@ -42,6 +42,7 @@ struct grouped_memory {
   buffer<task> tasks;
   buffer<typename storage::activation> x, h;
   buffer<scalar> x_factors, h_factors, h_rows;       ///< for storages that pack otherwise than number by number
+  buffer<scalar> outputs;                            ///< of whole experts, until they are added up
   std::array<buffer<scalar>, Expert::first_maps> z;  ///< what the first maps gave, if kept; backward turns it into dz
   buffer<scalar> dy, dy_lanes, dweight;              ///< backward: weighted rows; rows in lanes; partial sums
   std::array<buffer<scalar>, Expert::first_maps> dz_lanes;
@@ -50,6 +51,9 @@ struct grouped_memory {
 
 /// Below this many multiplications a stage does not hand out tasks: waking a thread costs as much.
 inline constexpr index_t serial_work = 1 << 16;
+/// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its memory.
+inline constexpr index_t whole_experts_work = 1 << 22;
+inline constexpr index_t whole_experts_outputs = 1 << 14;
 /// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
 inline constexpr index_t tasks_per_thread = 16;
 
@@ -119,6 +123,23 @@ public:
     const index_t parts = std::min({units, most_tasks(), std::max<index_t>(1, 2 * work / serial_work)});
     executor_for(work).parallel_for(parts,
                                     [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
+  }
+
+  /// Whether the batch is small and every thread gets experts to itself without one of them keeping the others waiting.
+  /// `outputs` numbers wait for every row.
+  bool suits_whole_experts(index_t outputs) const {
+    const index_t threads = executor_.concurrency();
+    const index_t work = rows_.size() * hidden_ * (maps * inputs_ + outputs);
+    if (threads == 1 || work < serial_work || work > whole_experts_work) return false;
+    if (rows_.size() * outputs > whole_experts_outputs) return false;
+    index_t largest = 0;
+    for (const index_t e : m_.active) largest = std::max(largest, rows_.load(e));
+    return largest * threads <= rows_.size();
+  }
+  /// body(e) for every active expert.
+  template <typename Body>
+  void run_whole(Body&& body) const {
+    executor_.parallel_for(m_.active.size(), [&](index_t a) { body(m_.active[a]); });
   }
 
   static index_t pairs_of(const Expert& expert) {
