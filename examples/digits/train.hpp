@@ -70,7 +70,7 @@ inline void add_weights(const sluice::sparse_plan<float>& plan, const std::vecto
 inline void add_weights(const sluice::soft_plan<float>& plan, const std::vector<int>& labels, index_t tokens,
                         Eigen::MatrixXd& weight) {
   for (index_t t = 0; t < plan.tokens(); ++t)
-    for (index_t s = 0; s < plan.slots(); ++s)
+    for (index_t s = 0; s < plan.slot_count(); ++s)
       weight(labels[static_cast<std::size_t>(t / tokens)], s / plan.slots_per_expert()) += plan.combine()(t, s);
 }
 

@@ -71,7 +71,7 @@ void check_no_allocation(Router router) {
     context.random = random_source(9, step);
     router.route(x, context, plan, tape);
     if (!training) return;
-    tape.dsignals.zero_like(tape.signals);
+    tape.dseen.zero_like(tape.seen);
     gradient.weight.assign(plan.size(), 1);
     gradient.input_scale.assign(plan.size(), 1);
     router.backward(x, context, plan, gradient, tape, dx);

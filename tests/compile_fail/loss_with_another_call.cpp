@@ -7,8 +7,8 @@ struct my_router {
   using scalar = float;
   using plan = sluice::sparse_plan<float>;
   struct tape {
-    sluice::score_signals<float> signals;
-    sluice::score_gradients<float> dsignals;
+    sluice::score_signals<float> seen;
+    sluice::score_gradients<float> dseen;
   };
   sluice::index_t inputs() const { return 4; }
   sluice::index_t experts() const { return 2; }

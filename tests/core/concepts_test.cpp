@@ -26,8 +26,8 @@ struct small_router {
   using scalar = float;
   using plan = sparse_plan<float>;
   struct tape {
-    score_signals<float> signals;
-    score_gradients<float> dsignals;
+    score_signals<float> seen;
+    score_gradients<float> dseen;
   };
   index_t inputs() const { return 1; }
   index_t experts() const { return 1; }

@@ -10,7 +10,7 @@ TEST_CASE("soft_plan: shapes and the rows of slots, one group", "[core][plan]") 
   CHECK(p.tokens() == 5);
   CHECK(p.experts() == 3);
   CHECK(p.slots_per_expert() == 2);
-  CHECK(p.slots() == 6);
+  CHECK(p.slot_count() == 6);
   CHECK(p.rows() == 6);
   CHECK(p.dispatch().rows() == 5);
   CHECK(p.combine().cols() == 6);

@@ -53,7 +53,7 @@ TEST_CASE("sparse_plan: the same assignments by expert and by token", "[core][pl
   CHECK(list(p.of_token(2)) == std::vector<index_t>{3});
   CHECK(list(p.of_token(3)) == std::vector<index_t>{1, 4});
   CHECK_FALSE(p.has_input_scale());
-  p.check();
+  p.validate();
 }
 
 TEST_CASE("sparse_plan: as a dense matrix", "[core][plan]") {
@@ -85,7 +85,7 @@ TEST_CASE("sparse_plan: random plans agree with a list of their assignments", "[
     for (const assignment& a : added) p.add(a.token, a.expert, a.weight, a.rank);
     p.finish();
     REQUIRE(p.size() == static_cast<index_t>(added.size()));
-    p.check();
+    p.validate();
     index_t total = 0;
     for (index_t e = 0; e < experts; ++e) total += p.load(e);
     CHECK(total == p.size());
@@ -110,7 +110,7 @@ TEST_CASE("sparse_plan: no tokens, one expert, all tokens at one expert", "[core
   p.finish();
   CHECK(p.size() == 0);
   CHECK(list(p.offsets()) == std::vector<index_t>{0, 0, 0, 0});
-  p.check();
+  p.validate();
   p.reset(6, 1);
   for (index_t t = 0; t < 6; ++t) p.add(t, 0, 1);
   p.finish();
@@ -190,5 +190,5 @@ TEST_CASE("sparse_plan: check finds an expert that a token has twice", "[core][p
   p.add(1, 2, 1, 0);
   p.add(1, 2, 1, 1);
   p.finish();
-  CHECK_THROWS_WITH(p.check(), "sluice: token 1 has expert 2 twice");
+  CHECK_THROWS_WITH(p.validate(), "sluice: token 1 has expert 2 twice");
 }

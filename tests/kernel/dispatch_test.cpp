@@ -151,14 +151,14 @@ TEMPLATE_TEST_CASE("dispatch, combine: soft plans equal sums over the tokens and
     matrix<TestType> rows = matrix<TestType>::Zero(plan.rows(), 6);
     matrix<TestType> y = matrix<TestType>::Zero(23, 5);
     for (index_t t = 0; t < 23; ++t)
-      for (index_t s = 0; s < plan.slots(); ++s) {
+      for (index_t s = 0; s < plan.slot_count(); ++s) {
         const index_t row = plan.row(plan.group_of(t), s);
         rows.row(row) += plan.dispatch()(t, s) * p.x.row(t);
         y.row(t) += plan.combine()(t, s) * p.outputs.row(row);
       }
     const TestType size = 4 * 4;  // products of two normal numbers
     CHECK(test::largest_difference(p.rows, rows) <= test::bound<TestType>(23, size));
-    CHECK(test::largest_difference(p.y, y) <= test::bound<TestType>(plan.slots(), size));
+    CHECK(test::largest_difference(p.y, y) <= test::bound<TestType>(plan.slot_count(), size));
   }
 }
 

@@ -19,8 +19,8 @@ soft_plan<Scalar> random_plan(const batch& b) {
   context.groups = b.borders;
   soft_plan<Scalar> plan;
   plan.reset(b.tokens, b.experts, b.slots_per_expert, context);
-  plan.dispatch().map() = test::random_matrix<Scalar>(b.tokens, plan.slots(), 3);
-  plan.combine().map() = test::random_matrix<Scalar>(b.tokens, plan.slots(), 4);
+  plan.dispatch().map() = test::random_matrix<Scalar>(b.tokens, plan.slot_count(), 3);
+  plan.combine().map() = test::random_matrix<Scalar>(b.tokens, plan.slot_count(), 4);
   return plan;
 }
 
@@ -35,7 +35,7 @@ template <typename Scalar>
 matrix<double> spread(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& m) {
   matrix<double> out = matrix<double>::Zero(plan.tokens(), plan.rows());
   for (index_t t = 0; t < plan.tokens(); ++t)
-    for (index_t s = 0; s < plan.slots(); ++s) out(t, plan.row(plan.group_of(t), s)) = double(m(t, s));
+    for (index_t s = 0; s < plan.slot_count(); ++s) out(t, plan.row(plan.group_of(t), s)) = double(m(t, s));
   return out;
 }
 
@@ -52,7 +52,7 @@ TEMPLATE_TEST_CASE("soft_dispatch: dispatch, combine and adjoints are products w
   const matrix<S> f = test::random_matrix<S>(plan.rows(), D, 6);
   const matrix<double> disp = spread(plan, plan.dispatch());
   const matrix<double> comb = spread(plan, plan.combine());
-  const double eps = test::bound<S>(std::max(b.tokens, plan.slots()), S(16));  // products of two normal numbers below 4
+  const double eps = test::bound<S>(std::max(b.tokens, plan.slot_count()), S(16));  // products of two normal numbers below 4
 
   matrix<S> z(plan.rows(), D), y(b.tokens, D), dz(plan.rows(), D), dx = matrix<S>::Constant(b.tokens, D, 3);
   dispatch<S>(plan, x, z, {});
@@ -66,7 +66,7 @@ TEMPLATE_TEST_CASE("soft_dispatch: dispatch, combine and adjoints are products w
   dispatch_backward<S>(plan, x, f, dx, gradient, {});
   CHECK(((dx.template cast<double>() - disp * f.template cast<double>()).array() - 3).cwiseAbs().maxCoeff() <= eps);
   for (index_t t = 0; t < b.tokens; ++t)
-    for (index_t s = 0; s < plan.slots(); ++s) {
+    for (index_t s = 0; s < plan.slot_count(); ++s) {
       double product = 0;
       for (index_t d = 0; d < D; ++d) product += double(x(t, d)) * double(f(plan.row(plan.group_of(t), s), d));
       CHECK(std::abs(double(gradient.combine(t, s)) - product) <= eps);

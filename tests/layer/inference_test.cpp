@@ -259,7 +259,7 @@ TEMPLATE_TEST_CASE("moe_layer: many experts, E = 257 and 512, k up to E", "[laye
   typename std::remove_const_t<decltype(layer)>::workspace workspace;
   matrix<TestType> y(5, 8);
   layer.forward(x, y, workspace);
-  workspace.plan.check();
+  workspace.plan.validate();
   CHECK(workspace.plan.size() == 5 * s.k);
   CHECK(test::largest_difference(y, reference::forward(workspace.plan, layer.bank(), x).y) <=
         test::bound<TestType>(64 + s.k, 8));

@@ -43,14 +43,14 @@ void for_each_loss(F&& f) {
 
 TEST_CASE("losses: coefficient 0 means not evaluated", "[loss]") {
   auto c = test::random_case(6, 4, 101);
-  c.signals.clean.map().setConstant(quiet_nan<double>());
-  c.signals.sigma = 0;  // load_loss would throw
+  c.seen.clean.map().setConstant(quiet_nan<double>());
+  c.seen.sigma = 0;  // load_loss would throw
   for_each_loss([&](const char* name, auto loss) {
     CAPTURE(name);
     loss.coefficient = 0;
     if constexpr (requires { loss.cost; }) loss.cost = {1.0};  // switch_balance would throw
     score_gradients<double> untouched;                         // not even sized: any access would be out of bounds
-    CHECK(loss(c.signals, c.plan, c.context(), untouched) == 0);
+    CHECK(loss(c.seen, c.plan, c.context(), untouched) == 0);
     CHECK(untouched.row_scratch.size() == 0);
     CHECK(untouched.sum_scratch.size() == 0);
   });
@@ -66,7 +66,7 @@ TEST_CASE("losses: value and gradient are linear in the coefficient, and gradien
     const matrix<double> noisy = c.gradients.noisy.map();
     loss.coefficient = 4;
     CHECK(c.evaluate(loss) == Approx(4 * one).epsilon(1e-14));
-    CHECK(loss(c.signals, c.plan, c.context(), c.gradients) == Approx(4 * one).epsilon(1e-14));
+    CHECK(loss(c.seen, c.plan, c.context(), c.gradients) == Approx(4 * one).epsilon(1e-14));
     const double bound = test::bound<double>(8 * 5);
     CHECK(test::largest_difference(matrix<double>(c.gradients.clean.map()), 8 * clean) < bound);
     CHECK(test::largest_difference(matrix<double>(c.gradients.noisy.map()), 8 * noisy) < bound);
@@ -87,13 +87,13 @@ TEST_CASE("losses: padding is in no sum and no mean", "[loss][mask]") {
     padded.mask.assign(9, 0);
     for (index_t t = 0; t < 9; ++t)
       if (source[t] >= 0) {
-        clean.row(t) = c.signals.clean.map().row(source[t]);
-        noisy.row(t) = c.signals.noisy_storage.map().row(source[t]);
+        clean.row(t) = c.seen.clean.map().row(source[t]);
+        noisy.row(t) = c.seen.noisy_storage.map().row(source[t]);
         padded.mask[static_cast<std::size_t>(t)] = 1;
       }
     padded.set_clean(clean);
-    padded.signals.noisy_storage.resize(9, 4);
-    padded.signals.noisy_storage.map() = noisy;
+    padded.seen.noisy_storage.resize(9, 4);
+    padded.seen.noisy_storage.map() = noisy;
     padded.choose(2, 3);
     CHECK(padded.evaluate(loss) == c.evaluate(loss));
     for (index_t t = 0; t < 9; ++t)
@@ -115,10 +115,10 @@ TEST_CASE("losses: groups are averaged, groups without tokens left out", "[loss]
     const double all = c.evaluate(loss);
     const matrix<double> clean = c.gradients.clean.map();
     const matrix<double> noisy = c.gradients.noisy.map();
-    c.gradients.zero_like(c.signals);
+    c.gradients.zero_like(c.seen);
     double values[4];
     for (index_t g = 0; g < 4; ++g)
-      values[g] = loss.group_value(c.signals, c.plan, c.context(), g, loss.coefficient / 2, c.gradients);
+      values[g] = loss.group_value(c.seen, c.plan, c.context(), g, loss.coefficient / 2, c.gradients);
     CHECK(values[1] == 0);
     CHECK(values[2] == 0);
     CHECK(values[0] != values[3]);
@@ -130,9 +130,9 @@ TEST_CASE("losses: groups are averaged, groups without tokens left out", "[loss]
     auto alone = c;
     alone.groups.clear();
     alone.mask.clear();
-    alone.set_clean(c.signals.clean.map().topRows(4));
-    alone.signals.noisy_storage.resize(4, 4);
-    alone.signals.noisy_storage.map() = c.signals.noisy_storage.map().topRows(4);
+    alone.set_clean(c.seen.clean.map().topRows(4));
+    alone.seen.noisy_storage.resize(4, 4);
+    alone.seen.noisy_storage.map() = c.seen.noisy_storage.map().topRows(4);
     alone.plan.reset(4, 4);
     for (index_t t = 0; t < 4; ++t)
       for (const index_t i : c.plan.of_token(t)) alone.plan.add(t, c.plan.expert(i), c.plan.weight(i), c.plan.rank(i));
@@ -195,8 +195,8 @@ TEMPLATE_TEST_CASE("losses: stay finite with dead experts and with all tokens at
 #if !defined(__FAST_MATH__)
 TEST_CASE("losses: NaN in a token that counts is not hidden", "[loss]") {
   auto c = test::random_case(6, 4, 115);
-  c.signals.clean.map().row(2).setConstant(quiet_nan<double>());
-  c.signals.noisy_storage.map().row(2).setConstant(quiet_nan<double>());
+  c.seen.clean.map().row(2).setConstant(quiet_nan<double>());
+  c.seen.noisy_storage.map().row(2).setConstant(quiet_nan<double>());
   for_each_loss([&](const char* name, const auto& loss) {
     CAPTURE(name);
     CHECK(is_nan(c.evaluate(loss)));
@@ -228,9 +228,9 @@ TEST_CASE("losses: equal bits for every executor, no memory once warm", "[loss][
 TEST_CASE("losses: float agrees with double", "[loss]") {
   auto exact = test::random_case<double>(40, 6, 119);
   test::loss_case<float> c;
-  c.set_clean(exact.signals.clean.map().cast<float>());
+  c.set_clean(exact.seen.clean.map().cast<float>());
   c.set_fixed_noise(matrix<float>::Zero(40, 6), 0.5f);
-  c.signals.noisy_storage.map() = exact.signals.noisy_storage.map().cast<float>();
+  c.seen.noisy_storage.map() = exact.seen.noisy_storage.map().cast<float>();
   c.choose(2, 3);
   for_each_loss([&](const char* name, const auto& loss) {
     CAPTURE(name);

@@ -15,21 +15,21 @@ struct evaluated {
 };
 
 selector_signals<double> signals_of(const matrix<double>& selectors, index_t count, index_t experts) {
-  selector_signals<double> signals;
-  signals.experts = experts;
-  signals.selectors.resize(selectors.rows(), count * experts);
-  signals.selectors.map() = selectors;
-  signals.mixing.set_zero(selectors.rows(), count);
-  signals.counted.assign(selectors.rows(), 1);
-  return signals;
+  selector_signals<double> seen;
+  seen.experts = experts;
+  seen.selectors.resize(selectors.rows(), count * experts);
+  seen.selectors.map() = selectors;
+  seen.mixing.set_zero(selectors.rows(), count);
+  seen.counted.assign(selectors.rows(), 1);
+  return seen;
 }
 
 template <typename Loss>
-evaluated evaluate(const Loss& loss, const selector_signals<double>& signals,
+evaluated evaluate(const Loss& loss, const selector_signals<double>& seen,
                    const routing_context<double>& context = {}) {
   selector_gradients<double> gradients;
-  gradients.zero_like(signals);
-  const double value = loss(signals, sparse_plan<double>{}, context, gradients);
+  gradients.zero_like(seen);
+  const double value = loss(seen, sparse_plan<double>{}, context, gradients);
   CHECK((gradients.mixing.map().array() == 0).all());
   return {value, gradients.selectors.map()};
 }
@@ -60,16 +60,16 @@ TEST_CASE("dselect losses: the worked example", "[loss][dselect]") {
 
 TEST_CASE("dselect losses: sums over rows, the mean divides", "[loss][dselect]") {
   const matrix<double> rows = example().replicate(5, 1);
-  selector_signals<double> signals = signals_of(rows, 2, 4);
+  selector_signals<double> seen = signals_of(rows, 2, 4);
   const double one = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, signals_of(example(), 2, 4)).value;
-  CHECK(std::abs(evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, signals).value - 5 * one) <=
+  CHECK(std::abs(evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, seen).value - 5 * one) <=
         test::bound<double>(40));
-  signals.counted[2] = 0;  // padding or NaN
-  signals.selectors.map().row(2).setConstant(quiet_nan<double>());
-  const evaluated sum = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, signals);
+  seen.counted[2] = 0;  // padding or NaN
+  seen.selectors.map().row(2).setConstant(quiet_nan<double>());
+  const evaluated sum = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}}, seen);
   CHECK(std::abs(sum.value - 4 * one) <= test::bound<double>(40));
   CHECK(sum.gradient.row(2).isZero(0));
-  const evaluated mean = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}, .mean_over_rows = true}, signals);
+  const evaluated mean = evaluate(dselect_entropy<>{.coefficient = {0.3, 0.3}, .mean_over_rows = true}, seen);
   CHECK(std::abs(mean.value - one) <= test::bound<double>(40));
   CHECK(std::abs(mean.gradient(0, 0) - sum.gradient(0, 0) / 4) <= test::bound<double>(4));
 
@@ -128,17 +128,17 @@ TEST_CASE("dselect losses: the entropy's coefficient follows its schedule", "[lo
   CHECK(coefficient_ramp{}(0) == 1e-6);
   CHECK(coefficient_ramp{}(1000) == 1e-6);
 
-  const auto signals = signals_of(example(), 2, 4);
-  const double full = evaluate(dselect_entropy<>{.coefficient = {1.0, 1.0}}, signals).value;
+  const auto seen = signals_of(example(), 2, 4);
+  const double full = evaluate(dselect_entropy<>{.coefficient = {1.0, 1.0}}, seen).value;
   routing_context<double> context;
   context.step = 12;
-  CHECK(std::abs(evaluate(dselect_entropy<>{.coefficient = ramp}, signals, context).value - full) <=
+  CHECK(std::abs(evaluate(dselect_entropy<>{.coefficient = ramp}, seen, context).value - full) <=
         test::bound<double>(16));
   const auto own = [](index_t step) { return double(step) / 4; };  // any callable
-  CHECK(std::abs(evaluate(dselect_entropy<decltype(own)>{own}, signals, context).value - 3 * full) <=
+  CHECK(std::abs(evaluate(dselect_entropy<decltype(own)>{own}, seen, context).value - 3 * full) <=
         test::bound<double>(16, 6));
   context.step = 0;
-  const evaluated off = evaluate(dselect_entropy<>{.coefficient = ramp}, signals, context);
+  const evaluated off = evaluate(dselect_entropy<>{.coefficient = ramp}, seen, context);
   CHECK(off.value == 0);
   CHECK(off.gradient.isZero(0));
 }

@@ -25,8 +25,8 @@ routing_context<double> training() {
 double evaluate(top_any_router<double>& router, const dynmoe_loss& loss, const matrix<double>& x,
                 const routing_context<double>& context, routed& r, matrix<double>& dx) {
   router.route(x, context, r.plan, r.tape);
-  r.tape.dsignals.zero_like(r.tape.signals);
-  const double value = loss(r.tape.signals, r.plan, context, r.tape.dsignals);
+  r.tape.dseen.zero_like(r.tape.seen);
+  const double value = loss(r.tape.seen, r.plan, context, r.tape.dseen);
   sparse_plan<double>::gradient dplan;
   dplan.weight.assign(r.plan.size(), 0.0);
   zero_gradients(router);
@@ -106,9 +106,9 @@ TEST_CASE("dynmoe loss: load and efficiency, value and straight-through gradient
   routed r;
   matrix<double> dx;
   const double value = evaluate(router, loss, x, training(), r, dx);
-  const matrix<double> active = r.tape.signals.active.map();
-  const matrix<double> scores = r.tape.signals.scores.map();
-  const buffer<double> thresholds = r.tape.signals.thresholds;
+  const matrix<double> active = r.tape.seen.active.map();
+  const matrix<double> scores = r.tape.seen.scores.map();
+  const buffer<double> thresholds = r.tape.seen.thresholds;
   REQUIRE(active.rowwise().sum().minCoeff() == 0);  // someone is unserved
   REQUIRE(active.rowwise().sum().maxCoeff() > 1);
   CHECK(value == Approx(2 * (1.5 * load_term(active, active) + 0.8 * active.mean())));
@@ -121,7 +121,7 @@ TEST_CASE("dynmoe loss: load and efficiency, value and straight-through gradient
     for (index_t t = 0; t < 11; ++t)
       for (index_t e = 0; e < 6; ++e)
         if (active(t, e) == 1)
-          substitute(t, e) += tape.signals.scores(t, e) - tape.signals.thresholds[e] - (scores(t, e) - thresholds[e]);
+          substitute(t, e) += tape.seen.scores(t, e) - tape.seen.thresholds[e] - (scores(t, e) - thresholds[e]);
     return 2 * (1.5 * load_term(substitute, active) + 0.8 * substitute.mean());
   });
   INFO(report.describe());

@@ -62,9 +62,9 @@ TEST_CASE("load_loss: Tutel's form compares probabilities with logits", "[loss]"
   for (index_t t = 0; t < 7; ++t) {
     double p[4];
     index_t ids[2];
-    kernel::softmax(c.signals.clean.row(t), p, 4);
-    kernel::top_k(c.signals.noisy().row(t), 4, 2, ids);
-    for (std::size_t e = 0; e < 4; ++e) load[e] += normal_cdf((p[e] - c.signals.noisy()(t, ids[1])) / 0.5);
+    kernel::softmax(c.seen.clean.row(t), p, 4);
+    kernel::top_k(c.seen.noisy().row(t), 4, 2, ids);
+    for (std::size_t e = 0; e < 4; ++e) load[e] += normal_cdf((p[e] - c.seen.noisy()(t, ids[1])) / 0.5);
   }
   const load_loss loss{.noise = load_form::scores_over_logits, .form = variance::unbiased};
   CHECK(c.evaluate(loss) == Approx(cv2(load, 1)).epsilon(1e-9));
@@ -103,8 +103,8 @@ TEST_CASE("load_loss: with k = E learned noise counts and has no gradient", "[lo
 
 TEST_CASE("load_loss: without noise it reads nothing", "[loss]") {
   auto c = test::random_case(6, 3, 7);
-  c.signals.has_noise = false;
-  c.signals.clean.map().setConstant(quiet_nan<double>());
+  c.seen.has_noise = false;
+  c.seen.clean.map().setConstant(quiet_nan<double>());
   for (const auto noise : {load_form::fixed_noise, load_form::learned_noise, load_form::scores_over_logits}) {
     CHECK(c.evaluate(load_loss{.noise = noise}) == 0);
     CHECK(c.gradients.clean.map().isZero(0));
@@ -122,8 +122,8 @@ TEST_CASE("load_loss: noise of another form is refused", "[loss]") {
 
 TEST_CASE("load_loss: a deviation that rounded to zero is a step without gradient", "[loss]") {
   auto c = learned_case(5, 4, 2, 71);
-  c.signals.noise_std(2, 1) = 0;
-  c.signals.noisy_storage(2, 1) = c.signals.clean(2, 1);
+  c.seen.noise_std(2, 1) = 0;
+  c.seen.noisy_storage(2, 1) = c.seen.clean(2, 1);
   c.choose(2, 5);
   const double value = c.evaluate(load_loss{.noise = load_form::learned_noise});
   CHECK(std::isfinite(value));

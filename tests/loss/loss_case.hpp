@@ -19,15 +19,15 @@ inline constexpr double six_decimals = 5e-7;
 
 template <typename Scalar>
 struct loss_case {
-  score_signals<Scalar> signals;
+  score_signals<Scalar> seen;
   score_gradients<Scalar> gradients;
   sparse_plan<Scalar> plan;
   std::vector<std::uint8_t> mask;
   std::vector<index_t> groups;
   executor_ref executor;
 
-  index_t tokens() const { return signals.clean.rows(); }
-  index_t experts() const { return signals.clean.cols(); }
+  index_t tokens() const { return seen.clean.rows(); }
+  index_t experts() const { return seen.clean.cols(); }
 
   routing_context<Scalar> context() const {
     routing_context<Scalar> c;
@@ -39,35 +39,35 @@ struct loss_case {
   }
 
   void set_clean(const matrix<Scalar>& logits) {
-    signals.clean.resize(logits.rows(), logits.cols());
-    signals.clean.map() = logits;
+    seen.clean.resize(logits.rows(), logits.cols());
+    seen.clean.map() = logits;
   }
 
   void set_fixed_noise(const matrix<Scalar>& draws, Scalar sigma) {
-    signals.has_noise = true;
-    signals.sigma = sigma;
-    signals.noisy_storage.resize(tokens(), experts());
-    signals.noisy_storage.map() = signals.clean.map() + sigma * draws;
+    seen.has_noise = true;
+    seen.sigma = sigma;
+    seen.noisy_storage.resize(tokens(), experts());
+    seen.noisy_storage.map() = seen.clean.map() + sigma * draws;
   }
 
   void set_learned_noise(const matrix<Scalar>& draws, const matrix<Scalar>& deviation) {
-    signals.has_noise = true;
-    signals.noise_std.resize(tokens(), experts());
-    signals.noise_std.map() = deviation;
-    signals.noisy_storage.resize(tokens(), experts());
-    signals.noisy_storage.map() = signals.clean.map() + deviation.cwiseProduct(draws);
+    seen.has_noise = true;
+    seen.noise_std.resize(tokens(), experts());
+    seen.noise_std.map() = deviation;
+    seen.noisy_storage.resize(tokens(), experts());
+    seen.noisy_storage.map() = seen.clean.map() + deviation.cwiseProduct(draws);
   }
 
   /// The k largest noisy logits of every token; an expert keeps `capacity` of them, first choices first.
   void choose(index_t k, index_t capacity) {
-    signals.top_k = k;
+    seen.top_k = k;
     plan.reset(tokens(), experts());
     std::vector<index_t> ids(static_cast<std::size_t>(k));
     std::vector<index_t> queue(static_cast<std::size_t>(experts()), 0);
     for (index_t j = 0; j < k; ++j)
       for (index_t t = 0; t < tokens(); ++t) {
         if (context().is_padding(t)) continue;
-        kernel::top_k(signals.noisy().row(t), experts(), k, ids.data());
+        kernel::top_k(seen.noisy().row(t), experts(), k, ids.data());
         const index_t e = ids[static_cast<std::size_t>(j)];
         const index_t slot = queue[static_cast<std::size_t>(e)]++;
         if (slot < capacity)
@@ -81,8 +81,8 @@ struct loss_case {
   /// Value of the loss; gradients start from zero.
   template <typename Loss>
   Scalar evaluate(const Loss& loss) {
-    gradients.zero_like(signals);
-    return loss(signals, plan, context(), gradients);
+    gradients.zero_like(seen);
+    return loss(seen, plan, context(), gradients);
   }
 
   /// Compares the loss's gradients by clean logits, noisy logits and deviations, each on its own, with central
@@ -91,17 +91,17 @@ struct loss_case {
   gradient_report check(const Loss& loss) {
     evaluate(loss);
     const auto span = [](auto& m) { return std::span(m.data(), static_cast<std::size_t>(m.size())); };
-    std::vector<checked_input> inputs{{"clean", span(signals.clean), span(std::as_const(gradients.clean))}};
-    if (signals.has_noise)
-      inputs.push_back({"noisy", span(signals.noisy_storage), span(std::as_const(gradients.noisy))});
-    if (!signals.noise_std.empty())
-      inputs.push_back({"noise_std", span(signals.noise_std), span(std::as_const(gradients.noise_std))});
+    std::vector<checked_input> inputs{{"clean", span(seen.clean), span(std::as_const(gradients.clean))}};
+    if (seen.has_noise)
+      inputs.push_back({"noisy", span(seen.noisy_storage), span(std::as_const(gradients.noisy))});
+    if (!seen.noise_std.empty())
+      inputs.push_back({"noise_std", span(seen.noise_std), span(std::as_const(gradients.noise_std))});
     struct nothing {
     } model;
     score_gradients<Scalar> scratch;
     return check_gradients(model, inputs, [&] {
-      scratch.zero_like(signals);
-      return static_cast<double>(loss(signals, plan, context(), scratch));
+      scratch.zero_like(seen);
+      return static_cast<double>(loss(seen, plan, context(), scratch));
     });
   }
 };

@@ -15,13 +15,13 @@ struct evaluated {
 
 template <typename Loss>
 evaluated evaluate(const Loss& loss, const matrix<double>& logits, const routing_context<double>& context = {}) {
-  score_signals<double> signals;
-  signals.clean.resize(logits.rows(), logits.cols());
-  signals.clean.map() = logits;
+  score_signals<double> seen;
+  seen.clean.resize(logits.rows(), logits.cols());
+  seen.clean.map() = logits;
   score_gradients<double> gradients;
-  gradients.zero_like(signals);
+  gradients.zero_like(seen);
   const sparse_plan<double> plan;
-  const double value = loss(signals, plan, context, gradients);
+  const double value = loss(seen, plan, context, gradients);
   return {value, gradients.clean.map()};
 }
 

@@ -14,7 +14,7 @@ TEST_CASE("router_z_loss: logits of zero give the squared logarithm of E, a shif
   c.set_clean(matrix<double>::Zero(5, 7));
   const double log7 = std::log(7.0);
   CHECK(c.evaluate(router_z_loss{.coefficient = 1}) == Approx(log7 * log7).epsilon(1e-14));
-  c.signals.clean.map().array() += 3;
+  c.seen.clean.map().array() += 3;
   CHECK(c.evaluate(router_z_loss{.coefficient = 1}) == Approx((3 + log7) * (3 + log7)).epsilon(1e-14));
 }
 

@@ -122,9 +122,9 @@ TEST_CASE("switch_balance: sequence-wise balance of sigmoid scores", "[loss]") {
     double share[4] = {}, mean[4] = {};
     for (index_t t = g.begin; t < g.end; ++t) {
       double s[4], sum = 0;
-      for (index_t e = 0; e < 4; ++e) sum += s[e] = 1 / (1 + std::exp(-c.signals.clean(t, e)));
+      for (index_t e = 0; e < 4; ++e) sum += s[e] = 1 / (1 + std::exp(-c.seen.clean(t, e)));
       index_t ids[2];
-      kernel::top_k(c.signals.noisy().row(t), 4, 2, ids);
+      kernel::top_k(c.seen.noisy().row(t), 4, 2, ids);
       for (index_t e = 0; e < 4; ++e) mean[e] += s[e] / sum / tokens;
       for (const index_t e : ids) share[e] += 4 / (2 * tokens);
     }

@@ -70,7 +70,7 @@ void phimoe(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   check_choices(c, tape.router, tape.plan);
 
   const matrix<Scalar> grad_weights = c.rows("grad_weights");
@@ -78,7 +78,7 @@ void phimoe(oracle_case<Scalar>& c) {
   dplan.weight.resize(tape.plan.size());
   for (index_t i = 0; i < tape.plan.size(); ++i) dplan.weight[i] = grad_weights(tape.plan.token(i), tape.plan.rank(i));
   matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
-  tape.router.dsignals.zero_like(tape.router.signals);
+  tape.router.dseen.zero_like(tape.router.seen);
   layer.router().backward(x, context, tape.plan, dplan, tape.router, dx);
   c.check("grad_weights.logits", copy(tape.router.dclean));
 }
@@ -110,7 +110,7 @@ void jetmoe(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, {});
-  c.check("logits", copy(tape.layer.router.signals.clean));
+  c.check("logits", copy(tape.layer.router.seen.clean));
   check_choices(c, tape.layer.router, tape.layer.plan);
 }
 
@@ -148,7 +148,7 @@ void gpt_oss(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, {});
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   check_choices(c, tape.router, tape.plan);
 }
 
@@ -184,7 +184,7 @@ void llama4(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, {});
-  c.check("logits", copy(tape.layer.router.signals.clean));
+  c.check("logits", copy(tape.layer.router.seen.clean));
   const auto& choices = tape.layer.router.choices;
   c.check_integers("indices", choices.expert.span());
   c.check("weights", choices.weight.span());
@@ -225,7 +225,7 @@ void megatron(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, {});
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("combine", tape.plan.dense_weights());
   const auto& choices = tape.router.choices;
   matrix<Scalar> asked = matrix<Scalar>::Zero(T, E);

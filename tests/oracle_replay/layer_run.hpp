@@ -36,10 +36,10 @@ void check_task(oracle_case<Scalar>& c, Layer& layer, typename Layer::tape& tape
 /// Coefficient × value of one group, for losses whose coefficient was multiplied by the number of groups.
 template <typename Scalar, typename Loss, typename Tape>
 Scalar group_value(const Loss& loss, Tape& tape, const sluice::routing_context<Scalar>& context, index_t g) {
-  if constexpr (requires { loss.group_value(tape.router.signals, tape.plan, context, g, 1.0, tape.router.dsignals); }) {
+  if constexpr (requires { loss.group_value(tape.router.seen, tape.plan, context, g, 1.0, tape.router.dseen); }) {
     const double coefficient = loss.coefficient / static_cast<double>(context.group_count());
     if (coefficient == 0) return 0;
-    return loss.group_value(tape.router.signals, tape.plan, context, g, coefficient, tape.router.dsignals);
+    return loss.group_value(tape.router.seen, tape.plan, context, g, coefficient, tape.router.dseen);
   } else {
     throw unsupported("a loss that has no value per group");
   }

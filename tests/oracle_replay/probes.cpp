@@ -55,7 +55,7 @@ void run_moe_plus_plus(oracle_case<Scalar>& c, Gate gate, BindGate bind_gate) {
   check_task(c, layer, tape, bound, context);
   if constexpr (requires { tape.router.gate.previous_logits_gradient(); })
     c.check("grad.gate_residual", copy(tape.router.gate.previous_logits_gradient()));
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   check_choices(c, tape.router, tape.plan);
 }
 
@@ -90,12 +90,12 @@ void moe_plus_plus(oracle_case<Scalar>& c) {
 
 template <typename Scalar, typename LayerTape>
 void check_product_keys(oracle_case<Scalar>& c, const product_key_router<Scalar>& router, const LayerTape& tape) {
-  const auto& signals = tape.router.signals;
-  c.check_integers("indices", {signals.expert.data(), static_cast<std::size_t>(signals.expert.size())});
-  c.check("scores", copy(signals.scores));
-  c.check("weights", copy(signals.weights));
+  const auto& seen = tape.router.seen;
+  c.check_integers("indices", {seen.expert.data(), static_cast<std::size_t>(seen.expert.size())});
+  c.check("scores", copy(seen.scores));
+  c.check("weights", copy(seen.weights));
   // similarity [2,T,heads,n]
-  const index_t T = signals.scores.rows();
+  const index_t T = seen.scores.rows();
   matrix<Scalar> all(2 * T * router.heads(), c.template setting<index_t>("num_keys"));
   for (index_t half = 0; half < 2; ++half)
     for (index_t h = 0; h < router.heads(); ++h) {
@@ -181,12 +181,12 @@ void dynmoe(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  const auto& signals = tape.router.signals;
-  c.check("scores", copy(signals.scores));
-  c.check("thresholds", signals.thresholds.span());
-  c.check_integers("top_k", signals.count.span());
+  const auto& seen = tape.router.seen;
+  c.check("scores", copy(seen.scores));
+  c.check("thresholds", seen.thresholds.span());
+  c.check_integers("top_k", seen.count.span());
   std::vector<index_t> mask, counts;
-  for (index_t i = 0; i < signals.active.size(); ++i) mask.push_back(signals.active.data()[i] != 0);
+  for (index_t i = 0; i < seen.active.size(); ++i) mask.push_back(seen.active.data()[i] != 0);
   for (index_t e = 0; e < E; ++e) counts.push_back(tape.plan.load(e));
   c.check_integers("mask", mask);
   c.check_integers("counts", counts);

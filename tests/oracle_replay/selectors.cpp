@@ -44,8 +44,8 @@ void run_dselect(oracle_case<Scalar>& c, const matrix<Scalar>& x) {
   typename decltype(router)::plan plan;
   typename decltype(router)::tape tape;
   router.route(x, context, plan, tape);
-  c.check("selectors", copy(tape.signals.selectors));
-  c.check("selector_weights", copy(tape.signals.mixing));
+  c.check("selectors", copy(tape.seen.selectors));
+  c.check("selector_weights", copy(tape.seen.mixing));
   const matrix<Scalar> weights = plan.dense_weights();
   c.check("weights", Gate::per_token ? weights : matrix<Scalar>(weights.topRows(1)));
 
@@ -71,13 +71,13 @@ void run_dselect(oracle_case<Scalar>& c, const matrix<Scalar>& x) {
   matrix<Scalar> doutputs = matrix<Scalar>::Zero(outputs.rows(), outputs.cols());
   for (index_t i = 0; i < plan.rows(); ++i) doutputs.row(plan.expert(i) * T + plan.token(i)) = drows.row(i);
   c.check("grad.expert_outputs", doutputs);
-  tape.dsignals.zero_like(tape.signals);
+  tape.dseen.zero_like(tape.seen);
   backward("grad", dplan);
 
   const double entropy_reg = c.template setting<double>("entropy_reg");
   const auto evaluate = [&](const auto& loss) {
-    tape.dsignals.zero_like(tape.signals);
-    return loss(tape.signals, plan, context, tape.dsignals);
+    tape.dseen.zero_like(tape.seen);
+    return loss(tape.seen, plan, context, tape.dseen);
   };
   dplan.weight.fill(0);
   const dselect_reachability penalty{.coefficient = 1};
@@ -119,14 +119,14 @@ void l1_trajectory(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void z_loss(oracle_case<Scalar>& c) {
-  score_signals<Scalar> signals;
+  score_signals<Scalar> seen;
   const auto logits = c.rows("logits");
-  signals.clean.resize(logits.rows(), logits.cols());
-  signals.clean.map() = logits;
+  seen.clean.resize(logits.rows(), logits.cols());
+  seen.clean.map() = logits;
   score_gradients<Scalar> gradients;
-  gradients.zero_like(signals);
+  gradients.zero_like(seen);
   const sparse_plan<Scalar> plan;
-  c.check("z_loss", router_z_loss{.coefficient = c.template setting<double>("z_coeff")}(signals, plan, {}, gradients));
+  c.check("z_loss", router_z_loss{.coefficient = c.template setting<double>("z_coeff")}(seen, plan, {}, gradients));
   c.check("grad_z_loss.logits", copy(gradients.clean));
 }
 
@@ -152,7 +152,7 @@ void remoe(oracle_case<Scalar>& c) {
   typename decltype(layer)::tape tape;
   run_backward(c, layer, tape, bound, context, c.rows("grad_out"), "grad_total");
   c.check("aux_loss", tape.loss());
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("combine", tape.plan.dense_weights());
   std::vector<index_t> mask(static_cast<std::size_t>(tape.plan.tokens() * E), 0), counts, per_token;
   for (index_t i = 0; i < tape.plan.size(); ++i) mask[static_cast<std::size_t>(tape.plan.token(i) * E + tape.plan.expert(i))] = 1;

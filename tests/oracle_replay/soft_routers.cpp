@@ -48,20 +48,20 @@ void soft_moe(oracle_case<Scalar>& c) {
   moe_layer layer{soft_moe_router<Scalar>(D, E, {.slots_per_expert = P}),
                   expert_bank<ffn<Scalar, gelu_tanh>>(E, D, c.template setting<index_t>("H"), {.bias = true})};
   bindings<Scalar> bound;
-  bound.bind("slots.mu", layer.router().slots(), 0, layout::transposed, E * P);
+  bound.bind("slots.mu", layer.router().slot_count(), 0, layout::transposed, E * P);
   bound.bind("slots.scale", layer.router().scale());
   bind_ffn(bound, layer.bank(), {"experts.kernel1", "experts.kernel2", layout::transposed, layout::transposed}, true);
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   check_soft_plan(c, tape.plan);
   check_metrics(c, tape.plan);
   // slot_inputs [G,E,P,D]; ours are expert by expert.
   matrix<Scalar> slots(tape.plan.rows(), D);
   for (index_t g = 0; g < context.group_count(); ++g)
-    for (index_t s = 0; s < tape.plan.slots(); ++s)
-      slots.row(g * tape.plan.slots() + s) = tape.rows.map().row(tape.plan.row(g, s));
+    for (index_t s = 0; s < tape.plan.slot_count(); ++s)
+      slots.row(g * tape.plan.slot_count() + s) = tape.rows.map().row(tape.plan.row(g, s));
   c.check("slot_inputs", slots);
 }
 
@@ -88,7 +88,7 @@ void run_port(oracle_case<Scalar>& c, Bank bank) {
   bindings<Scalar> bound;
   bound.bind("norm.gamma", layer.norm().gain());
   bound.bind("slot_norm.gamma", inner.router().slot_norm().gain());
-  bound.bind("slot_embeds", inner.router().slots());
+  bound.bind("slot_embeds", inner.router().slot_count());
   if constexpr (requires { inner.bank().expert(0).gate(); })
     bind_value_then_gate(bound, inner.bank(), false);
   else
@@ -96,7 +96,7 @@ void run_port(oracle_case<Scalar>& c, Bank bank) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.layer.router.signals.clean));
+  c.check("logits", copy(tape.layer.router.seen.clean));
   check_soft_plan(c, tape.layer.plan);
 }
 

@@ -47,7 +47,7 @@ void check_groups(oracle_case<Scalar>& c, const group_limit& limit, const matrix
 
 template <typename Scalar, typename LayerTape>
 void check_tables(oracle_case<Scalar>& c, const LayerTape& tape, const group_limit& limit) {
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("scores", copy(tape.router.scores));
   check_choices(c, tape.router, tape.plan);
   matrix<Scalar> selection = copy(tape.router.scores);

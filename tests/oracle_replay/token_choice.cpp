@@ -35,17 +35,17 @@ double setting_or(const oracle_case<Scalar>& c, const char* name, double otherwi
 
 /// The load vector of the learned form, from the tape: what the loss squares and sums.
 template <typename Scalar>
-std::vector<Scalar> learned_load(const score_signals<Scalar>& signals) {
-  const index_t E = signals.clean.cols();
-  const index_t k = signals.top_k;
+std::vector<Scalar> learned_load(const score_signals<Scalar>& seen) {
+  const index_t E = seen.clean.cols();
+  const index_t k = seen.top_k;
   std::vector<Scalar> load(static_cast<std::size_t>(E), Scalar(0));
-  for (index_t t = 0; t < signals.clean.rows(); ++t) {
-    std::vector<Scalar> sorted(signals.noisy().row(t), signals.noisy().row(t) + E);
+  for (index_t t = 0; t < seen.clean.rows(); ++t) {
+    std::vector<Scalar> sorted(seen.noisy().row(t), seen.noisy().row(t) + E);
     std::sort(sorted.rbegin(), sorted.rend());
     for (index_t e = 0; e < E; ++e) {
       const Scalar next = sorted[static_cast<std::size_t>(k)];
-      const Scalar threshold = signals.noisy()(t, e) > next ? next : sorted[static_cast<std::size_t>(k - 1)];
-      const Scalar u = (signals.clean(t, e) - threshold) / signals.noise_std(t, e);
+      const Scalar threshold = seen.noisy()(t, e) > next ? next : sorted[static_cast<std::size_t>(k - 1)];
+      const Scalar u = (seen.clean(t, e) - threshold) / seen.noise_std(t, e);
       load[static_cast<std::size_t>(e)] += Scalar(0.5) * std::erfc(-u / std::numbers::sqrt2_v<Scalar>);
     }
   }
@@ -74,14 +74,14 @@ void noisy_topk(oracle_case<Scalar>& c) {
   typename decltype(router)::tape tape;
   const matrix<Scalar> x = c.rows("x");
   router.route(x, context, plan, tape);
-  tape.dsignals.zero_like(tape.signals);
-  c.check("clean_logits", copy(tape.signals.clean));
-  c.check("noisy_logits", copy(tape.signals.noisy()));
-  c.check("noise_std", copy(tape.signals.noise_std));
+  tape.dseen.zero_like(tape.seen);
+  c.check("clean_logits", copy(tape.seen.clean));
+  c.check("noisy_logits", copy(tape.seen.noisy()));
+  c.check("noise_std", copy(tape.seen.noise_std));
   check_choices(c, tape, plan);
   const matrix<Scalar> importance = plan.dense_weights().colwise().sum();
   c.check("importance", importance);
-  c.check("load", learned_load(tape.signals));
+  c.check("load", learned_load(tape.seen));
 
   // The cotangent is on the weights [T,k] themselves.
   const matrix<Scalar> grad_weights = c.rows("grad_weights");
@@ -131,7 +131,7 @@ void switch_transformer(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("gates", copy(tape.router.scores));
   check_choices(c, tape.router, tape.plan);
   std::vector<index_t> asked(static_cast<std::size_t>(context.group_count() * E), 0);
@@ -266,7 +266,7 @@ void run_tutel(oracle_case<Scalar>& c, GateType gate, Capacity capacity, Bind bi
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("scores", copy(tape.router.scores));
   check_choices(c, tape.router, tape.plan);
   const auto loss = c.template setting<std::string>("loss");

@@ -63,7 +63,7 @@ void run_top_k(oracle_case<Scalar>& c, Capacity capacity) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("gates", copy(tape.router.scores));
   check_choices(c, tape.router, tape.plan);
   check_slots(c, tape.plan, context);
@@ -105,7 +105,7 @@ void run_expert_choice(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  c.check("logits", copy(tape.router.signals.clean));
+  c.check("logits", copy(tape.router.seen.clean));
   c.check("gates", copy(tape.router.scores));
   c.check("combine", tape.plan.dense_weights());
   check_slots(c, tape.plan, context);

@@ -84,13 +84,13 @@ gradient_report check_with_losses(Layer& layer, const competition_case& c, const
   typename Layer::tape tape;
   layer.forward(x, y, tape, context);
   layer.backward(dy, dx, tape);
-  const auto winners = std::vector<index_t>(tape.router.signals.winners.data(),
-                                            tape.router.signals.winners.data() + tape.router.signals.winners.size());
+  const auto winners = std::vector<index_t>(tape.router.seen.winners.data(),
+                                            tape.router.seen.winners.data() + tape.router.seen.winners.size());
   typename Layer::tape other;
   return check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}},
                          [&]() -> std::optional<double> {
                            layer.forward(x, y, other, context);
-                           if (!std::equal(winners.begin(), winners.end(), other.router.signals.winners.data()))
+                           if (!std::equal(winners.begin(), winners.end(), other.router.seen.winners.data()))
                              return {};
                            return (y.array() * dy.array()).sum() + other.loss();
                          });
@@ -144,13 +144,13 @@ TEST_CASE("compete: a competition equals every expert on every token", "[router]
   decltype(layer)::tape tape;
   layer.forward(x, y, tape, training_step());
 
-  REQUIRE(tape.router.signals.competing);
+  REQUIRE(tape.router.seen.competing);
   CHECK(tape.plan.size() == c.tokens * c.experts);
   matrix<double> target;
   const matrix<double> expected = reference(layer, x, form, c.k, target);
   const double size = expected.cwiseAbs().maxCoeff();
   CHECK(test::largest_difference(y, expected) < test::bound<double>(c.experts * 7 * c.inputs, size));
-  CHECK(test::largest_difference(matrix<double>(tape.router.signals.target.map()), target) <
+  CHECK(test::largest_difference(matrix<double>(tape.router.seen.target.map()), target) <
         test::bound<double>(c.experts * 7 * c.inputs));
   for (index_t t = 0; t < c.tokens; ++t) CHECK(tape.plan.dense_weights().row(t).sum() == Approx(1));
 }
@@ -242,8 +242,8 @@ TEST_CASE("compete: the imitation loss moves the router and, detached, not the e
     for (const double g : p.gradient()) CHECK(g == 0);
   });
   // The loss by hand, the target and the winners frozen at what the forward call found.
-  const matrix<double> target = tape.router.signals.target.map();
-  std::vector<index_t> winners(tape.router.signals.winners.data(), tape.router.signals.winners.data() + 12);
+  const matrix<double> target = tape.router.seen.target.map();
+  std::vector<index_t> winners(tape.router.seen.winners.data(), tape.router.seen.winners.data() + 12);
   const auto objective = [&] {
     const matrix<double> logits = x * layer.router().base().gate().weight().map().transpose();
     double all = 0;

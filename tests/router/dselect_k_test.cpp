@@ -69,19 +69,19 @@ TEST_CASE("dselect_k: the worked example", "[router][dselect_k]") {
   const double q[] = {.079876, .014792, .512573, .392760};
   REQUIRE(r.plan.size() == 4);
   for (index_t e = 0; e < 4; ++e) {
-    CHECK(near(r.tape.signals.selector(0, 0)[e], r1[e]));
-    CHECK(near(r.tape.signals.selector(0, 1)[e], r2[e]));
+    CHECK(near(r.tape.seen.selector(0, 0)[e], r1[e]));
+    CHECK(near(r.tape.seen.selector(0, 1)[e], r2[e]));
     CHECK(near(r.plan.weight(e), q[e]));
   }
-  CHECK(near(r.tape.signals.mixing(0, 0), .268941));
-  CHECK(near(r.tape.signals.mixing(0, 1), .731059));
+  CHECK(near(r.tape.seen.mixing(0, 0), .268941));
+  CHECK(near(r.tape.seen.mixing(0, 1), .731059));
 
   sparse_plan<double>::gradient g;
   g.weight.resize(4);
   const double G[] = {.5, -1, 2, .3};
   for (index_t e = 0; e < 4; ++e) g.weight[e] = G[e];
   matrix<double> dx = matrix<double>::Zero(1, 3);
-  r.tape.dsignals.zero_like(r.tape.signals);
+  r.tape.dseen.zero_like(r.tape.seen);
   router.backward(x, {}, r.plan, g, r.tape, dx);
   const double dz[] = {.568811, -.493050, 0, -1.864199};
   for (std::size_t i = 0; i < 4; ++i) CHECK(near(router.gate().codes().gradient()[i], dz[i]));
@@ -89,9 +89,9 @@ TEST_CASE("dselect_k: the worked example", "[router][dselect_k]") {
   CHECK(near(router.gate().mixing().gradient()[1], -.013247));
   CHECK(dx.isZero(0));
 
-  r.tape.dsignals.zero_like(r.tape.signals);
+  r.tape.dseen.zero_like(r.tape.seen);
   CHECK(near(
-      dselect_entropy<>{.coefficient = {1.0, 1.0}}(r.tape.signals, r.plan, routing_context<double>{}, r.tape.dsignals),
+      dselect_entropy<>{.coefficient = {1.0, 1.0}}(r.tape.seen, r.plan, routing_context<double>{}, r.tape.dseen),
       1.775216));
 }
 
@@ -101,8 +101,8 @@ TEST_CASE("dselect_k: without a power of two mass is lost, not renormalised", "[
   for (const double w : r.plan.weights()) sum += w;
   CHECK(std::abs(sum - 0.607240) < test::printed_numbers);
   selector_gradients<double> gradients;
-  gradients.zero_like(r.tape.signals);
-  CHECK(std::abs(dselect_reachability{}(r.tape.signals, r.plan, routing_context<double>{}, gradients) - 3.112656) <
+  gradients.zero_like(r.tape.seen);
+  CHECK(std::abs(dselect_reachability{}(r.tape.seen, r.plan, routing_context<double>{}, gradients) - 3.112656) <
         test::printed_numbers);
 }
 
@@ -118,7 +118,7 @@ TEMPLATE_TEST_CASE("dselect_k: equals the definition, most significant bit first
   test::fill_normal(router.gate().code_bias(), 4, 0.2);
   test::fill_normal(router.gate().mixing_weight(), 5);
   const auto r = route(router, test::random_matrix<S>(17, 6, 6));
-  r.plan.check();
+  r.plan.validate();
   index_t bits = 0;
   while ((1 << bits) < E) ++bits;
   CHECK(router.bits() == bits);
@@ -177,7 +177,7 @@ TEST_CASE("dselect_k: pairs of weight zero have no gradient to lose", "[router][
       sparse_plan<double>::gradient g;
       for (index_t i = 0; i < r.plan.size(); ++i) g.weight.push_back(G[r.plan.expert(i)]);
       matrix<double> dx = matrix<double>::Zero(1, 1);
-      r.tape.dsignals.zero_like(r.tape.signals);
+      r.tape.dseen.zero_like(r.tape.seen);
       router.backward(matrix<double>::Zero(1, 1), {}, r.plan, g, r.tape, dx);
       const kernel::smooth_step<double> s0(z0, 1), s1(z1, 1);
       const double d0 = s0.slope * ((G[2] - G[0]) * s1.low + (G[3] - G[1]) * s1.high);
@@ -221,7 +221,7 @@ TEST_CASE("dselect_k: at most k experts a token once every bit is saturated, sel
       reachable[i] = chosen[i] < 6;
     }
     std::vector<double> wanted(8, 0);
-    for (std::size_t i = 0; i < 2; ++i) wanted[chosen[i]] += double(r.tape.signals.mixing(t, index_t(i)));
+    for (std::size_t i = 0; i < 2; ++i) wanted[chosen[i]] += double(r.tape.seen.mixing(t, index_t(i)));
     for (const index_t i : own)
       CHECK(std::abs(r.plan.weight(i) - wanted[std::size_t(r.plan.expert(i))]) <= test::bound<float>(2));
     CHECK(own.size() == std::size_t(reachable[0] || reachable[1]) +
@@ -293,7 +293,7 @@ TEST_CASE("dselect_k: a static gate does not look at x, and NaN in its parameter
   const auto r = route(router, x, context);
   CHECK(r.plan.invalid_tokens().empty());
   CHECK(r.plan.size() == 8);
-  CHECK(r.tape.signals.rows() == 1);
+  CHECK(r.tape.seen.rows() == 1);
   router.gate().codes().data()[3] = quiet_nan<double>();
   const auto broken = route(router, matrix<double>::Zero(3, 3), context);
   CHECK(broken.plan.size() == 0);

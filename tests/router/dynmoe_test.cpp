@@ -78,15 +78,15 @@ TEST_CASE("dynmoe: scores, thresholds and equal weights by hand", "[router][dynm
   sparse_plan<double> plan;
   top_any_router<double>::tape tape;
   router.route(x, mode(true), plan, tape);
-  CHECK(tape.signals.scores(0, 0) == Approx(0.645656).margin(5e-7));
-  CHECK(tape.signals.scores(0, 1) == Approx(0.689974).margin(5e-7));
-  CHECK(tape.signals.scores(0, 2) == Approx(0.354344).margin(5e-7));
-  CHECK(tape.signals.thresholds[0] == 0.5);
+  CHECK(tape.seen.scores(0, 0) == Approx(0.645656).margin(5e-7));
+  CHECK(tape.seen.scores(0, 1) == Approx(0.689974).margin(5e-7));
+  CHECK(tape.seen.scores(0, 2) == Approx(0.354344).margin(5e-7));
+  CHECK(tape.seen.thresholds[0] == 0.5);
   CHECK(experts_of(plan, 0) == std::vector<index_t>{0, 1});
   CHECK(plan.weight(0) == 0.5);
   set(router.threshold(), {0, 1.5, 0});  // h = .817574
   router.route(x, mode(true), plan, tape);
-  CHECK(tape.signals.thresholds[1] == Approx(0.817574).margin(5e-7));
+  CHECK(tape.seen.thresholds[1] == Approx(0.817574).margin(5e-7));
   CHECK(experts_of(plan, 0) == std::vector<index_t>{0});
   CHECK(plan.weight(0) == 1);
   // Equal is not above: a representation at a right angle has score and threshold 1/2.
@@ -112,12 +112,12 @@ TEST_CASE("dynmoe: equals the router written token by token", "[router][dynmoe]"
   sparse_plan<double> plan;
   top_any_router<double>::tape tape;
   router.route(x, mode(training), plan, tape);
-  plan.check();
+  plan.validate();
   const matrix<double> expected = reference(router, x, training);
   CHECK(test::same_bits(plan.dense_weights(), expected));  // 1/k in both
   for (index_t t = 0; t < s.t; ++t) {
-    CHECK(tape.signals.count[t] == static_cast<index_t>(plan.of_token(t).size()));
-    if (!training) CHECK(tape.signals.count[t] >= 1);
+    CHECK(tape.seen.count[t] == static_cast<index_t>(plan.of_token(t).size()));
+    if (!training) CHECK(tape.seen.count[t] >= 1);
   }
   for (index_t e = s.live; e < s.e; ++e) CHECK(plan.load(e) == 0);
 }
@@ -152,7 +152,7 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
   top_any_router<double>::tape tape;
   router.route(x, mode(true), plan, tape);
   CHECK(plan.size() == 0);
-  CHECK(tape.signals.count[0] == 0);
+  CHECK(tape.seen.count[0] == 0);
   router.route(x, mode(false), plan, tape);
   CHECK(experts_of(plan, 0) ==
         std::vector<index_t>{1});  // the best live ones are 1 and 2, expert 3 is nearer but not live
@@ -161,7 +161,7 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
   // Its gradient goes nowhere.
   plan.finish();
   router.route(x, mode(false), plan, tape);
-  tape.dsignals.zero_like(tape.signals);
+  tape.dseen.zero_like(tape.seen);
   sparse_plan<double>::gradient dplan;
   dplan.weight.assign(plan.size(), 1.0);
   matrix<double> dx = matrix<double>::Zero(1, 2);
@@ -206,7 +206,7 @@ TEST_CASE("dynmoe: straight-through gradients are those of the step's substitute
   layer.forward(x, y, tape, mode(training));
   layer.backward(dy, dx, tape);
 
-  const auto& base = tape.router.signals;
+  const auto& base = tape.router.seen;
   index_t alone = 0;
   for (index_t t = 0; t < 12; ++t) {
     bool passes = false;
@@ -219,7 +219,7 @@ TEST_CASE("dynmoe: straight-through gradients are those of the step's substitute
   matrix<double> out(12, 5);
   const auto objective = [&]() -> std::optional<double> {
     layer.forward(x, out, workspace, mode(training));
-    const auto& now = workspace.router.signals;
+    const auto& now = workspace.router.seen;
     if (workspace.plan.size() != tape.plan.size()) return {};
     for (index_t i = 0; i < workspace.plan.size(); ++i) {
       const index_t t = workspace.plan.token(i);
@@ -251,7 +251,7 @@ TEST_CASE("dynmoe: the temperature stops at 100 and has no gradient above", "[ro
   top_any_router<double>::tape tape;
   router.route(x, mode(true), plan, tape);
   REQUIRE(plan.size() > 0);
-  tape.dsignals.zero_like(tape.signals);
+  tape.dseen.zero_like(tape.seen);
   sparse_plan<double>::gradient dplan;
   dplan.weight.assign(plan.size(), 1.0);
   matrix<double> dx = matrix<double>::Zero(8, 3);
@@ -406,7 +406,7 @@ TEST_CASE("dynmoe: experts come and go while a layer trains", "[router][dynmoe]"
     }
   }
   CHECK(live[3] == std::vector<double>{1, 1, 0, 0});
-  for (index_t t = 0; t < 24; ++t) CHECK(tape.router.signals.count[t] >= 1);
+  for (index_t t = 0; t < 24; ++t) CHECK(tape.router.seen.count[t] >= 1);
   CHECK(error < 0.1 * first_error);
 
   // A threshold above every cosine: expert 0 goes, and its place goes to the tokens that it leaves behind.
@@ -419,7 +419,7 @@ TEST_CASE("dynmoe: experts come and go while a layer trains", "[router][dynmoe]"
   CHECK(tape.router.change.removed[0] == 0);
   CHECK(tape.router.change.added == 0);
   layer.forward(x, y, tape);
-  for (index_t t = 0; t < 24; ++t) CHECK(tape.router.signals.count[t] >= 1);
+  for (index_t t = 0; t < 24; ++t) CHECK(tape.router.seen.count[t] >= 1);
 }
 
 TEST_CASE("dynmoe: the schedule", "[router][dynmoe]") {

@@ -49,7 +49,7 @@ TEST_CASE("expert_choice: the worked example", "[router][expert_choice]") {
   }
   const std::size_t experts_of_token[] = {1, 3, 2, 2};
   for (index_t t = 0; t < 4; ++t) CHECK(r.plan.of_token(t).size() == experts_of_token[t]);
-  CHECK(r.tape.signals.top_k == 2);
+  CHECK(r.tape.seen.top_k == 2);
 }
 
 TEMPLATE_TEST_CASE("expert_choice: equals sorting by the definition", "[router][expert_choice]", float, double) {
@@ -72,12 +72,12 @@ TEMPLATE_TEST_CASE("expert_choice: equals sorting by the definition", "[router][
   routing_context<S> context;
   context.groups = borders;
   const auto r = route(router, x, context);
-  r.plan.check();
+  r.plan.validate();
 
   for (index_t t = 0; t < s.t; ++t) {
-    const auto p = test::naive_softmax(r.tape.signals.clean.row(t), s.e);
+    const auto p = test::naive_softmax(r.tape.seen.clean.row(t), s.e);
     for (index_t e = 0; e < s.e; ++e) {
-      const double logit = r.tape.signals.clean(t, e);
+      const double logit = r.tape.seen.clean(t, e);
       const double wanted = scores == router_type::score::softmax ? p[std::size_t(e)] : 1 / (1 + std::exp(-logit));
       CHECK(std::abs(r.tape.scores(t, e) - wanted) <= test::bound<S>(s.e));
     }

@@ -48,7 +48,7 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
   if (score == group_score::sum_of_two && s.E == s.groups) return;
   CAPTURE(s.E, s.groups, s.kept, s.k, int(score), zero);
   const group_limit limit{s.groups, s.kept, score, zero};
-  limit.check(s.E, s.k);
+  limit.validate(s.E, s.k);
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     std::vector<double> scores(std::size_t(s.E));
     const random_source random(seed);

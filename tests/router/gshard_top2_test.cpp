@@ -165,9 +165,9 @@ TEST_CASE("gshard: a second expert drawn under Gumbel noise is weighed by the cl
   const auto replayed = test::route(router, logits, context);
   CHECK(replayed.tape.choices.expert[1] == 3);
   CHECK(replayed.tape.choices.expert[3] == 1);
-  CHECK_FALSE(replayed.tape.signals.has_noise);
+  CHECK_FALSE(replayed.tape.seen.has_noise);
   const given_gshard<double> all(E, E, {.top_k = E, .training = {.policy = further_choices::all, .sampled = true}});
-  test::route(all, logits, test::training(4)).plan.check();
+  test::route(all, logits, test::training(4)).plan.validate();
 }
 
 TEST_CASE("gshard: straight-through dispatch sends the weights' gradient through the inputs too",

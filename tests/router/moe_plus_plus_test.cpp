@@ -99,7 +99,7 @@ TEST_CASE("moe_plus_plus_router: logits are scaled to a deviation for the weight
   // Mean 1.25, squares 0.0625 + 14.0625 + 18.0625 + 0.5625 = 32.75, deviation sqrt(32.75 / 3).
   const double gap = 3 * 1.5 / std::sqrt(32.75 / 3);
   CHECK(r.weight(0, 1) == Approx(1 / (1 + std::exp(-gap))).epsilon(1e-13));
-  CHECK(r.tape.signals.clean.map() == logits);
+  CHECK(r.tape.seen.clean.map() == logits);
 }
 
 TEST_CASE("moe_plus_plus_router: copy and zero alone give x back", "[router]") {
@@ -200,13 +200,13 @@ TEST_CASE("moe_plus_plus_router: gradients flow into the router of the layer bef
     first.forward(x, h, tape1);
     routing_context<double> context;
     context.training = true;
-    context.previous_logits = std::as_const(tape1.router.signals.clean).map();
+    context.previous_logits = std::as_const(tape1.router.seen.clean).map();
     second.forward(h, y, tape2, context);
     return (y.array() * dy.array()).sum();
   };
   objective();
   second.backward(dy, dh, tape2);
-  tape1.router.dsignals.clean.map() += tape2.router.gate.previous_logits_gradient().map();
+  tape1.router.dseen.clean.map() += tape2.router.gate.previous_logits_gradient().map();
   first.backward(dh, dx, tape1);
   // That part is not small: without it the check below could not fail.
   CHECK(tape2.router.gate.previous_logits_gradient().map().cwiseAbs().maxCoeff() > 1e-2);
@@ -241,9 +241,9 @@ TEST_CASE("moe_plus_plus_balance: eta and f", "[router][loss]") {
   matrix<double> logits(4, 4);
   logits << 2.0, 1.0, 0.0, -1.0, 1.5, 1.0, 0.5, 0.0, 0.0, 3.0, 1.0, 0.5, 2.5, 0.0, -0.5, 0.5;
   routed r(copying_router(4, {}), logits);
-  r.tape.dsignals.zero_like(r.tape.signals);
+  r.tape.dseen.zero_like(r.tape.seen);
   const double loss =
-      moe_plus_plus_balance(2, 2, 0.5, 0.01)(r.tape.signals, r.plan, routing_context<double>{}, r.tape.dsignals);
+      moe_plus_plus_balance(2, 2, 0.5, 0.01)(r.tape.seen, r.plan, routing_context<double>{}, r.tape.dseen);
   CHECK(loss == Approx(0.01 * (0.75 * 0.481849 + 0.75 * 0.341700 + 0.5 * 0.25 * (0.100159 + 0.076292))).margin(1e-8));
   CHECK_THROWS_AS(moe_plus_plus_balance(-1, 2), std::invalid_argument);
 }

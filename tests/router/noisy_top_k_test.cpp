@@ -32,9 +32,9 @@ TEST_CASE("noisy_top_k: recorded noise is added, scaled by 1/E, and chooses and 
   const auto result = test::route(router, logits, context);
   matrix<double> noisy = logits;
   for (index_t i = 0; i < noisy.size(); ++i) noisy.data()[i] += 3.0 / 6 * z[std::size_t(i)];
-  CHECK(test::same_bits(matrix<double>(result.tape.signals.noisy().map()), noisy));
-  CHECK(test::same_bits(matrix<double>(result.tape.signals.clean.map()), logits));
-  CHECK(result.tape.signals.sigma == 0.5);
+  CHECK(test::same_bits(matrix<double>(result.tape.seen.noisy().map()), noisy));
+  CHECK(test::same_bits(matrix<double>(result.tape.seen.clean.map()), logits));
+  CHECK(result.tape.seen.sigma == 0.5);
   for (index_t t = 0; t < T; ++t) {
     const auto order = test::sorted_positions(&noisy(t, 0), E);
     const auto p = test::naive_softmax(&noisy(t, 0), E);
@@ -56,7 +56,7 @@ TEST_CASE("noisy_top_k: no noise without training, or with a deviation of zero",
   context.training = true;
   const auto silent = test::route(given_noisy<float>(5, 5, {.noise_std = 0}), logits, context);
   CHECK(test::plan_bits(silent.plan) == expected);
-  CHECK_FALSE(silent.tape.signals.has_noise);
+  CHECK_FALSE(silent.tape.seen.has_noise);
   CHECK(test::plan_bits(test::route(given_noisy<float>(5, 5), logits, context).plan) != expected);
 }
 
@@ -67,7 +67,7 @@ TEST_CASE("noisy_top_k: the noise has mean 0 and deviation 1/E, and is another o
   const auto noise_at = [&](std::uint64_t step) {
     routing_context<double> context = test::training();
     context.random = random_source(77, step);
-    return matrix<double>(test::route(given_noisy<double>(E, E), logits, context).tape.signals.noisy().map());
+    return matrix<double>(test::route(given_noisy<double>(E, E), logits, context).tape.seen.noisy().map());
   };
   const matrix<double> noise = noise_at(0);
   // 1e5 draws: the mean is good to 0.0032 sigma, the deviation to 0.0022 sigma; bounds are four times that.
@@ -102,7 +102,7 @@ TEST_CASE("learned noise: equals the definition with recorded draws", "[router][
     for (index_t e = 0; e < E; ++e) {
       const double s = std::log(1 + std::exp(x.row(t).dot(wn.row(e)))) + 0.01;
       noisy(0, e) = clean(t, e) + z[std::size_t(t * E + e)] * s;
-      CHECK(std::abs(result.tape.signals.noise_std(t, e) - s) <= test::bound<double>(D, 4));
+      CHECK(std::abs(result.tape.seen.noise_std(t, e) - s) <= test::bound<double>(D, 4));
     }
     const auto order = test::sorted_positions(noisy.data(), E);
     const double margin = std::exp(noisy(0, order[1]) - noisy(0, order[0]));
@@ -111,7 +111,7 @@ TEST_CASE("learned noise: equals the definition with recorded draws", "[router][
     CHECK(std::abs(result.tape.choices.weight[2 * t] - 1 / (1 + margin)) <= test::bound<double>(D, 8));
   }
   routing_context<double> inference;
-  CHECK_FALSE(test::route(router, x, inference).tape.signals.has_noise);
+  CHECK_FALSE(test::route(router, x, inference).tape.seen.has_noise);
 }
 
 TEST_CASE("learned noise: the noise of a new router is softplus(0) + epsilon everywhere", "[router][noisy_top_k]") {
@@ -119,7 +119,7 @@ TEST_CASE("learned noise: the noise of a new router is softplus(0) + epsilon eve
   initialize(router, 4);
   const auto result = test::route(router, test::random_matrix<double>(5, 3, 6), test::training());
   for (index_t i = 0; i < 20; ++i)
-    CHECK(std::abs(result.tape.signals.noise_std.data()[i] - (std::log(2.0) + 0.5)) <= test::bound<double>(1));
+    CHECK(std::abs(result.tape.seen.noise_std.data()[i] - (std::log(2.0) + 0.5)) <= test::bound<double>(1));
 }
 
 TEST_CASE("noisy_top_k: promises of every token-choice router", "[router][noisy_top_k]") {

@@ -41,8 +41,8 @@ std::vector<index_t> search_everything(const matrix<Scalar>& s1, const matrix<Sc
 
 template <typename Router>
 std::vector<index_t> chosen(const Router&, const typename Router::tape& tape, index_t token, index_t head) {
-  const index_t k = tape.signals.top_k;
-  const index_t* first = tape.signals.expert.row(token) + head * k;
+  const index_t k = tape.seen.top_k;
+  const index_t* first = tape.seen.expert.row(token) + head * k;
   return {first, first + k};
 }
 
@@ -76,7 +76,7 @@ TEMPLATE_TEST_CASE("product_key: the choice is that of a search through all n² 
   sparse_plan<S> plan;
   typename product_key_router<S>::tape tape;
   router.route(x, {}, plan, tape);
-  plan.check();
+  plan.validate();
   CHECK(plan.experts() == s.keys * s.keys);
 
   matrix<S> weights = matrix<S>::Zero(s.tokens, plan.experts());
@@ -121,8 +121,8 @@ TEST_CASE("product_key: three keys a half, by hand", "[router][product_key][ties
   product_key_router<double>::tape tape;
   router.route(matrix<double>::Ones(1, 1), {}, plan, tape);
   CHECK(chosen(router, tape, 0, 0) == std::vector<index_t>{0 * 3 + 1, 0 * 3 + 2, 2 * 3 + 1});
-  CHECK(tape.signals.scores(0, 0) == Approx(1.7));
-  CHECK(tape.signals.weights(0, 0) == Approx(1 / (1 + 2 * std::exp(-0.4))));
+  CHECK(tape.seen.scores(0, 0) == Approx(1.7));
+  CHECK(tape.seen.weights(0, 0) == Approx(1 / (1 + 2 * std::exp(-0.4))));
 }
 
 TEST_CASE("product_key: ties go to the lower expert, as in a search through all sums", "[router][product_key][ties]") {
@@ -139,13 +139,13 @@ TEST_CASE("product_key: ties go to the lower expert, as in a search through all 
   sparse_plan<double> plan;
   product_key_router<double>::tape tape;
   router.route(x, {}, plan, tape);
-  plan.check();
+  plan.validate();
   for (index_t h = 0; h < 2; ++h)
     for (index_t t = 0; t < 30; ++t)
       CHECK(chosen(router, tape, t, h) ==
             search_everything(router.similarities(tape, h, 0), router.similarities(tape, h, 1), t, k));
   router.route(matrix<double>::Zero(1, 2), {}, plan, tape);  // everything ties
-  for (index_t r = 0; r < k; ++r) CHECK(tape.signals.expert(0, r) == r);
+  for (index_t r = 0; r < k; ++r) CHECK(tape.seen.expert(0, r) == r);
 }
 
 TEST_CASE("product_key: equal choices of two heads share an assignment", "[router][product_key]") {
@@ -164,15 +164,15 @@ TEST_CASE("product_key: equal choices of two heads share an assignment", "[route
   sparse_plan<double> plan;
   product_key_router<double>::tape tape;
   router.route(x, {}, plan, tape);
-  plan.check();  // experts of a token are distinct
+  plan.validate();  // experts of a token are distinct
   for (index_t t = 0; t < 5; ++t) {
     CHECK(plan.of_token(t).size() <= 4);
     CHECK(plan.dense_weights().row(t).sum() == Approx(3));
-    const index_t e = tape.signals.expert(t, 0);
-    CHECK(e == tape.signals.expert(t, 4));
+    const index_t e = tape.seen.expert(t, 0);
+    CHECK(e == tape.seen.expert(t, 4));
     double expected = 0;
     for (index_t s = 0; s < 6; ++s)
-      if (tape.signals.expert(t, s) == e) expected += tape.signals.weights(t, s);
+      if (tape.seen.expert(t, s) == e) expected += tape.seen.weights(t, s);
     CHECK(plan.dense_weights()(t, e) == Approx(expected));
   }
 }
@@ -211,12 +211,12 @@ TEST_CASE("product_key: gradients behind a norm equal central differences", "[ro
 }
 
 TEST_CASE("product_key: losses reach the scores", "[router][product_key][gradient]") {
-  // A user's loss, the mean square of the chosen scores, at work through dsignals.
-  const auto squares = [](const auto& signals, const auto&, const auto&, auto& gradients) {
+  // A user's loss, the mean square of the chosen scores, at work through dseen.
+  const auto squares = [](const auto& seen, const auto&, const auto&, auto& gradients) {
     double sum = 0;
-    for (index_t i = 0; i < signals.scores.size(); ++i) {
-      sum += signals.scores.data()[i] * signals.scores.data()[i];
-      gradients.scores.data()[i] += 2 * signals.scores.data()[i];
+    for (index_t i = 0; i < seen.scores.size(); ++i) {
+      sum += seen.scores.data()[i] * seen.scores.data()[i];
+      gradients.scores.data()[i] += 2 * seen.scores.data()[i];
     }
     return sum;
   };
@@ -292,7 +292,7 @@ TEST_CASE("product_key: NaN tokens, padding and empty batches", "[router][produc
     context.token_mask = mask;
     matrix<double> y(tokens.rows(), 4);
     layer.forward(tokens, y, tape, context);
-    tape.plan.check();
+    tape.plan.validate();
     return y;
   };
   const matrix<double> x = test::random_matrix<double>(5, 4, 73);
@@ -310,7 +310,7 @@ TEST_CASE("product_key: NaN tokens, padding and empty batches", "[router][produc
   const matrix<double> y_masked = run(broken, mask);
   CHECK(y_masked.row(2).isZero(0));
   CHECK(test::same_bits(y_masked.row(4), y.row(4)));
-  for (index_t s = 0; s < 6; ++s) CHECK(tape.router.signals.expert(2, s) == no_expert);
+  for (index_t s = 0; s < 6; ++s) CHECK(tape.router.seen.expert(2, s) == no_expert);
   matrix<double> dx(5, 4);
   layer.backward(y, dx, tape);
   CHECK(dx.row(2).isZero(0));
@@ -338,11 +338,11 @@ TEST_CASE("product_key: infinite similarities are values", "[router][product_key
   sparse_plan<double> plan;
   product_key_router<double>::tape tape;
   router.route(matrix<double>::Ones(1, 1), {}, plan, tape);
-  plan.check();
+  plan.validate();
   CHECK(plan.invalid_tokens().empty());
   for (index_t r = 0; r < 3; ++r) {
-    CHECK(tape.signals.expert(0, r) / 4 == 1);
-    CHECK(tape.signals.weights(0, r) == Approx(1.0 / 3));
+    CHECK(tape.seen.expert(0, r) / 4 == 1);
+    CHECK(tape.seen.weights(0, r) == Approx(1.0 / 3));
   }
 }
 

@@ -29,7 +29,7 @@ TEST_CASE("relu: positive logits are the weights", "[router][relu]") {
   for (index_t e = 0; e < 4; ++e) CHECK(r.plan.load(e) == loads[e]);
   CHECK(r.plan.of_token(2).empty());
   CHECK(r.plan.rank(r.plan.of_token(0)[1]) == 1);
-  CHECK(r.tape.signals.top_k == 1);  // 4 / 3, rounded
+  CHECK(r.tape.seen.top_k == 1);  // 4 / 3, rounded
 }
 
 TEST_CASE("relu: a logit of exactly zero is not active", "[router][relu][ties]") {

@@ -232,7 +232,7 @@ TEST_CASE("sigmoid: the gradient does not vanish where the score rounds to one",
   matrix<float> logits(1, 2);
   logits << 20, 0;
   auto result = test::route(router, logits);
-  result.tape.dsignals.zero_like(result.tape.signals);
+  result.tape.dseen.zero_like(result.tape.seen);
   sparse_plan_gradient<float> gradient;
   gradient.weight.assign(1, 1.0F);
   matrix<float> dx = matrix<float>::Zero(1, 2);

@@ -56,7 +56,7 @@ matrix<typename Layer::scalar> run(const Layer& layer, const matrix<typename Lay
 
 TEST_CASE("soft_moe: the worked example", "[router][soft_moe]") {
   moe_layer layer{soft_moe_router<double>{2, 2}, expert_bank<identity_expert<double>>{2, 2}};
-  layer.router().slots().map() << 1, 0, 1, 1;  // columns of Phi
+  layer.router().slot_count().map() << 1, 0, 1, 1;  // columns of Phi
   matrix<double> x(3, 2), y(3, 2);
   x << 1, 0, 0, 2, 3, 4;
   decltype(layer)::workspace workspace;
@@ -67,7 +67,7 @@ TEST_CASE("soft_moe: the worked example", "[router][soft_moe]") {
     REQUIRE(m.size() == index_t(wanted.size()));
     for (std::size_t i = 0; i < wanted.size(); ++i) CHECK(std::abs(m.data()[i] - wanted[i]) < close);
   };
-  is(workspace.router.signals.clean, {1, .707107, 0, .707107, .6, .989949});
+  is(workspace.router.seen.clean, {1, .707107, 0, .707107, .6, .989949});
   is(workspace.plan.dispatch(), {0.490629, 0.300580, 0.180492, 0.300580, 0.328879, 0.398839});
   is(workspace.rows, {1.477265, 1.676499, 1.497098, 2.196518});
   is(y, {1.485739, 1.898701, 1.490548, 2.024788, 1.489091, 1.986571});
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("soft_moe: equals the definition", "[router][soft_moe]", floa
   layer.forward(x, y, workspace, context);
 
   const index_t slots = s.e * s.p;
-  const auto naive = naive_soft(x, std::as_const(layer.router().slots()).value(), slots, 2.5, s.borders);
+  const auto naive = naive_soft(x, std::as_const(layer.router().slot_count()).value(), slots, 2.5, s.borders);
   // Logits of size 2.5 from dot products of length D; the softmax of n of them adds n roundings.
   const S bound = test::bound<S>(s.d + std::max(s.t, slots), S(2.5));
   CHECK((workspace.plan.dispatch().map().template cast<double>() - naive.dispatch).cwiseAbs().maxCoeff() <= bound);
@@ -260,12 +260,12 @@ TEST_CASE("soft_moe: noise is added in training only", "[router][soft_moe]") {
   auto context = test::in_training();
   context.random.replay(random_site::selection_noise, recorded);
   router.route(x, context, plan, tape);
-  REQUIRE(tape.signals.has_noise);
+  REQUIRE(tape.seen.has_noise);
   for (index_t i = 0; i < 12; ++i)
-    CHECK(tape.signals.noisy().data()[i] == tape.signals.clean.data()[i] + 0.5 * recorded[std::size_t(i)]);
+    CHECK(tape.seen.noisy().data()[i] == tape.seen.clean.data()[i] + 0.5 * recorded[std::size_t(i)]);
   context.training = false;
   router.route(x, context, plan, tape);
-  CHECK_FALSE(tape.signals.has_noise);
+  CHECK_FALSE(tape.seen.has_noise);
 }
 
 TEST_CASE("soft_moe: no tokens, one token, a group without tokens, nothing but padding", "[router][soft_moe]") {

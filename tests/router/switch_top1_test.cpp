@@ -89,8 +89,8 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
   switch_router<double> plain(6, 4, {.jitter = 0, .factor = {1.0, 4.0}});
   initialize(plain, 3);
   const auto without = test::route(plain, x, test::training());
-  CHECK(test::same_bits(matrix<double>(without.tape.signals.clean.map()),
-                        matrix<double>(inference.tape.signals.clean.map())));
+  CHECK(test::same_bits(matrix<double>(without.tape.seen.clean.map()),
+                        matrix<double>(inference.tape.seen.clean.map())));
   for (index_t e = 0; e < 4; ++e) CHECK(without.plan.load(e) <= 10);
 
   // The jitter is the product of x with recorded draws; the experts' rows are not touched by it.

@@ -150,7 +150,7 @@ void check_promises(const Router& router, index_t choices) {
   const auto result = route(router, x, context);
 
   // Ids in range and distinct, ranks ascend, kept and dropped make up what was asked for.
-  result.plan.check();
+  result.plan.validate();
   index_t asked = 0;
   for (const std::uint8_t a : result.tape.choices.asked) asked += a;
   CHECK(asked == result.plan.size() + index_t(result.plan.dropped().size()));
@@ -175,7 +175,7 @@ void check_promises(const Router& router, index_t choices) {
     routing_context<scalar> c = context;
     c.executor = executor;
     routed<Router> r = route(copy, x, c);
-    r.tape.dsignals.zero_like(r.tape.signals);
+    r.tape.dseen.zero_like(r.tape.seen);
     typename Router::plan::gradient gradient;
     gradient.weight.assign(r.plan.size(), scalar(0));
     for (index_t i = 0; i < r.plan.size(); ++i)
@@ -213,7 +213,7 @@ void check_promises(const Router& router, index_t choices) {
   CHECK(with_nan.plan.invalid_tokens()[0] == 5);
   CHECK(masked.plan.invalid_tokens().empty());
   CHECK(with_nan.plan.of_token(5).empty());
-  with_nan.plan.check();
+  with_nan.plan.validate();
   if (Router::causal) CHECK(plan_bits(with_nan.plan, 5).size() > 0);
 
   // Whole rows of NaN, of infinities: ids stay in range and distinct, weights of valid tokens finite.
@@ -223,14 +223,14 @@ void check_promises(const Router& router, index_t choices) {
   wild.row(2).setConstant(-std::numeric_limits<scalar>::infinity());
   wild(3, E / 2) = std::numeric_limits<scalar>::infinity();
   const auto wild_result = route(router, wild, context);
-  wild_result.plan.check();
+  wild_result.plan.validate();
   for (index_t pair = 0; pair < T * k; ++pair) {
     const index_t expert = wild_result.tape.choices.expert[pair];
     CHECK((expert >= 0 && expert < E));
     for (index_t other = pair / k * k; other < pair; ++other) CHECK(wild_result.tape.choices.expert[other] != expert);
   }
   for (const scalar w : wild_result.plan.weights()) CHECK((!is_nan(w) && std::abs(w) < scalar(1e6)));
-  if (!wild_result.tape.signals.has_noise) CHECK(wild_result.tape.choices.expert[3 * k] == E / 2);
+  if (!wild_result.tape.seen.has_noise) CHECK(wild_result.tape.choices.expert[3 * k] == E / 2);
 
   // No tokens, one token, nothing but padding.
   const auto none = route(router, matrix<scalar>(0, E), context);

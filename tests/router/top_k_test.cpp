@@ -130,7 +130,7 @@ TEST_CASE("top_k: k can be given by the call", "[router][top_k]") {
     const auto result = test::route(router, logits, context);
     CHECK(test::largest_difference(result.plan.dense_weights(), naive_weights(logits, k, weighting::pre)) <=
           test::bound<double>(9));
-    CHECK(result.tape.signals.top_k == k);
+    CHECK(result.tape.seen.top_k == k);
   }
   for (const index_t k : {index_t(-1), index_t(10), index_t(1) << 40}) {
     routing_context<double> context;

@@ -47,8 +47,8 @@ public:
   using scalar = double;
   using plan = sparse_plan<double>;
   struct tape {
-    score_signals<double> signals;
-    score_gradients<double> dsignals;
+    score_signals<double> seen;
+    score_gradients<double> dseen;
   };
 
   plain_router(index_t inputs, index_t experts, fault wrong = fault::none)
@@ -63,7 +63,7 @@ public:
   void route(tokens_in<double> x, const routing_context<double>& context, plan& p, tape& t) const {
     const index_t tokens = x.rows();
     if (has(fault::refuses_zero_tokens) && tokens == 0) throw_invalid("no tokens");
-    matrix_buffer<double>& scores = t.signals.clean;
+    matrix_buffer<double>& scores = t.seen.clean;
     scores.resize(tokens, experts());
     scores.map() = x * weight_.map().transpose();
     p.reset(has(fault::forgets_a_token) && tokens > 0 ? tokens - 1 : tokens, experts());
@@ -108,9 +108,9 @@ public:
   void backward(tokens_in<double> x, const routing_context<double>&, const plan& p, const plan::gradient& dplan,
                 tape& t, tokens_out<double> dx) {
     matrix<double> dscores = matrix<double>::Zero(x.rows(), experts());
-    if (!has(fault::forgets_signals)) dscores = t.dsignals.clean.map();
+    if (!has(fault::forgets_signals)) dscores = t.dseen.clean.map();
     for (index_t i = 0; i < p.size(); ++i) {
-      const double s = sigmoid(t.signals.clean(p.token(i), p.expert(i)));
+      const double s = sigmoid(t.seen.clean(p.token(i), p.expert(i)));
       dscores(p.token(i), p.expert(i)) += dplan.weight[i] * (has(fault::wrong_gradient) ? s : s * (1 - s));
     }
     if (has(fault::overwrites_gradients)) weight_.zero_gradient();

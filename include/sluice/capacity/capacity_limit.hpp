@@ -48,8 +48,8 @@ class capacity_limit {
 public:
   using rounding = capacity_rounding;
 
-  static capacity_limit vmoe(capacity_factor cf, rounding round = rounding::up, index_t multiple_of = 4) {
-    return capacity_limit(form::choices, cf, round).raised_to_multiple(multiple_of);
+  static capacity_limit vmoe(capacity_factor cf, rounding direction = rounding::up, index_t multiple_of = 4) {
+    return capacity_limit(form::choices, cf, direction).raised_to_multiple(multiple_of);
   }
   static capacity_limit switch_transformer(capacity_factor cf) {
     return capacity_limit(form::tokens, cf, rounding::up);
@@ -70,12 +70,12 @@ public:
   }
   static capacity_limit fastmoe(capacity_factor cf) { return capacity_limit(form::fastmoe, cf, rounding::down); }
   static capacity_limit moe_plus_plus(capacity_factor cf, double tau, index_t ffn_experts,
-                                      index_t zero_computation_experts, rounding round = rounding::up) {
+                                      index_t zero_computation_experts, rounding direction = rounding::up) {
     if (ffn_experts < 0 || zero_computation_experts < 0)
       throw_invalid("moe_plus_plus needs counts of experts >= 0, not ", ffn_experts, " and ", zero_computation_experts);
     std::vector<double> weights(static_cast<std::size_t>(ffn_experts), tau);
     weights.resize(static_cast<std::size_t>(ffn_experts + zero_computation_experts), 1.0);
-    return capacity_limit(form::choices, cf, round).shared_by(std::move(weights));
+    return capacity_limit(form::choices, cf, direction).shared_by(std::move(weights));
   }
   static capacity_limit fixed(index_t training, index_t inference) {
     return {form::fixed, {static_cast<double>(training), static_cast<double>(inference)}, rounding::down};
@@ -119,7 +119,7 @@ public:
     if (differs_between_experts() && static_cast<index_t>(weights_.size()) != r.experts)
       throw_invalid("the capacity has shares for ", weights_.size(), " experts, the router has E = ", r.experts);
     const double factor = r.training ? factor_.training : factor_.inference;
-    index_t capacity = std::max(formula(r, factor, expert), minimum_);
+    index_t capacity = (std::max)(formula(r, factor, expert), minimum_);
     if (capacity < 1)
       throw_invalid("capacity ", capacity, " is below 1: T = ", r.tokens, ", k = ", r.top_k, ", E = ", r.experts,
                     ", factor = ", factor);
@@ -130,14 +130,14 @@ public:
 private:
   enum class form { fixed, tokens, choices, mean_load, tutel, fastmoe };
 
-  capacity_limit(form f, capacity_factor cf, rounding round) : form_(f), round_(round), factor_(cf) {
+  capacity_limit(form f, capacity_factor cf, rounding direction) : form_(f), round_(direction), factor_(cf) {
     for (const double factor : {cf.training, cf.inference})
       if (f == form::tutel ? !is_finite(factor) : f == form::fixed ? !(factor >= 1) : !is_positive(factor))
         throw_invalid("a capacity factor of ", factor, " makes no capacity");
   }
 
   // Factors far beyond any batch are refused with infinity: a capacity has to fit an index.
-  static bool is_finite(double v) noexcept { return !is_nan(v) && std::abs(v) <= 1e9; }
+  static bool is_finite(double v) noexcept { return !is_nan(v) && (std::abs)(v) <= 1e9; }
   static bool is_positive(double v) noexcept { return is_finite(v) && v > 0; }
 
   // Where the exact value is an integer, the last bit decides about a slot. Under -ffast-math a compiler would reorder
@@ -171,7 +171,7 @@ private:
         return static_cast<index_t>(factor);
       case form::tokens: {
         const index_t capacity = rounded(quotient(product(product(tokens, factor), weight), experts));
-        return at_most_tokens_ ? std::min(capacity, r.tokens) : capacity;
+        return at_most_tokens_ ? (std::min)(capacity, r.tokens) : capacity;
       }
       case form::choices:
         return rounded(quotient(product(product(choices, factor), weight), experts));
@@ -181,8 +181,8 @@ private:
         return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
       case form::tutel: {
         const auto mean_load = static_cast<double>((r.tokens + r.experts - 1) / r.experts);
-        const index_t bound = r.top_k * static_cast<index_t>(std::trunc(std::abs(factor) * mean_load));
-        return factor > 0 ? bound : factor < 0 ? std::min(bound, r.largest_load) : r.largest_load;
+        const index_t bound = r.top_k * static_cast<index_t>(std::trunc((std::abs)(factor) * mean_load));
+        return factor > 0 ? bound : factor < 0 ? (std::min)(bound, r.largest_load) : r.largest_load;
       }
     }
     return 0;
@@ -210,7 +210,7 @@ public:
     if (limit.reads_load()) {
       choices.queue.assign(experts, 0);
       for (index_t i = first; i < choices.order.size(); ++i) ++choices.queue[choices.expert[choices.order[i]]];
-      for (const index_t load : choices.queue) request_.largest_load = std::max(request_.largest_load, load);
+      for (const index_t load : choices.queue) request_.largest_load = (std::max)(request_.largest_load, load);
     }
     const index_t different = limit.differs_between_experts() ? experts : 1;
     for (index_t e = 0; e < different; ++e) capacity_ = limit.of(request_, e);  // throws here rather than on the way

@@ -17,7 +17,7 @@ struct dropless {
     const index_t first = choices.order.size();
     for (index_t pair = group.begin * choices.top_k; pair < group.end * choices.top_k; ++pair)
       if (choices.asked[pair]) choices.order.push_back(pair);
-    choices.serve(first, experts, [](index_t) { return std::numeric_limits<index_t>::max(); });
+    choices.serve(first, experts, [](index_t) { return (std::numeric_limits<index_t>::max)(); });
   }
 };
 

@@ -39,7 +39,7 @@ std::vector<index_t> blocks_where(index_t layers, const IsSparse& is_sparse) {
 
 inline void check_groups(const json_object& json, const model_config& config) {
   try {
-    config.groups.check(config.experts, config.top_k);
+    config.groups.validate(config.experts, config.top_k);
   } catch (const std::invalid_argument& error) {
     throw file_error(json.file(), std::string("keys \"n_group\" and \"topk_group\": ") + error.what());
   }

@@ -145,7 +145,7 @@ private:
   }
 
   /// Reports what moved_tensor could not convert.
-  void check(const tensor_info& from, data_type type) {
+  void validate(const tensor_info& from, data_type type) {
     if (from.dtype == type) return;
     if (!holds_weights(from.dtype) || !holds_weights(type)) {
       problems_.add("different", from.name,
@@ -160,7 +160,7 @@ private:
     const auto count = static_cast<index_t>(tensor.elements());
     const tensor_place whole{tensor.name, tensor.shape, 0, count, 1};
     const data_type type = target_type(tensor);
-    check(tensor, type);
+    validate(tensor, type);
     tensors_[tensor.name] = {type, {{&tensor, whole, whole, 1, count}}};
   }
 
@@ -181,7 +181,7 @@ private:
         tensor_place target = to.layout().place(to.prefix(), e, part, size);
         auto [entry, is_new] = tensors_.try_emplace(target.tensor);
         if (is_new) entry->second.type = target_type(found->info);
-        if (taken_.insert(source.tensor).second) check(found->info, entry->second.type);
+        if (taken_.insert(source.tensor).second) validate(found->info, entry->second.type);
         const auto [rows, cols] = expert_layout::extent_of(part, size);
         entry->second.parts.push_back({&found->info, source, std::move(target), rows, cols});
       }

@@ -56,7 +56,7 @@ struct tensor_place {
       const index_t begin = offset + o * outer_stride;
       if (begin >= last) return;
       const index_t from = begin >= first ? 0 : (first - begin + step - 1) / step;
-      const index_t to = std::min(count, (last - begin + step - 1) / step);
+      const index_t to = (std::min)(count, (last - begin + step - 1) / step);
       if (from < to) f(run{by_row, by_row ? o : from, by_row ? from : o, to - from, begin + from * step - first, step});
     }
   }

@@ -41,7 +41,7 @@ public:
 
   /// Writes every tensor as this type. Throws std::invalid_argument if weights cannot be written as it.
   void set_type(data_type type) {
-    check(type);
+    validate(type);
     for (auto& [name, tensor] : tensors_) tensor.type = type;
   }
 
@@ -49,7 +49,7 @@ public:
   void set_types_of(const checkpoint_files& files) {
     for (auto& [name, tensor] : tensors_)
       if (const located_tensor* const found = files.find(name)) {
-        check(found->info.dtype);
+        validate(found->info.dtype);
         tensor.type = found->info.dtype;
       }
   }
@@ -76,7 +76,7 @@ private:
     }
   };
 
-  static void check(data_type type) {
+  static void validate(data_type type) {
     if (!detail::holds_weights(type)) throw_invalid("weights cannot be written as ", name_of(type));
   }
 

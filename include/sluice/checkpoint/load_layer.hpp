@@ -140,7 +140,7 @@ inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_op
   constexpr std::size_t between_reports = 512;
   std::uint64_t done = 0;
   for (std::size_t begin = 0; begin < tasks.size(); begin += between_reports) {
-    const std::size_t count = std::min(between_reports, tasks.size() - begin);
+    const std::size_t count = (std::min)(between_reports, tasks.size() - begin);
     options.executor.parallel_for(static_cast<index_t>(count), [&](index_t i) {
       const task& t = tasks[begin + static_cast<std::size_t>(i)];
       t.copy->read(t.block);

@@ -96,13 +96,13 @@ private:
     const index_t inner_stride = by_row ? place.col_stride : place.row_stride;
     const index_t outer_stride = by_row ? place.row_stride : place.col_stride;
     const index_t row0 = block * tile;
-    const index_t row_count = std::min(tile, rows_ - row0);
+    const index_t row_count = (std::min)(tile, rows_ - row0);
     std::array<index_t, tile> row_place;
     std::array<index_t, tile> col_place;
     std::array<Cell, 2 * tile> run;
     for (index_t r = 0; r < row_count; ++r) row_place[static_cast<std::size_t>(r)] = layout.place_of_row(row0 + r);
     for (index_t col0 = 0; col0 < cols_; col0 += tile) {
-      const index_t col_count = std::min(tile, cols_ - col0);
+      const index_t col_count = (std::min)(tile, cols_ - col0);
       for (index_t c = 0; c < col_count; ++c) col_place[static_cast<std::size_t>(c)] = layout.place_of_column(col0 + c);
       const auto& inner_place = by_row ? col_place : row_place;
       const auto& outer_place = by_row ? row_place : col_place;

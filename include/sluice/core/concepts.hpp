@@ -175,7 +175,7 @@ template <typename L, typename R>
 concept AuxiliaryLoss = RouterPolicy<R> &&
     requires(const L& loss, const typename R::tape& tape, typename R::tape& gradients, const typename R::plan& plan,
              const routing_context<typename R::scalar>& context) {
-      { loss(tape.signals, plan, context, gradients.dsignals) } -> std::convertible_to<typename R::scalar>;
+      { loss(tape.seen, plan, context, gradients.dseen) } -> std::convertible_to<typename R::scalar>;
     };
 
 // ---- explanations ---------------------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ consteval bool explain_bank() {
 template <typename L, typename R>
 consteval bool explain_loss() {
   static_assert(explain_router<R>());
-  static_assert(requires(typename R::tape& tape) { tape.signals, tape.dsignals; },
-                "sluice: auxiliary loss needs a router whose tape has `signals` and `dsignals`");
+  static_assert(requires(typename R::tape& tape) { tape.seen, tape.dseen; },
+                "sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`");
   static_assert(AuxiliaryLoss<L, R>,
                 "sluice: auxiliary loss needs `scalar operator()(const signals&, const plan&, const routing_context<scalar>&, "
-                "gradients&) const` for the signals of this router");
+                "gradients&) const` for the seen of this router");
   return AuxiliaryLoss<L, R>;
 }
 

@@ -37,7 +37,7 @@ inline constexpr auto infinity_bits = ordered_bits<Scalar>(sizeof(Scalar) == 4 ?
 template <std::floating_point Scalar>
 bool is_nan(const Scalar& value) noexcept {
   using bits_t = ordered_bits<Scalar>;
-  return (detail::bits_of(value) & std::numeric_limits<bits_t>::max()) > detail::infinity_bits<Scalar>;
+  return (detail::bits_of(value) & (std::numeric_limits<bits_t>::max)()) > detail::infinity_bits<Scalar>;
 }
 
 /// An integer that orders like the number: a < b exactly if order_key(a) < order_key(b), NaN lowest together with
@@ -46,7 +46,7 @@ template <std::floating_point Scalar>
 ordered_bits<Scalar> order_key(const Scalar& value) noexcept {
   using bits_t = ordered_bits<Scalar>;
   const bits_t bits = detail::bits_of(value);
-  const bits_t magnitude = bits & std::numeric_limits<bits_t>::max();
+  const bits_t magnitude = bits & (std::numeric_limits<bits_t>::max)();
   if (magnitude > detail::infinity_bits<Scalar>) return -detail::infinity_bits<Scalar>;
   return bits < 0 ? -magnitude : magnitude;
 }
@@ -67,7 +67,7 @@ bool any_nan(const Scalar* values, index_t count) noexcept {
   using bits_t = ordered_bits<Scalar>;
   bits_t largest = 0;
   for (index_t i = 0; i < count; ++i) {
-    const bits_t magnitude = detail::bits_of(values[i]) & std::numeric_limits<bits_t>::max();
+    const bits_t magnitude = detail::bits_of(values[i]) & (std::numeric_limits<bits_t>::max)();
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest > detail::infinity_bits<Scalar>;

@@ -33,7 +33,7 @@ using random_block = std::array<std::uint32_t, 4>;
 
 /// Ten rounds of Philox-4x32: 128 random bits for a counter and a key.
 constexpr random_block philox_4x32_10(random_block counter, std::uint32_t key0, std::uint32_t key1) noexcept {
-  for (int round = 0; round < 10; ++round) {
+  for (int pass = 0; pass < 10; ++pass) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53} * counter[0];
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * counter[2];
     counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),

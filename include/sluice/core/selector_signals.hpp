@@ -38,9 +38,9 @@ struct selector_gradients {
   /// Memory of losses, so that a warm evaluation allocates nothing; what it holds means nothing between calls.
   buffer<double> row_scratch;
 
-  void zero_like(const selector_signals<Scalar>& signals) {
-    selectors.set_zero(signals.selectors.rows(), signals.selectors.cols());
-    mixing.set_zero(signals.mixing.rows(), signals.mixing.cols());
+  void zero_like(const selector_signals<Scalar>& seen) {
+    selectors.set_zero(seen.selectors.rows(), seen.selectors.cols());
+    mixing.set_zero(seen.mixing.rows(), seen.mixing.cols());
   }
 };
 

@@ -37,10 +37,10 @@ struct score_gradients {
   matrix_buffer<Scalar> row_scratch;
   buffer<double> sum_scratch;
 
-  void zero_like(const score_signals<Scalar>& signals) {
-    clean.set_zero(signals.clean.rows(), signals.clean.cols());
-    noisy.set_zero(signals.has_noise ? signals.clean.rows() : 0, signals.clean.cols());
-    noise_std.set_zero(signals.noise_std.rows(), signals.noise_std.cols());
+  void zero_like(const score_signals<Scalar>& seen) {
+    clean.set_zero(seen.clean.rows(), seen.clean.cols());
+    noisy.set_zero(seen.has_noise ? seen.clean.rows() : 0, seen.clean.cols());
+    noise_std.set_zero(seen.noise_std.rows(), seen.noise_std.cols());
   }
   matrix_buffer<Scalar>& noisy_or_clean() noexcept { return noisy.empty() ? clean : noisy; }
 };

@@ -61,15 +61,15 @@ public:
   }
   /// Sets both rows of a token to zero: no slot sees it, and its output is zero.
   void leave_out(index_t token) noexcept {
-    std::fill_n(dispatch_.row(token), slots(), Scalar(0));
-    std::fill_n(combine_.row(token), slots(), Scalar(0));
+    std::fill_n(dispatch_.row(token), slot_count(), Scalar(0));
+    std::fill_n(combine_.row(token), slot_count(), Scalar(0));
   }
 
   index_t tokens() const noexcept { return dispatch_.rows(); }
   index_t experts() const noexcept { return experts_; }
-  index_t slots() const noexcept { return experts_ * slots_per_expert_; }
+  index_t slot_count() const noexcept { return experts_ * slots_per_expert_; }
   index_t slots_per_expert() const noexcept { return slots_per_expert_; }
-  index_t rows() const noexcept { return groups_.size() * slots(); }
+  index_t rows() const noexcept { return groups_.size() * slot_count(); }
   std::span<const token_range> groups() const noexcept { return groups_.span(); }
   index_t group_of(index_t token) const noexcept { return group_of_[token]; }
   /// The row of slot s (0 .. E·P) of a group in the experts' input.

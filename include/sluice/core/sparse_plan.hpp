@@ -146,7 +146,7 @@ public:
   }
 
   /// Throws std::invalid_argument if a token has an expert twice. For plans that were made by hand.
-  void check() const {
+  void validate() const {
     for (index_t t = 0; t < tokens_; ++t) {
       const auto own = of_token(t);
       for (std::size_t a = 0; a < own.size(); ++a)

@@ -41,7 +41,7 @@ struct relu {
     if constexpr (std::floating_point<V>)
       return z < V(0) ? V(0) : z;
     else
-      return max(detail::constant<V>(0), z);  // in this order the vector instruction passes NaN on
+      return select(z < detail::constant<V>(0), detail::constant<V>(0), z);  // a comparison is false for NaN, which passes
   }
   template <typename V>
   static V derivative(V z) {

@@ -134,7 +134,7 @@ public:
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
   index_t workspace_bytes(index_t rows, bool training) const requires MadeOfLinearMaps<Expert> {
     index_t hidden = 0;
-    for (const Expert& e : experts_) hidden = std::max(hidden, e.last_map().inputs());
+    for (const Expert& e : experts_) hidden = (std::max)(hidden, e.last_map().inputs());
     return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
            (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
   }
@@ -166,7 +166,7 @@ private:
   void forward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
     index_t columns = 0;
-    for (const Expert& expert : experts_) columns = std::max<index_t>(columns, expert.saved_columns());
+    for (const Expert& expert : experts_) columns = (std::max<index_t>)(columns, expert.saved_columns());
     t.saved.resize(rows_end(offsets) - offsets.front(), columns);
     cut(offsets, row_block, t.blocks);
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
@@ -191,7 +191,7 @@ private:
     for (index_t e = 0; e < experts(); ++e) {
       const index_t end = offsets[static_cast<std::size_t>(e) + 1];
       for (index_t begin = offsets[static_cast<std::size_t>(e)]; begin < end; begin += size)
-        blocks.push_back({e, begin, std::min(begin + size, end)});
+        blocks.push_back({e, begin, (std::min)(begin + size, end)});
     }
   }
 

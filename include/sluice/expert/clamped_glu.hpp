@@ -26,7 +26,7 @@ struct clamped_gating {
   Scalar limit = 7;
 
   /// Throws std::invalid_argument if the numbers make no sense.
-  void check() const {
+  void validate() const {
     if (is_nan(alpha) || is_nan(limit) || !(limit > Scalar(0)))
       throw_invalid("a clamped gate needs a number alpha and a limit above 0, not ", alpha, " and ", limit);
   }
@@ -41,7 +41,7 @@ struct clamped_gating {
     const vector z = capped(a);
     const vector s = kernel::logistic(vector(alpha) * z);
     const vector da = dh * (clamped(b) + one) * s * (one + vector(alpha) * z * (one - s));
-    return {select(a > most, zero, da), select(abs(b) > most, zero, dh * z * s)};
+    return {select(a > most, zero, da), select(fabs(b) > most, zero, dh * z * s)};
   }
 
 private:

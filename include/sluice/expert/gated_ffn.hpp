@@ -62,7 +62,7 @@ public:
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
-    if constexpr (requires { gating_.check(); }) gating_.check();
+    if constexpr (requires { gating_.validate(); }) gating_.validate();
     gate_ = {hidden, inputs};
     up_ = {hidden, inputs};
     down_ = {outputs, hidden};

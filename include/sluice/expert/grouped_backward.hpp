@@ -40,8 +40,8 @@ index_t grouped_training_bytes(index_t rows, index_t experts, index_t inputs, in
   using packed = kernel::packed_rows<full_precision<scalar>>;
   constexpr index_t lanes = packed::lanes;
   // Every expert that has rows may leave lanes of its last group unused.
-  const index_t lane_rows = (rows / lanes + std::min(rows, experts)) * lanes;
-  const index_t parts = (std::max(inputs, hidden) + 4 * lanes - 1) / (4 * lanes);
+  const index_t lane_rows = (rows / lanes + (std::min)(rows, experts)) * lanes;
+  const index_t parts = ((std::max)(inputs, hidden) + 4 * lanes - 1) / (4 * lanes);
   const index_t numbers = rows * (Expert::first_maps * packed::pitch(hidden) + packed::pitch(outputs) + parts) +
                           lane_rows * (outputs + Expert::first_maps * hidden);
   return numbers * static_cast<index_t>(sizeof(scalar)) + (experts + 1) * static_cast<index_t>(sizeof(index_t));
@@ -116,7 +116,7 @@ private:
                        const kernel::row_blocks rows = group_.blocks_of(t.expert);
                        for (index_t g = t.begin; g < t.end; ++g) {
                          const index_t first = rows.first() + g * lanes;
-                         const index_t count = std::min(lanes, rows.first() + rows.rows() - first);
+                         const index_t count = (std::min)(lanes, rows.first() + rows.rows() - first);
                          scalar* out = upstream_lanes(t.expert).group(g);
                          std::array<const scalar*, static_cast<std::size_t>(lanes)> from;
                          for (index_t l = 0; l < count; ++l) from[static_cast<std::size_t>(l)] = upstream(first + l);
@@ -141,9 +141,9 @@ private:
                        const index_t groups = lane_rows::groups(rows_.load(t.expert));
                        for (index_t unit = t.begin; unit < t.end; ++unit) {
                          const index_t begin = unit * unit_columns;
-                         const index_t end = std::min(begin + unit_columns, width);
+                         const index_t end = (std::min)(begin + unit_columns, width);
                          for (index_t g = 0; g < groups; g += unit_groups) {
-                           const index_t count = std::min(unit_groups, groups - g);
+                           const index_t count = (std::min)(unit_groups, groups - g);
                            kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end,
                                                        upstream_lanes(t.expert), g, count, sums, false);
                            for_each_row(t.expert, g, count, [&](index_t i, index_t group, index_t lane) {
@@ -160,7 +160,7 @@ private:
   template <typename F>
   void for_each_row(index_t e, index_t first_group, index_t count, F&& f) const {
     const kernel::row_blocks rows = group_.blocks_of(e);
-    for (index_t r = first_group * lanes; r < std::min((first_group + count) * lanes, rows.rows()); ++r)
+    for (index_t r = first_group * lanes; r < (std::min)((first_group + count) * lanes, rows.rows()); ++r)
       f(rows.first() + r, r / lanes, r % lanes);
   }
 
@@ -176,7 +176,7 @@ private:
     };
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
-      const index_t count = std::min(lanes, end - column);
+      const index_t count = (std::min)(lanes, end - column);
       alignas(64) scalar upstream[lanes] = {};
       for (index_t l = 0; l < count; ++l) upstream[l] = dh[(column - begin + l) * lanes + lane];
       const vector unweighted = kernel::load(upstream);
@@ -250,7 +250,7 @@ private:
 
   static void add_neighbours(linear_map<full>& map, index_t q, const kernel::row_blocks& rows, const packed& x,
                              const packed& dy) {
-    const index_t second = std::min(2 * q + 1, map.panels() - 1);
+    const index_t second = (std::min)(2 * q + 1, map.panels() - 1);
     kernel::add_weight_gradient<scalar>(
         rows, x, {dy, dy}, {2 * q, second},
         {map.gradient_panel(2 * q), second == 2 * q ? nullptr : map.gradient_panel(second)});
@@ -258,7 +258,7 @@ private:
 
   static void add_column_sums(const kernel::row_blocks& rows, const packed& dy, index_t first, index_t panels,
                               scalar* sums) {
-    for (index_t p = first; p < std::min(first + 2, panels); ++p)
+    for (index_t p = first; p < (std::min)(first + 2, panels); ++p)
       for (index_t b = 0; b < rows.count(); ++b)
         for (index_t i = 0; i < rows.size(b); ++i)
           add_lanes<scalar>(sums + p * lanes, kernel::load(dy.panel(rows, b, i, p)));
@@ -273,10 +273,10 @@ private:
                            for (index_t unit = first_unit; unit < last_unit; ++unit) {
                              const Expert& expert = expert_of(e);
                              const index_t begin = unit * unit_columns;
-                             const index_t end = std::min(begin + unit_columns, inputs_);
+                             const index_t end = (std::min)(begin + unit_columns, inputs_);
                              const index_t groups = lane_rows::groups(rows_.load(e));
                              for (index_t g = 0; g < groups; g += unit_groups) {
-                               const index_t count = std::min(unit_groups, groups - g);
+                               const index_t count = (std::min)(unit_groups, groups - g);
                                for (int m = 0; m < maps; ++m)
                                  kernel::multiply_transposed(expert.first_map(m), begin, end,
                                                              hidden_lanes(e, m, expert.last_map().inputs()), g, count,

@@ -69,7 +69,7 @@ private:
 
   /// Panels 2q and 2q + 1 of a map; an odd last panel stands twice, and its copy's sums are not used.
   static panel_pair neighbours(const linear_map<storage>& map, index_t q) {
-    return {map.panel(2 * q), map.panel(std::min(2 * q + 1, map.panels() - 1))};
+    return {map.panel(2 * q), map.panel((std::min)(2 * q + 1, map.panels() - 1))};
   }
   static panel_pair first_panels(const Expert& expert, index_t q) {
     if constexpr (maps == 2)
@@ -81,7 +81,7 @@ private:
   static index_t output_pitch(index_t outputs) { return (outputs + lanes - 1) / lanes * lanes; }
   /// A smaller batch may take the other road, and must not allocate then.
   static index_t waiting_outputs(index_t rows, index_t outputs) {
-    return std::min(rows * output_pitch(outputs), whole_experts_outputs);
+    return (std::min)(rows * output_pitch(outputs), whole_experts_outputs);
   }
 
   void make_room() {
@@ -120,8 +120,8 @@ private:
     const kernel::row_blocks rows = group_.blocks_of(t.expert);
     for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
       kernel::multiply_panels<storage>(
-          group_.packed_inputs(), rows, first, std::min(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
-          [&](index_t q) { return first_panels(expert, std::min(q, t.end - 1)); },
+          group_.packed_inputs(), rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
+          [&](index_t q) { return first_panels(expert, (std::min)(q, t.end - 1)); },
           [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
   }
 
@@ -187,7 +187,7 @@ private:
     constexpr index_t pair_columns = lanes * kernel::tile_vectors;
     const index_t pairs = (outputs_ + pair_columns - 1) / pair_columns;
     group_.run_columns(pairs, rows_.size() * group_.hidden_width() * outputs_, [&](index_t begin, index_t end) {
-      clear(y, begin * pair_columns, std::min(end * pair_columns, outputs_));
+      clear(y, begin * pair_columns, (std::min)(end * pair_columns, outputs_));
       for (index_t a = 0; a < m_.active.size(); ++a) {
         const Expert& expert = expert_of(m_.active[a]);
         const bool is_last = a + 1 == m_.active.size();
@@ -206,7 +206,7 @@ private:
     const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
     for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
       kernel::multiply_panels<storage>(
-          h, rows, first, std::min(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
+          h, rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
           [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
           [&](index_t b, index_t q, const sums_t& sums) {
             for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {

@@ -72,14 +72,14 @@ public:
                const executor_ref& executor)
       : rows_(rows), inputs_(inputs), m_(m), executor_(executor) {
     // The largest number of either that any routing of this many rows needs: a warm call must not allocate.
-    const index_t most_active = std::min(rows.experts(), rows.size());
+    const index_t most_active = (std::min)(rows.experts(), rows.size());
     m.active.resize(most_active);
     m.active.clear();
     m.tasks.resize(most_active + 2 * tasks_per_thread * executor.concurrency());
     for (index_t e = 0; e < rows.experts(); ++e)
       if (rows.load(e) > 0) {
         m.active.push_back(e);
-        hidden_ = std::max(hidden_, expert_of(e).last_map().inputs());
+        hidden_ = (std::max)(hidden_, expert_of(e).last_map().inputs());
       }
   }
 
@@ -105,11 +105,11 @@ public:
   void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
     for (const index_t e : m_.active) total += units_of(e) * work_of(e);
-    const index_t target = std::max<index_t>(serial_work, total / most_tasks());
+    const index_t target = (std::max<index_t>)(serial_work, total / most_tasks());
     m_.tasks.clear();
     for (const index_t e : m_.active) {
       const index_t units = units_of(e);
-      const index_t most = std::max<index_t>(1, target / std::max<index_t>(1, work_of(e)));
+      const index_t most = (std::max<index_t>)(1, target / (std::max<index_t>)(1, work_of(e)));
       const index_t parts = (units + most - 1) / most;
       for (index_t part = 0; part < parts; ++part)
         m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
@@ -120,7 +120,7 @@ public:
   /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that of all.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
-    const index_t parts = std::min({units, most_tasks(), std::max<index_t>(1, 2 * work / serial_work)});
+    const index_t parts = (std::min)({units, most_tasks(), (std::max<index_t>)(1, 2 * work / serial_work)});
     executor_for(work).parallel_for(parts,
                                     [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }
@@ -133,7 +133,7 @@ public:
     if (threads == 1 || work < serial_work || work > whole_experts_work) return false;
     if (rows_.size() * outputs > whole_experts_outputs) return false;
     index_t largest = 0;
-    for (const index_t e : m_.active) largest = std::max(largest, rows_.load(e));
+    for (const index_t e : m_.active) largest = (std::max)(largest, rows_.load(e));
     return largest * threads <= rows_.size();
   }
   /// body(e) for every active expert.

@@ -46,7 +46,7 @@ public:
   index_t pairs() const noexcept { return keys() * keys(); }
 
   /// Throws std::invalid_argument unless 1 <= k <= n², c <= n and c² >= k.
-  void check(index_t k, index_t c) const {
+  void validate(index_t k, index_t c) const {
     if (k < 1 || k > pairs()) throw_invalid("product keys need 1 <= k <= n * n, not k = ", k, " with n = ", keys());
     if (c < 1 || c > keys() || c * c < k)
       throw_invalid("product keys need c <= n candidates with c * c >= k, not c = ", c, " with n = ", keys(),

@@ -7,7 +7,7 @@
 ///
 ///   first.forward(x, h, tape1);           context.previous_logits = std::as_const(tape1.router.signals.clean).map();
 ///   second.forward(h, y, tape2, context); second.backward(dy, dh, tape2);
-///   tape1.router.dsignals.clean.map() += tape2.router.gate.previous_logits_gradient().map();
+///   tape1.router.dseen.clean.map() += tape2.router.gate.previous_logits_gradient().map();
 ///   first.backward(dh, dx, tape1);
 ///
 /// Without previous logits a call throws std::invalid_argument, unless options.optional is set (a first layer of the
@@ -62,7 +62,7 @@ public:
                       "], the logits of the layer before; for a first layer set options.optional");
       return;
     }
-    check(previous, x.rows());
+    validate(previous, x.rows());
     context.executor.parallel_blocks(x.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
       kernel::multiply_nt(end - begin, this->experts(), this->experts(), previous.data + begin * previous.cols,
                           previous.cols, residual_.data(), this->experts(), &logits(begin, 0), logits.outerStride(),
@@ -74,7 +74,7 @@ public:
                 tokens_out<scalar> dx) {
     this->inner().backward(x, context, dlogits, t.inner, dx);
     if (!context.previous_logits) return;
-    check(context.previous_logits, x.rows());
+    validate(context.previous_logits, x.rows());
     t.dprevious.set_zero(x.rows(), this->experts());
     linear_backward<scalar>(context.previous_logits.map(), residual_, dlogits, t.dprevious.map(), context.executor);
   }
@@ -88,7 +88,7 @@ public:
   }
 
 private:
-  void check(const optional_matrix<scalar>& previous, index_t tokens) const {
+  void validate(const optional_matrix<scalar>& previous, index_t tokens) const {
     if (previous.rows != tokens || previous.cols != this->experts())
       throw_invalid("residual_gate needs routing_context.previous_logits [T, E] = [", tokens, ", ", this->experts(),
                     "], not [", previous.rows, ", ", previous.cols, "]; linked layers need equally many experts");

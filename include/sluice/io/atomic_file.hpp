@@ -106,7 +106,7 @@ inline atomic_file::atomic_file(const std::filesystem::path& target) : target_(r
 inline void atomic_file::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     constexpr std::size_t most = std::size_t{1} << 30U;  // Linux writes at most 2 GiB a call, macOS refuses more
-    const ::ssize_t written = ::write(descriptor_, bytes.data(), std::min(bytes.size(), most));
+    const ::ssize_t written = ::write(descriptor_, bytes.data(), (std::min)(bytes.size(), most));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail("cannot be written", {errno, std::generic_category()});
     bytes = bytes.subspan(static_cast<std::size_t>(written));

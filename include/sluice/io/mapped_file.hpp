@@ -80,7 +80,7 @@ inline mapped_file::mapped_file(const std::filesystem::path& path) {
   if (::fstat(descriptor, &status) != 0) throw fail("its size cannot be read", errno);
   if (!S_ISREG(status.st_mode)) throw file_error(path.string(), "is not a regular file");
   const auto size = static_cast<std::uint64_t>(status.st_size);
-  if (size > std::numeric_limits<std::size_t>::max() / 2)
+  if (size > (std::numeric_limits<std::size_t>::max)() / 2)
     throw file_error(path.string(), "its " + std::to_string(size) + " bytes exceed the address space");
   if (size == 0) return;  // mmap refuses a length of 0
 
@@ -103,7 +103,7 @@ inline mapped_file::mapped_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   if (!in || error) throw file_error(path.string(), "cannot be opened");
-  if (size > static_cast<std::uintmax_t>(std::numeric_limits<std::ptrdiff_t>::max()))
+  if (size > static_cast<std::uintmax_t>((std::numeric_limits<std::ptrdiff_t>::max)()))
     throw file_error(path.string(), "its " + std::to_string(size) + " bytes exceed the address space");
   memory_.resize(static_cast<std::size_t>(size));
   in.read(reinterpret_cast<char*>(memory_.data()), static_cast<std::streamsize>(size));

@@ -76,7 +76,7 @@ template <typename Scalar, typename F>
 void for_each_piece(index_t count, F&& f) noexcept {
   std::array<Scalar, 1024> numbers;
   for (index_t first = 0; first < count; first += static_cast<index_t>(numbers.size()))
-    f(first, std::span(numbers).first(std::min(numbers.size(), static_cast<std::size_t>(count - first))));
+    f(first, std::span(numbers).first((std::min)(numbers.size(), static_cast<std::size_t>(count - first))));
 }
 
 template <typename Parameter>

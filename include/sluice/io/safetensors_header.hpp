@@ -55,7 +55,7 @@ public:
 
   bool number_unsigned(std::uint64_t value) {
     if (place_ == place::shape) {
-      if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+      if (value > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)()))
         refuse("extent " + std::to_string(value) + " exceeds 63 bits");
       if (tensors.back().shape->size() == most_dimensions)
         refuse("has more than " + std::to_string(most_dimensions) + " dimensions");

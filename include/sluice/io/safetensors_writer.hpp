@@ -75,7 +75,7 @@ public:
 
   void save(const std::filesystem::path& path) const {
     atomic_file file(path);
-    emit([&file](std::span<const std::byte> bytes) { file.write(bytes); });
+    write_to([&file](std::span<const std::byte> bytes) { file.write(bytes); });
     file.commit();
   }
 
@@ -95,7 +95,7 @@ public:
   /// The file that save would write.
   std::vector<std::byte> to_bytes() const {
     std::vector<std::byte> out;
-    emit([&out](std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); });
+    write_to([&out](std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); });
     return out;
   }
 
@@ -133,7 +133,7 @@ private:
   std::string header() const;
 
   template <typename Sink>
-  void emit(Sink sink) const {
+  void write_to(Sink sink) const {
     const std::string text = header();
     const std::uint64_t length = text.size();
     sink(std::as_bytes(std::span<const std::uint64_t>(&length, 1)));
@@ -194,7 +194,7 @@ inline std::vector<safetensors_writer> safetensors_writer::split(std::uint64_t m
       parts.emplace_back();
       room = most_bytes;
     }
-    room -= std::min(room, tensor.size);
+    room -= (std::min)(room, tensor.size);
     parts.back().names_.insert(tensor.name);
     parts.back().tensors_.push_back(tensor);
   }

@@ -33,7 +33,7 @@ inline constexpr std::size_t most_dimensions = 64;
 /// Product of the extents times `element_size`, or nothing if an extent is negative or if the extents other than 0
 /// multiply beyond 63 bits: an extent 0 elsewhere does not excuse them, since callers multiply parts of a shape too.
 inline std::optional<std::uint64_t> checked_byte_count(std::span<const std::int64_t> shape, std::size_t element_size) {
-  constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)());
   std::uint64_t product = element_size;
   bool empty = false;
   for (const std::int64_t extent : shape) {

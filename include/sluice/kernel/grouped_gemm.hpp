@@ -56,7 +56,7 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
   for (index_t k = 0; k < steps; k += k_block) {
     tile_operands<Storage, vectors> t;
     t.inner = lanes;
-    t.steps = std::min(k_block, steps - k);
+    t.steps = (std::min)(k_block, steps - k);
     t.weights = advance(weights, k * step_size);
     t.accumulate = k > 0;
     streams<const std::byte*> coming{};
@@ -65,7 +65,7 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
     if constexpr (Pairs == 1) {
       const bool more = k + k_block < steps;
       coming = bytes_of(more ? advance(weights, (k + k_block) * step_size) : panels_of(q + 1));
-      share = std::min(k_block, more ? steps - k - k_block : steps) * step_size *
+      share = (std::min)(k_block, more ? steps - k - k_block : steps) * step_size *
               static_cast<index_t>(sizeof(typename Storage::element)) / (last - first);
       ahead.stride = (share + t.steps - 1) / t.steps;
     }
@@ -149,13 +149,13 @@ void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t be
     tile_operands<storage> t;
     t.inner = lanes;
     t.jump = panel_size;
-    t.steps = std::min(panels_at_once * lanes, w.outputs() - p * lanes);
+    t.steps = (std::min)(panels_at_once * lanes, w.outputs() - p * lanes);
     t.accumulate = accumulate || p > 0;
-    const index_t coming_panels = std::min(panels_at_once, w.panels() - p - panels_at_once);
+    const index_t coming_panels = (std::min)(panels_at_once, w.panels() - p - panels_at_once);
     for (index_t i = 0; i < count; i += height) {
       t.a = w.panel(p) + (begin + i) * lanes;
       for (index_t q = 0; q < coming_panels; ++q)  // the same inputs of the panels that come next
-        for (index_t line = 0; line < std::min(height, count - i); ++line)
+        for (index_t line = 0; line < (std::min)(height, count - i); ++line)
           prefetch(w.panel(p + panels_at_once + q) + (begin + i + line) * lanes);
       for (index_t g = 0; g < groups; g += tile_vectors) {
         const bool both = g + 1 < groups;
@@ -163,7 +163,7 @@ void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t be
         t.weights = {rows, both ? rows + dy.cols * lanes : rows};
         Scalar* out = sums + (g * count + i) * lanes;
         t.sums = {out, both ? out + count * lanes : spare};
-        run_tile<storage, forward_order<Scalar>>(std::min(height, count - i), t, {detail::bytes_of(t.weights), 0});
+        run_tile<storage, forward_order<Scalar>>((std::min)(height, count - i), t, {detail::bytes_of(t.weights), 0});
       }
     }
   }
@@ -197,7 +197,7 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
   };
   const index_t full = rows.rows() / rows.height();
   for (index_t input = 0; input < x.inputs; input += height) {
-    const index_t valid = std::min<index_t>(height, x.inputs - input);
+    const index_t valid = (std::min<index_t>)(height, x.inputs - input);
     streams<Scalar*> sums;
     for (std::size_t v = 0; v < tile_vectors; ++v) {
       const bool direct = gradient[v] != nullptr && valid == height;

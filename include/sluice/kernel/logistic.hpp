@@ -14,20 +14,20 @@ namespace sluice::inline SLUICE_ISA::kernel {
 
 template <typename V>
 V logistic(V z) noexcept {
-  using std::abs, std::exp;
+  using std::exp, std::fabs;
   if constexpr (std::floating_point<V>) {
-    const V e = exp(-abs(z));
+    const V e = exp(-fabs(z));
     return (z < V(0) ? e : V(1)) / (V(1) + e);
   } else {
     const V one(typename V::value_type(1)), zero(typename V::value_type(0));
-    const V e = exp(-abs(z));
+    const V e = exp(-fabs(z));
     return select(z < zero, e, one) / (one + e);
   }
 }
 
 template <std::floating_point Scalar>
 Scalar softplus(Scalar z) noexcept {
-  return (z > Scalar(0) ? z : Scalar(0)) + std::log1p(std::exp(-std::abs(z)));
+  return (z > Scalar(0) ? z : Scalar(0)) + std::log1p(std::exp(-(std::abs)(z)));
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel

@@ -29,7 +29,7 @@ namespace detail {
 
 template <typename Scalar>
 simd_keys<Scalar> magnitudes(const simd_keys<Scalar>& bits) noexcept {
-  return bits & simd_keys<Scalar>(std::numeric_limits<ordered_bits<Scalar>>::max());
+  return bits & simd_keys<Scalar>((std::numeric_limits<ordered_bits<Scalar>>::max)());
 }
 
 }  // namespace detail
@@ -76,7 +76,7 @@ Int largest_lane(const simd<Int>& v) noexcept {
   Int lanes[simd_width<Int>];
   store<Int>(lanes, v);
   SLUICE_UNROLL for (index_t half = simd_width<Int> / 2; half > 0; half /= 2) {
-    SLUICE_UNROLL for (index_t i = 0; i < half; ++i) lanes[i] = std::max(lanes[i], lanes[i + half]);
+    SLUICE_UNROLL for (index_t i = 0; i < half; ++i) lanes[i] = (std::max)(lanes[i], lanes[i + half]);
   }
   return lanes[0];
 }
@@ -86,7 +86,7 @@ template <typename Scalar>
 ordered_bits<Scalar> largest_key(const Scalar* values, index_t count) noexcept {
   simd_keys<Scalar> best(-infinity_key<Scalar>);
   for_each_keys(values, count, [&](const simd_keys<Scalar>& keys, index_t) {
-    best = xsimd::max(best, keys);
+    best = (xsimd::max)(best, keys);
     return false;
   });
   return largest_lane<ordered_bits<Scalar>>(best);

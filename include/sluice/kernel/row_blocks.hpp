@@ -35,7 +35,7 @@ public:
   index_t height() const noexcept { return height_; }
   index_t count() const noexcept { return (rows_ + height_ - 1) / height_; }
   index_t begin(index_t b) const noexcept { return first_ + b * height_; }
-  index_t size(index_t b) const noexcept { return std::min(height_, rows_ - b * height_); }
+  index_t size(index_t b) const noexcept { return (std::min)(height_, rows_ - b * height_); }
 
 private:
   index_t first_;

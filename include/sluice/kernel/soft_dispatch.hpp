@@ -25,8 +25,8 @@ struct slot_runs {
 template <typename Scalar>
 slot_runs runs_of(const soft_plan<Scalar>& plan) {
   const auto groups = static_cast<index_t>(plan.groups().size());
-  if (groups == 1) return {plan.slots(), 1};
-  if (plan.slots_per_expert() == 1) return {plan.slots(), groups};
+  if (groups == 1) return {plan.slot_count(), 1};
+  if (plan.slots_per_expert() == 1) return {plan.slot_count(), groups};
   return {plan.slots_per_expert(), 1};
 }
 
@@ -51,7 +51,7 @@ void for_each_token_run(const soft_plan<Scalar>& plan, const matrix_buffer<Scala
                         F&& f) {
   while (begin < end) {
     const index_t group = plan.group_of(begin);
-    const index_t border = std::min(end, plan.groups()[static_cast<std::size_t>(group)].end);
+    const index_t border = (std::min)(end, plan.groups()[static_cast<std::size_t>(group)].end);
     for_each_used_run(factor, begin, border, [&](index_t first, index_t last) { f(group, first, last); });
     begin = border;
   }
@@ -63,14 +63,14 @@ void mix_tokens(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& fact
                 tokens_out<Scalar> rows, const executor_ref& executor) {
   const slot_runs runs = runs_of(plan);
   const index_t blocks = (runs.length + rows_per_task - 1) / rows_per_task;
-  const index_t tasks_per_group = plan.slots() / runs.length * blocks;
+  const index_t tasks_per_group = plan.slot_count() / runs.length * blocks;
   const index_t stride = runs.distance * rows.outerStride();
   executor.parallel_for(static_cast<index_t>(plan.groups().size()) * tasks_per_group, [&](index_t task) {
     const index_t group = task / tasks_per_group;
     const index_t run = task % tasks_per_group / blocks;
     const index_t offset = task % blocks * rows_per_task;
     const index_t slot = run * runs.length + offset;
-    const index_t count = std::min(rows_per_task, runs.length - offset);
+    const index_t count = (std::min)(rows_per_task, runs.length - offset);
     Scalar* out = rows.data() + plan.row(group, slot) * rows.outerStride();
     for (index_t s = 0; s < count; ++s) std::fill_n(out + s * stride, x.cols(), Scalar(0));
     const token_range range = plan.groups()[static_cast<std::size_t>(group)];
@@ -90,7 +90,7 @@ void mix_slots(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& facto
     if (mode == kernel::write::replace)
       for (index_t t = first; t < last; ++t) std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0));
     for_each_token_run(plan, factor, first, last, [&](index_t group, index_t begin, index_t end) {
-      for (index_t slot = 0; slot < plan.slots(); slot += runs.length)
+      for (index_t slot = 0; slot < plan.slot_count(); slot += runs.length)
         kernel::multiply_nn(end - begin, y.cols(), runs.length, factor.row(begin) + slot, factor.cols(),
                             rows.data() + plan.row(group, slot) * rows.outerStride(),
                             runs.distance * rows.outerStride(), y.data() + begin * y.outerStride(), y.outerStride(),
@@ -104,11 +104,11 @@ template <typename Scalar>
 void products_with_slots(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& factor, tokens_in<Scalar> a,
                          tokens_in<Scalar> rows, matrix_buffer<Scalar>& products, const executor_ref& executor) {
   const slot_runs runs = runs_of(plan);
-  products.resize(plan.tokens(), plan.slots());
+  products.resize(plan.tokens(), plan.slot_count());
   executor.parallel_blocks(plan.tokens(), rows_per_task, [&](index_t first, index_t last) {
-    std::fill_n(products.row(first), (last - first) * plan.slots(), Scalar(0));
+    std::fill_n(products.row(first), (last - first) * plan.slot_count(), Scalar(0));
     for_each_token_run(plan, factor, first, last, [&](index_t group, index_t begin, index_t end) {
-      for (index_t slot = 0; slot < plan.slots(); slot += runs.length)
+      for (index_t slot = 0; slot < plan.slot_count(); slot += runs.length)
         kernel::multiply_nt(end - begin, runs.length, a.cols(), a.data() + begin * a.outerStride(), a.outerStride(),
                             rows.data() + plan.row(group, slot) * rows.outerStride(),
                             runs.distance * rows.outerStride(), products.row(begin) + slot, products.cols());

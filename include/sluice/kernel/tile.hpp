@@ -106,7 +106,7 @@ void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead)
   [[maybe_unused]] streams<const std::byte*> next = ahead.from;
   const typename Storage::activation* run = t.a;
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
-    const index_t count = std::min(t.inner, t.steps - begin);
+    const index_t count = (std::min)(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
     for (index_t k = 0; k < count; ++k) {
       typename Storage::vector weights[Vectors];

@@ -34,12 +34,12 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   index_t i = 0;
   for (; i + groups <= count; i += groups) {
     SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
-      largest[v] = xsimd::max(largest[v], order_keys<Scalar>(load(scores + i + v * width)));
+      largest[v] = (xsimd::max)(largest[v], order_keys<Scalar>(load(scores + i + v * width)));
     }
   }
   for_each_keys(scores + i, count - i, [&](const simd<key>& keys, index_t first) {
     SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
-      if (v * width == first) largest[v] = xsimd::max(largest[v], keys);
+      if (v * width == first) largest[v] = (xsimd::max)(largest[v], keys);
     }
     return false;
   });
@@ -51,11 +51,11 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
     }
   }
   // The k-th largest is the smallest that has fewer than k above it.
-  const simd<key> never(-std::numeric_limits<key>::max());
+  const simd<key> never(-(std::numeric_limits<key>::max)());
   simd<key> negated = never;
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
     const auto is_among_k = above[v] < simd<key>(static_cast<key>(k));
-    negated = xsimd::max(negated, select_lanes(is_among_k, simd<key>(key(0)) - largest[v], never));
+    negated = (xsimd::max)(negated, select_lanes(is_among_k, simd<key>(key(0)) - largest[v], never));
   }
   return -largest_lane<key>(negated);
 }

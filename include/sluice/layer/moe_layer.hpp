@@ -117,8 +117,8 @@ public:
       if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
     router_.route(t.x.map(), context, t.plan, t.router);
     apply(t.x.map(), y, t, context, true);
-    if constexpr (requires { t.router.dsignals.zero_like(t.router.signals); })
-      t.router.dsignals.zero_like(t.router.signals);
+    if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
+      t.router.dseen.zero_like(t.router.seen);
     evaluate_losses(t, std::index_sequence_for<Losses...>{});
   }
 
@@ -231,7 +231,7 @@ private:
 
   template <std::size_t... I>
   void evaluate_losses(tape& t, std::index_sequence<I...>) const {
-    ((t.losses[I] = std::get<I>(losses_)(t.router.signals, t.plan, t.context, t.router.dsignals)), ...);
+    ((t.losses[I] = std::get<I>(losses_)(t.router.seen, t.plan, t.context, t.router.dseen)), ...);
   }
 
   template <typename Loss>

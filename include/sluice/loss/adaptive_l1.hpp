@@ -92,7 +92,7 @@ private:
     else if (direction < 0 || options_.at_target == on_target::divide)
       lambda /= multiplier;
     // A product of many factors must not end in 0 or infinity, from which it could never come back.
-    lambda = std::clamp(lambda, std::numeric_limits<Scalar>::min(), std::numeric_limits<Scalar>::max());
+    lambda = std::clamp(lambda, (std::numeric_limits<Scalar>::min)(), (std::numeric_limits<Scalar>::max)());
   }
 
   options options_;

@@ -39,8 +39,8 @@ enum class variance { population, unbiased };
 namespace detail {
 
 template <std::floating_point Scalar>
-const matrix_buffer<Scalar>& logits_of(const score_signals<Scalar>& signals, loss_logits which) {
-  return which == loss_logits::noisy ? signals.noisy() : signals.clean;
+const matrix_buffer<Scalar>& logits_of(const score_signals<Scalar>& seen, loss_logits which) {
+  return which == loss_logits::noisy ? seen.noisy() : seen.clean;
 }
 template <std::floating_point Scalar>
 matrix_buffer<Scalar>& logits_of(score_gradients<Scalar>& gradients, loss_logits which) {

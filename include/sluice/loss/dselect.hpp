@@ -41,12 +41,12 @@ namespace detail {
 
 /// f(row) -> number for every row that counts, spread over the executor; returns the sum of the numbers, in order.
 template <std::floating_point Scalar, typename F>
-double sum_over_rows(const selector_signals<Scalar>& signals, const routing_context<Scalar>& context,
+double sum_over_rows(const selector_signals<Scalar>& seen, const routing_context<Scalar>& context,
                      selector_gradients<Scalar>& gradients, F&& f) {
-  gradients.row_scratch.assign(signals.rows(), 0);
-  context.executor.parallel_blocks(signals.rows(), 32, [&](index_t begin, index_t end) {
+  gradients.row_scratch.assign(seen.rows(), 0);
+  context.executor.parallel_blocks(seen.rows(), 32, [&](index_t begin, index_t end) {
     for (index_t n = begin; n < end; ++n)
-      if (signals.counted[n]) gradients.row_scratch[n] = f(n);
+      if (seen.counted[n]) gradients.row_scratch[n] = f(n);
   });
   double sum = 0;
   for (const double value : gradients.row_scratch) sum += value;
@@ -55,8 +55,8 @@ double sum_over_rows(const selector_signals<Scalar>& signals, const routing_cont
 
 /// What a row weighs: 1, or 1 / the number of rows that count.
 template <std::floating_point Scalar>
-double row_weight(const selector_signals<Scalar>& signals, bool mean) {
-  const auto count = std::count(signals.counted.begin(), signals.counted.end(), std::uint8_t(1));
+double row_weight(const selector_signals<Scalar>& seen, bool mean) {
+  const auto count = std::count(seen.counted.begin(), seen.counted.end(), std::uint8_t(1));
   return mean && count > 0 ? 1 / static_cast<double>(count) : 1;
 }
 
@@ -68,15 +68,15 @@ struct dselect_entropy {
   bool mean_over_rows = false;
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const selector_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+  Scalar operator()(const selector_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                     selector_gradients<Scalar>& gradients) const {
     constexpr double epsilon = 1e-6;
-    const double scale = coefficient(context.step) * detail::row_weight(signals, mean_over_rows);
+    const double scale = coefficient(context.step) * detail::row_weight(seen, mean_over_rows);
     if (scale == 0) return 0;
-    const double sum = detail::sum_over_rows(signals, context, gradients, [&](index_t n) {
+    const double sum = detail::sum_over_rows(seen, context, gradients, [&](index_t n) {
       double value = 0;
-      for (index_t j = 0; j < signals.selectors.cols(); ++j) {
-        const auto r = static_cast<double>(signals.selectors(n, j));
+      for (index_t j = 0; j < seen.selectors.cols(); ++j) {
+        const auto r = static_cast<double>(seen.selectors(n, j));
         const double log = std::log(r + epsilon);
         value -= r * log;
         gradients.selectors(n, j) += static_cast<Scalar>(scale * (-log - r / (r + epsilon)));
@@ -93,18 +93,18 @@ struct dselect_reachability {
   bool mean_over_rows = false;
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const selector_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+  Scalar operator()(const selector_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                     selector_gradients<Scalar>& gradients) const {
-    const index_t experts = signals.experts;
+    const index_t experts = seen.experts;
     const bool all_reachable = (experts & (experts - 1)) == 0;
-    const double scale = coefficient * detail::row_weight(signals, mean_over_rows);
+    const double scale = coefficient * detail::row_weight(seen, mean_over_rows);
     if (all_reachable || scale == 0) return 0;
-    const double sum = detail::sum_over_rows(signals, context, gradients, [&](index_t n) {
+    const double sum = detail::sum_over_rows(seen, context, gradients, [&](index_t n) {
       double value = 0;
-      for (index_t i = 0; i < signals.count(); ++i) {
+      for (index_t i = 0; i < seen.count(); ++i) {
         double reach = 0;
-        for (index_t e = 0; e < experts; ++e) reach += static_cast<double>(signals.selector(n, i)[e]);
-        const double bounded = std::max(reach, smallest_reach);
+        for (index_t e = 0; e < experts; ++e) reach += static_cast<double>(seen.selector(n, i)[e]);
+        const double bounded = (std::max)(reach, smallest_reach);
         const double slope = -1 / (bounded * bounded);
         value += 1 / bounded + slope * (reach - bounded);
         for (index_t e = 0; e < experts; ++e)

@@ -15,24 +15,24 @@ struct entropy_loss {
   loss_logits logits = loss_logits::clean;
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+  Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
                     score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, signals.clean.rows(), [&](index_t group, double scale) {
-      return group_value(signals, plan, context, group, scale, gradients);
+    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
+      return group_value(seen, plan, context, group, scale, gradients);
     });
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+  Scalar group_value(const score_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                      index_t group, double scale, score_gradients<Scalar>& gradients) const {
-    const token_range range = context.group(group, signals.clean.rows());
+    const token_range range = context.group(group, seen.clean.rows());
     const auto tokens = static_cast<double>(detail::count_tokens(context, range));
     if (tokens == 0) return 0;
-    const index_t experts = signals.clean.cols();
+    const index_t experts = seen.clean.cols();
     gradients.sum_scratch.assign(2 * experts, 0);
     double* q = gradients.sum_scratch.data();
     double* c = q + experts;
-    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range,
+    const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range,
                                                 loss_probability::softmax, gradients.row_scratch);
     p.add_to(q);
     double value = 0;

@@ -27,27 +27,27 @@ struct importance_loss {
   loss_logits logits = loss_logits::clean;  ///< of the probabilities
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+  Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
                     score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, signals.clean.rows(), [&](index_t group, double scale) {
-      return group_value(signals, plan, context, group, scale, gradients);
+    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
+      return group_value(seen, plan, context, group, scale, gradients);
     });
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar group_value(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+  Scalar group_value(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
                      index_t group, double scale, score_gradients<Scalar>& gradients) const {
-    const token_range range = context.group(group, signals.clean.rows());
-    const index_t experts = signals.clean.cols();
+    const token_range range = context.group(group, seen.clean.rows());
+    const index_t experts = seen.clean.cols();
     gradients.sum_scratch.assign(2 * experts, 0);
     double* sums = gradients.sum_scratch.data();
     if (source == importance_source::sparse_gates) {
       if constexpr (std::same_as<Plan, sparse_plan<Scalar>>)
-        return static_cast<Scalar>(sparse_value(signals, plan, context, range, scale, gradients));
+        return static_cast<Scalar>(sparse_value(seen, plan, context, range, scale, gradients));
       else
         throw_invalid("importance_loss: only a sparse plan has sparse gates");
     }
-    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range,
+    const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range,
                                                 loss_probability::softmax, gradients.row_scratch);
     p.add_to(sums);
     const double value = differentiate(sums, experts, scale);
@@ -64,10 +64,10 @@ private:
   }
 
   template <std::floating_point Scalar>
-  double sparse_value(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+  double sparse_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                       const routing_context<Scalar>& context, token_range range, double scale,
                       score_gradients<Scalar>& gradients) const {
-    const index_t experts = signals.clean.cols();
+    const index_t experts = seen.clean.cols();
     double* sums = gradients.sum_scratch.data();
     matrix_buffer<Scalar>& gates = gradients.row_scratch;
     gates.resize(range.size(), experts);
@@ -75,7 +75,7 @@ private:
       const auto own = plan.of_token(t);
       if (context.is_padding(t) || own.empty()) continue;
       Scalar* w = gates.row(t - range.begin);
-      for (std::size_t j = 0; j < own.size(); ++j) w[j] = signals.noisy()(t, plan.expert(own[j]));
+      for (std::size_t j = 0; j < own.size(); ++j) w[j] = seen.noisy()(t, plan.expert(own[j]));
       kernel::softmax(w, w, static_cast<index_t>(own.size()));
       for (std::size_t j = 0; j < own.size(); ++j) sums[plan.expert(own[j])] += static_cast<double>(w[j]);
     }

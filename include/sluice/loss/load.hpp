@@ -37,25 +37,25 @@ struct load_loss {
   variance form = variance::population;
 
   template <std::floating_point Scalar>
-  Scalar operator()(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+  Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                     const routing_context<Scalar>& context, score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, signals.clean.rows(), [&](index_t group, double scale) {
-      return group_value(signals, plan, context, group, scale, gradients);
+    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
+      return group_value(seen, plan, context, group, scale, gradients);
     });
   }
 
   /// Throws std::invalid_argument if the router's noise is not of the form that was asked for.
   template <std::floating_point Scalar>
-  Scalar group_value(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+  Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
                      score_gradients<Scalar>& gradients) const {
-    if (!signals.has_noise) return 0;
-    check(signals);
-    const token_range range = context.group(group, signals.clean.rows());
-    const index_t experts = signals.clean.cols();
+    if (!seen.has_noise) return 0;
+    validate(seen);
+    const token_range range = context.group(group, seen.clean.rows());
+    const index_t experts = seen.clean.cols();
     gradients.sum_scratch.assign(2 * experts, 0);
     double* load = gradients.sum_scratch.data();
-    if (noise == load_form::learned_noise && signals.top_k == experts) {
+    if (noise == load_form::learned_noise && seen.top_k == experts) {
       for (index_t t = range.begin; t < range.end; ++t)
         for (const index_t i : plan.of_token(t)) load[plan.expert(i)] += plan.weight(i) > 0;
       return static_cast<Scalar>(scale * detail::cv_squared(load, experts, form, load + experts));
@@ -64,15 +64,15 @@ struct load_loss {
     rows.resize(range.size(), 2 * experts);
     detail::for_tokens(context, range, [&](index_t t) {
       Scalar* q = rows.row(t - range.begin);
-      if (noise == load_form::scores_over_logits) kernel::softmax(signals.clean.row(t), q + experts, experts);
-      for_terms(signals, q + experts, t,
+      if (noise == load_form::scores_over_logits) kernel::softmax(seen.clean.row(t), q + experts, experts);
+      for_terms(seen, q + experts, t,
                 [&](index_t e, const term& own) { q[e] = static_cast<Scalar>(probability(own)); });
     });
     detail::add_rows(context, range, rows, experts, load);
     const double value = detail::cv_squared(load, experts, form, load + experts);
     detail::for_tokens(context, range, [&](index_t t) {
       Scalar* row = rows.row(t - range.begin);
-      for_terms(signals, row + experts, t, [&](index_t e, const term& own) {
+      for_terms(seen, row + experts, t, [&](index_t e, const term& own) {
         row[e] = 0;
         if (own.std == 0) return;
         const double slope = scale * load[experts + e] * density(own) / own.std;
@@ -95,29 +95,29 @@ private:
   };
 
   template <std::floating_point Scalar>
-  void check(const score_signals<Scalar>& signals) const {
+  void validate(const score_signals<Scalar>& seen) const {
     const bool learned = noise == load_form::learned_noise;
-    if (learned && signals.noise_std.empty() && signals.clean.rows() > 0)
+    if (learned && seen.noise_std.empty() && seen.clean.rows() > 0)
       throw_invalid("load_loss: load_form::learned_noise needs a router with learned noise");
-    if (!learned && !(signals.sigma > 0))
-      throw_invalid("load_loss: a fixed noise needs one deviation > 0, and the router's is ", signals.sigma,
+    if (!learned && !(seen.sigma > 0))
+      throw_invalid("load_loss: a fixed noise needs one deviation > 0, and the router's is ", seen.sigma,
                     "; learned noise needs load_form::learned_noise");
   }
 
   /// f(e, term) for every expert of a token.
   template <std::floating_point Scalar, typename F>
-  void for_terms(const score_signals<Scalar>& signals, const Scalar* scores, index_t t, F&& f) const {
-    const index_t experts = signals.clean.cols();
-    const Scalar* noisy = signals.noisy().row(t);
+  void for_terms(const score_signals<Scalar>& seen, const Scalar* scores, index_t t, F&& f) const {
+    const index_t experts = seen.clean.cols();
+    const Scalar* noisy = seen.noisy().row(t);
     const bool learned = noise == load_form::learned_noise;
-    const index_t last_in = ranked(noisy, experts, signals.top_k - 1);
-    const index_t first_out = learned ? ranked(noisy, experts, signals.top_k) : last_in;
+    const index_t last_in = ranked(noisy, experts, seen.top_k - 1);
+    const index_t first_out = learned ? ranked(noisy, experts, seen.top_k) : last_in;
     for (index_t e = 0; e < experts; ++e) {
       const bool is_in = order_key(noisy[e]) > order_key(noisy[first_out]);
       const index_t threshold = is_in ? first_out : last_in;
-      const Scalar compared = noise == load_form::scores_over_logits ? scores[e] : signals.clean(t, e);
+      const Scalar compared = noise == load_form::scores_over_logits ? scores[e] : seen.clean(t, e);
       f(e, term{threshold, static_cast<double>(compared) - static_cast<double>(noisy[threshold]),
-                static_cast<double>(learned ? signals.noise_std(t, e) : signals.sigma)});
+                static_cast<double>(learned ? seen.noise_std(t, e) : seen.sigma)});
     }
   }
 

@@ -38,9 +38,9 @@ public:
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+  Scalar operator()(const score_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                     score_gradients<Scalar>& gradients) const {
-    const matrix_buffer<Scalar>& logits = signals.clean;
+    const matrix_buffer<Scalar>& logits = seen.clean;
     const index_t experts = logits.cols();
     const token_range all{0, logits.rows()};
     const auto tokens = static_cast<double>(detail::count_tokens(context, all));

@@ -15,20 +15,20 @@ struct router_z_loss {
   loss_logits logits = loss_logits::clean;
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar operator()(const score_signals<Scalar>& signals, const Plan& plan, const routing_context<Scalar>& context,
+  Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
                     score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, signals.clean.rows(), [&](index_t group, double scale) {
-      return group_value(signals, plan, context, group, scale, gradients);
+    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
+      return group_value(seen, plan, context, group, scale, gradients);
     });
   }
 
   template <std::floating_point Scalar, typename Plan>
-  Scalar group_value(const score_signals<Scalar>& signals, const Plan&, const routing_context<Scalar>& context,
+  Scalar group_value(const score_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                      index_t group, double scale, score_gradients<Scalar>& gradients) const {
-    const token_range range = context.group(group, signals.clean.rows());
+    const token_range range = context.group(group, seen.clean.rows());
     const index_t tokens = detail::count_tokens(context, range);
     if (tokens == 0) return 0;
-    const matrix_buffer<Scalar>& scores = detail::logits_of(signals, logits);
+    const matrix_buffer<Scalar>& scores = detail::logits_of(seen, logits);
     matrix_buffer<Scalar>& dscores = detail::logits_of(gradients, logits);
     const index_t experts = scores.cols();
     matrix_buffer<Scalar>& rows = gradients.row_scratch;  // the squared log-sum-exp, then the row's exponentials

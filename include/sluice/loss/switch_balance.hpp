@@ -50,22 +50,22 @@ struct switch_balance {
   std::vector<double> cost{};  ///< one an expert; empty means 1
 
   template <std::floating_point Scalar>
-  Scalar operator()(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+  Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                     const routing_context<Scalar>& context, score_gradients<Scalar>& gradients) const {
     if (coefficient == 0) return 0;
     count(plan, context, 0, context.group_count(), gradients.sum_scratch);
     return detail::mean_over_groups(coefficient, context, plan.tokens(), [&](index_t group, double scale) {
-      return counted_value(signals, context, group, group, scale, gradients);
+      return counted_value(seen, context, group, group, scale, gradients);
     });
   }
 
   /// Throws std::invalid_argument unless there is no cost or one an expert.
   template <std::floating_point Scalar>
-  Scalar group_value(const score_signals<Scalar>& signals, const sparse_plan<Scalar>& plan,
+  Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
                      score_gradients<Scalar>& gradients) const {
     count(plan, context, group, group + 1, gradients.sum_scratch);
-    return counted_value(signals, context, group, 0, scale, gradients);
+    return counted_value(seen, context, group, 0, scale, gradients);
   }
 
 private:
@@ -123,10 +123,10 @@ private:
 
   /// The value of a group whose choices are the row-th that were counted.
   template <std::floating_point Scalar>
-  Scalar counted_value(const score_signals<Scalar>& signals, const routing_context<Scalar>& context, index_t group,
+  Scalar counted_value(const score_signals<Scalar>& seen, const routing_context<Scalar>& context, index_t group,
                        index_t row, double scale, score_gradients<Scalar>& gradients) const {
-    const token_range range = context.group(group, signals.clean.rows());
-    const index_t experts = signals.clean.cols();
+    const token_range range = context.group(group, seen.clean.rows());
+    const index_t experts = seen.clean.cols();
     double* p_sums = gradients.sum_scratch.data();
     double* c = p_sums + experts;
     const double* choices = c + (1 + row) * experts;
@@ -138,9 +138,9 @@ private:
     const bool by_survivors = share == balance_share::survivors || share == balance_share::survivors_of_both;
     const double over = share == balance_share::survivors_of_both ? all : tokens;
     const double of = by_survivors                       ? all
-                      : share == balance_share::per_slot ? tokens * static_cast<double>(signals.top_k)
+                      : share == balance_share::per_slot ? tokens * static_cast<double>(seen.top_k)
                                                          : tokens;
-    const detail::group_probabilities<Scalar> p(detail::logits_of(signals, logits), context, range, probability,
+    const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range, probability,
                                                 gradients.row_scratch);
     std::fill_n(p_sums, experts, 0.0);
     p.add_to(p_sums);

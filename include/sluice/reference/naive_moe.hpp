@@ -54,11 +54,11 @@ dense_plan<Scalar> write_out(const soft_plan<Scalar>& plan) {
   dense.expert.resize(static_cast<std::size_t>(plan.rows()));
   dense.invalid.assign(plan.invalid_tokens().begin(), plan.invalid_tokens().end());
   for (index_t g = 0; g < static_cast<index_t>(plan.groups().size()); ++g)
-    for (index_t s = 0; s < plan.slots(); ++s)
+    for (index_t s = 0; s < plan.slot_count(); ++s)
       dense.expert[static_cast<std::size_t>(plan.row(g, s))] = s / plan.slots_per_expert();
   for (index_t t = 0; t < plan.tokens(); ++t) {
     if (std::find(dense.invalid.begin(), dense.invalid.end(), t) != dense.invalid.end()) continue;
-    for (index_t s = 0; s < plan.slots(); ++s) {
+    for (index_t s = 0; s < plan.slot_count(); ++s) {
       dense.dispatch(t, plan.row(plan.group_of(t), s)) = plan.dispatch()(t, s);
       dense.combine(t, plan.row(plan.group_of(t), s)) = plan.combine()(t, s);
     }

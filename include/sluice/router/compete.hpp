@@ -76,10 +76,10 @@ struct competition_gradients : BaseGradients {
   matrix_buffer<Scalar> similarity;
 
   template <typename Signals>
-  void zero_like(const Signals& signals) {
-    BaseGradients::zero_like(signals);
-    responses.set_zero(signals.responses.rows(), signals.responses.cols());
-    similarity.set_zero(signals.similarity.rows(), signals.similarity.cols());
+  void zero_like(const Signals& seen) {
+    BaseGradients::zero_like(seen);
+    responses.set_zero(seen.responses.rows(), seen.responses.cols());
+    similarity.set_zero(seen.similarity.rows(), seen.similarity.cols());
   }
 };
 
@@ -93,18 +93,18 @@ public:
   static_assert(std::same_as<plan, sparse_plan<scalar>>,
                 "sluice: compete_router needs a base router with a sparse plan");
   static_assert(
-      requires(const Base& base, typename Base::tape& t) { base.top_k(), t.signals.clean, t.dsignals; },
-      "sluice: compete_router needs a base router with `index_t top_k() const` whose tape has `signals.clean` and "
-      "`dsignals`");
+      requires(const Base& base, typename Base::tape& t) { base.top_k(), t.seen.clean, t.dseen; },
+      "sluice: compete_router needs a base router with `index_t top_k() const` whose tape has `seen.clean` and "
+      "`dseen`");
 
 private:
-  using base_signals = decltype(std::declval<typename Base::tape&>().signals);
-  using base_gradients = decltype(std::declval<typename Base::tape&>().dsignals);
+  using base_signals = decltype(std::declval<typename Base::tape&>().seen);
+  using base_gradients = decltype(std::declval<typename Base::tape&>().dseen);
 
 public:
   struct tape {
-    competition_signals<scalar, base_signals> signals;
-    competition_gradients<scalar, base_gradients> dsignals;
+    competition_signals<scalar, base_signals> seen;
+    competition_gradients<scalar, base_gradients> dseen;
     typename Base::tape base;
     plan base_plan;  ///< in a competition: what the base router would have done
     typename plan::gradient no_gradient;
@@ -133,10 +133,10 @@ public:
   }
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
-    auto& s = t.signals;
+    auto& s = t.seen;
     s.competing = competes(context);
     base_.route(x, context, s.competing ? t.base_plan : p, t.base);
-    static_cast<base_signals&>(s) = t.base.signals;
+    static_cast<base_signals&>(s) = t.base.seen;
     if (!s.competing) return s.reset(0, experts(), 0);
     s.reset(x.rows(), experts(), context.top_k == 0 ? top_k() : context.top_k);
     p.reset(x.rows(), experts());
@@ -155,9 +155,9 @@ public:
         const auto own = p.of_token(token);
         if (own.empty()) continue;
         for (const index_t i : own) weight(p, i) = 0;
-        contest.judge(outputs_of(own, outputs), token, t.signals,
+        contest.judge(outputs_of(own, outputs), token, t.seen,
                       [&](index_t e, scalar w) { weight(p, own[static_cast<std::size_t>(e)]) = w; });
-        kernel::softmax(t.signals.clean.row(token), t.signals.policy.row(token), experts());
+        kernel::softmax(t.seen.clean.row(token), t.seen.policy.row(token), experts());
       }
     });
   }
@@ -167,7 +167,7 @@ public:
                         const typename plan::gradient& dplan, tape& t, tokens_out<scalar> doutputs) {
     if (!holds_everyone(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
-    t.dresponses = t.dsignals.responses;
+    t.dresponses = t.dseen.responses;
     context.executor.parallel_blocks(p.tokens(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const auto own = p.of_token(token);
@@ -178,26 +178,26 @@ public:
         };
         scalar* da = t.dresponses.row(token);
         contest.backward_weights(
-            t.signals, token, [&](index_t e) { return p.weight(own[static_cast<std::size_t>(e)]); },
+            t.seen, token, [&](index_t e) { return p.weight(own[static_cast<std::size_t>(e)]); },
             [&](index_t e) { return dplan.weight[own[static_cast<std::size_t>(e)]]; }, da);
         for (index_t e = 0; e < experts(); ++e)
-          if (da[e] != scalar(0)) contest.backward_response(f(e), t.signals.responses(token, e), da[e], df(e));
-        contest.backward_similarity(f, t.signals, t.dsignals.similarity.row(token), token, df);
+          if (da[e] != scalar(0)) contest.backward_response(f(e), t.seen.responses(token, e), da[e], df(e));
+        contest.backward_similarity(f, t.seen, t.dseen.similarity.row(token), token, df);
       }
     });
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
-    std::swap(t.base.dsignals, static_cast<base_gradients&>(t.dsignals));
-    if (t.signals.competing) {  // the base router's weights were not used: only its scores have gradients
+    std::swap(t.base.dseen, static_cast<base_gradients&>(t.dseen));
+    if (t.seen.competing) {  // the base router's weights were not used: only its scores have gradients
       t.no_gradient.weight.assign(t.base_plan.size(), scalar(0));
       t.no_gradient.input_scale.assign(t.base_plan.has_input_scale() ? t.base_plan.size() : 0, scalar(0));
       base_.backward(x, context, t.base_plan, t.no_gradient, t.base, dx);
     } else {
       base_.backward(x, context, p, dplan, t.base, dx);
     }
-    std::swap(t.base.dsignals, static_cast<base_gradients&>(t.dsignals));
+    std::swap(t.base.dseen, static_cast<base_gradients&>(t.dseen));
   }
 
   void after_step(const routing_statistics& statistics, tape& t) {
@@ -226,7 +226,7 @@ private:
   }
 
   bool holds_everyone(const routing_context<scalar>& context, const plan& p, const tape& t) const {
-    if (!t.signals.competing || !context.training || p.tokens() != t.signals.winners.rows()) return false;
+    if (!t.seen.competing || !context.training || p.tokens() != t.seen.winners.rows()) return false;
     index_t routed = 0;
     for (index_t token = 0; token < p.tokens(); ++token) routed += !context.is_padding(token);
     return p.size() == routed * experts();

@@ -131,7 +131,7 @@ private:
   static constexpr Scalar smallest_length = Scalar(1e-12);
 
   Scalar length(const Scalar* f) const { return std::sqrt(kernel::dot(f, f, width_)); }
-  Scalar guarded(const Scalar* f) const { return std::max(length(f), smallest_length); }
+  Scalar guarded(const Scalar* f) const { return (std::max)(length(f), smallest_length); }
 
   Scalar respond(const Scalar* f) const {
     if (form_ == response::norm) return length(f);

@@ -48,8 +48,8 @@ public:
   };
 
   struct tape {
-    selector_signals<Scalar> signals;
-    selector_gradients<Scalar> dsignals;
+    selector_signals<Scalar> seen;
+    selector_gradients<Scalar> dseen;
     without_padding<Scalar> x;    ///< what the gate saw
     matrix_buffer<Scalar> codes;  ///< Z [N, k·m]
     matrix_buffer<Scalar> mixing_logits;
@@ -85,7 +85,7 @@ public:
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;
       const index_t n = GateType::per_token ? token : 0;
-      if (!t.signals.counted[n]) p.mark_invalid(token);
+      if (!t.seen.counted[n]) p.mark_invalid(token);
       index_t rank = 0;
       for (index_t e = 0; e < experts(); ++e)
         if (t.weights(n, e) > 0) p.add(token, e, t.weights(n, e), rank++);
@@ -103,7 +103,7 @@ public:
     t.dmixing.set_zero(rows, selectors());
     context.executor.parallel_blocks(rows, row_block, [&](index_t begin, index_t end) {
       for (index_t n = begin; n < end; ++n)
-        if (t.signals.counted[n]) backward_row(t, n);
+        if (t.seen.counted[n]) backward_row(t, n);
     });
     gate_.backward(t.x.of(x, context), context, t.dcodes.map(), t.dmixing.map(), dx);
   }
@@ -131,7 +131,7 @@ private:
     while ((index_t(1) << bits) < experts) ++bits;
     return bits;
   }
-  bool bit(index_t expert, index_t b) const noexcept { return (expert >> (bits_ - 1 - b)) & 1; }
+  bool has_bit(index_t expert, index_t b) const noexcept { return (expert >> (bits_ - 1 - b)) & 1; }
 
   /// The steps of one selector's bits.
   using steps = std::array<kernel::smooth_step<Scalar>, most_bits>;
@@ -140,16 +140,16 @@ private:
   }
   Scalar factor(const steps& s, index_t expert, index_t b) const {
     const auto& step = s[static_cast<std::size_t>(b)];
-    return bit(expert, b) ? step.high : step.low;
+    return has_bit(expert, b) ? step.high : step.low;
   }
 
   /// Selectors, mixing and weights of every row.
   void select(const routing_context<Scalar>& context, tape& t) const {
     const index_t rows = t.codes.rows();
-    t.signals.experts = experts();
-    t.signals.selectors.set_zero(rows, selectors() * experts());
-    t.signals.mixing.set_zero(rows, selectors());
-    t.signals.counted.assign(rows, 0);
+    t.seen.experts = experts();
+    t.seen.selectors.set_zero(rows, selectors() * experts());
+    t.seen.mixing.set_zero(rows, selectors());
+    t.seen.counted.assign(rows, 0);
     t.weights.set_zero(rows, experts());
     context.executor.parallel_blocks(rows, row_block, [&](index_t begin, index_t end) {
       steps s;
@@ -157,15 +157,15 @@ private:
         if ((GateType::per_token && context.is_padding(n)) || any_nan(t.codes.row(n), t.codes.cols()) ||
             any_nan(t.mixing_logits.row(n), selectors()))
           continue;
-        t.signals.counted[n] = 1;
-        kernel::softmax(t.mixing_logits.row(n), t.signals.mixing.row(n), selectors());
+        t.seen.counted[n] = 1;
+        kernel::softmax(t.mixing_logits.row(n), t.seen.mixing.row(n), selectors());
         for (index_t i = 0; i < selectors(); ++i) {
           fill_steps(t, n, i, s);
-          Scalar* r = t.signals.selector(n, i);
+          Scalar* r = t.seen.selector(n, i);
           for (index_t e = 0; e < experts(); ++e) {
             r[e] = 1;
             for (index_t b = 0; b < bits(); ++b) r[e] *= factor(s, e, b);
-            t.weights(n, e) += t.signals.mixing(n, i) * r[e];
+            t.weights(n, e) += t.seen.mixing(n, i) * r[e];
           }
         }
       }
@@ -173,14 +173,14 @@ private:
   }
 
   void backward_row(tape& t, index_t n) const {
-    const Scalar* alpha = t.signals.mixing.row(n);
+    const Scalar* alpha = t.seen.mixing.row(n);
     const Scalar* dw = t.dweights.row(n);
     Scalar* da = t.dmixing.row(n);
     steps s;
     Scalar inner = 0;
     for (index_t i = 0; i < selectors(); ++i) {
-      da[i] = t.dsignals.mixing(n, i);
-      for (index_t e = 0; e < experts(); ++e) da[i] += dw[e] * t.signals.selector(n, i)[e];
+      da[i] = t.dseen.mixing(n, i);
+      for (index_t e = 0; e < experts(); ++e) da[i] += dw[e] * t.seen.selector(n, i)[e];
       inner += alpha[i] * da[i];
     }
     for (index_t i = 0; i < selectors(); ++i) {
@@ -188,7 +188,7 @@ private:
       fill_steps(t, n, i, s);
       Scalar* dz = t.dcodes.row(n) + i * bits();
       for (index_t e = 0; e < experts(); ++e)
-        add_leave_one_out(s, e, alpha[i] * dw[e] + t.dsignals.selectors(n, i * experts() + e), dz);
+        add_leave_one_out(s, e, alpha[i] * dw[e] + t.dseen.selectors(n, i * experts() + e), dz);
       for (index_t b = 0; b < bits(); ++b) dz[b] *= s[static_cast<std::size_t>(b)].slope;
     }
   }
@@ -204,7 +204,7 @@ private:
     Scalar after = dr;
     for (index_t b = bits() - 1; b >= 0; --b) {
       const Scalar others = before[static_cast<std::size_t>(b)] * after;
-      dz[b] += bit(expert, b) ? others : -others;
+      dz[b] += has_bit(expert, b) ? others : -others;
       after *= factor(s, expert, b);
     }
   }

@@ -74,8 +74,8 @@ public:
   };
 
   struct tape {
-    top_any_signals<Scalar> signals;
-    top_any_gradients<Scalar> dsignals;
+    top_any_signals<Scalar> seen;
+    top_any_gradients<Scalar> dseen;
     turnover_record<Scalar> record;
     expert_change change;  ///< of the last after_step()
     typename cosine_gate<Scalar>::tape gate;
@@ -92,7 +92,7 @@ public:
     if (o.live < 0 || o.live > experts || !(o.temperature > 0))
       throw_invalid("top_any_router needs 0 <= live <= E and a temperature > 0, not live = ", o.live, ", E = ", experts,
                     ", temperature ", o.temperature);
-    o.schedule.check();
+    o.schedule.validate();
     gate_.sim_matrix() = {
         {experts, inputs}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
     threshold_ = {{experts}, parameter_role::vector};
@@ -111,7 +111,7 @@ public:
   }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
-    auto& s = t.signals;
+    auto& s = t.seen;
     s.logits.resize(x.rows(), experts());
     gate_.forward(x, context, s.logits.map(), t.gate);
     score(context, t);
@@ -142,8 +142,8 @@ public:
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
-    const auto& s = t.signals;
-    t.dlogits = t.dsignals.active;
+    const auto& s = t.seen;
+    t.dlogits = t.dseen.active;
     t.dthresholds.assign(experts(), Scalar(0));
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* row = t.dlogits.row(token);
@@ -212,7 +212,7 @@ private:
   index_t step() const noexcept { return static_cast<index_t>(step_.data()[0]); }
 
   void score(const routing_context<Scalar>& context, tape& t) const {
-    auto& s = t.signals;
+    auto& s = t.seen;
     s.directions = t.gate.unit_vectors;
     s.lengths = t.gate.vector_norms;
     s.thresholds.resize(experts());
@@ -236,8 +236,8 @@ private:
 
   /// A token that is not routed. Its content, perhaps NaN, must reach no gradient but its own.
   void leave_out(index_t token, tape& t) const {
-    std::fill_n(t.signals.active.row(token), experts(), Scalar(0));
-    std::fill_n(t.signals.scores.row(token), experts(), Scalar(0));
+    std::fill_n(t.seen.active.row(token), experts(), Scalar(0));
+    std::fill_n(t.seen.scores.row(token), experts(), Scalar(0));
     std::fill_n(t.gate.unit_tokens.row(token), inputs(), Scalar(0));
     std::fill_n(t.gate.cosines.row(token), experts(), Scalar(0));
     t.gate.token_norms[token] = 1;
@@ -259,14 +259,14 @@ private:
 
   /// What losses ask of the rows of W themselves.
   void add_representation_gradients(tape& t) {
-    const auto& s = t.signals;
+    const auto& s = t.seen;
     parameter<Scalar>& w = gate_.sim_matrix();
     for (index_t e = 0; e < experts(); ++e) {
       Scalar* dw = w.gradient().data() + e * inputs();
-      detail::normalize_backward(s.directions.row(e), t.dsignals.directions.row(e), inputs(), s.lengths[e],
+      detail::normalize_backward(s.directions.row(e), t.dseen.directions.row(e), inputs(), s.lengths[e],
                                  Scalar(1e-12), dw);
       if (s.lengths[e] > 0)
-        kernel::add_scaled(t.dsignals.lengths[e] / s.lengths[e], w.data() + e * inputs(), dw, inputs());
+        kernel::add_scaled(t.dseen.lengths[e] / s.lengths[e], w.data() + e * inputs(), dw, inputs());
     }
   }
 

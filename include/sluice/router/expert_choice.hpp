@@ -61,8 +61,8 @@ public:
   };
 
   struct tape {
-    score_signals<Scalar> signals;
-    score_gradients<Scalar> dsignals;
+    score_signals<Scalar> seen;
+    score_gradients<Scalar> dseen;
     without_padding<Scalar> x;  ///< what the gate saw
     typename GateType::tape gate;
     typename Noise::tape noise;
@@ -86,17 +86,17 @@ public:
 
   /// Tokens that expert e takes from a group with this many tokens.
   index_t capacity(index_t tokens, bool training, index_t e = 0) const {
-    return std::min(tokens, options_.capacity.of({tokens, 1, experts(), training, tokens}, e));
+    return (std::min)(tokens, options_.capacity.of({tokens, 1, experts(), training, tokens}, e));
   }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     if (context.top_k != 0)
       throw_invalid("expert_choice_router has no k, its capacity says how much; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
-    t.signals.clean.resize(tokens, experts());
+    t.seen.clean.resize(tokens, experts());
     t.x.hide(x, context);
-    gate_.forward(t.x.of(x, context), context, t.signals.clean.map(), t.gate);
-    noise_.apply(t.x.of(x, context), context, t.signals, t.noise);
+    gate_.forward(t.x.of(x, context), context, t.seen.clean.map(), t.gate);
+    noise_.apply(t.x.of(x, context), context, t.seen, t.noise);
     score_tokens(context, t);
     p.reset(tokens, experts());
     t.rank.assign(tokens, 0);
@@ -106,12 +106,12 @@ public:
       if (!context.is_padding(token) && has_nan(t, token)) p.mark_invalid(token);
     p.finish();
     // What losses may use as k: the mean number of experts a token got, rounded.
-    t.signals.top_k = tokens == 0 ? 1 : std::max<index_t>(1, (2 * p.size() + tokens) / (2 * tokens));
+    t.seen.top_k = tokens == 0 ? 1 : (std::max<index_t>)(1, (2 * p.size() + tokens) / (2 * tokens));
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
-    t.dnoisy = t.dsignals.noisy_or_clean();
+    t.dnoisy = t.dseen.noisy_or_clean();
     context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const Scalar* own = t.scores.row(token);
@@ -128,9 +128,9 @@ public:
       }
     });
     t.dclean = t.dnoisy;
-    if (t.signals.has_noise) {
-      t.dclean.map() += t.dsignals.clean.map();
-      noise_.backward(t.x.of(x, context), context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
+    if (t.seen.has_noise) {
+      t.dclean.map() += t.dseen.clean.map();
+      noise_.backward(t.x.of(x, context), context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
     }
     gate_.backward(t.x.of(x, context), context, t.dclean.map(), t.gate, dx);
   }
@@ -148,10 +148,10 @@ public:
 private:
   static constexpr index_t token_block = 32;
 
-  bool has_nan(const tape& t, index_t token) const { return any_nan(t.signals.noisy().row(token), experts()); }
+  bool has_nan(const tape& t, index_t token) const { return any_nan(t.seen.noisy().row(token), experts()); }
 
   void score_tokens(const routing_context<Scalar>& context, tape& t) const {
-    const matrix_buffer<Scalar>& logits = t.signals.noisy();
+    const matrix_buffer<Scalar>& logits = t.seen.noisy();
     t.scores.resize(logits.rows(), experts());
     context.executor.parallel_blocks(logits.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
@@ -175,7 +175,7 @@ private:
       if (!has_nan(t, token)) t.valid.push_back(token);
     }
     if (real == 0) return;
-    const auto taken = [&](index_t e) { return std::min(capacity(real, context.training, e), t.valid.size()); };
+    const auto taken = [&](index_t e) { return (std::min)(capacity(real, context.training, e), t.valid.size()); };
     for (index_t e = 0; e < experts(); ++e) taken(e);  // throws here rather than in a task
     context.executor.parallel_for(experts(), [&](index_t e) {
       candidate* queue = t.queue.row(e);

@@ -82,7 +82,7 @@ expert_change turn_over(const turnover_record<Scalar>& record, std::span<Scalar>
   }
   const auto key = order_key(record.length());  // of infinity and NaN nothing can be made
   const auto free = std::find(live.begin(), live.end(), Scalar(0));
-  if (key <= order_key(Scalar(0)) || key > order_key(std::numeric_limits<Scalar>::max()) || free == live.end())
+  if (key <= order_key(Scalar(0)) || key > order_key((std::numeric_limits<Scalar>::max)()) || free == live.end())
     return change;
   *free = 1;
   change.added = free - live.begin();
@@ -95,7 +95,7 @@ struct turnover_schedule {
   index_t window = 0;
 
   /// Throws std::invalid_argument unless 0 <= start, 1 <= window and start + window <= period.
-  void check() const {
+  void validate() const {
     if (period < 0 || (period > 0 && (start < 0 || window < 1 || start + window > period)))
       throw_invalid("a period of ", period, " steps has no window of ", window, " steps from step ", start);
   }

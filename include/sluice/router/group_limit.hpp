@@ -27,7 +27,7 @@ struct group_limit {
   bool limits() const noexcept { return groups > 1; }
 
   /// Throws std::invalid_argument unless k experts can be had from `kept` of `groups` equal groups.
-  void check(index_t experts, index_t k) const {
+  void validate(index_t experts, index_t k) const {
     if (groups < 1 || kept < 1 || kept > groups || experts % groups != 0)
       throw_invalid("group limit needs E divisible by the groups and 1 <= kept <= groups, not E = ", experts,
                     ", groups = ", groups, ", kept = ", kept);

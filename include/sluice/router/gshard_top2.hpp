@@ -65,12 +65,12 @@ public:
   }
 
   index_t top_k() const noexcept { return softmax_.top_k(); }
-  void check(index_t) const {
+  void validate(index_t) const {
     check_thresholds(options_.training, top_k());
     check_thresholds(options_.inference, top_k());
   }
-  void check_call(index_t experts, index_t k, bool training) const {
-    softmax_.check_call(experts, k, training);
+  void validate_call(index_t experts, index_t k, bool training) const {
+    softmax_.validate_call(experts, k, training);
     check_thresholds(policy_of(training), k);
   }
 
@@ -103,7 +103,7 @@ public:
     const Scalar threshold = p.threshold.size() == 1 ? p.threshold[0] : p.threshold[static_cast<std::size_t>(rank) - 1];
     if (p.policy == further_choices::threshold) return weight > threshold;
     const double draw = context.random.uniform(random_site::choice_thinning, rank * tokens + token);
-    return draw < static_cast<double>(weight) / std::max(static_cast<double>(threshold), 1e-9);
+    return draw < static_cast<double>(weight) / (std::max)(static_cast<double>(threshold), 1e-9);
   }
 
   void backward(const Scalar* logits, const Scalar* scores, index_t experts, const index_t* ids, index_t count,

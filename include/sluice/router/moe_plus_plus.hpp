@@ -58,12 +58,12 @@ public:
   }
 
   index_t top_k() const noexcept { return options_.top_k; }
-  void check(index_t experts) const {
+  void validate(index_t experts) const {
     if (options_.zero_experts > experts)
       throw_invalid("moe_plus_plus_router cannot have ", options_.zero_experts, " zero experts among E = ", experts);
     if (scales() && experts < 2) throw_invalid("moe_plus_plus_router scales logits to a deviation only with E >= 2");
   }
-  void check_call(index_t, index_t k, bool training) const {
+  void validate_call(index_t, index_t k, bool training) const {
     if (training) refuse_constant_weight(k);
   }
 

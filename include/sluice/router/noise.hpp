@@ -27,10 +27,10 @@ template <std::floating_point Scalar>
 struct no_noise {
   struct tape {};
 
-  void apply(tokens_in<Scalar>, const routing_context<Scalar>&, score_signals<Scalar>& signals, tape&) const {
-    signals.has_noise = false;
-    signals.sigma = 0;
-    signals.noise_std.clear();
+  void apply(tokens_in<Scalar>, const routing_context<Scalar>&, score_signals<Scalar>& seen, tape&) const {
+    seen.has_noise = false;
+    seen.sigma = 0;
+    seen.noise_std.clear();
   }
   void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const score_signals<Scalar>&,
                 const matrix_buffer<Scalar>&, const matrix_buffer<Scalar>&, tape&, tokens_out<Scalar>) {}
@@ -43,23 +43,23 @@ public:
 
   /// Throws std::invalid_argument if the deviation is negative.
   explicit gaussian_noise(Scalar std = 1) : std_(std) {
-    if (is_nan(std) || std < 0 || std > std::numeric_limits<Scalar>::max() / 2)
+    if (is_nan(std) || std < 0 || std > (std::numeric_limits<Scalar>::max)() / 2)
       throw_invalid("gaussian_noise needs a finite deviation >= 0, not ", std);
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals,
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
              tape& t) const {
-    no_noise<Scalar>::apply(x, context, signals, t);
+    no_noise<Scalar>::apply(x, context, seen, t);
     if (!context.training || std_ == Scalar(0)) return;
-    const index_t experts = signals.clean.cols();
-    signals.has_noise = true;
-    signals.sigma = std_ / static_cast<Scalar>(experts);
-    signals.noisy_storage.resize(signals.clean.rows(), experts);
-    context.executor.parallel_blocks(signals.clean.size(), detail::noise_block, [&](index_t begin, index_t end) {
+    const index_t experts = seen.clean.cols();
+    seen.has_noise = true;
+    seen.sigma = std_ / static_cast<Scalar>(experts);
+    seen.noisy_storage.resize(seen.clean.rows(), experts);
+    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)
-        signals.noisy_storage.data()[i] =
-            signals.clean.data()[i] +
-            signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+        seen.noisy_storage.data()[i] =
+            seen.clean.data()[i] +
+            seen.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
     });
   }
 
@@ -78,20 +78,20 @@ public:
 
   /// Throws std::invalid_argument unless D >= 1, E >= 1 and epsilon >= 0.
   learned_noise(index_t inputs, index_t experts, Scalar epsilon = Scalar(0.01)) : epsilon_(epsilon) {
-    if (inputs < 1 || experts < 1 || is_nan(epsilon) || epsilon < 0 || epsilon > std::numeric_limits<Scalar>::max() / 2)
+    if (inputs < 1 || experts < 1 || is_nan(epsilon) || epsilon < 0 || epsilon > (std::numeric_limits<Scalar>::max)() / 2)
       throw_invalid("learned_noise needs D >= 1, E >= 1 and a finite epsilon >= 0, not D = ", inputs, ", E = ", experts,
                     ", epsilon = ", epsilon);
     weight_ = {{experts, inputs}, parameter_role::weight};
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& signals,
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
              tape& t) const {
-    signals.has_noise = context.training;
-    signals.sigma = 0;
-    signals.noise_std.clear();
+    seen.has_noise = context.training;
+    seen.sigma = 0;
+    seen.noise_std.clear();
     if (!context.training) return;
-    const index_t experts = signals.clean.cols();
-    for (auto* m : {&t.raw, &t.normal, &signals.noise_std, &signals.noisy_storage}) m->resize(x.rows(), experts);
+    const index_t experts = seen.clean.cols();
+    for (auto* m : {&t.raw, &t.normal, &seen.noise_std, &seen.noisy_storage}) m->resize(x.rows(), experts);
     linear_forward<Scalar>(x, weight_, t.raw.map(), context.executor);
     context.executor.parallel_blocks(t.raw.size(), detail::noise_block, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
@@ -99,8 +99,8 @@ public:
         const Scalar std = kernel::softplus(raw) + epsilon_;
         const auto z = static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
         t.normal.data()[i] = z;
-        signals.noise_std.data()[i] = std;
-        signals.noisy_storage.data()[i] = signals.clean.data()[i] + z * std;
+        seen.noise_std.data()[i] = std;
+        seen.noisy_storage.data()[i] = seen.clean.data()[i] + z * std;
       }
     });
   }

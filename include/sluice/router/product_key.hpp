@@ -39,8 +39,8 @@ template <std::floating_point Scalar>
 struct product_key_gradients {
   matrix_buffer<Scalar> scores;  ///< from losses and callers, besides what comes through the weights
 
-  void zero_like(const product_key_signals<Scalar>& signals) {
-    scores.set_zero(signals.scores.rows(), signals.scores.cols());
+  void zero_like(const product_key_signals<Scalar>& seen) {
+    scores.set_zero(seen.scores.rows(), seen.scores.cols());
   }
 };
 
@@ -62,8 +62,8 @@ public:
   };
 
   struct tape {
-    product_key_signals<Scalar> signals;
-    product_key_gradients<Scalar> dsignals;
+    product_key_signals<Scalar> seen;
+    product_key_gradients<Scalar> dseen;
     without_padding<Scalar> x;      ///< what the queries are made of
     matrix_buffer<Scalar> queries;  ///< [T, 2·heads·d]
     matrix_buffer<index_t> place;   ///< [T, heads·k] which assignment of its token a choice joined, or -1
@@ -75,10 +75,10 @@ public:
   /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1, k >
   /// n², or the candidates are more than n or too few for k pairs.
   product_key_router(index_t inputs, index_t keys, options o = {})
-      : options_(o), keys_(o.heads, keys, o.key_width == 0 ? std::max<index_t>(1, inputs / 2) : o.key_width) {
+      : options_(o), keys_(o.heads, keys, o.key_width == 0 ? (std::max<index_t>)(1, inputs / 2) : o.key_width) {
     if (inputs < 1) throw_invalid("product_key_router needs D >= 1, not ", inputs);
     if (o.candidates < 0) throw_invalid("product_key_router cannot pair ", o.candidates, " candidates");
-    check_call(o.top_k);
+    validate_call(o.top_k);
     query_weight_ = {{2 * heads() * keys_.width(), inputs},
                      parameter_role::weight,
                      initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
@@ -91,21 +91,21 @@ public:
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     const index_t k = context.top_k == 0 ? top_k() : context.top_k;
-    check_call(k);
-    t.signals.heads = heads();
-    t.signals.top_k = k;
+    validate_call(k);
+    t.seen.heads = heads();
+    t.seen.top_k = k;
     t.queries.resize(x.rows(), query_weight_.rows());
     t.x.hide(x, context);
     linear_forward(t.x.of(x, context), query_weight_, t.queries.map(), context.executor);
-    keys_.search(t.queries, k, candidates(k), t.signals.expert, t.signals.scores, t.search, context.executor);
-    t.signals.weights.resize(x.rows(), heads() * k);
+    keys_.search(t.queries, k, candidates(k), t.seen.expert, t.seen.scores, t.search, context.executor);
+    t.seen.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
     context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         if (context.is_padding(token))
-          erase(t.signals, token);
+          erase(t.seen, token);
         else
-          weigh(t.signals, token);
+          weigh(t.seen, token);
         join(t, token);
       }
     });
@@ -114,11 +114,11 @@ public:
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
-    t.dscores = t.dsignals.scores;
+    t.dscores = t.dseen.scores;
     context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
     });
-    keys_.backward(t.queries, t.signals.expert, t.dscores, t.dqueries, context.executor);
+    keys_.backward(t.queries, t.seen.expert, t.dscores, t.dqueries, context.executor);
     linear_backward(t.x.of(x, context), query_weight_, t.dqueries.map(), dx, context.executor);
   }
 
@@ -144,9 +144,9 @@ private:
   static constexpr index_t token_block = 32;
 
   index_t candidates(index_t k) const noexcept {
-    return options_.candidates == 0 ? std::min(k, keys_.keys()) : options_.candidates;
+    return options_.candidates == 0 ? (std::min)(k, keys_.keys()) : options_.candidates;
   }
-  void check_call(index_t k) const { keys_.check(k, candidates(k)); }
+  void validate_call(index_t k) const { keys_.validate(k, candidates(k)); }
 
   static void erase(product_key_signals<Scalar>& s, index_t token) {
     std::fill_n(s.expert.row(token), s.expert.cols(), no_expert);
@@ -167,14 +167,14 @@ private:
 
   /// Numbers a token's assignments; equal choices share one. Those of one head are distinct.
   void join(tape& t, index_t token) const {
-    const index_t* expert = t.signals.expert.row(token);
+    const index_t* expert = t.seen.expert.row(token);
     index_t* place = t.place.row(token);
     index_t places = 0;
     for (index_t s = 0; s < t.place.cols(); ++s) {
       place[s] = -1;
       if (expert[s] == no_expert) continue;
-      if (options_.weights == product_key_weights::relu && t.signals.weights(token, s) == Scalar(0)) continue;
-      const index_t others = options_.separate_experts ? 0 : s / t.signals.top_k * t.signals.top_k;
+      if (options_.weights == product_key_weights::relu && t.seen.weights(token, s) == Scalar(0)) continue;
+      const index_t others = options_.separate_experts ? 0 : s / t.seen.top_k * t.seen.top_k;
       for (index_t earlier = 0; earlier < others && place[s] < 0; ++earlier)
         if (expert[earlier] == expert[s]) place[s] = place[earlier];
       if (place[s] < 0) place[s] = places++;
@@ -182,11 +182,11 @@ private:
   }
 
   void fill(const routing_context<Scalar>& context, const tape& t, plan& p) const {
-    const index_t k = t.signals.top_k;
+    const index_t k = t.seen.top_k;
     p.reset(t.place.rows(), experts());
     for (index_t token = 0; token < t.place.rows(); ++token) {
       const index_t* place = t.place.row(token);
-      const Scalar* weights = t.signals.weights.row(token);
+      const Scalar* weights = t.seen.weights.row(token);
       index_t places = 0;
       for (index_t s = 0; s < t.place.cols(); ++s) {
         if (place[s] != places) continue;  // left out, or joined an earlier one
@@ -195,7 +195,7 @@ private:
           for (index_t later = (s / k + 1) * k; later < t.place.cols(); ++later)
             if (place[later] == places) weight += weights[later];
         const index_t first_expert = options_.separate_experts ? s / k * keys_.pairs() : 0;
-        p.add(token, first_expert + t.signals.expert(token, s), weight, places++);
+        p.add(token, first_expert + t.seen.expert(token, s), weight, places++);
       }
       if (t.search.invalid[token] && !context.is_padding(token)) p.mark_invalid(token);
     }
@@ -204,7 +204,7 @@ private:
 
   /// Adds what comes through the weights to dscores.
   void add_score_gradients(const plan& p, const typename plan::gradient& dplan, tape& t, index_t token) const {
-    const index_t k = t.signals.top_k;
+    const index_t k = t.seen.top_k;
     const auto own = p.of_token(token);
     const auto dweight = [&](index_t s) {
       const index_t place = t.place(token, s);
@@ -215,7 +215,7 @@ private:
         for (index_t s = first; s < first + k; ++s) t.dscores(token, s) += dweight(s);
         continue;
       }
-      const Scalar* w = t.signals.weights.row(token);
+      const Scalar* w = t.seen.weights.row(token);
       Scalar inner = 0;
       for (index_t s = first; s < first + k; ++s) inner += w[s] * dweight(s);
       for (index_t s = first; s < first + k; ++s) t.dscores(token, s) += w[s] * (dweight(s) - inner);

@@ -33,8 +33,8 @@ public:
   using plan = sparse_plan<Scalar>;
 
   struct tape {
-    score_signals<Scalar> signals;
-    score_gradients<Scalar> dsignals;
+    score_signals<Scalar> seen;
+    score_gradients<Scalar> dseen;
     without_padding<Scalar> x;  ///< what the gate saw
     typename GateType::tape gate;
     matrix_buffer<Scalar> dlogits;
@@ -51,14 +51,14 @@ public:
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     if (context.top_k != 0) throw_invalid("relu_router has no k; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
-    t.signals.has_noise = false;
-    t.signals.clean.resize(tokens, experts());
+    t.seen.has_noise = false;
+    t.seen.clean.resize(tokens, experts());
     t.x.hide(x, context);
-    gate_.forward(t.x.of(x, context), context, t.signals.clean.map(), t.gate);
+    gate_.forward(t.x.of(x, context), context, t.seen.clean.map(), t.gate);
     p.reset(tokens, experts());
     for (index_t token = 0; token < tokens; ++token) {
       if (context.is_padding(token)) continue;
-      const Scalar* logits = t.signals.clean.row(token);
+      const Scalar* logits = t.seen.clean.row(token);
       if (any_nan(logits, experts())) {
         p.mark_invalid(token);
         continue;
@@ -69,12 +69,12 @@ public:
     }
     p.finish();
     // What losses may use as k: the mean number of experts a token got, rounded.
-    t.signals.top_k = tokens == 0 ? 1 : std::max<index_t>(1, (2 * p.size() + tokens) / (2 * tokens));
+    t.seen.top_k = tokens == 0 ? 1 : (std::max<index_t>)(1, (2 * p.size() + tokens) / (2 * tokens));
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
-    t.dlogits = t.dsignals.clean;
+    t.dlogits = t.dseen.clean;
     for (index_t i = 0; i < p.size(); ++i) t.dlogits(p.token(i), p.expert(i)) += dplan.weight[i];
     gate_.backward(t.x.of(x, context), context, t.dlogits.map(), t.gate, dx);
   }

@@ -56,13 +56,13 @@ public:
   }
 
   index_t top_k() const noexcept { return top_k_.value(); }
-  void check(index_t experts) const {
-    options_.groups.check(experts, top_k());
+  void validate(index_t experts) const {
+    options_.groups.validate(experts, top_k());
     if (options_.selection_bias && bias_.size() != experts)
       throw_invalid("the selection bias is for ", bias_.size(), " experts, the router has E = ", experts);
   }
-  void check_call(index_t experts, index_t k, bool training) const {
-    options_.groups.check(experts, k);
+  void validate_call(index_t experts, index_t k, bool training) const {
+    options_.groups.validate(experts, k);
     if (training) refuse_constant_weight(k);
   }
 

@@ -66,11 +66,11 @@ public:
   };
 
   struct tape {
-    score_signals<Scalar> signals;  ///< A, [T,S]
-    score_gradients<Scalar> dsignals;
+    score_signals<Scalar> seen;  ///< A, [T,S]
+    score_gradients<Scalar> dseen;
     matrix_buffer<Scalar> tokens;  ///< token_norm(X)
-    matrix_buffer<Scalar> slots;   ///< slot_norm(Phi)
-    matrix_buffer<Scalar> scaled;  ///< scale * slots
+    matrix_buffer<Scalar> slot_rows;   ///< slot_norm(Phi)
+    matrix_buffer<Scalar> scaled;     ///< scale * slots
     matrix_buffer<Scalar> dlogits;
     matrix_buffer<Scalar> dtokens;
     matrix_buffer<Scalar> dslots;
@@ -103,7 +103,7 @@ public:
     p.reset(x.rows(), experts(), slots_per_expert(), context);
     score(x, context, t);
     classify(x, context, t);
-    const matrix_buffer<Scalar>& logits = t.signals.noisy();
+    const matrix_buffer<Scalar>& logits = t.seen.noisy();
     for (index_t g = 0; g < context.group_count(); ++g)
       column_softmax(
           logits, context.group(g, x.rows()), [&](index_t r) { return t.state[r] == routed; }, p.dispatch(),
@@ -111,11 +111,11 @@ public:
     context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         if (t.state[r] == routed)
-          kernel::softmax(logits.row(r), p.combine().row(r), p.slots());
+          kernel::softmax(logits.row(r), p.combine().row(r), p.slot_count());
         else
           p.leave_out(r);
         if (t.state[r] == padding && options_.padding == padding_output::mean_of_slots)
-          std::fill_n(p.combine().row(r), p.slots(), 1 / static_cast<Scalar>(p.slots()));
+          std::fill_n(p.combine().row(r), p.slot_count(), 1 / static_cast<Scalar>(p.slot_count()));
       }
     });
     for (index_t r = 0; r < x.rows(); ++r)
@@ -126,17 +126,17 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     logit_gradients(context, p, dplan, t);
     // Rows of dA that are zero belong to tokens without a part in anything; their x may be NaN and is not read.
-    const index_t slots = p.slots();
-    matrix_map<Scalar> dslots = (t.dslots.set_zero(slots, inputs()), t.dslots.map());
+    const index_t slot_count = p.slot_count();
+    matrix_map<Scalar> dslots = (t.dslots.set_zero(slot_count, inputs()), t.dslots.map());
     t.dtokens.resize(x.rows(), inputs());
     detail::for_each_used_run(t.dlogits, 0, x.rows(), [&](index_t begin, index_t end) {
       const index_t count = end - begin;
-      context.executor.parallel_blocks(slots, row_block, [&](index_t first, index_t last) {
-        kernel::multiply_tn(last - first, inputs(), count, t.dlogits.row(begin) + first, slots, t.tokens.row(begin),
+      context.executor.parallel_blocks(slot_count, row_block, [&](index_t first, index_t last) {
+        kernel::multiply_tn(last - first, inputs(), count, t.dlogits.row(begin) + first, slot_count, t.tokens.row(begin),
                             inputs(), t.dslots.row(first), inputs(), kernel::write::accumulate);
       });
       context.executor.parallel_blocks(count, row_block, [&](index_t first, index_t last) {
-        kernel::multiply_nn(last - first, inputs(), slots, t.dlogits.row(begin + first), slots, t.scaled.data(),
+        kernel::multiply_nn(last - first, inputs(), slot_count, t.dlogits.row(begin + first), slot_count, t.scaled.data(),
                             inputs(), t.dtokens.row(begin + first), inputs());
       });
       token_norm_.backward(x.middleRows(begin, count), t.dtokens.map().middleRows(begin, count), t.token_norm,
@@ -144,7 +144,7 @@ public:
     });
     if (options_.learned_scale) {
       Scalar sum = 0;
-      for (index_t s = 0; s < slots; ++s) sum += kernel::dot(t.dslots.row(s), t.slots.row(s), inputs());
+      for (index_t s = 0; s < slot_count; ++s) sum += kernel::dot(t.dslots.row(s), t.slot_rows.row(s), inputs());
       scale_.gradient()[0] += sum;
       dslots *= scale_.data()[0];
     }
@@ -152,7 +152,7 @@ public:
                         context.executor);
   }
 
-  parameter<Scalar>& slots() noexcept { return slots_; }
+  parameter<Scalar>& slot_vectors() noexcept { return slots_; }
   parameter<Scalar>& scale() noexcept { return scale_; }
   TokenNorm& token_norm() noexcept { return token_norm_; }
   SlotNorm& slot_norm() noexcept { return slot_norm_; }
@@ -178,27 +178,27 @@ private:
   }
 
   void score(tokens_in<Scalar> x, const routing_context<Scalar>& context, tape& t) const {
-    const index_t slots = experts() * slots_per_expert();
+    const index_t slot_count = experts() * slots_per_expert();
     t.tokens.resize(x.rows(), inputs());
-    t.slots.resize(slots, inputs());
-    t.signals.clean.resize(x.rows(), slots);
-    t.signals.top_k = experts();
+    t.slot_rows.resize(slot_count, inputs());
+    t.seen.clean.resize(x.rows(), slot_count);
+    t.seen.top_k = experts();
     token_norm_.forward(x, t.tokens.map(), t.token_norm, context.executor);
-    slot_norm_.forward(as_rows(slots_.data()), t.slots.map(), t.slot_norm, context.executor);
-    t.scaled = t.slots;
+    slot_norm_.forward(as_rows(slots_.data()), t.slot_rows.map(), t.slot_norm, context.executor);
+    t.scaled = t.slot_rows;
     if (options_.learned_scale) t.scaled.map() *= scale_.data()[0];
     context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
-      kernel::multiply_nt(end - begin, slots, inputs(), t.tokens.row(begin), inputs(), t.scaled.data(), inputs(),
-                          t.signals.clean.row(begin), slots);
+      kernel::multiply_nt(end - begin, slot_count, inputs(), t.tokens.row(begin), inputs(), t.scaled.data(), inputs(),
+                          t.seen.clean.row(begin), slot_count);
     });
-    t.signals.has_noise = context.training && options_.noise_std > 0;
-    t.signals.sigma = t.signals.has_noise ? options_.noise_std : Scalar(0);
-    if (!t.signals.has_noise) return;
-    t.signals.noisy_storage.resize(x.rows(), slots);
-    for (index_t i = 0; i < t.signals.clean.size(); ++i)
-      t.signals.noisy_storage.data()[i] =
-          t.signals.clean.data()[i] +
-          t.signals.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+    t.seen.has_noise = context.training && options_.noise_std > 0;
+    t.seen.sigma = t.seen.has_noise ? options_.noise_std : Scalar(0);
+    if (!t.seen.has_noise) return;
+    t.seen.noisy_storage.resize(x.rows(), slot_count);
+    for (index_t i = 0; i < t.seen.clean.size(); ++i)
+      t.seen.noisy_storage.data()[i] =
+          t.seen.clean.data()[i] +
+          t.seen.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
   }
 
   void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, tape& t) const {
@@ -207,8 +207,8 @@ private:
     for (index_t r = 0; r < t.state.size(); ++r) {
       const Scalar* row = x.data() + r * x.outerStride();
       const bool has_infinity =
-          std::any_of(row, row + x.cols(), [&](const Scalar& v) { return std::abs(order_key(v)) == infinite; });
-      const bool is_invalid = has_infinity || any_nan(t.signals.clean.row(r), t.signals.clean.cols());
+          std::any_of(row, row + x.cols(), [&](const Scalar& v) { return (std::abs)(order_key(v)) == infinite; });
+      const bool is_invalid = has_infinity || any_nan(t.seen.clean.row(r), t.seen.clean.cols());
       t.state[r] = context.is_padding(r) ? padding : is_invalid ? invalid : routed;
     }
   }
@@ -216,14 +216,14 @@ private:
   /// dA from the plan's gradients and from losses: both softmaxes' backward.
   void logit_gradients(const routing_context<Scalar>& context, const plan& p, const typename plan::gradient& dplan,
                        tape& t) const {
-    const index_t slots = p.slots();
-    t.dlogits = t.dsignals.noisy_or_clean();
-    if (t.signals.has_noise) t.dlogits.map() += t.dsignals.clean.map();
+    const index_t slot_count = p.slot_count();
+    t.dlogits = t.dseen.noisy_or_clean();
+    if (t.seen.has_noise) t.dlogits.map() += t.dseen.clean.map();
     context.executor.parallel_blocks(p.tokens(), row_block, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         if (t.state[r] != routed) continue;
-        const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slots);
-        for (index_t s = 0; s < slots; ++s) t.dlogits(r, s) += p.combine()(r, s) * (dplan.combine(r, s) - inner);
+        const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slot_count);
+        for (index_t s = 0; s < slot_count; ++s) t.dlogits(r, s) += p.combine()(r, s) * (dplan.combine(r, s) - inner);
       }
     });
     for (index_t g = 0; g < context.group_count(); ++g)

@@ -122,7 +122,7 @@ private:
     if (e == top) return true;
     if (is_chosen(ids, chosen, e)) return false;
     const Scalar m = logits[top];
-    const Scalar size = std::abs(logits[e]);
+    const Scalar size = (std::abs)(logits[e]);
     const Scalar scale = size > m ? size : m;
     return !(scale > Scalar(0)) || !((m - logits[e]) / scale > 2 * options_.jitter);  // both are 0: no difference
   }

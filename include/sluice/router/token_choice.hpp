@@ -40,8 +40,8 @@ public:
   static constexpr bool causal = Capacity::causal;
 
   struct tape {
-    score_signals<scalar> signals;
-    score_gradients<scalar> dsignals;
+    score_signals<scalar> seen;
+    score_gradients<scalar> dseen;
     typename GateType::tape gate;
     typename Noise::tape noise;
     without_padding<scalar> x;      ///< what the gate saw
@@ -71,7 +71,7 @@ public:
     if (gate_.experts() != experts())
       throw_invalid("the router has E = ", experts(), " and its gate E = ", gate_.experts());
     check_top_k(rule_.top_k());
-    if constexpr (requires { rule_.check(experts()); }) rule_.check(experts());
+    if constexpr (requires { rule_.validate(experts()); }) rule_.validate(experts());
   }
 
   index_t inputs() const noexcept { return gate_.inputs(); }
@@ -82,14 +82,14 @@ public:
     const index_t tokens = x.rows();
     const index_t k = context.top_k == 0 ? top_k() : context.top_k;
     check_top_k(k);
-    if constexpr (requires { rule_.check_call(experts(), k, context.training); })
-      rule_.check_call(experts(), k, context.training);
-    t.signals.top_k = k;
-    t.signals.clean.resize(tokens, experts());
+    if constexpr (requires { rule_.validate_call(experts(), k, context.training); })
+      rule_.validate_call(experts(), k, context.training);
+    t.seen.top_k = k;
+    t.seen.clean.resize(tokens, experts());
     t.x.hide(x, context);
     const auto seen = t.x.of(x, context);
-    gate_.forward(seen, context, t.signals.clean.map(), t.gate);
-    noise_.apply(seen, context, t.signals, t.noise);
+    gate_.forward(seen, context, t.seen.clean.map(), t.gate);
+    noise_.apply(seen, context, t.seen, t.noise);
     choose(context, k, t);
     for (index_t g = 0; g < context.group_count(); ++g)
       capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
@@ -99,8 +99,8 @@ public:
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
-    const matrix_buffer<scalar>& logits = t.signals.noisy();
-    t.dnoisy = t.dsignals.noisy_or_clean();
+    const matrix_buffer<scalar>& logits = t.seen.noisy();
+    t.dnoisy = t.dseen.noisy_or_clean();
     t.dweights.resize(x.rows(), t.choices.top_k);
     context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
@@ -116,9 +116,9 @@ public:
     });
     const auto seen = t.x.of(x, context);
     t.dclean = t.dnoisy;
-    if (t.signals.has_noise) {
-      t.dclean.map() += t.dsignals.clean.map();
-      noise_.backward(seen, context, t.signals, t.dnoisy, t.dsignals.noise_std, t.noise, dx);
+    if (t.seen.has_noise) {
+      t.dclean.map() += t.dseen.clean.map();
+      noise_.backward(seen, context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
     }
     gate_.backward(seen, context, t.dclean.map(), t.gate, dx);
   }
@@ -150,7 +150,7 @@ private:
   }
 
   void choose(const routing_context<scalar>& context, index_t k, tape& t) const {
-    const matrix_buffer<scalar>& logits = t.signals.noisy();
+    const matrix_buffer<scalar>& logits = t.seen.noisy();
     const index_t tokens = logits.rows();
     t.choices.reset(tokens, k);
     t.scores.resize(tokens, experts());
@@ -223,7 +223,7 @@ private:
       for (index_t token = begin; token < end; ++token) {
         const index_t count = gather_weighed(t, token, nullptr);
         if (count == 0) continue;
-        rule_.weigh(t.signals.noisy().row(token), t.scores.row(token), experts(), t.ids.row(token), count,
+        rule_.weigh(t.seen.noisy().row(token), t.scores.row(token), experts(), t.ids.row(token), count,
                     t.weights.row(token));
         for (index_t j = 0, next = 0; j < k; ++j)
           if (t.choices.kept[token * k + j]) t.choices.weight[token * k + j] = t.weights(token, next++);

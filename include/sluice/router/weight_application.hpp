@@ -15,7 +15,7 @@ namespace detail {
 /// A finite option. Infinity is refused by its size: comparisons with infinity itself mean nothing under -ffast-math.
 template <std::floating_point Scalar>
 bool is_usable(Scalar v) noexcept {
-  return !is_nan(v) && std::abs(v) <= std::numeric_limits<Scalar>::max() / 2;
+  return !is_nan(v) && (std::abs)(v) <= (std::numeric_limits<Scalar>::max)() / 2;
 }
 
 }  // namespace detail

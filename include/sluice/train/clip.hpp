@@ -28,7 +28,7 @@ double gradient_norm(const Model& model) {
     const auto* g = p.gradient().data();
     const auto count = static_cast<index_t>(p.gradient().size());
     for (index_t begin = 0; begin < count; begin += block)
-      sum += static_cast<double>(kernel::dot(g + begin, g + begin, std::min(block, count - begin)));
+      sum += static_cast<double>(kernel::dot(g + begin, g + begin, (std::min)(block, count - begin)));
   });
   return std::sqrt(sum);
 }
@@ -39,7 +39,7 @@ template <typename Model>
 double clip_gradient_norm(Model& model, double max) {
   if (!(max > 0)) throw_invalid("clip_gradient_norm needs a length > 0, not ", max);
   const double norm = gradient_norm(std::as_const(model));
-  const bool finite = !is_nan(norm) && order_key(norm) <= order_key(std::numeric_limits<double>::max());
+  const bool finite = !is_nan(norm) && order_key(norm) <= order_key((std::numeric_limits<double>::max)());
   if (!finite || norm <= max) return norm;
   detail::for_each_unnamed_parameter(model, [&](auto& p) {
     using scalar = typename std::remove_reference_t<decltype(p)>::scalar;

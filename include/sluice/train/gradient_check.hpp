@@ -99,7 +99,7 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
   const auto check_array = [&](const std::string& name, index_t size, std::span<double> value,
                                std::span<const double> gradient, auto place) {
     const index_t most = o.most_entries == 0 ? size : o.most_entries;
-    const index_t stride = most == 0 ? 1 : std::max<index_t>(1, (size + most - 1) / most);
+    const index_t stride = most == 0 ? 1 : (std::max<index_t>)(1, (size + most - 1) / most);
     for (index_t i = 0; i < size; i += stride) {
       const auto at = static_cast<std::size_t>(place(i));
       const std::optional<double> numeric = numeric_derivative(value[at]);
@@ -108,8 +108,8 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
         continue;
       }
       const double analytic = gradient.empty() ? 0 : gradient[at];
-      double error = std::abs(analytic - *numeric) / std::max({o.scale, std::abs(analytic), std::abs(*numeric)});
-      if (is_nan(error)) error = std::numeric_limits<double>::max();
+      double error = (std::abs)(analytic - *numeric) / (std::max)({o.scale, (std::abs)(analytic), (std::abs)(*numeric)});
+      if (is_nan(error)) error = (std::numeric_limits<double>::max)();
       ++report.checked;
       if (error < report.largest_error) continue;
       report.largest_error = error;

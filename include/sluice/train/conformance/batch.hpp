@@ -137,14 +137,14 @@ double largest_difference(const Scalar* a, const Scalar* b, index_t count) {
   double largest = 0;
   for (index_t i = 0; i < count; ++i) {
     if (equal_bits(a + i, b + i, 1) || (is_nan(a[i]) && is_nan(b[i]))) continue;
-    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    largest = is_nan(difference) ? std::numeric_limits<double>::max() : std::max(largest, difference);
+    const double difference = (std::abs)(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    largest = is_nan(difference) ? (std::numeric_limits<double>::max)() : (std::max)(largest, difference);
   }
   return largest;
 }
 template <typename Scalar>
 double largest_difference(const matrix<Scalar>& a, const matrix<Scalar>& b) {
-  if (a.rows() != b.rows() || a.cols() != b.cols()) return std::numeric_limits<double>::max();
+  if (a.rows() != b.rows() || a.cols() != b.cols()) return (std::numeric_limits<double>::max)();
   return largest_difference(a.data(), b.data(), a.size());
 }
 

@@ -95,16 +95,16 @@ private:
 template <typename Scalar>
 double size_of(const std::vector<Scalar>& numbers) {
   double largest = 1;
-  for (const Scalar v : numbers) largest = std::max(largest, std::abs(static_cast<double>(v)));
+  for (const Scalar v : numbers) largest = (std::max)(largest, (std::abs)(static_cast<double>(v)));
   return largest;
 }
 template <typename Scalar>
 double size_of(const matrix<Scalar>& m) {
-  return m.size() == 0 ? 1 : std::max(1.0, static_cast<double>(m.cwiseAbs().maxCoeff()));
+  return m.size() == 0 ? 1 : (std::max)(1.0, static_cast<double>(m.cwiseAbs().maxCoeff()));
 }
 template <typename Scalar>
 double list_difference(const std::vector<Scalar>& a, const std::vector<Scalar>& b) {
-  if (a.size() != b.size()) return std::numeric_limits<double>::max();
+  if (a.size() != b.size()) return (std::numeric_limits<double>::max)();
   return largest_difference(a.data(), b.data(), static_cast<index_t>(a.size()));
 }
 
@@ -126,7 +126,7 @@ property_result rows_alone(expert_probe<Expert>& probe) {
   zero_gradients(probe.expert);
   auto parts = whole;
   for (index_t begin = 0, size = 1; begin < probe.x.rows(); begin += size++) {
-    const index_t count = std::min(size, probe.x.rows() - begin);
+    const index_t count = (std::min)(size, probe.x.rows() - begin);
     const matrix<scalar> x = probe.x.middleRows(begin, count);
     const matrix<scalar> dy = probe.dy.middleRows(begin, count);
     const auto part = probe.run(x, dy);

@@ -17,9 +17,9 @@ double plan_gradient_difference(const sparse_plan<Scalar>& plan, const sparse_pl
                                 const reference::backward_result<Scalar>& expected) {
   double worst = 0;
   for (index_t i = 0; i < plan.size(); ++i) {
-    worst = std::max(worst, largest_difference(&d.weight[i], &expected.dcombine(plan.token(i), i), 1));
+    worst = (std::max)(worst, largest_difference(&d.weight[i], &expected.dcombine(plan.token(i), i), 1));
     if (plan.has_input_scale())
-      worst = std::max(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(plan.token(i), i), 1));
+      worst = (std::max)(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(plan.token(i), i), 1));
   }
   return worst;
 }
@@ -32,11 +32,11 @@ double plan_gradient_difference(const soft_plan<Scalar>& plan, const soft_plan_g
   for (index_t t = 0; t < plan.tokens(); ++t) {
     const bool no_combine = is_left_out(plan.combine(), t);
     const bool no_dispatch = is_left_out(plan.dispatch(), t);
-    for (index_t s = 0; s < plan.slots(); ++s) {
+    for (index_t s = 0; s < plan.slot_count(); ++s) {
       const index_t column = plan.row(plan.group_of(t), s);
       worst =
-          std::max(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
-      worst = std::max(worst,
+          (std::max)(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
+      worst = (std::max)(worst,
                        largest_difference(&d.dispatch(t, s), no_dispatch ? &zero : &expected.ddispatch(t, column), 1));
     }
   }
@@ -54,7 +54,7 @@ property_result readable_reference(router_probe<Router>& probe) {
   const auto expected = reference::forward(t.plan, probe.layer.bank(), b.x);
   // Every number is reached by sums over tokens, slots, D and H, whose terms are of the size of the tokens and outputs.
   const double terms = static_cast<double>(probe.tokens() + t.plan.rows() + probe.layer.inputs());
-  const double size = std::max({1.0, static_cast<double>(b.x.cwiseAbs().maxCoeff()),
+  const double size = (std::max)({1.0, static_cast<double>(b.x.cwiseAbs().maxCoeff()),
                                 t.plan.rows() == 0 ? 0.0 : static_cast<double>(expected.u.cwiseAbs().maxCoeff())});
   const double bound = 8 * terms * size * size * static_cast<double>(std::numeric_limits<scalar>::epsilon());
   const auto forward = judge("outputs", largest_difference(got.y, expected.y), bound);
@@ -93,7 +93,7 @@ property_result gradients_are_added(router_probe<Router>& probe) {
     for (scalar& g : twice) g *= 2;
     const auto got = parameter_gradients(probe.layer);
     double largest = 1;
-    for (const scalar g : twice) largest = std::max(largest, std::abs(static_cast<double>(g)));
+    for (const scalar g : twice) largest = (std::max)(largest, (std::abs)(static_cast<double>(g)));
     const double rounding =
         static_cast<double>(probe.tokens() + 1) * static_cast<double>(std::numeric_limits<scalar>::epsilon());
     return judge("twice the gradients and those of two calls",
@@ -119,23 +119,23 @@ public:
   }
   void add_gradient(RouterTape& t) const {
     if constexpr (has_scores) {
-      add(t.dsignals.clean, 0);
-      if (t.signals.has_noise) add(t.dsignals.noisy, 1);
-      if (!t.signals.noise_std.empty()) add(t.dsignals.noise_std, 2);
+      add(t.dseen.clean, 0);
+      if (t.seen.has_noise) add(t.dseen.noisy, 1);
+      if (!t.seen.noise_std.empty()) add(t.dseen.noise_std, 2);
     }
   }
 
 private:
   static constexpr bool has_scores = requires(RouterTape & t) {
-    t.signals.clean, t.signals.has_noise, t.signals.noise_std, t.dsignals.clean, t.dsignals.noisy, t.dsignals.noise_std;
+    t.seen.clean, t.seen.has_noise, t.seen.noise_std, t.dseen.clean, t.dseen.noisy, t.dseen.noise_std;
   };
 
   template <typename F>
   static void each(const RouterTape& t, F&& f) {
     if constexpr (has_scores) {
-      f(t.signals.clean, 0);
-      if (t.signals.has_noise) f(t.signals.noisy(), 1);
-      if (!t.signals.noise_std.empty()) f(t.signals.noise_std, 2);
+      f(t.seen.clean, 0);
+      if (t.seen.has_noise) f(t.seen.noisy(), 1);
+      if (!t.seen.noise_std.empty()) f(t.seen.noise_std, 2);
     }
   }
   double factor(index_t site, index_t i) const {

@@ -23,8 +23,8 @@ std::vector<Scalar> words_about(const sparse_plan<Scalar>& plan, index_t token) 
 }
 template <typename Scalar>
 std::vector<Scalar> words_about(const soft_plan<Scalar>& plan, index_t token) {
-  std::vector<Scalar> words(plan.dispatch().row(token), plan.dispatch().row(token) + plan.slots());
-  words.insert(words.end(), plan.combine().row(token), plan.combine().row(token) + plan.slots());
+  std::vector<Scalar> words(plan.dispatch().row(token), plan.dispatch().row(token) + plan.slot_count());
+  words.insert(words.end(), plan.combine().row(token), plan.combine().row(token) + plan.slot_count());
   return words;
 }
 

@@ -46,18 +46,18 @@ struct conformance_report {
     return text;
   }
 
-  /// Adds the property of this name; check() returns its outcome and detail. What it throws is a failure.
-  template <typename Check>
-  void add(const std::string& name, Check&& check) {
+  /// Adds the property of this name; property() returns its outcome and detail. What it throws is a failure.
+  template <typename Property>
+  void add(const std::string& name, Property&& property) {
     property_result p;
 #if defined(__cpp_exceptions)
     try {
-      p = check();
+      p = property();
     } catch (const std::exception& thrown) {
       p = {{}, outcome::failed, std::string("threw: ") + thrown.what()};
     }
 #else
-    p = check();
+    p = property();
 #endif
     p.name = name;
     properties.push_back(std::move(p));

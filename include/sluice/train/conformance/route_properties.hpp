@@ -33,7 +33,7 @@ std::optional<std::string> fault_of(const Plan& plan, index_t tokens, index_t ex
     return "the plan has " + std::to_string(plan.tokens()) + " tokens of " + std::to_string(tokens);
   if (plan.experts() != experts)
     return "the plan has " + std::to_string(plan.experts()) + " experts of " + std::to_string(experts);
-  if constexpr (requires { plan.check(); }) plan.check();
+  if constexpr (requires { plan.validate(); }) plan.validate();
   return std::nullopt;
 }
 
@@ -88,7 +88,7 @@ property_result permutation(router_probe<Router>& probe) {
     const auto here = words_about(b.plan, t);
     const auto there = words_about(a.plan, order[static_cast<std::size_t>(t)]);
     if (here.size() != there.size()) return fail("a token has another number of experts at another place");
-    worst = std::max(worst, largest_difference(here.data(), there.data(), static_cast<index_t>(here.size())));
+    worst = (std::max)(worst, largest_difference(here.data(), there.data(), static_cast<index_t>(here.size())));
   }
   // Scores are sums of D products, and their rounding may depend on a token's place in a block of rows.
   const double rounding =
