@@ -34,7 +34,7 @@ void require_sane(const model_config& c) {
   REQUIRE((c.top_k >= 1 && c.top_k <= c.experts && c.experts <= 1 << 20));
   REQUIRE((c.shared_hidden >= 0 && c.shared_hidden <= 1 << 24));
   REQUIRE((c.layers >= 1 && c.layers <= 1 << 16 && c.decoder_layers >= 0 && c.decoder_layers <= 1 << 16));
-  REQUIRE_NOTHROW(c.groups.check(c.experts, c.top_k));
+  REQUIRE_NOTHROW(c.groups.validate(c.experts, c.top_k));
   REQUIRE((std::isfinite(c.scaling) && c.scaling > 0 && std::isfinite(c.jitter) && std::isfinite(c.clamp) &&
            std::isfinite(c.capacity_factor)));
   const auto blocks = [](const std::vector<index_t>& list, index_t layers) {
