@@ -84,10 +84,10 @@ TEST_CASE("group_limit: experts outside the kept groups are not chosen even for 
 
 TEST_CASE("group_limit: refuses what cannot be, with the numbers", "[router][group_limit]") {
   const auto message = [](const char* part) { return test::contains(part); };
-  CHECK_THROWS_WITH((group_limit{.groups = 3, .kept = 1}.check(8, 2)), message("E = 8") && message("groups = 3"));
-  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 5}.check(8, 2)), message("kept = 5"));
-  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 0}.check(8, 2)), message("kept = 0"));
-  CHECK_THROWS_WITH((group_limit{.groups = 0, .kept = 0}.check(8, 2)), message("groups = 0"));
-  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 1}.check(8, 3)), message("k = 3") && message("groups of 2"));
-  CHECK_THROWS_WITH((group_limit{8, 4, group_limit::group_score::sum_of_two}.check(8, 2)), message("1 expert"));
+  CHECK_THROWS_WITH((group_limit{.groups = 3, .kept = 1}.validate(8, 2)), message("E = 8") && message("groups = 3"));
+  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 5}.validate(8, 2)), message("kept = 5"));
+  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 0}.validate(8, 2)), message("kept = 0"));
+  CHECK_THROWS_WITH((group_limit{.groups = 0, .kept = 0}.validate(8, 2)), message("groups = 0"));
+  CHECK_THROWS_WITH((group_limit{.groups = 4, .kept = 1}.validate(8, 3)), message("k = 3") && message("groups of 2"));
+  CHECK_THROWS_WITH((group_limit{8, 4, group_limit::group_score::sum_of_two}.validate(8, 2)), message("1 expert"));
 }

@@ -56,7 +56,7 @@ matrix<typename Layer::scalar> run(const Layer& layer, const matrix<typename Lay
 
 TEST_CASE("soft_moe: the worked example", "[router][soft_moe]") {
   moe_layer layer{soft_moe_router<double>{2, 2}, expert_bank<identity_expert<double>>{2, 2}};
-  layer.router().slot_count().map() << 1, 0, 1, 1;  // columns of Phi
+  layer.router().slot_vectors().map() << 1, 0, 1, 1;  // columns of Phi
   matrix<double> x(3, 2), y(3, 2);
   x << 1, 0, 0, 2, 3, 4;
   decltype(layer)::workspace workspace;
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("soft_moe: equals the definition", "[router][soft_moe]", floa
   layer.forward(x, y, workspace, context);
 
   const index_t slots = s.e * s.p;
-  const auto naive = naive_soft(x, std::as_const(layer.router().slot_count()).value(), slots, 2.5, s.borders);
+  const auto naive = naive_soft(x, std::as_const(layer.router().slot_vectors()).value(), slots, 2.5, s.borders);
   // Logits of size 2.5 from dot products of length D; the softmax of n of them adds n roundings.
   const S bound = test::bound<S>(s.d + std::max(s.t, slots), S(2.5));
   CHECK((workspace.plan.dispatch().map().template cast<double>() - naive.dispatch).cwiseAbs().maxCoeff() <= bound);
