@@ -48,7 +48,7 @@ void soft_moe(oracle_case<Scalar>& c) {
   moe_layer layer{soft_moe_router<Scalar>(D, E, {.slots_per_expert = P}),
                   expert_bank<ffn<Scalar, gelu_tanh>>(E, D, c.template setting<index_t>("H"), {.bias = true})};
   bindings<Scalar> bound;
-  bound.bind("slots.mu", layer.router().slot_count(), 0, layout::transposed, E * P);
+  bound.bind("slots.mu", layer.router().slot_vectors(), 0, layout::transposed, E * P);
   bound.bind("slots.scale", layer.router().scale());
   bind_ffn(bound, layer.bank(), {"experts.kernel1", "experts.kernel2", layout::transposed, layout::transposed}, true);
   bound.load(c);
@@ -88,7 +88,7 @@ void run_port(oracle_case<Scalar>& c, Bank bank) {
   bindings<Scalar> bound;
   bound.bind("norm.gamma", layer.norm().gain());
   bound.bind("slot_norm.gamma", inner.router().slot_norm().gain());
-  bound.bind("slot_embeds", inner.router().slot_count());
+  bound.bind("slot_embeds", inner.router().slot_vectors());
   if constexpr (requires { inner.bank().expert(0).gate(); })
     bind_value_then_gate(bound, inner.bank(), false);
   else
