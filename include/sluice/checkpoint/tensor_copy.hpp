@@ -151,11 +151,11 @@ private:
     const matrix_layout& layout = p.layout();
     const index_t last = first + static_cast<index_t>(out.size() / sizeof(Stored));
     place.for_each_run(rows_, cols_, first, last, [&](const tensor_place::run& run) {
-      const auto* const from =
+      const auto* const source =
           p.data() + (run.along_row ? layout.place_of_row(run.row) : layout.place_of_column(run.col));
       for (index_t i = 0; i < run.count; ++i) {
         const Stored value =
-            convert(from[run.along_row ? layout.place_of_column(run.col + i) : layout.place_of_row(run.row + i)]);
+            convert(source[run.along_row ? layout.place_of_column(run.col + i) : layout.place_of_row(run.row + i)]);
         std::memcpy(out.data() + static_cast<std::size_t>(run.at + i * run.step) * sizeof(Stored), &value,
                     sizeof value);
       }

@@ -28,7 +28,7 @@ struct float16 {
 constexpr float to_float(bfloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16U); }
 
 constexpr float to_float(float16 value) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000U) << 16U;
+  const std::uint32_t sign = (value.bits & 0x8000U) << 16U;
   const std::uint32_t exponent = (value.bits >> 10U) & 0x1FU;
   const std::uint32_t fraction = value.bits & 0x3FFU;
   if (exponent == 0x1FU) return std::bit_cast<float>(sign | 0x7F800000U | (fraction << 13U));

@@ -8,6 +8,7 @@
 
 #include <Eigen/Core>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -21,6 +22,9 @@ namespace sluice::inline SLUICE_ISA {
 
 /// Counts, sizes and positions. 64 bits: E·H·D passes 2^31 in published models.
 using index_t = std::int64_t;
+
+/// A count as the standard library wants it: bounds of arrays, indices of std::array.
+constexpr std::size_t as_size(index_t count) noexcept { return static_cast<std::size_t>(count); }
 
 /// Marks a count that is known only at run time.
 inline constexpr index_t dynamic = -1;

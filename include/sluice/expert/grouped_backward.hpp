@@ -135,7 +135,7 @@ private:
     group_.run_tasks([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
                      [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; },
                      [&](const typename memory::task& t) {
-                       alignas(64) scalar sums[unit_groups * unit_columns * lanes];
+                       alignas(64) scalar sums[as_size(unit_groups * unit_columns * lanes)];
                        Expert& expert = expert_of(t.expert);
                        const index_t width = expert.last_map().inputs();
                        const index_t groups = lane_rows::groups(rows_.load(t.expert));
@@ -177,11 +177,11 @@ private:
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
       const index_t count = (std::min)(lanes, end - column);
-      alignas(64) scalar upstream[lanes] = {};
+      alignas(64) scalar upstream[as_size(lanes)] = {};
       for (index_t l = 0; l < count; ++l) upstream[l] = dh[(column - begin + l) * lanes + lane];
       const vector unweighted = kernel::load(upstream);
       inner = kernel::multiply_add<scalar>(unweighted, kernel::load(place(m_.h, column / lanes)), inner);
-      std::array<vector, maps> z;
+      std::array<vector, as_size(maps)> z;
       for (std::size_t m = 0; m < maps; ++m) z[m] = kernel::load(place(m_.z[m], column / lanes));
       expert.activate_backward(column, z, unweighted * vector(rows_.weight(i)));
       for (std::size_t m = 0; m < maps; ++m) {
@@ -268,7 +268,7 @@ private:
     if (with_scales) m_.dweight.assign(column_units(inputs_) * rows_.size(), scalar(0));
     group_.run_columns(column_units(inputs_), maps * rows_.size() * group_.hidden_width() * inputs_,
                        [&](index_t first_unit, index_t last_unit) {
-                         alignas(64) scalar sums[unit_groups * unit_columns * lanes];
+                         alignas(64) scalar sums[as_size(unit_groups * unit_columns * lanes)];
                          for (const index_t e : m_.active)
                            for (index_t unit = first_unit; unit < last_unit; ++unit) {
                              const Expert& expert = expert_of(e);

@@ -138,7 +138,7 @@ private:
                (rows.begin(b) + i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width) +
                p * lanes;
     };
-    const auto one = [&](index_t i, index_t p, const std::array<vector, maps>& z) {
+    const auto one = [&](index_t i, index_t p, const std::array<vector, as_size(maps)>& z) {
       kernel::store<scalar>(place(i, p), expert.activate(p * lanes, z));
       if (m_.keep)
         for (std::size_t map = 0; map < maps; ++map)
@@ -257,7 +257,7 @@ private:
     if (column + lanes <= outputs_) {
       kernel::store<scalar>(out, kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
     } else {
-      alignas(64) scalar numbers[lanes];
+      alignas(64) scalar numbers[as_size(lanes)];
       kernel::store<scalar>(numbers, kernel::simd<scalar>(weight) * sum);
       for (index_t j = 0; column + j < outputs_; ++j) out[j] += numbers[j];
     }

@@ -48,7 +48,8 @@ inline std::span<const std::byte> header_text(std::span<const std::byte> bytes, 
   if (length > bytes.size() - 8)
     throw file_error(file, "header length " + std::to_string(length) + " exceeds the " +
                                std::to_string(bytes.size() - 8) + " bytes after it");
-  const auto text = bytes.subspan(8, static_cast<std::size_t>(length));
+  const std::size_t text_size = length;
+  const auto text = bytes.subspan(8, text_size);
   if (text.empty() || text.front() != std::byte{'{'}) throw file_error(file, "header does not begin with {");
   return text;
 }
@@ -126,8 +127,8 @@ inline safetensors_contents parse_safetensors(std::span<const std::byte> bytes, 
   out.metadata = std::move(header.metadata);
   out.tensors.reserve(header.tensors.size());
   for (detail::tensor_entry& tensor : header.tensors) {
-    const auto begin = static_cast<std::size_t>(tensor.offsets->front());
-    const auto end = static_cast<std::size_t>(tensor.offsets->back());
+    const std::size_t begin = tensor.offsets->front();
+    const std::size_t end = tensor.offsets->back();
     out.tensors.push_back(
         {std::move(tensor.name), *tensor.dtype, std::move(*tensor.shape), data.subspan(begin, end - begin)});
   }

@@ -36,11 +36,11 @@ void put(Scalar& place, Scalar value, write mode) noexcept {
 template <int Rows, int Cols, typename Scalar>
 void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
   constexpr index_t width = simd_width<Scalar>;
-  simd<Scalar> sums[Rows][Cols];
+  simd<Scalar> sums[as_size(Rows)][as_size(Cols)];
   SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
   index_t p = 0;
   for (; p + width <= k; p += width) {
-    simd<Scalar> columns[Cols];
+    simd<Scalar> columns[as_size(Cols)];
     SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
       columns[j] = load(b + j * ldb + p);
       keep_in_register<Scalar>(columns[j]);
@@ -63,10 +63,10 @@ template <int Rows, int Vectors, typename Scalar>
 void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb, Scalar* c, index_t ldc,
                 write mode) {
   constexpr index_t width = simd_width<Scalar>;
-  simd<Scalar> sums[Rows][Vectors];
+  simd<Scalar> sums[as_size(Rows)][as_size(Vectors)];
   SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
   for (index_t p = 0; p < k; ++p) {
-    simd<Scalar> columns[Vectors];
+    simd<Scalar> columns[as_size(Vectors)];
     SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) {
       columns[j] = load(b + p * ldb + j * width);
       keep_in_register<Scalar>(columns[j]);

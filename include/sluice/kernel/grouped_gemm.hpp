@@ -42,7 +42,7 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
   constexpr int vectors = Pairs * tile_vectors;
   constexpr index_t lanes = simd_width<scalar>;
   constexpr index_t step_size = lanes * Storage::group;
-  alignas(64) sum_t sums[chunk_blocks * tile_rows * tile_vectors * lanes];
+  alignas(64) sum_t sums[as_size(chunk_blocks * tile_rows * tile_vectors * lanes)];
   const index_t vector_sums = rows.height() * lanes;
   const auto sums_of = [&](index_t b) {
     streams<sum_t*, vectors> at;
@@ -84,7 +84,7 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
       if constexpr (std::same_as<sum_t, scalar> && !scales_rows<Storage>) {
         epilogue(b, q + i, streams<const scalar*>{at[0], at[1]});
       } else {
-        alignas(64) scalar numbers[tile_vectors][tile_rows * lanes];
+        alignas(64) scalar numbers[as_size(tile_vectors)][as_size(tile_rows * lanes)];
         for (std::size_t v = 0; v < tile_vectors; ++v)
           for (index_t r = 0; r < rows.size(b); ++r) {
             simd<scalar> y = Storage::finish(Storage::sum::load_unaligned(at[v] + r * lanes));
@@ -140,7 +140,7 @@ void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t be
   constexpr index_t lanes = simd_width<Scalar>;
   // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out.
   constexpr index_t panels_at_once = 8;
-  alignas(64) Scalar spare[tile_rows * lanes];
+  alignas(64) Scalar spare[as_size(tile_rows * lanes)];
   const index_t count = end - begin;
   const index_t tiles = (count + tile_rows - 1) / tile_rows;
   const index_t height = (count + tiles - 1) / tiles;
@@ -178,7 +178,7 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
   using storage = full_precision<Scalar>;
   constexpr index_t lanes = simd_width<Scalar>;
   constexpr int height = lanes <= tile_rows ? static_cast<int>(lanes) : static_cast<int>(lanes) / 2;
-  alignas(64) Scalar spare[tile_vectors][height * lanes];
+  alignas(64) Scalar spare[as_size(tile_vectors)][as_size(height * lanes)];
   const auto run = [&](index_t b, index_t blocks, index_t input, const streams<Scalar*>& sums) {
     const index_t size = rows.size(b);
     tile_operands<storage> t;

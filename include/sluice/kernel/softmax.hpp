@@ -43,7 +43,7 @@ exponentials<Scalar> for_each_exponential(const Scalar* in, index_t count, Put&&
     sum += e;
   }
   if (i < count) {
-    Scalar rest[width] = {};
+    Scalar rest[as_size(width)] = {};
     store_part<Scalar>(rest, exponential(load_part(in + i, count - i, maximum)), count - i);
     const simd<Scalar> e = load(rest);
     put(e, i, count - i);

@@ -94,23 +94,27 @@ template <typename Storage, typename Order, int Rows, int Vectors>
 void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead) noexcept {
   using sum_t = typename Storage::sum;
   constexpr index_t lanes = static_cast<index_t>(sum_t::size);
-  sum_t sums[Rows][Vectors];
+  constexpr std::size_t rows = as_size(Rows), vectors = as_size(Vectors);
+  sum_t sums[rows][vectors];
   if (t.accumulate) {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] =
-        sum_t::load_unaligned(t.sums[v] + i * lanes);
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+        sums[i][v] = sum_t::load_unaligned(t.sums[v] + index_t(i) * lanes);
   } else {
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] = sum_t(0);
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+        sums[i][v] = sum_t(0);
   }
-  const typename Storage::element* w[Vectors];
-  SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) w[v] = t.weights[v];
+  const typename Storage::element* w[vectors];
+  SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] = t.weights[v];
   [[maybe_unused]] streams<const std::byte*> next = ahead.from;
   const typename Storage::activation* run = t.a;
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
     const index_t count = (std::min)(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
     for (index_t k = 0; k < count; ++k) {
-      typename Storage::vector weights[Vectors];
-      SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) {
+      typename Storage::vector weights[vectors];
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
         weights[v] = Storage::load(w[v]);
         w[v] += lanes * Storage::group;
         if constexpr (Vectors == tile_vectors) {
@@ -120,15 +124,17 @@ void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead)
           prefetch(reinterpret_cast<const std::byte*>(w[v]) + low_tile_ahead);
         }
       }
-      SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v] =
-          Storage::multiply_add(a[i * Order::row], weights[v], sums[i][v]);
+      SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+          sums[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums[i][v]);
       a += Order::step;
     }
     run += t.jump;
-    SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) w[v] += t.weight_jump;
+    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] += t.weight_jump;
   }
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int v = 0; v < Vectors; ++v) sums[i][v]
-      .store_unaligned(t.sums[v] + i * lanes);
+  SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+      sums[i][v].store_unaligned(t.sums[v] + index_t(i) * lanes);
 }
 
 template <typename Storage, typename Order, int Vectors>
@@ -145,8 +151,7 @@ constexpr int highest_tile(int vectors) noexcept {
 template <typename Storage, typename Order, int Vectors>
 inline constexpr auto tiles = []<int... I>(std::integer_sequence<int, I...>) {
   return std::array<tile_function<Storage, Order, Vectors>, sizeof...(I)>{&tile<Storage, Order, I + 1, Vectors>...};
-}
-(std::make_integer_sequence<int, highest_tile(Vectors)>{});
+}(std::make_integer_sequence<int, highest_tile(Vectors)>{});
 
 }  // namespace detail
 

@@ -25,8 +25,8 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   constexpr index_t width = simd_width<Scalar>;
   constexpr index_t vectors = (top_k_groups + width - 1) / width;
   constexpr index_t groups = vectors * width;
-  simd<key> largest[vectors];
-  simd<key> above[vectors];  // how many groups have a larger maximum
+  simd<key> largest[as_size(vectors)];
+  simd<key> above[as_size(vectors)];  // how many groups have a larger maximum
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
     largest[v] = simd<key>(-infinity_key<Scalar>);
     above[v] = simd<key>(key(0));
@@ -43,7 +43,7 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
     }
     return false;
   });
-  key maxima[groups];
+  key maxima[as_size(groups)];
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) store<key>(maxima + v * width, largest[v]);
   SLUICE_UNROLL for (index_t g = 0; g < groups; ++g) {
     SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
