@@ -6,7 +6,17 @@
 
 #include <sluice/core/isa.hpp>
 
+// GCC takes the "any value will do" of its own AVX-512 header, which Eigen includes, for a mistake. What is off while that
+// header is read stays off wherever its functions end up.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include <cstddef>
 #include <cstdint>
