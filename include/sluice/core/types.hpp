@@ -6,17 +6,21 @@
 
 #include <sluice/core/isa.hpp>
 
-// GCC takes the "any value will do" of its own AVX-512 header, which Eigen includes, for a mistake. What is off while that
-// header is read stays off wherever its functions end up.
+// GCC takes the "any value will do" of its own AVX-512 header for a mistake. What is off while the functions that use it are
+// read stays off wherever they end up.
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#define SLUICE_BEGIN_VECTOR_LIBRARY                                                   \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define SLUICE_END_VECTOR_LIBRARY _Pragma("GCC diagnostic pop")
+#else
+#define SLUICE_BEGIN_VECTOR_LIBRARY
+#define SLUICE_END_VECTOR_LIBRARY
 #endif
+
+SLUICE_BEGIN_VECTOR_LIBRARY
 #include <Eigen/Core>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+SLUICE_END_VECTOR_LIBRARY
 
 #include <cstddef>
 #include <cstdint>

@@ -6,7 +6,9 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/types.hpp>
 
+SLUICE_BEGIN_VECTOR_LIBRARY
 #include <xsimd/xsimd.hpp>
+SLUICE_END_VECTOR_LIBRARY
 
 #include <algorithm>
 #include <concepts>
