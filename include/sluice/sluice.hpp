@@ -25,6 +25,7 @@
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/linear.hpp>
+#include <sluice/gate/none.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/selectors.hpp>

@@ -135,10 +135,12 @@ TEST_CASE("sparse_mixer: the training gradient is GRIN's estimate", "[router][sp
   const std::vector<double> logits{.3, .1, -.2}, c{1, -.5, 2}, q{.7, .4, -.3}, r{.5, -1.2, .8};
   const sparse_mixer_rule<double> rule({.top_k = 1, .jitter = 100});
   std::vector<double> p(3), expected{0.155710, -0.184737, 0.029027}, sum(3, 0.0);
-  rule.score(logits.data(), 3, p.data());
+  const routing_context<double> inference;
+  const choice_row<double> row{{inference, 1, 3, 1}, 0, logits.data(), logits.data(), p.data(), nullptr};
+  rule.score(row, p.data());
   for (index_t d = 0; d < 3; ++d) {
     double m = 0;
-    rule.weigh(logits.data(), p.data(), 3, &d, 1, &m);
+    rule.weigh(row, {&d, 1}, &m);
     CHECK(m == Approx(p[static_cast<std::size_t>(d)]));
     for (const bool full : {true, false}) {
       const auto i = static_cast<std::size_t>(d);
@@ -146,7 +148,7 @@ TEST_CASE("sparse_mixer: the training gradient is GRIN's estimate", "[router][sp
       const double used = full ? m : m / 3;
       const double upstream = c[i] + 2 * q[i] * used + 3 * r[i] * used * used;
       std::vector<double> dl(3, 0.0);
-      rule.backward(logits.data(), p.data(), 3, &d, 1, &m, &upstream, dl.data());
+      rule.backward(row, {{&d, 1}, &m, &upstream}, dl.data());
       for (std::size_t e = 0; e < 3; ++e) sum[e] += chance * dl[e];
     }
   }

@@ -121,12 +121,10 @@ std::vector<index_t> chosen_over(const Router& router, const routing_context<typ
     std::vector<scalar> scratch(static_cast<std::size_t>(2 * E), held);
     std::vector<index_t> ids(static_cast<std::size_t>(k), -1);
     const scalar* row = &logits(t, 0);
-    rule.score(row, E, scores.data());
-    index_t count = 0;
-    if constexpr (CanDrawExperts<std::remove_cvref_t<decltype(rule)>, scalar>)
-      count = rule.choose_drawn(context, t, row, scores.data(), scratch.data(), E, k, ids.data());
-    else
-      count = rule.choose(row, scores.data(), scratch.data(), E, k, ids.data());
+    const choice_row<scalar> token{
+        {context, logits.rows(), E, k}, t, row, row, scores.data(), scratch.data()};
+    rule.score(token, scores.data());
+    const index_t count = rule.choose(token, ids.data());
     chosen.push_back(count);
     chosen.insert(chosen.end(), ids.begin(), ids.begin() + count);
   }
@@ -224,7 +222,8 @@ void check_promises(const Router& router, index_t choices) {
   wild(3, E / 2) = std::numeric_limits<scalar>::infinity();
   const auto wild_result = route(router, wild, context);
   wild_result.plan.validate();
-  for (index_t pair = 0; pair < T * k; ++pair) {
+  CHECK(wild_result.tape.choices.expert[0] == no_expert);  // no rule sees the row of NaN
+  for (index_t pair = k; pair < T * k; ++pair) {
     const index_t expert = wild_result.tape.choices.expert[pair];
     CHECK((expert >= 0 && expert < E));
     for (index_t other = pair / k * k; other < pair; ++other) CHECK(wild_result.tape.choices.expert[other] != expert);

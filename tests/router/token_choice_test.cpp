@@ -18,21 +18,19 @@ using given = top_k_router<double, dynamic, dynamic, copy_gate<double>, no_noise
 struct above_one {
   index_t k = 3;
   index_t top_k() const { return k; }
-  void score(const double* logits, index_t experts, double* scores) const { std::copy_n(logits, experts, scores); }
-  index_t choose(const double*, const double* scores, double* scratch, index_t experts, index_t count,
-                 index_t* ids) const {
-    std::fill_n(scratch, 2 * experts, 0.0);  // all of the scratch is ours
-    kernel::top_k(scores, experts, count, ids);
-    return std::find_if(ids, ids + count, [&](index_t e) { return !(scores[e] > 1); }) - ids;
+  void score(const choice_row<double>& row, double* scores) const { std::copy_n(row.logits, row.experts, scores); }
+  index_t choose(const choice_row<double>& row, index_t* ids) const {
+    std::fill_n(row.scratch, 2 * row.experts, 0.0);  // all of the scratch is ours
+    kernel::top_k(row.scores, row.experts, row.k, ids);
+    return std::find_if(ids, ids + row.k, [&](index_t e) { return !(row.scores[e] > 1); }) - ids;
   }
-  void weigh(const double*, const double* scores, index_t, const index_t* ids, index_t count, double* weights) const {
-    for (index_t j = 0; j < count; ++j) weights[j] = scores[ids[j]];
+  void weigh(const choice_row<double>& row, std::span<const index_t> ids, double* weights) const {
+    for (const index_t e : ids) *weights++ = row.scores[e];
   }
-  void backward(const double*, const double*, index_t, const index_t* ids, index_t count, const double*,
-                const double* dweights, double* dlogits) const {
-    for (index_t j = 0; j < count; ++j) dlogits[ids[j]] += dweights[j];
+  void backward(const choice_row<double>&, const weighed_experts<double>& weighed, double* dlogits) const {
+    const double* dweight = weighed.dweights;
+    for (const index_t e : weighed.ids) dlogits[e] += *dweight++;
   }
-  double priority(const double* scores, index_t) const { return scores[0]; }
 };
 
 }  // namespace

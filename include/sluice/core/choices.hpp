@@ -5,8 +5,8 @@
 ///   asked [T,K]    1 where the choice wants to be served: chosen, and not thinned out at random
 ///   priority [T]   how sure the token is, for orders that serve sure tokens first
 ///
-/// A capacity policy serves the choices of one group: it appends every pair t*K + j that was asked for to `order`, and serve()
-/// gives each its slot in the expert's queue and keeps it if there is room.
+/// A capacity policy serves the choices of one group: it appends every pair t*K + j that was asked for to `order`, and
+/// serve() gives each its slot in the expert's queue and keeps it if there is room.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -42,6 +42,9 @@ struct choice_table {
     slot.resize(tokens * top_k);
     order.clear();
   }
+
+  /// The K experts of a token.
+  index_t* ids(index_t token) noexcept { return expert.data() + token * top_k; }
 
   /// Serves the pairs order[first...] : each takes the next slot of its expert and is kept if slot < limit(expert).
   template <typename Limit>

@@ -100,7 +100,8 @@ concept WeighsAfterExperts = RouterPolicy<R> &&
     };
 
 /// Whether a token's route depends on that token alone, so that a sequence may be decoded token by token. Routers whose
-/// choice depends on other tokens of the batch say `static constexpr bool causal = false`.
+/// choice depends on other tokens of the batch say `static constexpr bool causal = false`; so do gates and choice rules,
+/// for the routers made of them.
 template <typename R>
 inline constexpr bool is_causal = [] {
   if constexpr (requires { R::causal; })

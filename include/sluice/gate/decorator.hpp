@@ -26,6 +26,8 @@ template <Gate Inner>
 class gate_decorator {
 public:
   using scalar = typename Inner::scalar;
+  static constexpr bool causal = is_causal<Inner>;
+  static constexpr bool exact_gradient = has_exact_gradient<Inner>;
 
   explicit gate_decorator(Inner inner) : inner_(std::move(inner)) {}
 

@@ -41,6 +41,7 @@ class dselect_k_router {
 public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
+  static constexpr bool causal = is_causal<GateType>;
 
   struct options {
     index_t selectors = 2;  ///< k

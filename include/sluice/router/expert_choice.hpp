@@ -43,6 +43,7 @@ public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
   static constexpr bool causal = false;
+  static constexpr bool exact_gradient = has_exact_gradient<GateType>;
 
   enum class score { softmax, sigmoid };
   struct options {

@@ -69,49 +69,44 @@ public:
     check_thresholds(options_.training, top_k());
     check_thresholds(options_.inference, top_k());
   }
-  void validate_call(index_t experts, index_t k, bool training) const {
-    softmax_.validate_call(experts, k, training);
-    check_thresholds(policy_of(training), k);
+  void validate_call(const choice_call<Scalar>& call) const {
+    softmax_.validate_call(call);
+    check_thresholds(policy_of(call.context), call.k);
   }
 
-  void score(const Scalar* logits, index_t experts, Scalar* scores) const { softmax_.score(logits, experts, scores); }
+  void score(const choice_row<Scalar>& row, Scalar* scores) const { softmax_.score(row, scores); }
 
-  index_t choose_drawn(const routing_context<Scalar>& context, index_t token, const Scalar* logits,
-                       const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
-    if (!policy_of(context.training).sampled || k == 1)
-      return softmax_.choose(logits, scores, scratch, experts, k, ids);
-    const index_t first = kernel::arg_max(logits, experts);
-    for (index_t e = 0; e < experts; ++e)  // all but the first, closed up
-      if (e != first)
-        scratch[e - (e > first)] =
-            logits[e] + static_cast<Scalar>(context.random.gumbel(random_site::selection_noise, token * experts + e));
+  index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
+    if (!policy_of(row.context).sampled || row.k == 1) return softmax_.choose(row, ids);
+    const index_t first = kernel::arg_max(row.logits, row.experts);
+    for (index_t e = 0; e < row.experts; ++e) {  // all but the first, closed up
+      if (e == first) continue;
+      const double draw = row.context.random.gumbel(random_site::selection_noise, row.token * row.experts + e);
+      row.scratch[e - (e > first)] = row.logits[e] + static_cast<Scalar>(draw);
+    }
     ids[0] = first;
-    kernel::top_k(scratch, experts - 1, k - 1, ids + 1);
-    for (index_t j = 1; j < k; ++j) ids[j] += ids[j] >= first;
-    return k;
+    kernel::top_k(row.scratch, row.experts - 1, row.k - 1, ids + 1);
+    for (index_t j = 1; j < row.k; ++j) ids[j] += ids[j] >= first;
+    return row.k;
   }
 
-  void weigh(const Scalar* logits, const Scalar* scores, index_t experts, const index_t* ids, index_t count,
-             Scalar* weights) const {
-    softmax_.weigh(logits, scores, experts, ids, count, weights);
+  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
+    softmax_.weigh(row, ids, weights);
   }
 
-  bool keeps(const routing_context<Scalar>& context, index_t token, index_t rank, index_t tokens, Scalar weight) const {
-    const choice_policy<Scalar>& p = policy_of(context.training);
+  bool keeps(const choice_row<Scalar>& row, index_t rank, Scalar weight) const {
+    const choice_policy<Scalar>& p = policy_of(row.context);
     if (rank == 0 || p.policy == further_choices::all) return true;
     if (p.policy == further_choices::none) return false;
     const Scalar threshold = p.threshold.size() == 1 ? p.threshold[0] : p.threshold[static_cast<std::size_t>(rank) - 1];
     if (p.policy == further_choices::threshold) return weight > threshold;
-    const double draw = context.random.uniform(random_site::choice_thinning, rank * tokens + token);
+    const double draw = row.context.random.uniform(random_site::choice_thinning, rank * row.tokens + row.token);
     return draw < static_cast<double>(weight) / (std::max)(static_cast<double>(threshold), 1e-9);
   }
 
-  void backward(const Scalar* logits, const Scalar* scores, index_t experts, const index_t* ids, index_t count,
-                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
-    softmax_.backward(logits, scores, experts, ids, count, weights, dweights, dlogits);
+  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    softmax_.backward(row, weighed, dlogits);
   }
-
-  Scalar priority(const Scalar* scores, index_t experts) const { return softmax_.priority(scores, experts); }
 
   weight_application<Scalar> application() const noexcept {
     return {.use = options_.straight_through ? weight_use::straight_through : weight_use::output,
@@ -119,8 +114,8 @@ public:
   }
 
 private:
-  const choice_policy<Scalar>& policy_of(bool training) const noexcept {
-    return training ? options_.training : options_.inference;
+  const choice_policy<Scalar>& policy_of(const routing_context<Scalar>& context) const noexcept {
+    return context.training ? options_.training : options_.inference;
   }
 
   static void check_thresholds(const choice_policy<Scalar>& p, index_t k) {
@@ -146,9 +141,9 @@ class gshard_router
 public:
   using options = typename rule_type::options;
 
-  explicit gshard_router(
-      index_t inputs, index_t experts = Experts, options o = {},
-      Capacity capacity = default_capacity()) requires std::constructible_from<GateType, index_t, index_t>
+  explicit gshard_router(index_t inputs, index_t experts = Experts, options o = {},
+                         Capacity capacity = default_capacity())
+    requires std::constructible_from<GateType, index_t, index_t>
       : gshard_router(GateType(inputs, experts), std::move(o), std::move(capacity)) {}
 
   explicit gshard_router(GateType gate, options o = {}, Capacity capacity = default_capacity())

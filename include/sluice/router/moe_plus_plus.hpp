@@ -63,56 +63,54 @@ public:
       throw_invalid("moe_plus_plus_router cannot have ", options_.zero_experts, " zero experts among E = ", experts);
     if (scales() && experts < 2) throw_invalid("moe_plus_plus_router scales logits to a deviation only with E >= 2");
   }
-  void validate_call(index_t, index_t k, bool training) const {
-    if (training) refuse_constant_weight(k);
+  void validate_call(const choice_call<Scalar>& call) const {
+    if (call.context.training) refuse_constant_weight(call.k);
   }
 
-  void score(const Scalar* logits, index_t experts, Scalar* scores) const {
-    const Scalar factor = scale_of(logits, experts);
-    for (index_t e = 0; e < experts; ++e) scores[e] = factor * logits[e];
-    kernel::softmax(scores, scores, experts);
+  void score(const choice_row<Scalar>& row, Scalar* scores) const {
+    const Scalar factor = scale_of(row);
+    for (index_t e = 0; e < row.experts; ++e) scores[e] = factor * row.logits[e];
+    kernel::softmax(scores, scores, row.experts);
   }
 
-  index_t choose(const Scalar* logits, const Scalar*, Scalar*, index_t experts, index_t k, index_t* ids) const {
-    kernel::top_k(logits, experts, k, ids);
-    return k;
+  index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
+    kernel::top_k(row.logits, row.experts, row.k, ids);
+    return row.k;
   }
 
-  void weigh(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count,
-             Scalar* weights) const {
+  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
     // Exponentials against the largest logit that has a weight: the division cannot meet 0 however unlikely its expert
     // is.
-    index_t best = -1;
-    for (index_t j = 0; j < count; ++j)
-      if (has_weight(ids[j], experts) && (best < 0 || order_key(logits[ids[j]]) > order_key(logits[ids[best]])))
-        best = j;
-    const Scalar factor = scale_of(logits, experts);
+    index_t best = no_expert;
+    for (const index_t e : ids)
+      if (has_weight(e, row.experts) && (best == no_expert || order_key(row.logits[e]) > order_key(row.logits[best])))
+        best = e;
+    const Scalar factor = scale_of(row);
     Scalar sum = 0;
-    for (index_t j = 0; j < count; ++j) {
-      weights[j] = has_weight(ids[j], experts) ? exponential(factor, logits[ids[j]], logits[ids[best]]) : Scalar(0);
+    for (std::size_t j = 0; j < ids.size(); ++j) {
+      const bool counts = has_weight(ids[j], row.experts);
+      weights[j] = counts ? exponential(factor, row.logits[ids[j]], row.logits[best]) : Scalar(0);
       sum += weights[j];
     }
-    for (index_t j = 0; j < count && best >= 0; ++j) weights[j] /= sum;
+    for (std::size_t j = 0; j < ids.size() && best != no_expert; ++j) weights[j] /= sum;
   }
 
-  void backward(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count,
-                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    const auto& [ids, weights, dweights] = weighed;
     Scalar inner = 0;
-    for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
-    const Scalar factor = scale_of(logits, experts);
+    for (std::size_t j = 0; j < ids.size(); ++j) inner += weights[j] * dweights[j];
+    const Scalar factor = scale_of(row);
     Scalar along = 0;  // <dz, G>
-    for (index_t j = 0; j < count; ++j) {
+    for (std::size_t j = 0; j < ids.size(); ++j) {
       const Scalar dz = weights[j] * (dweights[j] - inner);
       dlogits[ids[j]] += factor * dz;
-      if (scales()) along += dz * logits[ids[j]];
+      if (scales()) along += dz * row.logits[ids[j]];
     }
     if (!scales()) return;
-    const auto spread = detail::spread_of(logits, experts);
-    const Scalar pull = detail::spread_pull(spread, options_.target_deviation, along, experts);
-    for (index_t e = 0; e < experts; ++e) dlogits[e] -= pull * (logits[e] - spread.mean);
+    const auto spread = detail::spread_of(row.logits, row.experts);
+    const Scalar pull = detail::spread_pull(spread, options_.target_deviation, along, row.experts);
+    for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= pull * (row.logits[e] - spread.mean);
   }
-
-  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
 
 private:
   bool scales() const noexcept { return options_.target_deviation > Scalar(0); }
@@ -121,9 +119,9 @@ private:
     return options_.weights == moe_plus_plus_weights::mixtral || expert < experts - options_.zero_experts;
   }
 
-  Scalar scale_of(const Scalar* logits, index_t experts) const {
-    return scales() ? detail::standardizing_factor(detail::spread_of(logits, experts), options_.target_deviation)
-                    : Scalar(1);
+  Scalar scale_of(const choice_row<Scalar>& row) const {
+    if (!scales()) return Scalar(1);
+    return detail::standardizing_factor(detail::spread_of(row.logits, row.experts), options_.target_deviation);
   }
 
   /// exp(factor (logit - largest)); 1 also where both are infinite.

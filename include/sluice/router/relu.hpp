@@ -31,6 +31,8 @@ class relu_router {
 public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
+  static constexpr bool causal = is_causal<GateType>;
+  static constexpr bool exact_gradient = has_exact_gradient<GateType>;
 
   struct tape {
     score_signals<Scalar> seen;
@@ -41,7 +43,8 @@ public:
   };
 
   /// A linear gate without bias.
-  relu_router(index_t inputs, index_t experts) requires std::constructible_from<GateType, index_t, index_t>
+  relu_router(index_t inputs, index_t experts)
+    requires std::constructible_from<GateType, index_t, index_t>
       : relu_router(GateType(inputs, experts)) {}
   explicit relu_router(GateType gate) : gate_(std::move(gate)) {}
 

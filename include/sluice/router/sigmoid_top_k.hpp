@@ -61,47 +61,45 @@ public:
     if (options_.selection_bias && bias_.size() != experts)
       throw_invalid("the selection bias is for ", bias_.size(), " experts, the router has E = ", experts);
   }
-  void validate_call(index_t experts, index_t k, bool training) const {
-    options_.groups.validate(experts, k);
-    if (training) refuse_constant_weight(k);
+  void validate_call(const choice_call<Scalar>& call) const {
+    options_.groups.validate(call.experts, call.k);
+    if (call.context.training) refuse_constant_weight(call.k);
   }
 
-  void score(const Scalar* logits, index_t experts, Scalar* scores) const {
-    for (index_t e = 0; e < experts; ++e) scores[e] = kernel::logistic(logits[e]);
+  void score(const choice_row<Scalar>& row, Scalar* scores) const {
+    for (index_t e = 0; e < row.experts; ++e) scores[e] = kernel::logistic(row.logits[e]);
   }
 
-  index_t choose(const Scalar*, const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
-    const Scalar* choosing = scores;
+  index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
+    const Scalar* choosing = row.scores;
     if (options_.selection_bias) {
-      for (index_t e = 0; e < experts; ++e) scratch[e] = scores[e] + bias_.data()[e];
-      choosing = scratch;
+      for (index_t e = 0; e < row.experts; ++e) row.scratch[e] = row.scores[e] + bias_.data()[e];
+      choosing = row.scratch;
     }
     if (options_.groups.limits())
-      options_.groups.top_k(choosing, scratch + experts, experts, k, ids);
+      options_.groups.top_k(choosing, row.scratch + row.experts, row.experts, row.k, ids);
     else
-      kernel::top_k(choosing, experts, k, ids);
-    return k;
+      kernel::top_k(choosing, row.experts, row.k, ids);
+    return row.k;
   }
 
-  void weigh(const Scalar*, const Scalar* scores, index_t, const index_t* ids, index_t count, Scalar* weights) const {
-    const Scalar total = options_.renormalize ? sum_of(scores, ids, count) : Scalar(1);
-    for (index_t j = 0; j < count; ++j) weights[j] = scores[ids[j]] / total * options_.scaling;
+  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
+    const Scalar total = options_.renormalize ? sum_of(row.scores, ids) : Scalar(1);
+    for (std::size_t j = 0; j < ids.size(); ++j) weights[j] = row.scores[ids[j]] / total * options_.scaling;
   }
 
-  void backward(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count,
-                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    const auto& [ids, weights, dweights] = weighed;
     Scalar inner = 0;
     if (options_.renormalize)
-      for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
-    const Scalar total = options_.renormalize ? sum_of(scores, ids, count) : Scalar(1);
-    for (index_t j = 0; j < count; ++j) {
+      for (std::size_t j = 0; j < ids.size(); ++j) inner += weights[j] * dweights[j];
+    const Scalar total = options_.renormalize ? sum_of(row.scores, ids) : Scalar(1);
+    for (std::size_t j = 0; j < ids.size(); ++j) {
       // 1 - s as sigmoid(-l): exact where s rounds to 1.
-      const Scalar slope = scores[ids[j]] * kernel::logistic(-logits[ids[j]]);
+      const Scalar slope = row.scores[ids[j]] * kernel::logistic(-row.logits[ids[j]]);
       dlogits[ids[j]] += (options_.scaling * dweights[j] - inner) / total * slope;
     }
   }
-
-  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
 
   void after_step(const routing_statistics& statistics) {
     if (!options_.selection_bias || statistics.load.size() != bias_.size()) return;
@@ -137,9 +135,9 @@ private:
   }
 
   /// What renormalising divides by; 1 where all chosen scores and the guard are zero.
-  Scalar sum_of(const Scalar* scores, const index_t* ids, index_t count) const {
+  Scalar sum_of(const Scalar* scores, std::span<const index_t> ids) const {
     Scalar sum = 0;
-    for (index_t j = 0; j < count; ++j) sum += scores[ids[j]];
+    for (const index_t e : ids) sum += scores[e];
     sum += options_.added_to_sum;
     return sum == Scalar(0) ? Scalar(1) : sum;
   }
@@ -159,8 +157,8 @@ class sigmoid_router
 public:
   using options = typename sigmoid_rule<Scalar, TopK>::options;
 
-  explicit sigmoid_router(index_t inputs, index_t experts = Experts, options o = {},
-                          Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
+  explicit sigmoid_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : sigmoid_router(experts, GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit sigmoid_router(GateType gate, options o = {}, Capacity capacity = {})

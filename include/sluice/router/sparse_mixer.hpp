@@ -22,6 +22,7 @@
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/token_choice.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
@@ -30,6 +31,8 @@ namespace sluice::inline SLUICE_ISA {
 template <std::floating_point Scalar>
 class sparse_mixer_rule {
 public:
+  static constexpr bool exact_gradient = false;  ///< in training, by design; at inference it is
+
   struct options {
     index_t top_k = 2;
     Scalar jitter = Scalar(0.01);
@@ -43,102 +46,104 @@ public:
 
   index_t top_k() const noexcept { return options_.top_k; }
 
-  /// Scores, for losses: the softmax over all experts.
-  void score(const Scalar* logits, index_t experts, Scalar* scores) const { kernel::softmax(logits, scores, experts); }
+  /// For capacity policies: the softmax over all experts.
+  void score(const choice_row<Scalar>& row, Scalar* scores) const {
+    kernel::softmax(row.logits, scores, row.experts);
+  }
 
-  index_t choose_drawn(const routing_context<Scalar>& context, index_t token, const Scalar* logits, const Scalar*,
-                       Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
-    if (!context.training) {
-      kernel::top_k(logits, experts, k, ids);
-      return k;
+  index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
+    if (!row.context.training) {
+      kernel::top_k(row.logits, row.experts, row.k, ids);
+      return row.k;
     }
-    for (index_t r = 0; r < k; ++r) {
-      const index_t top = largest(logits, experts, ids, r);
-      const index_t first_draw = (token * k + r) * (experts + 1);
+    for (index_t r = 0; r < row.k; ++r) {
+      const rivals round(row, ids_before(ids, r), options_.jitter);
       index_t best = no_expert;
-      for (index_t e = 0; e < experts; ++e) {
-        if (!survives(logits, ids, r, top, e)) continue;
-        scratch[e] =
-            logits[e] + static_cast<Scalar>(context.random.gumbel(random_site::selection_noise, first_draw + e));
-        if (best == no_expert || order_key(scratch[e]) > order_key(scratch[best])) best = e;
+      for (index_t e = 0; e < row.experts; ++e) {
+        if (!round.include(e)) continue;
+        const double draw = row.context.random.gumbel(random_site::selection_noise, first_draw(row, r) + e);
+        row.scratch[e] = row.logits[e] + static_cast<Scalar>(draw);
+        if (best == no_expert || order_key(row.scratch[e]) > order_key(row.scratch[best])) best = e;
       }
       ids[r] = best;
     }
-    return k;
+    return row.k;
   }
 
-  /// The weights of inference.
-  void weigh(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count,
-             Scalar* weights) const {
-    for (index_t r = 0; r < count; ++r) {
-      const index_t top = largest(logits, experts, ids, r);
-      weights[r] = exponential(logits, top, ids[r]) / sum_of_exponentials(logits, experts, ids, r, top);
+  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
+    for (std::size_t r = 0; r < ids.size(); ++r) {
+      const rivals round(row, ids.first(r), options_.jitter);
+      weights[r] = round.exponential(ids[r]) / round.sum_of_exponentials();
+      const auto factor_draw = [&] {
+        return row.context.random.uniform(random_site::selection_noise,
+                                          first_draw(row, static_cast<index_t>(r)) + row.experts);
+      };
+      if (row.context.training && ids[r] != round.top() && !(factor_draw() > 0.75)) weights[r] *= Scalar(0.3333);
     }
   }
 
-  /// The weights of training, some of them lessened by a draw.
-  void weigh_drawn(const routing_context<Scalar>& context, index_t token, const Scalar* logits, const Scalar* scores,
-                   index_t experts, const index_t* ids, index_t count, Scalar* weights) const {
-    weigh(logits, scores, experts, ids, count, weights);
-    if (!context.training) return;
-    for (index_t r = 0; r < count; ++r) {
-      const index_t position = (token * count + r) * (experts + 1) + experts;
-      if (ids[r] != largest(logits, experts, ids, r) &&
-          !(context.random.uniform(random_site::selection_noise, position) > 0.75))
-        weights[r] *= Scalar(0.3333);
-    }
-  }
-
-  void backward(const Scalar* logits, const Scalar*, index_t experts, const index_t* ids, index_t count, const Scalar*,
-                const Scalar* dweights, Scalar* dlogits) const {
-    for (index_t r = 0; r < count; ++r) {
-      const index_t top = largest(logits, experts, ids, r);
-      const Scalar sum = sum_of_exponentials(logits, experts, ids, r, top);
-      const Scalar pull = dweights[r] * exponential(logits, top, ids[r]) / sum;
+  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    const auto ids = weighed.ids;
+    for (std::size_t r = 0; r < ids.size(); ++r) {
+      const rivals round(row, ids.first(r), options_.jitter);
+      const Scalar sum = round.sum_of_exponentials();
+      const Scalar pull = weighed.dweights[r] * round.exponential(ids[r]) / sum;
       dlogits[ids[r]] += pull;
-      for (index_t e = 0; e < experts; ++e)
-        if (survives(logits, ids, r, top, e)) dlogits[e] -= pull * exponential(logits, top, e) / sum;
+      for (index_t e = 0; e < row.experts; ++e)
+        if (round.include(e)) dlogits[e] -= pull * round.exponential(e) / sum;
     }
   }
-
-  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
 
 private:
-  static bool is_chosen(const index_t* ids, index_t count, index_t e) {
-    for (index_t j = 0; j < count; ++j)
-      if (ids[j] == e) return true;
-    return false;
+  static std::span<const index_t> ids_before(const index_t* ids, index_t round) {
+    return {ids, static_cast<std::size_t>(round)};
   }
 
-  /// The expert with the largest logit that is none of the first `chosen` ids.
-  static index_t largest(const Scalar* logits, index_t experts, const index_t* ids, index_t chosen) {
-    index_t best = no_expert;
-    for (index_t e = 0; e < experts; ++e)
-      if (!is_chosen(ids, chosen, e) && (best == no_expert || order_key(logits[e]) > order_key(logits[best]))) best = e;
-    return best;
+  static index_t first_draw(const choice_row<Scalar>& row, index_t round) {
+    return (row.token * row.k + round) * (row.experts + 1);
   }
 
-  bool survives(const Scalar* logits, const index_t* ids, index_t chosen, index_t top, index_t e) const {
-    if (e == top) return true;
-    if (is_chosen(ids, chosen, e)) return false;
-    const Scalar m = logits[top];
-    const Scalar size = (std::abs)(logits[e]);
-    const Scalar scale = size > m ? size : m;
-    return !(scale > Scalar(0)) || !((m - logits[e]) / scale > 2 * options_.jitter);  // both are 0: no difference
-  }
+  /// The experts that may win one round: the largest logit that is left, and those near it.
+  class rivals {
+  public:
+    rivals(const choice_row<Scalar>& row, std::span<const index_t> out, Scalar jitter)
+        : logits_(row.logits), experts_(row.experts), out_(out), jitter_(jitter) {
+      for (index_t e = 0; e < experts_; ++e)
+        if (!is_out(e) && (top_ == no_expert || order_key(logits_[e]) > order_key(logits_[top_]))) top_ = e;
+    }
 
-  /// exp(L[e] - m), 1 for the largest even where it is infinite.
-  static Scalar exponential(const Scalar* logits, index_t top, index_t e) {
-    return order_key(logits[e]) == order_key(logits[top]) ? Scalar(1) : std::exp(logits[e] - logits[top]);
-  }
+    index_t top() const noexcept { return top_; }
 
-  Scalar sum_of_exponentials(const Scalar* logits, index_t experts, const index_t* ids, index_t chosen,
-                             index_t top) const {
-    Scalar sum = 0;
-    for (index_t e = 0; e < experts; ++e)
-      if (survives(logits, ids, chosen, top, e)) sum += exponential(logits, top, e);
-    return sum;
-  }
+    bool include(index_t e) const {
+      if (e == top_) return true;
+      if (is_out(e)) return false;
+      const Scalar m = logits_[top_];
+      const Scalar size = (std::abs)(logits_[e]);
+      const Scalar scale = size > m ? size : m;
+      return !(scale > Scalar(0)) || !((m - logits_[e]) / scale > 2 * jitter_);  // both are 0: no difference
+    }
+
+    /// exp(L[e] - m), 1 for the largest even where it is infinite.
+    Scalar exponential(index_t e) const {
+      return order_key(logits_[e]) == order_key(logits_[top_]) ? Scalar(1) : std::exp(logits_[e] - logits_[top_]);
+    }
+
+    Scalar sum_of_exponentials() const {
+      Scalar sum = 0;
+      for (index_t e = 0; e < experts_; ++e)
+        if (include(e)) sum += exponential(e);
+      return sum;
+    }
+
+  private:
+    bool is_out(index_t e) const { return std::find(out_.begin(), out_.end(), e) != out_.end(); }
+
+    const Scalar* logits_;
+    index_t experts_;
+    std::span<const index_t> out_;
+    Scalar jitter_;
+    index_t top_ = no_expert;
+  };
 
   options options_;
 };
@@ -150,10 +155,9 @@ class sparse_mixer_router : public token_choice_router<GateType, sparse_mixer_ru
 
 public:
   using options = typename sparse_mixer_rule<Scalar>::options;
-  static constexpr bool exact_gradient = false;  ///< in training, by design; at inference it is
 
-  explicit sparse_mixer_router(index_t inputs, index_t experts,
-                               options o = {}) requires std::constructible_from<GateType, index_t, index_t>
+  explicit sparse_mixer_router(index_t inputs, index_t experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : base(GateType(inputs, experts), sparse_mixer_rule<Scalar>(o)) {}
   explicit sparse_mixer_router(GateType gate, options o = {}) : base(std::move(gate), sparse_mixer_rule<Scalar>(o)) {}
 };

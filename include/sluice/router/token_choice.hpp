@@ -9,9 +9,9 @@
 ///
 /// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
 /// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is
-/// NaN, it asks for no expert and so takes no slot from other tokens. Padding tokens are not routed and may hold
-/// anything. T = 0 gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept, stay
-/// in tape.choices.
+/// NaN, no rule sees it, it asks for no expert and so takes no slot from other tokens. Padding is not routed and may
+/// hold anything. T = 0 gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept,
+/// stay in tape.choices. Causal if gate, rule and capacity are.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>
@@ -20,15 +20,34 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/kernel/order.hpp>
 #include <sluice/router/choice_rule.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/padding.hpp>
 #include <sluice/router/weight_application.hpp>
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+struct no_rule_tape {};
+
+template <typename Rule>
+struct rule_tape_of {
+  using type = no_rule_tape;
+};
+template <HasTape Rule>
+struct rule_tape_of<Rule> {
+  using type = typename Rule::tape;
+};
+template <typename Rule>
+using rule_tape = typename rule_tape_of<Rule>::type;
+
+}  // namespace detail
 
 template <DifferentiableGate GateType, ChoiceRule<typename GateType::scalar> Rule,
           typename Noise = no_noise<typename GateType::scalar>,
@@ -37,17 +56,20 @@ class token_choice_router {
 public:
   using scalar = typename GateType::scalar;
   using plan = sparse_plan<scalar>;
-  static constexpr bool causal = Capacity::causal;
+  static constexpr bool causal = is_causal<GateType> && is_causal_rule<Rule, scalar> && Capacity::causal;
+  static constexpr bool exact_gradient = has_exact_gradient<GateType> && has_exact_gradient<Rule>;
 
   struct tape {
     score_signals<scalar> seen;
     score_gradients<scalar> dseen;
     typename GateType::tape gate;
     typename Noise::tape noise;
+    detail::rule_tape<Rule> rule;
     without_padding<scalar> x;      ///< what the gate saw
     matrix_buffer<scalar> scores;   ///< [T,E] what the rule made of the logits
     matrix_buffer<scalar> scratch;  ///< [blocks of tokens, 2E]
     buffer<std::uint8_t> invalid;   ///< [T] 1 where the logits held NaN
+    buffer<index_t> routable;       ///< scratch: the tokens of a group that may be routed
     matrix_buffer<scalar> dclean;
     matrix_buffer<scalar> dnoisy;
     matrix_buffer<index_t> ids;     ///< [T,K] scratch: the choices that were weighed
@@ -80,39 +102,33 @@ public:
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
     const index_t tokens = x.rows();
-    const index_t k = context.top_k == 0 ? top_k() : context.top_k;
+    const index_t k = context.top_k == 0 ? top_k_of(context) : context.top_k;
     check_top_k(k);
-    if constexpr (requires { rule_.validate_call(experts(), k, context.training); })
-      rule_.validate_call(experts(), k, context.training);
+    const choice_call<scalar> call{context, tokens, experts(), k};
+    if constexpr (requires { rule_.validate_call(call); }) rule_.validate_call(call);
     t.seen.top_k = k;
     t.seen.clean.resize(tokens, experts());
     t.x.hide(x, context);
     const auto seen = t.x.of(x, context);
     gate_.forward(seen, context, t.seen.clean.map(), t.gate);
     noise_.apply(seen, context, t.seen, t.noise);
-    choose(context, k, t);
+    choose(call, t);
     for (index_t g = 0; g < context.group_count(); ++g)
       capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
-    if (application_.renormalize_after_drop) weigh_kept(context, t);
+    if (application_.renormalize_after_drop) weigh_kept(call, t);
     fill(t, p);
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
-    const matrix_buffer<scalar>& logits = t.seen.noisy();
     t.dnoisy = t.dseen.noisy_or_clean();
     t.dweights.resize(x.rows(), t.choices.top_k);
-    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        scalar* dw = t.dweights.row(token);
-        std::fill_n(dw, t.choices.top_k, scalar(0));
-        if (t.invalid[token]) continue;
-        for (const index_t i : p.of_token(token)) dw[p.rank(i)] = weight_gradient(dplan, i);
-        const index_t count = gather_weighed(t, token, dw);
-        if (count > 0)
-          rule_.backward(logits.row(token), t.scores.row(token), experts(), t.ids.row(token), count,
-                         t.weights.row(token), dw, t.dnoisy.row(token));
-      }
+    for_routable({context, x.rows(), experts(), t.choices.top_k}, t, [&](const choice_row<scalar>& row) {
+      scalar* dw = t.dweights.row(row.token);
+      std::fill_n(dw, row.k, scalar(0));
+      for (const index_t i : p.of_token(row.token)) dw[p.rank(i)] = weight_gradient(dplan, i);
+      const auto ids = gather_weighed(t, row.token, dw);
+      if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
     });
     const auto seen = t.x.of(x, context);
     t.dclean = t.dnoisy;
@@ -149,60 +165,112 @@ private:
     if (k < 1 || k > experts()) throw_invalid("top-k routing needs 1 <= k <= E, not k = ", k, " with E = ", experts());
   }
 
-  void choose(const routing_context<scalar>& context, index_t k, tape& t) const {
+  index_t top_k_of(const routing_context<scalar>& context) const {
+    if constexpr (requires { rule_.top_k(context); })
+      return rule_.top_k(context);
+    else
+      return rule_.top_k();
+  }
+
+  bool assigns([[maybe_unused]] const routing_context<scalar>& context) const {
+    if constexpr (SaysWhenItAssigns<Rule, scalar>)
+      return rule_.assigns(context);
+    else
+      return CanAssignExperts<Rule, scalar>;
+  }
+
+  static bool is_routable(const routing_context<scalar>& context, const tape& t, index_t token) {
+    return !t.invalid[token] && !context.is_padding(token);
+  }
+
+  /// f(row) for every token that may be routed, spread over the executor.
+  template <typename F>
+  void for_routable(const choice_call<scalar>& call, tape& t, F&& f) const {
     const matrix_buffer<scalar>& logits = t.seen.noisy();
-    const index_t tokens = logits.rows();
-    t.choices.reset(tokens, k);
-    t.scores.resize(tokens, experts());
-    t.scratch.resize((tokens + token_block - 1) / token_block, 2 * experts());
-    t.invalid.assign(tokens, 0);
-    t.ids.resize(tokens, k);
-    t.weights.resize(tokens, k);
-    context.executor.parallel_blocks(tokens, token_block, [&](index_t begin, index_t end) {
+    call.context.executor.parallel_blocks(call.tokens, token_block, [&](index_t begin, index_t end) {
       scalar* scratch = t.scratch.row(begin / token_block);
+      for (index_t token = begin; token < end; ++token)
+        if (is_routable(call.context, t, token))
+          f(choice_row<scalar>{call, token, logits.row(token), t.seen.clean.row(token), t.scores.row(token), scratch});
+    });
+  }
+
+  /// Fills the table of choices: scores, experts, weights, priorities, and which choices ask to be served.
+  void choose(const choice_call<scalar>& call, tape& t) const {
+    t.choices.reset(call.tokens, call.k);
+    t.scores.resize(call.tokens, experts());
+    t.scratch.resize((call.tokens + token_block - 1) / token_block, 2 * experts());
+    t.ids.resize(call.tokens, call.k);
+    t.weights.resize(call.tokens, call.k);
+    find_invalid(call, t);
+    const bool together = assigns(call.context);
+    for_routable(call, t, [&](const choice_row<scalar>& row) {
+      rule_.score(row, t.scores.row(row.token));
+      if (!together) choose_alone(row, t.choices);
+    });
+    if (!together) return;
+    for (index_t g = 0; g < call.context.group_count(); ++g) assign(call, call.context.group(g, call.tokens), t);
+    for_routable(call, t, [&](const choice_row<scalar>& row) {
+      const index_t* ids = t.choices.ids(row.token);
+      weigh(row, std::find(ids, ids + row.k, no_expert) - ids, t.choices);
+    });
+  }
+
+  void find_invalid(const choice_call<scalar>& call, tape& t) const {
+    t.invalid.resize(call.tokens);
+    call.context.executor.parallel_blocks(call.tokens, token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
-        scalar* scores = t.scores.row(token);
-        if (context.is_padding(token)) {
-          std::fill_n(scores, experts(), scalar(0));
-          continue;
-        }
-        const scalar* row = logits.row(token);
-        t.invalid[token] = any_nan(row, experts());
-        index_t* ids = &t.choices.expert[token * k];
-        scalar* weights = &t.choices.weight[token * k];
-        rule_.score(row, experts(), scores);
-        const index_t count = choose_row(context, token, row, scores, scratch, k, ids);
-        std::fill(ids + count, ids + k, no_expert);
-        if constexpr (requires { rule_.weigh_drawn(context, token, row, scores, experts(), ids, count, weights); })
-          rule_.weigh_drawn(context, token, row, scores, experts(), ids, count, weights);
-        else
-          rule_.weigh(row, scores, experts(), ids, count, weights);
-        t.choices.priority[token] = rule_.priority(scores, experts());
-        if (t.invalid[token]) continue;
-        for (index_t j = 0; j < count; ++j)
-          t.choices.asked[token * k + j] = keeps(context, token, j, tokens, weights[j]);
+        t.invalid[token] = !call.context.is_padding(token) && any_nan(t.seen.noisy().row(token), experts());
+        if (!is_routable(call.context, t, token)) std::fill_n(t.scores.row(token), experts(), scalar(0));
       }
     });
   }
 
-  index_t choose_row(const routing_context<scalar>& context, index_t token, const scalar* logits, const scalar* scores,
-                     scalar* scratch, index_t k, index_t* ids) const {
-    if constexpr (requires { rule_.choose_drawn(context, token, logits, scores, scratch, experts(), k, ids); })
-      return rule_.choose_drawn(context, token, logits, scores, scratch, experts(), k, ids);
-    else
-      return rule_.choose(logits, scores, scratch, experts(), k, ids);
+  void choose_alone(const choice_row<scalar>& row, choice_table<scalar>& choices) const {
+    if constexpr (CanChooseExperts<Rule, scalar>) weigh(row, rule_.choose(row, choices.ids(row.token)), choices);
   }
 
-  bool keeps(const routing_context<scalar>& context, index_t token, index_t rank, index_t tokens, scalar weight) const {
-    if constexpr (requires { rule_.keeps(context, token, rank, tokens, weight); })
-      return rule_.keeps(context, token, rank, tokens, weight);
+  void assign(const choice_call<scalar>& call, token_range group, tape& t) const {
+    t.routable.clear();
+    for (index_t token = group.begin; token < group.end; ++token)
+      if (is_routable(call.context, t, token)) t.routable.push_back(token);
+    if (t.routable.empty()) return;
+    const std::span<const index_t> routable = t.routable.span();
+    const choice_batch<scalar> batch{call, group, routable, t.seen.noisy(), t.seen.clean, t.scores};
+    if constexpr (CanAssignWithTape<Rule, scalar>)
+      rule_.assign(batch, t.choices, t.rule);
+    else if constexpr (CanAssignExperts<Rule, scalar>)
+      rule_.assign(batch, t.choices);
+  }
+
+  /// Weighs the first `count` experts of a token, which are its choice.
+  void weigh(const choice_row<scalar>& row, index_t count, choice_table<scalar>& choices) const {
+    index_t* ids = choices.ids(row.token);
+    std::fill(ids + count, ids + row.k, no_expert);
+    const index_t first = row.token * row.k;
+    scalar* weights = &choices.weight[first];
+    if (count > 0) rule_.weigh(row, {ids, static_cast<std::size_t>(count)}, weights);
+    choices.priority[row.token] = priority(row);
+    for (index_t j = 0; j < count; ++j) choices.asked[first + j] = keeps(row, j, weights[j]);
+  }
+
+  scalar priority(const choice_row<scalar>& row) const {
+    if constexpr (requires { rule_.priority(row); })
+      return rule_.priority(row);
+    else
+      return row.scores[kernel::arg_max(row.scores, row.experts)];
+  }
+
+  bool keeps(const choice_row<scalar>& row, index_t rank, scalar weight) const {
+    if constexpr (requires { rule_.keeps(row, rank, weight); })
+      return rule_.keeps(row, rank, weight);
     else
       return true;
   }
 
-  /// Collects the choices that the rule weighed for a token, all or the kept ones, into ids, weights and (packed in
-  /// place) dweights; returns their number.
-  index_t gather_weighed(tape& t, index_t token, scalar* dweights) const {
+  /// Collects the choices that the rule weighed for a token, all or the kept ones: their experts, which are returned,
+  /// their weights in the tape's, and (packed in place) dweights.
+  std::span<const index_t> gather_weighed(tape& t, index_t token, scalar* dweights) const {
     const index_t k = t.choices.top_k;
     index_t count = 0;
     for (index_t j = 0; j < k; ++j) {
@@ -214,20 +282,17 @@ private:
       if (dweights) dweights[count] = dweights[j];
       ++count;
     }
-    return count;
+    return {t.ids.row(token), static_cast<std::size_t>(count)};
   }
 
-  void weigh_kept(const routing_context<scalar>& context, tape& t) const {
-    const index_t k = t.choices.top_k;
-    context.executor.parallel_blocks(t.choices.tokens, token_block, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        const index_t count = gather_weighed(t, token, nullptr);
-        if (count == 0) continue;
-        rule_.weigh(t.seen.noisy().row(token), t.scores.row(token), experts(), t.ids.row(token), count,
-                    t.weights.row(token));
-        for (index_t j = 0, next = 0; j < k; ++j)
-          if (t.choices.kept[token * k + j]) t.choices.weight[token * k + j] = t.weights(token, next++);
-      }
+  void weigh_kept(const choice_call<scalar>& call, tape& t) const {
+    for_routable(call, t, [&](const choice_row<scalar>& row) {
+      const auto ids = gather_weighed(t, row.token, nullptr);
+      if (ids.empty()) return;
+      const scalar* weights = t.weights.row(row.token);
+      rule_.weigh(row, ids, t.weights.row(row.token));
+      for (index_t pair = row.token * row.k; pair < (row.token + 1) * row.k; ++pair)
+        if (t.choices.kept[pair]) t.choices.weight[pair] = *weights++;
     });
   }
 

@@ -57,59 +57,58 @@ public:
 
   index_t top_k() const noexcept { return top_k_.value(); }
   void validate(index_t experts) const { options_.groups.validate(experts, top_k()); }
-  void validate_call(index_t experts, index_t k, bool training) const {
-    options_.groups.validate(experts, k);
-    if (training) refuse_constant_weight(k);
+  void validate_call(const choice_call<Scalar>& call) const {
+    options_.groups.validate(call.experts, call.k);
+    if (call.context.training) refuse_constant_weight(call.k);
   }
 
-  void score(const Scalar* logits, index_t experts, Scalar* scores) const { kernel::softmax(logits, scores, experts); }
+  void score(const choice_row<Scalar>& row, Scalar* scores) const {
+    kernel::softmax(row.logits, scores, row.experts);
+  }
 
-  index_t choose(const Scalar* logits, const Scalar* scores, Scalar* scratch, index_t experts, index_t k,
-                 index_t* ids) const {
+  index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
     if (options_.groups.limits())
-      options_.groups.top_k(scores, scratch, experts, k, ids);
+      options_.groups.top_k(row.scores, row.scratch, row.experts, row.k, ids);
     else
-      kernel::top_k(logits, experts, k, ids);
-    return k;
+      kernel::top_k(row.logits, row.experts, row.k, ids);
+    return row.k;
   }
 
-  void weigh(const Scalar* logits, const Scalar* scores, index_t, const index_t* ids, index_t count,
-             Scalar* weights) const {
+  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
+    const std::size_t count = ids.size();
     if (options_.weights == weighting::post) {
-      for (index_t j = 0; j < count; ++j) weights[j] = logits[ids[j]];
-      kernel::softmax(weights, weights, count);
+      for (std::size_t j = 0; j < count; ++j) weights[j] = row.logits[ids[j]];
+      kernel::softmax(weights, weights, static_cast<index_t>(count));
     } else {
       Scalar sum = 0;
-      for (index_t j = 0; j < count; ++j) sum += weights[j] = scores[ids[j]];
+      for (std::size_t j = 0; j < count; ++j) sum += weights[j] = row.scores[ids[j]];
       if (options_.weights == weighting::renorm)
-        for (index_t j = 0; j < count; ++j) weights[j] /= denominator(sum);
+        for (std::size_t j = 0; j < count; ++j) weights[j] /= denominator(sum);
     }
-    for (index_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
+    for (std::size_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
   }
 
-  void backward(const Scalar*, const Scalar* scores, index_t experts, const index_t* ids, index_t count,
-                const Scalar* weights, const Scalar* dweights, Scalar* dlogits) const {
+  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    const auto& [ids, weights, dweights] = weighed;
     Scalar inner = 0;
-    for (index_t j = 0; j < count; ++j) inner += weights[j] * dweights[j];
-    for (index_t j = 0; j < count; ++j) dlogits[ids[j]] += weights[j] * dweights[j];
+    for (std::size_t j = 0; j < ids.size(); ++j) inner += weights[j] * dweights[j];
+    for (std::size_t j = 0; j < ids.size(); ++j) dlogits[ids[j]] += weights[j] * dweights[j];
     if (options_.weights == weighting::post) {
-      for (index_t j = 0; j < count; ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
+      for (std::size_t j = 0; j < ids.size(); ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
       return;
     }
     // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard). The part of d that moves
     // with the chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
     Scalar sum = 0;
-    for (index_t j = 0; j < count; ++j) sum += scores[ids[j]];
+    for (const index_t e : ids) sum += row.scores[e];
     const bool divides = options_.weights == weighting::renorm && !(sum < options_.smallest_sum);
     const Scalar total = divides ? denominator(sum) : Scalar(1);
     if (divides)
-      for (index_t j = 0; j < count; ++j) dlogits[ids[j]] -= scores[ids[j]] / total * inner;
+      for (const index_t e : ids) dlogits[e] -= row.scores[e] / total * inner;
     const Scalar rest = divides ? options_.added_to_sum / total : Scalar(1);
     if (rest != Scalar(0))
-      for (index_t e = 0; e < experts; ++e) dlogits[e] -= scores[e] * rest * inner;
+      for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= row.scores[e] * rest * inner;
   }
-
-  Scalar priority(const Scalar* scores, index_t experts) const { return scores[kernel::arg_max(scores, experts)]; }
 
 private:
   void refuse_constant_weight(index_t k) const {
@@ -142,8 +141,8 @@ public:
   using options = typename softmax_rule<Scalar, TopK>::options;
 
   /// A linear gate without bias from D inputs to E experts.
-  explicit top_k_router(index_t inputs, index_t experts = Experts,
-                        options o = {}) requires std::constructible_from<GateType, index_t, index_t>
+  explicit top_k_router(index_t inputs, index_t experts = Experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : base(GateType(inputs, experts), softmax_rule<Scalar, TopK>(o)) {}
 
   /// Any gate, noise and capacity policy.
