@@ -6,9 +6,13 @@
 
 namespace checkpoint {
 
+/// A model, and what its tensors have in front of "layers." where that is unusual.
+struct model_options {
+  std::string model, prefix;
+};
+
 /// What run and trace have in common: a model, which of its layers, the tokens that each of them gets.
-struct layer_options {
-  std::string model;
+struct layer_options : model_options {
   std::int64_t layer = -1;  // -1: every mixture
   bool decoder = false;     // of a model with an encoder, the layer of the decoder
   std::string input;        // empty: drawn from the seed
@@ -19,8 +23,7 @@ struct layer_options {
   bool progress = false;
 };
 
-struct inspect_options {
-  std::string model;
+struct inspect_options : model_options {
   bool json = false;
 };
 struct run_options : layer_options {
@@ -29,8 +32,8 @@ struct run_options : layer_options {
 struct trace_options : layer_options {
   std::string csv, json, svg;
 };
-struct convert_options {
-  std::string model, target, dtype, layout;
+struct convert_options : model_options {
+  std::string target, dtype, layout;
   std::uint64_t shard_bytes = 5'000'000'000;
   bool progress = false;
 };

@@ -6,7 +6,7 @@
 namespace checkpoint {
 
 void convert(const convert_options& o) {
-  const sluice::checkpoint_model model(o.model);
+  const sluice::checkpoint_model model(o.model, o.prefix);
   sluice::convert_options how;
   if (!o.dtype.empty()) how.type = data_type_of(o.dtype);
   how.layout = o.layout;

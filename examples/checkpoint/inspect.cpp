@@ -50,7 +50,7 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
   s.layout = std::string(names.layout().name);
   std::uint64_t in_experts = 0;
   for (const sluice::located_tensor& tensor : model.files().tensors()) {
-    if (!tensor.info.name.starts_with(names.prefix())) continue;
+    if (!names.owns(tensor.info.name)) continue;
     const std::string name = tensor.info.name.substr(names.prefix().size());
     tensor_group& group = s.tensors[without_expert(name)];
     group.shape = tensor.info.shape;
@@ -117,7 +117,7 @@ nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std:
 }  // namespace
 
 void inspect(const inspect_options& o) {
-  const sluice::checkpoint_model model(o.model);
+  const sluice::checkpoint_model model(o.model, o.prefix);
   const sluice::model_config& c = model.config();
   std::vector<block_summary> blocks;
   for (const sluice::block_id& block : model.blocks()) blocks.push_back(summary_of(model, block));

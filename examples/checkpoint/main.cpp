@@ -22,9 +22,14 @@ using namespace checkpoint;
 
 enum exit_code { ok = 0, differs = 1, usage = 2, bad_file = 3, no_memory = 4, was_interrupted = 130 };
 
+void add_model_options(CLI::App& app, model_options& o) {
+  app.add_option("model", o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  app.add_option("--prefix", o.prefix, "what tensors have in front of \"layers.\" (default: all that is usual is tried)");
+}
+
 void add_layer_options(CLI::App& app, layer_options& o) {
   constexpr std::int64_t most = std::int64_t{1} << 40;
-  app.add_option("model", o.model, "folder with config.json, or an index or safetensors file beside one")->required();
+  add_model_options(app, o);
   shared::add_number<std::int64_t>(app, "--layer", o.layer, 0, 1 << 16, "only this block (default: every mixture)");
   app.add_flag("--decoder", o.decoder, "of a model with an encoder: the block of the decoder");
   app.add_option("--input", o.input, "tokens: X.csv (a token a line) or X.safetensors[:TENSOR]");
@@ -45,8 +50,7 @@ int run_program(int argc, char** argv) {
   inspect_options inspect_o;
   auto* const inspect_c =
       app.add_subcommand("inspect", "Prints model, layers, experts, shapes, types, bytes, active parameters");
-  inspect_c->add_option("model", inspect_o.model, "folder with config.json, or an index or safetensors file beside one")
-      ->required();
+  add_model_options(*inspect_c, inspect_o);
   inspect_c->add_flag("--json", inspect_o.json, "as JSON");
 
   run_options run_o;
@@ -63,8 +67,7 @@ int run_program(int argc, char** argv) {
 
   convert_options convert_o;
   auto* const convert_c = app.add_subcommand("convert", "Writes the model with another type or layout of its weights");
-  convert_c->add_option("model", convert_o.model, "folder with config.json, or an index or safetensors file beside one")
-      ->required();
+  add_model_options(*convert_c, convert_o);
   convert_c->add_option("target", convert_o.target, "a folder, or a file that ends in .safetensors")->required();
   convert_c->add_option("--dtype", convert_o.dtype, "float, double, bfloat16 or float16 (default: as they are)");
   convert_c->add_option("--layout", convert_o.layout, "per-expert, stacked, ... (default: as they are)");

@@ -11,7 +11,7 @@ namespace checkpoint {
 
 void run(const run_options& o) {
   if (!o.output.empty()) require_writable(o.output, false);
-  const sluice::checkpoint_model model(o.model);
+  const sluice::checkpoint_model model(o.model, o.prefix);
   const sluice::matrix<float> x = tokens_for(model, o);
 
   std::vector<std::vector<std::string>> rows{{"layer", "experts", "load s", "run s", "tokens/s", "MB touched"}};

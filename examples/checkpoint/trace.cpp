@@ -13,7 +13,7 @@ namespace checkpoint {
 void trace(const trace_options& o) {
   for (const std::string* const path : {&o.csv, &o.json, &o.svg})
     if (!path->empty()) require_writable(*path);
-  const sluice::checkpoint_model model(o.model);
+  const sluice::checkpoint_model model(o.model, o.prefix);
   const sluice::matrix<float> x = tokens_for(model, o);
   routing_trace traced;
   run_layers(model, o, x, [&](const layer_result& r, const sluice::published_layer<float>& layer, const auto&) {

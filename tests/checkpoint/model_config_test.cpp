@@ -186,7 +186,8 @@ TEST_CASE("model_config: each key that a family needs is missed by name", "[chec
       CAPTURE(release, key);
       check_message(complaint_about(release, {{key, nullptr}}), {path + key + "\"", "missing"});
       for (const json& wrong : {json("1"), json(true), json(1.5), json(0), json(-1), json::array({1}), json::object()})
-        check_message(complaint_about(release, {{key, wrong}}), {path + key + "\"", "integer"});
+        if (wrong != 0 || key != "shared_expert_intermediate_size")  // 0: there is none
+          check_message(complaint_about(release, {{key, wrong}}), {path + key + "\"", "integer"});
     }
   }
   check_message(complaint_about("megatron", {{"moe_ffn_hidden_size", nullptr}, {"ffn_hidden_size", nullptr}}),
@@ -280,6 +281,7 @@ TEST_CASE("model_config: keys mean what the family's own code makes of them", "[
                                          {"topk_method", nullptr}});
     CHECK(v3 == parse(values_of("deepseek_v3")));
     CHECK(with("deepseek_v2_lite", {{"n_shared_experts", nullptr}}).shared_hidden == 0);
+    CHECK(with("deepseek_v3", {{"num_nextn_predict_layers", nullptr}}).next_token_layers == 0);
     CHECK(with("phi_3.5_moe", {{"router_jitter_noise", nullptr}}).jitter == 0.01);
     CHECK(with("gpt_oss_20b", {{"swiglu_limit", nullptr}, {"num_experts_per_tok", nullptr}}).clamp == 7);
     CHECK(with("llama4_scout", {{"num_experts_per_tok", nullptr}}).top_k == 1);
@@ -375,6 +377,48 @@ TEST_CASE("model_config: the architecture decides where the model type is unknow
     both["architectures"] = wrong;
     check_message(complaint_about(both.dump()), {"\"architectures\""});
   }
+}
+
+TEST_CASE("model_config: a shared expert of no width is none", "[checkpoint]") {
+  const auto shared = [](const char* release, const char* key, const json& value) {
+    json values = values_of(release);
+    values[key] = value;
+    const model_config config = parse(values);
+    CHECK(parse(to_json(config)) == config);
+    return config.shared_hidden;
+  };
+  for (const json& none : {json(0), json(nullptr)}) {
+    CAPTURE(none);
+    CHECK(shared("deepseek_v3", "n_shared_experts", none) == 0);
+    CHECK(shared("deepseek_v2", "n_shared_experts", none) == 0);
+    CHECK(shared("qwen1.5_moe_a2.7b", "shared_expert_intermediate_size", none) == 0);
+    CHECK(shared("megatron", "moe_shared_expert_intermediate_size", none) == 0);
+  }
+}
+
+TEST_CASE("model_config: the language model inside a model of several parts is read", "[checkpoint]") {
+  const json inner = values_of("qwen3_30b_a3b");
+  const model_config expected = parse(inner);
+  for (const char* key : {"text_config", "language_config", "llm_config", "language_model_config"})
+    for (const char* type : {"internvl_chat", "qwen3_moe"}) {
+      CAPTURE(key, type);
+      const json outer{{"model_type", type}, {"vision_config", {{"hidden_size", 8}}}, {key, inner}};
+      CHECK(parse(outer) == expected);
+    }
+  CHECK(parse(json{{"thinker_config", {{"text_config", inner}}}, {"model_type", "a_chat"}}) == expected);
+  // Names inside that are unknown or absent leave it to those around.
+  json nameless = inner;
+  nameless.erase("model_type");
+  nameless.erase("architectures");
+  CHECK(parse(json{{"model_type", "qwen3_moe"}, {"text_config", nameless}}) == expected);
+  nameless["model_type"] = "a_text_part";
+  CHECK(parse(json{{"architectures", {"Qwen3MoeForCausalLM"}}, {"text_config", nameless}}) == expected);
+  json narrow = inner;
+  narrow.erase("hidden_size");
+  check_message(complaint_about(json{{"llm_config", narrow}}.dump()), {"\"llm_config.hidden_size\"", "missing"});
+  json dense = inner;
+  dense["text_config"] = nullptr;
+  CHECK(parse(dense) == expected);
 }
 
 TEST_CASE("model_config: quantised weights are named, wherever the file says so", "[checkpoint]") {

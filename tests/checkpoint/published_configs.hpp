@@ -72,6 +72,7 @@ inline std::vector<published_config> published_configs() {
   v3.scaling = 2.5;
   v3.groups = {8, 4, group_limit::group_score::sum_of_two, true};
   v3.moe_layers = every(61, 3);
+  v3.next_token_layers = 1;
 
   add("phi_3.5_moe", model_family::phimoe, "phimoe", 4096, 6400, 16, 2, 32).jitter = 0.01;
 

@@ -124,7 +124,8 @@ inline std::vector<double> interleaved(const block_weights& w, const std::vector
 
 }  // namespace published
 
-/// Adds block `layer` of a family in one of its layouts: "per-expert", "stacked", "stacked-apart", "grouped".
+/// Adds block `layer` of a family in one of its layouts: "per-expert", "stacked", "stacked-apart",
+/// "stacked-transposed", "grouped".
 inline void add_block(published_file& file, model_family family, const std::string& layout, const block_weights& w,
                       index_t layer, data_type type, bool decoder = false) {
   using namespace published;
@@ -156,7 +157,12 @@ inline void add_block(published_file& file, model_family family, const std::stri
     add(name + ".up_proj.weight", {S, D}, w.shared_up);
     add(name + ".down_proj.weight", {D, S}, w.shared_down);
   };
+  const auto stacked_transposed = [&] {
+    add("experts.gate_up_proj", {E, D, 2 * H}, transposed(concatenated(w, w.gate, w.up), E, 2 * H, D));
+    add("experts.down_proj", {E, H, D}, transposed(w.down, E, D, H));
+  };
   const auto usual = [&] {
+    if (layout == "stacked-transposed") stacked_transposed();
     if (layout == "stacked") stacked();
     if (layout == "stacked-apart") stacked_apart();
     if (layout == "per-expert") per_expert("experts.", "gate_proj.weight", "up_proj.weight", "down_proj.weight");
@@ -205,12 +211,10 @@ inline void add_block(published_file& file, model_family family, const std::stri
     case model_family::llama4:
       p = "language_model.model.layers." + l + ".feed_forward.";
       add("router.weight", {E, D}, w.router);
-      if (layout == "stacked") {
-        add("experts.gate_up_proj", {E, D, 2 * H}, transposed(concatenated(w, w.gate, w.up), E, 2 * H, D));
-        add("experts.down_proj", {E, H, D}, transposed(w.down, E, D, H));
-      } else {
+      if (layout == "stacked")
+        stacked_transposed();
+      else
         usual();
-      }
       shared("shared_expert");
       break;
     case model_family::switch_transformers:

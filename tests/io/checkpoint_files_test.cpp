@@ -33,6 +33,14 @@ void write_file(const std::filesystem::path& path, const std::string& text) {
 
 }  // namespace
 
+TEST_CASE("checkpoint_files: a folder of PyTorch's own files is told so", "[io]") {
+  const test::temporary_folder folder;
+  test::write_bytes(folder / "config.json", "{}");
+  test::write_bytes(folder / "pytorch_model-00001-of-00002.bin", "x");
+  CHECK_THROWS_WITH(checkpoint_files(folder.path()),
+                    contains("\"pytorch_model-00001-of-00002.bin\"") && contains("save the model as safetensors"));
+}
+
 TEST_CASE("checkpoint_files: shards are one table, sorted by name, that says which file each tensor is in", "[io]") {
   const test::temporary_folder folder;
   test::write_two_shards(folder.path());

@@ -70,9 +70,15 @@ inline void read_switch(const json_object& json, model_config& config) {
                     switch_step(json, "decoder_sparse_step", "num_sparse_decoder_layers", config.decoder_layers));
 }
 
+/// The width of a shared expert: 0 and null say that there is none.
+inline index_t shared_width(const json_object& json, json_key key) {
+  if (json.says_null(key)) return 0;
+  return json.integer(key, {0, widths.most});
+}
+
 inline void read_qwen(const json_object& json, model_config& config) {
   if (config.family == model_family::qwen2_moe)
-    config.shared_hidden = json.integer({"shared_expert_intermediate_size"}, widths);
+    config.shared_hidden = shared_width(json, {"shared_expert_intermediate_size"});
   config.renormalize = json.boolean({"norm_topk_prob"}, false);
   const index_t step = json.integer({"decoder_sparse_step"}, layer_counts, 1);
   std::vector<char> dense(static_cast<std::size_t>(config.layers), 0);
@@ -106,7 +112,9 @@ inline void read_deepseek(const json_object& json, model_config& config) {
   }
   check_groups(json, config);
 
-  const index_t shared = json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(third ? 1 : 0);
+  const index_t usual_shared = third && !json.says_null({"n_shared_experts"}) ? 1 : 0;
+  const index_t shared =
+      json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(usual_shared);
   if (shared > widths.most / config.hidden)
     json.refuse("n_shared_experts", std::to_string(shared) + " of width " + std::to_string(config.hidden) +
                                         " are wider than " + std::to_string(widths.most));
@@ -172,7 +180,7 @@ inline void read_megatron(const json_object& json, model_config& config) {
   config.renormalize = !config.softmax_first;
   config.scaling = json.number_if_given({"moe_router_topk_scaling_factor"}, 0, largest_factor).value_or(1.0);
   config.capacity_factor = json.number_if_given({"moe_expert_capacity_factor"}, 0, largest_factor).value_or(0.0);
-  config.shared_hidden = json.integer_if_given({"moe_shared_expert_intermediate_size"}, widths).value_or(0);
+  config.shared_hidden = json.integer_if_given({"moe_shared_expert_intermediate_size"}, {0, widths.most}).value_or(0);
   config.moe_layers = megatron_blocks(json, config.layers);
 }
 
@@ -195,6 +203,8 @@ inline void read_config(const json_object& json, model_config& config) {
     json.refuse(keys.top_k.name,
                 std::to_string(config.top_k) + " of " + std::to_string(config.experts) + " experts cannot be chosen");
   config.moe_layers = blocks_where(config.layers, [](index_t) { return true; });
+  config.next_token_layers =
+      json.integer_if_given({"num_nextn_predict_layers", "mtp_num_hidden_layers"}, {0, layer_counts.most}).value_or(0);
 
   switch (config.family) {
     case model_family::switch_transformers:

@@ -116,17 +116,17 @@ inline nlohmann::json config_json(const model_config& config) {
                             {keys.top_k.name, config.top_k},   {keys.activation.name, keys.only_activation}};
   write_family(numbers, config);
 
-  const family_spelling* spelling = nullptr;
-  for (const family_spelling& candidate : family_spellings)
-    if (candidate.family == config.family && (spelling == nullptr || candidate.model_type == config.model_type))
-      spelling = &candidate;
+  if (config.next_token_layers != 0) numbers["num_nextn_predict_layers"] = config.next_token_layers;
+
+  const family_spelling& spelling = spelling_of(config.family, config.model_type);
   nlohmann::json out = std::move(numbers);
-  if (config.family == model_family::llama4 && spelling->model_type == "llama4") {
-    out["model_type"] = "llama4_text";
-    out = {{"text_config", std::move(out)}};
+  if (!spelling.nest.empty()) {
+    nlohmann::json outer;
+    outer[std::string(spelling.nest)] = std::move(out);
+    out = std::move(outer);
   }
   out["model_type"] = config.model_type;
-  if (!spelling->architecture.empty()) out["architectures"] = {spelling->architecture};
+  if (!spelling.architecture.empty()) out["architectures"] = {spelling.architecture};
   if (!config.quantization.empty()) out["quantization_config"] = {{"quant_method", config.quantization}};
   return out;
 }

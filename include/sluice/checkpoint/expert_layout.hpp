@@ -62,7 +62,7 @@ struct tensor_place {
   }
 };
 
-/// Sizes of one expert: D' = D in every published model.
+/// Sizes of one expert: D' = D in every published model. An expert that is one of a kind has no axis of experts: 0.
 struct expert_extent {
   index_t experts;
   index_t hidden;
@@ -112,7 +112,7 @@ struct expert_layout {
 
     tensor_place place;
     place.tensor = prefix + filled_in(name_of(part, is_down, is_bias, shares), e);
-    if (is_stacked()) {
+    if (is_stacked() && size.experts > 0) {
       place.shape.push_back(size.experts);
       place.offset = e * outputs * inputs;
     }

@@ -122,6 +122,12 @@ public:
 
   const json_value* value_if_given(json_key key) const { return find(key, true).second; }
 
+  /// Whether the key is there and holds null, where that is another answer than an absent key.
+  bool says_null(json_key key) const {
+    const json_value* const value = find(key, false).second;
+    return value != nullptr && value->is_null();
+  }
+
   std::optional<json_object> object_if_given(json_key key) const {
     const auto [name, value] = find(key, true);
     if (value == nullptr) return std::nullopt;

@@ -30,28 +30,41 @@ namespace sluice::inline SLUICE_ISA {
 /// A published model on disk: its config and its tensors.
 class checkpoint_model {
 public:
-  /// A folder with config.json, or an index or a safetensors file beside one. Throws file_error.
-  explicit checkpoint_model(const std::filesystem::path& path)
-      : checkpoint_model(path, read_model_config(folder_of(path))) {}
+  /// A folder with config.json, or that file, an index or a safetensors file in one. A prefix is what the names of tensors
+  /// have in front of "layers." where that is none of those that are known. Throws file_error.
+  explicit checkpoint_model(const std::filesystem::path& path, std::string prefix = {})
+      : checkpoint_model(path, read_model_config(folder_of(path)), std::move(prefix)) {}
   /// With a config from elsewhere.
-  checkpoint_model(const std::filesystem::path& path, model_config config)
-      : files_(path), config_(std::move(config)), name_(path.string()) {}
+  checkpoint_model(const std::filesystem::path& path, model_config config, std::string prefix = {})
+      : files_(path.filename() == "config.json" ? folder_of(path) : path),
+        config_(std::move(config)),
+        name_(path.string()),
+        prefix_(std::move(prefix)) {}
 
   const std::string& name() const noexcept { return name_; }
   const model_config& config() const noexcept { return config_; }
   const checkpoint_files& files() const noexcept { return files_; }
 
-  /// The mixtures of the model, encoder before decoder.
+  /// The mixtures of the model, encoder before decoder. Blocks that predict further tokens are among them where they are in
+  /// the files: many releases leave them out.
   std::vector<block_id> blocks() const {
     std::vector<block_id> blocks;
     for (const index_t layer : config_.moe_layers) blocks.push_back({layer, false});
+    for (index_t i = 0; i < config_.next_token_layers; ++i)
+      if (const block_id block{config_.layers + i}; names(block).exists()) blocks.push_back(block);
     for (const index_t layer : config_.decoder_moe_layers) blocks.push_back({layer, true});
     return blocks;
   }
 
   /// What the tensors of a block are called in this model.
   tensor_names names(const block_id& block) const {
-    return tensor_names(config_, block, [this](const std::string& tensor) { return files_.find(tensor) != nullptr; });
+    return tensor_names(
+        config_, block,
+        [this](const std::string& tensor) {
+          const located_tensor* const found = files_.find(tensor);
+          return found == nullptr ? nullptr : &found->info.shape;
+        },
+        prefix_);
   }
 
 private:
@@ -66,6 +79,7 @@ private:
   checkpoint_files files_;
   model_config config_;
   std::string name_;
+  std::string prefix_;
 };
 
 struct layer_load_options {
@@ -118,11 +132,20 @@ inline void find_tensors(const checkpoint_model& model, const tensor_names& name
     copy.from = entry->second;
   }
   for (const located_tensor& tensor : model.files().tensors())
-    if (tensor.info.name.starts_with(names.prefix()) && !seen.contains(tensor.info.name) &&
+    if (names.owns(tensor.info.name) && !seen.contains(tensor.info.name) &&
         std::find(ignored.begin(), ignored.end(), tensor.info.name) == ignored.end())
       problems.add("left over", tensor.info.name,
                    std::string(name_of(tensor.info.dtype)) + ' ' + shape_text(tensor.info.shape) +
                        ", nothing in the layer takes it");
+}
+
+/// Where else the router of a block is, which is not where it is looked for; empty if it is nowhere.
+inline std::string found_elsewhere(const checkpoint_model& model, const tensor_names& names, const block_id& block) {
+  for (const located_tensor& tensor : model.files().tensors())
+    if (const std::string prefix = names.prefix_in(tensor.info.name); !prefix.empty())
+      return to_string(block) + " is looked for as \"" + names.router() + "\"; there is \"" +
+             printable(tensor.info.name) + "\": give \"" + printable(prefix) + "\" as the prefix";
+  return {};
 }
 
 /// Runs all copies, a few hundred tiles of rows between two reports of progress.
@@ -159,6 +182,9 @@ template <typename Layer>
 void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id& block,
                      const layer_load_options& options = {}) {
   const tensor_names names = model.names(block);
+  if (!names.exists())
+    if (const std::string elsewhere = detail::found_elsewhere(model, names, block); !elsewhere.empty())
+      throw file_error(model.name(), elsewhere);
   detail::problem_list problems;
   std::vector<tensor_copy> copies = detail::copies_of(layer, names, problems);
   detail::find_tensors(model, names, copies, options.ignored, problems);

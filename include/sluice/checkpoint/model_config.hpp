@@ -2,7 +2,9 @@
 ///
 ///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B");   // the folder, or its config.json
 ///
-/// model_type names the family; where it is unknown (a derivative under a name of its own), architectures[0] does.
+/// model_type names the family; where it is unknown (a derivative under a name of its own), architectures[0] does. A
+/// model of several parts has the language model in an object of its own ("text_config", "language_config", "llm_config",
+/// "thinker_config"); that one is read, and the names around it count where its own are unknown.
 /// config_families.hpp says what a family's keys mean; keys that it does not need are ignored. A file_error that names
 /// the key and the numbers is thrown for a key that is missing where the family's own code has no default, has the wrong
 /// type, makes no sense, or asks for what sluice does not do (another activation, another way to score). Quantised
@@ -21,12 +23,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include <array>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -57,15 +61,48 @@ inline std::optional<std::string> first_architecture(const json_object& json) {
   throw file_error(json.file(), message);
 }
 
-inline const family_spelling& family_of(const json_object& json, const std::optional<std::string>& type) {
+/// The keys under which models of several parts keep what describes the language model.
+inline constexpr std::array language_model_keys{"thinker_config", "text_config", "language_config", "llm_config",
+                                                "language_model_config"};
+
+/// The objects that describe the language model, each inside the one before it.
+inline std::vector<json_object> language_models(const json_object& outermost) {
+  std::vector<json_object> levels{outermost};
+  for (bool found = true; found;) {
+    found = false;
+    for (const char* const key : language_model_keys)
+      if (const json_value* const value = levels.back().value_if_given({key}); value != nullptr && value->is_object()) {
+        levels.push_back(levels.back().object({key}));
+        found = true;
+        break;
+      }
+  }
+  return levels;
+}
+
+/// What the names in an object say; nullptr if they are unknown or absent.
+inline const family_spelling* spelling_in(const json_object& json) {
+  const std::optional<std::string> type = json.text_if_given({"model_type"});
   if (type && !type->empty())
     for (const family_spelling& known : family_spellings)
-      if (known.model_type == *type) return known;
+      if (known.model_type == *type) return &known;
   const std::optional<std::string> architecture = first_architecture(json);
   if (architecture && !architecture->empty())
     for (const family_spelling& known : family_spellings)
-      if (known.architecture == *architecture) return known;
-  refuse_family(json, type, architecture);
+      if (known.architecture == *architecture) return &known;
+  return nullptr;
+}
+
+/// The innermost name that is known tells the family, the outermost of that family how the file spells it.
+inline const family_spelling& family_of(const std::vector<json_object>& levels) {
+  const family_spelling* inner = nullptr;
+  for (auto level = levels.rbegin(); level != levels.rend() && inner == nullptr; ++level) inner = spelling_in(*level);
+  if (inner == nullptr)
+    refuse_family(levels.front(), levels.front().text_if_given({"model_type"}), first_architecture(levels.front()));
+  for (const json_object& level : levels)
+    if (const family_spelling* const outer = spelling_in(level); outer != nullptr && outer->family == inner->family)
+      return *outer;
+  return *inner;
 }
 
 inline std::optional<std::string> quantization_of(const json_object& json) {
@@ -80,17 +117,17 @@ inline std::optional<std::string> quantization_of(const json_object& json) {
 /// Throws file_error; `file` is the name in its messages.
 inline model_config parse_model_config(std::string_view json, const std::string& file) {
   const detail::json_value document = detail::parse_json(json, file);
-  const detail::json_object outer(document, file);
-  const std::optional<std::string> type = outer.text_if_given({"model_type"});
-  const detail::family_spelling& family = detail::family_of(outer, type);
+  const std::vector<detail::json_object> levels =
+      detail::language_models(detail::json_object(document, file));
+  const detail::family_spelling& family = detail::family_of(levels);
+  if (!family.nest.empty() && levels.size() == 1)
+    levels.front().refuse(family.nest, "is missing, and with it what describes the language model");
   model_config config;
   config.family = family.family;
   config.model_type = family.model_type.empty() ? name_of(family.family) : family.model_type;
-  const bool nested = family.model_type == "llama4";
-  const detail::json_object inner = nested ? outer.object({"text_config"}) : outer;
-  auto quantization = detail::quantization_of(outer);
-  if (!quantization) quantization = detail::quantization_of(inner);
-  config.quantization = std::move(quantization).value_or("");
+  for (const detail::json_object& level : levels)
+    if (config.quantization.empty()) config.quantization = detail::quantization_of(level).value_or("");
+  const detail::json_object& inner = levels.back();
   detail::read_config(inner, config);
   return config;
 }

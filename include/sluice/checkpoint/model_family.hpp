@@ -50,6 +50,7 @@ struct model_config {
   bool router_bias = false;                 ///< the gate adds a bias to its logits
   bool softmax_first = true;                ///< Megatron: softmax over all experts before the choice
   index_t layers = 0;                       ///< blocks of the model (Switch: of its encoder)
+  index_t next_token_layers = 0;            ///< blocks behind these that predict further tokens; files may lack them
   index_t decoder_layers = 0;               ///< Switch: blocks of its decoder
   std::vector<index_t> moe_layers;          ///< numbers of the blocks that are mixtures, ascending
   std::vector<index_t> decoder_moe_layers;  ///< Switch: those of its decoder
@@ -62,12 +63,14 @@ namespace detail {
 /// One spelling under which a family appears; the first of a family is the one that is written.
 struct family_spelling {
   model_family family;
-  std::string_view model_type;    // empty: only the architecture is spelt differently
-  std::string_view architecture;  // empty: the family has none
+  std::string_view model_type;       // empty: only the architecture is spelt differently
+  std::string_view architecture;     // empty: the family has none
+  std::string_view nest = {};        // the object in its config.json that describes the language model; empty: the whole
+  std::string_view root = "model.";  // what its tensors have in front of "layers."
 };
 
 inline constexpr auto family_spellings = std::to_array<family_spelling>({
-    {model_family::switch_transformers, "switch_transformers", "SwitchTransformersForConditionalGeneration"},
+    {model_family::switch_transformers, "switch_transformers", "SwitchTransformersForConditionalGeneration", "", ""},
     {model_family::mixtral, "mixtral", "MixtralForCausalLM"},
     {model_family::olmoe, "olmoe", "OlmoeForCausalLM"},
     {model_family::qwen2_moe, "qwen2_moe", "Qwen2MoeForCausalLM"},
@@ -80,10 +83,20 @@ inline constexpr auto family_spellings = std::to_array<family_spelling>({
     {model_family::jetmoe, "jetmoe", "JetMoEForCausalLM"},
     {model_family::jetmoe, "", "JetMoeForCausalLM"},
     {model_family::gpt_oss, "gpt_oss", "GptOssForCausalLM"},
-    {model_family::llama4, "llama4", "Llama4ForConditionalGeneration"},
+    {model_family::llama4, "llama4", "Llama4ForConditionalGeneration", "text_config", "language_model.model."},
     {model_family::llama4, "llama4_text", "Llama4ForCausalLM"},
-    {model_family::megatron, "megatron", ""},
+    {model_family::megatron, "megatron", "", "", ""},
 });
+
+/// How the file of a model spells its family: its model_type, else the family's usual spelling.
+constexpr const family_spelling& spelling_of(model_family family, std::string_view model_type) {
+  const family_spelling* usual = nullptr;
+  for (const family_spelling& spelling : family_spellings) {
+    if (!spelling.model_type.empty() && spelling.model_type == model_type) return spelling;
+    if (usual == nullptr && spelling.family == family) usual = &spelling;
+  }
+  return usual == nullptr ? family_spellings.front() : *usual;
+}
 
 }  // namespace detail
 

@@ -15,6 +15,7 @@
 
 #include <sluice/capacity/position.hpp>
 #include <sluice/capacity/probability.hpp>
+#include <sluice/checkpoint/family_forms.hpp>
 #include <sluice/checkpoint/model_config.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/clamped_glu.hpp>
@@ -68,33 +69,35 @@ using switch_layer = detail::layer_of<detail::limited_top_k<Scalar, position_cap
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using megatron_layer = detail::layer_of<detail::limited_top_k<Scalar, probability_capacity>, swiglu<Scalar, Storage>>;
 
+/// DeepSeek-V3's router without a shared expert.
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using scored_layer = detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Storage>>;
+
 /// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
 decltype(auto) with_published_type(const model_config& config, F&& f) {
-  switch (config.family) {
-    case model_family::switch_transformers:
-      return f(std::type_identity<switch_layer<Scalar, Storage>>{});
-    case model_family::qwen2_moe:
-      return f(std::type_identity<qwen2_moe_layer<Scalar, Storage>>{});
-    case model_family::deepseek_v2:
-      if (config.shared_hidden > 0) return f(std::type_identity<deepseek_v2_layer<Scalar, Storage>>{});
-      break;
-    case model_family::deepseek_v3:
-    case model_family::llama4:
+  using enum detail::layer_form;
+  const detail::family_form& form = detail::form_of(config.family);
+  const detail::shared_form shared = config.shared_hidden > 0 ? form.shared : detail::shared_form::none;
+  switch (form.form) {
+    case scored:
+      if (shared == detail::shared_form::none) return f(std::type_identity<scored_layer<Scalar, Storage>>{});
       return f(std::type_identity<deepseek_v3_layer<Scalar, Storage>>{});
-    case model_family::phimoe:
+    case sparse_mixer:
       return f(std::type_identity<phimoe_layer<Scalar, Storage>>{});
-    case model_family::jetmoe:
+    case top_k_biased:
       return f(std::type_identity<jetmoe_layer<Scalar, Storage>>{});
-    case model_family::gpt_oss:
+    case clamped:
       return f(std::type_identity<gpt_oss_layer<Scalar, Storage>>{});
-    case model_family::megatron:
+    case first_come:
+      return f(std::type_identity<switch_layer<Scalar, Storage>>{});
+    case most_likely:
       return f(std::type_identity<megatron_layer<Scalar, Storage>>{});
-    case model_family::mixtral:
-    case model_family::olmoe:
-    case model_family::qwen3_moe:
+    case top_k:
       break;
   }
+  if (shared == detail::shared_form::gated) return f(std::type_identity<qwen2_moe_layer<Scalar, Storage>>{});
+  if (shared == detail::shared_form::plain) return f(std::type_identity<deepseek_v2_layer<Scalar, Storage>>{});
   return f(std::type_identity<mixtral_layer<Scalar, Storage>>{});
 }
 
@@ -107,21 +110,22 @@ struct published;
 template <std::floating_point Scalar, typename Capacity>
 struct published<limited_top_k<Scalar, Capacity>> {
   static auto make(const model_config& c) {
-    const bool chosen_only = c.family == model_family::gpt_oss || c.family == model_family::jetmoe ||
-                             (c.family == model_family::megatron && !c.softmax_first);
+    const family_form& form = form_of(c.family);
     typename limited_top_k<Scalar, Capacity>::options o{.top_k = c.top_k,
-                                                        .weights = chosen_only     ? weighting::post
-                                                                   : c.renormalize ? weighting::renorm
-                                                                                   : weighting::pre,
+                                                        .weights = weights(c, form),
                                                         .constant_weight = true,
+                                                        .added_to_sum = static_cast<Scalar>(form.added_to_sum),
                                                         .scaling = static_cast<Scalar>(c.scaling),
                                                         .groups = c.groups};
-    if (c.family == model_family::deepseek_v2 && c.renormalize) o.added_to_sum = Scalar(1e-20);
     return limited_top_k<Scalar, Capacity>(linear_gate<Scalar>(c.inputs, c.experts, {.bias = c.router_bias}), o, {},
                                            capacity(c, std::type_identity<Capacity>{}));
   }
 
 private:
+  static weighting weights(const model_config& c, const family_form& form) {
+    if (form.softmax_over_chosen || !c.softmax_first) return weighting::post;
+    return c.renormalize ? weighting::renorm : weighting::pre;
+  }
   static dropless capacity(const model_config&, std::type_identity<dropless>) { return {}; }
   static position_capacity capacity(const model_config& c, std::type_identity<position_capacity>) {
     return position_capacity(capacity_limit::fixed(c.capacity));
@@ -136,15 +140,15 @@ private:
 template <std::floating_point Scalar>
 struct published<sigmoid_router<Scalar>> {
   static auto make(const model_config& c) {
-    const bool weighs_inputs = c.family == model_family::llama4;
+    const family_form& form = form_of(c.family);
     return sigmoid_router<Scalar>(c.inputs, c.experts,
                                   {.top_k = c.top_k,
                                    .renormalize = c.renormalize,
                                    .constant_weight = true,
-                                   .selection_bias = !weighs_inputs,
+                                   .selection_bias = form.selection_bias,
                                    .scaling = static_cast<Scalar>(c.scaling),
                                    .groups = c.groups,
-                                   .use = weighs_inputs ? weight_use::input : weight_use::output});
+                                   .use = form.weighs_inputs ? weight_use::input : weight_use::output});
   }
 };
 
@@ -173,9 +177,6 @@ template <typename Layer, typename Expert, bool Gated>
 struct published<shared_expert_layer<Layer, Expert, Gated>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
-    if (c.shared_hidden < 1)
-      throw_invalid("a layer of ", name_of(c.family), " has a shared expert; the config gives it width ",
-                    c.shared_hidden);
     return shared_expert_layer<Layer, Expert, Gated>(published<Layer>::make(c), Expert(c.inputs, c.shared_hidden));
   }
 };

@@ -1,19 +1,21 @@
 /// tensor_names: which tensor of a published model holds which parameter of a layer.
 ///
-///   tensor_names names(config, {.layer = 3}, [&](const std::string& tensor) { return file.contains(tensor); });
+///   tensor_names names(config, {.layer = 3}, [&](const std::string& name) { return shape of that tensor, or nullptr; });
 ///   names.place_of("experts.5.gate", H, D)  ->  "model.layers.3.mlp.experts.5.gate_proj.weight", [H,D], ...
 ///
-/// Models of one family are published with different prefixes and layouts (per expert by the first releases, stacked by
-/// later ones); which one it is, is seen from the names that exist. Parameters are named as the layer's visit_parameters
-/// names them, whatever wrappers there are around the mixture ("layer.").
+/// Models of one family are published with different prefixes, names and layouts (per expert by the first releases, stacked
+/// by later ones); which one it is, is seen from the names and shapes that exist: the first that fits of block_names.hpp.
+/// Parameters are named as the layer's visit_parameters names them, whatever wrappers there are around the mixture
+/// ("layer."). A block behind the model's own, config.layers or higher, is one that predicts further tokens.
 #pragma once
 
+#include <sluice/checkpoint/block_names.hpp>
 #include <sluice/checkpoint/expert_layout.hpp>
 #include <sluice/checkpoint/model_config.hpp>
 #include <sluice/core/error.hpp>
 
-#include <array>
 #include <charconv>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -36,146 +38,110 @@ inline std::string to_string(const block_id& block) {
 
 namespace detail {
 
-using arrangement = expert_layout::gate_and_up;
-
-/// What the tensors of a family are called below the name of the block.
-struct family_names {
-  std::string_view router;
-  std::string_view router_bias = {};
-  std::string_view selection_bias = {};
-  std::string_view shared = {};  ///< prefix of gate_proj, up_proj, down_proj
-  std::string_view shared_gate = {};
-  std::string_view output_bias = {};
-  std::vector<expert_layout> experts;  ///< the published one first
-};
-
-inline family_names names_of(model_family family) {
-  const expert_layout apart{"per-expert", "experts.{}.gate_proj.weight", "experts.{}.up_proj.weight",
-                            "experts.{}.down_proj.weight"};
-  const expert_layout stacked{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::concatenated};
-  const expert_layout stacked_apart{"stacked-apart", "experts.gate_proj", "experts.up_proj", "experts.down_proj"};
-  switch (family) {
-    case model_family::switch_transformers:
-      return {.router = "router.classifier.weight",
-              .router_bias = "router.classifier.bias",
-              .experts = {{"per-expert", "", "experts.expert_{}.wi.weight", "experts.expert_{}.wo.weight"}}};
-    case model_family::mixtral:
-    case model_family::phimoe:
-      return {.router = "gate.weight",
-              .experts = {{"per-expert", "experts.{}.w1.weight", "experts.{}.w3.weight", "experts.{}.w2.weight"},
-                          stacked,
-                          stacked_apart}};
-    case model_family::olmoe:
-    case model_family::qwen3_moe:
-      return {.router = "gate.weight", .experts = {apart, stacked, stacked_apart}};
-    case model_family::qwen2_moe:
-      return {.router = "gate.weight",
-              .shared = "shared_expert.",
-              .shared_gate = "shared_expert_gate.weight",
-              .experts = {apart, stacked, stacked_apart}};
-    case model_family::deepseek_v2:
-      return {.router = "gate.weight", .shared = "shared_experts.", .experts = {apart, stacked, stacked_apart}};
-    case model_family::deepseek_v3:
-      return {.router = "gate.weight",
-              .selection_bias = "gate.e_score_correction_bias",
-              .shared = "shared_experts.",
-              .experts = {apart, stacked, stacked_apart}};
-    case model_family::jetmoe:
-      return {.router = "router.layer.weight",
-              .output_bias = "bias",
-              .experts = {{"stacked", "input_linear.weight", "", "output_linear.weight", arrangement::concatenated}}};
-    case model_family::gpt_oss:
-      return {.router = "router.weight",
-              .router_bias = "router.bias",
-              .experts = {{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::interleaved, true,
-                           "experts.gate_up_proj_bias", "experts.down_proj_bias"}}};
-    case model_family::llama4:
-      return {.router = "router.weight",
-              .shared = "shared_expert.",
-              .experts = {{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::concatenated, true},
-                          apart}};
-    case model_family::megatron:
-      return {.router = "router.weight",
-              .experts = {{"per-expert", "experts.local_experts.{}.linear_fc1.weight", "",
-                           "experts.local_experts.{}.linear_fc2.weight", arrangement::concatenated},
-                          {"grouped", "experts.linear_fc1.weight{}", "", "experts.linear_fc2.weight{}",
-                           arrangement::concatenated}}};
-  }
-  return {};
+/// The rows of a family that speak of such a block, the usual one first.
+inline std::vector<const block_names*> rows_of(const model_config& config, const block_id& block) {
+  std::vector<const block_names*> rows, behind;
+  for (const block_names& row : published_names)
+    if (row.family == config.family && row.decoder == block.decoder) (row.next_token ? behind : rows).push_back(&row);
+  return block.layer >= config.layers && !block.decoder && !behind.empty() ? behind : rows;
 }
 
-/// Names of a block, with a dot at their end; the usual one first.
-inline std::vector<std::string> block_prefixes(model_family family, const block_id& block) {
-  const std::string n = std::to_string(block.layer);
-  const auto each = [&n](std::initializer_list<std::string_view> roots, std::string_view mlp) {
-    std::vector<std::string> prefixes;
-    for (const std::string_view root : roots) prefixes.push_back(std::string(root) + n + std::string(mlp));
-    return prefixes;
-  };
-  switch (family) {
-    case model_family::switch_transformers:
-      return block.decoder ? each({"decoder.block."}, ".layer.2.mlp.") : each({"encoder.block."}, ".layer.1.mlp.");
-    case model_family::mixtral:
-    case model_family::phimoe: {
-      auto prefixes = each({"model.layers.", "layers."}, ".block_sparse_moe.");
-      for (const std::string& newer : each({"model.layers.", "layers."}, ".mlp.")) prefixes.push_back(newer);
-      return prefixes;
-    }
-    case model_family::llama4:
-      return each({"language_model.model.layers.", "model.language_model.layers.", "model.layers.", "layers."},
-                  ".feed_forward.");
-    case model_family::megatron:
-      return each({"decoder.layers.", "model.decoder.layers.", "module.decoder.layers."}, ".mlp.");
-    default:
-      return each({"model.layers.", "layers."}, ".mlp.");
+/// "layers.3.mlp."
+inline std::string path_of(const block_names& row, const model_config& config, const block_id& block) {
+  const index_t number = row.next_token ? block.layer - config.layers : block.layer;
+  return std::string(row.stack) + std::to_string(number) + std::string(row.inside);
+}
+
+/// Everything that may stand in front of a stack, the usual first.
+inline std::vector<std::string> roots_of(const model_config& config, std::string_view given) {
+  if (!given.empty()) return {std::string(given)};
+  const std::string_view own = spelling_of(config.family, config.model_type).root;
+  std::vector<std::string> roots;
+  for (const std::string_view wrapper : known_wrappers) {
+    roots.push_back(std::string(wrapper) + std::string(own));
+    for (const std::string_view root : known_roots)
+      if (root != own) roots.push_back(std::string(wrapper) + std::string(root));
   }
+  return roots;
 }
 
 }  // namespace detail
 
 class tensor_names {
 public:
-  /// The names that `exists` finds; where nothing is found, the family's usual ones, so that a later search can name what
-  /// it misses.
-  template <typename Exists>
-  tensor_names(const model_config& config, const block_id& block, Exists&& exists) : tensor_names(config, block) {
-    const auto prefixes = detail::block_prefixes(config.family, block);
-    for (const std::string& candidate : prefixes)
-      if (exists(candidate + std::string(names_.router))) {
-        prefix_ = candidate;
-        break;
-      }
-    for (const expert_layout& candidate : names_.experts)
-      if (exists(candidate.place(prefix_, 0, "up", extent_).tensor)) {
-        experts_ = candidate;
-        break;
-      }
+  /// The names that are there: shape_of(name) points to the shape of that tensor, or is nullptr. Where nothing is found, the
+  /// family's usual ones, so that a later search can name what it misses. A prefix that is given stands in front of "layers."
+  /// in place of those that are known.
+  template <typename ShapeOf>
+  tensor_names(const model_config& config, const block_id& block, ShapeOf&& shape_of, std::string_view prefix = {})
+      : tensor_names(config, block, prefix) {
+    for (const std::string& root : detail::roots_of(config, prefix)) {
+      for (const detail::block_names* const row : detail::rows_of(config, block))
+        if (const std::string candidate = root + detail::path_of(*row, config, block);
+            shape_of(candidate + std::string(row->router())) != nullptr) {
+          choose(*row, root, candidate);
+          exists_ = true;
+          break;
+        }
+      if (exists_) break;
+    }
+    experts_ = fitting(row_->experts, extent_, shape_of);
+    shared_ = fitting(row_->shared, {0, 0, extent_.inputs}, shape_of);
   }
 
   /// The names of the family's first release.
-  tensor_names(const model_config& config, const block_id& block)
-      : names_(detail::names_of(config.family)),
-        prefix_(detail::block_prefixes(config.family, block).front()),
-        extent_{config.experts, config.hidden, config.inputs},
-        experts_(names_.experts.front()) {}
+  tensor_names(const model_config& config, const block_id& block, std::string_view prefix = {})
+      : extent_{config.experts, config.hidden, config.inputs} {
+    for (const detail::block_names* const row : detail::rows_of(config, block))
+      router_paths_.push_back(detail::path_of(*row, config, block) + std::string(row->router()));
+    const detail::block_names& row = *detail::rows_of(config, block).front();
+    const std::string root = detail::roots_of(config, prefix).front();
+    choose(row, root, root + detail::path_of(row, config, block));
+  }
 
   /// The same block in another layout of its family. Throws std::invalid_argument if it has none of that name.
   tensor_names in_layout(std::string_view layout) const {
-    for (const expert_layout& candidate : names_.experts)
+    std::string known;
+    for (const expert_layout& candidate : row_->experts) {
+      if (candidate.name.empty()) continue;
       if (candidate.name == layout) {
         tensor_names other = *this;
         other.experts_ = candidate;
         return other;
       }
-    std::string known;
-    for (const expert_layout& candidate : names_.experts) known += ' ' + std::string(candidate.name);
+      known += ' ' + std::string(candidate.name);
+    }
     throw_invalid("the family has no layout called ", layout, "; it has", known);
   }
 
+  /// Whether the block's router was found under these names.
+  bool exists() const noexcept { return exists_; }
   const expert_extent& extent() const noexcept { return extent_; }
-  /// Begins the name of every tensor of the block, and of no other.
+  /// Begins the name of every tensor of the block.
   const std::string& prefix() const noexcept { return prefix_; }
+  /// What stands in front of "layers." or what the family has in its place.
+  const std::string& root() const noexcept { return root_; }
   const expert_layout& layout() const noexcept { return experts_; }
+  /// The tensor of the gate's weights: where it is, there the block is.
+  std::string router() const { return prefix_ + std::string(row_->router()); }
+
+  /// What stands in front of the stack in the name of this block's router; empty if that tensor is another one.
+  std::string prefix_in(std::string_view tensor) const {
+    for (const std::string& path : router_paths_)
+      if (tensor.size() > path.size() && tensor.ends_with(path) && tensor[tensor.size() - path.size() - 1] == '.')
+        return std::string(tensor.substr(0, tensor.size() - path.size()));
+    return {};
+  }
+
+  /// Whether a tensor of that name belongs to the block.
+  bool owns(std::string_view tensor) const {
+    if (!tensor.starts_with(prefix_)) return false;
+    if (row_->owned.front().empty()) return true;
+    const std::string_view rest = tensor.substr(prefix_.size());
+    for (const std::string_view beginning : row_->owned)
+      if (!beginning.empty() && rest.starts_with(beginning)) return true;
+    return false;
+  }
 
   /// The place of the parameter [rows, cols] of that name; nothing if the family has no such tensor.
   std::optional<tensor_place> place_of(std::string_view parameter, index_t rows, index_t cols) const {
@@ -187,30 +153,59 @@ public:
       std::from_chars(parameter.data(), parameter.data() + dot, e);
       return experts_.place(prefix_, e, parameter.substr(dot + 1), extent_);
     }
-    if (parameter == "router.gate.weight") return matrix(names_.router, rows, cols);
-    if (parameter == "router.gate.bias") return vector(names_.router_bias, rows * cols);
-    if (parameter == "router.rule.bias") return vector(names_.selection_bias, rows * cols);
-    if (parameter == "bias") return vector(names_.output_bias, rows * cols);
-    if (parameter == "shared_gate") return matrix(names_.shared_gate, rows, cols);
-    if (parameter.starts_with("shared.") && !names_.shared.empty())
-      return matrix(std::string(names_.shared) + std::string(parameter.substr(7)) + "_proj.weight", rows, cols);
+    if (parameter.starts_with("shared.") && !shared_.down.empty()) {
+      parameter.remove_prefix(7);
+      const index_t hidden = parameter.starts_with("down") ? cols : rows;
+      return shared_.place(prefix_, 0, parameter, {0, hidden, extent_.inputs});
+    }
+    for (const detail::parameter_name& known : row_->parameters)
+      if (known.parameter == parameter && !known.tensor.empty()) return place_of(known, rows, cols);
     return std::nullopt;
   }
 
 private:
-  std::optional<tensor_place> matrix(std::string_view name, index_t rows, index_t cols) const {
-    if (name.empty()) return std::nullopt;
-    return tensor_place{prefix_ + std::string(name), {rows, cols}, 0, cols, 1};
-  }
-  std::optional<tensor_place> vector(std::string_view name, index_t size) const {
-    if (name.empty()) return std::nullopt;
-    return tensor_place{prefix_ + std::string(name), {size}, 0, 1, 1};
+  void choose(const detail::block_names& row, std::string root, std::string prefix) {
+    row_ = &row;
+    root_ = std::move(root);
+    prefix_ = std::move(prefix);
+    experts_ = row.experts.front();
+    shared_ = row.shared.front();
   }
 
-  detail::family_names names_;
+  /// The first layout whose tensors are there with the shapes of the model, else the first whose names are there.
+  template <typename ShapeOf>
+  expert_layout fitting(std::span<const expert_layout> layouts, const expert_extent& size, ShapeOf&& shape_of) const {
+    const expert_layout* named = nullptr;
+    for (const expert_layout& candidate : layouts) {
+      if (candidate.down.empty()) continue;
+      bool fits = true, is_there = true;
+      for (const std::string_view part : {"up", "down"}) {
+        const tensor_place place = candidate.place(prefix_, 0, part, size);
+        const auto* const shape = shape_of(place.tensor);
+        is_there = is_there && shape != nullptr;
+        fits = fits && shape != nullptr && *shape == place.shape;
+      }
+      if (fits) return candidate;
+      if (is_there && named == nullptr) named = &candidate;
+    }
+    return named == nullptr ? layouts.front() : *named;
+  }
+
+  tensor_place place_of(const detail::parameter_name& known, index_t rows, index_t cols) const {
+    const std::string tensor = prefix_ + std::string(known.tensor);
+    if (known.form == detail::tensor_form::matrix) return {tensor, {rows, cols}, 0, cols, 1};
+    if (known.form == detail::tensor_form::row) return {tensor, {1, rows * cols}, 0, 1, 1};
+    return {tensor, {rows * cols}, 0, 1, 1};
+  }
+
+  const detail::block_names* row_ = nullptr;
+  std::string root_;
   std::string prefix_;
   expert_extent extent_;
   expert_layout experts_;
+  expert_layout shared_;
+  std::vector<std::string> router_paths_;  // of all rows, without a root
+  bool exists_ = false;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -98,7 +98,14 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
       return folder / name;
 
   std::set<std::string> found = folder_names(folder);
+  std::string pickled;  // a file that PyTorch wrote, to name it where there is nothing else
+  for (const std::string& name : found)
+    if (pickled.empty() && (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"))) pickled = name;
   std::erase_if(found, [](const std::string& name) { return !name.ends_with(file_suffix); });
+  if (found.empty() && !pickled.empty())
+    throw file_error(folder.string(), "the folder has no .safetensors file, but \"" + printable(pickled) +
+                                          "\": PyTorch's own files can hold programs and are not read; save the model as "
+                                          "safetensors");
   std::set<std::string> whole = found;
   std::erase_if(whole, [](const std::string& name) {
     const std::optional<shard_name> parts = parse_shard_name(name);

@@ -1,0 +1,194 @@
+/// block_names: what the tensors of a mixture are called in each published family, a row a spelling.
+///
+///   model.  layers.  3  .mlp.  gate.weight
+///   root    stack    n  inside tensor
+///
+/// The first row of a family is how its models were published; later ones are how newer versions of their libraries write
+/// them. Roots are shared by all: models of several parts and wrappers of training libraries put their own in front.
+#pragma once
+
+#include <sluice/checkpoint/expert_layout.hpp>
+#include <sluice/checkpoint/model_family.hpp>
+
+#include <array>
+#include <string_view>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// The shape of a tensor that holds a parameter.
+enum class tensor_form { matrix, vector, row };  // [rows, cols], [n], [1, n]
+
+struct parameter_name {
+  std::string_view parameter;  // as the layer's visit_parameters names it
+  std::string_view tensor;
+  tensor_form form = tensor_form::vector;
+};
+
+struct block_names {
+  model_family family;
+  std::string_view stack;
+  std::string_view inside;
+  std::array<parameter_name, 4> parameters;  // the gate's weight first: a block is where that tensor is
+  std::array<expert_layout, 4> experts;      // the published one first
+  std::array<expert_layout, 2> shared = {};
+  bool decoder = false;                        // blocks of the decoder in models that also have an encoder
+  bool next_token = false;                     // blocks behind the model's own, counted from 0
+  std::array<std::string_view, 4> owned = {};  // beginnings of the block's names; none: everything inside is its own
+
+  constexpr std::string_view router() const { return parameters.front().tensor; }
+};
+
+using arrangement = expert_layout::gate_and_up;
+
+inline constexpr expert_layout per_expert{"per-expert", "experts.{}.gate_proj.weight", "experts.{}.up_proj.weight",
+                                          "experts.{}.down_proj.weight"};
+inline constexpr expert_layout per_expert_numbered{"per-expert", "experts.{}.w1.weight", "experts.{}.w3.weight",
+                                                   "experts.{}.w2.weight"};
+inline constexpr expert_layout stacked{"stacked",           "experts.gate_up_proj",   "",
+                                       "experts.down_proj", arrangement::concatenated};
+inline constexpr expert_layout stacked_transposed{"stacked-transposed",      "experts.gate_up_proj", "",
+                                                  "experts.down_proj",       arrangement::concatenated,
+                                                  true};
+inline constexpr expert_layout stacked_apart{"stacked-apart", "experts.gate_proj", "experts.up_proj",
+                                             "experts.down_proj"};
+inline constexpr std::array usual_layouts{per_expert, stacked, stacked_apart, stacked_transposed};
+inline constexpr std::array numbered_layouts{per_expert_numbered, stacked, stacked_apart, expert_layout{}};
+
+/// gate_proj, up_proj and down_proj of one expert that all tokens pass.
+inline constexpr expert_layout shared_expert{"", "shared_expert.gate_proj.weight", "shared_expert.up_proj.weight",
+                                             "shared_expert.down_proj.weight"};
+inline constexpr expert_layout shared_experts{"", "shared_experts.gate_proj.weight", "shared_experts.up_proj.weight",
+                                              "shared_experts.down_proj.weight"};
+
+constexpr parameter_name gate_weight(std::string_view tensor) {
+  return {"router.gate.weight", tensor, tensor_form::matrix};
+}
+constexpr parameter_name selection_bias(std::string_view tensor) { return {"router.rule.bias", tensor}; }
+
+inline constexpr auto published_names = std::to_array<block_names>({
+    {.family = model_family::switch_transformers,
+     .stack = "encoder.block.",
+     .inside = ".layer.1.mlp.",
+     .parameters = {gate_weight("router.classifier.weight"), {"router.gate.bias", "router.classifier.bias"}},
+     .experts = {{{"per-expert", "", "experts.expert_{}.wi.weight", "experts.expert_{}.wo.weight"}}}},
+    {.family = model_family::switch_transformers,
+     .stack = "decoder.block.",
+     .inside = ".layer.2.mlp.",
+     .parameters = {gate_weight("router.classifier.weight"), {"router.gate.bias", "router.classifier.bias"}},
+     .experts = {{{"per-expert", "", "experts.expert_{}.wi.weight", "experts.expert_{}.wo.weight"}}},
+     .decoder = true},
+
+    {.family = model_family::mixtral,
+     .stack = "layers.",
+     .inside = ".block_sparse_moe.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = numbered_layouts},
+    {.family = model_family::mixtral,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = numbered_layouts},
+
+    {.family = model_family::phimoe,
+     .stack = "layers.",
+     .inside = ".block_sparse_moe.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = numbered_layouts},
+    {.family = model_family::phimoe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("router.weight")},
+     .experts = numbered_layouts},
+    {.family = model_family::phimoe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = numbered_layouts},
+
+    {.family = model_family::olmoe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = usual_layouts},
+
+    {.family = model_family::qwen3_moe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = usual_layouts},
+
+    {.family = model_family::qwen2_moe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"),
+                    {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
+     .experts = usual_layouts,
+     .shared = {shared_expert}},
+    {.family = model_family::qwen2_moe,
+     .stack = "mtp.layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"),
+                    {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
+     .experts = usual_layouts,
+     .shared = {shared_expert},
+     .next_token = true},
+
+    {.family = model_family::deepseek_v2,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::deepseek_v3,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::jetmoe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("router.layer.weight"), {"bias", "bias"}},
+     .experts = {{{"stacked", "input_linear.weight", "", "output_linear.weight", arrangement::concatenated}}}},
+
+    {.family = model_family::gpt_oss,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("router.weight"), {"router.gate.bias", "router.bias"}},
+     .experts = {{{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::interleaved, true,
+                   "experts.gate_up_proj_bias", "experts.down_proj_bias"}}}},
+
+    {.family = model_family::llama4,
+     .stack = "layers.",
+     .inside = ".feed_forward.",
+     .parameters = {gate_weight("router.weight")},
+     .experts = {{{"stacked", "experts.gate_up_proj", "", "experts.down_proj", arrangement::concatenated, true},
+                  per_expert}},
+     .shared = {shared_expert}},
+
+    {.family = model_family::megatron,
+     .stack = "decoder.layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("router.weight")},
+     .experts = {{{"per-expert", "experts.local_experts.{}.linear_fc1.weight", "",
+                   "experts.local_experts.{}.linear_fc2.weight", arrangement::concatenated},
+                  {"grouped", "experts.linear_fc1.weight{}", "", "experts.linear_fc2.weight{}",
+                   arrangement::concatenated}}}},
+});
+
+/// What else may stand in front of a stack, besides the root of the model's own spelling.
+inline constexpr std::array<std::string_view, 9> known_roots{
+    "model.", "",           "model.language_model.", "language_model.model.", "language_model.", "language.model.",
+    "llm.model.", "thinker.model.", "transformer."};
+
+/// What wrappers of training libraries put in front of everything.
+inline constexpr std::array<std::string_view, 6> known_wrappers{
+    "", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "base_model.model."};
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA
