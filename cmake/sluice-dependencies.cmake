@@ -1,8 +1,8 @@
 # What sluice's targets need. Included by the build and by the installed sluice-config.cmake, so the two cannot drift.
 #
 # Afterwards: Eigen3::Eigen, sluice::xsimd, and, where the library behind each was found, the variables
-# SLUICE_HAVE_IO, SLUICE_HAVE_OPENMP, SLUICE_HAVE_TBB. sluice_add_conveniences() then makes sluice::io,
-# sluice::openmp and sluice::tbb from them, once sluice::sluice exists.
+# SLUICE_HAVE_IO, SLUICE_HAVE_THREADS, SLUICE_HAVE_OPENMP, SLUICE_HAVE_TBB. sluice_add_conveniences() then makes sluice::io,
+# sluice::threads, sluice::openmp and sluice::tbb from them, once sluice::sluice exists.
 
 find_package(Eigen3 CONFIG REQUIRED) # unversioned: 3.4 and 5.x refuse each other's number
 if(Eigen3_VERSION VERSION_LESS 3.4)
@@ -28,9 +28,11 @@ find_package(TBB CONFIG QUIET)
 get_property(_sluice_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
 if("CXX" IN_LIST _sluice_languages)
   find_package(OpenMP COMPONENTS CXX QUIET)
+  find_package(Threads QUIET)
 endif()
 unset(_sluice_languages)
-foreach(_sluice_pair "IO:nlohmann_json::nlohmann_json" "OPENMP:OpenMP::OpenMP_CXX" "TBB:TBB::tbb")
+foreach(_sluice_pair "IO:nlohmann_json::nlohmann_json" "THREADS:Threads::Threads" "OPENMP:OpenMP::OpenMP_CXX"
+        "TBB:TBB::tbb")
   string(REGEX MATCH "^([A-Z]+):(.*)$" _sluice_pair "${_sluice_pair}")
   if(TARGET ${CMAKE_MATCH_2})
     set(SLUICE_HAVE_${CMAKE_MATCH_1} TRUE)
@@ -40,10 +42,11 @@ foreach(_sluice_pair "IO:nlohmann_json::nlohmann_json" "OPENMP:OpenMP::OpenMP_CX
 endforeach()
 unset(_sluice_pair)
 
-# sluice::io adds JSON to sluice::sluice for the headers under sluice/io; the other two add a threading library for the
-# executor of that name. Each stands alone: link only what the program uses.
+# sluice::io adds JSON to sluice::sluice for the headers under sluice/io; the others add what an executor needs: threads the
+# system's library for thread_pool. Each stands alone: link only what the program uses.
 macro(sluice_add_conveniences)
-  foreach(_sluice_pair "io:IO:nlohmann_json::nlohmann_json" "openmp:OPENMP:OpenMP::OpenMP_CXX" "tbb:TBB:TBB::tbb")
+  foreach(_sluice_pair "io:IO:nlohmann_json::nlohmann_json" "threads:THREADS:Threads::Threads"
+          "openmp:OPENMP:OpenMP::OpenMP_CXX" "tbb:TBB:TBB::tbb")
     string(REGEX MATCH "^([a-z]+):([A-Z]+):(.*)$" _sluice_pair "${_sluice_pair}")
     if(SLUICE_HAVE_${CMAKE_MATCH_2} AND NOT TARGET sluice::${CMAKE_MATCH_1})
       add_library(sluice::${CMAKE_MATCH_1} INTERFACE IMPORTED ${SLUICE_IMPORTED_SCOPE})

@@ -1,4 +1,5 @@
-// Bring your own thread pool: anything with parallel_for(n, body) is an executor. The results do not depend on it.
+// Bring your own thread pool: anything with parallel_for(n, body) is an executor. The results do not depend on it. An exception that
+// leaves a thread ends the program: if your tasks throw, pass it on as sluice::thread_pool does.
 #include <sluice/sluice.hpp>
 
 #include <atomic>

@@ -14,7 +14,7 @@ int main() {
 
   adamw<float> optimizer({.weight_decay = 1e-4});
   const cosine_schedule schedule{{.peak = 1e-2, .warmup = 20, .steps = steps}};
-  openmp_executor threads;  // equal bits with one thread or many
+  thread_pool threads;  // equal bits with one thread or many
 
   const matrix<float> x = matrix<float>::Random(T, D);
   const matrix<float> target = x.array().abs().sqrt() * x.array().sign();

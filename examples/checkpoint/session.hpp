@@ -2,7 +2,7 @@
 #pragma once
 
 #include <sluice/checkpoint/published_layer.hpp>
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -75,7 +75,7 @@ inline void run_layers(const sluice::checkpoint_model& model, const layer_option
   const auto seconds_since = [](clock::time_point begin) {
     return std::chrono::duration<double>(clock::now() - begin).count();
   };
-  sluice::openmp_executor threads(o.threads);
+  sluice::thread_pool threads(o.threads);
   const auto blocks = chosen_blocks(model, o);
   work_bar bar(o.progress);
   struct step {

@@ -1,14 +1,11 @@
 /// Trains the model once and measures it: the loop that a newcomer copies.
 #pragma once
 
+#include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/schedule.hpp>
-
-#if defined(_OPENMP)
-#include <sluice/exec/openmp.hpp>
-#endif
 
 #include <chrono>
 #include <cstdint>
@@ -118,18 +115,14 @@ inline void describe_routing(const dense_ffn&, const dense_ffn::tape&, const std
 template <typename Mixture>
 result train(Mixture mixture, const dataset& data, const training& how, progress& shown) {
   const sluice::random_source random(how.seed);
-#if defined(_OPENMP)
-  sluice::openmp_executor threads(how.threads);
-#else
-  sluice::serial_executor threads;
-#endif
+  sluice::thread_pool threads(how.threads);
   const auto call = [&](const batch& b, bool training, index_t step) {
     context c;
     c.training = training;
     c.random = random.at_step(static_cast<std::uint64_t>(step));
     c.step = step;
     if (how.route_per_image) c.groups = b.groups;
-    if (how.threads > 1) c.executor = threads;
+    c.executor = threads;
     return c;
   };
 

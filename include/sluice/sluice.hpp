@@ -11,6 +11,7 @@
 #include <sluice/core/variant.hpp>
 #include <sluice/exec/openmp.hpp>
 #include <sluice/exec/serial.hpp>
+#include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/activation.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/clamped_glu.hpp>

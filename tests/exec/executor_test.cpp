@@ -4,6 +4,7 @@
 #if defined(SLUICE_TEST_WITH_TBB)
 #include <sluice/exec/tbb.hpp>
 #endif
+#include <sluice/exec/thread_pool.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
@@ -24,12 +25,12 @@ using namespace sluice;
 namespace {
 
 /// A pool as a user would bring it: threads that live on, tasks handed out one by one to whoever is free.
-class thread_pool {
+class users_pool {
 public:
-  explicit thread_pool(int threads) {
+  explicit users_pool(int threads) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   }
-  ~thread_pool() {
+  ~users_pool() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
@@ -71,7 +72,7 @@ private:
   bool stopping_ = false;
 };
 
-static_assert(Executor<thread_pool>);
+static_assert(Executor<users_pool>);
 
 /// Calls f(name, executor) for every executor there is, with 1, 2, 3 and 8 threads.
 template <typename F>
@@ -82,7 +83,9 @@ void with_every_executor(F&& f) {
     openmp_executor openmp(threads);
     f("OpenMP", executor_ref(openmp));
     thread_pool pool(threads);
-    f("a user's pool", executor_ref(pool));
+    f("sluice's pool", executor_ref(pool));
+    users_pool users(threads);
+    f("a user's pool", executor_ref(users));
     test::shuffled_threads shuffled(threads);
     f("threads in another order", executor_ref(shuffled));
 #if defined(SLUICE_TEST_WITH_TBB)
@@ -144,15 +147,30 @@ TEST_CASE("executor: one task does not wake the threads", "[exec]") {
   CHECK(ran == 3);
 }
 
-TEST_CASE("executor: OpenMP and oneTBB pass a task's exception on", "[exec]") {
-  const auto body = [](index_t task) {
-    if (task == 13) throw std::runtime_error("task 13");
+TEST_CASE("executor: each of sluice's passes a task's exception on and works afterwards", "[exec]") {
+  const auto check = [](const char* name, auto& executor) {
+    CAPTURE(name);
+    for (const index_t thrower : {0, 13, 49}) {
+      CAPTURE(thrower);
+      std::atomic<int> after{0};
+      CHECK_THROWS_WITH(executor_ref(executor).parallel_for(50,
+                                                            [&](index_t task) {
+                                                              if (task == thrower) throw std::runtime_error("thrown");
+                                                            }),
+                        "thrown");
+      executor_ref(executor).parallel_for(50, [&](index_t) { ++after; });
+      CHECK(after == 50);
+    }
   };
+  serial_executor serial;
+  check("serial", serial);
+  thread_pool pool(3);
+  check("sluice's pool", pool);
   openmp_executor openmp(3);
-  CHECK_THROWS_WITH(openmp.parallel_for(50, body), "task 13");
+  check("OpenMP", openmp);
 #if defined(SLUICE_TEST_WITH_TBB)
   tbb_executor tbb(3);
-  CHECK_THROWS_WITH(tbb.parallel_for(50, body), "task 13");
+  check("oneTBB", tbb);
 #endif
 }
 

@@ -10,7 +10,8 @@ foreach(expected
     "-march=x86-64-v2:sse4_2" "-march=x86-64,-mavx:avx" "-march=x86-64,-mavx,-mfma:avx_fma" "-march=bdver1:avx_fma4"
     "-march=x86-64,-mavx2:avx2" "-march=x86-64-v3:avx2_fma" "-march=haswell:avx2_fma" "-march=x86-64,-mavx512f:avx512f"
     "-march=x86-64-v4:avx512bw" "-march=skylake-avx512:avx512bw" "-march=icelake-server:avx512vnni"
-    "-march=x86-64,-ffast-math:sse2_fast" "-march=x86-64-v4,-ffast-math:avx512bw_fast")
+    "-march=x86-64,-ffast-math:sse2_fast" "-march=x86-64-v4,-ffast-math:avx512bw_fast"
+    "-march=x86-64,-fno-exceptions:sse2_noexcept" "-march=x86-64,-ffast-math,-fno-exceptions:sse2_fast_noexcept")
   string(REGEX MATCH "^(.*):(.*)$" expected "${expected}")
   set(name ${CMAKE_MATCH_2})
   string(REPLACE "," ";" options "${CMAKE_MATCH_1}")

@@ -2,7 +2,8 @@
 cmake_minimum_required(VERSION 3.21)
 
 set(number 0)
-foreach(options "-march=x86-64" "-mavx2,-mfma" "-march=x86-64,-ffast-math" "-mfma,-mavx512f,-mavx512bw,-mavx512dq")
+foreach(options "-march=x86-64" "-mavx2,-mfma" "-march=x86-64,-ffast-math" "-march=x86-64,-fno-exceptions"
+    "-mfma,-mavx512f,-mavx512bw,-mavx512dq")
   string(REPLACE "," ";" arguments "${options}")
   math(EXPR number "${number} + 1")
   set(object ${BINARY}/instruction_set_${number}.o)

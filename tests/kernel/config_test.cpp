@@ -48,10 +48,10 @@ TEST_CASE("config: one line for people", "[kernel][config]") {
                                 .openmp = false,
                                 .tbb = false};
   CHECK(to_string(plain) ==
-        "sluice 1.2.3, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, executors serial");
+        "sluice 1.2.3, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, executors serial threads");
   configuration other = plain;
   other.fast_math = other.openmp = other.tbb = true;
   CHECK(to_string(other) ==
         "sluice 1.2.3, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, fast math, executors serial "
-        "openmp tbb");
+        "threads openmp tbb");
 }

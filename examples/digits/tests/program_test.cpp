@@ -121,8 +121,6 @@ TEST_CASE("digits: --quiet writes nothing to stderr, --bar a bar that is gone in
 
 TEST_CASE("digits: a seed gives the same bits for any number of threads", "[digits][program]") {
 #if !defined(_WIN32)
-  // More threads than processors: threads that spin while they wait for others would take the others' time.
-  setenv("OMP_WAIT_POLICY", "passive", 1);
 #endif
   const temporary_folder folder("program");
   const auto train = [&](const std::string& name, const std::string& how) {

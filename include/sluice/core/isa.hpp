@@ -2,8 +2,9 @@
 ///
 /// Two sources of one program may be built with different flags (say SSE2 and AVX-512). Without this tag the linker would
 /// merge their inline functions and one half of the program would run the other half's instructions. Users never write
-/// the name: it is an inline namespace. Options that change arithmetic without changing the instruction set
-/// (-ffast-math) are part of the name for the same reason. One name stands for a whole generation of processors: avx2_fma
+/// the name: it is an inline namespace. Options that change what functions do without changing the instruction set are part of
+/// the name for the same reason: -ffast-math, and -fno-exceptions, whose functions neither throw nor clean up after others'
+/// exceptions. (-fopenmp is not: openmp_executor alone depends on it, and is another type.) One name stands for a whole generation of processors: avx2_fma
 /// also for BMI and F16C, which every processor with AVX2 and FMA has.
 ///
 /// Eigen and the standard library have no such names, so where a program has to run on a processor that lacks one of its
@@ -47,9 +48,14 @@
 #define SLUICE_ISA_JOIN(a, b) a##b
 #define SLUICE_ISA_SUFFIX(a, b) SLUICE_ISA_JOIN(a, b)
 #if defined(__FAST_MATH__)
-#define SLUICE_ISA SLUICE_ISA_SUFFIX(SLUICE_ISA_BASE, _fast)
+#define SLUICE_ISA_ARITHMETIC SLUICE_ISA_SUFFIX(SLUICE_ISA_BASE, _fast)
 #else
-#define SLUICE_ISA SLUICE_ISA_BASE
+#define SLUICE_ISA_ARITHMETIC SLUICE_ISA_BASE
+#endif
+#if defined(__cpp_exceptions) || defined(_CPPUNWIND)
+#define SLUICE_ISA SLUICE_ISA_ARITHMETIC
+#else
+#define SLUICE_ISA SLUICE_ISA_SUFFIX(SLUICE_ISA_ARITHMETIC, _noexcept)
 #endif
 
 #define SLUICE_ISA_TEXT(x) #x

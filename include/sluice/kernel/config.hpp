@@ -2,7 +2,7 @@
 /// what they run and for bug reports.
 ///
 ///   std::puts(to_string(sluice::config()).c_str());
-///   sluice 0.1.0, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, executors serial openmp
+///   sluice 0.1.0, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, executors serial threads openmp
 ///
 /// The answer is a constant of the source that asks: in a program with several instruction sets each of them gets its own.
 #pragma once
@@ -65,7 +65,7 @@ inline std::string to_string(const configuration& c) {
   text += "), " + std::to_string(c.vector_bytes) + "-byte vectors: " + std::to_string(c.float_lanes) + " float, " +
           std::to_string(c.double_lanes) + " double";
   if (c.fast_math) text += ", fast math";
-  text += ", executors serial";
+  text += ", executors serial threads";
   if (c.openmp) text += " openmp";
   if (c.tbb) text += " tbb";
   return text;
