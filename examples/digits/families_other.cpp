@@ -1,5 +1,7 @@
 // The dense baseline, and routers in which experts choose tokens, tokens are mixed, or the gate turns sparse as it
 // learns.
+#include <sluice/expert/ffn.hpp>
+#include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/dselect.hpp>
 #include <sluice/loss/relu_l1.hpp>
@@ -13,7 +15,7 @@
 namespace digits {
 
 family dense_family() {
-  return make_family("dense", "Dense", [] { return dense_ffn{token_size, 2 * hidden}; });
+  return make_family("dense", "Dense", [] { return sluice::dense_layer{sluice::ffn<float>{token_size, 2 * hidden}}; });
 }
 
 std::vector<family> other_families() {

@@ -1,4 +1,5 @@
 // Routers in which each token chooses the same number of experts.
+#include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/gshard_top2.hpp>

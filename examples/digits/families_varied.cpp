@@ -1,6 +1,7 @@
 // Routers that show what a router may need besides the tokens: unlike experts, the experts' outputs, experts that come
 // and go.
 #include <sluice/expert/constant.hpp>
+#include <sluice/expert/ffn.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>

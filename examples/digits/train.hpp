@@ -3,7 +3,9 @@
 
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/union.hpp>
+#include <sluice/layer/dense.hpp>
 #include <sluice/train/adamw.hpp>
+#include <sluice/train/cross_entropy.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/schedule.hpp>
 
@@ -26,7 +28,7 @@ struct training {
   index_t batch_images = 32;
   double learning_rate = 3e-3;  // at its peak: a short warm-up, then half a cosine
   double weight_decay = 0.05;
-  float label_smoothing = 0.1f;
+  double label_smoothing = 0.1;
   int threads = 1;
   patch_shape patch = patch_shape::square;
   bool route_per_image = false;  // the router looks at all tokens of an image, or else at all tokens of the batch
@@ -59,12 +61,12 @@ void append_sizes(const sluice::expert_union<Banks...>& bank, std::vector<double
 }
 
 /// Adds each assignment's weight to (class of its token, expert).
-inline void add_weights(const sluice::sparse_plan<float>& plan, const std::vector<int>& labels, index_t tokens,
+inline void add_weights(const sluice::sparse_plan<float>& plan, const std::vector<index_t>& labels, index_t tokens,
                         Eigen::MatrixXd& weight) {
   for (index_t i = 0; i < plan.size(); ++i)
     weight(labels[static_cast<std::size_t>(plan.token(i) / tokens)], plan.expert(i)) += plan.weight(i);
 }
-inline void add_weights(const sluice::soft_plan<float>& plan, const std::vector<int>& labels, index_t tokens,
+inline void add_weights(const sluice::soft_plan<float>& plan, const std::vector<index_t>& labels, index_t tokens,
                         Eigen::MatrixXd& weight) {
   for (index_t t = 0; t < plan.tokens(); ++t)
     for (index_t s = 0; s < plan.slot_count(); ++s)
@@ -81,7 +83,7 @@ inline double share_without_expert(const sluice::soft_plan<float>&) { return 0; 
 
 /// What the last forward call's routing says about the layer.
 template <typename Mixture, typename Tape>
-void describe_routing(const Mixture& mixture, const Tape& tape, const std::vector<int>& labels, index_t tokens,
+void describe_routing(const Mixture& mixture, const Tape& tape, const std::vector<index_t>& labels, index_t tokens,
                       result& r) {
   const auto& statistics = tape.statistics;
   r.experts_per_token = statistics.experts_per_token();
@@ -105,7 +107,9 @@ void describe_routing(const Mixture& mixture, const Tape& tape, const std::vecto
     if (all > 0) r.share.row(d) /= all;
   }
 }
-inline void describe_routing(const dense_ffn&, const dense_ffn::tape&, const std::vector<int>&, index_t, result& r) {
+template <typename Expert, typename Tape>
+void describe_routing(const sluice::dense_layer<Expert>&, const Tape&, const std::vector<index_t>&, index_t,
+                      result& r) {
   r.experts_per_token = 1;
   r.active_parameters = r.parameters;
 }
@@ -130,6 +134,11 @@ result train(Mixture mixture, const dataset& data, const training& how, progress
   sluice::initialize(model, how.seed);
   typename classifier<Mixture>::tape tape;
   batch b;
+  const sluice::softmax_cross_entropy<float> objective{.label_smoothing = how.label_smoothing};
+  const auto evaluate = [&] {
+    tape.dlogits.resize(tape.logits.rows(), tape.logits.cols());
+    return objective(tape.logits, b.labels, tape.dlogits);
+  };
 
   const index_t images = data.train.size();
   const index_t batches = (images + how.batch_images - 1) / how.batch_images, steps = how.epochs * batches;
@@ -146,12 +155,14 @@ result train(Mixture mixture, const dataset& data, const training& how, progress
       fill_batch(data.train, {order.begin() + first, order.begin() + last}, how.patch, b);
       const context c = call(b, true, step);
       model.forward(b, tape, c);
-      loss += cross_entropy(tape.logits, b.labels, how.label_smoothing, tape.dlogits, correct) + tape.mixture.loss();
-      model.backward(b, tape, c);
+      const auto seen = evaluate();
+      loss += seen.loss + tape.mixture.loss();
+      correct += seen.correct;
+      model.backward(b, tape);
       optimizer.set_learning_rate(rate(step));
       optimizer.step(model, c.executor);
-      model.mixture().after_step(
-          tape.mixture);  // what is learned without gradients, such as a bias that balances the load
+      // What is learned without gradients, such as a bias that balances the load.
+      model.mixture().after_step(tape.mixture);
     }
     shown.epoch(static_cast<int>(epoch) + 1, how.epochs, loss / static_cast<double>(batches),
                 static_cast<double>(correct) / static_cast<double>(images));
@@ -162,14 +173,12 @@ result train(Mixture mixture, const dataset& data, const training& how, progress
   const index_t tokens = tokens_per_image(how.patch);
   r.tokens_per_second = static_cast<double>(how.epochs * images * tokens) / elapsed.count();
   r.parameters = sluice::parameter_count(model);
-  index_t correct = 0;
   std::vector<std::ptrdiff_t> all(static_cast<std::size_t>(data.test.size()));
   std::iota(all.begin(), all.end(), std::ptrdiff_t{0});
   fill_batch(data.test, all, how.patch, b);
   tape.mixture.statistics.clear();
   model.forward(b, tape, call(b, false, steps));
-  cross_entropy(tape.logits, b.labels, 0, tape.dlogits, correct);
-  r.accuracy = static_cast<double>(correct) / static_cast<double>(b.size());
+  r.accuracy = evaluate().accuracy();
   detail::describe_routing(model.mixture(), tape.mixture, b.labels, tokens, r);
   return r;
 }

@@ -33,6 +33,9 @@
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/config.hpp>
+#include <sluice/layer/dense.hpp>
+#include <sluice/layer/embedding.hpp>
+#include <sluice/layer/linear.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
@@ -52,6 +55,7 @@
 #include <sluice/router/choice_rule.hpp>
 #include <sluice/router/compete.hpp>
 #include <sluice/router/competition.hpp>
+#include <sluice/router/dense.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
@@ -74,6 +78,7 @@
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>
 #include <sluice/train/conformance.hpp>
+#include <sluice/train/cross_entropy.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/optimizer_state.hpp>

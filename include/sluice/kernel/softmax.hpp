@@ -72,10 +72,16 @@ void softmax(const Scalar* in, Scalar* out, index_t count) noexcept {
   if (i < count) store_part<Scalar>(out + i, load_part(out + i, count - i, Scalar(0)) / sum, count - i);
 }
 
+/// The maximum and the sum alone; count >= 1.
+template <typename Scalar>
+exponentials<Scalar> sum_exponentials(const Scalar* in, index_t count) noexcept {
+  return detail::for_each_exponential(in, count, [](const simd<Scalar>&, index_t, index_t) {});
+}
+
 /// log sum exp of a row; count >= 1.
 template <typename Scalar>
 Scalar log_sum_exp(const Scalar* in, index_t count) noexcept {
-  const auto e = detail::for_each_exponential(in, count, [](const simd<Scalar>&, index_t, index_t) {});
+  const auto e = sum_exponentials(in, count);
   return e.maximum + std::log(e.sum);
 }
 

@@ -1,0 +1,61 @@
+/// What a layer of plain linear algebra keeps of x [T,D] for backward: a copy in which rows that must not count are
+/// zero.
+///
+/// Padding may hold anything, and a token with NaN gets NaN out. Neither may reach a sum over tokens, such as the
+/// gradient of a weight, where 0 * NaN is NaN: their rows of x are kept as zeros, and their rows of dy are read as
+/// zeros.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/context.hpp>
+#include <sluice/core/numeric.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <std::floating_point Scalar>
+class kept_rows {
+public:
+  void keep(tokens_in<Scalar> x, const routing_context<Scalar>& context) {
+    counts_.resize(x.rows());
+    x_.resize(x.rows(), x.cols());
+    context.executor.parallel_blocks(x.rows(), rows_per_task, [&](index_t begin, index_t end) {
+      for (index_t t = begin; t < end; ++t) {
+        const Scalar* row = x.data() + t * x.outerStride();
+        counts_[t] = !context.is_padding(t) && !any_nan(row, x.cols());
+        copy_row(row, counts_[t], x_.row(t), x.cols());
+      }
+    });
+  }
+
+  index_t rows() const noexcept { return x_.rows(); }
+  const_matrix_map<Scalar> x() const noexcept { return x_.map(); }
+
+  /// dy with zeros in the rows that do not count; valid until the next call.
+  const_matrix_map<Scalar> of_gradient(tokens_in<Scalar> dy, const executor_ref& executor) {
+    dy_.resize(dy.rows(), dy.cols());
+    executor.parallel_blocks(dy.rows(), rows_per_task, [&](index_t begin, index_t end) {
+      for (index_t t = begin; t < end; ++t)
+        copy_row(dy.data() + t * dy.outerStride(), counts_[t], dy_.row(t), dy.cols());
+    });
+    return std::as_const(dy_).map();
+  }
+
+private:
+  static constexpr index_t rows_per_task = 32;
+
+  static void copy_row(const Scalar* from, bool counts, Scalar* to, index_t count) {
+    if (counts)
+      std::copy_n(from, count, to);
+    else
+      std::fill_n(to, count, Scalar(0));
+  }
+
+  buffer<std::uint8_t> counts_;
+  matrix_buffer<Scalar> x_;
+  matrix_buffer<Scalar> dy_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,63 @@
+#include <sluice/layer/linear.hpp>
+
+#include <sluice/layer/shared_expert.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "plain_checks.hpp"
+#include "thread_counts.hpp"
+
+using namespace sluice;
+
+static_assert(TrainableLayer<linear_layer<float>>);
+
+namespace {
+
+template <typename Scalar>
+linear_layer<Scalar> some_layer(bool bias = true) {
+  linear_layer<Scalar> layer{6, 5, {.bias = bias}};
+  initialize(layer, 1);
+  if (bias) layer.bias().fill([](index_t i) { return static_cast<Scalar>(i) - Scalar(0.5); });
+  return layer;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("linear_layer: y = x W^T + b", "[layer][linear]", float, double) {
+  const bool bias = GENERATE(true, false);
+  auto layer = some_layer<TestType>(bias);
+  const matrix<TestType> x = test::random_matrix<TestType>(37, 6, 1);
+  matrix<TestType> y(37, 5);
+  typename linear_layer<TestType>::workspace workspace;
+  layer.forward(x, y, workspace);
+  matrix<TestType> expected = x * layer.weight().to_matrix().transpose();
+  if (bias) expected.rowwise() += layer.bias().map().col(0).transpose();
+  CHECK(test::largest_difference(y, expected) < test::bound<TestType>(6, 8));
+  CHECK(parameter_count(layer) == 30 + (bias ? 5 : 0));
+  const auto trained = test::train_once(layer, x, y);
+  CHECK(test::same_bits(trained.y, y));
+}
+
+TEST_CASE("linear_layer: gradients equal central differences, with padding too", "[layer][linear][gradient]") {
+  auto layer = some_layer<double>();
+  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
+  routing_context<double> context;
+  if (GENERATE(false, true)) context.token_mask = mask;
+  test::check_layer_gradients(layer, test::random_matrix<double>(5, 6, 2), context);
+}
+
+TEST_CASE("linear_layer: padding and NaN stay with their token", "[layer][linear][nan]") {
+  auto layer = some_layer<float>();
+  test::check_spoiled_token(layer);
+}
+
+TEST_CASE("linear_layer: no tokens, and what does not fit", "[layer][linear]") {
+  auto layer = some_layer<float>();
+  test::check_edges(layer);
+  CHECK_THROWS_AS(linear_layer<float>(0, 3), std::invalid_argument);
+  CHECK_THROWS_AS(linear_layer<float>(3, 0), std::invalid_argument);
+}
+
+TEST_CASE("linear_layer: equal bits for every thread count", "[layer][linear][determinism]") {
+  auto layer = some_layer<float>();
+  test::check_thread_counts(layer);
+}
