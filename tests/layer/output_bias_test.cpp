@@ -1,6 +1,7 @@
 #include <sluice/layer/output_bias.hpp>
 
 #include <sluice/core/numeric.hpp>
+#include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/importance.hpp>

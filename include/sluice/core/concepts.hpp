@@ -169,6 +169,19 @@ concept RoutedBank = ExpertBank<B> &&
       bank.forward_routed(x, rows, y, tape, executor);
     };
 
+namespace detail {
+
+/// An expert or bank with its weights rounded to another storage; one that holds no weights as it is.
+template <typename Storage, typename Part>
+auto stored_as_or_copied(const Part& part) {
+  if constexpr (requires { part.template stored_as<Storage>(); })
+    return part.template stored_as<Storage>();
+  else
+    return part;
+}
+
+}  // namespace detail
+
 // ---- auxiliary losses -----------------------------------------------------------------------------------------------
 
 /// A loss on what router R saw: returns coefficient × value and adds coefficient × gradient.

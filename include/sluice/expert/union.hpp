@@ -67,14 +67,8 @@ public:
   /// The same banks, those of linear maps with their weights rounded to another storage.
   template <typename Storage>
   auto stored_as() const {
-    const auto converted = [](const auto& bank) {
-      if constexpr (requires { bank.template stored_as<Storage>(); })
-        return bank.template stored_as<Storage>();
-      else
-        return bank;
-    };
-    return std::apply(
-        [&](const auto&... bank) { return expert_union<decltype(converted(bank))...>(converted(bank)...); }, banks_);
+    return std::apply([](const auto&... bank) { return expert_union(detail::stored_as_or_copied<Storage>(bank)...); },
+                      banks_);
   }
 
   template <typename Self, typename Visitor>

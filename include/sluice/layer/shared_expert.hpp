@@ -7,8 +7,8 @@
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}};
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}, gated};
 ///
-/// It has the calls of moe_layer, so wrappers nest; the inner layer's workspace is workspace.layer. Padding tokens pass
-/// neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a
+/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is workspace.layer.
+/// Padding tokens pass neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a
 /// workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread count. Dai et al.
 /// 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
 #pragma once
@@ -16,6 +16,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/logistic.hpp>
+#include <sluice/layer/decorator.hpp>
 
 #include <array>
 #include <cmath>
@@ -23,129 +24,67 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// moe_layer and the wrappers around it: what a wrapper may wrap.
-template <typename L>
-concept MixtureLayer = HasScalar<L> && HasInputs<L> && HasOutputs<L> &&
-    requires(const L& layer, tokens_in<typename L::scalar> x, tokens_out<typename L::scalar> y,
-             typename L::workspace& workspace, typename L::tape& tape, const typename L::context_type& context) {
-      layer.forward(x, y, workspace, context);
-      layer.forward(x, y, tape, context);
-    };
-
-template <typename L>
-concept TrainableLayer = MixtureLayer<L> &&
-    requires(L& layer, tokens_in<typename L::scalar> dy, tokens_out<typename L::scalar> dx, typename L::tape& tape) {
-      layer.backward(dy, dx, tape);
-      layer.after_step(tape);
-    };
-
 struct gated_tag {};
 /// shared_expert_layer layer{inner, expert, gated}: each token weighs the shared expert by a sigmoid.
 inline constexpr gated_tag gated{};
 
-template <MixtureLayer Layer, ExpertFunctor Expert, bool Gated = false>
-class shared_expert_layer {
-  static_assert(std::same_as<typename Layer::scalar, typename Expert::scalar>,
+namespace detail {
+
+/// What the shared expert works on: the n tokens that are no padding.
+template <typename Expert>
+struct shared_rows {
+  using scalar = typename Expert::scalar;
+  buffer<index_t> tokens;         ///< [n]
+  matrix_buffer<scalar> x;        ///< [n,D]
+  matrix_buffer<scalar> outputs;  ///< [n,D']
+  matrix_buffer<scalar> gate;     ///< [n,1] the sigmoid, if gated
+  typename expert_bank<Expert>::tape expert;
+};
+
+template <typename Expert>
+struct shared_workspace {
+  shared_rows<Expert> shared;
+};
+
+template <typename Expert>
+struct shared_tape : shared_workspace<Expert> {
+  using scalar = typename Expert::scalar;
+  matrix_buffer<scalar> doutputs;
+  matrix_buffer<scalar> dgate;
+  matrix_buffer<scalar> drows;
+};
+
+}  // namespace detail
+
+template <typename Layer, typename Expert, bool Gated = false>
+class shared_expert_layer
+    : public layer_decorator<shared_expert_layer<Layer, Expert, Gated>, Layer, detail::shared_workspace<Expert>,
+                             detail::shared_tape<Expert>, DifferentiableExpert<Expert>> {
+  using base = layer_decorator<shared_expert_layer, Layer, detail::shared_workspace<Expert>, detail::shared_tape<Expert>,
+                               DifferentiableExpert<Expert>>;
+  friend base;
+  static_assert(std::same_as<typename base::scalar, typename Expert::scalar>,
                 "sluice: layer and shared expert need the same scalar");
 
 public:
-  using scalar = typename Layer::scalar;
-  using context_type = typename Layer::context_type;
-  static constexpr bool causal = Layer::causal;
-
-  /// What the shared expert works on: the n tokens that are no padding.
-  struct shared_rows {
-    buffer<index_t> tokens;         ///< [n]
-    matrix_buffer<scalar> x;        ///< [n,D]
-    matrix_buffer<scalar> outputs;  ///< [n,D']
-    matrix_buffer<scalar> gate;     ///< [n,1] the sigmoid, if gated
-    typename expert_bank<Expert>::tape expert;
-  };
-  struct workspace {
-    typename Layer::workspace layer;
-    shared_rows shared;
-  };
-  struct tape {
-    typename Layer::tape layer;
-    shared_rows shared;
-    executor_ref executor;
-    matrix_buffer<scalar> doutputs;
-    matrix_buffer<scalar> dgate;
-    matrix_buffer<scalar> drows;
-
-    scalar loss() const { return layer.loss(); }
-  };
+  using typename base::context_type;
+  using typename base::scalar;
+  using typename base::tape;
 
   /// Throws std::invalid_argument if the expert's widths are not the layer's.
-  explicit shared_expert_layer(Layer layer, Expert shared) : layer_(std::move(layer)), shared_(1, std::move(shared)) {
-    if (shared_.inputs() != layer_.inputs() || shared_.outputs() != layer_.outputs())
-      throw_invalid("the layer maps ", layer_.inputs(), " -> ", layer_.outputs(), ", its shared expert ",
+  shared_expert_layer(Layer layer, Expert shared) : base(std::move(layer)), shared_(1, std::move(shared)) {
+    if (shared_.inputs() != this->inputs() || shared_.outputs() != this->outputs())
+      throw_invalid("the layer maps ", this->inputs(), " -> ", this->outputs(), ", its shared expert ",
                     shared_.inputs(), " -> ", shared_.outputs());
     if constexpr (Gated)
-      gate_ = {{1, inputs()},
+      gate_ = {{1, this->inputs()},
                parameter_role::weight,
-               initial_values::normal(1 / std::sqrt(static_cast<double>(inputs())))};
+               initial_values::normal(1 / std::sqrt(static_cast<double>(this->inputs())))};
   }
   shared_expert_layer(Layer layer, Expert shared, gated_tag)
     requires Gated
       : shared_expert_layer(std::move(layer), std::move(shared)) {}
 
-  index_t inputs() const noexcept { return layer_.inputs(); }
-  index_t outputs() const noexcept { return layer_.outputs(); }
-  index_t experts() const noexcept { return layer_.experts(); }
-
-  /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
-  void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    layer_.forward(x, y, ws.layer, context);
-    add_shared(x, y, ws.shared, context);
-  }
-
-  /// Training, with training = true and everything else of the context left out.
-  void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t) const {
-    context_type context;
-    context.training = true;
-    forward(x, y, t, context);
-  }
-  void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    layer_.forward(x, y, t.layer, context);
-    add_shared(x, y, t.shared, context);
-    t.executor = context.executor;
-  }
-
-  /// Runs the inner layer on the plan in ws.layer.
-  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
-                       const context_type& context = {}) const {
-    layer_.forward_planned(x, y, ws.layer, context);
-    add_shared(x, y, ws.shared, context);
-  }
-
-  /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires TrainableLayer<Layer> && DifferentiableExpert<Expert>
-  {
-    layer_.backward(dy, dx, t.layer);
-    const shared_rows& rows = t.shared;
-    const index_t n = rows.tokens.size();
-    t.doutputs.resize(n, outputs());
-    t.drows.resize(n, inputs());
-    t.dgate.resize(Gated ? n : 0, 1);
-    for_rows(n, t.executor, [&](index_t i) {
-      const scalar* upstream = row_of(dy, rows.tokens[i]);
-      const scalar s = Gated ? rows.gate(i, 0) : scalar(1);
-      kernel::copy_scaled(s, upstream, t.doutputs.row(i), outputs());
-      if (Gated) t.dgate(i, 0) = kernel::dot(upstream, rows.outputs.row(i), outputs()) * s * (1 - s);
-    });
-    detail::for_each_unnamed_parameter(shared_, [](auto& p) { p.ensure_gradient(); });
-    shared_.backward(rows.x.map(), offsets(n), t.doutputs.map(), t.drows.map(), t.shared.expert, t.executor);
-    if constexpr (Gated) linear_backward(rows.x.map(), gate_, t.dgate.map(), t.drows.map(), t.executor);
-    for_rows(n, t.executor,
-             [&](index_t i) { kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), inputs()); });
-  }
-
-  void after_step(tape& t) { layer_.after_step(t.layer); }
-
-  Layer& layer() noexcept { return layer_; }
-  const Layer& layer() const noexcept { return layer_; }
   Expert& shared() noexcept { return shared_.expert(0); }
   const Expert& shared() const noexcept { return shared_.expert(0); }
   /// w [1,D]
@@ -155,14 +94,15 @@ public:
     return gate_;
   }
 
-  template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    visit("layer", self.layer_);
-    if constexpr (HasParameters<Expert>) visit("shared", self.shared());
-    if constexpr (Gated) visit("shared_gate", self.gate_);
+  static consteval bool explain_training() {
+    return base::explain_training() && explain_differentiable_expert<Expert>();
   }
 
 private:
+  template <typename L, typename E, bool G>
+  friend class shared_expert_layer;
+  using shared_rows = detail::shared_rows<Expert>;
+
   static std::array<index_t, 2> offsets(index_t n) { return {0, n}; }
 
   static const scalar* row_of(tokens_in<scalar> m, index_t r) { return m.data() + r * m.outerStride(); }
@@ -176,33 +116,77 @@ private:
     });
   }
 
-  void add_shared(tokens_in<scalar> x, tokens_out<scalar> y, shared_rows& rows, const context_type& context) const {
+  template <typename Memory, typename Inner>
+  void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
+    inner(x, y);
+    shared_rows& rows = m.shared;
     rows.tokens.clear();
     for (index_t t = 0; t < x.rows(); ++t)
       if (!context.is_padding(t)) rows.tokens.push_back(t);
     const index_t n = rows.tokens.size();
-    rows.x.resize(n, inputs());
-    rows.outputs.resize(n, outputs());
+    rows.x.resize(n, x.cols());
+    rows.outputs.resize(n, y.cols());
     rows.gate.resize(Gated ? n : 0, 1);
     for_rows(n, context.executor,
-             [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), inputs()); });
+             [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), x.cols()); });
     shared_.forward(rows.x.map(), offsets(n), rows.outputs.map(), rows.expert, context.executor);
     for_rows(n, context.executor, [&](index_t i) {
       scalar s = 1;
       if constexpr (Gated)
-        s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), inputs()));
-      kernel::add_scaled(s, rows.outputs.row(i), row_of(y, rows.tokens[i]), outputs());
+        s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), x.cols()));
+      kernel::add_scaled(s, rows.outputs.row(i), row_of(y, rows.tokens[i]), y.cols());
     });
   }
 
-  Layer layer_;
+  template <typename Inner>
+  void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
+    inner(dy, dx);
+    const executor_ref& executor = t.context.executor;
+    shared_rows& rows = t.shared;
+    const index_t n = rows.tokens.size();
+    t.doutputs.resize(n, dy.cols());
+    t.drows.resize(n, dx.cols());
+    t.dgate.resize(Gated ? n : 0, 1);
+    for_rows(n, executor, [&](index_t i) {
+      const scalar* upstream = row_of(dy, rows.tokens[i]);
+      const scalar s = Gated ? rows.gate(i, 0) : scalar(1);
+      kernel::copy_scaled(s, upstream, t.doutputs.row(i), dy.cols());
+      if (Gated) t.dgate(i, 0) = kernel::dot(upstream, rows.outputs.row(i), dy.cols()) * s * (1 - s);
+    });
+    shared_.backward(rows.x.map(), offsets(n), t.doutputs.map(), t.drows.map(), rows.expert, executor);
+    if constexpr (Gated) linear_backward(rows.x.map(), gate_, t.dgate.map(), t.drows.map(), executor);
+    for_rows(n, executor,
+             [&](index_t i) { kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), dx.cols()); });
+  }
+
+  template <typename Storage, typename Inner>
+  auto rebuilt(Inner inner) const {
+    auto shared = detail::stored_as_or_copied<Storage>(this->shared());
+    shared_expert_layer<Inner, decltype(shared), Gated> other(std::move(inner), std::move(shared));
+    other.gate_ = gate_;
+    return other;
+  }
+
+  index_t own_bytes(index_t tokens, bool training) const {
+    const index_t numbers = tokens * (this->inputs() + this->outputs()) * (training ? 2 : 1);
+    index_t bytes = numbers * static_cast<index_t>(sizeof(scalar));
+    if constexpr (MadeOfLinearMaps<Expert>) bytes += shared_.workspace_bytes(tokens, training);
+    return bytes;
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_own(Self& self, Visitor& visit) {
+    if constexpr (HasParameters<Expert>) visit("shared", self.shared());
+    if constexpr (Gated) visit("shared_gate", self.gate_);
+  }
+
   expert_bank<Expert> shared_;
   parameter<scalar> gate_;
 };
 
-template <MixtureLayer Layer, ExpertFunctor Expert>
+template <typename Layer, typename Expert>
 shared_expert_layer(Layer, Expert) -> shared_expert_layer<Layer, Expert, false>;
-template <MixtureLayer Layer, ExpertFunctor Expert>
+template <typename Layer, typename Expert>
 shared_expert_layer(Layer, Expert, gated_tag) -> shared_expert_layer<Layer, Expert, true>;
 
 }  // namespace sluice::inline SLUICE_ISA
