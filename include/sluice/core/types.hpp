@@ -32,6 +32,8 @@ SLUICE_END_VECTOR_LIBRARY
 #define SLUICE_NO_UNIQUE_ADDRESS [[no_unique_address]]
 #endif
 
+static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "sluice: Eigen 3.4 or newer is needed");
+
 namespace sluice::inline SLUICE_ISA {
 
 /// Counts, sizes and positions. 64 bits: E·H·D passes 2^31 in published models.

@@ -16,6 +16,8 @@ SLUICE_END_VECTOR_LIBRARY
 #include <cstring>
 #include <type_traits>
 
+static_assert(XSIMD_VERSION_MAJOR * 100 + XSIMD_VERSION_MINOR >= 801, "sluice: xsimd 8.1 or newer is needed");
+
 /// Before a loop of a constant few rounds over an array of vectors: unrolled, the array becomes registers.
 #if defined(__clang__)
 #define SLUICE_UNROLL _Pragma("clang loop unroll(full)")

@@ -1,0 +1,80 @@
+# Configures the consumer and looks at how it would be compiled.
+# cmake -DSOURCE=... -DBINARY=... -DGENERATOR=... -DMAKE_PROGRAM=... -DCOMPILER=... -DFROM=... -DSLUICE=<sources>
+#       -DINSTALLED=<prefix> -DFLAGS_FILE=<where this machine's Eigen and xsimd are> -P configure.cmake
+cmake_minimum_required(VERSION 3.21)
+file(REMOVE_RECURSE ${BINARY})
+
+# Stand-ins: targets as the projects themselves define them, of headers in a folder that no package is looked for in.
+foreach(library eigen xsimd)
+  file(MAKE_DIRECTORY ${BINARY}/stand_ins/${library}/include)
+endforeach()
+file(STRINGS ${FLAGS_FILE} folders REGEX "isystem")
+list(TRANSFORM folders REPLACE "^\"?-isystem([^\"]*)\"?$" "\\1")
+list(APPEND folders /usr/include /usr/local/include)
+function(stand_in library header)
+  foreach(folder IN LISTS folders)
+    if(EXISTS ${folder}/${header})
+      get_filename_component(name ${header} DIRECTORY)
+      file(CREATE_LINK ${folder}/${name} ${BINARY}/stand_ins/${library}/include/${name} SYMBOLIC)
+      return()
+    endif()
+  endforeach()
+  message(FATAL_ERROR "no ${header} in ${folders}")
+endfunction()
+stand_in(eigen Eigen/Core)
+stand_in(xsimd xsimd/xsimd.hpp)
+file(WRITE ${BINARY}/stand_ins/eigen/CMakeLists.txt [[
+cmake_minimum_required(VERSION 3.21)
+project(Eigen3 LANGUAGES NONE)
+add_library(eigen INTERFACE)
+add_library(Eigen3::Eigen ALIAS eigen)
+target_include_directories(eigen INTERFACE
+  $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include/eigen3>)
+]])
+file(WRITE ${BINARY}/stand_ins/xsimd/CMakeLists.txt [[
+cmake_minimum_required(VERSION 3.21)
+project(xsimd LANGUAGES NONE)
+add_library(xsimd INTERFACE)
+target_include_directories(xsimd INTERFACE
+  $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
+target_link_libraries(xsimd INTERFACE $<INSTALL_INTERFACE:xtl>)
+]])
+
+set(prefix "")
+if(FROM MATCHES "^installed")
+  set(prefix -DCMAKE_PREFIX_PATH=${INSTALLED})
+endif()
+execute_process(COMMAND ${CMAKE_COMMAND} -S ${SOURCE} -B ${BINARY}/build -G ${GENERATOR} -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}
+  -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DFROM=${FROM} -DSTAND_INS=${BINARY}/stand_ins
+  -DSLUICE=${SLUICE} ${prefix} RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "does not configure (${result})")
+endif()
+
+file(READ ${BINARY}/build/compile_commands.json commands)
+string(JSON command GET "${commands}" 0 command)
+set(expected ${SLUICE}/include)
+if(FROM MATCHES "^installed")
+  get_filename_component(INSTALLED ${INSTALLED} ABSOLUTE)
+  set(expected ${INSTALLED}/include)
+endif()
+if(FROM MATCHES "fetch|targets")
+  list(APPEND expected ${BINARY}/stand_ins/eigen/include ${BINARY}/stand_ins/xsimd/include)
+endif()
+foreach(folder IN LISTS expected)
+  string(FIND "${command}" "-isystem ${folder}" found)
+  if(found EQUAL -1)
+    message(FATAL_ERROR "not a system folder for users: ${folder}\n${command}")
+  endif()
+endforeach()
+if(command MATCHES " -I[^ ]*")
+  message(FATAL_ERROR "warnings about these headers reach users: ${CMAKE_MATCH_0}\n${command}")
+endif()
+
+if(NOT FROM STREQUAL "fetch_content")
+  return() # one of them is enough to compile
+endif()
+execute_process(COMMAND ${CMAKE_COMMAND} --build ${BINARY}/build RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "does not build (${result})")
+endif()
