@@ -28,7 +28,7 @@ inline token_rows random_tokens(index_t rows, index_t cols, std::uint64_t seed) 
   const sluice::random_source random(seed);
   token_rows x(rows, cols);
   for (index_t i = 0; i < x.size(); ++i)
-    x.data()[i] = static_cast<float>(random.normal(sluice::random_site::initialization, i));
+    x.data()[i] = static_cast<float>(random.normal(sluice::random_site::user_site, i));
   return x;
 }
 
@@ -45,7 +45,7 @@ inline std::vector<token_rows> random_batches(index_t rows, index_t cols, std::u
 inline plan skewed_plan(index_t rows, index_t experts, index_t top_k, double exponent, std::uint64_t seed) {
   const sluice::random_source random(seed);
   index_t draws = 0;
-  const auto uniform = [&] { return random.uniform(sluice::random_site::initialization, draws++); };
+  const auto uniform = [&] { return random.uniform(sluice::random_site::user_site, draws++); };
   std::vector<index_t> rank(static_cast<std::size_t>(experts));
   std::iota(rank.begin(), rank.end(), index_t{0});
   for (std::size_t i = rank.size(); i > 1; --i)
@@ -57,7 +57,7 @@ inline plan skewed_plan(index_t rows, index_t experts, index_t top_k, double exp
   for (index_t t = 0; t < rows; ++t) {
     for (index_t e = 0; e < experts; ++e) {
       const auto at = static_cast<std::size_t>(e);
-      const double noise = random.gumbel(sluice::random_site::initialization, draws++);
+      const double noise = random.gumbel(sluice::random_site::user_site, draws++);
       keys[at] = {noise - exponent * std::log(1.0 + static_cast<double>(rank[at])), e};
     }
     std::partial_sort(keys.begin(), keys.begin() + top_k, keys.end(), std::greater<>());

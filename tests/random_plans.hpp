@@ -15,14 +15,15 @@ sparse_plan<Scalar> random_sparse_plan(index_t tokens, index_t experts, std::uin
   sparse_plan<Scalar> plan;
   plan.reset(tokens, experts);
   for (index_t t = 0; t < tokens; ++t) {
-    const index_t k =
-        static_cast<index_t>(random.uniform(random_site::choice_thinning, t) * static_cast<double>(experts + 1));
-    const index_t first =
-        static_cast<index_t>(random.uniform(random_site::capacity_order, t) * static_cast<double>(experts));
+    const auto below = [&](random_site site, index_t limit) {
+      return static_cast<index_t>(random.uniform(site, t) * static_cast<double>(limit));
+    };
+    const index_t k = below(random_site("experts of a token"), experts + 1);
+    const index_t first = below(random_site("first expert"), experts);
     for (index_t j = 0; j < k; ++j) {
       const auto weight = static_cast<Scalar>(random.normal(random_site::user_site, t * experts + j));
-      const auto scale =
-          static_cast<Scalar>(scale_inputs ? random.normal(random_site::input_jitter, t * experts + j) : 1);
+      const double drawn_scale = random.normal(random_site("input scale"), t * experts + j);
+      const auto scale = static_cast<Scalar>(scale_inputs ? drawn_scale : 1);
       plan.add(t, (first + j) % experts, weight, j, scale);
     }
   }

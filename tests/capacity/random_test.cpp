@@ -20,7 +20,7 @@ TEST_CASE("random: each expert keeps the choices with the largest recorded draws
   std::vector<double> draws;
   for (index_t i = 0; i < k * T; ++i) draws.push_back(random_source(4).uniform(random_site::user_site, i));
   routing_context<double> context = training(1);
-  context.random.replay(random_site::capacity_order, draws);
+  context.random.replay(random_capacity::site, draws);
   choice_table<double> choices = test::drawn_choices(T, 4, k, 41);
   const random_capacity policy(capacity_limit::fixed(6));
   for (const token_range group : {token_range{0, 16}, token_range{16, 30}}) {

@@ -89,3 +89,23 @@ TEST_CASE("optional_matrix: made from matrices and maps, empty by default", "[co
   CHECK(view.map() == m);
   CHECK(optional_matrix<double>(const_matrix_map<double>(m.data(), 3, 2)).cols == 2);
 }
+
+TEST_CASE("routing_context: each layer of a model gets draws of its own and everything else as it is",
+          "[core][context][random]") {
+  constexpr random_site site("a router's noise");
+  const std::vector<std::uint8_t> mask(3, 1);
+  routing_context<float> context;
+  context.training = true;
+  context.random = random_source(7, 2);
+  context.token_mask = mask;
+  context.step = 5;
+  const auto first = context.for_layer(0);
+  const auto second = context.for_layer(1);
+  CHECK(first.random.normal(site, 4) != second.random.normal(site, 4));
+  CHECK(first.random.normal(site, 4) != context.random.normal(site, 4));
+  CHECK(first.random.normal(site, 4) == context.for_layer(0).random.normal(site, 4));
+  CHECK(first.for_layer(1).random.normal(site, 4) != second.for_layer(0).random.normal(site, 4));
+  CHECK(second.training);
+  CHECK(second.token_mask.data() == mask.data());
+  CHECK(second.step == 5);
+}

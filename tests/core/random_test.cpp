@@ -6,6 +6,10 @@
 
 using namespace sluice;
 
+namespace {
+constexpr random_site noise("noise");
+}
+
 TEST_CASE("philox_4x32_10: the test vectors of its authors", "[core][random]") {
   // Random123, kat_vectors: philox 4x32, 10 rounds.
   using block = detail::random_block;
@@ -27,7 +31,7 @@ TEST_CASE("random_source: a draw depends on seed, step, site and position, and o
   std::set<double> draws{u};
   draws.insert(random_source(8, 3).uniform(random_site::user_site, 11));
   draws.insert(random_source(7, 4).uniform(random_site::user_site, 11));
-  draws.insert(a.uniform(random_site::selection_noise, 11));
+  draws.insert(a.uniform(noise, 11));
   draws.insert(a.uniform(random_site::user_site, 12));
   draws.insert(a.uniform(random_site::user_site, 11 + (index_t(1) << 32)));
   draws.insert(random_source(7 + (std::uint64_t(1) << 32), 3).uniform(random_site::user_site, 11));
@@ -42,9 +46,9 @@ TEST_CASE("random_source: moments of the three distributions", "[core][random]")
   double u1 = 0, u2 = 0, z1 = 0, z2 = 0, z3 = 0, z4 = 0, g1 = 0, smallest = 1, largest = 0;
   for (index_t i = 0; i < n; ++i) {
     const double u = random.uniform(random_site::user_site, i);
-    const double z = random.normal(random_site::selection_noise, i);
+    const double z = random.normal(noise, i);
     u1 += u, u2 += u * u, z1 += z, z2 += z * z, z3 += z * z * z, z4 += z * z * z * z;
-    g1 += random.gumbel(random_site::choice_thinning, i);
+    g1 += random.gumbel(random_site("thinning"), i);
     smallest = std::min(smallest, u), largest = std::max(largest, u);
   }
   const double root = std::sqrt(static_cast<double>(n));
@@ -80,14 +84,49 @@ TEST_CASE("random_source: neighbouring positions and steps are uncorrelated", "[
 TEST_CASE("random_source: recorded draws take the generator's place at one site", "[core][random]") {
   const std::vector<double> recorded{0.25, -3, 7};
   random_source random(1);
-  const double before = random.normal(random_site::input_jitter, 0);
-  const double past_the_end = random.normal(random_site::selection_noise, 3);
-  random.replay(random_site::selection_noise, recorded);
-  CHECK(random.normal(random_site::selection_noise, 0) == 0.25);
-  CHECK(random.uniform(random_site::selection_noise, 1) == -3);
-  CHECK(random.gumbel(random_site::selection_noise, 2) == 7);
-  CHECK(random.normal(random_site::selection_noise, 3) == past_the_end);
-  CHECK(random.normal(random_site::input_jitter, 0) == before);
-  CHECK(random.at_step(9).normal(random_site::selection_noise, 1) == -3);
-  CHECK(random.normal(random_site::selection_noise, -1) == random_source(1).normal(random_site::selection_noise, -1));
+  const double before = random.normal(random_site("jitter"), 0);
+  const double past_the_end = random.normal(noise, 3);
+  random.replay(noise, recorded);
+  CHECK(random.normal(noise, 0) == 0.25);
+  CHECK(random.uniform(noise, 1) == -3);
+  CHECK(random.gumbel(noise, 2) == 7);
+  CHECK(random.normal(noise, 3) == past_the_end);
+  CHECK(random.normal(random_site("jitter"), 0) == before);
+  CHECK(random.at_step(9).normal(noise, 1) == -3);
+  CHECK(random.split(2).normal(noise, 1) == -3);
+  CHECK(random.normal(noise, -1) == random_source(1).normal(noise, -1));
+}
+
+TEST_CASE("random_site: names are hashed while compiling", "[core][random]") {
+  // 32-bit FNV-1a of "", "a" and "foobar", from its authors' test vectors.
+  STATIC_REQUIRE(random_site("").number() == 0x811c9dc5);
+  STATIC_REQUIRE(random_site("a").number() == 0xe40c292c);
+  STATIC_REQUIRE(random_site("foobar").number() == 0xbf9cf968);
+  STATIC_REQUIRE(random_site("a") == random_site(0xe40c292cu));
+  STATIC_REQUIRE_FALSE(random_site("a") == random_site("b"));
+}
+
+TEST_CASE("random_source: splits draw for themselves, at every site and step, and can be split again",
+          "[core][random]") {
+  const random_source source(7, 3);
+  CHECK(source.split(4).normal(noise, 11) == random_source(7, 3).split(4).normal(noise, 11));
+  CHECK(source.split(4).at_step(9).normal(noise, 11) == source.at_step(9).split(4).normal(noise, 11));
+  std::set<double> draws;
+  for (const random_source& s : {source, source.at_step(4), random_source(8, 3)})
+    for (const index_t i : {11, 12})
+      for (const random_site site : {noise, random_site("jitter")}) {
+        draws.insert(s.uniform(site, i));
+        for (const index_t place : {index_t(0), index_t(1), index_t(2), index_t(1) << 32}) {
+          draws.insert(s.split(place).uniform(site, i));
+          draws.insert(s.split(place).split(0).uniform(site, i));
+          draws.insert(s.split(place).split(1).uniform(site, i));
+        }
+      }
+  CHECK(draws.size() == 3 * 2 * 2 * (1 + 4 * 3));
+
+  // Neighbouring places are uncorrelated: a sum of n products of independent normals has deviation sqrt(n).
+  const index_t n = 20000;
+  double sum = 0;
+  for (index_t i = 0; i < n; ++i) sum += source.split(0).normal(noise, i) * source.split(1).normal(noise, i);
+  CHECK(std::abs(sum) < 5 * std::sqrt(static_cast<double>(n)));
 }

@@ -38,17 +38,17 @@ TEST_CASE("jitter: three different things", "[gate]") {
     const auto gate = jittered<jittered_gate>(epsilon);
     const matrix<double> factors = Eigen::Map<const matrix<double>>(u.data(), 2, 3);
     const matrix<double> expected = test::score(gate.inner(), matrix<double>(x.cwiseProduct(factors)));
-    CHECK(test::largest_difference(test::score(gate, x, replay(random_site::input_jitter)), expected) <
+    CHECK(test::largest_difference(test::score(gate, x, replay(input_jitter_site)), expected) <
           test::bound<double>(3, 10));
   }
   SECTION("added to the logits") {
     const matrix<double> expected = clean + Eigen::Map<const matrix<double>>(u.data(), 2, 2);
-    const auto found = test::score(jittered<added_jitter_gate>(epsilon), x, replay(random_site::logit_jitter));
+    const auto found = test::score(jittered<added_jitter_gate>(epsilon), x, replay(logit_jitter_site));
     CHECK(test::largest_difference(found, expected) < test::bound<double>(1, 10));
   }
   SECTION("multiplied with the logits") {
     const matrix<double> expected = clean.cwiseProduct(Eigen::Map<const matrix<double>>(u.data(), 2, 2));
-    const auto found = test::score(jittered<scaled_jitter_gate>(epsilon), x, replay(random_site::logit_jitter));
+    const auto found = test::score(jittered<scaled_jitter_gate>(epsilon), x, replay(logit_jitter_site));
     CHECK(test::largest_difference(found, expected) < test::bound<double>(1, 10));
   }
 }
@@ -96,10 +96,10 @@ TEMPLATE_TEST_CASE("jitter: executors, NaN, no tokens", "[gate]", jittered_gate<
 TEST_CASE("jitter: factors stay within epsilon of 1 and differ between sites and steps", "[gate]") {
   matrix_buffer<double> input, logit, next;
   auto context = test::training_context<double>();
-  detail::draw_factors(context, random_site::input_jitter, 100, 10, 0.25, input);
-  detail::draw_factors(context, random_site::logit_jitter, 100, 10, 0.25, logit);
+  detail::draw_factors(context, input_jitter_site, 100, 10, 0.25, input);
+  detail::draw_factors(context, logit_jitter_site, 100, 10, 0.25, logit);
   context.random = context.random.at_step(1);
-  detail::draw_factors(context, random_site::input_jitter, 100, 10, 0.25, next);
+  detail::draw_factors(context, input_jitter_site, 100, 10, 0.25, next);
   CHECK(input.map().minCoeff() >= 0.75);
   CHECK(input.map().maxCoeff() <= 1.25);
   // 1,000 uniform draws: the mean has deviation 0.5 / sqrt(12,000); five of them.

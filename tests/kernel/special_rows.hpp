@@ -13,7 +13,7 @@ void fill_with_special(Scalar* row, index_t count, std::uint64_t seed) {
   constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
   const random_source draws = random_source(17).at_step(seed);
   for (index_t i = 0; i < count; ++i) {
-    const double kind = draws.uniform(random_site::choice_thinning, i);
+    const double kind = draws.uniform(random_site("kind"), i);
     const double value = draws.uniform(random_site::user_site, i);
     row[i] = kind < 0.1    ? (seed % 2 == 1 ? quiet_nan<Scalar>() : -infinity)
              : kind < 0.15 ? infinity

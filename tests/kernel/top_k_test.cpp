@@ -44,7 +44,7 @@ TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN
     for (index_t i = 0; i < size; ++i) {
       // Few distinct values, so that ties are common; a tenth NaN, a tenth infinite.
       const double u = draws.uniform(random_site::user_site, i);
-      const double kind = draws.uniform(random_site::choice_thinning, i);
+      const double kind = draws.uniform(random_site("kind"), i);
       scores.push_back(kind < 0.1    ? quiet_nan<TestType>()
                        : kind < 0.15 ? inf<TestType>
                        : kind < 0.2  ? -inf<TestType>

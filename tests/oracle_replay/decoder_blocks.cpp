@@ -53,7 +53,7 @@ void phimoe(oracle_case<Scalar>& c) {
   const auto draws = sparse_mixer_draws(c, x.rows(), E);
   routing_context<Scalar> context;
   context.training = c.template setting<bool>("train");
-  context.random.replay(random_site::selection_noise, draws);
+  context.random.replay(sparse_mixer_rule<Scalar>::site, draws);
   const auto bind = [](auto& layer) {
     bindings<Scalar> b;
     bind_router(b, layer.router());

@@ -65,7 +65,7 @@ void noisy_topk(oracle_case<Scalar>& c) {
   const auto normal = c.file().template read_vector<double>("noise.normal");
   routing_context<Scalar> context;
   context.training = c.template setting<bool>("train");
-  context.random.replay(random_site::selection_noise, normal);
+  context.random.replay(noise_site, normal);
 
   bindings<Scalar> bound;
   bind(router, bound);
@@ -183,7 +183,7 @@ void top2_gshard(oracle_case<Scalar>& c) {
   routing_context<Scalar> context;
   context.training = true;
   context.groups = groups;
-  context.random.replay(random_site::choice_thinning, draws);
+  context.random.replay(gshard_rule<Scalar>::thinning_site, draws);
   moe_layer layer{router, expert_bank<ffn<Scalar>>(E, D, c.template setting<index_t>("H"))};
   bindings<Scalar> bound;
   bind_linear(layer.router(), bound);
@@ -218,7 +218,7 @@ void st_moe(oracle_case<Scalar>& c) {
   routing_context<Scalar> context;
   context.training = c.template setting<bool>("train");
   context.groups = groups;
-  context.random.replay(random_site::choice_thinning, draws);
+  context.random.replay(gshard_rule<Scalar>::thinning_site, draws);
   moe_layer layer{router, expert_bank<geglu<Scalar>>(E, D, c.template setting<index_t>("H"), {.bias = true, .hidden_scale = true})};
   bindings<Scalar> bound;
   bind_linear(layer.router(), bound);
@@ -258,7 +258,7 @@ void run_tutel(oracle_case<Scalar>& c, GateType gate, Capacity capacity, Bind bi
   const auto normal = noise > 0 ? c.file().template read_vector<double>("noise.normal") : std::vector<double>();
   routing_context<Scalar> context;
   context.training = true;
-  context.random.replay(random_site::selection_noise, normal);
+  context.random.replay(noise_site, normal);
   moe_layer layer{router, expert_bank<ffn<Scalar>>(E, D, c.template setting<index_t>("H"), {.bias = true})};
   bindings<Scalar> bound;
   bind(layer.router(), bound);

@@ -56,7 +56,7 @@ void run_top_k(oracle_case<Scalar>& c, Capacity capacity) {
   routing_context<Scalar> context;
   context.training = noisy;
   context.groups = groups;
-  context.random.replay(random_site::selection_noise, normal);
+  context.random.replay(noise_site, normal);
 
   moe_layer layer{router, bank_of(c)};
   auto bound = bind_layer<Scalar>(layer);
@@ -99,7 +99,7 @@ void run_expert_choice(oracle_case<Scalar>& c) {
   routing_context<Scalar> context;
   context.training = noisy;
   context.groups = groups;
-  context.random.replay(random_site::selection_noise, normal);
+  context.random.replay(noise_site, normal);
   moe_layer layer{std::move(router), bank_of(c)};
   auto bound = bind_layer<Scalar>(layer);
   bound.load(c);

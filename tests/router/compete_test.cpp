@@ -311,15 +311,24 @@ TEST_CASE("compete: when a step is a competition", "[router][compete]") {
   CHECK_FALSE(listed.competes(training_step(3)));
   CHECK(listed.competes(training_step(4)));
 
-  // Layers of one step draw for themselves; a recorded draw decides for the layer at its position.
-  const compete_router third{base_router{3, 4}, {.frequency = 0.5, .layer = 2}};
-  const double draws[] = {0.9, 0.9, 0.1};
+  // A recorded draw decides.
+  const compete_router router{base_router{3, 4}, {.frequency = 0.5}};
+  const double yes[] = {0.1}, no[] = {0.9};
   auto context = training_step();
-  context.random.replay(random_site::competition, draws);
-  CHECK(third.competes(context));
-  CHECK_FALSE(compete_router{base_router{3, 4}, {.frequency = 0.5, .layer = 1}}.competes(context));
+  context.random.replay(competition_site, no);
+  CHECK_FALSE(router.competes(context));
+  context.random.replay(competition_site, yes);
+  CHECK(router.competes(context));
   context.training = false;
-  CHECK_FALSE(third.competes(context));
+  CHECK_FALSE(router.competes(context));
+
+  // Layers of one step draw for themselves: two agree in half of 400 steps, within five deviations of 10.
+  index_t agreements = 0;
+  for (index_t step = 0; step < 400; ++step) {
+    const auto both = training_step(step);
+    agreements += router.competes(both.for_layer(0)) == router.competes(both.for_layer(1));
+  }
+  CHECK(std::abs(static_cast<double>(agreements) - 200) < 50);
 
   CHECK_THROWS_AS((compete_router{base_router{3, 4}, {.frequency = 1.5}}), std::invalid_argument);
   CHECK_THROWS_AS((compete_router{base_router{3, 4}, {.warm_up = -1}}), std::invalid_argument);
@@ -341,7 +350,7 @@ TEST_CASE("compete: a schedule for several layers keeps every draw and the limit
   for (index_t l = 0; l < layers; ++l)
     for (index_t s = 0; s < steps; ++s)
       CHECK((free[static_cast<std::size_t>(l)][static_cast<std::size_t>(s)] != 0) ==
-            (random.uniform(random_site::competition, l * steps + s) < 0.2));
+            (random.uniform(competition_site, l * steps + s) < 0.2));
   CHECK_THROWS_AS(schedule_competitions(1, 1, 2.0, 1, random), std::invalid_argument);
 }
 

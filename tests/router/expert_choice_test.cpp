@@ -141,7 +141,7 @@ TEST_CASE("expert_choice: noise moves choice and weights alike", "[router][exper
   const std::vector<double> recorded{-1,  0, 0, 0, 0, 0, 0, 0,
                                      2.5, 0, 0, 0, 0, 0, 0, 0};  // token 0 down by 1, token 2 up by 2.5
   auto context = test::in_training();
-  context.random.replay(random_site::selection_noise, recorded);
+  context.random.replay(noise_site, recorded);
   const auto r = route(router, test::fixture_f<double>(), context);
   CHECK(r.plan.token(0) == 3);
   CHECK(r.plan.token(1) == 1);  // no longer token 0

@@ -60,7 +60,7 @@ TEST_CASE("gshard: equals the definition for every policy", "[router][gshard]") 
       E, E, {.top_k = n, .training = p, .inference = policy_of(further_choices::none)},
       position_capacity(capacity_limit::fixed(capacity)));
   routing_context<double> context = test::training();
-  context.random.replay(random_site::choice_thinning, u);
+  context.random.replay(gshard_rule<double>::thinning_site, u);
   const auto result = test::route(router, logits, context);
   const matrix<double> expected = naive_gshard(logits, n, p, u, capacity);
   CHECK(test::largest_difference(result.plan.dense_weights(), expected) <= test::bound<double>(E));
@@ -161,7 +161,7 @@ TEST_CASE("gshard: a second expert drawn under Gumbel noise is weighed by the cl
   std::vector<double> draws(std::size_t(T * E), 0.0);
   draws[3] = 100;
   routing_context<double> context = test::training();
-  context.random.replay(random_site::selection_noise, draws);
+  context.random.replay(gshard_rule<double>::sampling_site, draws);
   const auto replayed = test::route(router, logits, context);
   CHECK(replayed.tape.choices.expert[1] == 3);
   CHECK(replayed.tape.choices.expert[3] == 1);

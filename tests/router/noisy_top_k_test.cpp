@@ -27,7 +27,7 @@ TEST_CASE("noisy_top_k: recorded noise is added, scaled by 1/E, and chooses and 
   const matrix<double> logits = test::random_matrix<double>(T, E, 1);
   const std::vector<double> z = normal_draws(T * E, 9);
   routing_context<double> context = test::training();
-  context.random.replay(random_site::selection_noise, z);
+  context.random.replay(noise_site, z);
   const given_noisy<double> router(E, E, {.top_k = 2, .noise_std = 3});
   const auto result = test::route(router, logits, context);
   matrix<double> noisy = logits;
@@ -94,7 +94,7 @@ TEST_CASE("learned noise: equals the definition with recorded draws", "[router][
   const matrix<double> x = test::random_matrix<double>(T, D, 6);
   const std::vector<double> z = normal_draws(T * E, 7);
   routing_context<double> context = test::training();
-  context.random.replay(random_site::selection_noise, z);
+  context.random.replay(noise_site, z);
   const auto result = test::route(router, x, context);
   const matrix<double> clean = x * router.gate().weight().map().transpose();
   for (index_t t = 0; t < T; ++t) {

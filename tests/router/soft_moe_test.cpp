@@ -258,7 +258,7 @@ TEST_CASE("soft_moe: noise is added in training only", "[router][soft_moe]") {
   soft_moe_router<double>::tape tape;
   const std::vector<double> recorded{1, -1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 3};
   auto context = test::in_training();
-  context.random.replay(random_site::selection_noise, recorded);
+  context.random.replay(noise_site, recorded);
   router.route(x, context, plan, tape);
   REQUIRE(tape.seen.has_noise);
   for (index_t i = 0; i < 12; ++i)

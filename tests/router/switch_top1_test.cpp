@@ -101,7 +101,7 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
     jittered.data()[i] *= 1 - 0.1 + 2 * 0.1 * draws[i];
   }
   routing_context<double> context = test::training();
-  context.random.replay(random_site::input_jitter, draws);
+  context.random.replay(input_jitter_site, draws);
   CHECK(test::plan_bits(test::route(router, x, context).plan) ==
         test::plan_bits(test::route(plain, jittered, context).plan));
   CHECK(test::plan_bits(test::route(router, x, context).plan) != test::plan_bits(without.plan));

@@ -2,8 +2,12 @@
 ///
 /// One plain struct for every router: fill in what you have, by name:
 ///   layer.forward(x, y, tape, {.training = true, .random = random_source{7, step}, .executor = pool});
-/// A router that needs a field which the caller left out says so in a std::invalid_argument. Views are not owned: they must
-/// live until the call, and for training until the matching backward call, has returned.
+/// A router that needs a field which the caller left out says so in a std::invalid_argument. Views are not owned: they
+/// must live until the call, and for training until the matching backward call, has returned.
+///
+/// Layers that share a context draw the same numbers. So that each draws for itself, a layer of a model gets
+/// context.for_layer(its place in the model): 0, 1, 2, ... Layers that hold layers do this themselves for what they
+/// hold, and nested ones need not know of each other.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -63,6 +67,13 @@ struct routing_context {
   /// Threads to use. Serial if left out.
   executor_ref executor{};
 
+  /// The same context with draws of its own, for the layer at this place of a model.
+  routing_context for_layer(index_t place) const {
+    routing_context other = *this;
+    other.random = random.split(place);
+    return other;
+  }
+
   bool is_padding(index_t token) const noexcept {
     return !token_mask.empty() && token_mask[static_cast<std::size_t>(token)] == 0;
   }
@@ -85,7 +96,8 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   check_length("modality_ids", context.modality_ids.size());
   check_length("cluster_ids", context.cluster_ids.size());
   if (context.previous_logits && context.previous_logits.rows != tokens)
-    throw_invalid("routing_context.previous_logits has ", context.previous_logits.rows, " rows for ", tokens, " tokens");
+    throw_invalid("routing_context.previous_logits has ", context.previous_logits.rows, " rows for ", tokens,
+                  " tokens");
   if (context.features && context.features.rows != tokens)
     throw_invalid("routing_context.features has ", context.features.rows, " rows for ", tokens, " tokens");
   if (context.groups.empty()) return;

@@ -1,8 +1,12 @@
 /// Replayable randomness: every draw is a pure function of (seed, step, site, position).
 ///
-/// No state advances, so forward, backward, tests and any number of threads see the same draws in any order. A site tells
-/// draws of different kinds apart (a router's noise, its jitter, ...). Recorded numbers can take the generator's place:
-/// replay(site, values) makes draw(site, i) return values[i], which is how published cases with given noise are checked.
+/// No state advances, so forward, backward, tests and any number of threads see the same draws in any order.
+///   site        tells draws of different kinds apart: a name, such as random_site("sparse_mixer.round")
+///   at_step(s)  the same source at another step of training
+///   split(i)    a source of its own for the i-th of several users, such as the layers of a model
+///   replay      recorded numbers take the generator's place: replay(site, values) makes draw(site, i) return values[i],
+///               which is how published cases with given noise are checked
+/// at_step and split commute, splits can be split again, and all keep what is replayed.
 /// Generator: Philox-4x32-10. Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 #pragma once
 
@@ -12,20 +16,28 @@
 #include <cmath>
 #include <numbers>
 #include <span>
+#include <string_view>
 
 namespace sluice::inline SLUICE_ISA {
 
-/// Which part of a router a draw belongs to. Users number their own sites from user_site up.
-enum class random_site : std::uint32_t {
-  selection_noise,
-  input_jitter,
-  choice_thinning,
-  capacity_order,
-  competition,
-  initialization,
-  logit_jitter,
-  user_site = 1000
+/// What a draw is for: a name, hashed at compile time (32-bit FNV-1a), or a number. Who draws owns the name.
+class random_site {
+public:
+  consteval explicit random_site(std::string_view name) : number_(2166136261) {
+    for (const char letter : name) number_ = (number_ ^ static_cast<unsigned char>(letter)) * 16777619;
+  }
+  constexpr explicit random_site(std::uint32_t number) : number_(number) {}
+
+  constexpr std::uint32_t number() const noexcept { return number_; }
+  friend constexpr bool operator==(random_site, random_site) = default;
+
+  static const random_site user_site;  ///< for programs that need no more than one
+
+private:
+  std::uint32_t number_;
 };
+
+inline constexpr random_site random_site::user_site{1000u};
 
 namespace detail {
 
@@ -58,8 +70,20 @@ public:
     return other;
   }
 
-  /// Makes draws at one site return recorded numbers: values[position], of whatever distribution is asked for. The numbers
-  /// must outlive the source; positions past the end are drawn. At most one site is replayed at a time.
+  /// A source of its own for one of several users: at every site and step its draws differ from those of this source
+  /// and of other places.
+  random_source split(index_t place) const {
+    const auto p = static_cast<std::uint64_t>(place);
+    const auto bits = detail::philox_4x32_10(
+        {static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32), 0, random_site("random_source.split").number()},
+        static_cast<std::uint32_t>(~seed_), static_cast<std::uint32_t>(~seed_ >> 32));
+    random_source other = *this;
+    other.seed_ = bits[0] | std::uint64_t{bits[1]} << 32;
+    return other;
+  }
+
+  /// Makes draws at one site return recorded numbers: values[position], of whatever distribution is asked for. The
+  /// numbers must outlive the source; positions past the end are drawn. At most one site is replayed at a time.
   random_source& replay(random_site site, std::span<const double> values) {
     replay_site_ = site;
     replay_ = values;
@@ -95,8 +119,9 @@ private:
 
   block_t block(random_site site, index_t position) const {
     const auto p = static_cast<std::uint64_t>(position);
-    const block_t counter{static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32) ^ static_cast<std::uint32_t>(step_ >> 32) << 8,
-                          static_cast<std::uint32_t>(step_), static_cast<std::uint32_t>(site)};
+    const block_t counter{static_cast<std::uint32_t>(p),
+                          static_cast<std::uint32_t>(p >> 32) ^ static_cast<std::uint32_t>(step_ >> 32) << 8,
+                          static_cast<std::uint32_t>(step_), site.number()};
     return detail::philox_4x32_10(counter, static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
   }
 

@@ -4,8 +4,8 @@
 ///   added_jitter_gate   logits = gate(x) + u  u[t,e]: what is added is near 1, not 0          FastMoE's Switch gate
 ///   scaled_jitter_gate  logits = gate(x) u    u[t,e]                                          SparseMixer's baseline
 ///
-///   u = 1 - epsilon + 2 epsilon r, r uniform in (0, 1), drawn at random_site::input_jitter position t*D + d for the
-///   first and at random_site::logit_jitter position t*E + e for the others
+///   u = 1 - epsilon + 2 epsilon r, r uniform in (0, 1), drawn at input_jitter_site position t*D + d for the first and
+///   at logit_jitter_site position t*E + e for the others
 ///
 /// Gradients pass through the factor: dx += u dx~, dlogits~ = u dlogits. Without training, or with epsilon 0, the inner
 /// gate alone runs, bit for bit. Fedus, Zoph, Shazeer 2022, arXiv:2101.03961 (epsilon 0.01).
@@ -16,6 +16,9 @@
 #include <sluice/gate/linear.hpp>
 
 namespace sluice::inline SLUICE_ISA {
+
+inline constexpr random_site input_jitter_site("jitter.input");
+inline constexpr random_site logit_jitter_site("jitter.logits");
 
 namespace detail {
 
@@ -63,7 +66,7 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.factors.clear();
     if (!context.training || epsilon_ == 0) return this->inner().forward(x, context, logits, t.inner);
-    detail::draw_factors(context, random_site::input_jitter, x.rows(), x.cols(), epsilon_, t.factors);
+    detail::draw_factors(context, input_jitter_site, x.rows(), x.cols(), epsilon_, t.factors);
     t.x.resize(x.rows(), x.cols());
     detail::for_row_blocks(context, x.rows(), [&](index_t begin, index_t rows) {
       t.x.map().middleRows(begin, rows) =
@@ -111,7 +114,7 @@ public:
     t.factors.clear();
     this->inner().forward(x, context, logits, t.inner);
     if (!context.training || epsilon_ == 0) return;
-    draw_factors(context, random_site::logit_jitter, x.rows(), this->experts(), epsilon_, t.factors);
+    draw_factors(context, logit_jitter_site, x.rows(), this->experts(), epsilon_, t.factors);
     if constexpr (Form == logit_jitter::add)
       logits += t.factors.map();
     else

@@ -11,7 +11,7 @@
 /// nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base
 /// router have no say in it.
 ///
-/// A step is a competition by chance, drawn at random_site::competition, or by a list. Padding is not routed. A token
+/// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A token
 /// whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs: router/competition.hpp.
 /// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
@@ -26,11 +26,12 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+inline constexpr random_site competition_site("competition");
+
 struct competition_options {
   response responses = response::mean_softplus;
   double frequency = 0.07;  ///< chance that a training step is a competition
   index_t warm_up = 0;      ///< steps (context.step) before the first one
-  index_t layer = 0;        ///< number of this layer in its model, so that layers draw for themselves
   /// If given, replaces the draw: step s is a competition if steps[s - warm_up] is not 0; past the end none is.
   std::vector<std::uint8_t> steps{};
 };
@@ -57,7 +58,7 @@ inline std::vector<std::vector<std::uint8_t>> schedule_competitions(index_t laye
       return true;
     };
     for (index_t step = 0; step < steps; ++step) {
-      if (!(random.uniform(random_site::competition, layer * steps + step) < frequency)) continue;
+      if (!(random.uniform(competition_site, layer * steps + step) < frequency)) continue;
       bool taken = take(step);
       for (index_t other = step - 1; other >= 0 && !taken; --other) taken = take(other);
       for (index_t other = step + 1; other < steps && !taken; ++other) taken = take(other);
@@ -111,11 +112,11 @@ public:
     matrix_buffer<scalar> dresponses;
   };
 
-  /// Throws std::invalid_argument unless 0 <= frequency <= 1 and warm_up, layer >= 0.
+  /// Throws std::invalid_argument unless 0 <= frequency <= 1 and warm_up >= 0.
   explicit compete_router(Base base, competition_options o = {}) : base_(std::move(base)), options_(std::move(o)) {
-    if (!(options_.frequency >= 0 && options_.frequency <= 1) || options_.warm_up < 0 || options_.layer < 0)
-      throw_invalid("compete_router needs 0 <= frequency <= 1 and warm_up, layer >= 0, not ", options_.frequency, ", ",
-                    options_.warm_up, ", ", options_.layer);
+    if (!(options_.frequency >= 0 && options_.frequency <= 1) || options_.warm_up < 0)
+      throw_invalid("compete_router needs 0 <= frequency <= 1 and warm_up >= 0, not ", options_.frequency, " and ",
+                    options_.warm_up);
   }
 
   index_t inputs() const noexcept { return base_.inputs(); }
@@ -128,8 +129,7 @@ public:
     if (!context.training || step < 0) return false;
     if (!options_.steps.empty())
       return step < static_cast<index_t>(options_.steps.size()) && options_.steps[static_cast<std::size_t>(step)] != 0;
-    return options_.frequency > 0 &&
-           context.random.uniform(random_site::competition, options_.layer) < options_.frequency;
+    return options_.frequency > 0 && context.random.uniform(competition_site, 0) < options_.frequency;
   }
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {

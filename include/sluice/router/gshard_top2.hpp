@@ -7,12 +7,11 @@
 ///                               threshold  if g_j > thr_j
 ///                               random     if u < g_j / max(thr_j, 1e-9), that is with probability min(1, g_j / thr_j)
 ///
-/// u are uniform draws at random_site::choice_thinning, position j*T + t over the whole batch of T tokens. Training and
+/// u are uniform draws at gshard_rule::thinning_site, position j*T + t over the whole batch of T tokens. Training and
 /// inference have a policy each; inference takes all unless told otherwise, for it should draw nothing (ST-MoE does).
 /// Thinned choices take no slot and stay in the denominators. With renormalize_after_drop, weights are made anew of
 /// what capacity kept (DeepSpeed): a lone survivor gets 1. With sampled, the choices after the first are the largest
-/// of L[t] + Gumbel noise, drawn at random_site::selection_noise, position t*E + e; weights still come from the clean
-/// L. With straight_through the weights' gradient also comes through the experts' inputs: no derivative then, by
+/// of L[t] + Gumbel noise, drawn at gshard_rule::sampling_site, position t*E + e; weights still come from L. With straight_through the weights' gradient also comes through the experts' inputs: no derivative then, by
 /// design. Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as
 /// there.
 ///
@@ -43,6 +42,9 @@ struct choice_policy {
 template <std::floating_point Scalar, index_t TopK = dynamic>
 class gshard_rule {
 public:
+  static constexpr random_site thinning_site{"gshard.thinning"};
+  static constexpr random_site sampling_site{"gshard.sampling"};
+
   struct options {
     index_t top_k = TopK == dynamic ? 2 : TopK;
     choice_policy<Scalar> training{};
@@ -81,7 +83,7 @@ public:
     const index_t first = kernel::arg_max(row.logits, row.experts);
     for (index_t e = 0; e < row.experts; ++e) {  // all but the first, closed up
       if (e == first) continue;
-      const double draw = row.context.random.gumbel(random_site::selection_noise, row.token * row.experts + e);
+      const double draw = row.context.random.gumbel(sampling_site, row.token * row.experts + e);
       row.scratch[e - (e > first)] = row.logits[e] + static_cast<Scalar>(draw);
     }
     ids[0] = first;
@@ -100,7 +102,7 @@ public:
     if (p.policy == further_choices::none) return false;
     const Scalar threshold = p.threshold.size() == 1 ? p.threshold[0] : p.threshold[static_cast<std::size_t>(rank) - 1];
     if (p.policy == further_choices::threshold) return weight > threshold;
-    const double draw = row.context.random.uniform(random_site::choice_thinning, rank * row.tokens + row.token);
+    const double draw = row.context.random.uniform(thinning_site, rank * row.tokens + row.token);
     return draw < static_cast<double>(weight) / (std::max)(static_cast<double>(threshold), 1e-9);
   }
 

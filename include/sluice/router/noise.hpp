@@ -4,7 +4,7 @@
 ///   gaussian_noise  L' = L + (std / E) z              V-MoE: Riquelme et al. 2021, arXiv:2106.05974
 ///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
 ///
-/// z [T,E] are standard normal draws at random_site::selection_noise, position t*E + e. Without training nothing is
+/// z [T,E] are standard normal draws at noise_site, position t*E + e. Without training nothing is
 /// added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero.
 /// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
 #pragma once
@@ -18,6 +18,8 @@
 #include <limits>
 
 namespace sluice::inline SLUICE_ISA {
+
+inline constexpr random_site noise_site("selection noise");
 
 namespace detail {
 inline constexpr index_t noise_block = 1024;  // draws a task: about 50 microseconds of work
@@ -58,8 +60,7 @@ public:
     context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)
         seen.noisy_storage.data()[i] =
-            seen.clean.data()[i] +
-            seen.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+            seen.clean.data()[i] + seen.sigma * static_cast<Scalar>(context.random.normal(noise_site, i));
     });
   }
 
@@ -78,7 +79,8 @@ public:
 
   /// Throws std::invalid_argument unless D >= 1, E >= 1 and epsilon >= 0.
   learned_noise(index_t inputs, index_t experts, Scalar epsilon = Scalar(0.01)) : epsilon_(epsilon) {
-    if (inputs < 1 || experts < 1 || is_nan(epsilon) || epsilon < 0 || epsilon > (std::numeric_limits<Scalar>::max)() / 2)
+    const bool is_usable = !is_nan(epsilon) && epsilon >= 0 && epsilon <= (std::numeric_limits<Scalar>::max)() / 2;
+    if (inputs < 1 || experts < 1 || !is_usable)
       throw_invalid("learned_noise needs D >= 1, E >= 1 and a finite epsilon >= 0, not D = ", inputs, ", E = ", experts,
                     ", epsilon = ", epsilon);
     weight_ = {{experts, inputs}, parameter_role::weight};
@@ -97,7 +99,7 @@ public:
       for (index_t i = begin; i < end; ++i) {
         const Scalar raw = t.raw.data()[i];
         const Scalar std = kernel::softplus(raw) + epsilon_;
-        const auto z = static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+        const auto z = static_cast<Scalar>(context.random.normal(noise_site, i));
         t.normal.data()[i] = z;
         seen.noise_std.data()[i] = std;
         seen.noisy_storage.data()[i] = seen.clean.data()[i] + z * std;

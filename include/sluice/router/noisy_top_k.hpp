@@ -3,7 +3,7 @@
 ///   noisy_top_k_router           L' = L + (noise_std / E) z;  top-k of L', weights softmax(L')[e]  (`pre`)
 ///   learned_noise_top_k_router   L' = L + s z, s = softplus(x Wn^T) + epsilon;  top-k, softmax over those (`post`)
 ///
-/// z [T,E] are draws at random_site::selection_noise, position t*E + e. Inference adds no noise: then both are
+/// z [T,E] are draws at noise_site, position t*E + e. Inference adds no noise: then both are
 /// top_k_router. Losses find the clean scores, the noisy ones and the noise's scale in the tape's signals. The learned
 /// form allows k = 1, whose gate learns from its losses only. Ties, NaN and T = 0 as in top_k_router. Riquelme et al.
 /// 2021, arXiv:2106.05974, eq. 2;  Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5.

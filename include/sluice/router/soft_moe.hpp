@@ -29,6 +29,7 @@
 #include <sluice/kernel/row_norm.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/router/noise.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -197,8 +198,7 @@ private:
     t.seen.noisy_storage.resize(x.rows(), slot_count);
     for (index_t i = 0; i < t.seen.clean.size(); ++i)
       t.seen.noisy_storage.data()[i] =
-          t.seen.clean.data()[i] +
-          t.seen.sigma * static_cast<Scalar>(context.random.normal(random_site::selection_noise, i));
+          t.seen.clean.data()[i] + t.seen.sigma * static_cast<Scalar>(context.random.normal(noise_site, i));
   }
 
   void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, tape& t) const {

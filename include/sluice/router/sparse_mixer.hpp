@@ -4,14 +4,14 @@
 ///   survivors: (m - L[e]) / max(|L[e]|, m) <= 2 jitter;   p = softmax of L over the survivors;   weight = p[chosen]
 ///
 ///   inference   chosen = the largest
-///   training    chosen = largest of L[e] + Gumbel over the survivors; its weight counts in full if it is the largest or a
-///               uniform draw exceeds 3/4, else times 0.3333
+///   training    chosen = largest of L[e] + Gumbel over the survivors; its weight counts in full if it is the largest
+///               or a uniform draw exceeds 3/4, else times 0.3333
 ///
 /// Weights are not normalised over the choice; they sum to at most k. An expert without rivals has weight exactly 1.
-/// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each round. At inference that is the exact
-/// gradient; in training it is GRIN's estimate of the gradient through the choice, in which the factor of the forward pass
-/// does not appear. The draws are those of random_site::selection_noise: for round r of token t, E for the choice and one
-/// for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts as -infinity.
+/// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each round. At inference that is the
+/// exact gradient; in training it is GRIN's estimate of the gradient through the choice, in which the factor of the
+/// forward pass does not appear. The draws are those at sparse_mixer_rule::site: for round r of token t, E for the
+/// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts as -infinity.
 /// Liu et al. 2024 (GRIN), arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et al. 2023,
 /// arXiv:2310.00811.
 #pragma once
@@ -31,6 +31,7 @@ namespace sluice::inline SLUICE_ISA {
 template <std::floating_point Scalar>
 class sparse_mixer_rule {
 public:
+  static constexpr random_site site{"sparse_mixer.round"};
   static constexpr bool exact_gradient = false;  ///< in training, by design; at inference it is
 
   struct options {
@@ -61,7 +62,7 @@ public:
       index_t best = no_expert;
       for (index_t e = 0; e < row.experts; ++e) {
         if (!round.include(e)) continue;
-        const double draw = row.context.random.gumbel(random_site::selection_noise, first_draw(row, r) + e);
+        const double draw = row.context.random.gumbel(site, first_draw(row, r) + e);
         row.scratch[e] = row.logits[e] + static_cast<Scalar>(draw);
         if (best == no_expert || order_key(row.scratch[e]) > order_key(row.scratch[best])) best = e;
       }
@@ -75,8 +76,7 @@ public:
       const rivals round(row, ids.first(r), options_.jitter);
       weights[r] = round.exponential(ids[r]) / round.sum_of_exponentials();
       const auto factor_draw = [&] {
-        return row.context.random.uniform(random_site::selection_noise,
-                                          first_draw(row, static_cast<index_t>(r)) + row.experts);
+        return row.context.random.uniform(site, first_draw(row, static_cast<index_t>(r)) + row.experts);
       };
       if (row.context.training && ids[r] != round.top() && !(factor_draw() > 0.75)) weights[r] *= Scalar(0.3333);
     }

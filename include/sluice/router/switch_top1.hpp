@@ -4,7 +4,7 @@
 ///   e = arg max p, w = p[e]
 ///   C = ceil(cf T / E), cf 1.25 in training and 2 at inference: the first C tokens that ask for an expert are served
 ///
-/// The jitter is on the router's copy of x only, drawn at random_site::input_jitter, position t*D + d; experts see x.
+/// The jitter is on the router's copy of x only, drawn at input_jitter_site, position t*D + d; experts see x.
 /// A token that is not served has output zero: the residual connection around the layer carries it. Gradient: dl[j] =
 /// g w (1[j = e] - p[j]), zero for a token that was not served. Ties, NaN and T = 0 as in top_k_router. Other "Switch"
 /// gates differ: see gate/jitter.hpp for jitter that is added to or multiplied with the logits, and take

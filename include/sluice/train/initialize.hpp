@@ -1,13 +1,16 @@
 /// Fills the parameters of a model with their initial values.
 ///
 /// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others'
-/// values, and the values do not depend on how an array is kept. States (selection biases, controllers, masks) keep the values that their constructors gave them.
+/// values, and the values do not depend on how an array is kept. States (selection biases, controllers, masks) keep the
+/// values that their constructors gave them.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/random.hpp>
 
 namespace sluice::inline SLUICE_ISA {
+
+inline constexpr random_site initialization_site{5u};
 
 /// Overwrites every learned parameter of the model. Equal seeds give equal bits.
 template <typename Model>
@@ -22,9 +25,9 @@ void initialize(Model& model, std::uint64_t seed) {
     p.fill([&](index_t i) -> scalar {
       switch (initial.distribution) {
         case initial_values::kind::normal:
-          return static_cast<scalar>(initial.scale * random.normal(random_site::initialization, i));
+          return static_cast<scalar>(initial.scale * random.normal(initialization_site, i));
         case initial_values::kind::uniform:
-          return static_cast<scalar>(initial.scale * (2 * random.uniform(random_site::initialization, i) - 1));
+          return static_cast<scalar>(initial.scale * (2 * random.uniform(initialization_site, i) - 1));
         case initial_values::kind::constant:
           break;
       }
