@@ -1,4 +1,4 @@
-# Install rules: headers, the CMake package, the pkg-config file, the licence. All of it is independent of the architecture.
+# Install rules: headers, the CMake package, the pkg-config file, documents and examples. All of it is independent of the architecture.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -6,7 +6,14 @@ set(sluice_package_dir ${CMAKE_INSTALL_DATADIR}/cmake/sluice)
 set(sluice_pkgconfig_dir ${CMAKE_INSTALL_DATADIR}/pkgconfig)
 
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/sluice DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp")
-install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+# Documents and examples lie to each other as in the repository, so that their links hold; the reference, if it was written
+# (the target docs), lies beside them.
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE ${PROJECT_SOURCE_DIR}/README.md ${PROJECT_SOURCE_DIR}/CHANGELOG.md
+              ${PROJECT_SOURCE_DIR}/CONTRIBUTING.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES ${PROJECT_SOURCE_DIR}/include/sluice/README.md DESTINATION ${CMAKE_INSTALL_DOCDIR}/include/sluice)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/examples DESTINATION ${CMAKE_INSTALL_DOCDIR} PATTERN tests EXCLUDE)
+install(DIRECTORY ${PROJECT_BINARY_DIR}/docs/reference DESTINATION ${CMAKE_INSTALL_DOCDIR} OPTIONAL)
 
 install(TARGETS sluice EXPORT sluice-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT sluice-targets NAMESPACE sluice:: DESTINATION ${sluice_package_dir})

@@ -1,6 +1,6 @@
 # Installs what a build of this checkout needs, before project() looks for any of it.
 #
-# Used by the presets `demo`, `test` and `bench` (SLUICE_BOOTSTRAP=ON), so that a machine with nothing but git, cmake and
+# Used by the presets `demo`, `test`, `bench` and `docs` (SLUICE_BOOTSTRAP=ON), so that a machine with nothing but git, cmake and
 # a C++ compiler can go on: not even a build tool is there, and it has to be found by project(). A requirement is looked for by
 # the file that the build will use, so a copy installed by hand counts. If nothing is missing, no package manager is called.
 # Where apt-get and the rights to use it are there, the missing packages are installed; otherwise the build stops and prints
@@ -57,6 +57,10 @@ endif()
 if(SLUICE_BUILD_BENCH)
   sluice_bootstrap_need(libbenchmark-dev HEADER benchmark/benchmark.h)
   sluice_bootstrap_need(libdnnl-dev OPTIONAL HEADER dnnl.h)
+endif()
+
+if(SLUICE_BUILD_DOCS)
+  sluice_bootstrap_need(doxygen PROGRAM doxygen)
 endif()
 
 set(sluice_bootstrap_packages ${sluice_bootstrap_missing} ${sluice_bootstrap_wanted})
