@@ -5,7 +5,6 @@
 #include <sluice/gate/none.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/token_choice.hpp>
-#include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "batch_rule.hpp"
@@ -210,9 +209,9 @@ TEST_CASE("choice_rule: tokens can be routed by their ids, without a gate", "[ro
   CHECK(parameters == 0);
   std::vector<index_t> many(67, 1);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<index_t>(i % 4);
-  router_check_options<double> options;
-  options.context.token_ids = many;
-  const auto report = check_router(router, options);
+  routing_context<double> described;
+  described.token_ids = many;
+  const auto report = test::conformance(router, described);
   INFO(report.describe());
   CHECK(report.passed());
 }
@@ -228,7 +227,7 @@ TEST_CASE("choice_rule: who looks at other tokens is not causal", "[router][choi
 TEST_CASE("choice_rule: an assigning router keeps every promise", "[router][choice_rule]") {
   balanced_router<double> router(linear_gate<double>(8, 5), {.k = 2});
   initialize(router, 3);
-  const auto report = check_router(router);
+  const auto report = test::conformance(router);
   INFO(report.describe());
   CHECK(report.passed());
 }

@@ -1,13 +1,13 @@
 #include <sluice/router/dense.hpp>
 
-#include <sluice/train/conformance.hpp>
 
 #include "../support.hpp"
+#include "any_router.hpp"
 
 using namespace sluice;
 
 TEST_CASE("dense_router: keeps every promise", "[router][dense]") {
-  const auto report = check_router(dense_router<double>{6, 3});
+  const auto report = test::conformance(dense_router<double>{6, 3});
   INFO(report.describe());
   CHECK(report.passed());
 }

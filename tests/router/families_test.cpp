@@ -3,9 +3,9 @@
 #include <sluice/router/expert_choice.hpp>
 #include <sluice/router/relu.hpp>
 #include <sluice/router/soft_moe.hpp>
-#include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "any_router.hpp"
 #include "support.hpp"
 
 using namespace sluice;
@@ -15,7 +15,7 @@ namespace {
 template <typename Router>
 void check_promises(Router router) {
   initialize(router, 3);
-  const conformance_report report = check_router(router);
+  const conformance_report report = test::conformance(router);
   INFO(report.describe());
   CHECK(report.passed());
 }

@@ -1,6 +1,5 @@
 #include <sluice/router/sparse_mixer.hpp>
 
-#include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../io/messages.hpp"
@@ -164,7 +163,7 @@ TEMPLATE_TEST_CASE("sparse_mixer: every promise of a router", "[router][sparse_m
   for (const double jitter : {0.01, 0.3}) {
     sparse_mixer_router<TestType> router(16, 8, {.jitter = TestType(jitter)});
     initialize(router, 3);
-    const auto report = check_router(router);
+    const auto report = test::conformance(router);
     INFO(report.describe());
     CHECK(report.passed());
   }
