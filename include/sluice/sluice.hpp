@@ -33,9 +33,11 @@
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/config.hpp>
+#include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>
+#include <sluice/layer/fixed.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>

@@ -7,6 +7,7 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/gate/cosine.hpp>
+#include <sluice/layer/fixed.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/importance.hpp>
@@ -84,6 +85,23 @@ TEST_CASE("layers: once warm, inference allocates nothing", "[layer][alloc]") {
     CHECK(allocations.calls == calls);
     CHECK(allocations.mallocs == mallocs);
   });
+}
+
+TEST_CASE("fixed_moe_layer: neither it nor any of its calls allocates", "[layer][fixed][alloc]") {
+  const auto trained = layer_of(top_k_router<float>{width, experts, {.top_k = 2}});
+  const std::vector<float> x(20 * width, 1);
+  std::vector<float> y(20 * width);
+  const long calls = allocations.calls;
+  const long mallocs = allocations.mallocs;
+  fixed_moe_layer<float, width, 11, experts, 2, 20> layer(trained);
+  decltype(layer)::workspace workspace;
+  for (const std::size_t tokens : {20u, 1u, 0u, 7u})
+    if (!layer.forward(std::span(x).first(tokens * width), std::span(y).first(tokens * width), workspace)) y.clear();
+  const auto copy = layer;
+  const bool ran = copy.forward(x, y, workspace);
+  CHECK(allocations.calls == calls);
+  CHECK(allocations.mallocs == mallocs);
+  CHECK(ran);
 }
 
 TEST_CASE("layers: once warm, a training step allocates nothing", "[layer][alloc]") {

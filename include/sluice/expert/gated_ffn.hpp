@@ -77,6 +77,7 @@ public:
   index_t inputs() const noexcept { return up_.inputs(); }
   index_t hidden() const noexcept { return up_.outputs(); }
   index_t outputs() const noexcept { return down_.outputs(); }
+  const detail::gating_of<Phi, Scalar>& gating() const noexcept { return gating_; }
 
   auto& gate() noexcept { return gate_.weight(); }
   auto& up() noexcept { return up_.weight(); }

@@ -150,6 +150,7 @@ public:
   const Rule& rule() const noexcept { return rule_; }
   Noise& noise() noexcept { return noise_; }
   const Capacity& capacity() const noexcept { return capacity_; }
+  const weight_application<scalar>& application() const noexcept { return application_; }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {

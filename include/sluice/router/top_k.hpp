@@ -56,6 +56,7 @@ public:
   }
 
   index_t top_k() const noexcept { return top_k_.value(); }
+  const options& settings() const noexcept { return options_; }
   void validate(index_t experts) const { options_.groups.validate(experts, top_k()); }
   void validate_call(const choice_call<Scalar>& call) const {
     options_.groups.validate(call.experts, call.k);

@@ -32,6 +32,8 @@ struct weight_application {
   weight_use use = weight_use::output;
   Scalar input_factor = 1;              ///< every expert's input is multiplied by this (MoE++: k)
   bool renormalize_after_drop = false;  ///< weights are computed from the choices that capacity kept (DeepSpeed)
+
+  friend bool operator==(const weight_application&, const weight_application&) = default;
 };
 
 }  // namespace sluice::inline SLUICE_ISA
