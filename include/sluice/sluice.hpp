@@ -43,6 +43,9 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/residual.hpp>
+#include <sluice/layer/sequence.hpp>
+#include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
 #include <sluice/loss/common.hpp>

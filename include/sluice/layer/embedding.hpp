@@ -96,6 +96,16 @@ public:
 
   void after_step(tape&) {}
 
+  /// The layer as it is: another storage is a matter of experts.
+  template <typename Storage>
+  embedding_layer stored_as() const {
+    return *this;
+  }
+
+  index_t workspace_bytes(index_t rows, bool training = false) const {
+    return training ? rows * static_cast<index_t>(sizeof(index_t)) : 0;
+  }
+
   parameter<Scalar>& table() noexcept { return table_; }
 
   template <typename Self, typename Visitor>
@@ -113,11 +123,13 @@ private:
       throw_invalid("the layer maps [T, 0] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(), "] and y [",
                     y.rows(), ", ", y.cols(), "]");
     check_context(context, x.rows());
-    if (x.rows() > 0 && context.token_ids.empty()) throw_invalid("embedding_layer needs routing_context.token_ids");
-    for (index_t token = 0; token < x.rows(); ++token)
-      if (!context.is_padding(token) && (id(context, token) < 0 || id(context, token) >= ids()))
+    for (index_t token = 0; token < x.rows(); ++token) {
+      if (context.is_padding(token)) continue;
+      if (context.token_ids.empty()) throw_invalid("embedding_layer needs routing_context.token_ids");
+      if (id(context, token) < 0 || id(context, token) >= ids())
         throw_invalid("id ", id(context, token), " of token ", token, " is not one of the ", ids(),
                       " of the embedding");
+    }
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* row = y.data() + token * y.outerStride();
       if (context.is_padding(token))

@@ -78,6 +78,16 @@ public:
 
   void after_step(tape&) {}
 
+  /// The layer as it is: another storage is a matter of experts.
+  template <typename Storage>
+  linear_layer stored_as() const {
+    return *this;
+  }
+
+  index_t workspace_bytes(index_t rows, bool training = false) const {
+    return training ? rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(Scalar)) : 0;
+  }
+
   parameter<Scalar>& weight() noexcept { return weight_; }
   parameter<Scalar>& bias() noexcept { return bias_; }
 

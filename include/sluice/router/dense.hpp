@@ -4,7 +4,7 @@
 ///
 /// With one expert it makes a mixture layer a plain feed-forward layer (layer/dense.hpp). Of a token's experts the one
 /// with the lowest index has rank 0. A token with NaN gets no expert and output NaN, so that it reaches no gradient.
-/// Padding is not routed. A call may not name a k. T = 0 is fine.
+/// Padding is not routed. The k of a call is for other layers. T = 0 is fine.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -30,7 +30,6 @@ public:
   index_t experts() const noexcept { return experts_; }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape&) const {
-    if (context.top_k != 0) throw_invalid("dense_router has no k; the call asks for k = ", context.top_k);
     p.reset(x.rows(), experts_);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;

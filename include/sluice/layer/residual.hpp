@@ -1,0 +1,107 @@
+/// A layer beside which its input runs on: y = x + layer(x).
+///
+///   residual_layer block{normalized_layer{moe_layer{...}, rms_norm<float>{64}}};           dx = dy + layer'(dy)
+///
+/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is workspace.layer. Its
+/// widths must be equal. Padding tokens get zero; a NaN token gets NaN, changes no other and has gradient zero. Allocations,
+/// threads and bits are the inner layer's. He, Zhang, Ren, Sun 2016, arXiv:1512.03385.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/numeric.hpp>
+#include <sluice/kernel/vector_math.hpp>
+#include <sluice/layer/decorator.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// What the inner layer gave, so that y may be x.
+template <typename Scalar>
+struct residual_workspace {
+  matrix_buffer<Scalar> outputs;
+};
+
+template <typename Scalar>
+struct residual_tape : residual_workspace<Scalar> {
+  buffer<std::uint8_t> counts;  ///< [T] neither padding nor NaN
+};
+
+}  // namespace detail
+
+template <typename Layer>
+class residual_layer
+    : public layer_decorator<residual_layer<Layer>, Layer, detail::residual_workspace<typename Layer::scalar>,
+                             detail::residual_tape<typename Layer::scalar>> {
+  using base = layer_decorator<residual_layer, Layer, detail::residual_workspace<typename Layer::scalar>,
+                               detail::residual_tape<typename Layer::scalar>>;
+  friend base;
+
+public:
+  using typename base::context_type;
+  using typename base::scalar;
+  using typename base::tape;
+
+  /// Throws std::invalid_argument if the layer's widths differ.
+  explicit residual_layer(Layer layer) : base(std::move(layer)) {
+    if (this->inputs() != this->outputs())
+      throw_invalid("a residual layer needs equal widths, not ", this->inputs(), " -> ", this->outputs());
+  }
+
+private:
+  template <typename Memory, typename Inner>
+  void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
+    m.outputs.resize(x.rows(), this->outputs());
+    inner(x, m.outputs.map());
+    if (y.rows() != x.rows() || y.cols() != x.cols())
+      throw_invalid("the layer maps [T, ", this->inputs(), "] to the same; x is [", x.rows(), ", ", x.cols(),
+                    "] and y [", y.rows(), ", ", y.cols(), "]");
+    if constexpr (std::same_as<Memory, tape>) m.counts.resize(x.rows());
+    for_rows(x.rows(), context.executor, [&](index_t t) {
+      const scalar* const in = x.data() + t * x.outerStride();
+      if constexpr (std::same_as<Memory, tape>) m.counts[t] = !context.is_padding(t) && !any_nan(in, x.cols());
+      add_row(!context.is_padding(t), in, m.outputs.row(t), y.data() + t * y.outerStride(), x.cols());
+    });
+  }
+
+  template <typename Inner>
+  void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
+    inner(dy, dx);
+    for_rows(dx.rows(), t.context.executor, [&](index_t r) {
+      scalar* const out = dx.data() + r * dx.outerStride();
+      add_row(t.counts[r], dy.data() + r * dy.outerStride(), out, out, dx.cols());
+    });
+  }
+
+  template <typename F>
+  static void for_rows(index_t rows, const executor_ref& executor, F&& f) {
+    constexpr index_t rows_per_task = 32;
+    executor.parallel_blocks(rows, rows_per_task, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) f(r);
+    });
+  }
+
+  /// sum = a + b, or zero for a row that does not count.
+  static void add_row(bool counts, const scalar* a, const scalar* b, scalar* sum, index_t count) {
+    if (counts)
+      kernel::transform(
+          count, [](const auto& u, const auto& v) { return u + v; }, sum, a, b);
+    else
+      std::fill_n(sum, count, scalar(0));
+  }
+
+  template <typename Storage, typename Inner>
+  auto rebuilt(Inner inner) const {
+    return residual_layer<Inner>(std::move(inner));
+  }
+
+  index_t own_bytes(index_t tokens, bool) const {
+    return tokens * this->outputs() * static_cast<index_t>(sizeof(scalar));
+  }
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,62 @@
+#include <sluice/layer/residual.hpp>
+
+#include <sluice/expert/ffn.hpp>
+#include <sluice/layer/dense.hpp>
+#include <sluice/layer/linear.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "plain_checks.hpp"
+#include "thread_counts.hpp"
+
+using namespace sluice;
+
+namespace {
+
+template <typename Scalar>
+auto some_layer() {
+  residual_layer layer{dense_layer{ffn<Scalar, silu>{6, 11}}};
+  initialize(layer, 1);
+  return layer;
+}
+
+}  // namespace
+
+static_assert(TrainableLayer<decltype(some_layer<float>())>);
+
+TEST_CASE("residual_layer: the input and the layer's output, also in place", "[layer][residual]") {
+  auto layer = some_layer<float>();
+  const matrix<float> x = test::random_matrix<float>(40, 6, 1);
+  matrix<float> y(40, 6), inner(40, 6), in_place = x;
+  decltype(layer)::workspace workspace;
+  layer.forward(x, y, workspace);
+  layer.layer().forward(x, inner, workspace.layer);
+  CHECK(test::same_bits(y, matrix<float>(x + inner)));
+  layer.forward(in_place, in_place, workspace);
+  CHECK(test::same_bits(in_place, y));
+  const auto trained = test::train_once(layer, x, inner);
+  CHECK(test::same_bits(trained.y, y));
+}
+
+TEST_CASE("residual_layer: gradients equal central differences, with padding too", "[layer][residual][gradient]") {
+  auto layer = some_layer<double>();
+  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
+  routing_context<double> context;
+  if (GENERATE(false, true)) context.token_mask = mask;
+  test::check_layer_gradients(layer, test::random_matrix<double>(5, 6, 2), context);
+}
+
+TEST_CASE("residual_layer: padding and NaN stay with their token", "[layer][residual][nan]") {
+  auto layer = some_layer<float>();
+  test::check_spoiled_token(layer);
+}
+
+TEST_CASE("residual_layer: no tokens, and what does not fit", "[layer][residual]") {
+  auto layer = some_layer<float>();
+  test::check_edges(layer);
+  CHECK_THROWS_WITH(residual_layer(linear_layer<float>(3, 4)), "sluice: a residual layer needs equal widths, not 3 -> 4");
+}
+
+TEST_CASE("residual_layer: equal bits for every thread count", "[layer][residual][determinism]") {
+  auto layer = some_layer<float>();
+  test::check_thread_counts(layer);
+}
