@@ -8,6 +8,14 @@ function(sluice_quick_to_compile target)
   endif()
 endfunction()
 
+# sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which are compiled once and run for many, are optimised a little.
+function(sluice_slow_to_run)
+  if(SLUICE_QUICK_TESTS AND NOT MSVC)
+    list(FILTER ARGN INCLUDE REGEX "_checks\\.cpp$")
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O1 SKIP_PRECOMPILE_HEADERS ON)
+  endif()
+endfunction()
+
 # sluice_precompiled(<target> <headers>...): an object library of nothing, whose headers others reuse precompiled; they need its flags.
 function(sluice_precompiled target)
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/${target}.cpp CONTENT "")
