@@ -1,16 +1,14 @@
 # What keeps tests cheap to compile.
-option(SLUICE_QUICK_TESTS "Compile without optimisation what neither measures speed nor tests kernels" OFF)
+set(SLUICE_QUICK_TESTS "" CACHE STRING "How to compile what neither measures speed nor tests kernels, for example -O0")
 
-# sluice_quick_to_compile(<target>): the target is such a one. GCC then takes half the time or less.
+# sluice_quick_to_compile(<target>): the target is such a one. With -O0 GCC takes half the time or less.
 function(sluice_quick_to_compile target)
-  if(SLUICE_QUICK_TESTS AND NOT MSVC)
-    target_compile_options(${target} PRIVATE -O0)
-  endif()
+  target_compile_options(${target} PRIVATE ${SLUICE_QUICK_TESTS})
 endfunction()
 
 # sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which are compiled once and run for many, are optimised a little.
 function(sluice_slow_to_run)
-  if(SLUICE_QUICK_TESTS AND NOT MSVC)
+  if(SLUICE_QUICK_TESTS STREQUAL "-O0")
     list(FILTER ARGN INCLUDE REGEX "_checks\\.cpp$")
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O1 SKIP_PRECOMPILE_HEADERS ON)
   endif()

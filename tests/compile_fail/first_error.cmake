@@ -1,4 +1,4 @@
-# cmake -DCOMPILER=... -DFLAGS=... -DSOURCE=... -P first_error.cmake
+# cmake -DCOMPILER=... -DFLAGS=... -DSOURCE=... -DPREFIX=<header> -P first_error.cmake
 cmake_minimum_required(VERSION 3.21)
 file(STRINGS ${SOURCE} expect LIMIT_COUNT 1)
 if(NOT expect MATCHES "^// expect: (.+)$")
@@ -7,7 +7,7 @@ endif()
 set(expect "${CMAKE_MATCH_1}")
 
 set(ENV{LC_ALL} C) # the word "error" and plain quotes, whatever the user's language
-execute_process(COMMAND ${COMPILER} ${FLAGS} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
+execute_process(COMMAND ${COMPILER} ${FLAGS} -include ${PREFIX} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
 if(result EQUAL 0)
   message(FATAL_ERROR "compiles, and must not: ${SOURCE}")
 endif()
