@@ -11,21 +11,25 @@ template <std::floating_point Scalar>
 struct best_expert_router {
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
-  struct tape { matrix_buffer<Scalar> logits, dlogits; typename linear_gate<Scalar>::tape gate; };
+  struct tape {
+    token_screen<Scalar> screen;  // hides padding and NaN from the gate
+    matrix_buffer<Scalar> logits, dlogits;
+    typename linear_gate<Scalar>::tape gate;
+  };
   linear_gate<Scalar> gate;
 
   index_t inputs() const { return gate.inputs(); }
   index_t experts() const { return gate.experts(); }
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     t.logits.resize(x.rows(), experts());
-    gate.forward(x, context, t.logits.map(), t.gate);
+    t.screen.score(x, context, [&](tokens_in<Scalar> seen) { gate.forward(seen, context, t.logits.map(), t.gate); },
+                   [&](index_t token) { return any_nan(t.logits.row(token), experts()); });
     p.reset(x.rows(), experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       const Scalar* logits = t.logits.row(token);
       const index_t best = kernel::arg_max(logits, experts());
-      if (context.is_padding(token)) continue;
-      if (any_nan(logits, experts())) p.mark_invalid(token);  // its output will be NaN, and nobody else's
-      else p.add(token, best, 1 / (1 + std::exp(-logits[best])));
+      if (t.screen.is_routed(token)) p.add(token, best, 1 / (1 + std::exp(-logits[best])));
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);  // its output will be NaN, and nobody else's
     }
     p.finish();
   }
@@ -34,7 +38,7 @@ struct best_expert_router {
     t.dlogits.set_zero(x.rows(), experts());
     for (index_t i = 0; i < p.size(); ++i)
       t.dlogits(p.token(i), p.expert(i)) = dplan.weight[i] * p.weight(i) * (1 - p.weight(i));
-    gate.backward(x, context, t.dlogits.map(), t.gate, dx);
+    gate.backward(t.screen.of(x), context, t.dlogits.map(), t.gate, dx);
   }
   static void visit_parameters(auto& self, auto&& visit) { visit("gate", self.gate); }
 };

@@ -57,6 +57,7 @@
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/loss/router_z.hpp>
+#include <sluice/loss/selector_signals.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/choice_rule.hpp>
@@ -72,7 +73,6 @@
 #include <sluice/router/moe_plus_plus.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/padding.hpp>
 #include <sluice/router/product_key.hpp>
 #include <sluice/router/relu.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>

@@ -125,3 +125,23 @@ TEST_CASE("residual_gate: parameters keep the inner gate's names", "[gate]") {
   for_each_parameter(gate, [&](const std::string& name, const auto&) { names.push_back(name); });
   CHECK(names == std::vector<std::string>{"weight1", "weight2", "residual"});
 }
+
+TEST_CASE("residual_gate: NaN among a token's previous logits makes its logits NaN and reaches no gradient", "[gate]") {
+  auto gate = initialized(gate_type(4, 5), 65);
+  const matrix<double> x = test::random_matrix<double>(6, 4, 66);
+  matrix<double> previous = test::random_matrix<double>(6, 5, 67);
+  previous(2, 3) = quiet_nan<double>();
+  routing_context<double> context;
+  context.previous_logits = previous;
+  const matrix<double> logits = test::score(gate, x, context);
+  for (index_t t = 0; t < 6; ++t) CHECK(any_nan(&logits(t, 0), 5) == (t == 2));
+  matrix<double> dlogits = test::random_matrix<double>(6, 5, 68);
+  dlogits.row(2).setZero();  // as for every invalid token
+  gate_type::tape tape;
+  zero_gradients(gate);
+  test::pull_back(gate, x, dlogits, context, tape);
+  for_each_parameter(gate, [&](const std::string&, parameter<double>& p) {
+    CHECK_FALSE(any_nan(p.gradient().data(), static_cast<index_t>(p.gradient().size())));
+  });
+  CHECK(tape.previous_logits_gradient().map().row(2).isZero(0));
+}

@@ -2,7 +2,9 @@
 
 #include <sluice/capacity/batch_priority.hpp>
 #include <sluice/expert/simple.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/loss/router_z.hpp>
+#include <sluice/loss/switch_balance.hpp>
+#include <sluice/router/noisy_top_k.hpp>
 
 #include "token_choice_support.hpp"
 
@@ -246,4 +248,53 @@ TEMPLATE_TEST_CASE("token_choice: a token's route has the same bits alone and am
       CHECK(detail::bits_of(together.plan.weight(here)) == detail::bits_of(alone.plan.weight(there)));
     }
   }
+}
+
+TEST_CASE("token_choice: route checks the context and the width of x by itself", "[router][token_choice]") {
+  const top_k_router<double> router(4, 3);
+  top_k_router<double>::tape tape;
+  sparse_plan<double> plan;
+  const matrix<double> x = test::random_matrix<double>(5, 4, 1);
+  CHECK_THROWS_WITH(router.route(test::random_matrix<double>(5, 3, 1), {}, plan, tape),
+                    test::contains("width 4; x is [5, 3]"));
+  const std::vector<std::uint8_t> mask(4, 1);
+  const std::vector<index_t> borders{0, 6};
+  routing_context<double> masked, grouped;
+  masked.token_mask = mask;
+  grouped.groups = borders;
+  CHECK_THROWS_WITH(router.route(x, masked, plan, tape), test::contains("token_mask has 4 entries for 5 tokens"));
+  CHECK_THROWS_WITH(router.route(x, grouped, plan, tape), test::contains("groups must ascend"));
+}
+
+TEST_CASE("token_choice: a token that holds NaN is padding to losses and gradients", "[router][token_choice]") {
+  using layer_type = moe_layer<noisy_top_k_router<double>, expert_bank<swiglu<double>>, switch_balance, router_z_loss>;
+  layer_type layer{noisy_top_k_router<double>(4, 5), expert_bank<swiglu<double>>(5, 4, 3), switch_balance{},
+                   router_z_loss{}};
+  initialize(layer, 5);
+  matrix<double> x = test::random_matrix<double>(10, 4, 7);
+  matrix<double> dy = test::random_matrix<double>(10, 4, 8);
+  x(3, 1) = quiet_nan<double>();
+  dy.row(3).setConstant(quiet_nan<double>());
+  std::vector<std::uint8_t> mask(10, 1);
+  mask[3] = 0;
+  const auto run = [&](std::span<const std::uint8_t> token_mask) {
+    zero_gradients(layer);
+    layer_type::tape tape;
+    matrix<double> y(10, 4), dx(10, 4);
+    routing_context<double> context = test::training();
+    context.token_mask = token_mask;
+    layer.forward(x, y, tape, context);
+    layer.backward(dy, dx, tape);
+    CHECK(any_nan(&y(3, 0), 4) == token_mask.empty());
+    CHECK(dx.row(3).isZero(0));
+    std::vector<double> numbers(tape.losses.begin(), tape.losses.end());
+    for_each_parameter(layer, [&](const std::string&, parameter<double>& p) {
+      numbers.insert(numbers.end(), p.gradient().begin(), p.gradient().end());
+    });
+    return numbers;
+  };
+  const std::vector<double> found = run({}), expected = run(mask);
+  CHECK_FALSE(any_nan(found.data(), static_cast<index_t>(found.size())));
+  CHECK(found[0] > 0);
+  CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(double)) == 0);
 }

@@ -32,7 +32,7 @@ TEST_CASE("check_router: an honest router of a user's own passes everything", "[
   const auto report = report_on(fault::none);
   INFO(report.describe());
   CHECK(report.passed());
-  CHECK(report.properties.size() == 18);
+  CHECK(report.properties.size() == 19);
   for (const property_result& p : report.properties) {
     CHECK(p.result == outcome::passed);
     CHECK_FALSE(p.detail.empty());
@@ -57,7 +57,8 @@ TEST_CASE("check_router: each broken promise fails at the property that names it
       broken{fault::reads_padding, "padding"}, broken{fault::wrong_gradient, "gradients in training"},
       broken{fault::wrong_gradient, "gradients without training"},
       broken{fault::forgets_signals, "gradients in training"}, broken{fault::forgets_dx, "gradients in training"},
-      broken{fault::overwrites_gradients, "gradients are added"}, broken{fault::steps_to_nan, "after_step"});
+      broken{fault::overwrites_gradients, "gradients are added"},
+      broken{fault::lets_nan_into_gradients, "NaN in gradients"}, broken{fault::steps_to_nan, "after_step"});
   const auto report = report_on(b.wrong);
   INFO(report.describe());
   CAPTURE(b.property);

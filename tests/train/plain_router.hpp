@@ -6,6 +6,7 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/core/token_screen.hpp>
 
 #include <cmath>
 #include <mutex>
@@ -38,6 +39,7 @@ enum class fault {
   forgets_signals,
   forgets_dx,
   overwrites_gradients,
+  lets_nan_into_gradients,
   steps_to_nan,
 };
 
@@ -49,6 +51,7 @@ public:
   struct tape {
     score_signals<double> seen;
     score_gradients<double> dseen;
+    token_screen<double> screen;
   };
 
   plain_router(index_t inputs, index_t experts, fault wrong = fault::none)
@@ -65,7 +68,9 @@ public:
     if (has(fault::refuses_zero_tokens) && tokens == 0) throw_invalid("no tokens");
     matrix_buffer<double>& scores = t.seen.clean;
     scores.resize(tokens, experts());
-    scores.map() = x * weight_.map().transpose();
+    t.screen.score(
+        x, context, [&](tokens_in<double> seen) { scores.map() = seen * weight_.map().transpose(); },
+        [&](index_t token) { return any_nan(scores.row(token), experts()); });
     p.reset(has(fault::forgets_a_token) && tokens > 0 ? tokens - 1 : tokens, experts());
     const bool away = std::this_thread::get_id() != home_;
     const double memory = has(fault::remembers_calls)            ? 1e-3 * calls_++
@@ -80,7 +85,7 @@ public:
       const std::lock_guard<std::mutex> lock(one_at_a_time);
       if (context.is_padding(token) && !has(fault::routes_padding)) return;
       const double* row = scores.row(token);
-      const bool nan = any_nan(row, experts());
+      const bool nan = t.screen.is_invalid(token);
       if (nan && has(fault::skips_nan)) return;
       if (nan) p.mark_invalid(token);
       const index_t first = has(fault::breaks_ties_by_place) ? token % experts() : 0;
@@ -114,7 +119,10 @@ public:
       dscores(p.token(i), p.expert(i)) += dplan.weight[i] * (has(fault::wrong_gradient) ? s : s * (1 - s));
     }
     if (has(fault::overwrites_gradients)) weight_.zero_gradient();
-    weight_.gradient_map() += dscores.transpose() * x;
+    if (has(fault::lets_nan_into_gradients))
+      weight_.gradient_map() += dscores.transpose() * x;
+    else
+      weight_.gradient_map() += dscores.transpose() * t.screen.of(x);
     if (!has(fault::forgets_dx)) dx += dscores * weight_.map();
   }
 

@@ -1,7 +1,8 @@
 /// Memory that grows to the largest batch seen and then stays: what workspaces and tapes are made of.
 ///
-/// resize() keeps the capacity and leaves new elements unset, so a warm forward call allocates nothing and clears nothing.
-/// Copies copy the used part. Elements are trivially copyable and aligned to 64 bytes (one cache line, one AVX-512 vector).
+/// resize() keeps the capacity and leaves new elements unset, so a warm forward call allocates nothing and clears
+/// nothing. Copies copy the used part. Elements are trivially copyable and aligned to 64 bytes (one cache line, one
+/// AVX-512 vector).
 #pragma once
 
 #include <sluice/core/types.hpp>

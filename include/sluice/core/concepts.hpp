@@ -8,7 +8,8 @@
 ///   AuxiliaryLoss  a number and its gradient from what the router saw
 ///   Executor       runs tasks (core/executor.hpp)
 ///
-/// If your type is refused, write static_assert(sluice::explain_router<my_router>()); the first error names what is missing.
+/// If your type is refused, write static_assert(sluice::explain_router<my_router>()); the first error names what is
+/// missing.
 #pragma once
 
 #include <sluice/core/context.hpp>
@@ -87,9 +88,9 @@ concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanR
 template <typename R>
 concept DifferentiableRouter = RouterPolicy<R> && CanRouteBackward<R>;
 
-/// A router that sees the experts' outputs before it fixes the weights (competition, CompeteSMoE): after the experts have
-/// run on every row of the plan, weigh() may change the plan's weights; backward_outputs() adds the gradient that the
-/// weights send into those outputs.
+/// A router that sees the experts' outputs before it fixes the weights (competition, CompeteSMoE): after the experts
+/// have run on every row of the plan, weigh() may change the plan's weights; backward_outputs() adds the gradient that
+/// the weights send into those outputs.
 template <typename R>
 concept WeighsAfterExperts = RouterPolicy<R> &&
     requires(R& router, tokens_in<typename R::scalar> outputs, const routing_context<typename R::scalar>& context,
@@ -100,8 +101,8 @@ concept WeighsAfterExperts = RouterPolicy<R> &&
     };
 
 /// Whether a token's route depends on that token alone, so that a sequence may be decoded token by token. Routers whose
-/// choice depends on other tokens of the batch say `static constexpr bool causal = false`; so do gates and choice rules,
-/// for the routers made of them.
+/// choice depends on other tokens of the batch say `static constexpr bool causal = false`; so do gates and choice
+/// rules, for the routers made of them.
 template <typename R>
 inline constexpr bool is_causal = [] {
   if constexpr (requires { R::causal; })
@@ -135,8 +136,8 @@ concept CanApplyBackward = CanApply<E> &&
       expert.backward(x, x, dx, dx);
     };
 
-/// A function of a block of rows that treats every row alike and on its own. `saved` is scratch of saved_columns() numbers a
-/// row that forward may leave for backward.
+/// A function of a block of rows that treats every row alike and on its own. `saved` is scratch of saved_columns()
+/// numbers a row that forward may leave for backward.
 template <typename E>
 concept ExpertFunctor = HasScalar<E> && HasInputs<E> && HasOutputs<E> && CanApply<E>;
 /// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters.
@@ -152,8 +153,10 @@ concept CanRunExperts = HasScalar<B> && HasTape<B> &&
 
 template <typename B>
 concept CanRunExpertsBackward = CanRunExperts<B> &&
-    requires(B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets, tokens_out<typename B::scalar> dx,
-             typename B::tape& tape, const executor_ref& executor) { bank.backward(x, offsets, x, dx, tape, executor); };
+    requires(B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets,
+             tokens_out<typename B::scalar> dx, typename B::tape& tape, const executor_ref& executor) {
+      bank.backward(x, offsets, x, dx, tape, executor);
+    };
 
 /// All experts of a layer. The rows of expert e are offsets[e] .. offsets[e+1] of x and y.
 template <typename B>
@@ -202,8 +205,8 @@ consteval bool explain_gate() {
   static_assert(HasExpertCount<G>, "sluice: gate needs `index_t experts() const`");
   static_assert(HasTape<G>, "sluice: gate needs a default-constructible member type `tape`");
   static_assert(CanScore<G>,
-                "sluice: gate needs `void forward(tokens_in<scalar> x, const routing_context<scalar>&, tokens_out<scalar> "
-                "logits, tape&) const`");
+                "sluice: gate needs `void forward(tokens_in<scalar> x, const routing_context<scalar>&, "
+                "tokens_out<scalar> logits, tape&) const`");
   return Gate<G>;
 }
 
@@ -215,7 +218,8 @@ consteval bool explain_router() {
   static_assert(HasPlan<R>, "sluice: router needs a member type `plan`, for instance sluice::sparse_plan<scalar>");
   static_assert(HasTape<R>, "sluice: router needs a default-constructible member type `tape`");
   static_assert(CanRoute<R>,
-                "sluice: router needs `void route(tokens_in<scalar> x, const routing_context<scalar>&, plan&, tape&) const`");
+                "sluice: router needs `void route(tokens_in<scalar> x, const routing_context<scalar>&, plan&, tape&) "
+                "const`");
   return RouterPolicy<R>;
 }
 
@@ -223,8 +227,8 @@ template <typename R>
 consteval bool explain_differentiable_router() {
   static_assert(explain_router<R>());
   static_assert(CanRouteBackward<R>,
-                "sluice: router needs `void backward(tokens_in<scalar> x, const routing_context<scalar>&, const plan&, const "
-                "plan::gradient&, tape&, tokens_out<scalar> dx)` to be trained");
+                "sluice: router needs `void backward(tokens_in<scalar> x, const routing_context<scalar>&, const plan&, "
+                "const plan::gradient&, tape&, tokens_out<scalar> dx)` to be trained");
   return DifferentiableRouter<R>;
 }
 
@@ -243,8 +247,8 @@ template <typename E>
 consteval bool explain_differentiable_expert() {
   static_assert(explain_expert<E>());
   static_assert(CanApplyBackward<E>,
-                "sluice: expert needs `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> saved, "
-                "tokens_out<scalar> dx)` to be trained");
+                "sluice: expert needs `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> "
+                "saved, tokens_out<scalar> dx)` to be trained");
   return DifferentiableExpert<E>;
 }
 
@@ -267,14 +271,15 @@ consteval bool explain_loss() {
   static_assert(requires(typename R::tape& tape) { tape.seen, tape.dseen; },
                 "sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`");
   static_assert(AuxiliaryLoss<L, R>,
-                "sluice: auxiliary loss needs `scalar operator()(const signals&, const plan&, const routing_context<scalar>&, "
-                "gradients&) const` for the seen of this router");
+                "sluice: auxiliary loss needs `scalar operator()(const signals&, const plan&, const "
+                "routing_context<scalar>&, gradients&) const` for the seen of this router");
   return AuxiliaryLoss<L, R>;
 }
 
 template <typename E>
 consteval bool explain_executor() {
-  static_assert(Executor<E>, "sluice: executor needs `void parallel_for(index_t n, body)` for any body callable with an index_t");
+  static_assert(Executor<E>,
+                "sluice: executor needs `void parallel_for(index_t n, body)` for any body callable with an index_t");
   return Executor<E>;
 }
 

@@ -84,7 +84,7 @@ struct routing_context {
   }
 };
 
-/// Throws if a part of the context does not fit a batch of this many tokens.
+/// Throws std::invalid_argument if a part of the context does not fit a batch of this many tokens.
 template <typename Scalar>
 void check_context(const routing_context<Scalar>& context, index_t tokens) {
   const auto check_length = [&](const char* name, std::size_t length) {
@@ -106,6 +106,14 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   if (!ascending)
     throw_invalid("routing_context.groups must ascend from 0 to the number of tokens, ", tokens, "; it has ",
                   context.groups.size(), " entries");
+}
+
+/// What every router checks first: that x is [T, inputs] and the context fits it. Throws std::invalid_argument.
+template <typename Scalar>
+void check_tokens(tokens_in<Scalar> x, index_t inputs, const routing_context<Scalar>& context) {
+  if (x.cols() != inputs)
+    throw_invalid("the router reads tokens of width ", inputs, "; x is [", x.rows(), ", ", x.cols(), "]");
+  check_context(context, x.rows());
 }
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -1,9 +1,9 @@
 /// How work is spread over threads: an executor runs body(0) ... body(n-1), in any order, on any threads.
 ///
-/// sluice hands out tasks that write to places of their own and sums in a fixed order, so results are equal bit for bit for
-/// every executor and thread count. A thread pool of your own is an executor if it has
-/// `parallel_for(index_t n, body)` that returns when all n calls have returned; see examples/own_executor.cpp. If it also has
-/// `index_t concurrency() const`, work is cut to that number of threads.
+/// sluice hands out tasks that write to places of their own and sums in a fixed order, so results are equal bit for bit
+/// for every executor and thread count. A thread pool of your own is an executor if it has `parallel_for(index_t n,
+/// body)` that returns when all n calls have returned; see examples/own_executor.cpp. If it also has `index_t
+/// concurrency() const`, work is cut to that number of threads.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -54,18 +54,11 @@ public:
   executor_ref() = default;  // serial
 
   template <typename E>
-    requires(!std::same_as<std::remove_cvref_t<E>, executor_ref>)
-  &&Executor<E> executor_ref(E& executor)
+    requires(!std::same_as<std::remove_cvref_t<E>, executor_ref> && Executor<E>)
+  executor_ref(E& executor)
       : object_(std::addressof(executor)),
-  run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }),
-  concurrency_([](const void* object) -> index_t {
-    if constexpr (requires(const E& e) {
-                    { e.concurrency() } -> std::convertible_to<index_t>;
-                  })
-      return static_cast<const E*>(object)->concurrency();
-    else
-      return 16;  // unknown: enough tasks for a large desktop
-  }) {}
+        run_([](void* object, index_t n, detail::task_ref body) { static_cast<E*>(object)->parallel_for(n, body); }),
+        concurrency_([](const void* object) { return concurrency_of(*static_cast<const E*>(object)); }) {}
 
   /// How many tasks run at the same time, about. Tasks are cut to keep that many busy; results do not depend on it.
   index_t concurrency() const { return run_ == nullptr ? 1 : concurrency_(object_); }
@@ -88,6 +81,14 @@ public:
   }
 
 private:
+  template <typename E>
+  static index_t concurrency_of(const E& executor) {
+    if constexpr (requires { { executor.concurrency() } -> std::convertible_to<index_t>; })
+      return executor.concurrency();
+    else
+      return 16;  // unknown: enough tasks for a large desktop
+  }
+
   void* object_ = nullptr;
   void (*run_)(void*, index_t, detail::task_ref) = nullptr;
   index_t (*concurrency_)(const void*) = nullptr;

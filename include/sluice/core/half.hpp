@@ -3,8 +3,8 @@
 ///   bfloat16   8 exponent bits, 7 fraction bits: the upper half of a float
 ///   float16    5 exponent bits, 10 fraction bits (IEEE binary16), largest 65504
 ///
-/// To float every value converts exactly. From float: round to nearest, ties to even; what is too large becomes infinity, NaN
-/// stays NaN. Everything is done on bits, so -ffast-math changes nothing.
+/// To float every value converts exactly. From float: round to nearest, ties to even; what is too large becomes
+/// infinity, NaN stays NaN. Everything is done on bits, so -ffast-math changes nothing.
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -1,14 +1,15 @@
 /// Names the instruction set that this source is compiled for, as an inline namespace around everything in sluice.
 ///
-/// Two sources of one program may be built with different flags (say SSE2 and AVX-512). Without this tag the linker would
-/// merge their inline functions and one half of the program would run the other half's instructions. Users never write
-/// the name: it is an inline namespace. Options that change what functions do without changing the instruction set are part of
-/// the name for the same reason: -ffast-math, and -fno-exceptions, whose functions neither throw nor clean up after others'
-/// exceptions. (-fopenmp is not: openmp_executor alone depends on it, and is another type.) One name stands for a whole generation of processors: avx2_fma
-/// also for BMI and F16C, which every processor with AVX2 and FMA has.
+/// Two sources of one program may be built with different flags (say SSE2 and AVX-512). Without this tag the linker
+/// would merge their inline functions and one half of the program would run the other half's instructions. Users never
+/// write the name: it is an inline namespace. Options that change what functions do without changing the instruction
+/// set are part of the name for the same reason: -ffast-math, and -fno-exceptions, whose functions neither throw nor
+/// clean up after others' exceptions. (-fopenmp is not: openmp_executor alone depends on it, and is another type.) One
+/// name stands for a whole generation of processors: avx2_fma also for BMI and F16C, which every processor with AVX2
+/// and FMA has.
 ///
-/// Eigen and the standard library have no such names, so where a program has to run on a processor that lacks one of its
-/// instruction sets, build the sources as variants: core/variant.hpp.
+/// Eigen and the standard library have no such names, so where a program has to run on a processor that lacks one of
+/// its instruction sets, build the sources as variants: core/variant.hpp.
 #pragma once
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)

@@ -1,12 +1,12 @@
 /// Where the elements of a matrix [rows, cols] are kept: row by row, or in panels that kernels read straight through.
 ///
 ///   row-major   place(r, c) = r cols + c
-///   panels      L rows make a panel. A panel holds groups of G columns one after another, a group holds L x G elements:
+///   panels      L rows make a panel. A panel holds groups of G columns one after another, a group L x G elements:
 ///               place(r, c) = (r / L) S + (c / G) L G + (r % L) G + c % G,   S = L G ceil(cols / G)
 ///
-/// Of a weight matrix W [out,in], rows are outputs: one vector load in a panel fetches one input's weights to L outputs.
-/// What the last panel holds beyond the matrix is stored and stays zero. L is the vector width of the instruction set, so
-/// files never contain panels: everything that leaves memory goes element by element, row-major.
+/// Of a weight matrix W [out,in], rows are outputs: one vector load in a panel fetches one input's weights to L
+/// outputs. What the last panel holds beyond the matrix is stored and stays zero. L is the vector width of the
+/// instruction set, so files never contain panels: everything that leaves memory goes element by element, row-major.
 #pragma once
 
 #include <sluice/core/types.hpp>

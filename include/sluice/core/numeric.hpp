@@ -1,8 +1,8 @@
 /// Comparisons of floating-point numbers that hold under every compiler flag.
 ///
 /// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares floating-point values: the bits
-/// are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity is a
-/// value like any other.
+/// are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity
+/// is a value like any other.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -54,7 +54,7 @@ ordered_bits<Scalar> order_key(const Scalar& value) noexcept {
 /// A quiet NaN that no compiler flag can fold away.
 template <std::floating_point Scalar>
 Scalar quiet_nan() noexcept {
-  const ordered_bits<Scalar> bits = sizeof(Scalar) == 4 ? ordered_bits<Scalar>(0x7fc00000) : ordered_bits<Scalar>(0x7ff8000000000000);
+  const auto bits = ordered_bits<Scalar>(sizeof(Scalar) == 4 ? 0x7fc00000 : 0x7ff8000000000000);
   Scalar value;
   std::memcpy(&value, &bits, sizeof value);
   return value;

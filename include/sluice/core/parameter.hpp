@@ -5,7 +5,10 @@
 /// A class with parameters has one function for all of that:
 ///
 ///   template <typename Self, typename Visitor>
-///   static void visit_parameters(Self& self, Visitor&& visit) { visit("weight", self.weight_); visit("gate", self.gate_); }
+///   static void visit_parameters(Self& self, Visitor&& visit) {
+///     visit("weight", self.weight_);
+///     visit("gate", self.gate_);
+///   }
 ///
 /// where each thing visited is a parameter or another class with parameters; names are joined by dots.
 #pragma once
@@ -45,8 +48,9 @@ struct initial_values {
 
 /// An array of the model. Element is what it is kept as: Scalar, or a sixteen-bit type for weights that are only read.
 ///
-/// A weight matrix may be kept in panels (core/matrix_layout.hpp). value() and gradient() are the memory as it lies, which
-/// is all that an optimiser needs; whoever cares which element is which uses for_each_place, to_matrix and assign.
+/// A weight matrix may be kept in panels (core/matrix_layout.hpp). value() and gradient() are the memory as it lies,
+/// which is all that an optimiser needs; whoever cares which element is which uses for_each_place, to_matrix and
+/// assign.
 template <std::floating_point Scalar, typename Element = Scalar>
 class parameter {
 public:

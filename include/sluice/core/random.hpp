@@ -4,8 +4,8 @@
 ///   site        tells draws of different kinds apart: a name, such as random_site("sparse_mixer.round")
 ///   at_step(s)  the same source at another step of training
 ///   split(i)    a source of its own for the i-th of several users, such as the layers of a model
-///   replay      recorded numbers take the generator's place: replay(site, values) makes draw(site, i) return values[i],
-///               which is how published cases with given noise are checked
+///   replay      recorded numbers take the generator's place: replay(site, values) makes draw(site, i) return
+///               values[i], which is how published cases with given noise are checked
 /// at_step and split commute, splits can be split again, and all keep what is replayed.
 /// Generator: Philox-4x32-10. Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 #pragma once
@@ -74,9 +74,10 @@ public:
   /// and of other places.
   random_source split(index_t place) const {
     const auto p = static_cast<std::uint64_t>(place);
-    const auto bits = detail::philox_4x32_10(
-        {static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32), 0, random_site("random_source.split").number()},
-        static_cast<std::uint32_t>(~seed_), static_cast<std::uint32_t>(~seed_ >> 32));
+    const block_t counter{static_cast<std::uint32_t>(p), static_cast<std::uint32_t>(p >> 32), 0,
+                          random_site("random_source.split").number()};
+    const block_t bits = detail::philox_4x32_10(counter, static_cast<std::uint32_t>(~seed_),
+                                                static_cast<std::uint32_t>(~seed_ >> 32));
     random_source other = *this;
     other.seed_ = bits[0] | std::uint64_t{bits[1]} << 32;
     return other;

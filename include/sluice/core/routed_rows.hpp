@@ -3,8 +3,9 @@
 ///   rows of expert e: offsets[e] .. offsets[e+1]
 ///   row i reads input_scale(i) * x[token(i)] and adds weight(i) * f_e(row i) to y[token(i)]
 ///
-/// A view; the arrays belong to the plan. Rows that were gathered before are not routed: row i is token i with weight and
-/// scale 1, and only the rows offsets.front() .. offsets.back() of y are written. A token has an expert at most once.
+/// A view; the arrays belong to the plan. Rows that were gathered before are not routed: row i is token i with weight
+/// and scale 1, and only the rows offsets.front() .. offsets.back() of y are written. A token has an expert at most
+/// once.
 #pragma once
 
 #include <sluice/core/types.hpp>

@@ -4,8 +4,9 @@
 ///   noisy  [T,E]  the logits that selection used; equal to clean where the router added no noise
 ///   noise_std     scale of the noise: one number sigma, or [T,E] where it is learned
 ///
-/// A loss adds its gradient with respect to each array to the matching array of score_gradients. So can a caller, between
-/// the forward and the backward call: that is how a gradient from the next layer's router reaches this one (MoE++).
+/// A loss adds its gradient with respect to each array to the matching array of score_gradients. So can a caller,
+/// between the forward and the backward call: that is how a gradient from the next layer's router reaches this one
+/// (MoE++).
 #pragma once
 
 #include <sluice/core/buffer.hpp>

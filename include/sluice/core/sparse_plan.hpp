@@ -1,13 +1,13 @@
 /// Routing plan: which token goes to which expert, with what weight. Every hard router produces one.
 ///
 ///   tokens T, experts E, assignments n (any number, known only after routing)
-///   by expert:  expert e owns assignments offsets()[e] .. offsets()[e+1], in the order in which they were added (slots)
+///   by expert:  expert e owns assignments offsets()[e] .. offsets()[e+1], in the order in which they were added (slot)
 ///   by token:   of_token(t) lists the assignments of token t in the order in which they were added (ranks)
 ///   y[t] = sum over the assignments i of token t of weight(i) * f_expert(i)(input_scale(i) * x[t])
 ///
-/// A plan is a value: copy it, save it, look into it, change its weights, use it again with other experts. Weights need not
-/// sum to 1. Assignments that a capacity limit refused are listed in dropped(). A token whose logits held NaN is invalid:
-/// its output is NaN. A token without assignments has output zero.
+/// A plan is a value: copy it, save it, look into it, change its weights, use it again with other experts. Weights need
+/// not sum to 1. Assignments that a capacity limit refused are listed in dropped(). A token whose logits held NaN is
+/// invalid: its output is NaN. A token without assignments has output zero.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -45,7 +45,8 @@ public:
 
   /// Empties the plan for a batch. Memory is kept.
   void reset(index_t tokens, index_t experts) {
-    if (tokens < 0 || experts < 1) throw_invalid("a plan needs T >= 0 and E >= 1, not T = ", tokens, " and E = ", experts);
+    if (tokens < 0 || experts < 1)
+      throw_invalid("a plan needs T >= 0 and E >= 1, not T = ", tokens, " and E = ", experts);
     tokens_ = tokens;
     experts_ = experts;
     pending_.clear();
@@ -65,8 +66,8 @@ public:
   /// Says that inputs are scaled, so that gradients of the scales are wanted even where a scale is 1.
   void use_input_scale() noexcept { has_input_scale_ = true; }
 
-  /// Sorts what was added by expert and by token; call once after the last add. Throws std::invalid_argument if something is
-  /// outside T and E: a router's mistake must not become a write outside the layer's memory.
+  /// Sorts what was added by expert and by token; call once after the last add. Throws std::invalid_argument if
+  /// something is outside T and E: a router's mistake must not become a write outside the layer's memory.
   void finish() {
     const index_t n = pending_.size();
     for (const index_t token : invalid_)
@@ -82,8 +83,8 @@ public:
     }
     add_up(offsets_);
     add_up(token_offsets_);
-    token_.resize(n), expert_.resize(n), rank_.resize(n), weight_.resize(n), input_scale_.resize(n),
-        by_token_.resize(n);
+    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_}) numbers->resize(n);
+    for (auto* numbers : {&weight_, &input_scale_}) numbers->resize(n);
     // Both sorts are stable counting sorts. The offsets serve as cursors and are shifted back afterwards.
     for (index_t i = 0; i < n; ++i) {
       const entry& a = pending_[i];
@@ -119,7 +120,8 @@ public:
 
   std::span<const index_t> of_token(index_t token) const noexcept {
     const index_t begin = token_offsets_[token];
-    return by_token_.span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(token_offsets_[token + 1] - begin));
+    const index_t count = token_offsets_[token + 1] - begin;
+    return by_token_.span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count));
   }
   std::span<const dropped_assignment<Scalar>> dropped() const noexcept { return dropped_.span(); }
   std::span<const index_t> invalid_tokens() const noexcept { return invalid_.span(); }

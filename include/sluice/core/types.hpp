@@ -6,8 +6,8 @@
 
 #include <sluice/core/isa.hpp>
 
-// GCC takes the "any value will do" of its own AVX-512 header for a mistake. What is off while the functions that use it are
-// read stays off wherever they end up.
+// GCC takes the "any value will do" of its own AVX-512 header for a mistake. What is off while the functions that use
+// it are read stays off wherever they end up.
 #if defined(__GNUC__) && !defined(__clang__)
 #define SLUICE_BEGIN_VECTOR_LIBRARY                                                   \
   _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \

@@ -1,16 +1,16 @@
-/// Run-time choice among variants of one piece of code, each compiled for another instruction set and all linked into one
-/// program. The CMake function sluice_add_variants builds them and writes the list that is chosen from:
+/// Run-time choice among variants of one piece of code, each compiled for another instruction set and all linked into
+/// one program. The CMake function sluice_add_variants builds them and writes the list that is chosen from:
 ///
 ///   CMake     sluice_add_variants(model SOURCES model_variant.cpp ENTRY make_model TYPE model_factory HEADER model.hpp
 ///                                 ISAS sse2 avx2 avx512)
 ///   model.hpp          using model_factory = std::unique_ptr<model>();            // what every variant offers
-///   model_variant.cpp  SLUICE_VARIANT_ENTRY(make_model)                            // defined once, compiled once a variant
+///   model_variant.cpp  SLUICE_VARIANT_ENTRY(make_model)                      // defined once, compiled once a variant
 ///   main.cpp           #include <make_model_variants.hpp>                          // generated
 ///                      sluice::best_variant(make_model_variants).entry();
 ///
-/// Whatever crosses the border between a variant and the program is laid out alike on both sides: numbers, pointers, classes of
-/// the standard library, abstract classes of your own. Eigen's matrices are not (their alignment follows the instruction set),
-/// and every type of sluice is another type in every variant.
+/// Whatever crosses the border between a variant and the program is laid out alike on both sides: numbers, pointers,
+/// classes of the standard library, abstract classes of your own. Eigen's matrices are not (their alignment follows the
+/// instruction set), and every type of sluice is another type in every variant.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -22,7 +22,8 @@
 #define SLUICE_VARIANT_JOIN(name, variant) name##_##variant
 #define SLUICE_VARIANT_NAME(name, variant) SLUICE_VARIANT_JOIN(name, variant)
 
-/// Names the entry of this variant: `name_avx2` in the source that is compiled as variant avx2. Only this symbol leaves it.
+/// Names the entry of this variant: `name_avx2` in the source that is compiled as variant avx2. Only this symbol leaves
+/// it.
 #if defined(SLUICE_VARIANT)
 #define SLUICE_VARIANT_ENTRY(name) SLUICE_VARIANT_NAME(name, SLUICE_VARIANT)
 #else

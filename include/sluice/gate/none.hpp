@@ -1,7 +1,8 @@
 /// No gate: logits [T,E] are zero, there are no parameters and x has no gradient from here.
 ///
-/// For rules that route by something else than scores: token ids (hash routes), modalities, a fixed or random partition.
-/// What such a rule needs stands in the context. T = 0 is fine; NaN in a token still makes that token invalid.
+/// For rules that route by something else than scores: token ids (hash routes), modalities, a fixed or random
+/// partition. What such a rule needs stands in the context. T = 0 is fine; NaN in a token still makes that token
+/// invalid.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -3,13 +3,14 @@
 ///   logits [T,E] = gate(x) + G R^T        G [T,E] = context.previous_logits, R [E,E] without bias
 ///   dR += dlogits^T G;  dG = dlogits R    kept in the tape: previous_logits_gradient()
 ///
-/// G are the logits `signals.clean` of the layer before, for the same tokens. Training two linked layers:
+/// G are the logits `seen.clean` of the layer before, for the same tokens. Training two linked layers:
 ///
-///   first.forward(x, h, tape1);           context.previous_logits = std::as_const(tape1.router.signals.clean).map();
+///   first.forward(x, h, tape1);           context.previous_logits = std::as_const(tape1.router.seen.clean).map();
 ///   second.forward(h, y, tape2, context); second.backward(dy, dh, tape2);
 ///   tape1.router.dseen.clean.map() += tape2.router.gate.previous_logits_gradient().map();
 ///   first.backward(dh, dx, tape1);
 ///
+/// NaN in a row of G makes that token's logits NaN and reaches no gradient.
 /// Without previous logits a call throws std::invalid_argument, unless options.optional is set (a first layer of the
 /// same type): then the inner gate alone scores and previous_logits_gradient() is empty.
 /// Parameters: those of the inner gate and residual R, uniform within 1/sqrt(E) at the start.
@@ -17,6 +18,7 @@
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/linear.hpp>
@@ -33,6 +35,7 @@ public:
   using scalar = typename Inner::scalar;
   struct tape {
     typename Inner::tape inner;
+    token_screen<scalar> previous;  ///< padding and NaN among the previous logits
     matrix_buffer<scalar> dprevious;
 
     /// [T,E] after backward, or empty if the forward call had no previous logits.
@@ -63,11 +66,15 @@ public:
       return;
     }
     validate(previous, x.rows());
+    t.previous.hide(previous.map(), context);
+    const auto seen = t.previous.of(previous.map());
     context.executor.parallel_blocks(x.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
-      kernel::multiply_nt(end - begin, this->experts(), this->experts(), previous.data + begin * previous.cols,
-                          previous.cols, residual_.data(), this->experts(), &logits(begin, 0), logits.outerStride(),
-                          kernel::write::accumulate);
+      kernel::multiply_nt(end - begin, this->experts(), this->experts(), seen.data() + begin * seen.outerStride(),
+                          seen.outerStride(), residual_.data(), this->experts(), &logits(begin, 0),
+                          logits.outerStride(), kernel::write::accumulate);
     });
+    for (index_t token = 0; token < x.rows(); ++token)
+      if (t.previous.is_invalid(token)) logits.row(token).setConstant(quiet_nan<scalar>());
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
@@ -76,7 +83,8 @@ public:
     if (!context.previous_logits) return;
     validate(context.previous_logits, x.rows());
     t.dprevious.set_zero(x.rows(), this->experts());
-    linear_backward<scalar>(context.previous_logits.map(), residual_, dlogits, t.dprevious.map(), context.executor);
+    linear_backward<scalar>(t.previous.of(context.previous_logits.map()), residual_, dlogits, t.dprevious.map(),
+                            context.executor);
   }
 
   parameter<scalar>& residual() noexcept { return residual_; }

@@ -7,10 +7,11 @@
 ///   decltype(layer)::tape tape;                layer.forward(x, y, tape);                  // training
 ///                                              layer.backward(dy, dx, tape);               // adds into gradients
 ///
-/// Inference is const and may run in many threads at once, each with a workspace of its own; after the largest batch has been
-/// seen a call allocates nothing. Results do not depend on the executor or its thread count, bit for bit. Every auxiliary
-/// loss is evaluated by the training forward call; its value is in tape.losses and its gradient joins in backward.
-/// T = 0 is a valid batch. NaN in a token's logits gives that token's output NaN and changes no other (for token choice).
+/// Inference is const and may run in many threads at once, each with a workspace of its own; after the largest batch
+/// has been seen a call allocates nothing. Results do not depend on the executor or its thread count, bit for bit.
+/// Every auxiliary loss is evaluated by the training forward call; its value is in tape.losses and its gradient joins
+/// in backward. T = 0 is a valid batch. NaN in a token or its logits gives that token's output NaN; it reaches no other
+/// token, no loss and no parameter's gradient.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -67,6 +68,7 @@ public:
     context_type context;
     matrix_buffer<scalar> x;
     std::array<scalar, sizeof...(Losses)> losses{};  ///< coefficient × value of each auxiliary loss
+    buffer<std::uint8_t> counted;                    ///< [T] 1 where losses see the token; empty: as the context says
     matrix_buffer<scalar> drows;
     matrix_buffer<scalar> doutputs;
     typename plan_type::gradient dplan;
@@ -119,7 +121,7 @@ public:
     apply(t.x.map(), y, t, context, true);
     if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
       t.router.dseen.zero_like(t.router.seen);
-    evaluate_losses(t, std::index_sequence_for<Losses...>{});
+    evaluate_losses(t, loss_context(t), std::index_sequence_for<Losses...>{});
   }
 
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
@@ -155,8 +157,8 @@ public:
     router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
   }
 
-  /// Updates what is learned without gradients (selection biases, controllers, live experts), once per optimiser step, from
-  /// the statistics that the tape gathered since the last call.
+  /// Updates what is learned without gradients (selection biases, controllers, live experts), once per optimiser step,
+  /// from the statistics that the tape gathered since the last call.
   void after_step(tape& t) {
     if constexpr (requires { router_.after_step(t.statistics, t.router); }) router_.after_step(t.statistics, t.router);
     std::apply([&](auto&... loss) { (step_loss(loss, t.statistics), ...); }, losses_);
@@ -175,8 +177,8 @@ public:
         losses_);
   }
 
-  /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps comes
-  /// on top, a few numbers a token and expert.
+  /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps
+  /// comes on top, a few numbers a token and expert.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     if constexpr (fused)
       return experts_.workspace_bytes(rows, training);
@@ -229,9 +231,22 @@ private:
     ws.statistics.count(ws.plan, padding);
   }
 
+  /// The context of a training call as losses see it: a token that held NaN is padding to them.
+  static context_type loss_context(tape& t) {
+    context_type context = t.context;
+    t.counted.clear();
+    const auto invalid = t.plan.invalid_tokens();
+    if (invalid.empty()) return context;
+    t.counted.resize(t.x.rows());
+    for (index_t token = 0; token < t.x.rows(); ++token) t.counted[token] = !context.is_padding(token);
+    for (const index_t token : invalid) t.counted[token] = 0;
+    context.token_mask = t.counted.span();
+    return context;
+  }
+
   template <std::size_t... I>
-  void evaluate_losses(tape& t, std::index_sequence<I...>) const {
-    ((t.losses[I] = std::get<I>(losses_)(t.router.seen, t.plan, t.context, t.router.dseen)), ...);
+  void evaluate_losses(tape& t, const context_type& context, std::index_sequence<I...>) const {
+    ((t.losses[I] = std::get<I>(losses_)(t.router.seen, t.plan, context, t.router.dseen)), ...);
   }
 
   template <typename Loss>

@@ -7,8 +7,8 @@
 ///
 /// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads
 /// nothing. Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the
-/// mean over groups. NaN in a logit that a loss reads makes its value NaN: divergence stays visible (but -ffast-math may
-/// hide it here, where nothing is chosen by it).
+/// mean over groups. A layer shows losses tokens that hold NaN as padding. In a loss called directly, NaN in a logit
+/// that it reads makes its value NaN (but -ffast-math may hide it here, where nothing is chosen by it).
 ///
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
@@ -110,7 +110,8 @@ public:
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
-        const double slope = form_ == loss_probability::softmax ? 1 : kernel::logistic(-static_cast<double>(logits_(t, e)));
+        const auto logit = static_cast<double>(logits_(t, e));
+        const double slope = form_ == loss_probability::softmax ? 1 : kernel::logistic(-logit);
         dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });
@@ -119,9 +120,10 @@ public:
 private:
   void fill(const Scalar* logits, Scalar* row) const {
     if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
+    const auto sigmoid = [&](index_t e) { return kernel::logistic(static_cast<double>(logits[e])); };
     double sum = 0;
-    for (index_t e = 0; e < experts(); ++e) sum += kernel::logistic(static_cast<double>(logits[e]));
-    for (index_t e = 0; e < experts(); ++e) row[e] = static_cast<Scalar>(sum == 0 ? 0 : kernel::logistic(static_cast<double>(logits[e])) / sum);
+    for (index_t e = 0; e < experts(); ++e) sum += sigmoid(e);
+    for (index_t e = 0; e < experts(); ++e) row[e] = static_cast<Scalar>(sum == 0 ? 0 : sigmoid(e) / sum);
   }
 
   const matrix_buffer<Scalar>& logits_;

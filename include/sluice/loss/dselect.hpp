@@ -15,7 +15,7 @@
 #pragma once
 
 #include <sluice/core/context.hpp>
-#include <sluice/core/selector_signals.hpp>
+#include <sluice/loss/selector_signals.hpp>
 
 #include <algorithm>
 #include <cmath>

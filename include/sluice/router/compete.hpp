@@ -11,9 +11,9 @@
 /// nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base
 /// router have no say in it.
 ///
-/// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A token
-/// whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs: router/competition.hpp.
-/// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
+/// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A
+/// token whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs:
+/// router/competition.hpp. Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -21,6 +21,7 @@
 #include <sluice/core/statistics.hpp>
 #include <sluice/router/competition.hpp>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -140,9 +141,12 @@ public:
     if (!s.competing) return s.reset(0, experts(), 0);
     s.reset(x.rows(), experts(), context.top_k == 0 ? top_k() : context.top_k);
     p.reset(x.rows(), experts());
-    for (index_t token = 0; token < x.rows(); ++token)
-      for (index_t e = 0; e < experts() && !context.is_padding(token); ++e) p.add(token, e, scalar(0), e + 1);
-    for (const index_t token : t.base_plan.invalid_tokens()) p.mark_invalid(token);
+    const auto invalid = t.base_plan.invalid_tokens();
+    for (const index_t token : invalid) p.mark_invalid(token);
+    for (index_t token = 0; token < x.rows(); ++token) {
+      if (context.is_padding(token) || std::find(invalid.begin(), invalid.end(), token) != invalid.end()) continue;
+      for (index_t e = 0; e < experts(); ++e) p.add(token, e, scalar(0), e + 1);
+    }
     p.finish();
   }
 
@@ -227,7 +231,7 @@ private:
 
   bool holds_everyone(const routing_context<scalar>& context, const plan& p, const tape& t) const {
     if (!t.seen.competing || !context.training || p.tokens() != t.seen.winners.rows()) return false;
-    index_t routed = 0;
+    index_t routed = -static_cast<index_t>(p.invalid_tokens().size());
     for (index_t token = 0; token < p.tokens(); ++token) routed += !context.is_padding(token);
     return p.size() == routed * experts();
   }

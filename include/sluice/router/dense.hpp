@@ -30,6 +30,7 @@ public:
   index_t experts() const noexcept { return experts_; }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape&) const {
+    check_tokens(x, inputs(), context);
     p.reset(x.rows(), experts_);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;

@@ -15,19 +15,19 @@
 ///   dZ[i,b] = S'(Z[i,b]) sum over e of alpha[i] G[e] (+1 or -1 by bit b of e) * product over the other bits
 ///   da[i]   = alpha[i] (sum over e of G[e] r[i,e] - sum over e of G[e] weight[e])
 ///
-/// A saturated bit has no gradient and stays. Padding is not routed. NaN in a token's Z or a gives it no expert and
-/// output NaN. The number of selectors is part of the parameters: a call may not name another k.
+/// A saturated bit has no gradient and stays. Padding is not routed. NaN in a token, its Z or a gives it no expert
+/// and output NaN. The number of selectors is part of the parameters: a call may not name another k.
 /// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/numeric.hpp>
-#include <sluice/core/selector_signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/selectors.hpp>
 #include <sluice/kernel/smooth_step.hpp>
 #include <sluice/kernel/softmax.hpp>
-#include <sluice/router/padding.hpp>
+#include <sluice/loss/selector_signals.hpp>
 
 #include <algorithm>
 #include <array>
@@ -51,7 +51,7 @@ public:
   struct tape {
     selector_signals<Scalar> seen;
     selector_gradients<Scalar> dseen;
-    without_padding<Scalar> x;    ///< what the gate saw
+    token_screen<Scalar> screen;  ///< who is routed, and what the gate saw
     matrix_buffer<Scalar> codes;  ///< Z [N, k·m]
     matrix_buffer<Scalar> mixing_logits;
     matrix_buffer<Scalar> weights;  ///< [N,E]
@@ -74,19 +74,26 @@ public:
   index_t bits() const noexcept { return bits_; }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     if (context.top_k != 0 && context.top_k != selectors())
       throw_invalid("dselect_k_router has k = ", selectors(), " selectors; the call asks for k = ", context.top_k);
     const index_t rows = GateType::per_token ? x.rows() : 1;
     t.codes.resize(rows, selectors() * bits());
     t.mixing_logits.resize(rows, selectors());
-    t.x.hide(x, context);
-    gate_.forward(t.x.of(x, context), context, t.codes.map(), t.mixing_logits.map());
+    const auto row_of = [](index_t token) { return GateType::per_token ? token : 0; };
+    t.screen.score(
+        x, context,
+        [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, t.codes.map(), t.mixing_logits.map()); },
+        [&](index_t token) {
+          return any_nan(t.codes.row(row_of(token)), t.codes.cols()) ||
+                 any_nan(t.mixing_logits.row(row_of(token)), selectors());
+        });
     select(context, t);
     p.reset(x.rows(), experts());
     for (index_t token = 0; token < x.rows(); ++token) {
-      if (context.is_padding(token)) continue;
-      const index_t n = GateType::per_token ? token : 0;
-      if (!t.seen.counted[n]) p.mark_invalid(token);
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);
+      if (!t.screen.is_routed(token)) continue;
+      const index_t n = row_of(token);
       index_t rank = 0;
       for (index_t e = 0; e < experts(); ++e)
         if (t.weights(n, e) > 0) p.add(token, e, t.weights(n, e), rank++);
@@ -106,7 +113,7 @@ public:
       for (index_t n = begin; n < end; ++n)
         if (t.seen.counted[n]) backward_row(t, n);
     });
-    gate_.backward(t.x.of(x, context), context, t.dcodes.map(), t.dmixing.map(), dx);
+    gate_.backward(t.screen.of(x), context, t.dcodes.map(), t.dmixing.map(), dx);
   }
 
   GateType& gate() noexcept { return gate_; }
@@ -155,8 +162,8 @@ private:
     context.executor.parallel_blocks(rows, row_block, [&](index_t begin, index_t end) {
       steps s;
       for (index_t n = begin; n < end; ++n) {
-        if ((GateType::per_token && context.is_padding(n)) || any_nan(t.codes.row(n), t.codes.cols()) ||
-            any_nan(t.mixing_logits.row(n), selectors()))
+        const bool is_hidden = GateType::per_token && !t.screen.is_routed(n);
+        if (is_hidden || any_nan(t.codes.row(n), t.codes.cols()) || any_nan(t.mixing_logits.row(n), selectors()))
           continue;
         t.seen.counted[n] = 1;
         kernel::softmax(t.mixing_logits.row(n), t.seen.mixing.row(n), selectors());

@@ -7,8 +7,8 @@
 ///
 /// E is room for experts; those that are not live never pass. In training a token without an active expert is routed
 /// nowhere (its output is 0); at inference it goes to the live expert of the highest score, with weight 1. Equal
-/// scores: the lower index. A token with NaN among its logits is invalid and routed nowhere. Padding is not routed and
-/// may hold anything. T = 0 gives an empty plan.
+/// scores: the lower index. A token with NaN in it or its logits is invalid and routed nowhere. Padding is not routed
+/// and may hold anything. T = 0 gives an empty plan.
 ///
 /// Straight-through gradient: the step hands its gradient on to relu(s - h), so active pairs have one and no others do,
 /// inference's single choices included; 1/k_t is a constant. With g the gradient of the weights and that of losses:
@@ -24,6 +24,7 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/cosine.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/router/expert_turnover.hpp>
@@ -78,6 +79,7 @@ public:
     top_any_gradients<Scalar> dseen;
     turnover_record<Scalar> record;
     expert_change change;  ///< of the last after_step()
+    token_screen<Scalar> screen;  ///< who is routed, and what the gate saw
     typename cosine_gate<Scalar>::tape gate;
     matrix_buffer<Scalar> dlogits;
     buffer<Scalar> dthresholds;
@@ -111,21 +113,21 @@ public:
   }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     auto& s = t.seen;
     s.logits.resize(x.rows(), experts());
-    gate_.forward(x, context, s.logits.map(), t.gate);
+    t.screen.score(
+        x, context, [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, s.logits.map(), t.gate); },
+        [&](index_t token) { return any_nan(s.logits.row(token), experts()); });
+    t.screen.spoil_invalid(s.logits);
     score(context, t);
     const bool recording = context.training && options_.schedule.records(step());
     if (recording) t.record.prepare(experts(), inputs());
     p.reset(x.rows(), experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* active = s.active.row(token);
-      const bool invalid = !context.is_padding(token) && any_nan(s.logits.row(token), experts());
-      if (invalid) p.mark_invalid(token);
-      if (invalid || context.is_padding(token)) {
-        leave_out(token, t);
-        continue;
-      }
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);
+      if (!t.screen.is_routed(token)) continue;
       index_t count = 0;
       for (index_t e = 0; e < experts(); ++e) count += active[e] != Scalar(0);
       if (recording) note(x.data() + token * x.outerStride(), active, count, t.record);
@@ -163,7 +165,7 @@ public:
       if (!(gate_.temperature().data()[0] > std::log(Scalar(largest_scale))))
         gate_.temperature().gradient()[0] += scaled * threshold_.data()[e];
     }
-    gate_.backward(x, context, t.dlogits.map(), t.gate, dx);
+    gate_.backward(t.screen.of(x), context, t.dlogits.map(), t.gate, dx);
     add_representation_gradients(t);
   }
 
@@ -232,15 +234,8 @@ private:
           s.active(token, e) = s.scores(token, e) > s.thresholds[e];
         }
     });
-  }
-
-  /// A token that is not routed. Its content, perhaps NaN, must reach no gradient but its own.
-  void leave_out(index_t token, tape& t) const {
-    std::fill_n(t.seen.active.row(token), experts(), Scalar(0));
-    std::fill_n(t.seen.scores.row(token), experts(), Scalar(0));
-    std::fill_n(t.gate.unit_tokens.row(token), inputs(), Scalar(0));
-    std::fill_n(t.gate.cosines.row(token), experts(), Scalar(0));
-    t.gate.token_norms[token] = 1;
+    t.screen.clear_hidden(s.scores);
+    t.screen.clear_hidden(s.active);
   }
 
   /// Dead experts are passed over: their score of 0 is not below a live score that underflowed.

@@ -24,11 +24,11 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/noise.hpp>
-#include <sluice/router/padding.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -64,7 +64,7 @@ public:
   struct tape {
     score_signals<Scalar> seen;
     score_gradients<Scalar> dseen;
-    without_padding<Scalar> x;  ///< what the gate saw
+    token_screen<Scalar> screen;  ///< who is routed, and what the gate saw
     typename GateType::tape gate;
     typename Noise::tape noise;
     matrix_buffer<Scalar> scores;  ///< p [T,E]
@@ -76,8 +76,8 @@ public:
   };
 
   /// A linear gate without bias.
-  expert_choice_router(index_t inputs, index_t experts,
-                       options o = {}) requires std::constructible_from<GateType, index_t, index_t>
+  expert_choice_router(index_t inputs, index_t experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : expert_choice_router(GateType(inputs, experts), std::move(o)) {}
   explicit expert_choice_router(GateType gate, options o = {}, Noise noise = Noise{})
       : gate_(std::move(gate)), noise_(std::move(noise)), options_(std::move(o)) {}
@@ -91,20 +91,27 @@ public:
   }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     if (context.top_k != 0)
       throw_invalid("expert_choice_router has no k, its capacity says how much; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
     t.seen.clean.resize(tokens, experts());
-    t.x.hide(x, context);
-    gate_.forward(t.x.of(x, context), context, t.seen.clean.map(), t.gate);
-    noise_.apply(t.x.of(x, context), context, t.seen, t.noise);
+    t.screen.score(
+        x, context,
+        [&](tokens_in<Scalar> seen) {
+          gate_.forward(seen, context, t.seen.clean.map(), t.gate);
+          noise_.apply(seen, context, t.seen, t.noise);
+        },
+        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); });
+    t.screen.spoil_invalid(t.seen.clean);
+    if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
     score_tokens(context, t);
     p.reset(tokens, experts());
     t.rank.assign(tokens, 0);
     t.queue.resize(experts(), tokens);
     for (index_t g = 0; g < context.group_count(); ++g) serve(context, context.group(g, tokens), p, t);
     for (index_t token = 0; token < tokens; ++token)
-      if (!context.is_padding(token) && has_nan(t, token)) p.mark_invalid(token);
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);
     p.finish();
     // What losses may use as k: the mean number of experts a token got, rounded.
     t.seen.top_k = tokens == 0 ? 1 : (std::max<index_t>)(1, (2 * p.size() + tokens) / (2 * tokens));
@@ -128,12 +135,14 @@ public:
           for (index_t e = 0; e < experts(); ++e) dl[e] -= own[e] * inner;
       }
     });
+    t.screen.clear_hidden(t.dnoisy);
     t.dclean = t.dnoisy;
     if (t.seen.has_noise) {
       t.dclean.map() += t.dseen.clean.map();
-      noise_.backward(t.x.of(x, context), context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
+      t.screen.clear_hidden(t.dclean);
+      noise_.backward(t.screen.of(x), context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
     }
-    gate_.backward(t.x.of(x, context), context, t.dclean.map(), t.gate, dx);
+    gate_.backward(t.screen.of(x), context, t.dclean.map(), t.gate, dx);
   }
 
   GateType& gate() noexcept { return gate_; }
@@ -148,8 +157,6 @@ public:
 
 private:
   static constexpr index_t token_block = 32;
-
-  bool has_nan(const tape& t, index_t token) const { return any_nan(t.seen.noisy().row(token), experts()); }
 
   void score_tokens(const routing_context<Scalar>& context, tape& t) const {
     const matrix_buffer<Scalar>& logits = t.seen.noisy();
@@ -173,7 +180,7 @@ private:
     for (index_t token = group.begin; token < group.end; ++token) {
       if (context.is_padding(token)) continue;
       ++real;
-      if (!has_nan(t, token)) t.valid.push_back(token);
+      if (t.screen.is_routed(token)) t.valid.push_back(token);
     }
     if (real == 0) return;
     const auto taken = [&](index_t e) { return (std::min)(capacity(real, context.training, e), t.valid.size()); };

@@ -11,13 +11,13 @@
 /// inference have a policy each; inference takes all unless told otherwise, for it should draw nothing (ST-MoE does).
 /// Thinned choices take no slot and stay in the denominators. With renormalize_after_drop, weights are made anew of
 /// what capacity kept (DeepSpeed): a lone survivor gets 1. With sampled, the choices after the first are the largest
-/// of L[t] + Gumbel noise, drawn at gshard_rule::sampling_site, position t*E + e; weights still come from L. With straight_through the weights' gradient also comes through the experts' inputs: no derivative then, by
-/// design. Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as
-/// there.
+/// of L[t] + Gumbel noise, drawn at gshard_rule::sampling_site, position t*E + e; weights still come from L. With
+/// straight_through the weights' gradient also comes through the experts' inputs: no derivative then, by design.
+/// Gradients as `renorm` in top_k_router; which choices were drawn is a constant. Ties, NaN and T = 0 as there.
 ///
 ///   GShard     training {.policy = random, .threshold = {0.5}}                           arXiv:2006.16668, algorithm 1
 ///   ST-MoE     both {.policy = random, .threshold = {0.2}}, straight_through, capacity_limit::st_moe  arXiv:2202.08906
-///   DeepSpeed  both {.policy = all, .sampled = true}, renormalize_after_drop, position                 arXiv:2201.05596
+///   DeepSpeed  both {.policy = all, .sampled = true}, renormalize_after_drop, position                arXiv:2201.05596
 #pragma once
 
 #include <sluice/capacity/position.hpp>

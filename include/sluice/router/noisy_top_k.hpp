@@ -26,8 +26,8 @@ public:
     Scalar noise_std = 1;  ///< divided by E
   };
 
-  explicit noisy_top_k_router(index_t inputs, index_t experts = Experts, options o = {},
-                              Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
+  explicit noisy_top_k_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : noisy_top_k_router(GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit noisy_top_k_router(GateType gate, options o = {}, Capacity capacity = {})
@@ -47,9 +47,8 @@ public:
     Scalar noise_epsilon = Scalar(0.01);
   };
 
-  explicit learned_noise_top_k_router(
-      index_t inputs, index_t experts = Experts, options o = {},
-      Capacity capacity = {}) requires std::constructible_from<GateType, index_t, index_t>
+  explicit learned_noise_top_k_router(index_t inputs, index_t experts = Experts, options o = {}, Capacity capacity = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : learned_noise_top_k_router(GateType(inputs, experts), o, std::move(capacity)) {}
 
   explicit learned_noise_top_k_router(GateType gate, options o = {}, Capacity capacity = {})

@@ -4,22 +4,22 @@
 ///   q = x query_weight^T;   score_h(i n + j) = <q[0,h], keys[h,i,0]> + <q[1,h], keys[h,j,1]>;   S = the k best
 ///   w = softmax of the scores over S (the choices of a head compete), or max(score, 0)
 ///
-/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN among a token's similarities
-/// makes it invalid. Padding is not routed and may hold anything. T = 0 gives an empty plan.
+/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN in a token or among its
+/// similarities makes it invalid. Padding is not routed and may hold anything. T = 0 gives an empty plan.
 /// Heads choose on their own and may agree. A plan names an expert once a token, so equal choices of a token share one
 /// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights,
 /// so nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
 /// Choices of weight max(score, 0) = 0 send no output and no gradient and are left out of the plan.
-/// Work per token is 2·heads·n·d for the search whatever E is; of length E are only the plan's offsets and load counters.
+/// Work per token is 2·heads·n·d for the search whatever E is; of length E are only the plan's offsets and counters.
 /// Initial values: query_weight normal with deviation 1/sqrt(D), keys 0.02. He 2024 (PEER), arXiv:2407.04153.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
-#include <sluice/router/padding.hpp>
 
 #include <cmath>
 
@@ -64,7 +64,7 @@ public:
   struct tape {
     product_key_signals<Scalar> seen;
     product_key_gradients<Scalar> dseen;
-    without_padding<Scalar> x;      ///< what the queries are made of
+    token_screen<Scalar> screen;    ///< who is routed, and what the queries are made of
     matrix_buffer<Scalar> queries;  ///< [T, 2·heads·d]
     matrix_buffer<index_t> place;   ///< [T, heads·k] which assignment of its token a choice joined, or -1
     typename product_keys<Scalar>::tape search;
@@ -72,8 +72,8 @@ public:
     matrix_buffer<Scalar> dqueries;
   };
 
-  /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1, k >
-  /// n², or the candidates are more than n or too few for k pairs.
+  /// n keys a half, hence n² experts (times heads if separate). Throws std::invalid_argument if a count is below 1,
+  /// k > n², or the candidates are more than n or too few for k pairs.
   product_key_router(index_t inputs, index_t keys, options o = {})
       : options_(o), keys_(o.heads, keys, o.key_width == 0 ? (std::max<index_t>)(1, inputs / 2) : o.key_width) {
     if (inputs < 1) throw_invalid("product_key_router needs D >= 1, not ", inputs);
@@ -90,26 +90,31 @@ public:
   index_t top_k() const noexcept { return options_.top_k; }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     const index_t k = context.top_k == 0 ? top_k() : context.top_k;
     validate_call(k);
     t.seen.heads = heads();
     t.seen.top_k = k;
     t.queries.resize(x.rows(), query_weight_.rows());
-    t.x.hide(x, context);
-    linear_forward(t.x.of(x, context), query_weight_, t.queries.map(), context.executor);
-    keys_.search(t.queries, k, candidates(k), t.seen.expert, t.seen.scores, t.search, context.executor);
+    t.screen.score(
+        x, context,
+        [&](tokens_in<Scalar> seen) {
+          linear_forward(seen, query_weight_, t.queries.map(), context.executor);
+          keys_.search(t.queries, k, candidates(k), t.seen.expert, t.seen.scores, t.search, context.executor);
+        },
+        [&](index_t token) { return t.search.invalid[token] != 0; });
     t.seen.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
     context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
-        if (context.is_padding(token))
-          erase(t.seen, token);
-        else
+        if (t.screen.is_routed(token))
           weigh(t.seen, token);
+        else
+          erase(t.seen, token);
         join(t, token);
       }
     });
-    fill(context, t, p);
+    fill(t, p);
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
@@ -119,7 +124,7 @@ public:
       for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
     });
     keys_.backward(t.queries, t.seen.expert, t.dscores, t.dqueries, context.executor);
-    linear_backward(t.x.of(x, context), query_weight_, t.dqueries.map(), dx, context.executor);
+    linear_backward(t.screen.of(x), query_weight_, t.dqueries.map(), dx, context.executor);
   }
 
   /// s1 (half 0) or s2 (half 1) of one head for all tokens of the last call, [T,n]: route() does not keep them.
@@ -181,7 +186,7 @@ private:
     }
   }
 
-  void fill(const routing_context<Scalar>& context, const tape& t, plan& p) const {
+  void fill(const tape& t, plan& p) const {
     const index_t k = t.seen.top_k;
     p.reset(t.place.rows(), experts());
     for (index_t token = 0; token < t.place.rows(); ++token) {
@@ -197,7 +202,7 @@ private:
         const index_t first_expert = options_.separate_experts ? s / k * keys_.pairs() : 0;
         p.add(token, first_expert + t.seen.expert(token, s), weight, places++);
       }
-      if (t.search.invalid[token] && !context.is_padding(token)) p.mark_invalid(token);
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);
     }
     p.finish();
   }

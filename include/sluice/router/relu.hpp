@@ -7,9 +7,9 @@
 /// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments
 /// early in training. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit
 /// crosses 0. A token without positive logits gets no expert and output zero; an expert whose logits are negative for
-/// every token has no gradient. Of a token's experts the one with the lowest index has rank 0. A token with NaN among
-/// its logits gets no expert and output NaN. Padding is not routed. A call may not name a k. Input jitter is a matter
-/// of the gate. Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
+/// every token has no gradient. Of a token's experts the one with the lowest index has rank 0. A token that holds NaN,
+/// or whose logits do, gets no expert and output NaN. Padding is not routed. A call may not name a k. Input jitter is a
+/// matter of the gate. Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
 /// arXiv:2412.14711.
 #pragma once
 
@@ -17,8 +17,8 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/linear.hpp>
-#include <sluice/router/padding.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -37,7 +37,7 @@ public:
   struct tape {
     score_signals<Scalar> seen;
     score_gradients<Scalar> dseen;
-    without_padding<Scalar> x;  ///< what the gate saw
+    token_screen<Scalar> screen;  ///< who is routed, and what the gate saw
     typename GateType::tape gate;
     matrix_buffer<Scalar> dlogits;
   };
@@ -52,20 +52,20 @@ public:
   index_t experts() const noexcept { return gate_.experts(); }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     if (context.top_k != 0) throw_invalid("relu_router has no k; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
     t.seen.has_noise = false;
     t.seen.clean.resize(tokens, experts());
-    t.x.hide(x, context);
-    gate_.forward(t.x.of(x, context), context, t.seen.clean.map(), t.gate);
+    t.screen.score(
+        x, context, [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, t.seen.clean.map(), t.gate); },
+        [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); });
+    t.screen.spoil_invalid(t.seen.clean);
     p.reset(tokens, experts());
     for (index_t token = 0; token < tokens; ++token) {
-      if (context.is_padding(token)) continue;
+      if (t.screen.is_invalid(token)) p.mark_invalid(token);
+      if (!t.screen.is_routed(token)) continue;
       const Scalar* logits = t.seen.clean.row(token);
-      if (any_nan(logits, experts())) {
-        p.mark_invalid(token);
-        continue;
-      }
       index_t rank = 0;
       for (index_t e = 0; e < experts(); ++e)
         if (logits[e] > 0) p.add(token, e, logits[e], rank++);
@@ -79,7 +79,8 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dlogits = t.dseen.clean;
     for (index_t i = 0; i < p.size(); ++i) t.dlogits(p.token(i), p.expert(i)) += dplan.weight[i];
-    gate_.backward(t.x.of(x, context), context, t.dlogits.map(), t.gate, dx);
+    t.screen.clear_hidden(t.dlogits);
+    gate_.backward(t.screen.of(x), context, t.dlogits.map(), t.gate, dx);
   }
 
   GateType& gate() noexcept { return gate_; }

@@ -69,8 +69,8 @@ public:
   struct tape {
     score_signals<Scalar> seen;  ///< A, [T,S]
     score_gradients<Scalar> dseen;
-    matrix_buffer<Scalar> tokens;  ///< token_norm(X)
-    matrix_buffer<Scalar> slot_rows;   ///< slot_norm(Phi)
+    matrix_buffer<Scalar> tokens;     ///< token_norm(X)
+    matrix_buffer<Scalar> slot_rows;  ///< slot_norm(Phi)
     matrix_buffer<Scalar> scaled;     ///< scale * slots
     matrix_buffer<Scalar> dlogits;
     matrix_buffer<Scalar> dtokens;
@@ -100,6 +100,7 @@ public:
   index_t slots_per_expert() const noexcept { return options_.slots_per_expert; }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     if (context.top_k != 0) throw_invalid("soft_moe_router has no k; the call asks for k = ", context.top_k);
     p.reset(x.rows(), experts(), slots_per_expert(), context);
     score(x, context, t);
@@ -133,12 +134,12 @@ public:
     detail::for_each_used_run(t.dlogits, 0, x.rows(), [&](index_t begin, index_t end) {
       const index_t count = end - begin;
       context.executor.parallel_blocks(slot_count, row_block, [&](index_t first, index_t last) {
-        kernel::multiply_tn(last - first, inputs(), count, t.dlogits.row(begin) + first, slot_count, t.tokens.row(begin),
-                            inputs(), t.dslots.row(first), inputs(), kernel::write::accumulate);
+        kernel::multiply_tn(last - first, inputs(), count, t.dlogits.row(begin) + first, slot_count,
+                            t.tokens.row(begin), inputs(), t.dslots.row(first), inputs(), kernel::write::accumulate);
       });
       context.executor.parallel_blocks(count, row_block, [&](index_t first, index_t last) {
-        kernel::multiply_nn(last - first, inputs(), slot_count, t.dlogits.row(begin + first), slot_count, t.scaled.data(),
-                            inputs(), t.dtokens.row(begin + first), inputs());
+        kernel::multiply_nn(last - first, inputs(), slot_count, t.dlogits.row(begin + first), slot_count,
+                            t.scaled.data(), inputs(), t.dtokens.row(begin + first), inputs());
       });
       token_norm_.backward(x.middleRows(begin, count), t.dtokens.map().middleRows(begin, count), t.token_norm,
                            dx.middleRows(begin, count), context.executor, begin);

@@ -11,9 +11,9 @@
 /// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each round. At inference that is the
 /// exact gradient; in training it is GRIN's estimate of the gradient through the choice, in which the factor of the
 /// forward pass does not appear. The draws are those at sparse_mixer_rule::site: for round r of token t, E for the
-/// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts as -infinity.
-/// Liu et al. 2024 (GRIN), arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et al. 2023,
-/// arXiv:2310.00811.
+/// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts
+/// as -infinity. Liu et al. 2024 (GRIN), arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et
+/// al. 2023, arXiv:2310.00811.
 #pragma once
 
 #include <sluice/gate/linear.hpp>

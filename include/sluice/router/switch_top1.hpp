@@ -33,8 +33,9 @@ public:
     capacity_factor factor{1.25, 2.0};
   };
 
-  explicit switch_router(index_t inputs, index_t experts = Experts, options o = {}) requires
-      std::same_as<Capacity, position_capacity> && std::constructible_from<GateType, index_t, index_t, double>
+  explicit switch_router(index_t inputs, index_t experts = Experts, options o = {})
+    requires(std::same_as<Capacity, position_capacity> &&
+             std::constructible_from<GateType, index_t, index_t, double>)
       : switch_router(GateType(inputs, experts, o.jitter),
                       position_capacity(capacity_limit::switch_transformer(o.factor))) {}
 

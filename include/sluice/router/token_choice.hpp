@@ -8,10 +8,10 @@
 /// A router of your own needs a rule only: router/choice_rule.hpp says what it has.
 ///
 /// Gradients: the choice is a constant. A dropped or thinned choice has no output gradient but stays in the rule's
-/// denominators, unless weights are computed after the drop. NaN in a token's logits marks it invalid: its output is
-/// NaN, no rule sees it, it asks for no expert and so takes no slot from other tokens. Padding is not routed and may
-/// hold anything. T = 0 gives an empty plan. The choices of the last call, with ids, weights, slots and what was kept,
-/// stay in tape.choices. Causal if gate, rule and capacity are.
+/// denominators, unless weights are computed after the drop. NaN in a token or in its logits marks it invalid: its
+/// output is NaN, no rule sees it, it asks for no expert and so takes no slot from others, and it reaches no gradient.
+/// Padding is not routed and may hold anything. T = 0 gives an empty plan. The choices of the last call, with ids,
+/// weights, slots and what was kept, stay in tape.choices. Causal if gate, rule and capacity are.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>
@@ -20,10 +20,10 @@
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/core/token_screen.hpp>
 #include <sluice/kernel/order.hpp>
 #include <sluice/router/choice_rule.hpp>
 #include <sluice/router/noise.hpp>
-#include <sluice/router/padding.hpp>
 #include <sluice/router/weight_application.hpp>
 
 #include <algorithm>
@@ -65,10 +65,9 @@ public:
     typename GateType::tape gate;
     typename Noise::tape noise;
     detail::rule_tape<Rule> rule;
-    without_padding<scalar> x;      ///< what the gate saw
+    token_screen<scalar> screen;    ///< who is routed, and what the gate saw
     matrix_buffer<scalar> scores;   ///< [T,E] what the rule made of the logits
     matrix_buffer<scalar> scratch;  ///< [blocks of tokens, 2E]
-    buffer<std::uint8_t> invalid;   ///< [T] 1 where the logits held NaN
     buffer<index_t> routable;       ///< scratch: the tokens of a group that may be routed
     matrix_buffer<scalar> dclean;
     matrix_buffer<scalar> dnoisy;
@@ -101,6 +100,7 @@ public:
   index_t top_k() const noexcept { return rule_.top_k(); }
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
+    check_tokens(x, inputs(), context);
     const index_t tokens = x.rows();
     const index_t k = context.top_k == 0 ? top_k_of(context) : context.top_k;
     check_top_k(k);
@@ -108,10 +108,15 @@ public:
     if constexpr (requires { rule_.validate_call(call); }) rule_.validate_call(call);
     t.seen.top_k = k;
     t.seen.clean.resize(tokens, experts());
-    t.x.hide(x, context);
-    const auto seen = t.x.of(x, context);
-    gate_.forward(seen, context, t.seen.clean.map(), t.gate);
-    noise_.apply(seen, context, t.seen, t.noise);
+    t.screen.score(
+        x, context,
+        [&](tokens_in<scalar> seen) {
+          gate_.forward(seen, context, t.seen.clean.map(), t.gate);
+          noise_.apply(seen, context, t.seen, t.noise);
+        },
+        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); });
+    t.screen.spoil_invalid(t.seen.clean);
+    if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
     choose(call, t);
     for (index_t g = 0; g < context.group_count(); ++g)
       capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
@@ -123,17 +128,19 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     t.dnoisy = t.dseen.noisy_or_clean();
     t.dweights.resize(x.rows(), t.choices.top_k);
-    for_routable({context, x.rows(), experts(), t.choices.top_k}, t, [&](const choice_row<scalar>& row) {
+    for_routed({context, x.rows(), experts(), t.choices.top_k}, t, [&](const choice_row<scalar>& row) {
       scalar* dw = t.dweights.row(row.token);
       std::fill_n(dw, row.k, scalar(0));
       for (const index_t i : p.of_token(row.token)) dw[p.rank(i)] = weight_gradient(dplan, i);
       const auto ids = gather_weighed(t, row.token, dw);
       if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
     });
-    const auto seen = t.x.of(x, context);
+    const auto seen = t.screen.of(x);
+    t.screen.clear_hidden(t.dnoisy);
     t.dclean = t.dnoisy;
     if (t.seen.has_noise) {
       t.dclean.map() += t.dseen.clean.map();
+      t.screen.clear_hidden(t.dclean);
       noise_.backward(seen, context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
     }
     gate_.backward(seen, context, t.dclean.map(), t.gate, dx);
@@ -180,18 +187,14 @@ private:
       return CanAssignExperts<Rule, scalar>;
   }
 
-  static bool is_routable(const routing_context<scalar>& context, const tape& t, index_t token) {
-    return !t.invalid[token] && !context.is_padding(token);
-  }
-
-  /// f(row) for every token that may be routed, spread over the executor.
+  /// f(row) for every token that is routed, spread over the executor.
   template <typename F>
-  void for_routable(const choice_call<scalar>& call, tape& t, F&& f) const {
+  void for_routed(const choice_call<scalar>& call, tape& t, F&& f) const {
     const matrix_buffer<scalar>& logits = t.seen.noisy();
     call.context.executor.parallel_blocks(call.tokens, token_block, [&](index_t begin, index_t end) {
       scalar* scratch = t.scratch.row(begin / token_block);
       for (index_t token = begin; token < end; ++token)
-        if (is_routable(call.context, t, token))
+        if (t.screen.is_routed(token))
           f(choice_row<scalar>{call, token, logits.row(token), t.seen.clean.row(token), t.scores.row(token), scratch});
     });
   }
@@ -203,27 +206,17 @@ private:
     t.scratch.resize((call.tokens + token_block - 1) / token_block, 2 * experts());
     t.ids.resize(call.tokens, call.k);
     t.weights.resize(call.tokens, call.k);
-    find_invalid(call, t);
+    t.screen.clear_hidden(t.scores);
     const bool together = assigns(call.context);
-    for_routable(call, t, [&](const choice_row<scalar>& row) {
+    for_routed(call, t, [&](const choice_row<scalar>& row) {
       rule_.score(row, t.scores.row(row.token));
       if (!together) choose_alone(row, t.choices);
     });
     if (!together) return;
     for (index_t g = 0; g < call.context.group_count(); ++g) assign(call, call.context.group(g, call.tokens), t);
-    for_routable(call, t, [&](const choice_row<scalar>& row) {
+    for_routed(call, t, [&](const choice_row<scalar>& row) {
       const index_t* ids = t.choices.ids(row.token);
       weigh(row, std::find(ids, ids + row.k, no_expert) - ids, t.choices);
-    });
-  }
-
-  void find_invalid(const choice_call<scalar>& call, tape& t) const {
-    t.invalid.resize(call.tokens);
-    call.context.executor.parallel_blocks(call.tokens, token_block, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        t.invalid[token] = !call.context.is_padding(token) && any_nan(t.seen.noisy().row(token), experts());
-        if (!is_routable(call.context, t, token)) std::fill_n(t.scores.row(token), experts(), scalar(0));
-      }
     });
   }
 
@@ -234,7 +227,7 @@ private:
   void assign(const choice_call<scalar>& call, token_range group, tape& t) const {
     t.routable.clear();
     for (index_t token = group.begin; token < group.end; ++token)
-      if (is_routable(call.context, t, token)) t.routable.push_back(token);
+      if (t.screen.is_routed(token)) t.routable.push_back(token);
     if (t.routable.empty()) return;
     const std::span<const index_t> routable = t.routable.span();
     const choice_batch<scalar> batch{call, group, routable, t.seen.noisy(), t.seen.clean, t.scores};
@@ -287,7 +280,7 @@ private:
   }
 
   void weigh_kept(const choice_call<scalar>& call, tape& t) const {
-    for_routable(call, t, [&](const choice_row<scalar>& row) {
+    for_routed(call, t, [&](const choice_row<scalar>& row) {
       const auto ids = gather_weighed(t, row.token, nullptr);
       if (ids.empty()) return;
       const scalar* weights = t.weights.row(row.token);
@@ -315,7 +308,7 @@ private:
         p.add_dropped({token, choices.expert[pair], rank, choices.slot[pair], weight});
     }
     for (index_t i = 0; i < choices.tokens; ++i)
-      if (t.invalid[i]) p.mark_invalid(i);
+      if (t.screen.is_invalid(i)) p.mark_invalid(i);
     p.finish();
   }
 

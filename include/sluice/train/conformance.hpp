@@ -7,7 +7,8 @@
 /// check_router puts the router into a layer of small smooth experts and runs it on random tokens. Tested are
 ///   valid plans for 0, 1, many, equal, huge and infinite tokens; experts of a token distinct          (every router)
 ///   equal bits for equal calls and for 1, 2, 3 and 8 threads; no randomness in inference              (every router)
-///   padding reaches nothing; a NaN token gets NaN; kept and dropped choices add up                    (every router)
+///   padding reaches nothing; kept and dropped choices add up                                          (every router)
+///   a NaN token gets NaN, and reaches no parameter's gradient and no other token's                    (every router)
 ///   a token's route depends on that token alone: permuted tokens, equal tokens, NaN beside it         (if causal)
 ///   outputs and gradients equal those of the readable reference; gradients are added                  (every router)
 ///   gradients of x, parameters and signals equal central differences                                  (if exact, in double)
@@ -47,6 +48,7 @@ conformance_report check_router(const Router& router,
   report.add("padding", [&] { return detail::padding(probe); });
   report.add("readable reference", [&] { return detail::readable_reference(probe); });
   report.add("gradients are added", [&] { return detail::gradients_are_added(probe); });
+  report.add("NaN in gradients", [&] { return detail::nan_in_gradients(probe); });
   report.add("gradients in training", [&] { return detail::gradients(probe, true); });
   report.add("gradients without training", [&] { return detail::gradients(probe, false); });
   report.add("after_step", [&] { return detail::own_step(probe); });

@@ -148,6 +148,38 @@ private:
   std::uint64_t seed_;
 };
 
+/// Token 1 holds NaN, and so does the gradient of its output: no parameter's gradient and no other token may feel it. If
+/// the router is causal, all is as if the token were padding, bit for bit.
+template <typename Router>
+property_result nan_in_gradients(router_probe<Router>& probe) {
+  if constexpr (!router_probe<Router>::trains) {
+    return skip("the router has no backward");
+  } else {
+    using scalar = typename Router::scalar;
+    const index_t spoiled = 1;
+    auto b = probe.everything();
+    matrix<scalar> dy = probe.cotangent(probe.tokens());
+    b.x(spoiled, b.x.cols() - 1) = quiet_nan<scalar>();
+    dy.row(spoiled).setConstant(quiet_nan<scalar>());
+    typename router_probe<Router>::tape t;
+    const auto found = probe.step(b.x, b.context(true), t, dy);
+    if (any_nan(found.gradients.data(), static_cast<index_t>(found.gradients.size())))
+      return fail("a parameter's gradient becomes NaN");
+    for (index_t row = 0; row < probe.tokens(); ++row)
+      if (row != spoiled && any_nan(&found.dx(row, 0), found.dx.cols()))
+        return fail("the gradient of token " + std::to_string(row) + " becomes NaN");
+    if (!probe.causal) return pass("no gradient but its own becomes NaN");
+    b.mask.resize(static_cast<std::size_t>(probe.tokens()), 1);
+    b.mask[static_cast<std::size_t>(spoiled)] = 0;
+    const auto without = probe.step(b.x, b.context(true), t, dy);
+    if (!equal_bits(found.gradients, without.gradients)) return fail("it changes a parameter's gradient");
+    for (index_t row = 0; row < probe.tokens(); ++row)
+      if (row != spoiled && !equal_bits(&found.dx(row, 0), &without.dx(row, 0), found.dx.cols()))
+        return fail("it changes the gradient of token " + std::to_string(row));
+    return pass("all other gradients are as if it were padding");
+  }
+}
+
 /// Central differences of sum(y * dy) + sum(signals * r), over x and all parameters. Entries at which a choice flips
 /// are left out.
 template <typename Router>
