@@ -87,7 +87,7 @@ public:
       const double* row = scores.row(token);
       const bool nan = t.screen.is_invalid(token);
       if (nan && has(fault::skips_nan)) return;
-      if (nan) p.mark_invalid(token);
+      if (nan) return p.mark_invalid(token);
       const index_t first = has(fault::breaks_ties_by_place) ? token % experts() : 0;
       index_t best = first;
       for (index_t i = 1; i < experts(); ++i)
