@@ -1,7 +1,8 @@
 /// A routing trace as a picture: how much every expert of every layer has to do, and which experts share their tokens.
 ///
 /// The strip has a row a layer and a column an expert; its colour is the expert's load as a multiple of an even load. A
-/// map has a row and a column an expert; its colour is the part of the row expert's tokens that also go to the column's.
+/// map has a row and a column an expert; its colour is the part of the row expert's tokens that also go to the
+/// column's. An expert with itself is grey. Cells that are wide enough say their number.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +27,7 @@ using shared::svg_rectangle;
 using shared::svg_text;
 
 inline constexpr std::string_view grey = "fill=\"#5b6470\"";
+inline constexpr std::string_view itself_colour = "#c9ced4";
 inline constexpr std::string_view border = " stroke=\"#8d96a1\"";
 
 /// The smallest of 1, 2 and 5 times a power of ten that cuts [0, most] into five steps or fewer.
@@ -82,6 +84,20 @@ private:
   std::map<int, std::string> paths_;
 };
 
+/// The number of a cell in the colour that `cells` gives it, if the cell is wide enough.
+inline std::string cell_number(double left, double top, double width, double height, double share,
+                               const std::string& text) {
+  constexpr double font = 9;
+  if (shared::text_width(text, font) + 2 > width || font > height) return {};
+  return shared::svg_cell_text(left + width / 2, top + height / 2, font, text, shared::scale_colour(share));
+}
+
+/// An axis' name beside the middle of the axis, upright on the left of a picture.
+inline std::string upright_text(double x, double y, std::string_view text) {
+  return svg_text(x, y, 11, "middle", text,
+                  std::string(grey) + " transform=\"rotate(-90 " + shared::number(x) + " " + shared::number(y) + ")\"");
+}
+
 /// Every how many experts an axis has a number, if numbers need `room` and a cell takes `cell`.
 inline index_t label_step(double cell, double room, index_t experts) {
   index_t step = 1;
@@ -119,8 +135,9 @@ inline std::string load_strip(const std::vector<traced_layer>& layers, double x,
   for (std::size_t c = 0; c < columns.size(); ++c)
     out +=
         svg_text(left + strip + (static_cast<double>(c) + 1) * column_width - 4, y - 8, font, "end", columns[c], grey);
+  out += svg_text(left - 8, y - 8, font, "end", "layer", grey);
   cells grid;
-  std::string hints;
+  std::string hints, numbers_in_cells;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const traced_layer& layer = layers[l];
     const double top = y + static_cast<double>(l) * height, base = top + height / 2 + 4;
@@ -129,6 +146,8 @@ inline std::string load_strip(const std::vector<traced_layer>& layers, double x,
       const auto load = layer.load[static_cast<std::size_t>(e)];
       const double times = load == 0 ? 0 : static_cast<double>(load) / layer.even_load();
       grid.add(e, static_cast<index_t>(l), times / colours.most);
+      numbers_in_cells += cell_number(left + static_cast<double>(e) * cell, top, cell, height, times / colours.most,
+                                      load == 0 ? "0" : shared::fixed(times, 1));
       hints += svg_rectangle(left + static_cast<double>(e) * cell, top, cell, height, "transparent") + "><title>" +
                shared::xml_escaped(layer.name + ", expert " + std::to_string(e) + ": " + shared::grouped(load) +
                                    " tokens, " + shared::fixed(times, 2) + "x an even load") +
@@ -143,7 +162,7 @@ inline std::string load_strip(const std::vector<traced_layer>& layers, double x,
   }
   const double end = y + static_cast<double>(layers.size()) * height;
   out += grid.text(left, y, cell, height) + svg_rectangle(left, y, strip, end - y, "none") + std::string(border) +
-         "/>\n" + hints;
+         "/>\n" + numbers_in_cells + hints;
   const index_t step = label_step(cell, shared::text_width(std::to_string(experts), font) + 8, experts);
   for (index_t e = 0; e < experts; e += step)
     out += svg_text(left + (static_cast<double>(e) + 0.5) * cell, end + 15, font, "middle", std::to_string(e));
@@ -163,16 +182,25 @@ inline std::string pair_map(const traced_layer& layer, const scale& colours, dou
   constexpr double font = 10;
   const double cell = side / static_cast<double>(layer.experts);
   cells grid;
-  std::string itself;
+  std::string itself, numbers;
   for (index_t a = 0; a < layer.experts; ++a) {
     itself += "M" + std::to_string(a) + " " + std::to_string(a) + "h1v1h-1z";
-    for (index_t b = 0; b < layer.experts; ++b)
-      if (a != b) grid.add(b, a, shared_part(layer, a, b) / colours.most);
+    for (index_t b = 0; b < layer.experts; ++b) {
+      if (a == b) continue;
+      const double part = shared_part(layer, a, b);
+      grid.add(b, a, part / colours.most);
+      numbers +=
+          cell_number(x + static_cast<double>(b) * cell, y + static_cast<double>(a) * cell, cell, cell,
+                      part / colours.most, shared::fixed(100 * part, part > 0 && part < 0.0995 && cell > 20 ? 1 : 0));
+    }
   }
   std::string out = svg_text(x, y - 9, 12, "start", layer.name, "font-weight=\"bold\"") + grid.text(x, y, cell, cell) +
                     "<g shape-rendering=\"crispEdges\" transform=\"translate(" + shared::number(x) + " " +
-                    shared::number(y) + ") scale(" + shared::fixed(cell, 5) + ")\"><path fill=\"#c9ced4\" d=\"" +
-                    itself + "\"/></g>\n" + svg_rectangle(x, y, side, side, "none") + std::string(border) + "/>\n";
+                    shared::number(y) + ") scale(" + shared::fixed(cell, 5) + ")\"><path fill=\"" +
+                    std::string(itself_colour) + "\" d=\"" + itself + "\"/></g>\n" +
+                    svg_rectangle(x, y, side, side, "none") + std::string(border) + "/>\n" + numbers +
+                    svg_text(x + side / 2, y + side + 29, 11, "middle", "also go to expert", grey) +
+                    upright_text(x - 28, y + side / 2, "of the tokens of expert");
   const index_t step = label_step(cell, shared::text_width(std::to_string(layer.experts), font) + 8, layer.experts);
   for (index_t e = 0; e < layer.experts; e += step) {
     const double middle = (static_cast<double>(e) + 0.5) * cell;
@@ -213,25 +241,26 @@ inline std::string trace_picture(const routing_trace& trace, const std::vector<s
     return shared::svg_picture(width, y + margin, title, body);
   }
   const scale colours(most);
-  constexpr double gap_x = 44, gap_y = 66;
+  constexpr double gap_x = 62, gap_y = 76;
   const std::size_t columns = std::min<std::size_t>(maps.size(), 4);
   const double side =
       maps.size() == 1
           ? 560
           : std::min(320.0, (inside - static_cast<double>(columns) * gap_x) / static_cast<double>(columns));
-  body += colours.legend(margin + 30, y += 18, 100, " %", "of the row expert's tokens also go to the column's expert");
-  y += 72;
-  const double left = margin + 30;
+  const double left = margin + 38;
+  body +=
+      colours.legend(left, y += 18, 100, " %",
+                     "of the row expert's tokens also go to the column's expert (in percent, where cells have room)");
+  y += 36;
+  body += svg_rectangle(left, y, 12, 12, itself_colour) + std::string(border) + "/>\n" +
+          svg_text(left + 20, y + 10, 12, "start",
+                   "an expert with itself: all of its tokens, so there is nothing to see", grey);
+  y += 58;
   for (std::size_t i = 0; i < maps.size(); ++i)
     body += pair_map(trace.layers()[maps[i]], colours, left + static_cast<double>(i % columns) * (side + gap_x),
                      y + static_cast<double>(i / columns) * (side + gap_y), side);
   const auto rows = static_cast<double>((maps.size() + columns - 1) / columns);
   y += rows * side + (rows - 1) * gap_y + 32;
-  body += svg_text(left + side / 2, y, 12, "middle", "expert", grey);
-  const double middle = y - 32 - side / 2;
-  body += svg_text(margin - 6, middle, 12, "middle", "expert",
-                   std::string(grey) + " transform=\"rotate(-90 " + shared::number(margin - 6) + " " +
-                       shared::number(middle) + ")\"");
   return shared::svg_picture(width, y + margin, title, body);
 }
 

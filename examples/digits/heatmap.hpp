@@ -76,9 +76,7 @@ inline std::string panel(const result& r, double x, double y, double most, const
              "</title></rect>\n";
       const std::string text = fixed(100 * share, 0);
       if (text_width("100", 11) <= cell_width)
-        out +=
-            svg_text(cell_x + cell_width / 2, cell_y + cell_height / 2 + 4, 11, "middle", text,
-                     luminance(fill) < 0.36 ? "fill=\"#ffffff\" pointer-events=\"none\"" : "pointer-events=\"none\"");
+        out += svg_cell_text(cell_x + cell_width / 2, cell_y + cell_height / 2, 11, text, fill);
     }
   }
   out += svg_rectangle(left, top, at.width, at.height, "none") + " stroke=\"#8d96a1\"/>\n";

@@ -62,10 +62,11 @@ int run(const options& o) {
             << "\n\n";
   print_table(std::cout, results);
   std::cout
-      << "\nMeasured on the test images, except the speed. load CV: deviation of the experts' loads over their mean, 0 "
-         "is "
-         "even.\ndropped: tokens that no expert took. active: parameters that one token uses on average. speed: with "
-      << o.threads << (o.threads == 1 ? " thread.\n" : " threads.\n");
+      << "\nMeasured on the test images, except the speed. load CV: deviation of the experts' loads over their mean, "
+         "0 is even.\ndropped: tokens that no expert took. active: parameters that one token uses on average. "
+         "speed: with "
+      << o.threads << (o.threads == 1 ? " thread.\n" : " threads.\n")
+      << accuracy_noise(results, data.test.size(), o.seeds) << '\n';
   write_file(o.svg, heatmap(results));
   if (!o.csv.empty()) write_file(o.csv, csv(results));
   std::cout << "\nWhich expert sees which digit: " << o.svg << '\n' << std::flush;

@@ -4,8 +4,8 @@
 ///                                    z    = mean over the tokens of h + mixture(h)       [D]
 ///                                    p    = softmax(z Wo^T + b)                          [classes]
 ///
-/// The term of the whole image lets each token, and so the router, know what it is a part of.
-/// `Mixture` is a sluice::moe_layer, or anything with its forward, backward and tape: sluice::dense_layer is the baseline.
+/// The term of the whole image lets each token, and so the router, know what it is a part of. `Mixture` is a
+/// sluice::moe_layer, or anything with its forward, backward and tape: sluice::dense_layer is the baseline.
 #pragma once
 
 #include <sluice/core/context.hpp>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <locale>
 #include <ostream>
@@ -49,6 +50,21 @@ inline void print_table(std::ostream& out, const std::vector<result>& results) {
     out << line << '\n';
     if (&r == rows.data()) out << std::string(line.size(), '-') << '\n';
   }
+}
+
+/// How much of the accuracies is chance: they are shares of a finite number of images, of runs with some seeds.
+inline std::string accuracy_noise(const std::vector<result>& results, std::int64_t test_images, int seeds) {
+  double correct = 0;
+  for (const result& r : results) correct += r.accuracy / static_cast<double>(results.size());
+  const std::string error =
+      fixed(100 * std::sqrt(correct * (1 - correct) / static_cast<double>(test_images)), 2) + " points";
+  const std::string images = grouped(test_images) + " images";
+  if (seeds == 1)
+    return "noise: the standard error of an accuracy, a share of " + images + ", is about " + error +
+           "; a smaller difference to dense is none. What the seed adds, --seeds 5 shows.";
+  return "noise: +- is the standard deviation over the seeds, so on these images a mean is known to a part of 1/sqrt(" +
+         std::to_string(seeds) + ") = " + fixed(1 / std::sqrt(seeds), 2) +
+         " of that; on other images the standard error, of a share of " + images + ", is about " + error + ".";
 }
 
 /// The same numbers for programs: shares are 0..1, and a decimal point is a point in every locale.

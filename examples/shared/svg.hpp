@@ -46,6 +46,12 @@ inline std::string svg_rectangle(double x, double y, double width, double height
          number(height) + "\" fill=\"" + std::string(fill) + "\"";
 }
 
+/// A number in the middle of a cell of this colour: dark on light, white on dark. The mouse sees the cell.
+inline std::string svg_cell_text(double x, double y, double size, std::string_view text, const colour& cell) {
+  return svg_text(x, y + 0.36 * size, size, "middle", text,
+                  luminance(cell) < 0.36 ? "fill=\"#ffffff\" pointer-events=\"none\"" : "pointer-events=\"none\"");
+}
+
 /// A guess that holds for the usual sans-serif fonts; the widest of them is DejaVu Sans.
 inline double text_width(std::string_view text, double size) { return 0.6 * size * static_cast<double>(text.size()); }
 

@@ -6,7 +6,10 @@
 #include "../io/failing_allocation.hpp"
 
 #include <fstream>
+#include <memory>
 #include <random>
+#include <thread>
+#include <vector>
 
 using namespace sluice;
 
@@ -149,4 +152,35 @@ TEST_CASE("published layer: equals the layer of the known type, in every storage
     }
     CHECK_THROWS_AS(load_published_layer<double>(model, {.layer = 2}, weight_type::bfloat16), std::invalid_argument);
   }
+}
+
+TEST_CASE("published layer: threads share its weights, each with an object of its own", "[checkpoint][threads]") {
+  const test::temporary_folder folder;
+  test::published_file file;
+  test::add_block(file, model_family::mixtral, "per-expert", test::small_weights(35), 0, data_type::f32);
+  file.save(folder / "m.safetensors");
+  const checkpoint_model model(folder / "m.safetensors", test::small_config(model_family::mixtral));
+  auto layer = load_published_layer<float>(model, {.layer = 0});
+  std::vector<matrix<float>> inputs, expected;
+  std::vector<std::unique_ptr<published_layer<float>>> shared;
+  for (const index_t tokens : {1, 5, 17}) {
+    inputs.push_back(test::random_matrix<float>(tokens, 6, 36));
+    expected.emplace_back(tokens, 6);
+    layer->forward(inputs.back(), expected.back());
+    shared.push_back(layer->share());
+  }
+  CHECK(shared[0]->weight_bytes() == layer->weight_bytes());
+  layer.reset();  // the weights stay
+  std::vector<int> right(3, 0);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 3; ++i)
+    threads.emplace_back([&, i] {
+      matrix<float> y(inputs[i].rows(), 6);
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        shared[i]->forward(inputs[i], y);
+        right[i] += test::same_bits(y, expected[i]);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(right == std::vector<int>{20, 20, 20});
 }

@@ -60,6 +60,11 @@ TEST_CASE("routing_trace: the picture is well-formed, for one layer, many, and n
   routing_trace trace;
   trace.add("layers.0", small_plan());
   CHECK(shared::testing::xml_fault(trace_picture(trace, {0}, "a <title> & more", "below")).empty());
+  // Of expert 0's three tokens two also go to expert 1 and one to expert 2; its load is twice an even one.
+  const std::string picture = trace_picture(trace, {0}, "t", "s");
+  for (const char* const text : {">67<", ">33<", ">2.0<", ">0<", ">also go to expert<", ">of the tokens of expert<",
+                                 ">layer<", ">an expert with itself: all of its tokens, so there is nothing to see<"})
+    CHECK(picture.find(text) != std::string::npos);
   for (int l = 1; l < 9; ++l) trace.add("layers." + std::to_string(l), small_plan());
   CHECK(shared::testing::xml_fault(trace_picture(trace, {0, 1, 2, 3, 4, 5, 6, 7, 8}, "t", "s")).empty());
   sluice::sparse_plan<float> alone;

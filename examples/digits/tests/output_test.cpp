@@ -99,6 +99,17 @@ TEST_CASE("table: columns are aligned", "[digits][table]") {
   CHECK(detail::points(0.0125) == "+1.25");
 }
 
+TEST_CASE("table: says how much of an accuracy is chance", "[digits][table]") {
+  std::vector<result> results(2);
+  results[0].accuracy = 0.95;
+  results[1].accuracy = 0.85;
+  // A share of 0.9 of 400: sqrt(0.9 * 0.1 / 400) = 0.015.
+  CHECK(accuracy_noise(results, 400, 1).find("a share of 400 images, is about 1.50 points;") != std::string::npos);
+  const std::string several = accuracy_noise(results, 400, 4);
+  CHECK(several.find("1/sqrt(4) = 0.50 of that") != std::string::npos);
+  CHECK(several.find("is about 1.50 points.") != std::string::npos);
+}
+
 TEST_CASE("mean: averages the numbers and keeps the first map", "[digits][table]") {
   auto a = some_results(1, 4)[1], b = a;
   a.accuracy = 0.97;

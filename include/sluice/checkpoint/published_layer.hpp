@@ -4,8 +4,9 @@
 ///   layer->forward(x, y);                        // x [T,D] -> y [T,D]
 ///   layer->plan();                               // who went where with what weight
 ///
-/// One virtual call a batch; everything below is the compiled layer. It keeps its own workspace, so one object serves one
-/// thread at a time. Programs that know their model at compile time use load_layer, and can train what it returns.
+/// One virtual call a batch; everything below is the compiled layer. It keeps its own workspace, so one object serves
+/// one thread at a time; share() makes another on the same weights, for another thread. Programs that know their model at
+/// compile time use load_layer, and can train what it returns.
 #pragma once
 
 #include <sluice/checkpoint/layer_tensors.hpp>
@@ -30,6 +31,8 @@ public:
   virtual index_t experts() const = 0;
   /// y [T,D] is overwritten. Throws std::invalid_argument if shapes do not fit.
   virtual void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, const routing_context<Scalar>& context = {}) = 0;
+  /// The same weights with a workspace of its own, for another thread. Weights live as long as anyone who shares them.
+  virtual std::unique_ptr<published_layer> share() const = 0;
   /// Of the last forward call.
   virtual const sparse_plan<Scalar>& plan() const = 0;
   /// Bytes of all weights, and of those of one routed expert.
@@ -69,20 +72,25 @@ class published_layer_of final : public published_layer<typename Layer::scalar> 
 public:
   using scalar = typename Layer::scalar;
 
-  explicit published_layer_of(Layer layer) : layer_(std::move(layer)) {}
+  explicit published_layer_of(Layer layer) : layer_(std::make_shared<const Layer>(std::move(layer))) {}
 
-  index_t inputs() const override { return layer_.inputs(); }
-  index_t experts() const override { return layer_.experts(); }
+  index_t inputs() const override { return layer_->inputs(); }
+  index_t experts() const override { return layer_->experts(); }
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, const routing_context<scalar>& context) override {
-    layer_.forward(x, y, workspace_, context);
+    layer_->forward(x, y, workspace_, context);
+  }
+  std::unique_ptr<published_layer<scalar>> share() const override {
+    return std::unique_ptr<published_layer<scalar>>(new published_layer_of(layer_));
   }
   const sparse_plan<scalar>& plan() const override { return innermost_workspace(workspace_).plan; }
-  std::uint64_t weight_bytes() const override { return parameter_bytes(layer_); }
-  std::uint64_t expert_bytes(index_t e) const override { return parameter_bytes(innermost(layer_).bank().expert(e)); }
-  layer_tensors tensors(const tensor_names& names) const override { return layer_tensors(layer_, names); }
+  std::uint64_t weight_bytes() const override { return parameter_bytes(*layer_); }
+  std::uint64_t expert_bytes(index_t e) const override { return parameter_bytes(innermost(*layer_).bank().expert(e)); }
+  layer_tensors tensors(const tensor_names& names) const override { return layer_tensors(*layer_, names); }
 
 private:
-  Layer layer_;
+  explicit published_layer_of(std::shared_ptr<const Layer> layer) : layer_(std::move(layer)) {}
+
+  std::shared_ptr<const Layer> layer_;
   typename Layer::workspace workspace_;
 };
 
