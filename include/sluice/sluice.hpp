@@ -44,6 +44,7 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/residual.hpp>
+#include <sluice/layer/reserve.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>

@@ -91,6 +91,56 @@ TEST_CASE("buffer: moving takes the memory along", "[core][buffer]") {
   static_assert(std::is_nothrow_move_constructible_v<buffer<int>> && std::is_nothrow_move_assignable_v<buffer<int>>);
 }
 
+TEST_CASE("buffer: reserve makes room and changes nothing else", "[core][buffer]") {
+  buffer<int> b(3, 7);
+  b.reserve(50);
+  CHECK(b.size() == 3);
+  CHECK(b.capacity() == 50);
+  CHECK(b[2] == 7);
+  const int* memory = b.data();
+  b.resize(50);
+  b.reserve(4);
+  CHECK(b.data() == memory);
+  CHECK(b.capacity() == 50);
+}
+
+TEST_CASE("buffer: sizes that no memory has are refused with their numbers", "[core][buffer]") {
+  const index_t half = index_t(1) << 62;
+  buffer<double> b(3, 1.0);
+  CHECK_THROWS_WITH(b.resize(half), "sluice: there is no array of 4611686018427387904 x 8 numbers");
+  CHECK_THROWS_WITH(b.resize(-1), "sluice: there is no array of -1 x 8 numbers");
+  CHECK_THROWS_AS(b.assign(-7, 0.0), std::invalid_argument);
+  CHECK(b.size() == 3);
+  matrix_buffer<float> m(2, 3);
+  // The product is 2^64, which a plain multiplication takes for 0.
+  CHECK_THROWS_WITH(m.resize(index_t(1) << 32, index_t(1) << 32),
+                    "sluice: there is no array of 4294967296 x 4294967296 numbers");
+  CHECK_THROWS_AS(m.reserve(half, 4), std::invalid_argument);
+  CHECK_THROWS_AS(m.resize(-2, -2), std::invalid_argument);
+  CHECK(m.rows() == 2);
+  CHECK(m.cols() == 3);
+}
+
+TEST_CASE("matrix_buffer: a move leaves an empty matrix behind, copies keep their memory", "[core][buffer]") {
+  matrix_buffer<float> from(2, 3);
+  from(1, 2) = 5;
+  matrix_buffer<float> to = std::move(from);
+  CHECK(to(1, 2) == 5);
+  CHECK(from.rows() == 0);
+  CHECK(from.cols() == 0);
+  from.resize(1, 1);
+  from(0, 0) = 9;
+  from = std::move(to);
+  CHECK(from(1, 2) == 5);
+  CHECK(to.empty());
+  matrix_buffer<float> copy(4, 4);
+  const float* memory = copy.data();
+  copy = from;
+  CHECK(copy.data() == memory);
+  CHECK(copy.rows() == 2);
+  CHECK(copy(1, 2) == 5);
+}
+
 TEST_CASE("matrix_buffer: rows, resizing and zeroing", "[core][buffer]") {
   matrix_buffer<float> m(3, 4);
   for (index_t r = 0; r < 3; ++r)

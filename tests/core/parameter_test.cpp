@@ -28,6 +28,33 @@ TEST_CASE("parameter: more than four axes and negative ones are refused", "[core
   CHECK_THROWS_WITH((parameter<float>({2, -1}, parameter_role::weight)), "sluice: a parameter axis cannot be -1");
 }
 
+TEST_CASE("parameter: more numbers than memory can hold are refused", "[core][parameter]") {
+  const index_t large = index_t(1) << 32;
+  CHECK_THROWS_WITH(parameter<float>({large, large}, parameter_role::weight),
+                    "sluice: there is no array of 4294967296 x 4294967296 numbers");
+  CHECK_THROWS_AS(parameter<float>({2, large, large}, parameter_role::weight), std::invalid_argument);
+  const index_t largest = (std::numeric_limits<index_t>::max)();
+  CHECK_THROWS_AS(parameter<float>({0, largest}, parameter_role::weight, {}, {.lanes = 8, .group = 4}),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(parameter<float>({largest, 1}, parameter_role::weight, {}, {.lanes = 8}), std::invalid_argument);
+}
+
+TEST_CASE("parameter: its id moves along, and a copy is another parameter", "[core][parameter]") {
+  parameter<float> a({2}, parameter_role::weight), b({2}, parameter_role::weight);
+  const std::uint64_t id = a.id();
+  CHECK(b.id() != id);
+  const parameter<float> copy = a;
+  CHECK(copy.id() != id);
+  b = a;
+  CHECK(b.id() != id);
+  CHECK(a.id() == id);
+  std::vector<parameter<float>> list;
+  list.push_back(std::move(a));
+  for (int i = 0; i < 9; ++i) list.emplace_back();  // grows
+  CHECK(list.front().id() == id);
+  CHECK(a.id() != id);
+}
+
 TEST_CASE("parameter: the gradient appears when it is asked for, as zeros", "[core][parameter]") {
   parameter<float> p({3}, parameter_role::weight);
   CHECK_FALSE(p.has_gradient());

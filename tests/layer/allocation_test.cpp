@@ -1,25 +1,11 @@
 #include "../allocation.hpp"
 
-#include <sluice/capacity/batch_priority.hpp>
+#include "every_layer.hpp"
+
 #include <sluice/expert/bank.hpp>
-#include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
-#include <sluice/expert/simple.hpp>
-#include <sluice/expert/union.hpp>
-#include <sluice/gate/cosine.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/layer/shared_expert.hpp>
-#include <sluice/loss/importance.hpp>
-#include <sluice/router/compete.hpp>
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/soft_moe.hpp>
-#include <sluice/router/switch_top1.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -30,65 +16,80 @@ using test::allocations;
 
 namespace {
 
-constexpr index_t width = 8, experts = 6;
+constexpr index_t width = test::any_layer::width, experts = 6, tokens = 60;
 
-template <typename Router>
-auto layer_of(Router router) {
-  using scalar = typename Router::scalar;
-  moe_layer layer{std::move(router), expert_bank<gated_ffn<scalar>>{experts, width, 11, {.bias = true}}};
+routing_context<float> in_training(std::uint64_t step) {
+  routing_context<float> context;
+  context.training = true;
+  context.random = random_source(1, step);
+  return context;
+}
+
+/// Batches that are routed in every way: sharp and flat, all alike, with padding, of any size up to `tokens`.
+struct batch {
+  matrix<float> x;
+  std::vector<std::uint8_t> mask;
+};
+batch batch_number(std::uint64_t n) {
+  const index_t size = n % 5 == 4 ? static_cast<index_t>(n * 7 % tokens) : tokens;
+  batch b{test::random_matrix<float>(size, width, n), {}};
+  b.x *= static_cast<float>(n % 7) * 0.7f;
+  if (n % 3 == 0 && size > 0) b.x.rowwise() = b.x.row(0).eval();
+  if (n % 4 == 0) b.x.array() += n % 8 == 0 ? 2.0f : -2.0f;
+  if (n % 6 == 5)
+    for (index_t t = 0; t < size; ++t) b.mask.push_back(static_cast<std::uint8_t>(n % 12 == 5 ? t % 3 != 0 : t < 2));
+  return b;
+}
+
+auto layer_to_build() {
+  moe_layer layer{top_k_router<float>{width, experts, {.top_k = 2}},
+                  expert_bank<swiglu<float>>{experts, width, 11, {.bias = true}}};
   initialize(layer, 3);
   return layer;
 }
 
-/// Calls f(name, layer) for a layer of every router and of every kind of bank.
-template <typename F>
-void with_layers(F&& f) {
-  using scalar = float;
-  f("top-k", layer_of(top_k_router<scalar>{width, experts, {.top_k = 2}}));
-  f("top-k, cosine gate", layer_of(top_k_router<scalar, dynamic, dynamic, cosine_gate<scalar>>{
-                              cosine_gate<scalar>(width, experts), {.top_k = 2}}));
-  f("noisy top-k", layer_of(noisy_top_k_router<scalar>{width, experts}));
-  f("learned noise", layer_of(learned_noise_top_k_router<scalar>{width, experts}));
-  f("Switch", layer_of(switch_router<scalar>{width, experts}));
-  f("GShard", layer_of(gshard_router<scalar>{width, experts}));
-  f("sigmoid", layer_of(sigmoid_router<scalar>{width, experts}));
-  f("expert choice", layer_of(expert_choice_router<scalar>{width, experts}));
-  f("ReLU", layer_of(relu_router<scalar>{width, experts}));
-  f("Soft MoE", layer_of(soft_moe_router<scalar>{width, experts}));
-  f("DSelect-k", layer_of(dselect_k_router<scalar>{width, experts}));
-  f("competition", layer_of(compete_router{top_k_router<scalar>{width, experts}}));
-  moe_layer mixed{top_k_router<scalar>{width, 4, {.top_k = 2}},
-                  expert_union{expert_bank<ffn<scalar>>{2, width, 5}, expert_bank<identity_expert<scalar>>(1, width),
-                               expert_bank<zero_expert<scalar>>(1, width)},
-                  importance_loss{}};
-  initialize(mixed, 3);
-  f("union of banks, with a loss", mixed);
-  shared_expert_layer shared{layer_of(top_k_router<scalar>{width, experts}), gated_ffn<scalar>{width, 7}, gated};
-  initialize(shared, 4);
-  f("shared expert", shared);
+struct counted {
+  long calls = allocations.calls;
+  long mallocs = allocations.mallocs;
+  bool operator==(const counted&) const = default;
+};
+
+/// The batches in turn, with what allocated in one of them.
+template <typename Run>
+std::string batches_that_allocate(Run&& run) {
+  std::string found;
+  for (std::uint64_t n = 0; n < 60; ++n) {
+    const batch b = batch_number(n);
+    matrix<float> y(b.x.rows(), width), dx(b.x.rows(), width);
+    const counted before;
+    run(b, n, y, dx);
+    if (!(counted() == before)) found += std::to_string(n) + ' ';
+  }
+  return found;
 }
 
 }  // namespace
 
-TEST_CASE("layers: once warm, inference allocates nothing", "[layer][alloc]") {
-  with_layers([](const char* name, const auto& layer) {
-    CAPTURE(name);
-    typename std::remove_cvref_t<decltype(layer)>::workspace workspace;
-    const matrix<float> x = test::random_matrix<float>(60, width, 1);
-    matrix<float> y(60, width);
-    const auto run = [&](index_t tokens) { layer.forward(x.topRows(tokens), y.topRows(tokens), workspace); };
-    // Loads differ from batch to batch: all sizes are seen once, then nothing may grow.
-    for (const index_t tokens : {60, 59, 1, 7, 33, 0}) run(tokens);
-    const long calls = allocations.calls;
-    const long mallocs = allocations.mallocs;
-    for (const index_t tokens : {60, 59, 1, 7, 33, 0, 60}) run(tokens);
-    CHECK(allocations.calls == calls);
-    CHECK(allocations.mallocs == mallocs);
-  });
+TEST_CASE("layers: once warm, inference allocates nothing, whatever is routed where", "[layer][alloc]") {
+  const bool by_reserve = GENERATE(false, true);
+  for (const auto& [name, layer] : test::every_layer()) {
+    CAPTURE(name, by_reserve);
+    const auto with_memory = layer->fresh();
+    if (by_reserve) {
+      with_memory->reserve_workspace(tokens);
+    } else {
+      const batch largest{matrix<float>::Zero(tokens, width), std::vector<std::uint8_t>(tokens, 1)};
+      matrix<float> y(tokens, width);
+      with_memory->infer(largest.x, y, {.token_mask = largest.mask});
+    }
+    CHECK(batches_that_allocate([&](const batch& b, std::uint64_t, matrix<float>& y, matrix<float>&) {
+            with_memory->infer(b.x, y, {.token_mask = b.mask});
+          }) == "");
+  }
 }
 
 TEST_CASE("fixed_moe_layer: neither it nor any of its calls allocates", "[layer][fixed][alloc]") {
-  const auto trained = layer_of(top_k_router<float>{width, experts, {.top_k = 2}});
+  const auto trained = layer_to_build();
   const std::vector<float> x(20 * width, 1);
   std::vector<float> y(20 * width);
   const long calls = allocations.calls;
@@ -104,72 +105,89 @@ TEST_CASE("fixed_moe_layer: neither it nor any of its calls allocates", "[layer]
   CHECK(ran);
 }
 
-TEST_CASE("layers: once warm, a training step allocates nothing", "[layer][alloc]") {
-  with_layers([](const char* name, auto layer) {
-    CAPTURE(name);
-    typename decltype(layer)::tape tape;
-    const matrix<float> x = test::random_matrix<float>(60, width, 1), dy = test::random_matrix<float>(60, width, 2);
-    matrix<float> y(60, width), dx(60, width);
-    const auto run = [&] {
-      routing_context<float> context;
-      context.training = true;
-      context.random = random_source(1, 1);  // the same draws, so the same loads
-      zero_gradients(layer);
-      layer.forward(x, y, tape, context);
-      layer.backward(dy, dx, tape);
+TEST_CASE("layers: once warm, a training step allocates nothing, whatever is routed where", "[layer][alloc]") {
+  const bool by_reserve = GENERATE(false, true);
+  for (const auto& [name, layer] : test::every_layer()) {
+    CAPTURE(name, by_reserve);
+    const auto with_memory = layer->fresh();
+    const auto step = [&](const batch& b, std::uint64_t n, matrix<float>& y, matrix<float>& dx) {
+      auto context = in_training(n);
+      context.token_mask = b.mask;
+      with_memory->zero_gradients();
+      with_memory->train(b.x, y, context);
+      with_memory->backward(y, dx);
     };
-    run();
-    run();
-    const long calls = allocations.calls;
-    const long mallocs = allocations.mallocs;
-    run();
-    CHECK(allocations.calls == calls);
-    CHECK(allocations.mallocs == mallocs);
-  });
+    if (by_reserve) {
+      with_memory->reserve_tape(tokens);
+    } else {
+      const batch largest{matrix<float>::Zero(tokens, width), std::vector<std::uint8_t>(tokens, 1)};
+      matrix<float> y(tokens, width), dx(tokens, width);
+      step(largest, 1, y, dx);
+    }
+    CHECK(batches_that_allocate(step) == "");
+  }
+}
+
+TEST_CASE("reserve: nothing but memory changes", "[layer][reserve]") {
+  for (const auto& [name, layer] : test::every_layer()) {
+    CAPTURE(name);
+    const matrix<float> x = test::random_matrix<float>(tokens, width, 1), dy = test::random_matrix<float>(tokens, width, 2);
+    matrix<float> y(tokens, width), dx(tokens, width), expected(tokens, width), expected_dx(tokens, width);
+    const auto reserved = layer->fresh();
+    reserved->reserve_workspace(tokens + 1);
+    reserved->reserve_tape(tokens + 1);
+    CHECK(reserved->values() == layer->values());
+    CHECK(reserved->calls_counted() == 0);
+    CHECK_THROWS_WITH(reserved->backward(dy, dx), Catch::Matchers::Contains("backward needs a training forward call"));
+    for (const auto& one : {std::cref(layer), std::cref(reserved)}) {
+      one.get()->infer(x, y);
+      one.get()->train(x, y, in_training(3));
+      one.get()->backward(dy, dx);
+      if (one.get() == layer) {
+        expected = y;
+        expected_dx = dx;
+      }
+    }
+    CHECK(test::same_bits(y, expected));
+    CHECK(test::same_bits(dx, expected_dx));
+    CHECK(reserved->gradients() == layer->gradients());
+    CHECK(reserved->calls_counted() == 1);
+    CHECK_THROWS_AS(reserved->reserve_tape(-1), std::invalid_argument);
+  }
 }
 
 TEST_CASE("layers: the n-th allocation of a forward call fails, and nothing leaks or changes", "[layer][alloc]") {
-  with_layers([](const char* name, const auto& layer) {
+  for (const auto& [name, layer] : test::every_layer()) {
     CAPTURE(name);
-    using layer_type = std::remove_cvref_t<decltype(layer)>;
     const matrix<float> x = test::random_matrix<float>(20, width, 1);
     matrix<float> expected(20, width), y(20, width);
-    {
-      typename layer_type::workspace workspace;
-      layer.forward(x, expected, workspace);
-    }
-    const auto values = [&] {
-      std::vector<float> all;
-      detail::for_each_unnamed_parameter(
-          layer, [&](const auto& p) { all.insert(all.end(), p.value().begin(), p.value().end()); });
-      return all;
-    };
-    const auto before = values();
+    layer->fresh()->infer(x, expected);
+    const auto before = layer->values();
     const long live = allocations.live;
     long failures = 0;
     for (bool ran_out = true; ran_out;) {
-      typename layer_type::workspace workspace;
+      const auto with_memory = layer->fresh();
       ran_out = false;
       try {
         const test::failing_allocation failing(failures);
-        layer.forward(x, y, workspace);
+        with_memory->infer(x, y);
       } catch (const std::bad_alloc&) {
         ran_out = true;
         ++failures;
       }
       if (!ran_out) break;
       y.setConstant(99);
-      layer.forward(x, y, workspace);  // the workspace of the failed call serves the next one
+      with_memory->infer(x, y);  // the workspace of the failed call serves the next one
       if (!test::same_bits(y, expected)) FAIL_CHECK("after a failure of allocation " << failures - 1);
+      if (with_memory->values() != before) FAIL_CHECK("failure " << failures - 1 << " changed a parameter");
     }
     CHECK(failures > 5);
     CHECK(allocations.live == live);
-    CHECK(values() == before);
-  });
+  }
 }
 
 TEST_CASE("layers: the n-th allocation of a training step fails, and the layer's values stay", "[layer][alloc]") {
-  const auto fresh = [] { return layer_of(top_k_router<float>{width, experts, {.top_k = 2}}); };
+  const auto fresh = [] { return layer_to_build(); };
   using layer_type = decltype(fresh());
   const matrix<float> x = test::random_matrix<float>(20, width, 1);
   const auto step = [&](layer_type& layer, layer_type::tape& tape, matrix<float>& y, matrix<float>& dx) {
@@ -220,7 +238,7 @@ TEST_CASE("layers: building one with an allocation that fails leaks nothing", "[
     ran_out = false;
     try {
       const test::failing_allocation failing(failures);
-      const auto layer = layer_of(top_k_router<float>{width, experts, {.top_k = 2}});
+      const auto layer = layer_to_build();
       CHECK(layer.experts() == experts);
     } catch (const std::bad_alloc&) {
       ran_out = true;

@@ -32,7 +32,7 @@ TEST_CASE("check_router: an honest router of a user's own passes everything", "[
   const auto report = report_on(fault::none);
   INFO(report.describe());
   CHECK(report.passed());
-  CHECK(report.properties.size() == 19);
+  CHECK(report.properties.size() == 20);
   for (const property_result& p : report.properties) {
     CHECK(p.result == outcome::passed);
     CHECK_FALSE(p.detail.empty());
@@ -58,7 +58,8 @@ TEST_CASE("check_router: each broken promise fails at the property that names it
       broken{fault::wrong_gradient, "gradients without training"},
       broken{fault::forgets_signals, "gradients in training"}, broken{fault::forgets_dx, "gradients in training"},
       broken{fault::overwrites_gradients, "gradients are added"},
-      broken{fault::lets_nan_into_gradients, "NaN in gradients"}, broken{fault::steps_to_nan, "after_step"});
+      broken{fault::lets_nan_into_gradients, "NaN in gradients"}, broken{fault::spends_tape, "backward again"},
+      broken{fault::steps_to_nan, "after_step"});
   const auto report = report_on(b.wrong);
   INFO(report.describe());
   CAPTURE(b.property);
@@ -137,6 +138,7 @@ enum class expert_fault {
   wrong_gradient,
   adds_dx,
   overwrites_gradient,
+  spends_saved,
   refuses_zero_rows
 };
 
@@ -159,12 +161,16 @@ public:
     if (has(expert_fault::counts_calls)) y.array() += 1e-3 * calls_++;
     if (has(expert_fault::changes_weight)) scale_.data()[0] += 1;
   }
-  void backward(tokens_in<double> x, tokens_in<double> dy, tokens_out<double>, tokens_out<double> dx) {
+  void backward(tokens_in<double> x, tokens_in<double> dy, tokens_out<double> saved, tokens_out<double> dx) {
     const matrix<double> gradient = (dy.array().rowwise() * scale_.map().col(0).transpose().array()).matrix();
     if (has(expert_fault::adds_dx))
       dx += gradient;
     else
       dx = has(expert_fault::wrong_dx) ? matrix<double>(gradient * 1.01) : gradient;
+    if (has(expert_fault::spends_saved)) {
+      dx.array() += saved.sum();
+      saved.setOnes();
+    }
     if (has(expert_fault::overwrites_gradient)) scale_.zero_gradient();
     for (index_t d = 0; d < inputs(); ++d)
       scale_.gradient()[static_cast<std::size_t>(d)] +=
@@ -191,7 +197,7 @@ TEST_CASE("check_expert: an honest expert passes everything", "[train][conforman
   const auto report = check_expert(expert);
   INFO(report.describe());
   CHECK(report.passed());
-  CHECK(report.properties.size() == 9);
+  CHECK(report.properties.size() == 10);
   for (const property_result& p : report.properties) CHECK(p.result == outcome::passed);
 }
 
@@ -206,7 +212,8 @@ TEST_CASE("check_expert: each broken promise fails at the property that names it
       broken{expert_fault::counts_calls, "repetition"},
       broken{expert_fault::changes_weight, "calls change no parameter"}, broken{expert_fault::wrong_dx, "gradients"},
       broken{expert_fault::wrong_gradient, "gradients"}, broken{expert_fault::adds_dx, "outputs are overwritten"},
-      broken{expert_fault::overwrites_gradient, "gradients are added"});
+      broken{expert_fault::overwrites_gradient, "gradients are added"},
+      broken{expert_fault::spends_saved, "backward again"});
   scale_expert expert(9, b.wrong);
   initialize(expert, 1);
   const auto report = check_expert(expert);

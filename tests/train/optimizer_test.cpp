@@ -10,6 +10,7 @@
 #include "../support.hpp"
 
 #include <map>
+#include <optional>
 
 using namespace sluice;
 
@@ -132,6 +133,7 @@ TEST_CASE("optimizers: frozen parameters and those without a gradient are left a
     CHECK(model.weight.data()[0] != 1);
 
     parameter<double> untouched({3}, parameter_role::weight, initial_values::constant(1));
+    optimizer.prepare(untouched);
     optimizer.step(untouched);
     CHECK(untouched.data()[0] == 1);
   };
@@ -267,6 +269,56 @@ TEST_CASE("optimizers: arrays of one name each keep their own state", "[train][a
   optimizer.step(model);
   CHECK(model.arrays[0].second.data()[0] < 0.9982);
   CHECK(model.arrays[1].second.data()[0] > 1.0018);
+}
+
+TEST_CASE("optimizers: another model is refused until it is handed over", "[train][adamw][sgd]") {
+  const auto check = [](auto optimizer, bool remembers) {
+    const auto another = Catch::Matchers::Contains("remembers another model");
+    three_roles<double> first, second;  // equal names and sizes
+    changing_model third;
+    third.add("weight", 5);
+    first.set_gradients(1);
+    second.set_gradients(1);
+    optimizer.step(first);
+    if (!remembers) {
+      CHECK_NOTHROW(optimizer.step(second));
+      CHECK(second.weight.data()[0] == first.weight.data()[0]);
+      return;
+    }
+    CHECK_THROWS_WITH(optimizer.step(second), another);
+    CHECK_THROWS_WITH(optimizer.step(third), another);
+    CHECK(second.weight.data()[0] == 1);
+    CHECK_NOTHROW(optimizer.step(first));  // as if nothing had happened
+
+    three_roles<double> moved = std::move(first);
+    CHECK_NOTHROW(optimizer.step(moved));
+    three_roles<double> copied = moved;
+    CHECK_THROWS_WITH(optimizer.step(copied), another);
+    moved = copied;  // back to a snapshot: still this model
+    CHECK_NOTHROW(optimizer.step(moved));
+    CHECK(values_of(optimizer).at("weight.steps") == std::vector<double>{4});
+
+    auto branch = optimizer;  // of a copied optimiser the first model is its own
+    CHECK_NOTHROW(branch.step(copied));
+    CHECK(values_of(branch).at("weight.steps") == std::vector<double>{5});
+    CHECK_THROWS_WITH(branch.step(moved), another);
+    branch.prepare(moved);
+    CHECK_NOTHROW(branch.step(moved));
+    CHECK(values_of(branch).at("weight.steps") == std::vector<double>{6});
+  };
+  check(adamw<double>{}, true);
+  check(sgd<double>{{.momentum = 0.9}}, true);
+  check(sgd<double>{}, false);
+}
+
+TEST_CASE("optimizers: a model that is new in the place of an old one is another model", "[train][adamw]") {
+  adamw<double> optimizer;
+  std::optional<three_roles<double>> model(std::in_place);
+  model->set_gradients(1);
+  optimizer.step(*model);
+  model.emplace();  // the same address, and perhaps the same memory
+  model->set_gradients(1);
+  CHECK_THROWS_AS(optimizer.step(*model), std::invalid_argument);
 }
 
 TEST_CASE("optimizers: settings that make no sense are refused", "[train][sgd][adamw]") {

@@ -40,6 +40,7 @@ enum class fault {
   forgets_dx,
   overwrites_gradients,
   lets_nan_into_gradients,
+  spends_tape,
   steps_to_nan,
 };
 
@@ -118,6 +119,7 @@ public:
       const double s = sigmoid(t.seen.clean(p.token(i), p.expert(i)));
       dscores(p.token(i), p.expert(i)) += dplan.weight[i] * (has(fault::wrong_gradient) ? s : s * (1 - s));
     }
+    if (has(fault::spends_tape)) t.dseen.clean.map() = dscores;  // as if it were scratch
     if (has(fault::overwrites_gradients)) weight_.zero_gradient();
     if (has(fault::lets_nan_into_gradients))
       weight_.gradient_map() += dscores.transpose() * x;

@@ -116,14 +116,19 @@ public:
 
   /// C of an expert. Throws std::invalid_argument if C < 1, or if there are shares for another number of experts.
   index_t of(const capacity_request& r, index_t expert = 0) const {
+    const index_t capacity = at(r, expert);
+    if (capacity < 1)
+      throw_invalid("capacity ", capacity, " is below 1: T = ", r.tokens, ", k = ", r.top_k, ", E = ", r.experts,
+                    ", factor = ", r.training ? factor_.training : factor_.inference);
+    return capacity;
+  }
+  /// The same, which may be below 1: for bounds.
+  index_t at(const capacity_request& r, index_t expert = 0) const {
     if (differs_between_experts() && static_cast<index_t>(weights_.size()) != r.experts)
       throw_invalid("the capacity has shares for ", weights_.size(), " experts, the router has E = ", r.experts);
     const double factor = r.training ? factor_.training : factor_.inference;
     index_t capacity = (std::max)(formula(r, factor, expert), minimum_);
-    if (capacity < 1)
-      throw_invalid("capacity ", capacity, " is below 1: T = ", r.tokens, ", k = ", r.top_k, ", E = ", r.experts,
-                    ", factor = ", factor);
-    if (multiple_of_ > 1) capacity += (multiple_of_ - capacity % multiple_of_) % multiple_of_;
+    if (capacity >= 1 && multiple_of_ > 1) capacity += (multiple_of_ - capacity % multiple_of_) % multiple_of_;
     return capacity;
   }
 

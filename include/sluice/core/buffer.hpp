@@ -5,10 +5,12 @@
 /// AVX-512 vector).
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <span>
@@ -45,9 +47,15 @@ public:
   }
 
   /// Changes the size; the first min(old, new) elements stay, new ones are unset. If memory runs out nothing changes.
+  /// Throws std::invalid_argument if the size is negative or its bytes are more than a number can say.
   void resize(index_t size) {
-    if (size > capacity_) grow(size);
+    if (static_cast<std::uint64_t>(size) > static_cast<std::uint64_t>(capacity_)) grow(size);  // negative: far too many
     size_ = size;
+  }
+
+  /// Makes room for this many elements, so that no resize() up to it allocates.
+  void reserve(index_t capacity) {
+    if (capacity > capacity_) grow(capacity);
   }
 
   void assign(index_t size, T value) {
@@ -85,7 +93,8 @@ private:
   static constexpr std::align_val_t alignment{64};
 
   void grow(index_t capacity) {
-    T* fresh = static_cast<T*>(::operator new(static_cast<std::size_t>(capacity) * sizeof(T), alignment));
+    const index_t bytes = checked_product(capacity, static_cast<index_t>(sizeof(T)));
+    T* fresh = static_cast<T*>(::operator new(static_cast<std::size_t>(bytes), alignment));
     if (size_ > 0) std::memcpy(fresh, data_, static_cast<std::size_t>(size_) * sizeof(T));
     release(data_);
     data_ = fresh;
@@ -117,12 +126,32 @@ class matrix_buffer {
 public:
   matrix_buffer() = default;
   matrix_buffer(index_t rows, index_t cols) { resize(rows, cols); }
+  matrix_buffer(const matrix_buffer&) = default;
+  matrix_buffer& operator=(const matrix_buffer& other) {
+    numbers_ = other.numbers_;  // may run out of memory: the shape follows
+    rows_ = other.rows_;
+    cols_ = other.cols_;
+    return *this;
+  }
+  matrix_buffer(matrix_buffer&& other) noexcept { swap(other); }
+  matrix_buffer& operator=(matrix_buffer&& other) noexcept {
+    matrix_buffer moved(std::move(other));
+    swap(moved);
+    return *this;
+  }
+
+  void swap(matrix_buffer& other) noexcept {
+    numbers_.swap(other.numbers_);
+    std::swap(rows_, other.rows_);
+    std::swap(cols_, other.cols_);
+  }
 
   void resize(index_t rows, index_t cols) {
-    numbers_.resize(rows * cols);
+    numbers_.resize(checked_product(rows, cols));
     rows_ = rows;
     cols_ = cols;
   }
+  void reserve(index_t rows, index_t cols) { numbers_.reserve(checked_product(rows, cols)); }
   void set_zero(index_t rows, index_t cols) {
     resize(rows, cols);
     numbers_.fill(Scalar(0));

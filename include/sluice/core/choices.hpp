@@ -40,6 +40,7 @@ struct choice_table {
     asked.assign(tokens * top_k, 0);
     kept.assign(tokens * top_k, 0);
     slot.resize(tokens * top_k);
+    order.reserve(tokens * top_k);
     order.clear();
   }
 

@@ -84,7 +84,8 @@ concept CanRouteBackward = CanRoute<R> &&
 /// Decides which experts see which token.
 template <typename R>
 concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R>;
-/// A router that can be trained: it adds into the gradients of its parameters and into dx.
+/// A router that can be trained: it adds into the gradients of its parameters and into dx. backward may be called again for one
+/// route, and leaves what it reads in the tape.
 template <typename R>
 concept DifferentiableRouter = RouterPolicy<R> && CanRouteBackward<R>;
 
@@ -140,7 +141,8 @@ concept CanApplyBackward = CanApply<E> &&
 /// numbers a row that forward may leave for backward.
 template <typename E>
 concept ExpertFunctor = HasScalar<E> && HasInputs<E> && HasOutputs<E> && CanApply<E>;
-/// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters.
+/// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters. It may be called again, and leaves
+/// what it reads in saved.
 template <typename E>
 concept DifferentiableExpert = ExpertFunctor<E> && CanApplyBackward<E>;
 
@@ -158,7 +160,9 @@ concept CanRunExpertsBackward = CanRunExperts<B> &&
       bank.backward(x, offsets, x, dx, tape, executor);
     };
 
-/// All experts of a layer. The rows of expert e are offsets[e] .. offsets[e+1] of x and y.
+/// All experts of a layer. The rows of expert e are offsets[e] .. offsets[e+1] of x and y. A bank whose memory depends on the
+/// number of rows has prepare(tape, rows, training) const, which makes room for any call of up to so many rows and says
+/// whether backward calls will follow; a layer calls it before each forward call.
 template <typename B>
 concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOutputs<B> && CanRunExperts<B>;
 template <typename B>

@@ -9,7 +9,10 @@
 /// instruction set, so files never contain panels: everything that leaves memory goes element by element, row-major.
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/types.hpp>
+
+#include <algorithm>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -22,7 +25,14 @@ struct panel_shape {
 class matrix_layout {
 public:
   matrix_layout() = default;
-  matrix_layout(index_t rows, index_t cols, panel_shape panels = {}) : rows_(rows), cols_(cols), panels_(panels) {}
+  /// Throws std::invalid_argument if a size is negative or the elements are more than a number can say.
+  matrix_layout(index_t rows, index_t cols, panel_shape panels = {}) : rows_(rows), cols_(cols), panels_(panels) {
+    checked_product(rows, cols);
+    if (!is_panelled()) return;
+    // Rounded up, rows are at most L times as many and columns at most G times as many.
+    const index_t most = checked_product((std::max<index_t>)(rows, 1), (std::max<index_t>)(cols, 1));
+    checked_product(most, checked_product(panels.lanes, panels.group));
+  }
 
   index_t rows() const noexcept { return rows_; }
   index_t cols() const noexcept { return cols_; }

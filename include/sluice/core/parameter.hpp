@@ -16,6 +16,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
 #include <sluice/core/half.hpp>
+#include <sluice/core/identity.hpp>
 #include <sluice/core/matrix_layout.hpp>
 #include <sluice/core/types.hpp>
 
@@ -61,7 +62,7 @@ public:
 
   parameter() = default;
 
-  /// Throws std::invalid_argument if there are more than four axes or a negative one. Values start at zero, or at the
+  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers. Values start at zero, or at the
   /// constant if the initial values are one.
   parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {},
             panel_shape panels = {})
@@ -70,7 +71,7 @@ public:
     index_t cols = 1;
     for (const index_t axis : shape) {
       if (axis < 0) throw_invalid("a parameter axis cannot be ", axis);
-      if (rank_ > 0) cols *= axis;
+      if (rank_ > 0) cols = checked_product(cols, axis);
       shape_[rank_++] = axis;
     }
     layout_ = {rank_ == 0 ? 1 : shape_[0], cols, panels};
@@ -96,6 +97,8 @@ public:
   parameter_role role() const noexcept { return role_; }
   bool is_learned() const noexcept { return is_trainable && role_ != parameter_role::state && !frozen_; }
   const initial_values& initial() const noexcept { return initial_; }
+  /// Which parameter this is, wherever it moves: a copy is another one (core/identity.hpp).
+  std::uint64_t id() const noexcept { return identity_.number(); }
 
   /// A frozen parameter is left alone by optimisers; its gradient is still computed.
   void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
@@ -166,6 +169,7 @@ private:
   matrix_layout layout_;
   buffer<Element> values_;
   buffer<Scalar> gradient_;
+  identity identity_;
 };
 
 namespace detail {

@@ -52,6 +52,7 @@ public:
     dispatch_.resize(tokens, experts * slots_per_expert);
     combine_.resize(tokens, experts * slots_per_expert);
     invalid_.clear();
+    invalid_.reserve(tokens);
   }
 
   /// Marks a token whose logits held NaN and takes it out of every slot. Call it when the matrices have been filled.
@@ -70,6 +71,8 @@ public:
   index_t slot_count() const noexcept { return experts_ * slots_per_expert_; }
   index_t slots_per_expert() const noexcept { return slots_per_expert_; }
   index_t rows() const noexcept { return groups_.size() * slot_count(); }
+  /// The most rows that a batch of this size can have: always the same.
+  index_t most_rows() const noexcept { return rows(); }
   std::span<const token_range> groups() const noexcept { return groups_.span(); }
   index_t group_of(index_t token) const noexcept { return group_of_[token]; }
   /// The row of slot s (0 .. E·P) of a group in the experts' input.

@@ -15,6 +15,7 @@
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/core/types.hpp>
 
+#include <algorithm>
 #include <concepts>
 #include <span>
 
@@ -43,8 +44,10 @@ public:
   using scalar = Scalar;
   using gradient = sparse_plan_gradient<Scalar>;
 
-  /// Empties the plan for a batch. Memory is kept.
-  void reset(index_t tokens, index_t experts) {
+  /// Empties the plan for a batch. Memory is kept. A router whose number of assignments depends on what is routed says the
+  /// most that a batch of this size can have: the plan, and the layer for its experts, makes room for as many, so that no
+  /// later batch of this size allocates.
+  void reset(index_t tokens, index_t experts, index_t most_assignments = 0) {
     if (tokens < 0 || experts < 1)
       throw_invalid("a plan needs T >= 0 and E >= 1, not T = ", tokens, " and E = ", experts);
     tokens_ = tokens;
@@ -53,7 +56,18 @@ public:
     dropped_.clear();
     invalid_.clear();
     has_input_scale_ = false;
+    most_ = 0;
+    invalid_.reserve(tokens);
+    reserve(most_assignments);
   }
+  /// Raises the most assignments that a batch of this size can have.
+  void reserve(index_t most_assignments) {
+    most_ = (std::max)(most_, most_assignments);
+    pending_.reserve(most_);
+    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_}) numbers->reserve(most_);
+    for (auto* numbers : {&weight_, &input_scale_}) numbers->reserve(most_);
+  }
+  void reserve_dropped(index_t most_dropped) { dropped_.reserve(most_dropped); }
 
   /// Adds an assignment. Within an expert the order of calls is the order of slots; within a token ranks must ascend.
   void add(index_t token, index_t expert, Scalar weight, index_t rank = 0, Scalar input_scale = Scalar(1)) {
@@ -105,6 +119,8 @@ public:
   /// Number of assignments, which is the number of rows that experts see.
   index_t size() const noexcept { return token_.size(); }
   index_t rows() const noexcept { return size(); }
+  /// The most rows that a batch of this size can have, as far as the router said.
+  index_t most_rows() const noexcept { return (std::max)(most_, size()); }
   index_t load(index_t expert) const noexcept { return offsets_[expert + 1] - offsets_[expert]; }
   /// E+1 numbers: the rows of expert e are offsets()[e] .. offsets()[e+1].
   std::span<const index_t> offsets() const noexcept { return offsets_.span(); }
@@ -177,6 +193,7 @@ private:
 
   index_t tokens_ = 0;
   index_t experts_ = 0;
+  index_t most_ = 0;
   bool has_input_scale_ = false;
   buffer<entry> pending_;
   buffer<index_t> offsets_;

@@ -96,6 +96,26 @@ public:
   Expert& expert(index_t e) noexcept { return experts_[static_cast<std::size_t>(e)]; }
   const Expert& expert(index_t e) const noexcept { return experts_[static_cast<std::size_t>(e)]; }
 
+  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will follow.
+  void prepare(tape& t, index_t rows, bool training) const {
+    if constexpr (MadeOfLinearMaps<Expert>) {
+      using forward_type = detail::grouped_forward<Expert>;
+      t.keep = training && DifferentiableExpert<Expert>;
+      bool has_room = forward_type::has_room(t, rows, inputs());
+      if constexpr (MadeOfTrainableMaps<Expert>)
+        has_room = has_room && (!training || detail::grouped_backward<Expert>::has_room(t, rows, outputs()));
+      if (has_room) return;
+      const index_t hidden = widest();
+      forward_type::reserve(t, rows, experts(), inputs(), hidden, outputs());
+      if constexpr (MadeOfTrainableMaps<Expert>)
+        if (training)
+          detail::grouped_backward<Expert>::reserve(t, rows, experts(), inputs(), hidden, outputs());
+    } else {
+      t.blocks.reserve(rows / row_block + (std::min)(rows, experts()));
+      t.saved.reserve(rows, most_saved_columns());
+    }
+  }
+
   void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     if constexpr (MadeOfLinearMaps<Expert>)
@@ -117,24 +137,24 @@ public:
   /// Dispatch, experts and combine in one: y is overwritten with the weighted sums of its tokens' experts.
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const requires MadeOfLinearMaps<Expert> {
-    const auto expert_of = [this](index_t e) -> const Expert& { return expert(e); };
+    const const_experts expert_of{*this};
     detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).run(x, y, expert_of);
   }
 
-  /// For the last forward_routed with this tape and t.keep: adds into dx and the gradients, and writes for every row the
-  /// gradients of its weight and of its input scale where the pointers are not null.
+  /// For the last forward_routed with this tape and t.keep, any number of times: adds into dx and the gradients, and
+  /// writes for every row the gradients of its weight and of its input scale where the pointers are not null.
   void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,
                        tokens_out<scalar> dx, tape& t, scalar* dweight, scalar* dinput_scale,
                        const executor_ref& executor) requires MadeOfTrainableMaps<Expert> {
     const auto expert_of = [this](index_t e) -> Expert& { return expert(e); };
+    detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).restore(const_experts{*this});
     detail::grouped_backward<Expert>(rows, expert_of, inputs(), outputs(), t, executor)
         .run(x, dy, dx, dweight, dinput_scale, expert_of);
   }
 
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
   index_t workspace_bytes(index_t rows, bool training) const requires MadeOfLinearMaps<Expert> {
-    index_t hidden = 0;
-    for (const Expert& e : experts_) hidden = (std::max)(hidden, e.last_map().inputs());
+    const index_t hidden = widest();
     return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
            (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
   }
@@ -156,18 +176,32 @@ public:
   }
 
 private:
+  /// One type for all calls that only read, so that their kernels are compiled once.
+  struct const_experts {
+    const expert_bank& bank;
+    const Expert& operator()(index_t e) const noexcept { return bank.expert(e); }
+  };
   using block = typename detail::block_memory<scalar>::block;
 
   // Rows of one task: enough to repay handing it out, few enough to spread.
   static constexpr index_t row_block = 32;
 
+  index_t widest() const requires MadeOfLinearMaps<Expert> {
+    index_t hidden = 0;
+    for (const Expert& e : experts_) hidden = (std::max)(hidden, e.last_map().inputs());
+    return hidden;
+  }
+  index_t most_saved_columns() const {
+    index_t columns = 0;
+    for (const Expert& e : experts_) columns = (std::max<index_t>)(columns, e.saved_columns());
+    return columns;
+  }
+
   static index_t rows_end(std::span<const index_t> offsets) { return offsets.back(); }
 
   void forward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
-    index_t columns = 0;
-    for (const Expert& expert : experts_) columns = (std::max<index_t>)(columns, expert.saved_columns());
-    t.saved.resize(rows_end(offsets) - offsets.front(), columns);
+    t.saved.resize(rows_end(offsets) - offsets.front(), most_saved_columns());
     cut(offsets, row_block, t.blocks);
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
       const block& b = t.blocks[task];

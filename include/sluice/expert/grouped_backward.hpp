@@ -5,6 +5,7 @@
 ///   gradients  dW_last += (weight dy)^T h;  dW_first += dz^T x                                      tasks: expert x panels
 ///   inputs     dx[token] += input_scale * sum over first maps of dz W_first                         tasks: columns of dx
 ///
+/// dz takes the memory of z; a second call on the same forward first has grouped_forward make z again.
 /// <dy, f(x)> = <dy W_last, h> + <dy, b>: so the gradient of a weight needs no output of the experts, and none is kept.
 /// An inputs task owns its columns of dx and takes experts in order; every gradient has one owner and adds its rows in order:
 /// equal bits for any number of threads.
@@ -33,14 +34,20 @@ void add_lanes(Scalar* sums, const kernel::simd<Scalar>& v) {
   kernel::store<Scalar>(sums, kernel::load(sums) + v);
 }
 
+/// Rows in lanes: every expert that has rows may leave lanes of its last group unused.
+template <MadeOfLinearMaps Expert>
+index_t most_lane_rows(index_t rows, index_t experts) {
+  constexpr index_t lanes = kernel::simd_width<typename Expert::scalar>;
+  return (rows / lanes + (std::min)(rows, experts)) * lanes;
+}
+
 /// Bytes that training keeps beside the forward memory for this many rows: z, dz, and dy in both orders.
 template <MadeOfLinearMaps Expert>
 index_t grouped_training_bytes(index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
   using scalar = typename Expert::scalar;
   using packed = kernel::packed_rows<full_precision<scalar>>;
   constexpr index_t lanes = packed::lanes;
-  // Every expert that has rows may leave lanes of its last group unused.
-  const index_t lane_rows = (rows / lanes + (std::min)(rows, experts)) * lanes;
+  const index_t lane_rows = most_lane_rows<Expert>(rows, experts);
   const index_t parts = ((std::max)(inputs, hidden) + 4 * lanes - 1) / (4 * lanes);
   const index_t numbers = rows * (Expert::first_maps * packed::pitch(hidden) + packed::pitch(outputs) + parts) +
                           lane_rows * (outputs + Expert::first_maps * hidden);
@@ -60,6 +67,19 @@ public:
     m.groups.resize(rows.experts() + 1);
     m.groups[0] = 0;
     for (index_t e = 0; e < rows.experts(); ++e) m.groups[e + 1] = m.groups[e] + lane_rows::groups(rows.load(e));
+  }
+
+  /// Makes room for this many rows, whoever gets them; dy comes last: where it has room, everything has.
+  static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
+    const index_t in_lanes = most_lane_rows<Expert>(rows, experts);
+    m.groups.reserve(experts + 1);
+    m.dy_lanes.reserve(in_lanes * outputs);
+    for (auto& dz : m.dz_lanes) dz.reserve(in_lanes * hidden);
+    m.dweight.reserve(column_units((std::max)(inputs, hidden)) * rows);
+    m.dy.reserve(rows * packed::pitch(outputs));
+  }
+  static bool has_room(const memory& m, index_t rows, index_t outputs) {
+    return m.dy.capacity() >= rows * packed::pitch(outputs);
   }
 
   /// Adds into dx and into the gradients of the experts; writes the gradients of weights and input scales, entry i for row i,
@@ -132,6 +152,7 @@ private:
     for (auto& dz : m_.dz_lanes) dz.resize(m_.groups[rows_.experts()] * lanes * group_.hidden_width());
     // Experts narrower than the widest have fewer parts; theirs that are missing count as zero.
     if (with_weights) m_.dweight.assign(column_units(group_.hidden_width()) * rows_.size(), scalar(0));
+    m_.is_spent = true;
     group_.run_tasks([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
                      [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; },
                      [&](const typename memory::task& t) {

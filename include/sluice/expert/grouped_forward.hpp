@@ -49,6 +49,26 @@ public:
     return rows * row + number * waiting_outputs(rows, outputs) + experts * static_cast<index_t>(sizeof(index_t));
   }
 
+  /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. packed_inputs come last: where they have
+  /// room, everything has.
+  static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
+    const index_t hidden_numbers = rows * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
+    m.active.reserve((std::min)(rows, experts));
+    m.h.reserve(rows * kernel::packed_rows<storage>::pitch(hidden));
+    m.outputs.reserve(waiting_outputs(rows, outputs));
+    if constexpr (!is_direct) m.h_rows.reserve(hidden_numbers);
+    if constexpr (kernel::detail::scales_rows<storage>) {
+      m.x_factors.reserve(rows);
+      m.h_factors.reserve(rows);
+    }
+    if (m.keep)
+      for (auto& z : m.z) z.reserve(hidden_numbers);
+    m.x.reserve(rows * kernel::packed_rows<storage>::pitch(inputs));
+  }
+  static bool has_room(const memory& m, index_t rows, index_t inputs) {
+    return m.x.capacity() >= rows * kernel::packed_rows<storage>::pitch(inputs);
+  }
+
   void run(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
     make_room();
     if (group_.suits_whole_experts(output_pitch(outputs_))) {
@@ -59,6 +79,13 @@ public:
     hidden(expert_of);
     if constexpr (!is_direct) pack_hidden(expert_of);
     output(y, expert_of);
+  }
+
+  /// Makes h and z again from the packed rows, bit for bit, where backward has used z up.
+  void restore(const auto& expert_of) {
+    if (!m_.is_spent) return;
+    m_.is_spent = false;
+    hidden(expert_of);
   }
 
 private:
@@ -96,6 +123,7 @@ private:
       m_.h_factors.resize(rows_.size());
     }
     for (auto& z : m_.z) z.resize(m_.keep ? hidden_numbers : 0);
+    m_.is_spent = false;
   }
 
   void pack_inputs(tokens_in<scalar> x) {

@@ -38,6 +38,7 @@ struct grouped_memory {
   };
 
   bool keep = true;        ///< whether forward keeps what backward needs
+  bool is_spent = false;   ///< whether backward has turned z into dz
   buffer<index_t> active;  ///< experts that have rows
   buffer<task> tasks;
   buffer<typename storage::activation> x, h;
@@ -72,7 +73,7 @@ public:
                const executor_ref& executor)
       : rows_(rows), inputs_(inputs), m_(m), executor_(executor) {
     // The largest number of either that any routing of this many rows needs: a warm call must not allocate.
-    const index_t most_active = (std::min)(rows.experts(), rows.size());
+    const index_t most_active = (std::min)(rows.experts(), (std::max)(rows.size(), m.active.capacity()));
     m.active.resize(most_active);
     m.active.clear();
     m.tasks.resize(most_active + 2 * tasks_per_thread * executor.concurrency());

@@ -50,6 +50,14 @@ public:
   index_t inputs() const noexcept { return down_.cols(); }
   index_t outputs() const noexcept { return up_.cols(); }
 
+  /// Makes room for calls of up to so many rows.
+  void prepare(tape& t, index_t rows, bool training) const {
+    for (auto* numbers : {&t.expert, &t.working}) numbers->reserve(rows);
+    t.first.reserve(rows + 1);
+    t.z.reserve(rows);
+    if (training) t.dz.reserve(rows);
+  }
+
   void forward(tokens_in<Scalar> x, std::span<const index_t> offsets, tokens_out<Scalar> y, tape& t,
                const executor_ref& executor) const {
     find_working(offsets, t);
@@ -137,7 +145,10 @@ private:
   }
 
   void note_touched(const tape& t) {
-    if (is_touched_.empty()) is_touched_.assign(experts(), 0);
+    if (is_touched_.empty()) {
+      touched_.reserve(experts());
+      is_touched_.assign(experts(), 0);
+    }
     for (const index_t e : t.working)
       if (!is_touched_[e]) {
         is_touched_[e] = 1;

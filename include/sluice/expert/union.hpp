@@ -46,6 +46,14 @@ public:
     return std::get<I>(banks_);
   }
 
+  /// Any bank may get all the rows.
+  void prepare(tape& t, index_t rows, bool training) const {
+    for_each_bank([&](const auto& bank, auto i, index_t) {
+      if constexpr (requires { bank.prepare(std::get<i>(t.banks), rows, training); })
+        bank.prepare(std::get<i>(t.banks), rows, training);
+    });
+  }
+
   void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     for_each_bank([&](const auto& bank, auto i, index_t first) {

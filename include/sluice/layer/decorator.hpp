@@ -14,10 +14,12 @@
 ///
 /// (tests/layer/decorator_test.cpp has it whole.) A wrapper may name two structs of its own memory, for inference and for
 /// training; workspace and tape are those and the inner layer's, as `layer`. The tape also keeps the context of the last
-/// training forward call. A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers nest. Shapes
-/// are checked by the inner layer.
+/// training forward call. A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers nest. Shapes,
+/// shared memory and the order of calls are checked here as in moe_layer: y may be x, so around reads what it wants of x
+/// before inner writes y.
 #pragma once
 
+#include <sluice/layer/call_checks.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
 #include <cstddef>
@@ -48,6 +50,8 @@ public:
   struct tape : OwnTape {
     typename Layer::tape layer;
     context_type context;
+    index_t tokens = 0;
+    detail::forward_record record;
 
     scalar loss() const { return layer.loss(); }
   };
@@ -60,6 +64,7 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
+    detail::check_forward<Derived, scalar>(self(), x, y, context);
     self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
       layer_.forward(from, to, ws.layer, context);
     });
@@ -73,15 +78,20 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
+    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    t.record.forget();
     t.context = context;
+    t.tokens = x.rows();
     self().around(x, y, t, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
       layer_.forward(from, to, t.layer, context);
     });
+    t.record.keep(this);
   }
 
   /// Runs the inner layer on the plan in its workspace, ws.layer.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
+    detail::check_forward<Derived, scalar>(self(), x, y, context);
     self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
       layer_.forward_planned(from, to, ws.layer, context);
     });
@@ -91,6 +101,8 @@ public:
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
     requires(TrainableLayer<Layer> && PartsTrain)
   {
+    t.record.check(this);
+    detail::check_backward<Derived, scalar>(self(), dy, dx, t.tokens);
     ensure_gradients(self());
     self().around_backward(dy, dx, t, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
       layer_.backward(from, to, t.layer);

@@ -12,12 +12,18 @@
 /// Every auxiliary loss is evaluated by the training forward call; its value is in tape.losses and its gradient joins
 /// in backward. T = 0 is a valid batch. NaN in a token or its logits gives that token's output NaN; it reaches no other
 /// token, no loss and no parameter's gradient.
+///
+/// forward may work in place: y may be x itself. Any other overlap of x and y, and any of dx and dy, is refused.
+/// backward may be called again, for another loss on the same y: each call writes the dx of its own dy and adds the
+/// gradients, those of the auxiliary losses each time. It needs the last call on its tape to be a training forward call of
+/// this very layer object, with the same parameters; otherwise it throws std::invalid_argument.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
+#include <sluice/layer/call_checks.hpp>
 
 #include <algorithm>
 #include <array>
@@ -25,19 +31,6 @@
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
-
-namespace detail {
-
-/// Tells the memory of a bank whether a backward call will follow, if it cares.
-template <typename Tape>
-void keep_for_backward(Tape& tape, bool keep) {
-  if constexpr (requires { tape.keep = keep; })
-    tape.keep = keep;
-  else if constexpr (requires { tape.banks; })
-    std::apply([keep](auto&... bank) { (keep_for_backward(bank, keep), ...); }, tape.banks);
-}
-
-}  // namespace detail
 
 template <RouterPolicy Router, ExpertBank Experts, AuxiliaryLoss<Router>... Losses>
 class moe_layer {
@@ -61,6 +54,7 @@ public:
     matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; empty if the bank gathers them itself
     matrix_buffer<scalar> outputs;  ///< experts' outputs; empty if the bank adds them up itself
     routing_statistics statistics;  ///< since the last clear()
+    detail::forward_record record;  ///< whether it holds what backward needs
   };
 
   /// A workspace that also keeps what backward needs.
@@ -96,7 +90,8 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    check_shapes(x, y, context);
+    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    ws.record.forget();
     router_.route(x, context, ws.plan, ws.router);
     apply(x, y, ws, context, false);
   }
@@ -110,7 +105,8 @@ public:
 
   /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    check_shapes(x, y, context);
+    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    t.record.forget();
     t.context = context;
     t.x.resize(x.rows(), x.cols());
     t.x.map() = x;
@@ -121,31 +117,42 @@ public:
     apply(t.x.map(), y, t, context, true);
     if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
       t.router.dseen.zero_like(t.router.seen);
+    if constexpr (sizeof...(Losses) > 0 && requires { t.router.dseen.reserve_scratch(index_t()); })
+      t.router.dseen.reserve_scratch(context.group_count());
     evaluate_losses(t, loss_context(t), std::index_sequence_for<Losses...>{});
+    t.record.keep(this, t.plan.rows());
   }
 
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
-    check_shapes(x, y, context);
+    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    ws.record.forget();
     apply(x, y, ws, context, false);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx,
-                tape& t) requires DifferentiableRouter<Router> && DifferentiableBank<Experts> {
-    if (dy.rows() != t.x.rows() || dy.cols() != outputs() || dx.rows() != t.x.rows() || dx.cols() != inputs())
-      throw_invalid("backward needs dy [", t.x.rows(), ", ", outputs(), "] and dx [", t.x.rows(), ", ", inputs(),
-                    "], not [", dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
+  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
+    requires DifferentiableRouter<Router> && DifferentiableBank<Experts>
+  {
+    t.record.check(this, t.plan.rows());
+    detail::check_backward<moe_layer, scalar>(*this, dy, dx, t.x.rows());
     const executor_ref& executor = t.context.executor;
     ensure_gradients(*this);
     dx.setZero();
+    const index_t most_rows = t.plan.most_rows();
+    if constexpr (requires { t.dplan.input_scale; }) {
+      t.dplan.weight.reserve(most_rows);
+      if (t.plan.has_input_scale()) t.dplan.input_scale.reserve(most_rows);
+    }
     if constexpr (fused) {
       t.dplan.weight.resize(t.plan.size());
       t.dplan.input_scale.resize(t.plan.has_input_scale() ? t.plan.size() : 0);
       experts_.backward_routed(t.x.map(), t.plan.routed(), dy, dx, t.experts, t.dplan.weight.data(),
                                t.plan.has_input_scale() ? t.dplan.input_scale.data() : nullptr, executor);
     } else {
+      t.doutputs.reserve(most_rows, outputs());
+      t.drows.reserve(most_rows, inputs());
       t.doutputs.resize(t.plan.rows(), outputs());
       t.drows.resize(t.plan.rows(), inputs());
       combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
@@ -203,22 +210,20 @@ public:
   }
 
 private:
-  void check_shapes(tokens_in<scalar> x, tokens_in<scalar> y, const context_type& context) const {
-    if (x.cols() != inputs() || y.rows() != x.rows() || y.cols() != outputs())
-      throw_invalid("the layer maps [T, ", inputs(), "] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(),
-                    "] and y [", y.rows(), ", ", y.cols(), "]");
-    check_context(context, x.rows());
-  }
-
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
-    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts())
+    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts() ||
+        static_cast<index_t>(ws.plan.offsets().size()) != experts() + 1)
       throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ",
                     x.rows(), " and ", experts());
-    detail::keep_for_backward(ws.experts, keep);
+    const index_t most_rows = ws.plan.most_rows();
+    if constexpr (requires { experts_.prepare(ws.experts, most_rows, keep); })
+      experts_.prepare(ws.experts, most_rows, keep);
     if constexpr (fused) {
       experts_.forward_routed(x, ws.plan.routed(), y, ws.experts, context.executor);
       detail::write_invalid<scalar>(ws.plan, y);
     } else {
+      ws.rows.reserve(most_rows, inputs());
+      ws.outputs.reserve(most_rows, outputs());
       ws.rows.resize(ws.plan.rows(), inputs());
       ws.outputs.resize(ws.plan.rows(), outputs());
       dispatch(ws.plan, x, ws.rows.map(), context.executor);

@@ -118,8 +118,13 @@ private:
 
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
-    inner(x, y);
+    // Before the inner layer runs, which may write over x.
     shared_rows& rows = m.shared;
+    shared_.prepare(rows.expert, x.rows(), std::same_as<Memory, tape>);
+    rows.tokens.reserve(x.rows());
+    rows.x.reserve(x.rows(), x.cols());
+    rows.outputs.reserve(x.rows(), y.cols());
+    rows.gate.reserve(Gated ? x.rows() : 0, 1);
     rows.tokens.clear();
     for (index_t t = 0; t < x.rows(); ++t)
       if (!context.is_padding(t)) rows.tokens.push_back(t);
@@ -130,10 +135,11 @@ private:
     for_rows(n, context.executor,
              [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), x.cols()); });
     shared_.forward(rows.x.map(), offsets(n), rows.outputs.map(), rows.expert, context.executor);
+    inner(x, y);
     for_rows(n, context.executor, [&](index_t i) {
       scalar s = 1;
       if constexpr (Gated)
-        s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), x.cols()));
+        s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), rows.x.cols()));
       kernel::add_scaled(s, rows.outputs.row(i), row_of(y, rows.tokens[i]), y.cols());
     });
   }
@@ -144,6 +150,9 @@ private:
     const executor_ref& executor = t.context.executor;
     shared_rows& rows = t.shared;
     const index_t n = rows.tokens.size();
+    t.doutputs.reserve(dy.rows(), dy.cols());
+    t.drows.reserve(dy.rows(), dx.cols());
+    t.dgate.reserve(Gated ? dy.rows() : 0, 1);
     t.doutputs.resize(n, dy.cols());
     t.drows.resize(n, dx.cols());
     t.dgate.resize(Gated ? n : 0, 1);

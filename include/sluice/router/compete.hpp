@@ -138,9 +138,13 @@ public:
     s.competing = competes(context);
     base_.route(x, context, s.competing ? t.base_plan : p, t.base);
     static_cast<base_signals&>(s) = t.base.seen;
-    if (!s.competing) return s.reset(0, experts(), 0);
-    s.reset(x.rows(), experts(), context.top_k == 0 ? top_k() : context.top_k);
-    p.reset(x.rows(), experts());
+    const bool may_compete = context.training && (options_.frequency > 0 || !options_.steps.empty());
+    if (may_compete) s.reset(x.rows(), experts(), context.top_k == 0 ? top_k() : context.top_k);
+    if (!s.competing) {
+      if (may_compete) make_room(p, t);
+      return s.reset(0, experts(), 0);
+    }
+    p.reset(x.rows(), experts(), x.rows() * experts());
     const auto invalid = t.base_plan.invalid_tokens();
     for (const index_t token : invalid) p.mark_invalid(token);
     for (index_t token = 0; token < x.rows(); ++token) {
@@ -194,6 +198,8 @@ public:
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     std::swap(t.base.dseen, static_cast<base_gradients&>(t.dseen));
+    t.no_gradient.weight.reserve(t.base_plan.most_rows());
+    t.no_gradient.input_scale.reserve(t.base_plan.has_input_scale() ? t.base_plan.most_rows() : 0);
     if (t.seen.competing) {  // the base router's weights were not used: only its scores have gradients
       t.no_gradient.weight.assign(t.base_plan.size(), scalar(0));
       t.no_gradient.input_scale.assign(t.base_plan.has_input_scale() ? t.base_plan.size() : 0, scalar(0));
@@ -227,6 +233,15 @@ private:
     return [own, data = outputs.data(), stride = outputs.outerStride()](index_t e) {
       return data + own[static_cast<std::size_t>(e)] * stride;
     };
+  }
+
+  /// For the competitions to come, on a step that is none.
+  void make_room(plan& p, tape& t) const {
+    t.base_plan.reset(p.tokens(), experts(), p.most_rows());
+    t.base_plan.finish();
+    for (auto* m : {&t.dresponses, &t.dseen.responses}) m->reserve(p.tokens(), experts());
+    t.dseen.similarity.reserve(p.tokens(), t.seen.similarity.cols());
+    p.reserve(p.tokens() * experts());
   }
 
   bool holds_everyone(const routing_context<scalar>& context, const plan& p, const tape& t) const {

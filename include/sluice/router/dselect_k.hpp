@@ -89,7 +89,7 @@ public:
                  any_nan(t.mixing_logits.row(row_of(token)), selectors());
         });
     select(context, t);
-    p.reset(x.rows(), experts());
+    p.reset(x.rows(), experts(), x.rows() * experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
       if (!t.screen.is_routed(token)) continue;

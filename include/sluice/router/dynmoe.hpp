@@ -122,8 +122,8 @@ public:
     t.screen.spoil_invalid(s.logits);
     score(context, t);
     const bool recording = context.training && options_.schedule.records(step());
-    if (recording) t.record.prepare(experts(), inputs());
-    p.reset(x.rows(), experts());
+    if (context.training) t.record.prepare(experts(), inputs());
+    p.reset(x.rows(), experts(), x.rows() * experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* active = s.active.row(token);
       if (t.screen.is_invalid(token)) p.mark_invalid(token);

@@ -106,8 +106,9 @@ public:
     t.screen.spoil_invalid(t.seen.clean);
     if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
     score_tokens(context, t);
-    p.reset(tokens, experts());
+    p.reset(tokens, experts(), most_taken(context, tokens));
     t.rank.assign(tokens, 0);
+    t.valid.reserve(tokens);
     t.queue.resize(experts(), tokens);
     for (index_t g = 0; g < context.group_count(); ++g) serve(context, context.group(g, tokens), p, t);
     for (index_t token = 0; token < tokens; ++token)
@@ -171,6 +172,17 @@ private:
           for (index_t e = 0; e < experts(); ++e) own[e] = kernel::logistic(row[e]);
       }
     });
+  }
+
+  /// What all experts take together if no token is padding.
+  index_t most_taken(const routing_context<Scalar>& context, index_t tokens) const {
+    index_t most = 0;
+    for (index_t g = 0; g < context.group_count(); ++g) {
+      const index_t size = context.group(g, tokens).size();
+      for (index_t e = 0; e < experts(); ++e)
+        most += (std::min)(size, options_.capacity.at({size, 1, experts(), context.training, size}, e));
+    }
+    return most;
   }
 
   /// All experts choose from one group.

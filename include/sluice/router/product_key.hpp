@@ -188,7 +188,7 @@ private:
 
   void fill(const tape& t, plan& p) const {
     const index_t k = t.seen.top_k;
-    p.reset(t.place.rows(), experts());
+    p.reset(t.place.rows(), experts(), t.place.size());
     for (index_t token = 0; token < t.place.rows(); ++token) {
       const index_t* place = t.place.row(token);
       const Scalar* weights = t.seen.weights.row(token);

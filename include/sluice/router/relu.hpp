@@ -5,7 +5,7 @@
 ///   dl[t,e] = g[t,e] where active, else 0
 ///
 /// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments
-/// early in training. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit
+/// early in training, for which room is made at once. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit
 /// crosses 0. A token without positive logits gets no expert and output zero; an expert whose logits are negative for
 /// every token has no gradient. Of a token's experts the one with the lowest index has rank 0. A token that holds NaN,
 /// or whose logits do, gets no expert and output NaN. Padding is not routed. A call may not name a k. Input jitter is a
@@ -61,7 +61,7 @@ public:
         x, context, [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, t.seen.clean.map(), t.gate); },
         [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); });
     t.screen.spoil_invalid(t.seen.clean);
-    p.reset(tokens, experts());
+    p.reset(tokens, experts(), tokens * experts());
     for (index_t token = 0; token < tokens; ++token) {
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
       if (!t.screen.is_routed(token)) continue;

@@ -202,6 +202,7 @@ private:
   /// Fills the table of choices: scores, experts, weights, priorities, and which choices ask to be served.
   void choose(const choice_call<scalar>& call, tape& t) const {
     t.choices.reset(call.tokens, call.k);
+    t.choices.queue.reserve((std::max)(call.tokens, 2 * experts()));
     t.scores.resize(call.tokens, experts());
     t.scratch.resize((call.tokens + token_block - 1) / token_block, 2 * experts());
     t.ids.resize(call.tokens, call.k);
@@ -293,7 +294,8 @@ private:
   void fill(const tape& t, plan& p) const {
     const choice_table<scalar>& choices = t.choices;
     const bool on_input = application_.use == weight_use::input;
-    p.reset(choices.tokens, experts());
+    p.reset(choices.tokens, experts(), choices.tokens * choices.top_k);
+    if constexpr (!std::same_as<Capacity, dropless>) p.reserve_dropped(choices.tokens * choices.top_k);
     if (application_.use != weight_use::output || application_.input_factor != scalar(1)) p.use_input_scale();
     index_t token = 0;
     for (const index_t pair : choices.order) {

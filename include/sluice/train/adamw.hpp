@@ -44,13 +44,15 @@ public:
   double learning_rate() const noexcept { return options_.learning_rate; }
   void set_learning_rate(double rate) noexcept { options_.learning_rate = rate; }
 
-  /// Makes the moments, as the first step would; needed before saved ones are loaded.
+  /// Makes the moments, as the first step would; needed before saved ones are loaded, and to hand the optimiser over to
+  /// another model.
   template <typename Model>
   void prepare(Model& model) {
     state_.prepare(model);
   }
 
-  /// Changes every learned parameter of the model by its gradient.
+  /// Changes every learned parameter of the model by its gradient. Throws std::invalid_argument for another model
+  /// than so far (train/optimizer_state.hpp).
   template <typename Model>
   void step(Model& model, const executor_ref& executor = {}) {
     state_.for_each(model, [&](parameter<Scalar>& p, auto& entry) { update(p, entry, executor); });

@@ -10,7 +10,8 @@
 ///   padding reaches nothing; kept and dropped choices add up                                          (every router)
 ///   a NaN token gets NaN, and reaches no parameter's gradient and no other token's                    (every router)
 ///   a token's route depends on that token alone: permuted tokens, equal tokens, NaN beside it         (if causal)
-///   outputs and gradients equal those of the readable reference; gradients are added                  (every router)
+///   outputs and gradients equal those of the readable reference; gradients are added, by a second     (every router)
+///   backward call too
 ///   gradients of x, parameters and signals equal central differences                                  (if exact, in double)
 /// check_expert does the same for an expert: rows on their own, outputs overwritten, nothing written elsewhere, exact
 /// gradients that add. A property that does not apply is skipped, and its line says why. Initialise parameters first: a
@@ -49,6 +50,7 @@ conformance_report check_router(const Router& router,
   report.add("readable reference", [&] { return detail::readable_reference(probe); });
   report.add("gradients are added", [&] { return detail::gradients_are_added(probe); });
   report.add("NaN in gradients", [&] { return detail::nan_in_gradients(probe); });
+  report.add("backward again", [&] { return detail::backward_again(probe); });
   report.add("gradients in training", [&] { return detail::gradients(probe, true); });
   report.add("gradients without training", [&] { return detail::gradients(probe, false); });
   report.add("after_step", [&] { return detail::own_step(probe); });
@@ -69,6 +71,7 @@ conformance_report check_expert(const Expert& expert, const expert_check_options
   report.add("calls change no parameter", [&] { return detail::expert_keeps_parameters(probe); });
   report.add("gradients", [&] { return detail::expert_gradients(probe); });
   report.add("gradients are added", [&] { return detail::expert_gradients_add(probe); });
+  report.add("backward again", [&] { return detail::expert_backward_again(probe); });
   return report;
 }
 

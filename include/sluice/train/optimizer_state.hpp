@@ -1,8 +1,10 @@
 /// What an optimiser remembers about each learned array of a model: a step count and a few arrays of the same size.
 ///
 /// Entries belong to parameters by name and size. They are made when a parameter is first seen; if the model changes
-/// (an expert more, another width) the entries that still fit are kept and the others start afresh. While the model
-/// stays the same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be
+/// (an expert more, another width) the entries that still fit are kept and the others start afresh. A model of which
+/// nothing was there in the last step is another model, even where names and sizes agree: it is refused. It may move; a
+/// copy of it is another one. prepare() hands the entries over to any model, and so does copying an optimiser: the copy
+/// belongs to the first model that it steps. While the model stays the same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be
 /// saved.
 #pragma once
 
@@ -46,10 +48,25 @@ void for_each_keyed_parameter(Object& object, F&& f, std::uint64_t key = 1469598
 
 template <std::floating_point Scalar, std::size_t Arrays>
 class optimizer_state {
+  /// The parameter that an entry belongs to; 0 after copying.
+  struct entry_owner {
+    std::uint64_t id = 0;
+
+    entry_owner() = default;
+    entry_owner(const entry_owner&) noexcept {}
+    entry_owner(entry_owner&&) = default;
+    entry_owner& operator=(const entry_owner&) noexcept {
+      id = 0;
+      return *this;
+    }
+    entry_owner& operator=(entry_owner&&) = default;
+  };
+
 public:
   struct entry {
     std::string name;
     std::uint64_t key = 0;
+    entry_owner owner;
     /// Steps taken. In float it stays at 2^24, where bias corrections have long been 1.
     parameter<Scalar> steps;
     std::array<parameter<Scalar>, Arrays> arrays;  ///< empty for a frozen parameter that has never been trained
@@ -57,7 +74,7 @@ public:
 
   explicit optimizer_state(std::array<const char*, Arrays> array_names) : array_names_(array_names) {}
 
-  /// Makes the entries for a model. If memory runs out, those that are there stay.
+  /// Makes the entries for a model, also for another one than so far. If memory runs out, those that are there stay.
   template <typename Model>
   void prepare(Model& model) {
     if (!fits(model)) rebuild(model);
@@ -67,9 +84,10 @@ public:
   }
 
   /// Calls f(parameter, entry) for every parameter that is learned and has a gradient. All memory is taken before the
-  /// first.
+  /// first. Throws std::invalid_argument for another model than so far.
   template <typename Model, typename F>
   void for_each(Model& model, F&& f) {
+    refuse_another(model);
     prepare(model);
     visit_learned(model, [&](parameter<Scalar>& p, entry& e) {
       if (p.has_gradient()) f(p, e);
@@ -99,10 +117,23 @@ private:
     bool all = true;
     detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
-      all = all && i < entries_.size() && belongs(entries_[i], key, p);
+      all = all && i < entries_.size() && entries_[i].owner.id == p.id() && belongs(entries_[i], key, p);
       ++i;
     });
     return all && i == entries_.size();
+  }
+
+  template <typename Model>
+  void refuse_another(Model& model) const {
+    const bool is_free = std::ranges::all_of(entries_, [](const entry& e) { return e.owner.id == 0; });
+    if (is_free || fits(model)) return;
+    bool is_known = false;
+    detail::for_each_unnamed_parameter(model, [&](const parameter<Scalar>& p) {
+      is_known = is_known || std::ranges::any_of(entries_, [&](const entry& e) { return e.owner.id == p.id(); });
+    });
+    if (!is_known)
+      throw_invalid("the optimiser remembers another model, whose moments would be mixed with this one's or lost: give each "
+                    "model an optimiser, or visit both as one; prepare(model) hands the optimiser over");
   }
 
   template <typename Model, typename F>
@@ -130,7 +161,9 @@ private:
     std::vector<char> taken(entries_.size(), 0);
     for_each_parameter(model, [&](const std::string& name, parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
-      fresh.push_back({name, 0, {}, {}});
+      fresh.emplace_back();
+      fresh.back().name = name;
+      fresh.back().owner.id = p.id();
     });
     std::size_t i = 0;
     detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {

@@ -253,6 +253,23 @@ property_result expert_gradients(expert_probe<Expert>& probe) {
 }
 
 template <typename Expert>
+property_result expert_backward_again(expert_probe<Expert>& probe) {
+  if constexpr (expert_probe<Expert>::trains) {
+    using scalar = typename Expert::scalar;
+    matrix<scalar> y(probe.x.rows(), probe.dy.cols());
+    matrix<scalar> first(probe.x.rows(), probe.x.cols()), second = first;
+    matrix<scalar> saved(probe.x.rows(), probe.expert.saved_columns());
+    std::as_const(probe.expert).forward(probe.x, y, saved);
+    probe.expert.backward(probe.x, probe.dy, saved, first);
+    probe.expert.backward(probe.x, probe.dy, saved, second);
+    return equal_bits(first, second) ? pass("a second call gives the same dx")
+                                     : fail("dx of a second call is another one: backward has changed what was saved");
+  } else {
+    return skip("the expert has no backward");
+  }
+}
+
+template <typename Expert>
 property_result expert_gradients_add(expert_probe<Expert>& probe) {
   if constexpr (!expert_probe<Expert>::trains) return skip("the expert has no backward");
   zero_gradients(probe.expert);

@@ -104,6 +104,26 @@ property_result gradients_are_added(router_probe<Router>& probe) {
   }
 }
 
+/// A second backward call on the tape: several losses may have a gradient each.
+template <typename Router>
+property_result backward_again(router_probe<Router>& probe) {
+  if constexpr (router_probe<Router>::trains) {
+    using scalar = typename Router::scalar;
+    const auto b = probe.everything();
+    typename router_probe<Router>::tape t;
+    const auto once = probe.step(b, b.context(true), t);
+    zero_gradients(probe.layer);
+    matrix<scalar> dx(once.dx.rows(), once.dx.cols());
+    probe.layer.backward(probe.cotangent(probe.tokens()), dx, t);
+    if (!equal_bits(once.dx, dx)) return fail("dx of the second call on a tape is another one");
+    if (!equal_bits(once.gradients, parameter_gradients(probe.layer)))
+      return fail("gradients of the second call on a tape are other ones");
+    return pass("a second call on the tape gives equal bits");
+  } else {
+    return skip("the router has no backward");
+  }
+}
+
 /// Random gradients for what losses may read, as if losses had put them there: r, and sum(r * signal) as their value.
 template <typename Scalar, typename RouterTape>
 class signal_objective {

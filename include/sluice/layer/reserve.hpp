@@ -1,0 +1,60 @@
+/// Makes the first call warm: after reserve(layer, memory, T) no call of up to T tokens on that workspace or tape allocates.
+///
+///   reserve(layer, workspace, 4096);        // forward
+///   reserve(layer, tape, 4096);             // forward and backward, and the gradients of the layer
+///
+/// It runs the layer once on padding, which reaches nothing: memory is taken and nothing else changes but what the
+/// workspace or tape kept of an earlier call. A context says what shapes depend on besides T: k, groups, the executor's
+/// threads, and what the router cannot do without (previous logits, ids); its token mask is not read. backward needs a
+/// forward call afterwards. Room is made for
+/// every routing of T tokens, which for a router without a fixed k is T E rows: pages that no call touches cost
+/// addresses only.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/statistics.hpp>
+
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// The counters of a workspace or tape, which lie with the innermost layer.
+template <typename Memory>
+routing_statistics& statistics_of(Memory& memory) {
+  if constexpr (requires { memory.statistics; })
+    return memory.statistics;
+  else
+    return statistics_of(memory.layer);
+}
+
+}  // namespace detail
+
+/// Throws std::invalid_argument if T < 0 or the context does not fit T tokens.
+template <typename Layer, typename Memory>
+void reserve(Layer& layer, Memory& memory, index_t tokens,
+             routing_context<typename Layer::scalar> context = {}) {
+  using scalar = typename Layer::scalar;
+  if (tokens < 0) throw_invalid("memory cannot be reserved for ", tokens, " tokens");
+  const std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens), 0);
+  const matrix<scalar> x = matrix<scalar>::Zero(tokens, layer.inputs());
+  matrix<scalar> y(tokens, layer.outputs());
+  context.token_mask = padding;
+  routing_statistics& statistics = detail::statistics_of(memory);
+  const routing_statistics kept = statistics;
+  if constexpr (std::same_as<Memory, typename Layer::tape>) {
+    context.training = true;
+    std::as_const(layer).forward(x, y, memory, context);
+    if constexpr (requires { layer.backward(x, y, memory); }) {
+      matrix<scalar> dx(tokens, layer.inputs());
+      layer.backward(y.setZero(), dx, memory);
+    }
+  } else {
+    std::as_const(layer).forward(x, y, memory, context);
+  }
+  statistics = kept;
+  if constexpr (requires { memory.record.forget(); }) memory.record.forget();
+}
+
+}  // namespace sluice::inline SLUICE_ISA

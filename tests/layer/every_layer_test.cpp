@@ -1,0 +1,301 @@
+#include "every_layer.hpp"
+
+#include <sluice/capacity/batch_priority.hpp>
+#include <sluice/capacity/position.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/constant.hpp>
+#include <sluice/expert/ffn.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/neuron_bank.hpp>
+#include <sluice/expert/simple.hpp>
+#include <sluice/expert/union.hpp>
+#include <sluice/gate/cosine.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/normalized.hpp>
+#include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/reserve.hpp>
+#include <sluice/layer/shared_expert.hpp>
+#include <sluice/loss/importance.hpp>
+#include <sluice/router/compete.hpp>
+#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/dynmoe.hpp>
+#include <sluice/router/expert_choice.hpp>
+#include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/moe_plus_plus.hpp>
+#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/product_key.hpp>
+#include <sluice/router/relu.hpp>
+#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/sparse_mixer.hpp>
+#include <sluice/router/switch_top1.hpp>
+#include <sluice/router/top_k.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "../support.hpp"
+
+using namespace sluice;
+using test::any_layer;
+using test::every_layer;
+
+namespace {
+
+constexpr index_t width = any_layer::width, experts = 6;
+
+template <typename Layer, typename Tape>
+void infer_with(const Layer& layer, Tape& tape, tokens_in<float> x, tokens_out<float> y) {
+  if constexpr (std::derived_from<Tape, typename Layer::workspace>)
+    layer.forward(x, y, static_cast<typename Layer::workspace&>(tape));
+  else
+    infer_with(layer.layer(), tape.layer, x, y);
+}
+
+template <typename Layer>
+class some_layer final : public any_layer {
+public:
+  explicit some_layer(Layer layer) : layer_(std::move(layer)) {}
+
+  std::unique_ptr<any_layer> fresh() const override { return std::make_unique<some_layer>(layer_); }
+  void infer(tokens_in<float> x, tokens_out<float> y, const routing_context<float>& context) override {
+    layer_.forward(x, y, workspace_, context);
+  }
+  void train(tokens_in<float> x, tokens_out<float> y, const routing_context<float>& context) override {
+    layer_.forward(x, y, tape_, context);
+  }
+  void backward(tokens_in<float> dy, tokens_out<float> dx) override { layer_.backward(dy, dx, tape_); }
+  void infer_on_tape(tokens_in<float> x, tokens_out<float> y) override { infer_with(layer_, tape_, x, y); }
+  void carry_tape(bool lose) override {
+    typename Layer::tape copy = tape_;
+    typename Layer::tape moved = std::move(copy);
+    tape_ = lose ? copy : std::move(moved);
+  }
+  void backward_of_copy(tokens_in<float> dy, tokens_out<float> dx) override {
+    Layer copy = layer_;
+    copy.backward(dy, dx, tape_);
+  }
+  void reserve_workspace(index_t tokens) override { reserve(std::as_const(layer_), workspace_, tokens); }
+  void reserve_tape(index_t tokens) override { reserve(layer_, tape_, tokens); }
+  index_t calls_counted() override { return detail::statistics_of(tape_).calls; }
+  void zero_gradients() override { sluice::zero_gradients(layer_); }
+  std::vector<float> gradients() const override {
+    return collect([](const auto& p) { return p.gradient(); });
+  }
+  std::vector<float> values() const override {
+    return collect([](const auto& p) { return p.value(); });
+  }
+
+private:
+  template <typename F>
+  std::vector<float> collect(F&& numbers_of) const {
+    std::vector<float> all;
+    for_each_parameter(layer_, [&](const std::string&, const auto& p) {
+      for (const float v : numbers_of(p)) all.push_back(v);
+    });
+    return all;
+  }
+
+  Layer layer_;
+  typename Layer::workspace workspace_;
+  typename Layer::tape tape_;
+};
+
+template <typename Router>
+auto layer_of(Router router) {
+  const index_t count = router.experts();
+  return moe_layer{std::move(router), expert_bank<swiglu<float>>{count, width, 11, {.bias = true}}};
+}
+
+auto unlike_banks() {
+  return expert_union{expert_bank<ffn<float>>{3, width, 5}, expert_bank<constant_expert<float>>(1, width),
+                      expert_bank<identity_expert<float>>(1, width), expert_bank<zero_expert<float>>(1, width)};
+}
+
+auto unlike_widths() {
+  std::vector<ffn<float, gelu>> bank;
+  for (index_t e = 0; e < experts; ++e) bank.emplace_back(width, 3 + 9 * e);
+  return expert_bank<ffn<float, gelu>>(std::move(bank));
+}
+
+}  // namespace
+
+std::vector<test::named_layer> test::every_layer() {
+  std::vector<named_layer> all;
+  const auto add = [&](const char* name, auto layer) {
+    initialize(layer, 3);
+    all.push_back({name, std::make_unique<some_layer<decltype(layer)>>(std::move(layer))});
+  };
+  const top_k_router<float> top_2{width, experts, {.top_k = 2}};
+  add("top-k", layer_of(top_2));
+  add("top-k, cosine gate", layer_of(top_k_router<float, dynamic, dynamic, cosine_gate<float>>{
+                                cosine_gate<float>(width, experts), {.top_k = 2}}));
+  add("noisy top-k", layer_of(noisy_top_k_router<float>{width, experts}));
+  add("learned noise", layer_of(learned_noise_top_k_router<float>{width, experts}));
+  add("Switch", layer_of(switch_router<float>{width, experts}));
+  add("GShard", layer_of(gshard_router<float>{width, experts}));
+  add("sigmoid", layer_of(sigmoid_router<float>{width, experts}));
+  add("SparseMixer", layer_of(sparse_mixer_router<float>{width, experts}));
+  add("expert choice", layer_of(expert_choice_router<float>{width, experts}));
+  add("ReLU", layer_of(relu_router<float>{width, experts}));
+  add("Soft MoE", layer_of(soft_moe_router<float>{width, experts}));
+  add("DSelect-k", layer_of(dselect_k_router<float>{width, experts}));
+  add("DynMoE", layer_of(top_any_router<float>{width, experts}));
+  add("competition", layer_of(compete_router{top_2, {.frequency = 0.5}}));
+  add("PEER", moe_layer{product_key_router<float>{width, 4, {.heads = 2, .top_k = 3, .weights = product_key_weights::relu}},
+                        neuron_bank<float>{16, width}});
+  add("MoE++", moe_layer{moe_plus_plus_router<float, linear_gate<float>>{width, experts}, unlike_banks()});
+  add("union, with a loss", moe_layer{top_2, unlike_banks(), importance_loss{}});
+  add("experts of unlike widths", moe_layer{top_2, unlike_widths()});
+  add("shared expert", shared_expert_layer{layer_of(top_2), swiglu<float>{width, 7}, gated});
+  add("output bias", output_bias_layer{layer_of(relu_router<float>{width, experts})});
+  add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
+  return all;
+}
+
+namespace {
+
+routing_context<float> in_training(std::uint64_t step = 1) {
+  routing_context<float> context;
+  context.training = true;
+  context.random = random_source(1, step);
+  return context;
+}
+
+const index_t tokens = 37;
+
+struct step_matrices {
+  matrix<float> x = test::random_matrix<float>(tokens, width, 1);
+  matrix<float> dy = test::random_matrix<float>(tokens, width, 2);
+  matrix<float> y{tokens, width}, dx{tokens, width};
+};
+
+}  // namespace
+
+TEST_CASE("every layer: a second backward call gives the same dx and adds its gradients", "[layer][tape]") {
+  for (const auto& [name, layer] : every_layer()) {
+    CAPTURE(name);
+    step_matrices m;
+    for (const std::uint64_t step : {1, 2, 3}) {  // some of them competitions
+      layer->zero_gradients();
+      layer->train(m.x, m.y, in_training(step));
+      layer->backward(m.dy, m.dx);
+      std::vector<float> doubled = layer->gradients();
+      float largest = 0;
+      for (float& g : doubled) {
+        g *= 2;
+        largest = std::max(largest, std::abs(g));
+      }
+      CHECK(largest > 0);
+      matrix<float> again(tokens, width);
+      layer->backward(m.dy, again);
+      CHECK(test::same_bits(again, m.dx));
+      const std::vector<float> got = layer->gradients();
+      float worst = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - doubled[i]));
+      CHECK(worst <= test::bound<float>(tokens, largest));
+    }
+  }
+}
+
+TEST_CASE("every layer: another dy on the same tape gives what it gives alone", "[layer][tape]") {
+  for (const auto& [name, layer] : every_layer()) {
+    CAPTURE(name);
+    step_matrices m;
+    const matrix<float> other = test::random_matrix<float>(tokens, width, 3);
+    layer->train(m.x, m.y, in_training());
+    layer->backward(m.dy, m.dx);
+    layer->backward(other, m.dx);
+    const auto alone = layer->fresh();
+    matrix<float> dx(tokens, width);
+    alone->train(m.x, m.y, in_training());
+    alone->backward(other, dx);
+    CHECK(test::same_bits(m.dx, dx));
+  }
+}
+
+TEST_CASE("every layer: y may be x itself", "[layer][alias]") {
+  for (const auto& [name, layer] : every_layer()) {
+    CAPTURE(name);
+    step_matrices m;
+    layer->infer(m.x, m.y);
+    matrix<float> both = m.x;
+    layer->infer(both, both);
+    CHECK(test::same_bits(both, m.y));
+
+    const auto in_place = layer->fresh();
+    layer->train(m.x, m.y, in_training());
+    layer->backward(m.dy, m.dx);
+    matrix<float> dx(tokens, width);
+    both = m.x;
+    in_place->train(both, both, in_training());
+    in_place->backward(m.dy, dx);
+    CHECK(test::same_bits(both, m.y));
+    CHECK(test::same_bits(dx, m.dx));
+    CHECK(in_place->gradients() == layer->gradients());
+  }
+}
+
+TEST_CASE("every layer: outputs that lie partly in inputs are refused, neighbours are not", "[layer][alias]") {
+  for (const auto& [name, layer] : every_layer()) {
+    CAPTURE(name);
+    step_matrices m;
+    matrix<float> large = test::random_matrix<float>(tokens + 1, 2 * width, 4);
+    const auto x = large.block(0, 0, tokens, width);
+    const auto shifted_row = large.block(1, 0, tokens, width);
+    const auto shifted_column = large.block(0, 1, tokens, width);
+    const auto beside = large.block(0, width, tokens, width);
+    CHECK_THROWS_WITH(layer->infer(x, shifted_row), Catch::Matchers::Contains("y shares a part of its memory with x"));
+    CHECK_THROWS_WITH(layer->train(x, shifted_column, in_training()),
+                      Catch::Matchers::Contains("y shares a part of its memory with x"));
+    CHECK_NOTHROW(layer->infer(x, beside));
+
+    layer->train(m.x, m.y, in_training());
+    CHECK_THROWS_WITH(layer->backward(m.dy, m.dy), Catch::Matchers::Contains("dx shares memory with dy"));
+    CHECK_THROWS_WITH(layer->backward(x, shifted_row), Catch::Matchers::Contains("dx shares memory with dy"));
+    CHECK_NOTHROW(layer->backward(x, beside));
+  }
+}
+
+TEST_CASE("every layer: backward needs a training forward call just before it", "[layer][tape]") {
+  const auto no_forward = Catch::Matchers::Contains("backward needs a training forward call");
+  for (const auto& [name, layer] : every_layer()) {
+    CAPTURE(name);
+    step_matrices m;
+    CHECK_THROWS_WITH(layer->backward(m.dy, m.dx), no_forward);
+    CHECK_THROWS_WITH(layer->backward(m.dy.topRows(0), m.dx.topRows(0)), no_forward);
+
+    layer->train(m.x, m.y, in_training());
+    layer->infer_on_tape(m.x.topRows(5), m.y.topRows(5));
+    CHECK_THROWS_WITH(layer->backward(m.dy, m.dx), no_forward);
+
+    layer->train(m.x, m.y, in_training());
+    CHECK_THROWS_WITH(layer->backward_of_copy(m.dy, m.dx), Catch::Matchers::Contains("another layer's"));
+    CHECK_THROWS_AS(layer->backward(m.dy.topRows(5), m.dx.topRows(5)), std::invalid_argument);
+
+    layer->backward(m.dy, m.dx);  // what was refused left the tape as it was
+    const matrix<float> expected = m.dx;
+    layer->carry_tape(false);
+    layer->backward(m.dy, m.dx);
+    CHECK(test::same_bits(m.dx, expected));
+    layer->carry_tape(true);
+    CHECK_THROWS_WITH(layer->backward(m.dy, m.dx), no_forward);
+
+    layer->train(m.x.topRows(0), m.y.topRows(0), in_training());
+    CHECK_NOTHROW(layer->backward(m.dy.topRows(0), m.dx.topRows(0)));
+  }
+}
+
+TEST_CASE("moe_layer: a plan that was exchanged after forward is no plan to go back by", "[layer][tape]") {
+  moe_layer layer{top_k_router<float>{width, experts, {.top_k = 2}}, expert_bank<swiglu<float>>{experts, width, 11}};
+  initialize(layer, 3);
+  step_matrices m;
+  decltype(layer)::tape tape;
+  layer.forward(m.x, m.y, tape, in_training());
+  tape.plan.reset(tokens, experts);
+  tape.plan.add(0, 1, 1.0f);
+  tape.plan.finish();
+  CHECK_THROWS_WITH(layer.backward(m.dy, m.dx, tape), Catch::Matchers::Contains("plan had 74 rows"));
+  decltype(layer)::workspace moved_from;
+  layer.forward(m.x, m.y, moved_from);
+  const auto plan = std::move(moved_from.plan);
+  CHECK_THROWS_AS(layer.forward_planned(m.x, m.y, moved_from), std::invalid_argument);
+}
