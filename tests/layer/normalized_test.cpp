@@ -87,7 +87,7 @@ TEST_CASE("normalized: no tokens, wrong widths are named", "[layer][normalized]"
   layer.backward(none, none, tape);
   using Catch::Matchers::Contains;
   matrix<double> y(2, 6), dx(2, 5);
-  CHECK_THROWS_WITH(layer.forward(matrix<double>(2, 5), y, tape), Contains("width 6"));
+  CHECK_THROWS_WITH(layer.forward(matrix<double>(2, 5), y, tape), Contains("[T, 6]"));
   layer.forward(matrix<double>::Zero(2, 6), y, tape);
   CHECK_THROWS_WITH(layer.backward(y, dx, tape), Contains("[2, 5]"));
 }
