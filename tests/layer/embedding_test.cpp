@@ -91,6 +91,9 @@ TEST_CASE("embedding_layer: no tokens, and what does not fit", "[layer][embeddin
   CHECK_THROWS_AS(layer.forward(no_inputs<float>(2), y, workspace, {}), std::invalid_argument);  // no ids
   CHECK((y.array() == 99).all());
   CHECK_THROWS_AS(embedding_layer<float>(0, 5), std::invalid_argument);
+  embedding_layer<float>::tape unused;
+  CHECK_THROWS_WITH(layer.backward(y.topRows(0), dx, unused),
+                    Catch::Matchers::Contains("backward needs a training forward call"));
 }
 
 TEST_CASE("embedding_layer: equal bits for every thread count", "[layer][embedding][determinism]") {

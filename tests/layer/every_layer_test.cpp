@@ -14,6 +14,8 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/reserve.hpp>
+#include <sluice/layer/residual.hpp>
+#include <sluice/layer/sequence.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/router/compete.hpp>
@@ -46,6 +48,8 @@ template <typename Layer, typename Tape>
 void infer_with(const Layer& layer, Tape& tape, tokens_in<float> x, tokens_out<float> y) {
   if constexpr (std::derived_from<Tape, typename Layer::workspace>)
     layer.forward(x, y, static_cast<typename Layer::workspace&>(tape));
+  else if constexpr (requires { tape.layers; })
+    infer_with(layer.template layer<0>(), std::get<0>(tape.layers), x, y);
   else
     infer_with(layer.layer(), tape.layer, x, y);
 }
@@ -75,7 +79,13 @@ public:
   }
   void reserve_workspace(index_t tokens) override { reserve(std::as_const(layer_), workspace_, tokens); }
   void reserve_tape(index_t tokens) override { reserve(layer_, tape_, tokens); }
-  index_t calls_counted() override { return detail::statistics_of(tape_).calls; }
+  index_t calls_counted() override {
+    index_t calls = 0;
+    sluice::detail::for_each_memory(tape_, [&](const auto& own) {
+      if constexpr (requires { own.statistics; }) calls = own.statistics.calls;
+    });
+    return calls;
+  }
   void zero_gradients() override { sluice::zero_gradients(layer_); }
   std::vector<float> gradients() const override {
     return collect([](const auto& p) { return p.gradient(); });
@@ -147,6 +157,8 @@ std::vector<test::named_layer> test::every_layer() {
   add("experts of unlike widths", moe_layer{top_2, unlike_widths()});
   add("shared expert", shared_expert_layer{layer_of(top_2), swiglu<float>{width, 7}, gated});
   add("output bias", output_bias_layer{layer_of(relu_router<float>{width, experts})});
+  add("residual", residual_layer{normalized_layer{layer_of(top_2), rms_norm<float>{width}}});
+  add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});
   add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
   return all;
 }

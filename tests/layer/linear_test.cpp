@@ -57,6 +57,24 @@ TEST_CASE("linear_layer: no tokens, and what does not fit", "[layer][linear]") {
   CHECK_THROWS_AS(linear_layer<float>(3, 0), std::invalid_argument);
 }
 
+TEST_CASE("linear_layer: shared memory and a tape without its forward call are refused", "[layer][linear][alias]") {
+  linear_layer<float> layer(3, 3);
+  initialize(layer, 1);
+  matrix<float> x = test::random_matrix<float>(4, 3, 2), y(4, 3), dx(4, 3);
+  linear_layer<float>::workspace workspace;
+  linear_layer<float>::tape tape;
+  CHECK_THROWS_WITH(layer.forward(x, x, workspace), Catch::Matchers::Contains("cannot write over it"));
+  CHECK_THROWS_AS(layer.forward(x.topRows(3), x.bottomRows(3), workspace), std::invalid_argument);
+  const auto no_forward = Catch::Matchers::Contains("backward needs a training forward call");
+  CHECK_THROWS_WITH(layer.backward(y.topRows(0), dx.topRows(0), tape), no_forward);
+  layer.forward(x, y, tape);
+  CHECK_THROWS_WITH(layer.backward(y, y, tape), Catch::Matchers::Contains("dx shares memory with dy"));
+  layer.backward(y, dx, tape);
+  const matrix<float> first = dx;
+  layer.backward(y, dx, tape);
+  CHECK(test::same_bits(first, dx));
+}
+
 TEST_CASE("linear_layer: equal bits for every thread count", "[layer][linear][determinism]") {
   auto layer = some_layer<float>();
   test::check_thread_counts(layer);

@@ -18,6 +18,7 @@
 #include <sluice/core/context.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/vector_math.hpp>
+#include <sluice/layer/call_checks.hpp>
 
 #include <algorithm>
 #include <span>
@@ -44,6 +45,7 @@ public:
   struct tape {
     buffer<index_t> ids;  ///< -1 for padding
     executor_ref executor;
+    detail::forward_record record;
 
     Scalar loss() const { return 0; }
   };
@@ -72,18 +74,19 @@ public:
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
     apply(x, y, context);
+    t.record.forget();
     t.ids.resize(x.rows());
     for (index_t token = 0; token < x.rows(); ++token)
       t.ids[token] = context.is_padding(token) ? -1 : id(context, token);
     t.executor = context.executor;
+    t.record.keep(this);
   }
 
   /// Adds the gradient of the table, for the last training forward call of this tape. dx [T,0] is there for the sake of
   /// sequences.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    if (dy.rows() != t.ids.size() || dy.cols() != outputs() || dx.rows() != t.ids.size() || dx.cols() != 0)
-      throw_invalid("backward needs dy [", t.ids.size(), ", ", outputs(), "] and dx [", t.ids.size(), ", 0], not [",
-                    dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
+    t.record.check(this);
+    detail::check_backward<embedding_layer, Scalar>(*this, dy, dx, t.ids.size());
     Scalar* const gradient = table_.gradient().data();
     constexpr index_t columns_per_task = 64;  // a task has columns of its own, whatever ids repeat
     t.executor.parallel_blocks(outputs(), columns_per_task, [&](index_t begin, index_t end) {
@@ -119,10 +122,7 @@ private:
   }
 
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
-    if (x.cols() != 0 || y.rows() != x.rows() || y.cols() != outputs())
-      throw_invalid("the layer maps [T, 0] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(), "] and y [",
-                    y.rows(), ", ", y.cols(), "]");
-    check_context(context, x.rows());
+    detail::check_forward<embedding_layer, Scalar>(*this, x, y, context);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;
       if (context.token_ids.empty()) throw_invalid("embedding_layer needs routing_context.token_ids");

@@ -8,11 +8,12 @@
 /// It has the calls of moe_layer, so that sequences hold both; what it uses of a context is the token mask and the
 /// executor. Padding tokens get zero and add nothing to gradients; NaN stays in its token and reaches no gradient; T =
 /// 0 is fine. Inference is const, thread-safe, and needs no workspace. Equal bits for every executor and thread count.
-/// Initial values: normal with deviation 1/sqrt(D), bias zero.
+/// y and x, dx and dy may not share memory. Initial values: normal with deviation 1/sqrt(D), bias zero.
 #pragma once
 
 #include <sluice/core/context.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/layer/call_checks.hpp>
 #include <sluice/layer/kept_rows.hpp>
 
 #include <cmath>
@@ -33,6 +34,7 @@ public:
   struct tape {
     kept_rows<Scalar> kept;
     executor_ref executor;
+    detail::forward_record record;
 
     Scalar loss() const { return 0; }
   };
@@ -61,15 +63,16 @@ public:
   }
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
     apply(x, y, context);
+    t.record.forget();
     t.kept.keep(x, context);
     t.executor = context.executor;
+    t.record.keep(this);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    if (dy.rows() != t.kept.rows() || dy.cols() != outputs() || dx.rows() != t.kept.rows() || dx.cols() != inputs())
-      throw_invalid("backward needs dy [", t.kept.rows(), ", ", outputs(), "] and dx [", t.kept.rows(), ", ", inputs(),
-                    "], not [", dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
+    t.record.check(this);
+    detail::check_backward<linear_layer, Scalar>(*this, dy, dx, t.kept.rows());
     const auto gradient = t.kept.of_gradient(dy, t.executor);
     dx.setZero();
     linear_backward(t.kept.x(), weight_, gradient, dx, t.executor);
@@ -99,10 +102,9 @@ public:
 
 private:
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
-    if (x.cols() != inputs() || y.rows() != x.rows() || y.cols() != outputs())
-      throw_invalid("the layer maps [T, ", inputs(), "] to [T, ", outputs(), "]; x is [", x.rows(), ", ", x.cols(),
-                    "] and y [", y.rows(), ", ", y.cols(), "]");
-    check_context(context, x.rows());
+    detail::check_forward<linear_layer, Scalar>(*this, x, y, context);
+    if (x.data() == y.data() && x.rows() > 0)
+      throw_invalid("y is x: a linear layer reads a row to its end and cannot write over it");
     linear_forward(x, weight_, y, context.executor);
     for (index_t t = 0; t < y.rows(); ++t) {
       Scalar* row = y.data() + t * y.outerStride();

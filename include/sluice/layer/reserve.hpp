@@ -13,20 +13,24 @@
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/statistics.hpp>
+#include <sluice/layer/mixture_layer.hpp>
 
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-/// The counters of a workspace or tape, which lie with the innermost layer.
-template <typename Memory>
-routing_statistics& statistics_of(Memory& memory) {
-  if constexpr (requires { memory.statistics; })
-    return memory.statistics;
-  else
-    return statistics_of(memory.layer);
+/// Calls f(memory) for the workspace or tape of a layer, and for those of the layers inside it.
+template <typename Memory, typename F>
+void for_each_memory(Memory& memory, F&& f) {
+  f(memory);
+  if constexpr (requires { memory.layer; })
+    for_each_memory(memory.layer, f);
+  else if constexpr (requires { memory.layers; })
+    std::apply([&](auto&... one) { (for_each_memory(one, f), ...); }, memory.layers);
 }
 
 }  // namespace detail
@@ -41,20 +45,25 @@ void reserve(Layer& layer, Memory& memory, index_t tokens,
   const matrix<scalar> x = matrix<scalar>::Zero(tokens, layer.inputs());
   matrix<scalar> y(tokens, layer.outputs());
   context.token_mask = padding;
-  routing_statistics& statistics = detail::statistics_of(memory);
-  const routing_statistics kept = statistics;
+  std::vector<routing_statistics> counters;
+  detail::for_each_memory(memory, [&](auto& own) {
+    if constexpr (requires { own.statistics; }) counters.push_back(own.statistics);
+  });
   if constexpr (std::same_as<Memory, typename Layer::tape>) {
     context.training = true;
     std::as_const(layer).forward(x, y, memory, context);
-    if constexpr (requires { layer.backward(x, y, memory); }) {
+    if constexpr (TrainableLayer<Layer>) {
       matrix<scalar> dx(tokens, layer.inputs());
       layer.backward(y.setZero(), dx, memory);
     }
   } else {
     std::as_const(layer).forward(x, y, memory, context);
   }
-  statistics = kept;
-  if constexpr (requires { memory.record.forget(); }) memory.record.forget();
+  // The mask ends with this call, and nothing was counted.
+  detail::for_each_memory(memory, [&, next = std::size_t(0)](auto& own) mutable {
+    if constexpr (requires { own.statistics; }) own.statistics = counters[next++];
+    if constexpr (requires { own.record.forget(); }) own.record.forget();
+  });
 }
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <sluice/core/buffer.hpp>
+#include <sluice/layer/call_checks.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
 #include <algorithm>
@@ -60,6 +61,7 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
+    detail::check_forward<sequence, scalar>(*this, x, y, context);
     run<0>(x, y, ws, context);
   }
 
@@ -71,6 +73,7 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
+    detail::check_forward<sequence, scalar>(*this, x, y, context);
     run<0>(x, y, t, context);
   }
 
@@ -78,6 +81,7 @@ public:
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
     requires(TrainableLayer<First> && (TrainableLayer<Rest> && ...))
   {
+    detail::check_backward<sequence, scalar>(*this, dy, dx, dy.rows());  // the layers know the T of their forward calls
     run_backward<size - 1>(dy, dx, t);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
