@@ -25,7 +25,7 @@ routing_context<float> in_training(std::uint64_t step) {
   return context;
 }
 
-/// Batches that are routed in every way: sharp and flat, all alike, with padding, of any size up to `tokens`.
+/// Batches that are routed in every way: sharp and flat, all alike, with padding, with a NaN, of any size up to `tokens`.
 struct batch {
   matrix<float> x;
   std::vector<std::uint8_t> mask;
@@ -36,6 +36,7 @@ batch batch_number(std::uint64_t n) {
   b.x *= static_cast<float>(n % 7) * 0.7f;
   if (n % 3 == 0 && size > 0) b.x.rowwise() = b.x.row(0).eval();
   if (n % 4 == 0) b.x.array() += n % 8 == 0 ? 2.0f : -2.0f;
+  if (n % 10 == 3) b.x(0, 0) = quiet_nan<float>();
   if (n % 6 == 5)
     for (index_t t = 0; t < size; ++t) b.mask.push_back(static_cast<std::uint8_t>(n % 12 == 5 ? t % 3 != 0 : t < 2));
   return b;

@@ -239,6 +239,8 @@ private:
   /// The context of a training call as losses see it: a token that held NaN is padding to them.
   static context_type loss_context(tape& t) {
     context_type context = t.context;
+    if (sizeof...(Losses) == 0) return context;
+    t.counted.reserve(t.x.rows());
     t.counted.clear();
     const auto invalid = t.plan.invalid_tokens();
     if (invalid.empty()) return context;
