@@ -1,6 +1,6 @@
 // Checks a Markdown document against the project: check_docs <root> <document relative to root>
 //
-// - every ```cpp block is found, but for white space, in a source under examples/ or tests/docs/snippets/, all of which are compiled;
+// - every ```cpp block is found, but for white space, in a source or header under examples/ or tests/docs/snippets/, all of which are compiled;
 // - every `cmake ... --preset NAME` names a preset of the right kind in CMakePresets.json;
 // - every relative link leads to a file.
 // Each complaint is a line "document:line: what"; the exit code is 1 if there was any.
@@ -51,7 +51,8 @@ std::vector<std::string> compiled_sources(const fs::path& root) {
   for (const fs::path folder : {"examples", "tests/docs/snippets"}) {
     if (!fs::is_directory(root / folder)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(root / folder))
-      if (entry.path().extension() == ".cpp") sources.push_back(squeeze(read(entry.path())));
+      if (entry.path().extension() == ".cpp" || entry.path().extension() == ".hpp")
+        sources.push_back(squeeze(read(entry.path())));
   }
   return sources;
 }

@@ -82,6 +82,14 @@ public:
     t.record.keep(this);
   }
 
+  /// Training, ids alone.
+  void forward(std::span<const index_t> ids, tokens_out<Scalar> y, tape& t) const {
+    context_type context;
+    context.training = true;
+    context.token_ids = ids;
+    forward(no_inputs<Scalar>(static_cast<index_t>(ids.size())), y, t, context);
+  }
+
   /// Adds the gradient of the table, for the last training forward call of this tape. dx [T,0] is there for the sake of
   /// sequences.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
@@ -96,6 +104,8 @@ public:
                              gradient + t.ids[token] * outputs() + begin, end - begin);
     });
   }
+
+  void backward(tokens_in<Scalar> dy, tape& t) { backward(dy, matrix_map<Scalar>(nullptr, dy.rows(), 0), t); }
 
   void after_step(tape&) {}
 
