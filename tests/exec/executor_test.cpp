@@ -39,6 +39,7 @@ public:
     for (std::thread& thread : threads_) thread.join();
   }
 
+  index_t smallest_work() const { return 0; }
   template <typename Body>
   void parallel_for(index_t n, Body&& body) {
     std::unique_lock lock(mutex_);
@@ -74,22 +75,38 @@ private:
 
 static_assert(Executor<users_pool>);
 
+/// An executor that is given all there is, however little: tests are small.
+template <typename E>
+class eager {
+public:
+  explicit eager(int threads) : executor_(threads) {}
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    executor_.parallel_for(n, body);
+  }
+  index_t concurrency() const { return executor_.concurrency(); }
+  index_t smallest_work() const { return 0; }
+
+private:
+  E executor_;
+};
+
 /// Calls f(name, executor) for every executor there is, with 1, 2, 3 and 8 threads.
 template <typename F>
 void with_every_executor(F&& f) {
   serial_executor serial;
   f("serial", executor_ref(serial));
   for (const int threads : {1, 2, 3, 8}) {
-    openmp_executor openmp(threads);
+    eager<openmp_executor> openmp(threads);
     f("OpenMP", executor_ref(openmp));
-    thread_pool pool(threads);
+    eager<thread_pool> pool(threads);
     f("sluice's pool", executor_ref(pool));
     users_pool users(threads);
     f("a user's pool", executor_ref(users));
     test::shuffled_threads shuffled(threads);
     f("threads in another order", executor_ref(shuffled));
 #if defined(SLUICE_TEST_WITH_TBB)
-    tbb_executor tbb(threads);
+    eager<tbb_executor> tbb(threads);
     f("oneTBB", executor_ref(tbb));
 #endif
   }
@@ -115,7 +132,7 @@ TEST_CASE("executor: blocks cover everything once, with borders that depend on s
       for (const index_t block : {1, 32, 2000}) {
         std::vector<std::atomic<int>> runs(static_cast<std::size_t>(n));
         std::atomic<bool> borders_fit{true};
-        executor.parallel_blocks(n, block, [&](index_t begin, index_t end) {
+        executor.parallel_blocks(n, block, executor_ref::smallest_work, [&](index_t begin, index_t end) {
           if (begin % block != 0 || (end != n && end != begin + block)) borders_fit = false;
           for (index_t i = begin; i < end; ++i) ++runs[static_cast<std::size_t>(i)];
         });
@@ -145,6 +162,39 @@ TEST_CASE("executor: one task does not wake the threads", "[exec]") {
   executor_ref(executor).parallel_for(2, [&](index_t) { ++ran; });
   CHECK(executor.calls == 1);
   CHECK(ran == 3);
+}
+
+TEST_CASE("executor: small work stays on the caller", "[exec]") {
+  struct counting {
+    int calls = 0;
+    void parallel_for(index_t n, detail::task_ref body) {
+      ++calls;
+      for (index_t i = 0; i < n; ++i) body(i);
+    }
+  };
+  // Tokens enough for several blocks of rows, but a few microseconds of work in every stage; then with wide experts.
+  for (const index_t hidden : {16, 4096}) {
+    CAPTURE(hidden);
+    moe_layer layer{top_k_router<float>{8, 4, {.top_k = 2}}, expert_bank<swiglu<float>>{4, 8, hidden}};
+    initialize(layer, 3);
+    const matrix<float> x = test::random_matrix<float>(100, 8, 4);
+    matrix<float> y(100, 8), dx(100, 8);
+    decltype(layer)::tape tape;
+    counting executor;
+    routing_context<float> context;
+    context.training = true;
+    context.executor = executor;
+    layer.forward(x, y, tape, context);
+    layer.backward(y, dx, tape);
+    CHECK((executor.calls > 0) == (hidden == 4096));
+  }
+  counting executor;
+  const executor_ref any = executor;
+  const index_t some = executor_ref::smallest_work / 10;
+  any.parallel_blocks(9, 1, some, [](index_t, index_t) {});
+  CHECK(executor.calls == 0);
+  any.parallel_blocks(11, 1, some, [](index_t, index_t) {});
+  CHECK(executor.calls == 1);
 }
 
 TEST_CASE("executor: each of sluice's passes a task's exception on and works afterwards", "[exec]") {

@@ -30,6 +30,7 @@ class sized_threads : public test::shuffled_threads {
 public:
   explicit sized_threads(int count) : test::shuffled_threads(count), count_(count) {}
   index_t concurrency() const { return count_; }
+  static constexpr index_t smallest_work() { return executor_ref::smallest_work; }
   template <typename Body>
   void parallel_for(index_t n, Body&& body) {
     ++calls;

@@ -71,12 +71,12 @@ private:
 
   template <typename StateOf>
   void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, StateOf&& state_of) {
-    context.executor.parallel_blocks(x.rows(), rows_per_task, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) state_[token] = state_of(token);
     });
     hidden_ = x.rows() - std::count(state_.begin(), state_.end(), state::routed);
     if (hidden_ == 0) return;
-    context.executor.parallel_blocks(x.rows(), rows_per_task, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token)
         if (is_routed(token))
           std::copy_n(row(x, token), x.cols(), copy_.row(token));

@@ -50,8 +50,6 @@ struct grouped_memory {
   buffer<index_t> groups;  ///< [E+1] first group of rows in lanes of each expert
 };
 
-/// Below this many multiplications a stage does not hand out tasks: waking a thread costs as much.
-inline constexpr index_t serial_work = 1 << 16;
 /// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its memory.
 inline constexpr index_t whole_experts_work = 1 << 22;
 inline constexpr index_t whole_experts_outputs = 1 << 14;
@@ -106,7 +104,7 @@ public:
   void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
     for (const index_t e : m_.active) total += units_of(e) * work_of(e);
-    const index_t target = (std::max<index_t>)(serial_work, total / most_tasks());
+    const index_t target = (std::max<index_t>)(executor_ref::smallest_work, total / most_tasks());
     m_.tasks.clear();
     for (const index_t e : m_.active) {
       const index_t units = units_of(e);
@@ -115,14 +113,14 @@ public:
       for (index_t part = 0; part < parts; ++part)
         m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
     }
-    executor_for(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
+    executor_.for_work(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
 
   /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that of all.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
-    const index_t parts = (std::min)({units, most_tasks(), (std::max<index_t>)(1, 2 * work / serial_work)});
-    executor_for(work).parallel_for(parts,
+    const index_t parts = (std::min)({units, most_tasks(), (std::max<index_t>)(1, 2 * work / executor_ref::smallest_work)});
+    executor_.for_work(work).parallel_for(parts,
                                     [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }
 
@@ -131,7 +129,7 @@ public:
   bool suits_whole_experts(index_t outputs) const {
     const index_t threads = executor_.concurrency();
     const index_t work = rows_.size() * hidden_ * (maps * inputs_ + outputs);
-    if (threads == 1 || work < serial_work || work > whole_experts_work) return false;
+    if (threads == 1 || work < executor_ref::smallest_work || work > whole_experts_work) return false;
     if (rows_.size() * outputs > whole_experts_outputs) return false;
     index_t largest = 0;
     for (const index_t e : m_.active) largest = (std::max)(largest, rows_.load(e));
@@ -150,8 +148,6 @@ public:
 private:
   /// One thread has nobody to share with: larger tasks read what they share less often.
   index_t most_tasks() const { return executor_.concurrency() == 1 ? 1 : tasks_per_thread * executor_.concurrency(); }
-
-  executor_ref executor_for(index_t work) const { return work < serial_work ? executor_ref() : executor_; }
 
   routed_rows<scalar> rows_;
   index_t inputs_;

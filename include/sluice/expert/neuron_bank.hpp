@@ -62,7 +62,7 @@ public:
                const executor_ref& executor) const {
     find_working(offsets, t);
     const index_t begin = offsets.front();
-    executor.parallel_blocks(t.expert.size(), row_block, [&](index_t from, index_t to) {
+    executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
       for (index_t r = from; r < to; ++r) {
         t.z[r] = kernel::dot(row(down_, t.expert[r]), x.data() + (begin + r) * x.outerStride(), inputs());
         kernel::copy_scaled(Scalar(Phi::value(t.z[r])), row(up_, t.expert[r]), y.data() + (begin + r) * y.outerStride(),
@@ -75,7 +75,7 @@ public:
                 tape& t, const executor_ref& executor) {
     const index_t begin = offsets.front();
     t.dz.resize(t.expert.size());
-    executor.parallel_blocks(t.expert.size(), row_block, [&](index_t from, index_t to) {
+    executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
       for (index_t r = from; r < to; ++r) {
         const Scalar da = kernel::dot(row(up_, t.expert[r]), dy.data() + (begin + r) * dy.outerStride(), outputs());
         t.dz[r] = da * Phi::derivative(t.z[r]);
@@ -84,7 +84,7 @@ public:
     });
     Scalar* ddown = down_.gradient().data();
     Scalar* dup = up_.gradient().data();
-    executor.parallel_blocks(t.working.size(), expert_block, [&](index_t from, index_t to) {
+    executor.parallel_blocks(t.working.size(), expert_block, inputs() + outputs(), [&](index_t from, index_t to) {
       for (index_t w = from; w < to; ++w)
         for (index_t r = t.first[w]; r < t.first[w + 1]; ++r) {
           const index_t e = t.working[w];

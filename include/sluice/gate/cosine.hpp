@@ -108,7 +108,8 @@ public:
       t.vector_norms[e] =
           detail::normalize(vectors_.data() + e * projected(), t.unit_vectors.row(e), projected(), smallest());
     const Scalar factor = scale();
-    context.executor.parallel_blocks(tokens, detail::linear_row_block, [&](index_t begin, index_t end) {
+    const index_t work = experts() * projected();
+    context.executor.parallel_blocks(tokens, detail::linear_row_block, work, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r)
         t.token_norms[r] = detail::normalize(has_projector() ? t.projected.row(r) : x.data() + r * x.outerStride(),
                                              t.unit_tokens.row(r), projected(), smallest());
@@ -127,7 +128,8 @@ public:
     t.dcosines.resize(tokens, experts());
     t.dtokens.resize(tokens, projected());
     if (has_projector()) t.dprojected.set_zero(tokens, projected());
-    context.executor.parallel_blocks(tokens, detail::linear_row_block, [&](index_t begin, index_t end) {
+    const index_t work = experts() * projected();
+    context.executor.parallel_blocks(tokens, detail::linear_row_block, work, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r)
         for (index_t e = 0; e < experts(); ++e) t.dcosines(r, e) = factor * dlogits(r, e);
       kernel::multiply_nn(end - begin, projected(), experts(), t.dcosines.row(begin), experts(), t.unit_vectors.data(),
@@ -169,7 +171,8 @@ private:
     if (t.dcosines.rows() == 0) return;
     t.dvectors.resize(experts(), projected());
     Scalar* gradient = vectors_.gradient().data();
-    context.executor.parallel_blocks(experts(), detail::linear_weight_block, [&](index_t begin, index_t end) {
+    const index_t work = projected() * t.dcosines.rows() / 4;
+    context.executor.parallel_blocks(experts(), detail::linear_weight_block, work, [&](index_t begin, index_t end) {
       kernel::multiply_tn(end - begin, projected(), t.dcosines.rows(), t.dcosines.data() + begin, experts(),
                           t.unit_tokens.data(), projected(), t.dvectors.row(begin), projected());
       for (index_t e = begin; e < end; ++e)

@@ -22,10 +22,11 @@ inline constexpr random_site logit_jitter_site("jitter.logits");
 
 namespace detail {
 
-/// f(first row, number of rows) over blocks of rows.
+/// f(first row, number of rows) over blocks of rows, each of them `work` (core/executor.hpp).
 template <typename Scalar, typename F>
-void for_row_blocks(const routing_context<Scalar>& context, index_t rows, F&& f) {
-  context.executor.parallel_blocks(rows, linear_row_block, [&](index_t begin, index_t end) { f(begin, end - begin); });
+void for_row_blocks(const routing_context<Scalar>& context, index_t rows, index_t work, F&& f) {
+  context.executor.parallel_blocks(rows, linear_row_block, work,
+                                   [&](index_t begin, index_t end) { f(begin, end - begin); });
 }
 
 /// factors = U(1 - epsilon, 1 + epsilon), one for every position of a [rows, cols] matrix.
@@ -33,7 +34,7 @@ template <typename Scalar>
 void draw_factors(const routing_context<Scalar>& context, random_site site, index_t rows, index_t cols, double epsilon,
                   matrix_buffer<Scalar>& factors) {
   factors.resize(rows, cols);
-  for_row_blocks(context, rows, [&](index_t begin, index_t count) {
+  for_row_blocks(context, rows, 100 * cols, [&](index_t begin, index_t count) {
     for (index_t i = begin * cols; i < (begin + count) * cols; ++i)
       factors.data()[i] = static_cast<Scalar>(1 - epsilon + 2 * epsilon * context.random.uniform(site, i));
   });
@@ -68,7 +69,7 @@ public:
     if (!context.training || epsilon_ == 0) return this->inner().forward(x, context, logits, t.inner);
     detail::draw_factors(context, input_jitter_site, x.rows(), x.cols(), epsilon_, t.factors);
     t.x.resize(x.rows(), x.cols());
-    detail::for_row_blocks(context, x.rows(), [&](index_t begin, index_t rows) {
+    detail::for_row_blocks(context, x.rows(), x.cols(), [&](index_t begin, index_t rows) {
       t.x.map().middleRows(begin, rows) =
           t.factors.map().middleRows(begin, rows).cwiseProduct(x.middleRows(begin, rows));
     });
@@ -80,7 +81,7 @@ public:
     if (t.factors.empty()) return this->inner().backward(x, context, dlogits, t.inner, dx);
     t.dx.set_zero(x.rows(), x.cols());
     this->inner().backward(t.x.map(), context, dlogits, t.inner, t.dx.map());
-    detail::for_row_blocks(context, x.rows(), [&](index_t begin, index_t rows) {
+    detail::for_row_blocks(context, x.rows(), x.cols(), [&](index_t begin, index_t rows) {
       dx.middleRows(begin, rows) +=
           t.factors.map().middleRows(begin, rows).cwiseProduct(t.dx.map().middleRows(begin, rows));
     });

@@ -64,7 +64,7 @@ public:
     t.halves.resize(tokens, 2 * c);
     t.sums.resize(tokens, c * c);
     t.invalid.assign(tokens, 0);
-    executor.parallel_blocks(tokens, token_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(tokens, token_block, heads() * keys() * width(), [&](index_t begin, index_t end) {
       for (index_t h = 0; h < heads(); ++h) {
         for (index_t half = 0; half < 2; ++half) {
           similarities(queries, h, half, begin, end, t.similarity.row(begin));
@@ -93,7 +93,7 @@ public:
           f(offset(h, half == 0 ? pair(token, s) / keys() : pair(token, s) % keys(), half), dscores(token, s));
     };
     dqueries.resize(queries.rows(), queries.cols());
-    executor.parallel_blocks(queries.rows(), token_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(queries.rows(), token_block, 4 * dqueries.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         std::fill_n(dqueries.row(token), dqueries.cols(), Scalar(0));
         for (index_t part = 0; part < 2 * heads(); ++part)
@@ -103,7 +103,7 @@ public:
       }
     });
     Scalar* dkeys = keys_.gradient().data();
-    executor.parallel_for(2 * heads(), [&](index_t part) {
+    executor.for_work(queries.rows() * queries.cols()).parallel_for(2 * heads(), [&](index_t part) {
       for (index_t token = 0; token < queries.rows(); ++token)
         each_choice(token, part % heads(), part / heads(), [&](index_t key, Scalar dscore) {
           kernel::add_scaled(dscore, queries.row(token) + part * width(), dkeys + key, width());

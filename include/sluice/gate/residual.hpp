@@ -68,7 +68,8 @@ public:
     validate(previous, x.rows());
     t.previous.hide(previous.map(), context);
     const auto seen = t.previous.of(previous.map());
-    context.executor.parallel_blocks(x.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
+    const index_t work = this->experts() * this->experts() / 4;
+    context.executor.parallel_blocks(x.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
       kernel::multiply_nt(end - begin, this->experts(), this->experts(), seen.data() + begin * seen.outerStride(),
                           seen.outerStride(), residual_.data(), this->experts(), &logits(begin, 0),
                           logits.outerStride(), kernel::write::accumulate);

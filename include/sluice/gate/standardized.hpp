@@ -72,7 +72,7 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.logits.resize(x.rows(), this->experts());
     this->inner().forward(x, context, t.logits.map(), t.inner);
-    context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const scalar factor =
             detail::standardizing_factor(detail::spread_of(t.logits.row(r), this->experts()), target_);
@@ -84,7 +84,7 @@ public:
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
-    context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const scalar* row = t.logits.row(r);
         const auto spread = detail::spread_of(row, this->experts());

@@ -73,7 +73,8 @@ public:
 private:
   template <typename F>
   static void for_rows(const tape& t, const routing_context<Scalar>& context, F&& f) {
-    context.executor.parallel_blocks(t.a.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
+    const index_t work = 16 * t.a.cols();
+    context.executor.parallel_blocks(t.a.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) f(r);
     });
   }

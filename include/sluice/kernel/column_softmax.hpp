@@ -41,7 +41,7 @@ void for_each_used(token_range rows, Used& used, index_t first, index_t last, F&
 template <typename Scalar, typename Used>
 void column_softmax(const matrix_buffer<Scalar>& in, token_range rows, Used used, matrix_buffer<Scalar>& out,
                     const executor_ref& executor) {
-  executor.parallel_blocks(in.cols(), detail::softmax_columns, [&](index_t first, index_t last) {
+  executor.parallel_blocks(in.cols(), detail::softmax_columns, 16 * rows.size(), [&](index_t first, index_t last) {
     detail::column_numbers<index_t> best;
     detail::column_numbers<Scalar> sum{};
     best.fill(-1);
@@ -61,7 +61,7 @@ void column_softmax(const matrix_buffer<Scalar>& in, token_range rows, Used used
 template <typename Scalar, typename Used>
 void column_softmax_backward(const matrix_buffer<Scalar>& out, const matrix_buffer<Scalar>& dout, token_range rows,
                              Used used, matrix_buffer<Scalar>& din, const executor_ref& executor) {
-  executor.parallel_blocks(out.cols(), detail::softmax_columns, [&](index_t first, index_t last) {
+  executor.parallel_blocks(out.cols(), detail::softmax_columns, 4 * rows.size(), [&](index_t first, index_t last) {
     detail::column_numbers<Scalar> inner{};
     detail::for_each_used(rows, used, first, last,
                           [&](index_t t, index_t s, std::size_t j) { inner[j] += out(t, s) * dout(t, s); });

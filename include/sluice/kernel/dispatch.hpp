@@ -30,7 +30,7 @@ void write_invalid(const Plan& plan, tokens_out<Scalar> y) {
 
 template <std::floating_point Scalar>
 void dispatch(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_out<Scalar> rows, const executor_ref& executor) {
-  executor.parallel_blocks(plan.size(), detail::rows_per_task, [&](index_t begin, index_t end) {
+  executor.parallel_blocks(plan.size(), detail::rows_per_task, x.cols(), [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i)
       kernel::copy_scaled(plan.input_scale(i), x.data() + plan.token(i) * x.outerStride(), rows.data() + i * rows.outerStride(),
                           x.cols());
@@ -39,7 +39,7 @@ void dispatch(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_out<S
 
 template <std::floating_point Scalar>
 void combine(const sparse_plan<Scalar>& plan, tokens_in<Scalar> rows, tokens_out<Scalar> y, const executor_ref& executor) {
-  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, [&](index_t begin, index_t end) {
+  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, 2 * y.cols(), [&](index_t begin, index_t end) {
     for (index_t t = begin; t < end; ++t) {
       Scalar* out = y.data() + t * y.outerStride();
       std::fill_n(out, y.cols(), Scalar(0));
@@ -54,7 +54,7 @@ template <std::floating_point Scalar>
 void combine_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> dy, tokens_in<Scalar> rows, tokens_out<Scalar> drows,
                       sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
   dplan.weight.resize(plan.size());
-  executor.parallel_blocks(plan.size(), detail::rows_per_task, [&](index_t begin, index_t end) {
+  executor.parallel_blocks(plan.size(), detail::rows_per_task, 2 * dy.cols(), [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       const Scalar* upstream = dy.data() + plan.token(i) * dy.outerStride();
       kernel::copy_scaled(plan.weight(i), upstream, drows.data() + i * drows.outerStride(), dy.cols());
@@ -67,7 +67,7 @@ template <std::floating_point Scalar>
 void dispatch_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_in<Scalar> drows, tokens_out<Scalar> dx,
                        sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
   dplan.input_scale.resize(plan.has_input_scale() ? plan.size() : 0);
-  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, [&](index_t begin, index_t end) {
+  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, 2 * dx.cols(), [&](index_t begin, index_t end) {
     for (index_t t = begin; t < end; ++t)
       for (const index_t i : plan.of_token(t)) {
         const Scalar* row = drows.data() + i * drows.outerStride();

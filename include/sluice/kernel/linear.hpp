@@ -22,7 +22,8 @@ inline constexpr index_t linear_weight_block = 32;
 
 template <typename Scalar>
 void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y, const executor_ref& executor) {
-  executor.parallel_blocks(x.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
+  const index_t work = weight.rows() * weight.cols() / 4;
+  executor.parallel_blocks(x.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
     kernel::multiply_nt(end - begin, weight.rows(), weight.cols(), x.data() + begin * x.outerStride(), x.outerStride(),
                         weight.data(), weight.cols(), y.data() + begin * y.outerStride(), y.outerStride());
   });
@@ -32,7 +33,8 @@ void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens
 template <typename Scalar>
 void linear_backward_inputs(const parameter<Scalar>& weight, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
                             const executor_ref& executor, kernel::write mode = kernel::write::accumulate) {
-  executor.parallel_blocks(dy.rows(), detail::linear_row_block, [&](index_t begin, index_t end) {
+  const index_t work = weight.rows() * weight.cols() / 4;
+  executor.parallel_blocks(dy.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
     kernel::multiply_nn(end - begin, weight.cols(), weight.rows(), dy.data() + begin * dy.outerStride(), dy.outerStride(),
                         weight.data(), weight.cols(), dx.data() + begin * dx.outerStride(), dx.outerStride(), mode);
   });
@@ -51,7 +53,7 @@ void linear_backward(tokens_in<Scalar> x, parameter<Scalar>& weight, tokens_in<S
                      const executor_ref& executor) {
   linear_backward_inputs(weight, dy, dx, executor);
   weight.ensure_gradient();
-  executor.parallel_blocks(weight.rows(), detail::linear_weight_block,
+  executor.parallel_blocks(weight.rows(), detail::linear_weight_block, x.rows() * weight.cols() / 4,
                            [&](index_t begin, index_t end) { linear_backward_weight(x, weight, dy, begin, end); });
 }
 

@@ -51,7 +51,7 @@ struct norm_tape {
 template <bool Centred, typename Scalar>
 void add_gain_gradients(tokens_in<Scalar> x, tokens_in<Scalar> dy, const norm_tape<Scalar>& t, index_t first,
                         std::span<Scalar> dgain, std::span<Scalar> dbias, const executor_ref& executor) {
-  executor.parallel_blocks(x.cols(), norm_column_block, [&](index_t begin, index_t end) {
+  executor.parallel_blocks(x.cols(), norm_column_block, 2 * x.rows(), [&](index_t begin, index_t end) {
     for (index_t r = 0; r < x.rows(); ++r)
       for (index_t c = begin; c < end; ++c) {
         const Scalar centred = Centred ? x(r, c) - t.mean[first + r] : x(r, c);
@@ -90,7 +90,7 @@ public:
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
     t.scale.resize(x.rows());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar* row = x.data() + r * x.outerStride();
         t.scale[r] = 1 / std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
@@ -102,7 +102,7 @@ public:
   /// dx += s (dy - y <y, dy>) with y = s x.
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar* row = x.data() + r * x.outerStride();
         const Scalar* upstream = dy.data() + r * dy.outerStride();
@@ -140,7 +140,7 @@ public:
     t.scale.resize(x.rows());
     t.at_floor.resize(x.rows());
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar* row = x.data() + r * x.outerStride();
         const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + width * options_.epsilon);
@@ -154,7 +154,7 @@ public:
   /// With u = x s and h = gain dy: dx += s (h - u <u, h> / D), without the second term at the floor.
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar s = t.scale[first + r];
         Scalar inner = 0;
@@ -201,7 +201,7 @@ public:
     t.mean.resize(x.rows());
     t.scale.resize(x.rows());
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         Scalar mean = 0;
         for (index_t c = 0; c < x.cols(); ++c) mean += x(r, c);
@@ -220,7 +220,7 @@ public:
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar s = t.scale[first + r];
         const Scalar mean = t.mean[first + r];

@@ -65,7 +65,9 @@ void mix_tokens(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& fact
   const index_t blocks = (runs.length + rows_per_task - 1) / rows_per_task;
   const index_t tasks_per_group = plan.slot_count() / runs.length * blocks;
   const index_t stride = runs.distance * rows.outerStride();
-  executor.parallel_for(static_cast<index_t>(plan.groups().size()) * tasks_per_group, [&](index_t task) {
+  const index_t work = plan.tokens() * plan.slot_count() * x.cols() / 4;
+  const auto groups = static_cast<index_t>(plan.groups().size());
+  executor.for_work(work).parallel_for(groups * tasks_per_group, [&](index_t task) {
     const index_t group = task / tasks_per_group;
     const index_t run = task % tasks_per_group / blocks;
     const index_t offset = task % blocks * rows_per_task;
@@ -86,7 +88,8 @@ template <typename Scalar>
 void mix_slots(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& factor, tokens_in<Scalar> rows,
                tokens_out<Scalar> y, kernel::write mode, const executor_ref& executor) {
   const slot_runs runs = runs_of(plan);
-  executor.parallel_blocks(plan.tokens(), rows_per_task, [&](index_t first, index_t last) {
+  const index_t work = plan.slot_count() * y.cols() / 4;
+  executor.parallel_blocks(plan.tokens(), rows_per_task, work, [&](index_t first, index_t last) {
     if (mode == kernel::write::replace)
       for (index_t t = first; t < last; ++t) std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0));
     for_each_token_run(plan, factor, first, last, [&](index_t group, index_t begin, index_t end) {
@@ -105,7 +108,8 @@ void products_with_slots(const soft_plan<Scalar>& plan, const matrix_buffer<Scal
                          tokens_in<Scalar> rows, matrix_buffer<Scalar>& products, const executor_ref& executor) {
   const slot_runs runs = runs_of(plan);
   products.resize(plan.tokens(), plan.slot_count());
-  executor.parallel_blocks(plan.tokens(), rows_per_task, [&](index_t first, index_t last) {
+  const index_t work = plan.slot_count() * a.cols() / 4;
+  executor.parallel_blocks(plan.tokens(), rows_per_task, work, [&](index_t first, index_t last) {
     std::fill_n(products.row(first), (last - first) * plan.slot_count(), Scalar(0));
     for_each_token_run(plan, factor, first, last, [&](index_t group, index_t begin, index_t end) {
       for (index_t slot = 0; slot < plan.slot_count(); slot += runs.length)

@@ -97,7 +97,7 @@ public:
     detail::check_backward<embedding_layer, Scalar>(*this, dy, dx, t.ids.size());
     Scalar* const gradient = table_.gradient().data();
     constexpr index_t columns_per_task = 64;  // a task has columns of its own, whatever ids repeat
-    t.executor.parallel_blocks(outputs(), columns_per_task, [&](index_t begin, index_t end) {
+    t.executor.parallel_blocks(outputs(), columns_per_task, dy.rows(), [&](index_t begin, index_t end) {
       for (index_t token = 0; token < dy.rows(); ++token)
         if (t.ids[token] >= 0)
           kernel::add_scaled(Scalar(1), dy.data() + token * dy.outerStride() + begin,

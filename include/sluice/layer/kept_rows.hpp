@@ -21,7 +21,7 @@ public:
   void keep(tokens_in<Scalar> x, const routing_context<Scalar>& context) {
     counts_.resize(x.rows());
     x_.resize(x.rows(), x.cols());
-    context.executor.parallel_blocks(x.rows(), rows_per_task, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
       for (index_t t = begin; t < end; ++t) {
         const Scalar* row = x.data() + t * x.outerStride();
         counts_[t] = !context.is_padding(t) && !any_nan(row, x.cols());
@@ -36,7 +36,7 @@ public:
   /// dy with zeros in the rows that do not count; valid until the next call.
   const_matrix_map<Scalar> of_gradient(tokens_in<Scalar> dy, const executor_ref& executor) {
     dy_.resize(dy.rows(), dy.cols());
-    executor.parallel_blocks(dy.rows(), rows_per_task, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(dy.rows(), rows_per_task, dy.cols(), [&](index_t begin, index_t end) {
       for (index_t t = begin; t < end; ++t)
         copy_row(dy.data() + t * dy.outerStride(), counts_[t], dy_.row(t), dy.cols());
     });

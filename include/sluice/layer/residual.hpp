@@ -61,7 +61,7 @@ private:
       throw_invalid("the layer maps [T, ", this->inputs(), "] to the same; x is [", x.rows(), ", ", x.cols(),
                     "] and y [", y.rows(), ", ", y.cols(), "]");
     if constexpr (std::same_as<Memory, tape>) m.counts.resize(x.rows());
-    for_rows(x.rows(), context.executor, [&](index_t t) {
+    for_rows(x.rows(), x.cols(), context.executor, [&](index_t t) {
       const scalar* const in = x.data() + t * x.outerStride();
       if constexpr (std::same_as<Memory, tape>) m.counts[t] = !context.is_padding(t) && !any_nan(in, x.cols());
       add_row(!context.is_padding(t), in, m.outputs.row(t), y.data() + t * y.outerStride(), x.cols());
@@ -71,16 +71,16 @@ private:
   template <typename Inner>
   void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
     inner(dy, dx);
-    for_rows(dx.rows(), t.context.executor, [&](index_t r) {
+    for_rows(dx.rows(), dx.cols(), t.context.executor, [&](index_t r) {
       scalar* const out = dx.data() + r * dx.outerStride();
       add_row(t.counts[r], dy.data() + r * dy.outerStride(), out, out, dx.cols());
     });
   }
 
   template <typename F>
-  static void for_rows(index_t rows, const executor_ref& executor, F&& f) {
+  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
     constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, [&](index_t begin, index_t end) {
+    executor.parallel_blocks(rows, rows_per_task, width, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) f(r);
     });
   }

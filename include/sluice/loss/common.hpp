@@ -56,10 +56,11 @@ index_t count_tokens(const routing_context<Scalar>& context, token_range group) 
   return group.size() - padding;
 }
 
-/// f(token) for every token of a group that counts, spread over the executor: f writes to places of that token only.
+/// f(token) for every token of a group that counts, spread over the executor: f writes to places of that token only, some
+/// numbers for each expert.
 template <std::floating_point Scalar, typename F>
-void for_tokens(const routing_context<Scalar>& context, token_range group, F&& f) {
-  context.executor.parallel_blocks(group.size(), 32, [&](index_t begin, index_t end) {
+void for_tokens(const routing_context<Scalar>& context, token_range group, index_t experts, F&& f) {
+  context.executor.parallel_blocks(group.size(), 32, 16 * experts, [&](index_t begin, index_t end) {
     for (index_t t = group.begin + begin; t < group.begin + end; ++t)
       if (!context.is_padding(t)) f(t);
   });
@@ -96,7 +97,7 @@ public:
                       loss_probability form, matrix_buffer<Scalar>& rows)
       : logits_(logits), context_(context), group_(group), form_(form), rows_(rows) {
     rows_.resize(group.size(), experts());
-    for_tokens(context, group, [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
+    for_tokens(context, group, experts(), [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
   }
 
   index_t experts() const noexcept { return logits_.cols(); }
@@ -105,7 +106,7 @@ public:
 
   /// dlogits += the gradient for c[e], the derivative by every p[t,e] of the group.
   void backward(const double* c, matrix_buffer<Scalar>& dlogits) const {
-    for_tokens(context_, group_, [&](index_t t) {
+    for_tokens(context_, group_, experts(), [&](index_t t) {
       const Scalar* p = rows_.row(t - group_.begin);
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);

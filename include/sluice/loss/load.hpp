@@ -62,7 +62,7 @@ struct load_loss {
     }
     matrix_buffer<Scalar>& rows = gradients.row_scratch;  // q, and behind it the softmax that Tutel compares
     rows.resize(range.size(), 2 * experts);
-    detail::for_tokens(context, range, [&](index_t t) {
+    detail::for_tokens(context, range, experts, [&](index_t t) {
       Scalar* q = rows.row(t - range.begin);
       if (noise == load_form::scores_over_logits) kernel::softmax(seen.clean.row(t), q + experts, experts);
       for_terms(seen, q + experts, t,
@@ -70,7 +70,7 @@ struct load_loss {
     });
     detail::add_rows(context, range, rows, experts, load);
     const double value = detail::cv_squared(load, experts, form, load + experts);
-    detail::for_tokens(context, range, [&](index_t t) {
+    detail::for_tokens(context, range, experts, [&](index_t t) {
       Scalar* row = rows.row(t - range.begin);
       for_terms(seen, row + experts, t, [&](index_t e, const term& own) {
         row[e] = 0;

@@ -64,7 +64,7 @@ public:
       count[e] = factor / tokens * (options_.balanced ? share * count[e] : 1);  // from here on the slope of the column
       value += count[e] * sum[e];
     }
-    detail::for_tokens(context, all, [&](index_t t) {
+    detail::for_tokens(context, all, experts, [&](index_t t) {
       for (index_t e = 0; e < experts; ++e)
         if (logits(t, e) > 0) gradients.clean(t, e) += static_cast<Scalar>(count[e]);
     });

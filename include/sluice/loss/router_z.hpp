@@ -34,7 +34,7 @@ struct router_z_loss {
     matrix_buffer<Scalar>& rows = gradients.row_scratch;  // the squared log-sum-exp, then the row's exponentials
     rows.resize(range.size(), experts + 1);
     const double share = scale / static_cast<double>(tokens);
-    detail::for_tokens(context, range, [&](index_t t) {
+    detail::for_tokens(context, range, experts, [&](index_t t) {
       Scalar* row = rows.row(t - range.begin);
       const auto e = kernel::exponentiate(scores.row(t), row + 1, experts);
       const Scalar lse = e.maximum + std::log(e.sum);

@@ -158,7 +158,8 @@ public:
   void weigh(tokens_in<scalar> outputs, const routing_context<scalar>& context, plan& p, tape& t) const {
     if (!holds_everyone(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
-    context.executor.parallel_blocks(p.tokens(), token_block, [&](index_t begin, index_t end) {
+    const index_t work = experts() * outputs.cols();
+    context.executor.parallel_blocks(p.tokens(), token_block, work, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const auto own = p.of_token(token);
         if (own.empty()) continue;
@@ -176,7 +177,8 @@ public:
     if (!holds_everyone(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
     t.dresponses = t.dseen.responses;
-    context.executor.parallel_blocks(p.tokens(), token_block, [&](index_t begin, index_t end) {
+    const index_t work = experts() * outputs.cols();
+    context.executor.parallel_blocks(p.tokens(), token_block, work, [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const auto own = p.of_token(token);
         if (own.empty()) continue;

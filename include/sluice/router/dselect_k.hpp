@@ -109,7 +109,7 @@ public:
       t.dweights(GateType::per_token ? p.token(i) : 0, p.expert(i)) += dplan.weight[i];
     t.dcodes.set_zero(rows, t.codes.cols());
     t.dmixing.set_zero(rows, selectors());
-    context.executor.parallel_blocks(rows, row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(rows, row_block, 8 * selectors() * experts(), [&](index_t begin, index_t end) {
       for (index_t n = begin; n < end; ++n)
         if (t.seen.counted[n]) backward_row(t, n);
     });
@@ -159,7 +159,7 @@ private:
     t.seen.mixing.set_zero(rows, selectors());
     t.seen.counted.assign(rows, 0);
     t.weights.set_zero(rows, experts());
-    context.executor.parallel_blocks(rows, row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(rows, row_block, 8 * selectors() * experts(), [&](index_t begin, index_t end) {
       steps s;
       for (index_t n = begin; n < end; ++n) {
         const bool is_hidden = GateType::per_token && !t.screen.is_routed(n);

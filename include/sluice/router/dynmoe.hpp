@@ -227,7 +227,7 @@ private:
     s.scores.resize(tokens, experts());
     s.active.resize(tokens, experts());
     s.count.assign(tokens, 0);
-    context.executor.parallel_blocks(tokens, row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(tokens, row_block, 16 * experts(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token)
         for (index_t e = 0; e < experts(); ++e) {
           s.scores(token, e) = is_live(e) ? kernel::logistic(s.logits(token, e)) : Scalar(0);

@@ -121,7 +121,7 @@ public:
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dnoisy = t.dseen.noisy_or_clean();
-    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 8 * experts(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const Scalar* own = t.scores.row(token);
         Scalar* dl = t.dnoisy.row(token);
@@ -162,7 +162,7 @@ private:
   void score_tokens(const routing_context<Scalar>& context, tape& t) const {
     const matrix_buffer<Scalar>& logits = t.seen.noisy();
     t.scores.resize(logits.rows(), experts());
-    context.executor.parallel_blocks(logits.rows(), token_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(logits.rows(), token_block, 16 * experts(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         const Scalar* row = logits.row(token);
         Scalar* own = t.scores.row(token);
@@ -197,7 +197,7 @@ private:
     if (real == 0) return;
     const auto taken = [&](index_t e) { return (std::min)(capacity(real, context.training, e), t.valid.size()); };
     for (index_t e = 0; e < experts(); ++e) taken(e);  // throws here rather than in a task
-    context.executor.parallel_for(experts(), [&](index_t e) {
+    context.executor.for_work(4 * experts() * t.valid.size()).parallel_for(experts(), [&](index_t e) {
       candidate* queue = t.queue.row(e);
       for (index_t i = 0; i < t.valid.size(); ++i) queue[i] = {order_key(t.scores(t.valid[i], e)), t.valid[i]};
       // The order is total, so which candidates end up in front does not depend on the algorithm.

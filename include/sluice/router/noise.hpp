@@ -57,7 +57,7 @@ public:
     seen.has_noise = true;
     seen.sigma = std_ / static_cast<Scalar>(experts);
     seen.noisy_storage.resize(seen.clean.rows(), experts);
-    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, 100, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)
         seen.noisy_storage.data()[i] =
             seen.clean.data()[i] + seen.sigma * static_cast<Scalar>(context.random.normal(noise_site, i));
@@ -95,7 +95,7 @@ public:
     const index_t experts = seen.clean.cols();
     for (auto* m : {&t.raw, &t.normal, &seen.noise_std, &seen.noisy_storage}) m->resize(x.rows(), experts);
     linear_forward<Scalar>(x, weight_, t.raw.map(), context.executor);
-    context.executor.parallel_blocks(t.raw.size(), detail::noise_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(t.raw.size(), detail::noise_block, 100, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
         const Scalar raw = t.raw.data()[i];
         const Scalar std = kernel::softplus(raw) + epsilon_;

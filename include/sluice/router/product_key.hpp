@@ -105,7 +105,7 @@ public:
         [&](index_t token) { return t.search.invalid[token] != 0; });
     t.seen.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
-    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         if (t.screen.is_routed(token))
           weigh(t.seen, token);
@@ -120,7 +120,7 @@ public:
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dscores = t.dseen.scores;
-    context.executor.parallel_blocks(x.rows(), token_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
     });
     keys_.backward(t.queries, t.seen.expert, t.dscores, t.dqueries, context.executor);

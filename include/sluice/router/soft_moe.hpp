@@ -110,7 +110,7 @@ public:
       column_softmax(
           logits, context.group(g, x.rows()), [&](index_t r) { return t.state[r] == routed; }, p.dispatch(),
           context.executor);
-    context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), row_block, 16 * p.slot_count(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         if (t.state[r] == routed)
           kernel::softmax(logits.row(r), p.combine().row(r), p.slot_count());
@@ -133,11 +133,11 @@ public:
     t.dtokens.resize(x.rows(), inputs());
     detail::for_each_used_run(t.dlogits, 0, x.rows(), [&](index_t begin, index_t end) {
       const index_t count = end - begin;
-      context.executor.parallel_blocks(slot_count, row_block, [&](index_t first, index_t last) {
+      context.executor.parallel_blocks(slot_count, row_block, count * inputs() / 4, [&](index_t first, index_t last) {
         kernel::multiply_tn(last - first, inputs(), count, t.dlogits.row(begin) + first, slot_count,
                             t.tokens.row(begin), inputs(), t.dslots.row(first), inputs(), kernel::write::accumulate);
       });
-      context.executor.parallel_blocks(count, row_block, [&](index_t first, index_t last) {
+      context.executor.parallel_blocks(count, row_block, slot_count * inputs() / 4, [&](index_t first, index_t last) {
         kernel::multiply_nn(last - first, inputs(), slot_count, t.dlogits.row(begin + first), slot_count,
                             t.scaled.data(), inputs(), t.dtokens.row(begin + first), inputs());
       });
@@ -189,7 +189,7 @@ private:
     slot_norm_.forward(as_rows(slots_.data()), t.slot_rows.map(), t.slot_norm, context.executor);
     t.scaled = t.slot_rows;
     if (options_.learned_scale) t.scaled.map() *= scale_.data()[0];
-    context.executor.parallel_blocks(x.rows(), row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), row_block, slot_count * inputs() / 4, [&](index_t begin, index_t end) {
       kernel::multiply_nt(end - begin, slot_count, inputs(), t.tokens.row(begin), inputs(), t.scaled.data(), inputs(),
                           t.seen.clean.row(begin), slot_count);
     });
@@ -220,7 +220,7 @@ private:
     const index_t slot_count = p.slot_count();
     t.dlogits = t.dseen.noisy_or_clean();
     if (t.seen.has_noise) t.dlogits.map() += t.dseen.clean.map();
-    context.executor.parallel_blocks(p.tokens(), row_block, [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(p.tokens(), row_block, 4 * slot_count, [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         if (t.state[r] != routed) continue;
         const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slot_count);

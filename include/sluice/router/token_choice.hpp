@@ -191,7 +191,7 @@ private:
   template <typename F>
   void for_routed(const choice_call<scalar>& call, tape& t, F&& f) const {
     const matrix_buffer<scalar>& logits = t.seen.noisy();
-    call.context.executor.parallel_blocks(call.tokens, token_block, [&](index_t begin, index_t end) {
+    call.context.executor.parallel_blocks(call.tokens, token_block, 16 * experts(), [&](index_t begin, index_t end) {
       scalar* scratch = t.scratch.row(begin / token_block);
       for (index_t token = begin; token < end; ++token)
         if (t.screen.is_routed(token))

@@ -82,7 +82,7 @@ private:
     Scalar* first = entry.arrays[0].data();
     Scalar* second = entry.arrays[1].data();
     executor.parallel_blocks(
-        static_cast<index_t>(p.value().size()), detail::optimizer_block, [=](index_t begin, index_t end) {
+        static_cast<index_t>(p.value().size()), detail::optimizer_block, 8, [=](index_t begin, index_t end) {
           for (index_t i = begin; i < end; ++i) {
             first[i] = beta1 * first[i] + rest1 * gradient[i];
             second[i] = beta2 * second[i] + rest2 * gradient[i] * gradient[i];

@@ -76,7 +76,7 @@ private:
     const auto decay = static_cast<Scalar>(p.role() == parameter_role::weight ? options_.weight_decay : 0);
     const Scalar* gradient = std::as_const(p).gradient().data();
     Scalar* value = p.data();
-    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block,
+    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block, 4,
                              [=, this](index_t begin, index_t end) {
                                for (index_t i = begin; i < end; ++i) {
                                  Scalar direction = gradient[i] + decay * value[i];
