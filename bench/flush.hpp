@@ -3,11 +3,12 @@
 #pragma once
 
 #include <sluice/core/buffer.hpp>
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
+#include <memory>
 
 #include "machine.hpp"
 #include "workload.hpp"
@@ -17,17 +18,17 @@ namespace bench {
 class cache_flush {
 public:
   cache_flush(std::int64_t l3_bytes, int threads)
-      : threads_(threads), part_(3 * l3_bytes / 4 / threads / 1024 * 1024), numbers_(part_ * threads, 1.0f) {}
+      : threads_(threads), pool_(std::make_unique<sluice::thread_pool>(threads)), part_(3 * l3_bytes / 4 / threads / 1024 * 1024), numbers_(part_ * threads, 1.0f) {}
 
   void operator()(const token_rows& x) {
-    sluice::openmp_executor executor(threads_);
-    executor.parallel_for(threads_, [&](index_t thread) { detail::read<1>(numbers_.data() + thread * part_, part_); });
+    pool_->parallel_for(threads_, [&](index_t thread) { detail::read<1>(numbers_.data() + thread * part_, part_); });
     float sum = x.sum();
     benchmark::DoNotOptimize(sum);
   }
 
 private:
   int threads_;
+  std::unique_ptr<sluice::thread_pool> pool_;
   index_t part_;
   sluice::buffer<float> numbers_;
 };

@@ -1,5 +1,5 @@
 // How time grows with tokens, with experts and with experts a token, on a moderate shape.
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <cstdint>
 #include <string>
@@ -17,9 +17,9 @@ using expert = sluice::swiglu<float>;
 
 void measure(session& s, const layer_of<expert>& layer, const shape& on, const std::string& name, std::int64_t rows,
              const std::string& title) {
-  sluice::openmp_executor pool(s.asked.threads);
+  sluice::thread_pool pool(s.asked.threads);
   sluice::routing_context<float> context;
-  if (s.asked.threads > 1) context.executor = pool;
+  context.executor = pool;
   const std::vector<token_rows> x = random_batches(rows, on.inputs, 21);
   std::vector<plan> plans(x.size());
   router::tape scratch;

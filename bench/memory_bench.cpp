@@ -1,5 +1,5 @@
 // Resident memory of a layer against what it has to hold. This runs first, while the process's peak is still this layer's.
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <optional>
 #include <string>
@@ -17,9 +17,9 @@ void memory_cases(session& s) {
   if (!s.wants("memory " + on.name)) return;
   const token_rows x = random_tokens(rows, on.inputs, 41);
   token_rows y = token_rows::Zero(rows, on.inputs);
-  sluice::openmp_executor pool(s.asked.threads);
+  sluice::thread_pool pool(s.asked.threads);
   sluice::routing_context<float> context;
-  if (s.asked.threads > 1) context.executor = pool;
+  context.executor = pool;
   pool.parallel_for(s.asked.threads, [](index_t) {});  // the threads' own memory belongs to nobody's layer
 
   const resident_memory before = read_resident_memory();

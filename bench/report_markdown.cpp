@@ -224,6 +224,14 @@ std::string routing_section(const session& s) {
   return out;
 }
 
+std::string executor_section(const session& s) {
+  table t({"executor", "threads", "nothing to do, us", "32 tasks, free cores, us", "32 tasks, busy cores, us"});
+  for (const executor_time& e : s.found.executors)
+    t.add({e.name, e.name == "serial" ? "1" : std::to_string(s.asked.threads), significant(1e6 * e.empty),
+           significant(1e6 * e.free), significant(1e6 * e.busy)});
+  return t.empty() ? "" : std::string(prose::executors) + t.text();
+}
+
 std::string memory_section(const session& s) {
   table t({"shape", "T", "weights", "layer", "workspace", "peak", "peak over weights + workspace"});
   for (const memory_use& m : s.found.memory) {
@@ -258,7 +266,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + memory_section(s) + list_section(s.found.cases);
+         threads_section(s) + growth_section(s) + routing_section(s) + executor_section(s) + memory_section(s) + list_section(s.found.cases);
 }
 
 }  // namespace bench

@@ -101,6 +101,13 @@ the share is an upper bound.
 
 )";
 
+inline constexpr std::string_view executors = R"(## Handing out tasks
+
+One call of `parallel_for`: with a task a thread that does nothing, and with 32 tasks of some five microseconds. The first two
+columns are the fastest calls, the last is the median while other threads keep all cores busy.
+
+)";
+
 inline constexpr std::string_view memory = R"(## Memory
 
 Resident memory. `weights` is counted; `workspace` is what `layer.workspace_bytes` says before anything is taken; the rest is

@@ -1,5 +1,5 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
@@ -26,9 +26,9 @@ namespace {
 
 using expert = sluice::swiglu<float>;
 
-sluice::routing_context<float> context_with(sluice::openmp_executor& pool, const session& s) {
+sluice::routing_context<float> context_with(sluice::thread_pool& pool, const session& s) {
   sluice::routing_context<float> context;
-  if (s.asked.threads > 1) context.executor = pool;
+  context.executor = pool;
   return context;
 }
 
@@ -37,7 +37,7 @@ void time_router(session& s, const std::string& name, Router router) {
   const std::string title = "router " + name;
   if (!s.wants(title)) return;
   sluice::initialize(router, /*seed=*/5);
-  sluice::openmp_executor pool(s.asked.threads);
+  sluice::thread_pool pool(s.asked.threads);
   const auto context = context_with(pool, s);
   const token_rows x = random_tokens(s.asked.smoke ? 4 : 512, router.inputs(), 31);
   typename Router::plan plan;
@@ -53,7 +53,7 @@ void time_stages(session& s, const shape& on, std::int64_t rows) {
   const std::string title = "stages " + on.name + " T=" + std::to_string(rows);
   if (!s.wants(title)) return;
   const auto layer = make_layer<expert>(on);
-  sluice::openmp_executor pool(s.asked.threads);
+  sluice::thread_pool pool(s.asked.threads);
   const auto context = context_with(pool, s);
   const token_rows x = random_tokens(rows, on.inputs, 32);
   token_rows y(rows, on.inputs);

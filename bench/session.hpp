@@ -29,6 +29,14 @@ struct router_time {
   double median = 0, fastest = 0;  ///< seconds
 };
 
+/// Seconds of a call of parallel_for.
+struct executor_time {
+  std::string name;
+  double empty = 0;  ///< a task a thread that does nothing, the fastest
+  double free = 0;   ///< 32 tasks of some five microseconds, the fastest
+  double busy = 0;   ///< the same in the median, while other threads keep all cores busy
+};
+
 /// Bytes.
 struct memory_use {
   shape on;
@@ -48,6 +56,7 @@ struct results {
   records cases;
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
+  std::vector<executor_time> executors;
   std::vector<memory_use> memory;
   std::optional<waiting> waited;         ///< of the main thread in the whole run, where the system says
   std::map<std::string, double> checks;  ///< a twin's largest difference from sluice, as a part of the largest output
@@ -80,5 +89,6 @@ void layer_cases(session& s);
 void training_cases(session& s);
 void growth_cases(session& s);
 void routing_cases(session& s);
+void executor_cases(session& s);
 
 }  // namespace bench

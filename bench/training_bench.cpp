@@ -1,5 +1,5 @@
 // A training step on OLMoE's shape: forward and backward for 512 tokens, without the optimiser.
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <string>
 #include <utility>
@@ -20,10 +20,10 @@ void training_step(session& s, const shape& on, std::int64_t rows, int threads) 
                             (threads == 1 ? " thread" : " threads");
   if (!s.wants(title)) return;
   auto layer = make_layer<Expert>(on);
-  sluice::openmp_executor pool(threads);
+  sluice::thread_pool pool(threads);
   sluice::routing_context<float> context;
   context.training = true;
-  if (threads > 1) context.executor = pool;
+  context.executor = pool;
   const std::vector<token_rows> x = random_batches(rows, on.inputs, 11);
   const token_rows dy = random_tokens(rows, on.inputs, 12);
   token_rows y(rows, on.inputs), dx(rows, on.inputs);

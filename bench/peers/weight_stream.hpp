@@ -2,7 +2,7 @@
 /// very race, on machines whose memory is shared and gives twice as much at one moment as at another.
 #pragma once
 
-#include <sluice/exec/openmp.hpp>
+#include <sluice/exec/thread_pool.hpp>
 
 #include <algorithm>
 #include <vector>
@@ -31,7 +31,7 @@ private:
   static constexpr index_t piece = 1 << 15;  // numbers a task: the smallest matrix of the published shapes has as many
 
   const layer_weights& weights_;
-  sluice::openmp_executor executor_;
+  sluice::thread_pool executor_;
   std::vector<const float*> pieces_;
 };
 
