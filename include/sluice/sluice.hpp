@@ -20,6 +20,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/neuron_bank.hpp>
+#include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/gate/cosine.hpp>
@@ -27,6 +28,7 @@
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/gate/none.hpp>
+#include <sluice/gate/normalized.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/selectors.hpp>
@@ -34,6 +36,7 @@
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
+#include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>
@@ -43,6 +46,7 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/output_normalized.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/layer/sequence.hpp>

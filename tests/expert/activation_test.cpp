@@ -64,6 +64,12 @@ TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, 
   CHECK(static_cast<double>(gelu_tanh::value(TestType(1))) == Approx(0.8411919906082768).epsilon(eps));
   CHECK(sigmoid::value(TestType(0)) == TestType(0.5));
   CHECK(relu::value(TestType(-2)) == 0);
+  CHECK((squared_relu::value(TestType(3)) == 9 && squared_relu::derivative(TestType(3)) == 6));
+  CHECK((squared_relu::value(TestType(-3)) == 0 && squared_relu::derivative(TestType(-3)) == 0));
+  for (const TestType z : {TestType(-3), TestType(0), TestType(3)})
+    for (const bool derivative : {false, true})
+      CHECK(on_vector<squared_relu, TestType>(z, derivative) ==
+            (derivative ? squared_relu::derivative(z) : squared_relu::value(z)));
   CHECK(relu::derivative(TestType(0)) == 0);  // the derivative at the bend is 0 by convention
 }
 
@@ -78,6 +84,7 @@ TEMPLATE_TEST_CASE("activations: NaN stays NaN, one by one and on vectors", "[ex
   passes_on(silu{});
   passes_on(gelu{});
   passes_on(gelu_tanh{});
+  passes_on(squared_relu{});
 }
 
 TEMPLATE_TEST_CASE("activations: far out they are the identity or zero, not NaN", "[expert][activation]", float,

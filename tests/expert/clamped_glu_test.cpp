@@ -70,6 +70,22 @@ TEST_CASE("clamped_glu: gradients and every promise of an expert", "[expert][cla
   }
 }
 
+TEST_CASE("clamped_glu: with alpha 1 and no offset it is SwiGLU inside the limits", "[expert][clamped_glu][gradient]") {
+  const clamped_glu<double>::options deepseek{.gating = {.alpha = 1, .limit = 10, .up_offset = 0}};
+  clamped_glu<double> clamped(6, 9, deepseek);
+  swiglu<double> usual(6, 9);
+  initialize(clamped, 5);
+  initialize(usual, 5);
+  const matrix<double> x = test::random_matrix<double>(8, 6, 6);
+  matrix<double> a(8, 6), b(8, 6), saved_a(8, clamped.saved_columns()), saved_b(8, usual.saved_columns());
+  clamped.forward(x, a, saved_a);
+  usual.forward(x, b, saved_b);
+  CHECK((a - b).cwiseAbs().maxCoeff() <= test::bound<double>(6 + 9, 8));
+  const auto report = check_expert(clamped_glu<double>(5, 17, {.gating = {.alpha = 1, .limit = 0.75, .up_offset = 0}}));
+  INFO(report.describe());
+  CHECK(report.passed());
+}
+
 TEST_CASE("clamped_glu: a clamped unit passes no gradient to what clamps it", "[expert][clamped_glu][gradient]") {
   const clamped_gating<double> gating{.alpha = 1.702, .limit = 2};
   const auto lane = [](const kernel::simd<double>& v) {

@@ -65,6 +65,60 @@ TEMPLATE_TEST_CASE("sigmoid: equals the definition, the bias only chooses", "[ro
   }
 }
 
+TEST_CASE("sigmoid: other scores choose beside the bias and weigh as their definitions say", "[router][sigmoid]") {
+  const auto kind = GENERATE(expert_scores::sqrt_softplus, expert_scores::softmax);
+  const bool renormalize = GENERATE(true, false);
+  const double smallest = GENERATE(0.0, 0.35);  // some sums are below
+  CAPTURE(int(kind), renormalize, smallest);
+  const index_t T = 40, E = 9, k = 3;
+  given_sigmoid<double> router(E, E,
+                               {.top_k = k,
+                                .renormalize = renormalize,
+                                .scaling = 1.5,
+                                .scores = kind,
+                                .smallest_sum = smallest,
+                                .expert_scale = true});
+  for (index_t e = 0; e < E; ++e) {
+    router.bias()[std::size_t(e)] = 0.2 * random_source(4).normal(random_site::user_site, e);
+    router.rule().scale()[std::size_t(e)] = 0.5 + 0.25 * double(e);
+  }
+  const matrix<double> logits = test::random_matrix<double>(T, E, 3);
+  const auto result = test::route(router, logits);
+  int small_sums = 0;
+  for (index_t t = 0; t < T; ++t) {
+    std::vector<double> scores, choosing;
+    double total = 0;
+    for (index_t e = 0; e < E; ++e) total += std::exp(logits(t, e));
+    for (index_t e = 0; e < E; ++e) {
+      scores.push_back(kind == expert_scores::softmax ? std::exp(logits(t, e)) / total
+                                                      : std::sqrt(std::log(1 + std::exp(logits(t, e)))));
+      choosing.push_back(scores.back() + router.bias()[std::size_t(e)]);
+    }
+    const auto ids = test::sorted_positions(choosing.data(), E);
+    double sum = 0;
+    for (index_t j = 0; j < k; ++j) sum += scores[std::size_t(ids[std::size_t(j)])];
+    small_sums += sum < smallest;
+    for (index_t j = 0; j < k; ++j) {
+      const index_t e = ids[std::size_t(j)];
+      CHECK(result.tape.choices.expert[t * k + j] == e);
+      const double weight = scores[std::size_t(e)] / (renormalize ? std::max(sum, smallest) + 1e-20 : 1) * 1.5 *
+                            router.rule().scale()[std::size_t(e)];
+      CHECK(std::abs(result.tape.choices.weight[t * k + j] - weight) <= test::bound<double>(E, 5.0));
+    }
+  }
+  CHECK((small_sums > 0) == (smallest > 0 && kind == expert_scores::softmax));
+}
+
+TEST_CASE("sigmoid: square roots of softplus stay finite at both ends", "[router][sigmoid]") {
+  matrix<float> logits(1, 3);
+  logits << -300, 90, 3e30F;
+  given_sigmoid<float> router(3, 3, {.top_k = 3, .renormalize = false, .scores = expert_scores::sqrt_softplus});
+  const auto result = test::route(router, logits);
+  CHECK(result.tape.scores(0, 0) == 0);
+  CHECK(std::abs(result.tape.scores(0, 1) - std::sqrt(90.0F)) <= test::bound<float>(1, 10.0F));
+  CHECK(std::abs(result.tape.scores(0, 2) / std::sqrt(3e30F) - 1) <= test::bound<float>(1));
+}
+
 TEST_CASE("sigmoid: the worked example", "[router][sigmoid]") {
   matrix<double> logits(1, 4);
   logits << 1.0, -0.5, 0.8, 0.6;
@@ -216,10 +270,16 @@ TEST_CASE("sigmoid: gradients equal central differences", "[router][sigmoid][gra
       setting{"not renormalised", {.top_k = 2, .renormalize = false, .scaling = 1.5}},
       setting{"a guard that matters", {.top_k = 2, .added_to_sum = 0.7}},
       setting{"Llama-4", {.top_k = 1, .renormalize = false, .selection_bias = false, .use = weight_use::input}},
+      setting{"DeepSeek-V4", {.top_k = 3, .scaling = 1.5, .scores = expert_scores::sqrt_softplus}},
+      setting{"Ernie", {.top_k = 3, .added_to_sum = 0, .scores = expert_scores::softmax, .smallest_sum = 0.6}},
+      setting{"LongCat", {.top_k = 2, .renormalize = false, .scaling = 6, .scores = expert_scores::softmax}},
+      setting{"Gemma",
+              {.top_k = 2, .selection_bias = false, .scores = expert_scores::softmax, .expert_scale = true}},
       setting{"k = E", {.top_k = 6}});
   CAPTURE(s.name);
   sigmoid_router<double> router(4, 6, s.options);
   for (std::size_t e = 0; e < router.bias().size(); ++e) router.bias()[e] = 0.2 * double(e % 3);
+  for (std::size_t e = 0; e < router.rule().scale().size(); ++e) router.rule().scale()[e] = 0.5 + double(e);
   const auto report = test::check_router_gradients(router, 8, 81, test::training());
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);

@@ -2,7 +2,7 @@
 ///
 ///   relu       max(z, 0), derivative 0 at 0        gelu       z Phi(z), with the error function
 ///   silu       z / (1 + exp(-z))                   gelu_tanh  0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
-///   sigmoid    1 / (1 + exp(-z))
+///   sigmoid    1 / (1 + exp(-z))                   squared_relu  max(z, 0)^2, derivative 2 max(z, 0)
 ///
 /// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on vectors;
 /// written for one number, they run number by number.
@@ -49,6 +49,18 @@ struct relu {
       return z > V(0) ? V(1) : V(0);
     else
       return select(z > detail::constant<V>(0), detail::constant<V>(1), detail::constant<V>(0));
+  }
+};
+
+struct squared_relu {
+  template <typename V>
+  static V value(V z) {
+    const V positive = relu::value(z);
+    return positive * positive;
+  }
+  template <typename V>
+  static V derivative(V z) {
+    return detail::constant<V>(2) * relu::value(z);
   }
 };
 

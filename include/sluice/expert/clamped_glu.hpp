@@ -1,11 +1,12 @@
-/// Clamped gated expert: the hidden units of GPT-OSS.
+/// Clamped gated expert: the hidden units of GPT-OSS and of DeepSeek-V4.
 ///
 ///   a = gate x + b_gate,  b = up x + b_up;   a' = min(a, c),  b' = max(-c, min(b, c))
-///   h = (b' + 1) a' s,  s = sigmoid(alpha a');   y = W_down h + b_down
-///   da = dh (b' + 1) s (1 + alpha a' (1 - s)),  0 where a > c;   db = dh a' s,  0 where |b| > c
+///   h = (b' + u) a' s,  s = sigmoid(alpha a');   y = W_down h + b_down
+///   da = dh (b' + u) s (1 + alpha a' (1 - s)),  0 where a > c;   db = dh a' s,  0 where |b| > c
 ///
-/// Everything else is gated_ffn's: shapes, parameters, storage. GPT-OSS has alpha = 1.702, c = 7 and biases:
+/// Everything else is gated_ffn's: shapes, parameters, storage. GPT-OSS has alpha = 1.702, c = 7, u = 1 and biases:
 ///   clamped_glu<float> expert(64, 128, {.bias = true});
+/// With alpha = 1 and u = 0 it is SwiGLU but for the clamps (DeepSeek-V4, c = 10).
 /// NaN passes the clamps and stays in its row. OpenAI 2025, arXiv:2508.10925.
 #pragma once
 
@@ -24,23 +25,25 @@ struct clamped_gating {
 
   Scalar alpha = Scalar(1.702);
   Scalar limit = 7;
+  Scalar up_offset = 1;  ///< u
 
   /// Throws std::invalid_argument if the numbers make no sense.
   void validate() const {
-    if (is_nan(alpha) || is_nan(limit) || !(limit > Scalar(0)))
-      throw_invalid("a clamped gate needs a number alpha and a limit above 0, not ", alpha, " and ", limit);
+    if (is_nan(alpha) || is_nan(limit) || is_nan(up_offset) || !(limit > Scalar(0)))
+      throw_invalid("a clamped gate needs numbers alpha and up_offset and a limit above 0, not ", alpha, ", ", up_offset,
+                    " and ", limit);
   }
 
   vector value(const vector& a, const vector& b) const {
     const vector z = capped(a);
-    return (clamped(b) + vector(Scalar(1))) * z * kernel::logistic(vector(alpha) * z);
+    return (clamped(b) + vector(up_offset)) * z * kernel::logistic(vector(alpha) * z);
   }
 
   std::array<vector, 2> gradients(const vector& a, const vector& b, const vector& dh) const {
     const vector one(Scalar(1)), zero(Scalar(0)), most(limit);
     const vector z = capped(a);
     const vector s = kernel::logistic(vector(alpha) * z);
-    const vector da = dh * (clamped(b) + one) * s * (one + vector(alpha) * z * (one - s));
+    const vector da = dh * (clamped(b) + vector(up_offset)) * s * (one + vector(alpha) * z * (one - s));
     return {select(a > most, zero, da), select(fabs(b) > most, zero, dh * z * s)};
   }
 

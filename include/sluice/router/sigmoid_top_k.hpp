@@ -1,16 +1,22 @@
-/// Sigmoid top-k router: every expert's score stands on its own; a bias balances the load without a loss.
+/// Sigmoid top-k router: scores beside which a bias chooses, so that loads are balanced without a loss.
 ///
-///   X [T,D]   L [T,E] = gate(X)   s = sigmoid(L)   c = s + b, b [E]   S = the k largest of c[t], under the group limit
-///   w = s[e] for e in S;  renormalize: w = s[e] / (sum of s over S + 1e-20);  then times `scaling`
+///   X [T,D]   L [T,E] = gate(X)   s = score(L)   c = s + b, b [E]   S = the k largest of c[t], under the group limit
+///   w = s[e] for e in S;  renormalize: w = s[e] / (max(sum of s over S, smallest_sum) + added_to_sum)
+///   then times `scaling`, and times r[e] with expert_scale
 ///
+/// Scores are options.scores: sigmoid(L), every expert's score on its own; sqrt(softplus(L)); or softmax(L) over the experts.
 /// The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with loads n
 /// counted over the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It is a
-/// state named "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept. Gradients, N =
-/// sum of s over S + added_to_sum:  ds[j] = scaling (g[j] - sum over S of (w / scaling) g) / N, without renormalising
-/// scaling g[j];  dl = ds s (1 - s);  experts that were not chosen get none. With k = 1, renormalised weights are
-/// constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
+/// state named "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept. The scales r [E] are a
+/// state too ("rule.scale", initially 1): kept and saved, not learned. Gradients, N what renormalising divides by:
+/// ds[j] = scaling r (g[j] - sum over S of (w / scaling r) g) / N, without renormalising, or below smallest_sum, without the
+/// sum;  dl = ds s', with s' = s (1 - s) for the sigmoid, sigmoid(l) / 2s for sqrt(softplus);  experts that were not chosen
+/// get none. For the softmax dl[j] = s[j] (ds[j] - sum over S of s ds), for every expert. With k = 1, renormalised weights
+/// are constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
 ///
 ///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
+///   DeepSeek-V4   {.top_k = 6, .scaling = 1.5, .scores = expert_scores::sqrt_softplus}
+///   Ernie 4.5     {.top_k = 6, .added_to_sum = 0, .smallest_sum = 1e-12, .scores = expert_scores::softmax}
 ///   sigma-MoE     {.renormalize = false, .selection_bias = false}           Csordas et al. 2023, arXiv:2310.10837
 ///   Llama-4       the same with .top_k = 1, .use = weight_use::input
 /// DeepSeek-AI 2024, arXiv:2412.19437, eq. 12-16;  Wang et al. 2024, arXiv:2408.15664.
@@ -19,11 +25,17 @@
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/order.hpp>
+#include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/group_limit.hpp>
 #include <sluice/router/token_choice.hpp>
 
+#include <cmath>
+
 namespace sluice::inline SLUICE_ISA {
+
+/// What an expert's logit becomes before the choice.
+enum class expert_scores { sigmoid, sqrt_softplus, softmax };
 
 /// The rule of sigmoid routing, for one token.
 template <std::floating_point Scalar, index_t TopK = dynamic>
@@ -39,6 +51,9 @@ public:
     Scalar scaling = 1;
     group_limit groups{};
     weight_use use = weight_use::output;
+    expert_scores scores = expert_scores::sigmoid;
+    Scalar smallest_sum = 0;
+    bool expert_scale = false;  ///< weights are multiplied by a number of their expert
   };
 
   /// Throws std::invalid_argument if an option makes no sense.
@@ -48,11 +63,13 @@ public:
       throw_invalid("the router's type fixes k = ", TopK, "; options ask for ", o.top_k);
     if (!detail::is_usable(o.scaling) || o.scaling == Scalar(0))
       throw_invalid("weights cannot be scaled by ", o.scaling);
-    if (!detail::is_usable(o.added_to_sum) || o.added_to_sum < Scalar(0))
-      throw_invalid("a guard on the sum of weights cannot be ", o.added_to_sum);
+    for (const Scalar guard : {o.added_to_sum, o.smallest_sum})
+      if (!detail::is_usable(guard) || guard < Scalar(0))
+        throw_invalid("a guard on the sum of weights cannot be ", guard);
     set_bias_rate(o.bias_rate);
     refuse_constant_weight(o.top_k);
     if (o.selection_bias) bias_ = {{experts}, parameter_role::state};
+    if (o.expert_scale) scale_ = {{experts}, parameter_role::state, initial_values::constant(1)};
   }
 
   index_t top_k() const noexcept { return top_k_.value(); }
@@ -67,7 +84,17 @@ public:
   }
 
   void score(const choice_row<Scalar>& row, Scalar* scores) const {
-    for (index_t e = 0; e < row.experts; ++e) scores[e] = kernel::logistic(row.logits[e]);
+    switch (options_.scores) {
+      case expert_scores::sigmoid:
+        for (index_t e = 0; e < row.experts; ++e) scores[e] = kernel::logistic(row.logits[e]);
+        break;
+      case expert_scores::sqrt_softplus:
+        for (index_t e = 0; e < row.experts; ++e) scores[e] = std::sqrt(kernel::softplus(row.logits[e]));
+        break;
+      case expert_scores::softmax:
+        kernel::softmax(row.logits, scores, row.experts);
+        break;
+    }
   }
 
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
@@ -84,21 +111,26 @@ public:
   }
 
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
-    const Scalar total = options_.renormalize ? sum_of(row.scores, ids) : Scalar(1);
-    for (std::size_t j = 0; j < ids.size(); ++j) weights[j] = row.scores[ids[j]] / total * options_.scaling;
+    const Scalar total = options_.renormalize ? divisor(sum_of(row.scores, ids)) : Scalar(1);
+    for (std::size_t j = 0; j < ids.size(); ++j) weights[j] = row.scores[ids[j]] / total * factor_of(ids[j]);
   }
 
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
     const auto& [ids, weights, dweights] = weighed;
-    Scalar inner = 0;
-    if (options_.renormalize)
+    const Scalar sum = sum_of(row.scores, ids);
+    const Scalar total = options_.renormalize ? divisor(sum) : Scalar(1);
+    Scalar inner = 0;  // the pull of the divisor, where it moves with the scores
+    if (options_.renormalize && !(sum < options_.smallest_sum))
       for (std::size_t j = 0; j < ids.size(); ++j) inner += weights[j] * dweights[j];
-    const Scalar total = options_.renormalize ? sum_of(row.scores, ids) : Scalar(1);
+    Scalar pull = 0;  // of the softmax's sum on every expert
     for (std::size_t j = 0; j < ids.size(); ++j) {
-      // 1 - s as sigmoid(-l): exact where s rounds to 1.
-      const Scalar slope = row.scores[ids[j]] * kernel::logistic(-row.logits[ids[j]]);
-      dlogits[ids[j]] += (options_.scaling * dweights[j] - inner) / total * slope;
+      const index_t e = ids[j];
+      const Scalar dscore = (factor_of(e) * dweights[j] - inner) / total;
+      dlogits[e] += dscore * slope(row, e);
+      pull += dscore * row.scores[e];
     }
+    if (options_.scores == expert_scores::softmax)
+      for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= pull * row.scores[e];
   }
 
   void after_step(const routing_statistics& statistics) {
@@ -120,10 +152,13 @@ public:
   /// The selection bias b [E]; empty without one.
   std::span<Scalar> bias() noexcept { return bias_.value(); }
   std::span<const Scalar> bias() const noexcept { return bias_.value(); }
+  /// The experts' scales r [E]; empty without them.
+  std::span<Scalar> scale() noexcept { return scale_.value(); }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if (self.options_.selection_bias) visit("bias", self.bias_);
+    if (self.options_.expert_scale) visit("scale", self.scale_);
   }
 
 private:
@@ -134,17 +169,40 @@ private:
           "renormalize = false, or set constant_weight");
   }
 
-  /// What renormalising divides by; 1 where all chosen scores and the guard are zero.
-  Scalar sum_of(const Scalar* scores, std::span<const index_t> ids) const {
+  static Scalar sum_of(const Scalar* scores, std::span<const index_t> ids) {
     Scalar sum = 0;
     for (const index_t e : ids) sum += scores[e];
-    sum += options_.added_to_sum;
-    return sum == Scalar(0) ? Scalar(1) : sum;
+    return sum;
+  }
+
+  /// What renormalising divides by; 1 where all chosen scores and the guards are zero.
+  Scalar divisor(Scalar sum) const {
+    const Scalar guarded = (sum < options_.smallest_sum ? options_.smallest_sum : sum) + options_.added_to_sum;
+    return guarded == Scalar(0) ? Scalar(1) : guarded;
+  }
+
+  Scalar factor_of(index_t expert) const {
+    return options_.expert_scale ? options_.scaling * scale_.data()[expert] : options_.scaling;
+  }
+
+  /// The derivative of an expert's score by its own logit, but for the softmax's sum.
+  Scalar slope(const choice_row<Scalar>& row, index_t e) const {
+    const Scalar s = row.scores[e];
+    switch (options_.scores) {
+      case expert_scores::sigmoid:
+        return s * kernel::logistic(-row.logits[e]);  // 1 - s as sigmoid(-l): exact where s rounds to 1
+      case expert_scores::sqrt_softplus:
+        return s == Scalar(0) ? Scalar(0) : kernel::logistic(row.logits[e]) / (2 * s);
+      case expert_scores::softmax:
+        break;
+    }
+    return s;
   }
 
   options options_;
   SLUICE_NO_UNIQUE_ADDRESS extent<TopK> top_k_;
   parameter<Scalar> bias_;
+  parameter<Scalar> scale_;
 };
 
 /// sluice::sigmoid_router<float> router{64, 8, {.top_k = 2}};

@@ -1,0 +1,125 @@
+/// Normalises the tokens that a bank of experts reads, and nothing else: the router sees them as they are.
+///
+///   rows = norm(x);  y = the bank's on these rows;   dx += norm's backward of the bank's dx
+///
+///   moe_layer layer{top_k_router<float>{64, 8}, normalized_bank{expert_bank<swiglu<float>>{8, 64, 128}, rms_norm<float>{64}}};
+///
+/// A token is normalised once, however many experts it has. Banks that gather rows themselves still do. The norms are those
+/// of kernel/row_norm.hpp; a layer whose router is to see normalised tokens too is layer/normalized.hpp. Gemma 4 2026.
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/routed_rows.hpp>
+#include <sluice/kernel/row_norm.hpp>
+#include <sluice/kernel/soft_dispatch.hpp>
+
+#include <span>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <ExpertBank Bank, RowNorm Norm>
+class normalized_bank {
+public:
+  using scalar = typename Bank::scalar;
+  struct tape {
+    typename Bank::tape bank;
+    typename Norm::tape norm;
+    matrix_buffer<scalar> normalized;
+    matrix_buffer<scalar> dnormalized;
+  };
+
+  normalized_bank(Bank bank, Norm norm) : bank_(std::move(bank)), norm_(std::move(norm)) {}
+
+  index_t experts() const noexcept { return bank_.experts(); }
+  index_t inputs() const noexcept { return bank_.inputs(); }
+  index_t outputs() const noexcept { return bank_.outputs(); }
+  decltype(auto) expert(index_t e) noexcept { return bank_.expert(e); }
+  decltype(auto) expert(index_t e) const noexcept { return bank_.expert(e); }
+  Bank& bank() noexcept { return bank_; }
+  const Bank& bank() const noexcept { return bank_; }
+  Norm& norm() noexcept { return norm_; }
+  const Norm& norm() const noexcept { return norm_; }
+
+  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will follow.
+  void prepare(tape& t, index_t rows, bool training) const {
+    t.normalized.reserve(rows, inputs());
+    if (training) t.dnormalized.reserve(rows, inputs());
+    if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
+  }
+
+  void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+               const executor_ref& executor) const {
+    normalize(x, t, executor);
+    bank_.forward(t.normalized.map(), offsets, y, t.bank, executor);
+  }
+
+  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                tape& t, const executor_ref& executor)
+    requires DifferentiableBank<Bank>
+  {
+    t.dnormalized.resize(x.rows(), x.cols());
+    t.dnormalized.map().setZero();
+    bank_.backward(t.normalized.map(), offsets, dy, t.dnormalized.map(), t.bank, executor);
+    dx.middleRows(offsets.front(), offsets.back() - offsets.front()).setZero();
+    add_through_norm(x, dx, t, executor);
+  }
+
+  void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
+                      const executor_ref& executor) const
+    requires RoutedBank<Bank>
+  {
+    normalize(x, t, executor);
+    bank_.forward_routed(t.normalized.map(), rows, y, t.bank, executor);
+  }
+
+  void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,
+                       tokens_out<scalar> dx, tape& t, scalar* dweight, scalar* dinput_scale,
+                       const executor_ref& executor)
+    requires RoutedBank<Bank> && DifferentiableBank<Bank>
+  {
+    t.dnormalized.resize(x.rows(), x.cols());
+    t.dnormalized.map().setZero();
+    bank_.backward_routed(t.normalized.map(), rows, dy, t.dnormalized.map(), t.bank, dweight, dinput_scale, executor);
+    add_through_norm(x, dx, t, executor);
+  }
+
+  index_t workspace_bytes(index_t rows, bool training) const {
+    const index_t own = rows * inputs() * static_cast<index_t>(sizeof(scalar));
+    return bank_.workspace_bytes(rows, training) + (training ? 2 : 1) * own;
+  }
+
+  /// The same bank with the weights of its experts rounded to another storage.
+  template <typename Storage>
+  auto stored_as() const {
+    auto bank = bank_.template stored_as<Storage>();
+    return normalized_bank<decltype(bank), Norm>(std::move(bank), norm_);
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Bank>) Bank::visit_parameters(self.bank_, visit);
+    if constexpr (HasParameters<Norm>) visit("norm", self.norm_);
+  }
+
+private:
+  void normalize(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
+    t.normalized.resize(x.rows(), x.cols());
+    norm_.forward(x, t.normalized.map(), t.norm, executor);
+  }
+
+  // A token that no expert read has gradient zero, and its numbers may be NaN: it is not read.
+  void add_through_norm(tokens_in<scalar> x, tokens_out<scalar>& dx, tape& t, const executor_ref& executor) {
+    detail::for_each_used_run(t.dnormalized, 0, x.rows(), [&](index_t begin, index_t end) {
+      const index_t count = end - begin;
+      norm_.backward(x.middleRows(begin, count), t.dnormalized.map().middleRows(begin, count), t.norm,
+                     dx.middleRows(begin, count), executor, begin);
+    });
+  }
+
+  Bank bank_;
+  Norm norm_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA
