@@ -14,32 +14,57 @@
 namespace checkpoint {
 namespace {
 
-/// The conventions of the family's published models at the sizes asked for.
+/// The habits of the family's published models at the sizes asked for.
 sluice::model_config config_of(const make_options& o) {
   using enum sluice::model_family;
+  const family_habits& habits = habits_of(o.family);
   sluice::model_config c;
-  c.family = family_of(o.family);
+  c.family = habits.family;
   c.inputs = o.inputs;
   c.hidden = o.hidden;
   c.experts = o.experts;
   c.top_k = c.family == switch_transformers ? 1 : o.top_k;
   c.layers = o.layers;
   for (std::int64_t l = 0; l < o.layers; ++l) c.moe_layers.push_back(l);
-  c.renormalize = c.family == mixtral || c.family == qwen3_moe || c.family == deepseek_v3 || c.family == jetmoe ||
-                  c.family == gpt_oss || c.family == megatron;
-  if (c.family == qwen2_moe) c.shared_hidden = 2 * o.hidden;
-  if (c.family == deepseek_v2 || c.family == deepseek_v3 || c.family == llama4) c.shared_hidden = o.hidden;
-  if (c.family == deepseek_v3) {
-    c.scaling = 2.5;
-    c.groups = {.score = sluice::group_limit::group_score::sum_of_two, .masked_is_zero = true};
-  }
-  if (c.family == phimoe) c.jitter = 0.01;
-  if (c.family == gpt_oss) c.clamp = 7, c.router_bias = true;
-  if (c.family == megatron) c.softmax_first = false;
-  if (c.family == switch_transformers) {
-    c.capacity = 64;
-    c.decoder_layers = c.layers;
-    c.decoder_moe_layers = c.moe_layers;
+  c.renormalize = habits.renormalize && (c.top_k > 1 || c.family != arctic);
+  c.scaling = habits.scaling;
+  c.shared_hidden = habits.shared * o.hidden;
+  // What single families have besides.
+  switch (c.family) {
+    case deepseek_v3:
+    case glm4_moe:
+    case dots1:
+    case nemotron_h:
+      c.groups = {.score = sluice::group_limit::group_score::sum_of_two, .masked_is_zero = true};
+      break;
+    case deepseek_v4:
+      c.clamp = 10;
+      break;
+    case phimoe:
+      c.jitter = 0.01;
+      break;
+    case gpt_oss:
+      c.clamp = 7, c.router_bias = true;
+      break;
+    case megatron:
+      c.softmax_first = false;
+      break;
+    case switch_transformers:
+      c.capacity = 64;
+      c.decoder_layers = c.layers;
+      c.decoder_moe_layers = c.moe_layers;
+      break;
+    case ernie4_5_moe:
+      c.smallest_sum = 1e-12;
+      break;
+    case longcat_flash:
+      c.zero_experts = c.experts / 2;
+      break;
+    case gemma4:
+      c.norm_epsilon = 1e-6;
+      break;
+    default:
+      break;
   }
   return c;
 }

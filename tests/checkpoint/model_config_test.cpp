@@ -355,8 +355,13 @@ TEST_CASE("model_config: the architecture decides where the model type is unknow
     CAPTURE(spelling.architecture);
     for (const auto& [name, expected] : test::published_configs()) {
       if (expected.family != spelling.family) continue;
-      json values = values_of(name);
-      if (spelling.architecture == "Llama4ForCausalLM") values = values["text_config"];
+      const json release = values_of(name);
+      json values = release.contains("text_config") ? release["text_config"] : release;
+      for (std::string nest(spelling.nest); !nest.empty();) {  // "thinker_config.text_config": the inner one first
+        const auto dot = nest.rfind('.');
+        values = json{{nest.substr(dot + 1), values}};
+        nest.resize(dot == std::string::npos ? 0 : dot);
+      }
       values["architectures"] = {spelling.architecture};
       for (const char* type : {"", "a_derivative"}) {
         values["model_type"] = type;

@@ -82,7 +82,10 @@ TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoin
 TEST_CASE("checkpoint: every family is made, inspected, run and traced", "[checkpoint]") {
   const temporary_folder folder("families");
   for (const std::string family : {"switch_transformers", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2",
-                                   "deepseek_v3", "phimoe", "jetmoe", "gpt_oss", "llama4", "megatron"}) {
+                                   "deepseek_v3", "phimoe", "jetmoe", "gpt_oss", "llama4", "megatron", "qwen3_next",
+                                   "deepseek_v4", "glm4_moe", "dots1", "gemma4", "granitemoe", "minimax_m2", "nemotron_h",
+                                   "ernie4_5_moe", "hunyuan_v1_moe", "lfm2_moe", "longcat_flash", "jamba", "dbrx",
+                                   "arctic"}) {
     CAPTURE(family);
     const std::string model = quoted(folder.file(family));
     const outcome made = checkpoint(folder, "make " + model + " --family " + family);

@@ -30,12 +30,12 @@ struct block_names {
   model_family family;
   std::string_view stack;
   std::string_view inside;
-  std::array<parameter_name, 4> parameters;  // the gate's weight first: a block is where that tensor is
+  std::array<parameter_name, 10> parameters;  // the gate's weight first: a block is where that tensor is
   std::array<expert_layout, 4> experts;      // the published one first
   std::array<expert_layout, 2> shared = {};
   bool decoder = false;                        // blocks of the decoder in models that also have an encoder
   bool next_token = false;                     // blocks behind the model's own, counted from 0
-  std::array<std::string_view, 4> owned = {};  // beginnings of the block's names; none: everything inside is its own
+  std::array<std::string_view, 7> owned = {};  // beginnings of the block's names; none: everything inside is its own
 
   constexpr std::string_view router() const { return parameters.front().tensor; }
 };
@@ -178,12 +178,149 @@ inline constexpr auto published_names = std::to_array<block_names>({
                    "experts.local_experts.{}.linear_fc2.weight", arrangement::concatenated},
                   {"grouped", "experts.linear_fc1.weight{}", "", "experts.linear_fc2.weight{}",
                    arrangement::concatenated}}}},
+
+    {.family = model_family::qwen3_next,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
+     .experts = usual_layouts,
+     .shared = {shared_expert}},
+    {.family = model_family::qwen3_next,
+     .stack = "mtp.layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
+     .experts = usual_layouts,
+     .shared = {shared_expert},
+     .next_token = true},
+
+    {.family = model_family::glm4_moe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::dots1,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::minimax_m2,
+     .stack = "layers.",
+     .inside = ".block_sparse_moe.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("e_score_correction_bias")},
+     .experts = numbered_layouts},
+    {.family = model_family::minimax_m2,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("e_score_correction_bias")},
+     .experts = numbered_layouts},
+
+    {.family = model_family::lfm2_moe,
+     .stack = "layers.",
+     .inside = ".feed_forward.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("expert_bias")},
+     .experts = numbered_layouts},
+
+    {.family = model_family::granitemoe,
+     .stack = "layers.",
+     .inside = ".",
+     .parameters = {gate_weight("block_sparse_moe.router.layer.weight")},
+     .experts = {{{"stacked", "block_sparse_moe.input_linear.weight", "", "block_sparse_moe.output_linear.weight",
+                   arrangement::concatenated}}},
+     .shared = {{{"", "shared_mlp.input_linear.weight", "", "shared_mlp.output_linear.weight",
+                  arrangement::concatenated}}},
+     .owned = {"block_sparse_moe.", "shared_mlp."}},
+
+    {.family = model_family::hunyuan_v1_moe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.wg.weight")},
+     .experts = usual_layouts,
+     .shared = {{{"", "shared_mlp.gate_proj.weight", "shared_mlp.up_proj.weight", "shared_mlp.down_proj.weight"}}}},
+
+    {.family = model_family::jamba,
+     .stack = "layers.",
+     .inside = ".feed_forward.",
+     .parameters = {gate_weight("router.weight")},
+     .experts = usual_layouts},
+
+    {.family = model_family::dbrx,
+     .stack = "blocks.",
+     .inside = ".ffn.",
+     .parameters = {gate_weight("router.layer.weight")},
+     .experts = {{{.name = "flat",
+                   .gate = "experts.mlp.w1",
+                   .up = "experts.mlp.v1",
+                   .down = "experts.mlp.w2",
+                   .down_transposed = true,
+                   .flat = true}}}},
+
+    {.family = model_family::arctic,
+     .stack = "layers.",
+     .inside = ".block_sparse_moe.",
+     .parameters = {gate_weight("gate.weight")},
+     .experts = numbered_layouts},
+
+    {.family = model_family::nemotron_h,
+     .stack = "layers.",
+     .inside = ".mixer.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .experts = {{{"per-expert", "", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight"},
+                  {"stacked", "", "experts.up_proj", "experts.down_proj"}}},
+     .shared = {{{"", "", "shared_experts.up_proj.weight", "shared_experts.down_proj.weight"}}}},
+
+    {.family = model_family::ernie4_5_moe,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"),
+                    {"router.rule.bias", "moe_statics.e_score_correction_bias", tensor_form::row}},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::longcat_flash,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("router.classifier.weight"), selection_bias("router.e_score_correction_bias")},
+     .experts = usual_layouts},
+
+    {.family = model_family::deepseek_v4,
+     .stack = "layers.",
+     .inside = ".ffn.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.bias")},
+     .experts = numbered_layouts,
+     .shared = {{{"", "shared_experts.w1.weight", "shared_experts.w3.weight", "shared_experts.w2.weight"}}}},
+    {.family = model_family::deepseek_v4,
+     .stack = "layers.",
+     .inside = ".mlp.",
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .experts = usual_layouts,
+     .shared = {shared_experts}},
+
+    {.family = model_family::gemma4,
+     .stack = "layers.",
+     .inside = ".",
+     .parameters = {gate_weight("router.proj.weight"),
+                    {"router.gate.norm.gain", "router.scale"},
+                    {"router.rule.scale", "router.per_expert_scale"},
+                    {"experts.norm.gain", "pre_feedforward_layernorm_2.weight"},
+                    {"norm.gain", "post_feedforward_layernorm_2.weight"},
+                    {"other.layer.norm.gain", "pre_feedforward_layernorm.weight"},
+                    {"other.norm.gain", "post_feedforward_layernorm_1.weight"},
+                    {"other.layer.layer.gate", "mlp.gate_proj.weight", tensor_form::matrix},
+                    {"other.layer.layer.up", "mlp.up_proj.weight", tensor_form::matrix},
+                    {"other.layer.layer.down", "mlp.down_proj.weight", tensor_form::matrix}},
+     .experts = {stacked, stacked_apart, per_expert},
+     .owned = {"router.", "experts.", "mlp.", "pre_feedforward_layernorm.", "pre_feedforward_layernorm_2.",
+               "post_feedforward_layernorm_1.", "post_feedforward_layernorm_2."}},
 });
 
 /// What else may stand in front of a stack, besides the root of the model's own spelling.
-inline constexpr std::array<std::string_view, 9> known_roots{
-    "model.", "",           "model.language_model.", "language_model.model.", "language_model.", "language.model.",
-    "llm.model.", "thinker.model.", "transformer."};
+inline constexpr std::array<std::string_view, 10> known_roots{
+    "model.",          "",           "model.language_model.", "language_model.model.", "language_model.",
+    "language.model.", "llm.model.", "thinker.model.",        "transformer.",          "backbone."};
 
 /// What wrappers of training libraries put in front of everything.
 inline constexpr std::array<std::string_view, 6> known_wrappers{

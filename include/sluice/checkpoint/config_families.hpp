@@ -3,9 +3,15 @@
 ///   sparse blocks   Switch: i % step == 1 (step 1: all)   Qwen: (i + 1) % step == 0 and not in mlp_only_layers
 ///                   DeepSeek: i >= first_k_dense_replace and i % moe_layer_freq == 0
 ///                   Llama-4: moe_layers, else every step-th   Megatron: i % moe_layer_freq == 0, or a list of 0 and 1
+///                   GLM-5, DeepSeek-V3.2: "sparse" in mlp_layer_types   LFM2: i >= num_dense_layers
+///                   Nemotron: "moe" in layers_block_type, E in hybrid_override_pattern   Ernie: (i + 1) % interval == 0
+///                   between two bounds   DeepSeek-V4: all but the first, which look experts up by the token's id
+///                   Jamba: i % period == offset   Arctic: (i + 1) % moe_layer_frequency == 0
 ///                   all others: every block
 ///   weights         DeepSeek-V2: divided by their sum or scaled, not both   DeepSeek-V3: divided, then scaled
-///                   OLMoE, Qwen: norm_topk_prob   Switch, Phi, Llama-4: raw
+///                   OLMoE, Qwen, LFM2: norm_topk_prob   Switch, Phi, Llama-4, Jamba: raw
+///                   MiniMax, Hunyuan, DBRX, Ernie: divided   LongCat: scaled   Nemotron, DeepSeek-V4: as DeepSeek-V3
+///                    Arctic: divided if k > 1   Granite: as JetMoE
 ///                   Mixtral, JetMoE, GPT-OSS, Megatron without pre-softmax: softmax over the choice, which is the same
 ///                   as dividing by the sum
 ///   groups          DeepSeek-V2: best expert   DeepSeek-V3: two best, masked experts score 0
@@ -77,9 +83,10 @@ inline index_t shared_width(const json_object& json, json_key key) {
 }
 
 inline void read_qwen(const json_object& json, model_config& config) {
-  if (config.family == model_family::qwen2_moe)
+  const bool third_generation = config.family == model_family::qwen3_next;
+  if (config.family == model_family::qwen2_moe || third_generation)
     config.shared_hidden = shared_width(json, {"shared_expert_intermediate_size"});
-  config.renormalize = json.boolean({"norm_topk_prob"}, false);
+  config.renormalize = json.boolean({"norm_topk_prob"}, third_generation);
   const index_t step = json.integer({"decoder_sparse_step"}, layer_counts, 1);
   std::vector<char> dense(static_cast<std::size_t>(config.layers), 0);
   for (const index_t i :
@@ -89,19 +96,44 @@ inline void read_qwen(const json_object& json, model_config& config) {
       config.layers, [&](index_t i) { return (i + 1) % step == 0 && dense[static_cast<std::size_t>(i)] == 0; });
 }
 
+/// What a family's configuration class has where the file is silent.
+struct deepseek_defaults {
+  model_family family;
+  bool scores_apart;  // sigmoid of each logit, and groups by the sum of their two best
+  index_t shared;
+  bool renormalize;
+  double scaling;
+  index_t groups;
+  index_t kept;
+  index_t dense;
+};
+
+inline constexpr auto deepseek_families = std::to_array<deepseek_defaults>({
+    {model_family::deepseek_v2, false, 0, false, 1.0, 0, 0, 0},
+    {model_family::deepseek_v3, true, 1, true, 2.5, 8, 4, 3},
+    {model_family::glm4_moe, true, 1, true, 1.0, 1, 1, 1},
+    {model_family::dots1, true, 0, false, 1.0, 1, 1, 0},
+});
+
 inline void read_deepseek(const json_object& json, model_config& config) {
-  const bool third = config.family == model_family::deepseek_v3;
-  json.expect_text({"scoring_func"}, third ? "sigmoid" : "softmax");
-  const bool divides = json.boolean({"norm_topk_prob"}, third) && config.top_k > 1;
-  const double factor = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(third ? 2.5 : 1.0);
+  const deepseek_defaults& usual = *std::find_if(deepseek_families.begin(), deepseek_families.end(),
+                                                 [&](const auto& row) { return row.family == config.family; });
+  const bool third = usual.scores_apart;
+  // dots.llm1 has the name of its method in both keys.
+  if (config.family != model_family::dots1 || json.text_if_given({"scoring_func"}) != "noaux_tc")
+    json.expect_text({"scoring_func"}, third ? "sigmoid" : "softmax");
+  const bool divides = json.boolean({"norm_topk_prob"}, usual.renormalize) && config.top_k > 1;
+  const double factor =
+      json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(usual.scaling);
   config.renormalize = divides;
   config.scaling = third || !divides ? factor : 1.0;
 
   const index_t most_groups = config.experts;
   if (third) {
     json.expect_text({"topk_method"}, "noaux_tc");
-    config.groups = {json.integer({"n_group"}, {1, most_groups}, 8), json.integer({"topk_group"}, {1, most_groups}, 4),
-                     group_limit::group_score::sum_of_two, true};
+    config.groups = {json.integer({"n_group"}, {1, most_groups}, usual.groups),
+                     json.integer({"topk_group"}, {1, most_groups}, usual.kept), group_limit::group_score::sum_of_two,
+                     true};
   } else if (const auto method = json.text_if_given({"topk_method"}).value_or("greedy");
              method == "group_limited_greedy") {
     config.groups = {json.integer({"n_group"}, {1, most_groups}), json.integer({"topk_group"}, {1, most_groups}),
@@ -112,7 +144,7 @@ inline void read_deepseek(const json_object& json, model_config& config) {
   }
   check_groups(json, config);
 
-  const index_t usual_shared = third && !json.says_null({"n_shared_experts"}) ? 1 : 0;
+  const index_t usual_shared = json.says_null({"n_shared_experts"}) ? 0 : usual.shared;
   const index_t shared =
       json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(usual_shared);
   if (shared > widths.most / config.hidden)
@@ -120,9 +152,71 @@ inline void read_deepseek(const json_object& json, model_config& config) {
                                         " are wider than " + std::to_string(widths.most));
   config.shared_hidden = shared * config.hidden;
 
-  const index_t dense = json.integer({"first_k_dense_replace"}, {0, layer_counts.most}, third ? 3 : 0);
+  if (const auto types = json.texts_if_given({"mlp_layer_types"})) {
+    if (static_cast<index_t>(types->size()) != config.layers)
+      json.refuse("mlp_layer_types",
+                  "is for " + std::to_string(types->size()) + " of " + std::to_string(config.layers) + " blocks");
+    config.moe_layers =
+        blocks_where(config.layers, [&](index_t i) { return (*types)[static_cast<std::size_t>(i)] == "sparse"; });
+    return;
+  }
+  const index_t dense = json.integer({"first_k_dense_replace"}, {0, layer_counts.most}, usual.dense);
   const index_t step = json.integer({"moe_layer_freq"}, layer_counts, 1);
   config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense && i % step == 0; });
+}
+
+inline void read_minimax(const json_object& json, model_config& config) {
+  json.expect_text({"scoring_func"}, "sigmoid");
+  if (const auto width = json.integer_if_given({"shared_intermediate_size"}, {0, widths.most}); width.value_or(0) != 0)
+    json.refuse("shared_intermediate_size", "a shared expert is not supported, this one has width " +
+                                                std::to_string(*width));
+  config.selection_bias = json.boolean({"use_routing_bias"}, true);
+  config.renormalize = true;
+}
+
+inline void read_lfm2(const json_object& json, model_config& config) {
+  config.selection_bias = json.boolean({"use_expert_bias"}, true);
+  config.renormalize = json.boolean({"norm_topk_prob"}, true);
+  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);
+  const index_t dense = json.integer({"num_dense_layers"}, {0, layer_counts.most}, 2);
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense; });
+}
+
+inline void read_granite(const json_object& json, model_config& config) {
+  config.renormalize = true;
+  config.shared_hidden = json.integer_if_given({"shared_intermediate_size"}, {0, widths.most}).value_or(0);
+}
+
+inline void read_hunyuan(const json_object& json, model_config& config) {
+  json.expect_boolean({"norm_topk_prob"}, true);
+  json.expect_boolean({"moe_drop_tokens"}, false);
+  config.renormalize = true;
+  const index_t shared = json.common_integer_if_given({"num_shared_expert"}, {0, 64}).value_or(1);
+  config.shared_hidden = shared * config.hidden;
+  const index_t dense = json.integer({"moe_layer_num_skipped"}, {0, layer_counts.most}, 0);
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense; });
+}
+
+inline void read_jamba(const json_object& json, model_config& config) {
+  const index_t period = json.integer({"expert_layer_period"}, layer_counts, 2);
+  const index_t offset = json.integer({"expert_layer_offset"}, {0, period - 1}, period > 1 ? 1 : 0);
+  // A layer of one expert is a dense layer.
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return config.experts > 1 && i % period == offset; });
+}
+
+inline void read_dbrx(const json_object& ffn, model_config& config) {
+  if (const auto activation = ffn.object_if_given({"ffn_act_fn"})) activation->expect_text({"name"}, "silu");
+  // The power of the norm that weights are divided by.
+  config.renormalize = !ffn.says_null({"moe_normalize_expert_weights"});
+  if (const auto power = ffn.number_if_given({"moe_normalize_expert_weights"}, 0, largest_factor);
+      power.value_or(1) != 1)
+    ffn.refuse("moe_normalize_expert_weights", "only 1 is supported, not " + json_value(*power).shown());
+}
+
+inline void read_arctic(const json_object& json, model_config& config) {
+  config.renormalize = config.top_k > 1;
+  const index_t step = json.integer({"moe_layer_frequency"}, layer_counts, 2);
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return (i + 1) % step == 0; });
 }
 
 inline void read_phi(const json_object& json, model_config& config) {
@@ -184,24 +278,110 @@ inline void read_megatron(const json_object& json, model_config& config) {
   config.moe_layers = megatron_blocks(json, config.layers);
 }
 
+/// The kinds of all blocks, whichever way they are written: "MEM*E" or a list of words.
+inline std::vector<std::string> block_kinds(const json_object& json) {
+  if (const auto words = json.texts_if_given({"layers_block_type"})) return *words;
+  std::vector<std::string> kinds;
+  for (const char letter : json.text_if_given({"hybrid_override_pattern"}).value_or(""))
+    kinds.push_back(letter == 'E' ? "moe" : std::string(1, letter));
+  return kinds;
+}
+
+inline void read_nemotron(const json_object& json, model_config& config) {
+  if (json.value_if_given({"moe_latent_size"}) != nullptr)
+    json.refuse("moe_latent_size", "experts that work on a projection of the token are not supported");
+  json.expect_boolean({"mlp_bias"}, false);
+  config.renormalize = json.boolean({"norm_topk_prob"}, true);
+  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);
+  config.groups = {json.integer({"n_group"}, {1, config.experts}, 1),
+                   json.integer({"topk_group"}, {1, config.experts}, 1), group_limit::group_score::sum_of_two, true};
+  check_groups(json, config);
+  const index_t shared = json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(1);
+  if (shared > 0) config.shared_hidden = shared_width(json, {"moe_shared_expert_intermediate_size"});
+  const std::vector<std::string> kinds = block_kinds(json);
+  if (static_cast<index_t>(kinds.size()) != config.layers)
+    json.refuse("hybrid_override_pattern",
+                "is for " + std::to_string(kinds.size()) + " of " + std::to_string(config.layers) + " blocks");
+  config.moe_layers =
+      blocks_where(config.layers, [&](index_t i) { return kinds[static_cast<std::size_t>(i)] == "moe"; });
+}
+
+inline void read_ernie(const json_object& json, model_config& config) {
+  json.expect_boolean({"use_bias"}, false);
+  config.renormalize = true;
+  config.smallest_sum = json.number_if_given({"moe_norm_min"}, 0, 1).value_or(1e-12);
+  const index_t shared = json.integer_if_given({"moe_num_shared_experts"}, {0, 64}).value_or(2);
+  config.shared_hidden = shared * config.hidden;
+  const index_t first = json.integer({"moe_layer_start_index"}, {0, layer_counts.most}, 1);
+  const index_t last = json.integer({"moe_layer_end_index"}, {-1, layer_counts.most}, -1);
+  const index_t step = json.integer({"moe_layer_interval"}, layer_counts, 1);
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) {
+    return (i + 1) % step == 0 && i >= first && (last < 0 || i <= last);
+  });
+}
+
+inline void read_longcat(const json_object& json, model_config& config) {
+  json.expect_boolean({"router_bias"}, false);
+  json.expect_boolean({"norm_topk_prob"}, false);
+  json.expect_text({"zero_expert_type"}, "identity");
+  config.zero_experts = json.integer_if_given({"zero_expert_num"}, {0, expert_counts.most}).value_or(0);
+  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(6.0);
+}
+
+inline void read_deepseek_v4(const json_object& json, model_config& config) {
+  json.expect_text({"scoring_func"}, "sqrtsoftplus");
+  json.expect_boolean({"norm_topk_prob"}, true);
+  config.renormalize = true;
+  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.5);
+  config.clamp = json.number_if_given({"swiglu_limit"}, 0, largest_factor).value_or(10.0);
+  config.shared_hidden =
+      json.integer_if_given({"n_shared_experts"}, {0, 64}).value_or(json.says_null({"n_shared_experts"}) ? 0 : 1) *
+      config.hidden;
+  // The first blocks look their experts up by the token's id, which is no routing by scores.
+  if (const auto types = json.texts_if_given({"mlp_layer_types"})) {
+    if (static_cast<index_t>(types->size()) != config.layers)
+      json.refuse("mlp_layer_types",
+                  "is for " + std::to_string(types->size()) + " of " + std::to_string(config.layers) + " blocks");
+    config.moe_layers =
+        blocks_where(config.layers, [&](index_t i) { return (*types)[static_cast<std::size_t>(i)] == "moe"; });
+    return;
+  }
+  const index_t looked_up = json.integer({"num_hash_layers"}, {0, layer_counts.most}, 3);
+  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= looked_up; });
+}
+
+inline void read_gemma4(const json_object& json, model_config& config) {
+  json.expect_boolean({"enable_moe_block"}, true);
+  json.expect_boolean({"use_double_wide_mlp"}, false);
+  config.renormalize = true;
+  config.shared_hidden = json.integer({"intermediate_size"}, widths);
+  config.norm_epsilon = json.number_if_given({"rms_norm_eps"}, 0, 1).value_or(1e-6);
+}
+
+/// One of the numbers that all families have; `usual` stands in for it, unless that is 0.
+inline index_t common_number(const json_object& json, const common_keys& keys, json_key key, integer_range range,
+                             index_t usual = 0) {
+  if (keys.may_be_lists)
+    if (const auto given = json.common_integer_if_given(key, range)) return *given;
+  return usual == 0 ? json.integer(key, range) : json.integer(key, range, usual);
+}
+
 /// Fills what the object says of a model whose family is known. Throws file_error.
 inline void read_config(const json_object& json, model_config& config) {
   const common_keys& keys = keys_of(config.family);
   for (const char* name : {keys.activation.name, keys.activation.alias})
     if (name != nullptr) json.expect_text({name}, keys.only_activation);
+  const json_object experts = keys.within == nullptr ? json : json.object({keys.within});
   config.inputs = json.integer(keys.inputs, widths);
-  // Megatron's experts are as wide as its dense blocks unless they have a width of their own.
-  const bool own_width = config.family != model_family::megatron || json.value_if_given(keys.hidden) != nullptr;
-  config.hidden = json.integer(own_width ? keys.hidden : json_key{"ffn_hidden_size"}, widths);
+  // Experts of some families are as wide as dense blocks unless they have a width of their own.
+  const bool own_width = keys.usual_hidden == nullptr || experts.value_if_given(keys.hidden) != nullptr;
+  config.hidden = common_number(experts, keys, own_width ? keys.hidden : json_key{keys.usual_hidden}, widths);
   config.layers = json.integer(keys.layers, layer_counts);
-  const auto count = [&](json_key key, index_t usual, integer_range range) {
-    return usual == 0 ? json.integer(key, range) : json.integer(key, range, usual);
-  };
-  config.experts = count(keys.experts, keys.usual_experts, expert_counts);
-  config.top_k = count(keys.top_k, keys.usual_top_k, expert_counts);
-  if (config.top_k > config.experts)
-    json.refuse(keys.top_k.name,
-                std::to_string(config.top_k) + " of " + std::to_string(config.experts) + " experts cannot be chosen");
+  config.experts = common_number(experts, keys, keys.experts, expert_counts, keys.usual_experts);
+  config.top_k = common_number(experts, keys, keys.top_k, expert_counts, keys.usual_top_k);
+  if (config.top_k > config.experts)  // zero experts never make up for those that are missing
+    experts.refuse(keys.top_k.name, std::to_string(config.top_k) + " of " + std::to_string(config.experts) +
+                                        " experts cannot be chosen");
   config.moe_layers = blocks_where(config.layers, [](index_t) { return true; });
   config.next_token_layers =
       json.integer_if_given({"num_nextn_predict_layers", "mtp_num_hidden_layers"}, {0, layer_counts.most}).value_or(0);
@@ -218,10 +398,13 @@ inline void read_config(const json_object& json, model_config& config) {
       break;
     case model_family::qwen2_moe:
     case model_family::qwen3_moe:
+    case model_family::qwen3_next:
       read_qwen(json, config);
       break;
     case model_family::deepseek_v2:
     case model_family::deepseek_v3:
+    case model_family::glm4_moe:
+    case model_family::dots1:
       read_deepseek(json, config);
       break;
     case model_family::phimoe:
@@ -239,6 +422,42 @@ inline void read_config(const json_object& json, model_config& config) {
       break;
     case model_family::megatron:
       read_megatron(json, config);
+      break;
+    case model_family::minimax_m2:
+      read_minimax(json, config);
+      break;
+    case model_family::lfm2_moe:
+      read_lfm2(json, config);
+      break;
+    case model_family::granitemoe:
+      read_granite(json, config);
+      break;
+    case model_family::hunyuan_v1_moe:
+      read_hunyuan(json, config);
+      break;
+    case model_family::jamba:
+      read_jamba(json, config);
+      break;
+    case model_family::dbrx:
+      read_dbrx(experts, config);
+      break;
+    case model_family::arctic:
+      read_arctic(json, config);
+      break;
+    case model_family::nemotron_h:
+      read_nemotron(json, config);
+      break;
+    case model_family::ernie4_5_moe:
+      read_ernie(json, config);
+      break;
+    case model_family::longcat_flash:
+      read_longcat(json, config);
+      break;
+    case model_family::deepseek_v4:
+      read_deepseek_v4(json, config);
+      break;
+    case model_family::gemma4:
+      read_gemma4(json, config);
       break;
   }
   if (config.moe_layers.empty() && config.decoder_moe_layers.empty())

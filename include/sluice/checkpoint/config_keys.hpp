@@ -30,6 +30,9 @@ struct common_keys {
   json_key top_k{"num_experts_per_tok"};
   json_key activation{"hidden_act"};
   const char* only_activation = "silu";
+  const char* usual_hidden = nullptr;  ///< the width of dense blocks, where experts may have none of their own
+  bool may_be_lists = false;  ///< hidden, experts and top_k may be lists, a number a block
+  const char* within = nullptr;  ///< the object that holds hidden, experts and top_k
 };
 
 inline constexpr auto family_keys = std::to_array<common_keys>({
@@ -72,7 +75,62 @@ inline constexpr auto family_keys = std::to_array<common_keys>({
      .usual_top_k = 2,
      .layers = {"num_layers"},
      .top_k = {"moe_router_topk"},
-     .activation = {"activation_func"}},
+     .activation = {"activation_func"},
+     .usual_hidden = "ffn_hidden_size"},
+    {model_family::qwen3_next, {"moe_intermediate_size"}, {"num_experts", "num_local_experts"}, 0, 0},
+    {model_family::glm4_moe, {"moe_intermediate_size"}, {"n_routed_experts", "num_local_experts"}, 0, 0},
+    {model_family::dots1, {"moe_intermediate_size"}, {"n_routed_experts", "num_local_experts"}, 0, 0},
+    {model_family::minimax_m2, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 0, 0},
+    {model_family::lfm2_moe, {"moe_intermediate_size"}, {"num_experts", "num_local_experts"}, 32, 4},
+    {model_family::granitemoe, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 8, 2},
+    {.family = model_family::hunyuan_v1_moe,
+     .hidden = {"moe_intermediate_size"},
+     .experts = {"num_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 0,
+     .top_k = {"moe_topk"},
+     .usual_hidden = "intermediate_size",
+     .may_be_lists = true},
+    {model_family::jamba, {"intermediate_size"}, {"num_experts", "num_local_experts"}, 16, 2},
+    {.family = model_family::dbrx,
+     .hidden = {"ffn_hidden_size"},
+     .experts = {"moe_num_experts"},
+     .usual_experts = 4,
+     .usual_top_k = 1,
+     .inputs = {"d_model"},
+     .layers = {"n_layers"},
+     .top_k = {"moe_top_k"},
+     .within = "ffn_config"},
+    {model_family::arctic, {"intermediate_size"}, {"num_local_experts", "num_experts"}, 8, 1},
+    {.family = model_family::nemotron_h,
+     .hidden = {"moe_intermediate_size"},
+     .experts = {"n_routed_experts", "num_local_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 2,
+     .activation = {"mlp_hidden_act"},
+     .only_activation = "relu2"},
+    {.family = model_family::ernie4_5_moe,
+     .hidden = {"moe_intermediate_size"},
+     .experts = {"moe_num_experts", "num_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 0,
+     .top_k = {"moe_k", "num_experts_per_tok"}},
+    {.family = model_family::longcat_flash,
+     .hidden = {"expert_ffn_hidden_size"},
+     .experts = {"n_routed_experts", "num_local_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 0,
+     .layers = {"num_layers"},
+     .top_k = {"moe_topk", "num_experts_per_tok"}},
+    {.family = model_family::gemma4,
+     .hidden = {"moe_intermediate_size"},
+     .experts = {"num_experts"},
+     .usual_experts = 0,
+     .usual_top_k = 0,
+     .top_k = {"top_k_experts"},
+     .activation = {"hidden_activation"},
+     .only_activation = "gelu_pytorch_tanh"},
+    {model_family::deepseek_v4, {"moe_intermediate_size"}, {"n_routed_experts", "num_local_experts"}, 0, 0},
 });
 
 constexpr const common_keys& keys_of(model_family family) {

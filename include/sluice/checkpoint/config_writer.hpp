@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -43,7 +44,7 @@ inline void write_switch_stack(nlohmann::json& json, const std::string& stack, c
 }
 
 inline void write_deepseek(nlohmann::json& json, const model_config& config) {
-  const bool third = config.family == model_family::deepseek_v3;
+  const bool third = config.family != model_family::deepseek_v2;
   const sparse_pattern pattern = pattern_of(config.moe_layers, config.layers);
   json["first_k_dense_replace"] = pattern.first;
   json["moe_layer_freq"] = pattern.step;
@@ -78,6 +79,7 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
       write_switch_stack(json, "decoder", config.decoder_moe_layers, config.decoder_layers);
       break;
     case model_family::qwen2_moe:
+    case model_family::qwen3_next:
       json["shared_expert_intermediate_size"] = config.shared_hidden;
       [[fallthrough]];
     case model_family::qwen3_moe:
@@ -89,6 +91,8 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
       break;
     case model_family::deepseek_v2:
     case model_family::deepseek_v3:
+    case model_family::glm4_moe:
+    case model_family::dots1:
       write_deepseek(json, config);
       break;
     case model_family::phimoe:
@@ -103,6 +107,76 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
     case model_family::megatron:
       write_megatron(json, config);
       break;
+    case model_family::minimax_m2:
+      json["scoring_func"] = "sigmoid";
+      json["use_routing_bias"] = config.selection_bias;
+      break;
+    case model_family::lfm2_moe:
+      json["use_expert_bias"] = config.selection_bias;
+      json["norm_topk_prob"] = config.renormalize;
+      json["routed_scaling_factor"] = config.scaling;
+      json["num_dense_layers"] = pattern_of(config.moe_layers, config.layers).first;
+      break;
+    case model_family::granitemoe:
+      json["shared_intermediate_size"] = config.shared_hidden;
+      break;
+    case model_family::hunyuan_v1_moe:
+      json["num_shared_expert"] = config.hidden > 0 ? config.shared_hidden / config.hidden : 0;
+      json["moe_layer_num_skipped"] = pattern_of(config.moe_layers, config.layers).first;
+      break;
+    case model_family::jamba: {
+      const sparse_pattern pattern = pattern_of(config.moe_layers, config.layers);
+      json["expert_layer_period"] = (std::max)(pattern.step, pattern.first + 1);
+      json["expert_layer_offset"] = pattern.first;
+      break;
+    }
+    case model_family::arctic: {
+      const sparse_pattern pattern = pattern_of(config.moe_layers, config.layers);
+      json["moe_layer_frequency"] = pattern.first + 1;
+      break;
+    }
+    case model_family::dbrx:
+      json["moe_normalize_expert_weights"] = config.renormalize ? nlohmann::json(1) : nlohmann::json(nullptr);
+      break;
+    case model_family::nemotron_h: {
+      std::vector<std::string> kinds(static_cast<std::size_t>(config.layers), "mlp");
+      for (const index_t i : config.moe_layers)
+        if (i >= 0 && i < config.layers) kinds[static_cast<std::size_t>(i)] = "moe";
+      json["layers_block_type"] = kinds;
+      json["norm_topk_prob"] = config.renormalize;
+      json["routed_scaling_factor"] = config.scaling;
+      json["n_group"] = config.groups.groups;
+      json["topk_group"] = config.groups.kept;
+      json["n_shared_experts"] = config.shared_hidden > 0 ? 1 : 0;
+      json["moe_shared_expert_intermediate_size"] = config.shared_hidden;
+      break;
+    }
+    case model_family::ernie4_5_moe: {
+      const sparse_pattern pattern = pattern_of(config.moe_layers, config.layers);
+      json["moe_norm_min"] = config.smallest_sum;
+      json["moe_num_shared_experts"] = config.hidden > 0 ? config.shared_hidden / config.hidden : 0;
+      json["moe_layer_interval"] = pattern.step == 1 ? 1 : pattern.first + 1;
+      json["moe_layer_start_index"] = pattern.first;
+      json["moe_layer_end_index"] = config.moe_layers.empty() ? -1 : config.moe_layers.back();
+      break;
+    }
+    case model_family::longcat_flash:
+      json["zero_expert_num"] = config.zero_experts;
+      json["zero_expert_type"] = "identity";
+      json["routed_scaling_factor"] = config.scaling;
+      break;
+    case model_family::deepseek_v4:
+      json["scoring_func"] = "sqrtsoftplus";
+      json["routed_scaling_factor"] = config.scaling;
+      json["swiglu_limit"] = config.clamp;
+      json["n_shared_experts"] = config.hidden > 0 ? config.shared_hidden / config.hidden : 0;
+      json["num_hash_layers"] = pattern_of(config.moe_layers, config.layers).first;
+      break;
+    case model_family::gemma4:
+      json["enable_moe_block"] = true;
+      json["intermediate_size"] = config.shared_hidden;
+      json["rms_norm_eps"] = config.norm_epsilon;
+      break;
     case model_family::mixtral:
     case model_family::jetmoe:
       break;
@@ -111,19 +185,28 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
 
 inline nlohmann::json config_json(const model_config& config) {
   const common_keys& keys = keys_of(config.family);
-  nlohmann::json numbers = {{keys.inputs.name, config.inputs}, {keys.hidden.name, config.hidden},
-                            {keys.layers.name, config.layers}, {keys.experts.name, config.experts},
-                            {keys.top_k.name, config.top_k},   {keys.activation.name, keys.only_activation}};
-  write_family(numbers, config);
+  nlohmann::json numbers = {{keys.inputs.name, config.inputs},
+                            {keys.layers.name, config.layers},
+                            {keys.activation.name, keys.only_activation}};
+  nlohmann::json experts = {{keys.hidden.name, config.hidden},
+                            {keys.experts.name, config.experts},
+                            {keys.top_k.name, config.top_k}};
+  write_family(experts, config);
+  if (keys.within == nullptr)
+    numbers.update(experts);
+  else
+    numbers[keys.within] = std::move(experts);
 
   if (config.next_token_layers != 0) numbers["num_nextn_predict_layers"] = config.next_token_layers;
 
   const family_spelling& spelling = spelling_of(config.family, config.model_type);
   nlohmann::json out = std::move(numbers);
-  if (!spelling.nest.empty()) {
+  for (std::string_view nest = spelling.nest; !nest.empty();) {  // "thinker_config.text_config": the inner one first
+    const auto dot = nest.rfind('.');
     nlohmann::json outer;
-    outer[std::string(spelling.nest)] = std::move(out);
+    outer[std::string(dot == std::string_view::npos ? nest : nest.substr(dot + 1))] = std::move(out);
     out = std::move(outer);
+    nest = dot == std::string_view::npos ? std::string_view() : nest.substr(0, dot);
   }
   out["model_type"] = config.model_type;
   if (!spelling.architecture.empty()) out["architectures"] = {spelling.architecture};

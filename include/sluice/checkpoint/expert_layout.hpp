@@ -5,6 +5,7 @@
 ///   concatenated  gate and up in one tensor: [2H,D], the rows of gate first
 ///   interleaved   gate and up in one tensor: rows 0, 2, 4 ... are gate, 1, 3, 5 ... up
 ///   transposed    [in,out] instead of [out,in]; then "rows" above are columns
+///   flat          stacked, in a matrix of E times the rows: [EH,D]
 ///
 /// place() says where element (output, input) of a matrix lies: offset + output row_stride + input col_stride, in elements of
 /// the tensor. Everything that reads or writes layers is written on these three numbers and knows no layout.
@@ -80,6 +81,8 @@ struct expert_layout {
   bool transposed = false;
   std::string_view up_bias = {};  ///< of gate and up, which share a tensor wherever there are biases
   std::string_view down_bias = {};
+  bool down_transposed = false;  ///< down alone is [in,out]
+  bool flat = false;             ///< stacked without an axis of experts: their matrices lie one below the other
 
   /// The names of the matrices and biases of one expert.
   std::vector<std::string_view> parts() const {
@@ -112,6 +115,7 @@ struct expert_layout {
 
     tensor_place place;
     place.tensor = prefix + filled_in(name_of(part, is_down, is_bias, shares), e);
+    const bool by_column = !is_bias && (transposed || (is_down && down_transposed));
     if (is_stacked() && size.experts > 0) {
       place.shape.push_back(size.experts);
       place.offset = e * outputs * inputs;
@@ -119,10 +123,13 @@ struct expert_layout {
     if (is_bias) {
       place.shape.push_back(outputs);
     } else {
-      place.shape.push_back(transposed ? inputs : outputs);
-      place.shape.push_back(transposed ? outputs : inputs);
+      place.shape.push_back(by_column ? inputs : outputs);
+      place.shape.push_back(by_column ? outputs : inputs);
     }
-    const bool by_column = transposed && !is_bias;
+    if (flat) {
+      place.shape[1] *= place.shape.front();
+      place.shape.erase(place.shape.begin());
+    }
     place.offset += first * (by_column ? 1 : inputs);
     place.row_stride = step * (by_column ? 1 : inputs);
     place.col_stride = by_column ? outputs : 1;

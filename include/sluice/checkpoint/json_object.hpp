@@ -107,6 +107,30 @@ public:
     return value->text();
   }
 
+  std::optional<std::vector<std::string>> texts_if_given(json_key key) const {
+    const auto [name, value] = find(key, true);
+    if (value == nullptr) return std::nullopt;
+    if (!value->is_array()) refuse(name, "must be an array of strings, is " + value->shown());
+    std::vector<std::string> out;
+    for (const json_value& element : value->elements()) {
+      if (!element.is_string()) refuse(name, "must be an array of strings, one is " + element.shown());
+      out.push_back(element.text());
+    }
+    return out;
+  }
+
+  /// One number, or a list that holds it for every block. Throws if its numbers differ.
+  std::optional<index_t> common_integer_if_given(json_key key, integer_range range) const {
+    const auto [name, value] = find(key, true);
+    if (value == nullptr || !value->is_array()) return integer_if_given(key, range);
+    const std::vector<index_t> list = *integers_if_given(key, range);
+    for (const index_t each : list)
+      if (each != list.front())
+        refuse(name, "differs from block to block, " + std::to_string(list.front()) + " and " + std::to_string(each) +
+                         ", which is not supported");
+    return list.empty() ? std::nullopt : std::optional(list.front());
+  }
+
   /// Refuses the file if the key is there and holds anything but `only`.
   void expect_text(json_key key, std::string_view only) const {
     const auto [name, value] = find(key, false);

@@ -54,7 +54,7 @@ inline std::optional<std::string> first_architecture(const json_object& json) {
   message += "; known model types are";
   const char* separator = " ";
   for (const family_spelling& known : family_spellings) {
-    if (known.model_type.empty()) continue;
+    if (known.model_type != name_of(known.family)) continue;  // one a family is enough to read
     message += separator + std::string(known.model_type);
     separator = ", ";
   }
@@ -93,6 +93,14 @@ inline const family_spelling* spelling_in(const json_object& json) {
   return nullptr;
 }
 
+/// DeepSeek-VL2 names its language models DeepSeek-V2; the largest routes as DeepSeek-V3 does.
+inline model_family routed_as(const json_object& json, model_family named) {
+  return named == model_family::deepseek_v2 && json.text_if_given({"topk_method"}) == "noaux_tc" &&
+                 json.text_if_given({"scoring_func"}) == "sigmoid"
+             ? model_family::deepseek_v3
+             : named;
+}
+
 /// The innermost name that is known tells the family, the outermost of that family how the file spells it.
 inline const family_spelling& family_of(const std::vector<json_object>& levels) {
   const family_spelling* inner = nullptr;
@@ -128,6 +136,7 @@ inline model_config parse_model_config(std::string_view json, const std::string&
   for (const detail::json_object& level : levels)
     if (config.quantization.empty()) config.quantization = detail::quantization_of(level).value_or("");
   const detail::json_object& inner = levels.back();
+  config.family = detail::routed_as(inner, config.family);
   detail::read_config(inner, config);
   return config;
 }

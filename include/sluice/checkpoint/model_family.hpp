@@ -20,13 +20,28 @@ enum class model_family {
   olmoe,
   qwen2_moe,
   qwen3_moe,
-  deepseek_v2,  ///< and DeepSeekMoE-16B
-  deepseek_v3,
+  deepseek_v2,  ///< and DeepSeekMoE-16B, DeepSeek-OCR, the smaller DeepSeek-VL2
+  deepseek_v3,  ///< and V3.1, V3.2, Kimi-K2, Kimi-K2.5, Kimi-VL, Moonlight
   phimoe,
   jetmoe,
   gpt_oss,
   llama4,
-  megatron
+  megatron,
+  qwen3_next,  ///< and Qwen3.5, Qwen3.6
+  glm4_moe,    ///< GLM-4.5 to GLM-5
+  dots1,
+  minimax_m2,
+  lfm2_moe,
+  granitemoe,  ///< and those with a shared expert: Granite 4.0
+  hunyuan_v1_moe,
+  jamba,
+  dbrx,
+  arctic,
+  nemotron_h,
+  ernie4_5_moe,
+  longcat_flash,
+  deepseek_v4,
+  gemma4
 };
 
 struct model_config {
@@ -37,14 +52,18 @@ struct model_config {
   std::string quantization;   ///< quant_method of the file ("fp8", "mxfp4", ...); empty: weights are plain numbers
   index_t inputs = 0;         ///< D, hidden_size
   index_t hidden = 0;         ///< H of one routed expert
-  index_t experts = 0;        ///< E
+  index_t experts = 0;        ///< E of those with weights
+  index_t zero_experts = 0;   ///< and as many that return their input
   index_t top_k = 0;          ///< k
-  index_t shared_hidden = 0;  ///< H of the shared expert, all of them together; 0 without one
+  index_t shared_hidden = 0;  ///< H of the shared expert, all of them together, or of the dense branch; 0 without one
   bool renormalize = false;   ///< weights are divided by their sum over the choice
+  bool selection_bias = true;  ///< false: a model without the bias that others of its family choose by
+  double smallest_sum = 0;    ///< Ernie: moe_norm_min, the least that they are divided by
   double scaling = 1;         ///< and multiplied by this
   group_limit groups{};
   double jitter = 0;                        ///< Phi: eps of the SparseMixer mask
-  double clamp = 0;                         ///< GPT-OSS: swiglu_limit
+  double clamp = 0;                         ///< GPT-OSS, DeepSeek-V4: swiglu_limit
+  double norm_epsilon = 0;                  ///< Gemma: rms_norm_eps of the norms inside the mixture
   double capacity_factor = 0;               ///< Megatron; 0 means dropless
   index_t capacity = 0;                     ///< Switch: expert_capacity
   bool router_bias = false;                 ///< the gate adds a bias to its logits
@@ -86,6 +105,43 @@ inline constexpr auto family_spellings = std::to_array<family_spelling>({
     {model_family::llama4, "llama4", "Llama4ForConditionalGeneration", "text_config", "language_model.model."},
     {model_family::llama4, "llama4_text", "Llama4ForCausalLM"},
     {model_family::megatron, "megatron", "", "", ""},
+    {model_family::qwen3_moe, "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "text_config",
+     "model.language_model."},
+    {model_family::qwen3_moe, "qwen3_vl_moe_text", ""},
+    {model_family::qwen3_moe, "qwen3_omni_moe", "Qwen3OmniMoeForConditionalGeneration", "thinker_config.text_config",
+     "thinker.model."},
+    {model_family::qwen3_moe, "qwen3_omni_moe_text", ""},
+    {model_family::qwen3_next, "qwen3_next", "Qwen3NextForCausalLM"},
+    {model_family::qwen3_next, "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "text_config",
+     "model.language_model."},
+    {model_family::qwen3_next, "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM"},
+    {model_family::olmoe, "flex_olmo", "FlexOlmoForCausalLM"},
+    {model_family::deepseek_v3, "deepseek_v32", "DeepseekV32ForCausalLM"},
+    {model_family::deepseek_v3, "kimi_k2", ""},
+    {model_family::deepseek_v3, "kimi_k25", "KimiK25ForConditionalGeneration", "text_config", "language_model.model."},
+    {model_family::deepseek_v3, "kimi_vl", "KimiVLForConditionalGeneration", "text_config", "language_model.model."},
+    {model_family::glm4_moe, "glm4_moe", "Glm4MoeForCausalLM"},
+    {model_family::glm4_moe, "glm4v_moe", "Glm4vMoeForConditionalGeneration", "text_config", "model.language_model."},
+    {model_family::glm4_moe, "glm4v_moe_text", ""},
+    {model_family::glm4_moe, "glm4_moe_lite", "Glm4MoeLiteForCausalLM"},
+    {model_family::glm4_moe, "glm_moe_dsa", "GlmMoeDsaForCausalLM"},
+    {model_family::dots1, "dots1", "Dots1ForCausalLM"},
+    {model_family::minimax_m2, "minimax_m2", "MiniMaxM2ForCausalLM"},
+    {model_family::lfm2_moe, "lfm2_moe", "Lfm2MoeForCausalLM"},
+    {model_family::granitemoe, "granitemoe", "GraniteMoeForCausalLM"},
+    {model_family::granitemoe, "granitemoeshared", "GraniteMoeSharedForCausalLM"},
+    {model_family::granitemoe, "granitemoehybrid", "GraniteMoeHybridForCausalLM"},
+    {model_family::hunyuan_v1_moe, "hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM"},
+    {model_family::hunyuan_v1_moe, "hunyuan", ""},
+    {model_family::jamba, "jamba", "JambaForCausalLM"},
+    {model_family::dbrx, "dbrx", "DbrxForCausalLM", "", "transformer."},
+    {model_family::arctic, "arctic", "ArcticForCausalLM"},
+    {model_family::nemotron_h, "nemotron_h", "NemotronHForCausalLM", "", "backbone."},
+    {model_family::ernie4_5_moe, "ernie4_5_moe", "Ernie4_5_MoeForCausalLM"},
+    {model_family::longcat_flash, "longcat_flash", "LongcatFlashForCausalLM"},
+    {model_family::deepseek_v4, "deepseek_v4", "DeepseekV4ForCausalLM", "", ""},
+    {model_family::gemma4, "gemma4", "Gemma4ForConditionalGeneration", "text_config", "model.language_model."},
+    {model_family::gemma4, "gemma4_text", "Gemma4ForCausalLM"},
 });
 
 /// How the file of a model spells its family: its model_type, else the family's usual spelling.

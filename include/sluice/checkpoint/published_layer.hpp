@@ -67,6 +67,15 @@ std::uint64_t parameter_bytes(const Object& object) {
   return bytes;
 }
 
+/// Of one expert of a bank, or of a union in which only the first bank has weights.
+template <typename Bank>
+std::uint64_t expert_bytes(const Bank& bank, index_t e) {
+  if constexpr (requires { bank.expert(e); })
+    return parameter_bytes(bank.expert(e));
+  else
+    return e < bank.template bank<0>().experts() ? parameter_bytes(bank.template bank<0>().expert(e)) : 0;
+}
+
 template <typename Layer>
 class published_layer_of final : public published_layer<typename Layer::scalar> {
 public:
@@ -84,7 +93,7 @@ public:
   }
   const sparse_plan<scalar>& plan() const override { return innermost_workspace(workspace_).plan; }
   std::uint64_t weight_bytes() const override { return parameter_bytes(*layer_); }
-  std::uint64_t expert_bytes(index_t e) const override { return parameter_bytes(innermost(*layer_).bank().expert(e)); }
+  std::uint64_t expert_bytes(index_t e) const override { return detail::expert_bytes(innermost(*layer_).bank(), e); }
   layer_tensors tensors(const tensor_names& names) const override { return layer_tensors(*layer_, names); }
 
 private:

@@ -3,14 +3,20 @@
 ///   mixtral_layer, olmoe_layer, qwen3_moe_layer   top-k softmax router, SwiGLU experts
 ///   deepseek_v2_layer                             the same beside a shared expert
 ///   qwen2_moe_layer                               the same, the shared expert behind a sigmoid gate
-///   deepseek_v3_layer, llama4_layer               sigmoid scores, beside a shared expert
+///   scored_layer                                  scores beside which a bias may choose
+///   deepseek_v3_layer, llama4_layer               the same, beside a shared expert
+///   deepseek_v4_layer                             the same, routed experts clamped
+///   nemotron_layer                                the same, experts without a gate
+///   longcat_layer                                 scores beside a bias, some experts return their input
+///   gemma4_layer                                  a mixture and a dense branch, each between norms of its own
 ///   phimoe_layer                                  SparseMixer
 ///   jetmoe_layer                                  top-k softmax router, one bias added to the sum of experts
 ///   gpt_oss_layer                                 biased router, clamped gated experts with biases
 ///   switch_layer                                  top-1 with a fixed capacity, ReLU experts
 ///   megatron_layer                                top-k, capacity by probability
 ///
-/// All are <Scalar, Storage of the experts' weights>. with_published_type finds the type that a config asks for.
+/// All are <Scalar, Storage of the experts' weights>. A family has one of them by its row in family_forms.hpp, with or
+/// without a shared expert by its config; with_published_type finds it.
 #pragma once
 
 #include <sluice/capacity/position.hpp>
@@ -21,13 +27,22 @@
 #include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/normalized_bank.hpp>
+#include <sluice/expert/simple.hpp>
+#include <sluice/expert/union.hpp>
+#include <sluice/gate/normalized.hpp>
+#include <sluice/layer/beside.hpp>
+#include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/output_normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
 #include <sluice/router/sparse_mixer.hpp>
 #include <sluice/router/top_k.hpp>
 
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -73,13 +88,38 @@ using megatron_layer = detail::layer_of<detail::limited_top_k<Scalar, probabilit
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using scored_layer = detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Storage>>;
 
+/// Nemotron-3: the same router, experts of one matrix and a squared ReLU.
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using nemotron_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, ffn<Scalar, squared_relu, Storage>>,
+                                           ffn<Scalar, squared_relu, Storage>>;
+/// LongCat-Flash: behind the experts, some that return their input.
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using longcat_layer =
+    moe_layer<sigmoid_router<Scalar>,
+              expert_union<expert_bank<swiglu<Scalar, Storage>>, expert_bank<identity_expert<Scalar>>>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using deepseek_v4_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, clamped_glu<Scalar, Storage>>,
+                                              swiglu<Scalar, Storage>>;
+
+/// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x normalised
+/// and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised before the sum.
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using gemma4_layer = beside_layer<
+    output_normalized_layer<
+        moe_layer<sigmoid_router<Scalar, dynamic, dynamic, normalized_gate<linear_gate<Scalar>, rms_norm<Scalar>>>,
+                  normalized_bank<expert_bank<gated_ffn<Scalar, gelu_tanh, Storage>>, rms_norm<Scalar>>>,
+        rms_norm<Scalar>>,
+    output_normalized_layer<
+        normalized_layer<dense_layer<gated_ffn<Scalar, gelu_tanh, Storage>>, rms_norm<Scalar>>, rms_norm<Scalar>>>;
+
 /// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
 decltype(auto) with_published_type(const model_config& config, F&& f) {
   using enum detail::layer_form;
   const detail::family_form& form = detail::form_of(config.family);
   const detail::shared_form shared = config.shared_hidden > 0 ? form.shared : detail::shared_form::none;
-  switch (form.form) {
+  // What a form has more than another may be of no size in a model.
+  switch (form.form == with_copies && config.zero_experts == 0 ? scored : form.form) {
     case scored:
       if (shared == detail::shared_form::none) return f(std::type_identity<scored_layer<Scalar, Storage>>{});
       return f(std::type_identity<deepseek_v3_layer<Scalar, Storage>>{});
@@ -93,6 +133,14 @@ decltype(auto) with_published_type(const model_config& config, F&& f) {
       return f(std::type_identity<switch_layer<Scalar, Storage>>{});
     case most_likely:
       return f(std::type_identity<megatron_layer<Scalar, Storage>>{});
+    case ungated:
+      return f(std::type_identity<nemotron_layer<Scalar, Storage>>{});
+    case with_copies:
+      return f(std::type_identity<longcat_layer<Scalar, Storage>>{});
+    case scored_clamped:
+      return f(std::type_identity<deepseek_v4_layer<Scalar, Storage>>{});
+    case normed_branches:
+      return f(std::type_identity<gemma4_layer<Scalar, Storage>>{});
     case top_k:
       break;
   }
@@ -114,6 +162,7 @@ struct published<limited_top_k<Scalar, Capacity>> {
     typename limited_top_k<Scalar, Capacity>::options o{.top_k = c.top_k,
                                                         .weights = weights(c, form),
                                                         .constant_weight = true,
+                                                        .smallest_sum = static_cast<Scalar>(form.smallest_sum),
                                                         .added_to_sum = static_cast<Scalar>(form.added_to_sum),
                                                         .scaling = static_cast<Scalar>(c.scaling),
                                                         .groups = c.groups};
@@ -141,14 +190,17 @@ template <std::floating_point Scalar>
 struct published<sigmoid_router<Scalar>> {
   static auto make(const model_config& c) {
     const family_form& form = form_of(c.family);
-    return sigmoid_router<Scalar>(c.inputs, c.experts,
+    return sigmoid_router<Scalar>(c.inputs, c.experts + c.zero_experts,
                                   {.top_k = c.top_k,
                                    .renormalize = c.renormalize,
                                    .constant_weight = true,
-                                   .selection_bias = form.selection_bias,
+                                   .selection_bias = form.selection_bias && c.selection_bias,
+                                   .added_to_sum = static_cast<Scalar>(form.added_to_sum),
                                    .scaling = static_cast<Scalar>(c.scaling),
                                    .groups = c.groups,
-                                   .use = form.weighs_inputs ? weight_use::input : weight_use::output});
+                                   .use = form.weighs_inputs ? weight_use::input : weight_use::output,
+                                   .scores = form.scores,
+                                   .smallest_sum = static_cast<Scalar>(c.smallest_sum)});
   }
 };
 
@@ -164,12 +216,23 @@ template <typename Router, typename Expert>
 struct published<moe_layer<Router, expert_bank<Expert>>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
+    using scalar = typename Expert::scalar;
     typename Expert::options o{};
     if constexpr (requires { o.gating.limit; }) {
-      o.gating.limit = static_cast<typename Expert::scalar>(c.clamp);
-      o.bias = true;
+      o.gating.limit = static_cast<scalar>(c.clamp);
+      o.bias = form_of(c.family).form == layer_form::clamped;
+      if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
     }
     return moe_layer(published<Router>::make(c), expert_bank<Expert>(c.experts, c.inputs, c.hidden, o));
+  }
+};
+
+template <typename Router, typename Expert, std::floating_point Scalar>
+struct published<moe_layer<Router, expert_union<expert_bank<Expert>, expert_bank<identity_expert<Scalar>>>>> {
+  using storage = typename Expert::storage;
+  static auto make(const model_config& c) {
+    return moe_layer(published<Router>::make(c), expert_union(expert_bank<Expert>(c.experts, c.inputs, c.hidden),
+                                                              expert_bank<identity_expert<Scalar>>(c.zero_experts, c.inputs)));
   }
 };
 
@@ -178,6 +241,32 @@ struct published<shared_expert_layer<Layer, Expert, Gated>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
     return shared_expert_layer<Layer, Expert, Gated>(published<Layer>::make(c), Expert(c.inputs, c.shared_hidden));
+  }
+};
+
+template <std::floating_point Scalar, WeightStorage Storage>
+struct published<gemma4_layer<Scalar, Storage>> {
+  using storage = Storage;
+  static auto make(const model_config& c) {
+    using expert = gated_ffn<Scalar, gelu_tanh, Storage>;
+    const auto norm = [&c] {
+      return rms_norm<Scalar>(c.inputs, {.epsilon = static_cast<Scalar>(c.norm_epsilon), .smallest = 0});
+    };
+    normalized_gate gate(linear_gate<Scalar>(c.inputs, c.experts), norm(),
+                         static_cast<Scalar>(1 / std::sqrt(static_cast<double>(c.inputs))));
+    sigmoid_router<Scalar, dynamic, dynamic, decltype(gate)> router(
+        std::move(gate), {.top_k = c.top_k,
+                          .renormalize = c.renormalize,
+                          .constant_weight = true,
+                          .selection_bias = false,
+                          .added_to_sum = 0,
+                          .scores = form_of(c.family).scores,
+                          .expert_scale = true});
+    moe_layer mixture(std::move(router),
+                      normalized_bank(expert_bank<expert>(c.experts, c.inputs, c.hidden), norm()));
+    normalized_layer dense(dense_layer<expert>(expert(c.inputs, c.shared_hidden)), norm());
+    return beside_layer(output_normalized_layer(std::move(mixture), norm()),
+                        output_normalized_layer(std::move(dense), norm()));
   }
 };
 

@@ -146,9 +146,13 @@ public:
   /// The place of the parameter [rows, cols] of that name; nothing if the family has no such tensor.
   std::optional<tensor_place> place_of(std::string_view parameter, index_t rows, index_t cols) const {
     while (parameter.starts_with("layer.")) parameter.remove_prefix(6);
+    for (const detail::parameter_name& known : row_->parameters)
+      if (known.parameter == parameter && !known.tensor.empty()) return place_of(known, rows, cols);
     if (parameter.starts_with("experts.")) {
       parameter.remove_prefix(8);
-      const auto dot = parameter.find('.');
+      const auto dot = parameter.rfind('.');
+      // In a union of banks the experts with weights are the first: "0.5.gate" is theirs.
+      if (parameter.find('.') != dot) return place_of("experts." + std::string(parameter.substr(2)), rows, cols);
       index_t e = 0;
       std::from_chars(parameter.data(), parameter.data() + dot, e);
       return experts_.place(prefix_, e, parameter.substr(dot + 1), extent_);
@@ -158,8 +162,6 @@ public:
       const index_t hidden = parameter.starts_with("down") ? cols : rows;
       return shared_.place(prefix_, 0, parameter, {0, hidden, extent_.inputs});
     }
-    for (const detail::parameter_name& known : row_->parameters)
-      if (known.parameter == parameter && !known.tensor.empty()) return place_of(known, rows, cols);
     return std::nullopt;
   }
 
