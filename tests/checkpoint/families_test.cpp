@@ -1,5 +1,5 @@
-// Small folders in the shape of real releases: config.json in full with toy sizes, tensors under their published names. What a
-// layer computes is compared with a plain loop that is written out here.
+// Small folders in the shape of real releases: config.json in full with toy sizes, tensors under their published
+// names. What a layer computes is compared with a plain loop that is written out here.
 #include <sluice/checkpoint/layer_tensors.hpp>
 #include <sluice/checkpoint/load_layer.hpp>
 
@@ -66,8 +66,8 @@ struct recipe {
   index_t copies = 0;  // experts behind the last that return their input
 };
 
-numbers feed_forward(const numbers& gate, const numbers& up, const numbers& down, std::size_t expert, std::size_t hidden,
-                     const numbers& x, const std::function<double(double, double)>& unit) {
+numbers feed_forward(const numbers& gate, const numbers& up, const numbers& down, std::size_t expert,
+                     std::size_t hidden, const numbers& x, const std::function<double(double, double)>& unit) {
   const numbers a = times(gate, expert * hidden * x.size(), hidden, x);
   const numbers b = times(up, expert * hidden * x.size(), hidden, x);
   numbers h(hidden);
@@ -139,7 +139,7 @@ numbers expected_of_gemma(const block_weights& w, const recipe& r, const numbers
   return y;
 }
 
-// ---- how files have the matrices --------------------------------------------------------------------------------------
+// ---- how files have the matrices ------------------------------------------------------------------------------------
 
 struct three_names {
   const char* gate;
@@ -169,7 +169,7 @@ void add_shared(published_file& file, const std::string& before, const block_wei
   file.add(before + names.down, {w.D, w.S}, w.shared_down);
 }
 
-// ---- the releases -----------------------------------------------------------------------------------------------------
+// ---- the releases ---------------------------------------------------------------------------------------------------
 
 struct release {
   std::string name;
@@ -274,7 +274,9 @@ std::vector<release> releases() {
                   {"model_type", "qwen3_omni_moe"},
                   {"talker_config", {{"text_config", with(qwen3, {{"hidden_size", 4}})}}},
                   {"thinker_config",
-                   {{"audio_config", {{"d_model", 1280}}}, {"model_type", "qwen3_omni_moe_thinker"}, {"text_config", qwen3}}}},
+                   {{"audio_config", {{"d_model", 1280}}},
+                    {"model_type", "qwen3_omni_moe_thinker"},
+                    {"text_config", qwen3}}}},
                  {{0}, {1}},
                  {},
                  0,
@@ -331,7 +333,8 @@ std::vector<release> releases() {
                    deepseek(2.827),
                    H,
                    write_v3("language_model.model.layers.2.mlp.")});
-  json vl2 = with(v3, {{"architectures", {"DeepseekV2ForCausalLM"}}, {"model_type", "deepseek_v2"}, {"use_mla", false}});
+  json vl2 = with(v3, {{"architectures", {"DeepseekV2ForCausalLM"}}, {"model_type", "deepseek_v2"}});
+  vl2["use_mla"] = false;
   for (const char* gone : {"num_nextn_predict_layers", "index_topk"}) vl2.erase(gone);
   const auto inside_vl2 = [](const json& language) {
     return json{{"architectures", {"DeepseekVLV2ForCausalLM"}},
@@ -379,7 +382,8 @@ std::vector<release> releases() {
                  deepseek(),
                  H,
                  write_v3("model.layers.2.mlp.")});
-  json dots = with(glm, {{"architectures", {"Dots1ForCausalLM"}}, {"model_type", "dots1"}, {"scoring_func", "noaux_tc"}});
+  json dots = with(glm, {{"architectures", {"Dots1ForCausalLM"}}, {"model_type", "dots1"}});
+  dots["scoring_func"] = "noaux_tc";
   dots.erase("num_nextn_predict_layers");
   all.push_back({"dots.llm1", dots, {{1}, {2}}, deepseek(), H, write_v3("model.layers.2.mlp.")});
 

@@ -65,7 +65,8 @@ TEST_CASE("tensor_names: a prefix that is not known is named, and can be given",
   const checkpoint_model other(folder / "m.safetensors", config, "ema.teacher.");
   CHECK_THAT(error_of<mixtral_layer<float>>(other, {.layer = 0}), test::contains("\"ema.teacher.layers.0."));
   // Of a block that is nowhere, what is missing is listed.
-  CHECK_THAT(error_of<mixtral_layer<float>>(unknown, {.layer = 2}), test::contains("missing \"model.layers.2.block_sparse_moe.gate.weight\""));
+  CHECK_THAT(error_of<mixtral_layer<float>>(unknown, {.layer = 2}),
+             test::contains("missing \"model.layers.2.block_sparse_moe.gate.weight\""));
 }
 
 TEST_CASE("tensor_names: one layout among those of the same names is told by its shapes", "[checkpoint]") {
@@ -108,7 +109,8 @@ TEST_CASE("tensor_names: blocks behind the model's own predict further tokens", 
   file.save(folder / "with.safetensors");
   const checkpoint_model without(folder / "without.safetensors", config);
   CHECK(without.blocks() == std::vector<block_id>{{0}, {2}});
-  CHECK_THAT(error_of<deepseek_v3_layer<float>>(without, {.layer = 3}), test::contains("layers.3 is no mixture of experts"));
+  CHECK_THAT(error_of<deepseek_v3_layer<float>>(without, {.layer = 3}),
+             test::contains("layers.3 is no mixture of experts"));
   const checkpoint_model with(folder / "with.safetensors", config);
   CHECK(with.blocks() == std::vector<block_id>{{0}, {2}, {3}});
   test::check_holds(load_layer<deepseek_v3_layer<float>>(with, {.layer = 3}), further);

@@ -40,7 +40,8 @@ TEST_CASE("normalized_bank: experts read normalised tokens, the router those tha
   CHECK(test::same_bits(small.bank().norm().gain().to_matrix(), layer.bank().norm().gain().to_matrix()));
 }
 
-TEST_CASE("normalized_bank: gradients equal central differences, in one pass and apart", "[expert][normalized][gradient]") {
+TEST_CASE("normalized_bank: gradients equal central differences, in one pass and apart",
+          "[expert][normalized][gradient]") {
   const std::vector<std::uint8_t> mask{1, 0, 1, 1, 1, 1, 0, 1, 1};
   auto context = test::in_training();
   context.token_mask = mask;

@@ -8,7 +8,8 @@ namespace {
 
 template <typename Scalar>
 auto gate_of(index_t inputs, index_t experts, Scalar factor) {
-  return normalized_gate{linear_gate<Scalar>(inputs, experts), rms_norm<Scalar>(inputs, {.epsilon = Scalar(1e-6)}), factor};
+  return normalized_gate{linear_gate<Scalar>(inputs, experts), rms_norm<Scalar>(inputs, {.epsilon = Scalar(1e-6)}),
+                         factor};
 }
 
 }  // namespace

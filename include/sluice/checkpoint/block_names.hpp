@@ -3,8 +3,9 @@
 ///   model.  layers.  3  .mlp.  gate.weight
 ///   root    stack    n  inside tensor
 ///
-/// The first row of a family is how its models were published; later ones are how newer versions of their libraries write
-/// them. Roots are shared by all: models of several parts and wrappers of training libraries put their own in front.
+/// The first row of a family is how its models were published; later ones are how newer versions of their libraries
+/// write them. Roots are shared by all: models of several parts and wrappers of training libraries put their own in
+/// front.
 #pragma once
 
 #include <sluice/checkpoint/expert_layout.hpp>

@@ -4,8 +4,9 @@
 ///                   DeepSeek: i >= first_k_dense_replace and i % moe_layer_freq == 0
 ///                   Llama-4: moe_layers, else every step-th   Megatron: i % moe_layer_freq == 0, or a list of 0 and 1
 ///                   GLM-5, DeepSeek-V3.2: "sparse" in mlp_layer_types   LFM2: i >= num_dense_layers
-///                   Nemotron: "moe" in layers_block_type, E in hybrid_override_pattern   Ernie: (i + 1) % interval == 0
-///                   between two bounds   DeepSeek-V4: all but the first, which look experts up by the token's id
+///                   Nemotron: "moe" in layers_block_type, E in hybrid_override_pattern
+///                   Ernie: (i + 1) % interval == 0 between two bounds
+///                   DeepSeek-V4: all but the first, which look experts up by the token's id
 ///                   Jamba: i % period == offset   Arctic: (i + 1) % moe_layer_frequency == 0
 ///                   all others: every block
 ///   weights         DeepSeek-V2: divided by their sum or scaled, not both   DeepSeek-V3: divided, then scaled
@@ -20,7 +21,9 @@
 /// port disagree (DeepSeek renormalises only if k > 1), the vendor's is followed.
 #pragma once
 
+#include <sluice/checkpoint/config_blocks.hpp>
 #include <sluice/checkpoint/config_keys.hpp>
+#include <sluice/checkpoint/config_scored.hpp>
 #include <sluice/checkpoint/json_object.hpp>
 #include <sluice/checkpoint/model_family.hpp>
 
@@ -34,22 +37,6 @@
 namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
-
-template <typename IsSparse>
-std::vector<index_t> blocks_where(index_t layers, const IsSparse& is_sparse) {
-  std::vector<index_t> out;
-  for (index_t i = 0; i < layers; ++i)
-    if (is_sparse(i)) out.push_back(i);
-  return out;
-}
-
-inline void check_groups(const json_object& json, const model_config& config) {
-  try {
-    config.groups.validate(config.experts, config.top_k);
-  } catch (const std::invalid_argument& error) {
-    throw file_error(json.file(), std::string("keys \"n_group\" and \"topk_group\": ") + error.what());
-  }
-}
 
 /// Every how many blocks one is sparse; 0: none is.
 inline index_t switch_step(const json_object& json, const char* step, const char* count, index_t layers) {
@@ -76,12 +63,6 @@ inline void read_switch(const json_object& json, model_config& config) {
                     switch_step(json, "decoder_sparse_step", "num_sparse_decoder_layers", config.decoder_layers));
 }
 
-/// The width of a shared expert: 0 and null say that there is none.
-inline index_t shared_width(const json_object& json, json_key key) {
-  if (json.says_null(key)) return 0;
-  return json.integer(key, {0, widths.most});
-}
-
 inline void read_qwen(const json_object& json, model_config& config) {
   const bool third_generation = config.family == model_family::qwen3_next;
   if (config.family == model_family::qwen2_moe || third_generation)
@@ -94,92 +75,6 @@ inline void read_qwen(const json_object& json, model_config& config) {
     dense[static_cast<std::size_t>(i)] = 1;
   config.moe_layers = blocks_where(
       config.layers, [&](index_t i) { return (i + 1) % step == 0 && dense[static_cast<std::size_t>(i)] == 0; });
-}
-
-/// What a family's configuration class has where the file is silent.
-struct deepseek_defaults {
-  model_family family;
-  bool scores_apart;  // sigmoid of each logit, and groups by the sum of their two best
-  index_t shared;
-  bool renormalize;
-  double scaling;
-  index_t groups;
-  index_t kept;
-  index_t dense;
-};
-
-inline constexpr auto deepseek_families = std::to_array<deepseek_defaults>({
-    {model_family::deepseek_v2, false, 0, false, 1.0, 0, 0, 0},
-    {model_family::deepseek_v3, true, 1, true, 2.5, 8, 4, 3},
-    {model_family::glm4_moe, true, 1, true, 1.0, 1, 1, 1},
-    {model_family::dots1, true, 0, false, 1.0, 1, 1, 0},
-});
-
-inline void read_deepseek(const json_object& json, model_config& config) {
-  const deepseek_defaults& usual = *std::find_if(deepseek_families.begin(), deepseek_families.end(),
-                                                 [&](const auto& row) { return row.family == config.family; });
-  const bool third = usual.scores_apart;
-  // dots.llm1 has the name of its method in both keys.
-  if (config.family != model_family::dots1 || json.text_if_given({"scoring_func"}) != "noaux_tc")
-    json.expect_text({"scoring_func"}, third ? "sigmoid" : "softmax");
-  const bool divides = json.boolean({"norm_topk_prob"}, usual.renormalize) && config.top_k > 1;
-  const double factor =
-      json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(usual.scaling);
-  config.renormalize = divides;
-  config.scaling = third || !divides ? factor : 1.0;
-
-  const index_t most_groups = config.experts;
-  if (third) {
-    json.expect_text({"topk_method"}, "noaux_tc");
-    config.groups = {json.integer({"n_group"}, {1, most_groups}, usual.groups),
-                     json.integer({"topk_group"}, {1, most_groups}, usual.kept), group_limit::group_score::sum_of_two,
-                     true};
-  } else if (const auto method = json.text_if_given({"topk_method"}).value_or("greedy");
-             method == "group_limited_greedy") {
-    config.groups = {json.integer({"n_group"}, {1, most_groups}), json.integer({"topk_group"}, {1, most_groups}),
-                     group_limit::group_score::best, false};
-  } else if (method != "greedy") {
-    json.refuse("topk_method",
-                "only \"greedy\" and \"group_limited_greedy\" are supported, not \"" + printable(method) + "\"");
-  }
-  check_groups(json, config);
-
-  const index_t usual_shared = json.says_null({"n_shared_experts"}) ? 0 : usual.shared;
-  const index_t shared =
-      json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(usual_shared);
-  if (shared > widths.most / config.hidden)
-    json.refuse("n_shared_experts", std::to_string(shared) + " of width " + std::to_string(config.hidden) +
-                                        " are wider than " + std::to_string(widths.most));
-  config.shared_hidden = shared * config.hidden;
-
-  if (const auto types = json.texts_if_given({"mlp_layer_types"})) {
-    if (static_cast<index_t>(types->size()) != config.layers)
-      json.refuse("mlp_layer_types",
-                  "is for " + std::to_string(types->size()) + " of " + std::to_string(config.layers) + " blocks");
-    config.moe_layers =
-        blocks_where(config.layers, [&](index_t i) { return (*types)[static_cast<std::size_t>(i)] == "sparse"; });
-    return;
-  }
-  const index_t dense = json.integer({"first_k_dense_replace"}, {0, layer_counts.most}, usual.dense);
-  const index_t step = json.integer({"moe_layer_freq"}, layer_counts, 1);
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense && i % step == 0; });
-}
-
-inline void read_minimax(const json_object& json, model_config& config) {
-  json.expect_text({"scoring_func"}, "sigmoid");
-  if (const auto width = json.integer_if_given({"shared_intermediate_size"}, {0, widths.most}); width.value_or(0) != 0)
-    json.refuse("shared_intermediate_size", "a shared expert is not supported, this one has width " +
-                                                std::to_string(*width));
-  config.selection_bias = json.boolean({"use_routing_bias"}, true);
-  config.renormalize = true;
-}
-
-inline void read_lfm2(const json_object& json, model_config& config) {
-  config.selection_bias = json.boolean({"use_expert_bias"}, true);
-  config.renormalize = json.boolean({"norm_topk_prob"}, true);
-  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);
-  const index_t dense = json.integer({"num_dense_layers"}, {0, layer_counts.most}, 2);
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense; });
 }
 
 inline void read_granite(const json_object& json, model_config& config) {
@@ -201,7 +96,8 @@ inline void read_jamba(const json_object& json, model_config& config) {
   const index_t period = json.integer({"expert_layer_period"}, layer_counts, 2);
   const index_t offset = json.integer({"expert_layer_offset"}, {0, period - 1}, period > 1 ? 1 : 0);
   // A layer of one expert is a dense layer.
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return config.experts > 1 && i % period == offset; });
+  config.moe_layers =
+      blocks_where(config.layers, [&](index_t i) { return config.experts > 1 && i % period == offset; });
 }
 
 inline void read_dbrx(const json_object& ffn, model_config& config) {
@@ -276,78 +172,6 @@ inline void read_megatron(const json_object& json, model_config& config) {
   config.capacity_factor = json.number_if_given({"moe_expert_capacity_factor"}, 0, largest_factor).value_or(0.0);
   config.shared_hidden = json.integer_if_given({"moe_shared_expert_intermediate_size"}, {0, widths.most}).value_or(0);
   config.moe_layers = megatron_blocks(json, config.layers);
-}
-
-/// The kinds of all blocks, whichever way they are written: "MEM*E" or a list of words.
-inline std::vector<std::string> block_kinds(const json_object& json) {
-  if (const auto words = json.texts_if_given({"layers_block_type"})) return *words;
-  std::vector<std::string> kinds;
-  for (const char letter : json.text_if_given({"hybrid_override_pattern"}).value_or(""))
-    kinds.push_back(letter == 'E' ? "moe" : std::string(1, letter));
-  return kinds;
-}
-
-inline void read_nemotron(const json_object& json, model_config& config) {
-  if (json.value_if_given({"moe_latent_size"}) != nullptr)
-    json.refuse("moe_latent_size", "experts that work on a projection of the token are not supported");
-  json.expect_boolean({"mlp_bias"}, false);
-  config.renormalize = json.boolean({"norm_topk_prob"}, true);
-  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);
-  config.groups = {json.integer({"n_group"}, {1, config.experts}, 1),
-                   json.integer({"topk_group"}, {1, config.experts}, 1), group_limit::group_score::sum_of_two, true};
-  check_groups(json, config);
-  const index_t shared = json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(1);
-  if (shared > 0) config.shared_hidden = shared_width(json, {"moe_shared_expert_intermediate_size"});
-  const std::vector<std::string> kinds = block_kinds(json);
-  if (static_cast<index_t>(kinds.size()) != config.layers)
-    json.refuse("hybrid_override_pattern",
-                "is for " + std::to_string(kinds.size()) + " of " + std::to_string(config.layers) + " blocks");
-  config.moe_layers =
-      blocks_where(config.layers, [&](index_t i) { return kinds[static_cast<std::size_t>(i)] == "moe"; });
-}
-
-inline void read_ernie(const json_object& json, model_config& config) {
-  json.expect_boolean({"use_bias"}, false);
-  config.renormalize = true;
-  config.smallest_sum = json.number_if_given({"moe_norm_min"}, 0, 1).value_or(1e-12);
-  const index_t shared = json.integer_if_given({"moe_num_shared_experts"}, {0, 64}).value_or(2);
-  config.shared_hidden = shared * config.hidden;
-  const index_t first = json.integer({"moe_layer_start_index"}, {0, layer_counts.most}, 1);
-  const index_t last = json.integer({"moe_layer_end_index"}, {-1, layer_counts.most}, -1);
-  const index_t step = json.integer({"moe_layer_interval"}, layer_counts, 1);
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) {
-    return (i + 1) % step == 0 && i >= first && (last < 0 || i <= last);
-  });
-}
-
-inline void read_longcat(const json_object& json, model_config& config) {
-  json.expect_boolean({"router_bias"}, false);
-  json.expect_boolean({"norm_topk_prob"}, false);
-  json.expect_text({"zero_expert_type"}, "identity");
-  config.zero_experts = json.integer_if_given({"zero_expert_num"}, {0, expert_counts.most}).value_or(0);
-  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(6.0);
-}
-
-inline void read_deepseek_v4(const json_object& json, model_config& config) {
-  json.expect_text({"scoring_func"}, "sqrtsoftplus");
-  json.expect_boolean({"norm_topk_prob"}, true);
-  config.renormalize = true;
-  config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.5);
-  config.clamp = json.number_if_given({"swiglu_limit"}, 0, largest_factor).value_or(10.0);
-  config.shared_hidden =
-      json.integer_if_given({"n_shared_experts"}, {0, 64}).value_or(json.says_null({"n_shared_experts"}) ? 0 : 1) *
-      config.hidden;
-  // The first blocks look their experts up by the token's id, which is no routing by scores.
-  if (const auto types = json.texts_if_given({"mlp_layer_types"})) {
-    if (static_cast<index_t>(types->size()) != config.layers)
-      json.refuse("mlp_layer_types",
-                  "is for " + std::to_string(types->size()) + " of " + std::to_string(config.layers) + " blocks");
-    config.moe_layers =
-        blocks_where(config.layers, [&](index_t i) { return (*types)[static_cast<std::size_t>(i)] == "moe"; });
-    return;
-  }
-  const index_t looked_up = json.integer({"num_hash_layers"}, {0, layer_counts.most}, 3);
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= looked_up; });
 }
 
 inline void read_gemma4(const json_object& json, model_config& config) {

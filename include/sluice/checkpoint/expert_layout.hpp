@@ -7,8 +7,9 @@
 ///   transposed    [in,out] instead of [out,in]; then "rows" above are columns
 ///   flat          stacked, in a matrix of E times the rows: [EH,D]
 ///
-/// place() says where element (output, input) of a matrix lies: offset + output row_stride + input col_stride, in elements of
-/// the tensor. Everything that reads or writes layers is written on these three numbers and knows no layout.
+/// place() says where element (output, input) of a matrix lies: offset + output row_stride + input col_stride, in
+/// elements of the tensor. Everything that reads or writes layers is written on these three numbers and knows no
+/// layout.
 #pragma once
 
 #include <sluice/core/types.hpp>

@@ -1,7 +1,7 @@
 /// family_forms: what a mixture of each published family is made of, a row a family.
 ///
-/// A form is one layer type of published_types.hpp. What a family does in the same way in all its models stands here; what
-/// its models differ in is in their config (model_family.hpp).
+/// A form is one layer type of published_types.hpp. What a family does in the same way in all its models stands here;
+/// what its models differ in is in their config (model_family.hpp).
 #pragma once
 
 #include <sluice/checkpoint/model_family.hpp>

@@ -4,9 +4,9 @@
 ///   const detail::json_object config(document, file);
 ///   config.integer({"num_experts", "num_local_experts"}, {1, 64});   // two spellings of one key
 ///
-/// Refused with a file_error that names the file, the key and the numbers: values of another type than asked for, out of
-/// range or fractional; spellings of one key that disagree. The functions with `if_given` take null for an absent key, as
-/// the classes that write these files do; elsewhere null is a value of the wrong type.
+/// Refused with a file_error that names the file, the key and the numbers: values of another type than asked for, out
+/// of range or fractional; spellings of one key that disagree. The functions with `if_given` take null for an absent
+/// key, as the classes that write these files do; elsewhere null is a value of the wrong type.
 #pragma once
 
 #include <sluice/checkpoint/json_value.hpp>

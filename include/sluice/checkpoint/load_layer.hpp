@@ -4,9 +4,10 @@
 ///   auto layer = sluice::load_layer<sluice::olmoe_layer<float>>(model, {.layer = 3});
 ///   auto small = sluice::load_layer<sluice::olmoe_layer<float, sluice::bfloat16_storage>>(model, {.layer = 3});
 ///
-/// Strict: every parameter's tensor is there with its shape and a type that can be converted, and no tensor of the block is
-/// left over, unless it is named as ignored; otherwise one file_error lists them all. Elements go from the mapped file
-/// straight into packed storage: besides the layer nothing of its size is held. What tensors are called: tensor_names.hpp.
+/// Strict: every parameter's tensor is there with its shape and a type that can be converted, and no tensor of the
+/// block is left over, unless it is named as ignored; otherwise one file_error lists them all. Elements go from the
+/// mapped file straight into packed storage: besides the layer nothing of its size is held. What tensors are called:
+/// tensor_names.hpp.
 #pragma once
 
 #include <sluice/checkpoint/model_config.hpp>
@@ -30,8 +31,8 @@ namespace sluice::inline SLUICE_ISA {
 /// A published model on disk: its config and its tensors.
 class checkpoint_model {
 public:
-  /// A folder with config.json, or that file, an index or a safetensors file in one. A prefix is what the names of tensors
-  /// have in front of "layers." where that is none of those that are known. Throws file_error.
+  /// A folder with config.json, or that file, an index or a safetensors file in one. A prefix is what the names of
+  /// tensors have in front of "layers." where that is none of those that are known. Throws file_error.
   explicit checkpoint_model(const std::filesystem::path& path, std::string prefix = {})
       : checkpoint_model(path, read_model_config(folder_of(path)), std::move(prefix)) {}
   /// With a config from elsewhere.
@@ -45,8 +46,8 @@ public:
   const model_config& config() const noexcept { return config_; }
   const checkpoint_files& files() const noexcept { return files_; }
 
-  /// The mixtures of the model, encoder before decoder. Blocks that predict further tokens are among them where they are in
-  /// the files: many releases leave them out.
+  /// The mixtures of the model, encoder before decoder. Blocks that predict further tokens are among them where they
+  /// are in the files: many releases leave them out.
   std::vector<block_id> blocks() const {
     std::vector<block_id> blocks;
     for (const index_t layer : config_.moe_layers) blocks.push_back({layer, false});

@@ -3,12 +3,12 @@
 ///   const sluice::model_config config = sluice::read_model_config("OLMoE-1B-7B");   // the folder, or its config.json
 ///
 /// model_type names the family; where it is unknown (a derivative under a name of its own), architectures[0] does. A
-/// model of several parts has the language model in an object of its own ("text_config", "language_config", "llm_config",
-/// "thinker_config"); that one is read, and the names around it count where its own are unknown.
+/// model of several parts has the language model in an object of its own ("text_config", "language_config",
+/// "llm_config", "thinker_config"); that one is read, and the names around it count where its own are unknown.
 /// config_families.hpp says what a family's keys mean; keys that it does not need are ignored. A file_error that names
-/// the key and the numbers is thrown for a key that is missing where the family's own code has no default, has the wrong
-/// type, makes no sense, or asks for what sluice does not do (another activation, another way to score). Quantised
-/// weights are no error here: `quantization` names them.
+/// the key and the numbers is thrown for a key that is missing where the family's own code has no default, has the
+/// wrong type, makes no sense, or asks for what sluice does not do (another activation, another way to score).
+/// Quantised weights are no error here: `quantization` names them.
 ///
 /// to_json writes a config in the keys of its family, so that parse_model_config(to_json(c), name) == c.
 #pragma once

@@ -84,7 +84,7 @@ struct family_spelling {
   model_family family;
   std::string_view model_type;       // empty: only the architecture is spelt differently
   std::string_view architecture;     // empty: the family has none
-  std::string_view nest = {};        // the object in its config.json that describes the language model; empty: the whole
+  std::string_view nest = {};        // the object of its config.json that describes the language model; empty: all
   std::string_view root = "model.";  // what its tensors have in front of "layers."
 };
 

@@ -101,8 +101,9 @@ template <std::floating_point Scalar, WeightStorage Storage = full_precision<Sca
 using deepseek_v4_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, clamped_glu<Scalar, Storage>>,
                                               swiglu<Scalar, Storage>>;
 
-/// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x normalised
-/// and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised before the sum.
+/// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x
+/// normalised and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised
+/// before the sum.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using gemma4_layer = beside_layer<
     output_normalized_layer<
@@ -231,8 +232,9 @@ template <typename Router, typename Expert, std::floating_point Scalar>
 struct published<moe_layer<Router, expert_union<expert_bank<Expert>, expert_bank<identity_expert<Scalar>>>>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
-    return moe_layer(published<Router>::make(c), expert_union(expert_bank<Expert>(c.experts, c.inputs, c.hidden),
-                                                              expert_bank<identity_expert<Scalar>>(c.zero_experts, c.inputs)));
+    expert_union experts(expert_bank<Expert>(c.experts, c.inputs, c.hidden),
+                         expert_bank<identity_expert<Scalar>>(c.zero_experts, c.inputs));
+    return moe_layer(published<Router>::make(c), std::move(experts));
   }
 };
 
@@ -278,8 +280,8 @@ struct published<output_bias_layer<Layer>> {
 
 }  // namespace detail
 
-/// A layer of that type with the sizes and conventions of a config, its weights at zero. Throws std::invalid_argument if
-/// the family's layers are of another type.
+/// A layer of that type with the sizes and conventions of a config, its weights at zero. Throws std::invalid_argument
+/// if the family's layers are of another type.
 template <typename Layer>
 Layer make_published_layer(const model_config& config) {
   with_published_type<typename Layer::scalar, typename detail::published<Layer>::storage>(

@@ -1,12 +1,13 @@
 /// tensor_names: which tensor of a published model holds which parameter of a layer.
 ///
-///   tensor_names names(config, {.layer = 3}, [&](const std::string& name) { return shape of that tensor, or nullptr; });
+///   tensor_names names(config, {.layer = 3}, [&](const std::string& name) { return its shape, or nullptr; });
 ///   names.place_of("experts.5.gate", H, D)  ->  "model.layers.3.mlp.experts.5.gate_proj.weight", [H,D], ...
 ///
-/// Models of one family are published with different prefixes, names and layouts (per expert by the first releases, stacked
-/// by later ones); which one it is, is seen from the names and shapes that exist: the first that fits of block_names.hpp.
-/// Parameters are named as the layer's visit_parameters names them, whatever wrappers there are around the mixture
-/// ("layer."). A block behind the model's own, config.layers or higher, is one that predicts further tokens.
+/// Models of one family are published with different prefixes, names and layouts (per expert by the first releases,
+/// stacked by later ones); which one it is, is seen from the names and shapes that exist: the first that fits of
+/// block_names.hpp. Parameters are named as the layer's visit_parameters names them, whatever wrappers there are
+/// around the mixture ("layer."). A block behind the model's own, config.layers or higher, is one that predicts
+/// further tokens.
 #pragma once
 
 #include <sluice/checkpoint/block_names.hpp>
@@ -69,9 +70,9 @@ inline std::vector<std::string> roots_of(const model_config& config, std::string
 
 class tensor_names {
 public:
-  /// The names that are there: shape_of(name) points to the shape of that tensor, or is nullptr. Where nothing is found, the
-  /// family's usual ones, so that a later search can name what it misses. A prefix that is given stands in front of "layers."
-  /// in place of those that are known.
+  /// The names that are there: shape_of(name) points to the shape of that tensor, or is nullptr. Where nothing is
+  /// found, the family's usual ones, so that a later search can name what it misses. A prefix that is given stands in
+  /// front of "layers." in place of those that are known.
   template <typename ShapeOf>
   tensor_names(const model_config& config, const block_id& block, ShapeOf&& shape_of, std::string_view prefix = {})
       : tensor_names(config, block, prefix) {

@@ -2,10 +2,12 @@
 ///
 ///   rows = norm(x);  y = the bank's on these rows;   dx += norm's backward of the bank's dx
 ///
-///   moe_layer layer{top_k_router<float>{64, 8}, normalized_bank{expert_bank<swiglu<float>>{8, 64, 128}, rms_norm<float>{64}}};
+///   moe_layer layer{top_k_router<float>{64, 8},
+///                   normalized_bank{expert_bank<swiglu<float>>{8, 64, 128}, rms_norm<float>{64}}};
 ///
-/// A token is normalised once, however many experts it has. Banks that gather rows themselves still do. The norms are those
-/// of kernel/row_norm.hpp; a layer whose router is to see normalised tokens too is layer/normalized.hpp. Gemma 4 2026.
+/// A token is normalised once, however many experts it has. Banks that gather rows themselves still do. The norms are
+/// those of kernel/row_norm.hpp; a layer whose router is to see normalised tokens too is layer/normalized.hpp. Gemma 4
+/// 2026.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

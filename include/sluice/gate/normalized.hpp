@@ -2,9 +2,9 @@
 ///
 ///   logits = G(c norm(x)),  c a constant;   dn = c dG/dinput;  dx += norm's backward of dn
 ///
-/// Gemma 4 has rms_norm with a learned gain and c = 1/sqrt(D) in front of a linear gate, while its experts read tokens that
-/// are normalised in their own way (expert/normalized_bank.hpp). The norms are those of kernel/row_norm.hpp. NaN stays in its
-/// row; tokens without a gradient add nothing, whatever they hold. T = 0 is fine.
+/// Gemma 4 has rms_norm with a learned gain and c = 1/sqrt(D) in front of a linear gate, while its experts read tokens
+/// that are normalised in their own way (expert/normalized_bank.hpp). The norms are those of kernel/row_norm.hpp. NaN
+/// stays in its row; tokens without a gradient add nothing, whatever they hold. T = 0 is fine.
 #pragma once
 
 #include <sluice/core/error.hpp>

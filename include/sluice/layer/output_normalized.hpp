@@ -3,8 +3,8 @@
 ///   output_normalized_layer layer{moe_layer{...}, rms_norm<float>{64}};
 ///
 /// Gemma's blocks have one behind every part, Swin-v2's in place of the norm before it. The norms are those of
-/// kernel/row_norm.hpp; padding tokens get norm(0), which is zero for those without a bias; a token with NaN gets NaN and
-/// reaches no gradient. The calls and the memory rules are those of moe_layer (layer/decorator.hpp).
+/// kernel/row_norm.hpp; padding tokens get norm(0), which is zero for those without a bias; a token with NaN gets NaN
+/// and reaches no gradient. The calls and the memory rules are those of moe_layer (layer/decorator.hpp).
 #pragma once
 
 #include <sluice/core/numeric.hpp>

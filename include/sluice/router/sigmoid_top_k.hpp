@@ -4,15 +4,16 @@
 ///   w = s[e] for e in S;  renormalize: w = s[e] / (max(sum of s over S, smallest_sum) + added_to_sum)
 ///   then times `scaling`, and times r[e] with expert_scale
 ///
-/// Scores are options.scores: sigmoid(L), every expert's score on its own; sqrt(softplus(L)); or softmax(L) over the experts.
-/// The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with loads n
-/// counted over the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It is a
-/// state named "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept. The scales r [E] are a
-/// state too ("rule.scale", initially 1): kept and saved, not learned. Gradients, N what renormalising divides by:
-/// ds[j] = scaling r (g[j] - sum over S of (w / scaling r) g) / N, without renormalising, or below smallest_sum, without the
-/// sum;  dl = ds s', with s' = s (1 - s) for the sigmoid, sigmoid(l) / 2s for sqrt(softplus);  experts that were not chosen
-/// get none. For the softmax dl[j] = s[j] (ds[j] - sum over S of s ds), for every expert. With k = 1, renormalised weights
-/// are constant: refused as in top_k_router. Ties, NaN and T = 0 as there.
+/// Scores are options.scores: sigmoid(L), every expert's score on its own; sqrt(softplus(L)); or softmax(L) over the
+/// experts. The bias b only chooses: weights are made of s, and b has no gradient. After each optimiser step, with
+/// loads n counted over the batches since the last one:  b[e] += bias_rate * sign(mean of n - n[e]), sign(0) = 0.  It
+/// is a state named "rule.bias", starts at zero and is saved with the model. Loads are what capacity kept. The scales
+/// r [E] are a state too ("rule.scale", initially 1): kept and saved, not learned. Gradients, N what renormalising
+/// divides by: ds[j] = scaling r (g[j] - sum over S of (w / scaling r) g) / N, without renormalising, or below
+/// smallest_sum, without the sum;  dl = ds s', with s' = s (1 - s) for the sigmoid, sigmoid(l) / 2s for
+/// sqrt(softplus);  experts that were not chosen get none. For the softmax dl[j] = s[j] (ds[j] - sum over S of s ds),
+/// for every expert. With k = 1, renormalised weights are constant: refused as in top_k_router. Ties, NaN and T = 0 as
+/// there.
 ///
 ///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
 ///   DeepSeek-V4   {.top_k = 6, .scaling = 1.5, .scores = expert_scores::sqrt_softplus}
