@@ -38,7 +38,7 @@ function(run result said log)
   execute_process(
     COMMAND ${CMAKE_COMMAND} -E env --unset=CXX PATH=${BINARY}/bin
             ${CMAKE_COMMAND} -DSLUICE_BOOTSTRAP=ON -DCMAKE_GENERATOR=Ninja -DSLUICE_BOOTSTRAP_PREFIXES=${BINARY}/usr
-            -DSLUICE_BUILD_TESTS=ON -DSLUICE_BUILD_EXAMPLES=ON -P ${BOOTSTRAP}
+            -DSLUICE_BUILD_TESTS=ON -DSLUICE_BUILD_EXAMPLES=ON ${options} -P ${BOOTSTRAP}
     RESULT_VARIABLE status OUTPUT_VARIABLE text ERROR_VARIABLE text)
   set(${result} ${status} PARENT_SCOPE)
   set(${said} "${text}" PARENT_SCOPE)
@@ -74,6 +74,13 @@ headers(${libraries} tbb/parallel_for.h)
 file(REMOVE ${BINARY}/usr/include/CLI/CLI.hpp)
 run(result said log)
 expect("root: only what is missing is installed" result EQUAL 0 AND log MATCHES "--no-install-recommends libcli11-dev\n$")
+
+machine(0 apt-get ${tools})
+headers(${libraries} tbb/parallel_for.h)
+set(options -DSLUICE_BUILD_DOCS=ON)
+run(result said log)
+expect("the reference needs Doxygen" result EQUAL 0 AND log MATCHES "--no-install-recommends doxygen\n$")
+set(options "")
 
 machine(1000 apt-get sudo)
 run(result said log)

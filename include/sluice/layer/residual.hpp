@@ -57,9 +57,6 @@ private:
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
     m.outputs.resize(x.rows(), this->outputs());
     inner(x, m.outputs.map());
-    if (y.rows() != x.rows() || y.cols() != x.cols())
-      throw_invalid("the layer maps [T, ", this->inputs(), "] to the same; x is [", x.rows(), ", ", x.cols(),
-                    "] and y [", y.rows(), ", ", y.cols(), "]");
     if constexpr (std::same_as<Memory, tape>) m.counts.resize(x.rows());
     for_rows(x.rows(), x.cols(), context.executor, [&](index_t t) {
       const scalar* const in = x.data() + t * x.outerStride();
