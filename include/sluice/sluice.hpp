@@ -80,6 +80,7 @@
 #include <sluice/router/noisy_top_k.hpp>
 #include <sluice/router/product_key.hpp>
 #include <sluice/router/relu.hpp>
+#include <sluice/router/rule_calls.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
 #include <sluice/router/soft_moe.hpp>
 #include <sluice/router/sparse_mixer.hpp>

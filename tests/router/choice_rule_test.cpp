@@ -76,6 +76,15 @@ struct hash_rule {
   void backward(const choice_row<double>&, const weighed_experts<double>&, double*) const {}
 };
 
+/// Weighs by what the assignment left: half more than the token's number.
+struct weighing_rule : test::balanced_rule<double> {
+  void assign(const choice_batch<double>& batch, choice_table<double>& choices, tape& t) const {
+    test::balanced_rule<double>::assign(batch, choices, t);
+    for (const index_t token : batch.routable) choices.weights(token)[0] = 0.5 + static_cast<double>(token);
+  }
+  void weigh(const choice_row<double>&, std::span<const index_t>, double*) const {}
+};
+
 template <typename Scalar>
 using balanced_router = token_choice_router<linear_gate<Scalar>, test::balanced_rule<Scalar>>;
 using given_balanced = token_choice_router<copy_gate<double>, test::balanced_rule<double>>;
@@ -151,6 +160,13 @@ TEST_CASE("choice_rule: experts can be assigned to all tokens of a group togethe
   CHECK(loads.size() == 30);
   for (index_t e = 0; e < 4; ++e) CHECK(loads.load(e) <= 8);  // ceil(30 / 4)
   CHECK(test::route(router, matrix<double>(0, 4)).plan.size() == 0);
+}
+
+TEST_CASE("choice_rule: an assignment may come with weights", "[router][choice_rule]") {
+  const token_choice_router<copy_gate<double>, weighing_rule> router(copy_gate<double>(4, 4), {});
+  const auto plan = test::route(router, test::fixture_f<double>()).plan;
+  CHECK(experts_of(plan) == std::vector<index_t>{3, 2, 1, 0});
+  for (index_t t = 0; t < 4; ++t) CHECK(plan.weight(plan.of_token(t)[0]) == 0.5 + static_cast<double>(t));
 }
 
 TEST_CASE("choice_rule: an assignment meets neither padding nor NaN, and each group has its own",

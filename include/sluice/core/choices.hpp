@@ -44,8 +44,9 @@ struct choice_table {
     order.clear();
   }
 
-  /// The K experts of a token.
+  /// The K experts of a token, and their weights.
   index_t* ids(index_t token) noexcept { return expert.data() + token * top_k; }
+  Scalar* weights(index_t token) noexcept { return weight.data() + token * top_k; }
 
   /// Serves the pairs order[first...] : each takes the next slot of its expert and is kept if slot < limit(expert).
   template <typename Limit>

@@ -214,6 +214,15 @@ consteval bool explain_gate() {
   return Gate<G>;
 }
 
+template <typename G>
+consteval bool explain_differentiable_gate() {
+  static_assert(explain_gate<G>());
+  static_assert(CanScoreBackward<G>,
+                "sluice: gate needs `void backward(tokens_in<scalar> x, const routing_context<scalar>&, "
+                "tokens_in<scalar> dlogits, tape&, tokens_out<scalar> dx)` to be trained");
+  return DifferentiableGate<G>;
+}
+
 template <typename R>
 consteval bool explain_router() {
   static_assert(HasScalar<R>, "sluice: router needs a floating-point member type `scalar`");

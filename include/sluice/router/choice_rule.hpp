@@ -17,6 +17,7 @@
 ///   assign(batch, choices)             writes the experts of batch.routable into choices.ids(token)
 ///   assign(batch, choices, tape)       the same with memory of its own between calls, if it has a member type `tape`
 ///   assigns(context)                   false: this call goes token by token, so there is a choose as well
+/// An assignment that has weights leaves them in choices.weights(token): weigh finds them where it writes its own.
 ///
 /// All are const but after_step, and all but assign are called for many tokens at once. assign is called once a group.
 /// A row tells all that is known about its token: the context (step, ids, task) too, so that a mask over experts or a

@@ -21,9 +21,9 @@
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/core/token_screen.hpp>
-#include <sluice/kernel/order.hpp>
 #include <sluice/router/choice_rule.hpp>
 #include <sluice/router/noise.hpp>
+#include <sluice/router/rule_calls.hpp>
 #include <sluice/router/weight_application.hpp>
 
 #include <algorithm>
@@ -34,25 +34,27 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-struct no_rule_tape {};
-
-template <typename Rule>
-struct rule_tape_of {
-  using type = no_rule_tape;
+/// For what stands before the sentence that names a missing scalar.
+template <typename Gate>
+struct scalar_of {
+  using type = float;
 };
-template <HasTape Rule>
-struct rule_tape_of<Rule> {
-  using type = typename Rule::tape;
+template <HasScalar Gate>
+struct scalar_of<Gate> {
+  using type = typename Gate::scalar;
 };
-template <typename Rule>
-using rule_tape = typename rule_tape_of<Rule>::type;
+template <typename Gate>
+using scalar_or_float = typename scalar_of<Gate>::type;
 
 }  // namespace detail
 
-template <DifferentiableGate GateType, ChoiceRule<typename GateType::scalar> Rule,
-          typename Noise = no_noise<typename GateType::scalar>,
-          CapacityPolicy<typename GateType::scalar> Capacity = dropless, index_t Experts = dynamic>
+template <typename GateType, typename Rule, typename Noise = no_noise<detail::scalar_or_float<GateType>>,
+          typename Capacity = dropless, index_t Experts = dynamic>
 class token_choice_router {
+  static_assert(explain_differentiable_gate<GateType>());
+  static_assert(explain_choice_rule<Rule, detail::scalar_or_float<GateType>>());
+  static_assert(explain_capacity<Capacity, detail::scalar_or_float<GateType>>());
+
 public:
   using scalar = typename GateType::scalar;
   using plan = sparse_plan<scalar>;
@@ -102,7 +104,7 @@ public:
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
     check_tokens(x, inputs(), context);
     const index_t tokens = x.rows();
-    const index_t k = context.top_k == 0 ? top_k_of(context) : context.top_k;
+    const index_t k = context.top_k == 0 ? detail::top_k_of(rule_, context) : context.top_k;
     check_top_k(k);
     const choice_call<scalar> call{context, tokens, experts(), k};
     if constexpr (requires { rule_.validate_call(call); }) rule_.validate_call(call);
@@ -131,7 +133,7 @@ public:
     for_routed({context, x.rows(), experts(), t.choices.top_k}, t, [&](const choice_row<scalar>& row) {
       scalar* dw = t.dweights.row(row.token);
       std::fill_n(dw, row.k, scalar(0));
-      for (const index_t i : p.of_token(row.token)) dw[p.rank(i)] = weight_gradient(dplan, i);
+      for (const index_t i : p.of_token(row.token)) dw[p.rank(i)] = application_.gradient(dplan, i);
       const auto ids = gather_weighed(t, row.token, dw);
       if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
     });
@@ -173,20 +175,6 @@ private:
     if (k < 1 || k > experts()) throw_invalid("top-k routing needs 1 <= k <= E, not k = ", k, " with E = ", experts());
   }
 
-  index_t top_k_of(const routing_context<scalar>& context) const {
-    if constexpr (requires { rule_.top_k(context); })
-      return rule_.top_k(context);
-    else
-      return rule_.top_k();
-  }
-
-  bool assigns([[maybe_unused]] const routing_context<scalar>& context) const {
-    if constexpr (SaysWhenItAssigns<Rule, scalar>)
-      return rule_.assigns(context);
-    else
-      return CanAssignExperts<Rule, scalar>;
-  }
-
   /// f(row) for every token that is routed, spread over the executor.
   template <typename F>
   void for_routed(const choice_call<scalar>& call, tape& t, F&& f) const {
@@ -208,10 +196,10 @@ private:
     t.ids.resize(call.tokens, call.k);
     t.weights.resize(call.tokens, call.k);
     t.screen.clear_hidden(t.scores);
-    const bool together = assigns(call.context);
+    const bool together = detail::assigns(rule_, call.context);
     for_routed(call, t, [&](const choice_row<scalar>& row) {
       rule_.score(row, t.scores.row(row.token));
-      if (!together) choose_alone(row, t.choices);
+      if (!together) weigh(row, detail::choose(rule_, row, t.choices.ids(row.token)), t.choices);
     });
     if (!together) return;
     for (index_t g = 0; g < call.context.group_count(); ++g) assign(call, call.context.group(g, call.tokens), t);
@@ -221,10 +209,6 @@ private:
     });
   }
 
-  void choose_alone(const choice_row<scalar>& row, choice_table<scalar>& choices) const {
-    if constexpr (CanChooseExperts<Rule, scalar>) weigh(row, rule_.choose(row, choices.ids(row.token)), choices);
-  }
-
   void assign(const choice_call<scalar>& call, token_range group, tape& t) const {
     t.routable.clear();
     for (index_t token = group.begin; token < group.end; ++token)
@@ -232,10 +216,7 @@ private:
     if (t.routable.empty()) return;
     const std::span<const index_t> routable = t.routable.span();
     const choice_batch<scalar> batch{call, group, routable, t.seen.noisy(), t.seen.clean, t.scores};
-    if constexpr (CanAssignWithTape<Rule, scalar>)
-      rule_.assign(batch, t.choices, t.rule);
-    else if constexpr (CanAssignExperts<Rule, scalar>)
-      rule_.assign(batch, t.choices);
+    detail::assign(rule_, batch, t.choices, t.rule);
   }
 
   /// Weighs the first `count` experts of a token, which are its choice.
@@ -243,24 +224,10 @@ private:
     index_t* ids = choices.ids(row.token);
     std::fill(ids + count, ids + row.k, no_expert);
     const index_t first = row.token * row.k;
-    scalar* weights = &choices.weight[first];
+    scalar* weights = choices.weights(row.token);
     if (count > 0) rule_.weigh(row, {ids, static_cast<std::size_t>(count)}, weights);
-    choices.priority[row.token] = priority(row);
-    for (index_t j = 0; j < count; ++j) choices.asked[first + j] = keeps(row, j, weights[j]);
-  }
-
-  scalar priority(const choice_row<scalar>& row) const {
-    if constexpr (requires { rule_.priority(row); })
-      return rule_.priority(row);
-    else
-      return row.scores[kernel::arg_max(row.scores, row.experts)];
-  }
-
-  bool keeps(const choice_row<scalar>& row, index_t rank, scalar weight) const {
-    if constexpr (requires { rule_.keeps(row, rank, weight); })
-      return rule_.keeps(row, rank, weight);
-    else
-      return true;
+    choices.priority[row.token] = detail::priority_of(rule_, row);
+    for (index_t j = 0; j < count; ++j) choices.asked[first + j] = detail::keeps(rule_, row, j, weights[j]);
   }
 
   /// Collects the choices that the rule weighed for a token, all or the kept ones: their experts, which are returned,
@@ -293,10 +260,9 @@ private:
 
   void fill(const tape& t, plan& p) const {
     const choice_table<scalar>& choices = t.choices;
-    const bool on_input = application_.use == weight_use::input;
     p.reset(choices.tokens, experts(), choices.tokens * choices.top_k);
     if constexpr (!std::same_as<Capacity, dropless>) p.reserve_dropped(choices.tokens * choices.top_k);
-    if (application_.use != weight_use::output || application_.input_factor != scalar(1)) p.use_input_scale();
+    if (application_.scales_inputs()) p.use_input_scale();
     index_t token = 0;
     for (const index_t pair : choices.order) {
       // Most policies serve the choices of a token one after another: no division for each.
@@ -304,26 +270,13 @@ private:
       const index_t rank = pair - token * choices.top_k;
       const scalar weight = choices.weight[pair];
       if (choices.kept[pair])
-        p.add(token, choices.expert[pair], on_input ? scalar(1) : weight, rank,
-              application_.input_factor * (on_input ? weight : scalar(1)));
+        p.add(token, choices.expert[pair], application_.on_output(weight), rank, application_.on_input(weight));
       else
         p.add_dropped({token, choices.expert[pair], rank, choices.slot[pair], weight});
     }
     for (index_t i = 0; i < choices.tokens; ++i)
       if (t.screen.is_invalid(i)) p.mark_invalid(i);
     p.finish();
-  }
-
-  scalar weight_gradient(const typename plan::gradient& dplan, index_t i) const {
-    switch (application_.use) {
-      case weight_use::output:
-        return dplan.weight[i];
-      case weight_use::input:
-        return application_.input_factor * dplan.input_scale[i];
-      case weight_use::straight_through:
-        return dplan.weight[i] + application_.input_factor * dplan.input_scale[i];
-    }
-    return 0;
   }
 
   GateType gate_;
