@@ -41,7 +41,7 @@ public:
   }
 
   /// Throws std::invalid_argument unless the last call was a training forward call of this layer with such a plan.
-  void check(const void* layer, index_t rows = 0) const {
+  void validate(const void* layer, index_t rows = 0) const {
     if (layer_ == nullptr)
       throw_invalid("backward needs a training forward call with the same tape just before it: forward(x, y, tape) of this "
                     "layer, that has returned, and nothing else on the tape since");

@@ -101,7 +101,7 @@ public:
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
     requires(TrainableLayer<Layer> && PartsTrain)
   {
-    t.record.check(this);
+    t.record.validate(this);
     detail::check_backward<Derived, scalar>(self(), dy, dx, t.tokens);
     ensure_gradients(self());
     self().around_backward(dy, dx, t, [&](tokens_in<scalar> from, tokens_out<scalar> to) {

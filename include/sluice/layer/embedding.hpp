@@ -93,7 +93,7 @@ public:
   /// Adds the gradient of the table, for the last training forward call of this tape. dx [T,0] is there for the sake of
   /// sequences.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    t.record.check(this);
+    t.record.validate(this);
     detail::check_backward<embedding_layer, Scalar>(*this, dy, dx, t.ids.size());
     Scalar* const gradient = table_.gradient().data();
     constexpr index_t columns_per_task = 64;  // a task has columns of its own, whatever ids repeat

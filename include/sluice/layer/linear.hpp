@@ -71,7 +71,7 @@ public:
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    t.record.check(this);
+    t.record.validate(this);
     detail::check_backward<linear_layer, Scalar>(*this, dy, dx, t.kept.rows());
     const auto gradient = t.kept.of_gradient(dy, t.executor);
     dx.setZero();

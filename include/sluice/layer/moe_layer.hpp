@@ -135,7 +135,7 @@ public:
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
     requires DifferentiableRouter<Router> && DifferentiableBank<Experts>
   {
-    t.record.check(this, t.plan.rows());
+    t.record.validate(this, t.plan.rows());
     detail::check_backward<moe_layer, scalar>(*this, dy, dx, t.x.rows());
     const executor_ref& executor = t.context.executor;
     ensure_gradients(*this);

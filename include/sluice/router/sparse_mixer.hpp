@@ -8,7 +8,7 @@
 ///               or a uniform draw exceeds 3/4, else times 0.3333
 ///
 /// Weights are not normalised over the choice; they sum to at most k. An expert without rivals has weight exactly 1.
-/// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each round. At inference that is the
+/// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each turn. At inference that is the
 /// exact gradient; in training it is GRIN's estimate of the gradient through the choice, in which the factor of the
 /// forward pass does not appear. The draws are those at sparse_mixer_rule::site: for round r of token t, E for the
 /// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts
@@ -58,10 +58,10 @@ public:
       return row.k;
     }
     for (index_t r = 0; r < row.k; ++r) {
-      const rivals round(row, ids_before(ids, r), options_.jitter);
+      const rivals turn(row, ids_before(ids, r), options_.jitter);
       index_t best = no_expert;
       for (index_t e = 0; e < row.experts; ++e) {
-        if (!round.include(e)) continue;
+        if (!turn.include(e)) continue;
         const double draw = row.context.random.gumbel(site, first_draw(row, r) + e);
         row.scratch[e] = row.logits[e] + static_cast<Scalar>(draw);
         if (best == no_expert || order_key(row.scratch[e]) > order_key(row.scratch[best])) best = e;
@@ -73,24 +73,24 @@ public:
 
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
     for (std::size_t r = 0; r < ids.size(); ++r) {
-      const rivals round(row, ids.first(r), options_.jitter);
-      weights[r] = round.exponential(ids[r]) / round.sum_of_exponentials();
+      const rivals turn(row, ids.first(r), options_.jitter);
+      weights[r] = turn.exponential(ids[r]) / turn.sum_of_exponentials();
       const auto factor_draw = [&] {
         return row.context.random.uniform(site, first_draw(row, static_cast<index_t>(r)) + row.experts);
       };
-      if (row.context.training && ids[r] != round.top() && !(factor_draw() > 0.75)) weights[r] *= Scalar(0.3333);
+      if (row.context.training && ids[r] != turn.top() && !(factor_draw() > 0.75)) weights[r] *= Scalar(0.3333);
     }
   }
 
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
     const auto ids = weighed.ids;
     for (std::size_t r = 0; r < ids.size(); ++r) {
-      const rivals round(row, ids.first(r), options_.jitter);
-      const Scalar sum = round.sum_of_exponentials();
-      const Scalar pull = weighed.dweights[r] * round.exponential(ids[r]) / sum;
+      const rivals turn(row, ids.first(r), options_.jitter);
+      const Scalar sum = turn.sum_of_exponentials();
+      const Scalar pull = weighed.dweights[r] * turn.exponential(ids[r]) / sum;
       dlogits[ids[r]] += pull;
       for (index_t e = 0; e < row.experts; ++e)
-        if (round.include(e)) dlogits[e] -= pull * round.exponential(e) / sum;
+        if (turn.include(e)) dlogits[e] -= pull * turn.exponential(e) / sum;
     }
   }
 
