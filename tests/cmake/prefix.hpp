@@ -6,6 +6,10 @@
 #include <catch2/catch.hpp>
 #endif
 
+#if __has_include(<nlohmann/json.hpp>)
+#include <nlohmann/json.hpp>
+#endif
+
 #include <Eigen/Core>
 #include <xsimd/xsimd.hpp>
 
