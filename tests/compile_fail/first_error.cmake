@@ -1,13 +1,20 @@
 # cmake -DCOMPILER=... -DFLAGS=... -DSOURCE=... -DPREFIX=<header> -P first_error.cmake
 cmake_minimum_required(VERSION 3.21)
-file(STRINGS ${SOURCE} expect LIMIT_COUNT 1)
+file(STRINGS ${SOURCE} lines LIMIT_COUNT 2)
+list(POP_FRONT lines expect flags)
 if(NOT expect MATCHES "^// expect: (.+)$")
   message(FATAL_ERROR "${SOURCE} has to begin with '// expect: <regular expression>'")
 endif()
 set(expect "${CMAKE_MATCH_1}")
 
+if(flags MATCHES "^// flags: (.+)$")
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_1}")
+else()
+  set(flags -include ${PREFIX})
+endif()
+
 set(ENV{LC_ALL} C) # the word "error" and plain quotes, whatever the user's language
-execute_process(COMMAND ${COMPILER} ${FLAGS} -include ${PREFIX} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
+execute_process(COMMAND ${COMPILER} ${FLAGS} ${flags} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
 if(result EQUAL 0)
   message(FATAL_ERROR "compiles, and must not: ${SOURCE}")
 endif()

@@ -1,4 +1,4 @@
-// expect: sluice: auxiliary loss needs a router whose tape has `signals` and `dseen`
+// expect: sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>

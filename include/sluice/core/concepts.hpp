@@ -8,8 +8,9 @@
 ///   AuxiliaryLoss  a number and its gradient from what the router saw
 ///   Executor       runs tasks (core/executor.hpp)
 ///
-/// If your type is refused, write static_assert(sluice::explain_router<my_router>()); the first error names what is
-/// missing.
+/// Where one of them is asked for, the first error names what yours is missing; explain_router<my_router>() in a
+/// static_assert asks where the type is written. A part that knows why it cannot be trained says so in a static consteval
+/// explain_training().
 #pragma once
 
 #include <sluice/core/context.hpp>
@@ -47,6 +48,22 @@ concept HasTape = requires { typename T::tape; } && std::default_initializable<t
 
 template <typename T>
 concept HasPlan = requires { typename T::plan; } && std::default_initializable<typename T::plan>;
+
+namespace detail {
+
+template <typename T>
+struct scalar_of_part {
+  using type = float;
+};
+template <HasScalar T>
+struct scalar_of_part<T> {
+  using type = typename T::scalar;
+};
+/// The scalar of a part; of a type that has none some scalar, so that its own absence is what an error speaks of.
+template <typename T>
+using scalar_of = typename scalar_of_part<T>::type;
+
+}  // namespace detail
 
 // ---- gate -----------------------------------------------------------------------------------------------------------
 
@@ -259,6 +276,7 @@ consteval bool explain_expert() {
 template <typename E>
 consteval bool explain_differentiable_expert() {
   static_assert(explain_expert<E>());
+  if constexpr (requires { E::explain_training(); }) static_assert(E::explain_training());
   static_assert(CanApplyBackward<E>,
                 "sluice: expert needs `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> "
                 "saved, tokens_out<scalar> dx)` to be trained");
@@ -276,6 +294,16 @@ consteval bool explain_bank() {
                 "sluice: expert bank needs `void forward(tokens_in<scalar> x, std::span<const index_t> offsets, "
                 "tokens_out<scalar> y, tape&, const executor_ref&) const`");
   return ExpertBank<B>;
+}
+
+template <typename B>
+consteval bool explain_differentiable_bank() {
+  static_assert(explain_bank<B>());
+  if constexpr (requires { B::explain_training(); }) static_assert(B::explain_training());
+  static_assert(CanRunExpertsBackward<B>,
+                "sluice: expert bank needs `void backward(tokens_in<scalar> x, std::span<const index_t> offsets, "
+                "tokens_in<scalar> dy, tokens_out<scalar> dx, tape&, const executor_ref&)` to be trained");
+  return DifferentiableBank<B>;
 }
 
 template <typename L, typename R>

@@ -12,6 +12,13 @@
 /// its instruction sets, build the sources as variants: core/variant.hpp.
 #pragma once
 
+#if __cplusplus < 202002L && (!defined(_MSVC_LANG) || _MSVC_LANG < 202002L)
+#error sluice needs C++20: compile with -std=c++20 or newer, in CMake target_compile_features(... cxx_std_20)
+// A file that is not there ends the compilation: thousands of errors would follow.
+#define SLUICE_NEEDS_CPP20 <sluice/needs_cpp20>
+#include SLUICE_NEEDS_CPP20
+#endif
+
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define SLUICE_ISA_BASE avx512vnni
 #elif defined(__AVX512BW__) && defined(__AVX512DQ__)

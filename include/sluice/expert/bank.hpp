@@ -59,8 +59,10 @@ struct memory_of<Expert> {
 
 }  // namespace detail
 
-template <ExpertFunctor Expert>
+template <typename Expert>
 class expert_bank {
+  static_assert(explain_expert<Expert>());
+
 public:
   using scalar = typename Expert::scalar;
   using expert_type = Expert;
@@ -169,6 +171,8 @@ public:
     return expert_bank<typename decltype(converted)::value_type>(std::move(converted));
   }
 
+  static consteval bool explain_training() { return explain_differentiable_expert<Expert>(); }
+
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Expert>)
@@ -239,7 +243,7 @@ private:
 };
 
 /// expert_bank bank(8, expert): eight copies of an expert.
-template <ExpertFunctor Expert>
+template <typename Expert>
 expert_bank(index_t, Expert) -> expert_bank<Expert>;
 
 }  // namespace sluice::inline SLUICE_ISA

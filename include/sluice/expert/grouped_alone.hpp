@@ -27,6 +27,13 @@ class grouped_expert {
 public:
   index_t saved_columns() const noexcept { return 0; }
 
+  static consteval bool explain_training() {
+    static_assert(detail::is_trainable_storage<Storage>,
+                  "sluice: weights in this storage, such as bfloat16_storage, are only read: train with full_precision and "
+                  "convert afterwards with stored_as<Storage>()");
+    return true;
+  }
+
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tokens_out<Scalar>) const {
     detail::grouped_memory<Expert> memory;
     memory.keep = false;

@@ -14,9 +14,12 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <ExpertBank First, ExpertBank... Rest>
-  requires(std::same_as<typename First::scalar, typename Rest::scalar>&&...)
+template <typename First, typename... Rest>
 class expert_union {
+  static_assert(explain_bank<First>() && (explain_bank<Rest>() && ...));
+  static_assert((std::same_as<detail::scalar_of<First>, detail::scalar_of<Rest>> && ...),
+                "sluice: banks of one expert_union need the same scalar");
+
 public:
   using scalar = typename First::scalar;
   struct tape {
@@ -62,8 +65,9 @@ public:
   }
 
   void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
-                tape& t,
-                const executor_ref& executor) requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...)) {
+                tape& t, const executor_ref& executor)
+    requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...))
+  {
     index_t first = 0;
     each_index([&](auto i) {
       auto& bank = std::get<i>(banks_);
@@ -75,8 +79,13 @@ public:
   /// The same banks, those of linear maps with their weights rounded to another storage.
   template <typename Storage>
   auto stored_as() const {
-    return std::apply([](const auto&... bank) { return expert_union(detail::stored_as_or_copied<Storage>(bank)...); },
+    const auto converted = [](auto... bank) { return expert_union<decltype(bank)...>(std::move(bank)...); };
+    return std::apply([&](const auto&... bank) { return converted(detail::stored_as_or_copied<Storage>(bank)...); },
                       banks_);
+  }
+
+  static consteval bool explain_training() {
+    return explain_differentiable_bank<First>() && (explain_differentiable_bank<Rest>() && ...);
   }
 
   template <typename Self, typename Visitor>

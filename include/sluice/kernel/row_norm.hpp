@@ -34,6 +34,16 @@ concept RowNorm = requires(N& norm, tokens_in<typename N::scalar> x, tokens_out<
   norm.backward(x, x, tape, y, executor, first);
 };
 
+/// static_assert(explain_row_norm<my_norm>()): the first error says what is asked for.
+template <typename N>
+consteval bool explain_row_norm() {
+  static_assert(RowNorm<N>,
+                "sluice: norm needs types `scalar` and `tape`, `void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape&, "
+                "const executor_ref&) const` and `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tape&, "
+                "tokens_out<scalar> dx, const executor_ref&, index_t first)`");
+  return RowNorm<N>;
+}
+
 namespace detail {
 
 inline constexpr index_t norm_row_block = 32;

@@ -24,6 +24,7 @@
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
 #include <sluice/layer/call_checks.hpp>
+#include <sluice/layer/mixture_layer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -32,9 +33,12 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <RouterPolicy Router, ExpertBank Experts, AuxiliaryLoss<Router>... Losses>
+template <typename Router, typename Experts, typename... Losses>
 class moe_layer {
-  static_assert(std::same_as<typename Router::scalar, typename Experts::scalar>,
+  static_assert(explain_router<Router>());
+  static_assert(explain_bank<Experts>());
+  static_assert((explain_loss<Losses, Router>() && ...));
+  static_assert(std::same_as<detail::scalar_of<Router>, detail::scalar_of<Experts>>,
                 "sluice: router and experts of one layer need the same scalar");
 
 public:
@@ -162,6 +166,16 @@ public:
       dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
     }
     router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
+  }
+  detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
+    requires(!(DifferentiableRouter<Router> && DifferentiableBank<Experts>))
+  {
+    static_assert(explain_training());
+    return {};
+  }
+  /// What is in the way of training: the first error says it.
+  static consteval bool explain_training() {
+    return explain_differentiable_router<Router>() && explain_differentiable_bank<Experts>();
   }
 
   /// Updates what is learned without gradients (selection biases, controllers, live experts), once per optimiser step,

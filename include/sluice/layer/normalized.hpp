@@ -32,13 +32,14 @@ struct normalized_tape : normalized_workspace<Norm> {
 
 }  // namespace detail
 
-template <typename Layer, RowNorm Norm>
+template <typename Layer, typename Norm>
 class normalized_layer
     : public layer_decorator<normalized_layer<Layer, Norm>, Layer, detail::normalized_workspace<Norm>,
                              detail::normalized_tape<Norm>> {
   using base =
       layer_decorator<normalized_layer, Layer, detail::normalized_workspace<Norm>, detail::normalized_tape<Norm>>;
   friend base;
+  static_assert(explain_row_norm<Norm>());
   static_assert(std::same_as<typename base::scalar, typename Norm::scalar>,
                 "sluice: layer and norm need the same scalar");
 

@@ -63,7 +63,8 @@ class shared_expert_layer
   using base = layer_decorator<shared_expert_layer, Layer, detail::shared_workspace<Expert>, detail::shared_tape<Expert>,
                                DifferentiableExpert<Expert>>;
   friend base;
-  static_assert(std::same_as<typename base::scalar, typename Expert::scalar>,
+  static_assert(explain_expert<Expert>());
+  static_assert(std::same_as<typename base::scalar, detail::scalar_of<Expert>>,
                 "sluice: layer and shared expert need the same scalar");
 
 public:

@@ -32,28 +32,12 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-namespace detail {
-
-/// For what stands before the sentence that names a missing scalar.
-template <typename Gate>
-struct scalar_of {
-  using type = float;
-};
-template <HasScalar Gate>
-struct scalar_of<Gate> {
-  using type = typename Gate::scalar;
-};
-template <typename Gate>
-using scalar_or_float = typename scalar_of<Gate>::type;
-
-}  // namespace detail
-
-template <typename GateType, typename Rule, typename Noise = no_noise<detail::scalar_or_float<GateType>>,
+template <typename GateType, typename Rule, typename Noise = no_noise<detail::scalar_of<GateType>>,
           typename Capacity = dropless, index_t Experts = dynamic>
 class token_choice_router {
   static_assert(explain_differentiable_gate<GateType>());
-  static_assert(explain_choice_rule<Rule, detail::scalar_or_float<GateType>>());
-  static_assert(explain_capacity<Capacity, detail::scalar_or_float<GateType>>());
+  static_assert(explain_choice_rule<Rule, detail::scalar_of<GateType>>());
+  static_assert(explain_capacity<Capacity, detail::scalar_of<GateType>>());
 
 public:
   using scalar = typename GateType::scalar;

@@ -1,0 +1,13 @@
+// expect: sluice: the numbers of a row of this matrix are not adjacent
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/top_k.hpp>
+
+using namespace sluice;
+
+void use(const Eigen::MatrixXf& x, matrix<float>& y) {
+  moe_layer layer{top_k_router<float>{4, 2, {.top_k = 1}}, expert_bank<swiglu<float>>{2, 4, 3}};
+  decltype(layer)::workspace memory;
+  layer.forward(x.row(0), y, memory);
+}
