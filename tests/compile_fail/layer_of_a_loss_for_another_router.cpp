@@ -1,4 +1,4 @@
-// expect: sluice: auxiliary loss needs `scalar operator\(\)\(const signals&
+// expect: sluice: auxiliary loss needs `scalar operator\(\)\(const seen&
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>

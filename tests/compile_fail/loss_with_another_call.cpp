@@ -1,4 +1,4 @@
-// expect: sluice: auxiliary loss needs `scalar operator\(\)\(const signals&, const plan&, const routing_context<scalar>&, gradients&\) const` for the signals of this router
+// expect: sluice: auxiliary loss needs `scalar operator\(\)\(const seen&, const plan&, const routing_context<scalar>&, dseen&\) const` for the `seen` and `dseen` of this router.s tape
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>

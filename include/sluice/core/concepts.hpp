@@ -312,8 +312,8 @@ consteval bool explain_loss() {
   static_assert(requires(typename R::tape& tape) { tape.seen, tape.dseen; },
                 "sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`");
   static_assert(AuxiliaryLoss<L, R>,
-                "sluice: auxiliary loss needs `scalar operator()(const signals&, const plan&, const "
-                "routing_context<scalar>&, gradients&) const` for the seen of this router");
+                "sluice: auxiliary loss needs `scalar operator()(const seen&, const plan&, const "
+                "routing_context<scalar>&, dseen&) const` for the `seen` and `dseen` of this router's tape");
   return AuxiliaryLoss<L, R>;
 }
 

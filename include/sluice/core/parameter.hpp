@@ -144,8 +144,8 @@ public:
   void fill(F&& f) {
     layout_.for_each_place([&](index_t i, index_t place) { values_[place] = to_element<Element>(f(i)); });
   }
-  /// Copies a matrix of the same shape. Throws std::invalid_argument for another shape.
-  void assign(tokens_in<Scalar> values) {
+  /// Copies a matrix of the same shape, in any storage order. Throws std::invalid_argument for another shape.
+  void assign(const detail::input_ref<Scalar>& values) {
     if (values.rows() != rows() || values.cols() != cols())
       throw_invalid("a parameter [", rows(), ", ", cols(), "] cannot take [", values.rows(), ", ", values.cols(), "]");
     fill([&](index_t i) { return values(i / cols(), i % cols()); });

@@ -62,7 +62,9 @@ inline constexpr bool is_writable = (M::Flags & Eigen::LvalueBit) != 0;
 template <typename M>
 inline constexpr bool owns_numbers = std::is_base_of_v<Eigen::PlainObjectBase<M>, M>;
 template <typename M>
-inline constexpr bool has_rows = (bool(M::IsRowMajor) || bool(M::IsVectorAtCompileTime)) && M::InnerStrideAtCompileTime == 1;
+inline constexpr bool has_order = bool(M::IsRowMajor) || bool(M::IsVectorAtCompileTime);
+template <typename M>
+inline constexpr bool has_rows = has_order<M> && M::InnerStrideAtCompileTime == 1;
 
 /// An expression has no memory to view and is evaluated into some; what has memory must not be copied in silence.
 template <typename M, typename Scalar>
@@ -73,9 +75,10 @@ concept WritableRows = std::is_same_v<typename M::Scalar, Scalar> && has_memory<
 template <typename M, typename Scalar>
 consteval bool explain_rows() {
   constexpr bool same_scalar = std::is_same_v<typename M::Scalar, Scalar>;
-  constexpr bool holds_rows = !has_memory<M> || bool(M::IsRowMajor) || bool(M::IsVectorAtCompileTime);
+  constexpr bool holds_rows = !has_memory<M> || has_order<M>;
   static_assert(same_scalar,
-                "sluice: this matrix has another scalar than what it is given to: a layer of float takes matrices of float");
+                "sluice: this matrix has another scalar than what it is given to: a layer of float takes matrices of "
+                "float");
   static_assert(!same_scalar || holds_rows,
                 "sluice: this matrix is column-major, or transposed; tokens are rows: use sluice::matrix<scalar>, or "
                 "Eigen::RowMajor in the matrix's own type");
@@ -91,8 +94,8 @@ consteval bool explain_output() {
   static_assert(!ReadableRows<M, Scalar> || is_place,
                 "sluice: this output cannot be written to: it is const, or an expression without memory of its own");
   static_assert(!ReadableRows<M, Scalar> || !is_place || !owns_numbers<M>,
-                "sluice: this output is const, or a temporary matrix that is gone when the call returns: give a matrix of "
-                "yours");
+                "sluice: this output is const, or a temporary matrix that is gone when the call returns: give a matrix "
+                "of yours");
   return true;
 }
 

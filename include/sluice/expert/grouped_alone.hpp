@@ -29,8 +29,8 @@ public:
 
   static consteval bool explain_training() {
     static_assert(detail::is_trainable_storage<Storage>,
-                  "sluice: weights in this storage, such as bfloat16_storage, are only read: train with full_precision and "
-                  "convert afterwards with stored_as<Storage>()");
+                  "sluice: weights in this storage, such as bfloat16_storage, are only read: train with full_precision "
+                  "and convert afterwards with stored_as<Storage>()");
     return true;
   }
 

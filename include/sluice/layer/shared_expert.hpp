@@ -7,7 +7,7 @@
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}};
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}, gated};
 ///
-/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is workspace.layer.
+/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner workspace is workspace.layer.
 /// Padding tokens pass neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a
 /// workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread count. Dai et al.
 /// 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
@@ -60,8 +60,8 @@ template <typename Layer, typename Expert, bool Gated = false>
 class shared_expert_layer
     : public layer_decorator<shared_expert_layer<Layer, Expert, Gated>, Layer, detail::shared_workspace<Expert>,
                              detail::shared_tape<Expert>, DifferentiableExpert<Expert>> {
-  using base = layer_decorator<shared_expert_layer, Layer, detail::shared_workspace<Expert>, detail::shared_tape<Expert>,
-                               DifferentiableExpert<Expert>>;
+  using base = layer_decorator<shared_expert_layer, Layer, detail::shared_workspace<Expert>,
+                               detail::shared_tape<Expert>, DifferentiableExpert<Expert>>;
   friend base;
   static_assert(explain_expert<Expert>());
   static_assert(std::same_as<typename base::scalar, detail::scalar_of<Expert>>,

@@ -40,7 +40,7 @@ class token_choice_router {
   static_assert(explain_capacity<Capacity, detail::scalar_of<GateType>>());
 
 public:
-  using scalar = typename GateType::scalar;
+  using scalar = detail::scalar_of<GateType>;
   using plan = sparse_plan<scalar>;
   static constexpr bool causal = is_causal<GateType> && is_causal_rule<Rule, scalar> && Capacity::causal;
   static constexpr bool exact_gradient = has_exact_gradient<GateType> && has_exact_gradient<Rule>;
