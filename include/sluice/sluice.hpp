@@ -14,6 +14,7 @@
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/activation.hpp>
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/constant.hpp>
 #include <sluice/expert/ffn.hpp>

@@ -8,8 +8,8 @@
 ///   AuxiliaryLoss  a number and its gradient from what the router saw
 ///   Executor       runs tasks (core/executor.hpp)
 ///
-/// Where one of them is asked for, the first error names what yours is missing; explain_router<my_router>() in a
-/// static_assert asks where the type is written. A part that knows why it cannot be trained says so in a static consteval
+/// Where one of them is asked for, the first error names what yours is missing; static_assert(explain_router<my_router>())
+/// asks where the type is written. A part that knows why it cannot be trained says so in a static consteval function
 /// explain_training().
 #pragma once
 

@@ -38,9 +38,9 @@ concept RowNorm = requires(N& norm, tokens_in<typename N::scalar> x, tokens_out<
 template <typename N>
 consteval bool explain_row_norm() {
   static_assert(RowNorm<N>,
-                "sluice: norm needs types `scalar` and `tape`, `void forward(tokens_in<scalar> x, tokens_out<scalar> y, "
-                "tape&, const executor_ref&) const` and `void backward(tokens_in<scalar> x, tokens_in<scalar> dy, "
-                "tape&, tokens_out<scalar> dx, const executor_ref&, index_t first)`");
+                "sluice: norm needs types `scalar` and `tape`, `void forward(tokens_in<scalar> x, "
+                "tokens_out<scalar> y, tape&, const executor_ref&) const` and `void backward(tokens_in<scalar> x, "
+                "tokens_in<scalar> dy, tape&, tokens_out<scalar> dx, const executor_ref&, index_t first)`");
   return RowNorm<N>;
 }
 
