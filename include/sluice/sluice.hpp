@@ -90,6 +90,10 @@
 #include <sluice/router/top_k.hpp>
 #include <sluice/router/weight_application.hpp>
 #include <sluice/train/adamw.hpp>
+#include <sluice/train/check_capacity.hpp>
+#include <sluice/train/check_gate.hpp>
+#include <sluice/train/check_layer.hpp>
+#include <sluice/train/check_loss.hpp>
 #include <sluice/train/clip.hpp>
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/cross_entropy.hpp>

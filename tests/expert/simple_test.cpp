@@ -6,6 +6,7 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/conformance.hpp>
+#include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"
 
@@ -55,6 +56,7 @@ TEST_CASE("make_expert: without backward a layer infers, and has no backward to 
   STATIC_REQUIRE(TrainableLayer<moe_layer<top_k_router<float>, expert_bank<identity_expert<float>>>>);
   const matrix<float> x = test::random_matrix<float>(6, 4, 1);
   matrix<float> y(6, 4);
+  initialize(layer, 1);
   decltype(layer)::workspace workspace;
   layer.forward(x, y, workspace);
   CHECK(test::largest_difference(y, matrix<float>(3 * x)) <= test::bound<float>(2, 12));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/train/check_gate.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -53,47 +54,12 @@ gradient_report check_gate(G& gate, matrix<double> x, std::uint64_t seed, const 
   return check_gradients(gate, more, [&] { return (score(gate, x, context).array() * dlogits.array()).sum(); });
 }
 
-/// Equal bits of logits, dx and gradients for every executor; NaN in token 3 reaches no other; T = 0 works.
+/// What every gate promises (train/check_gate.hpp).
 template <typename G>
-void check_gate_promises(G& gate, std::uint64_t seed) {
-  using scalar = typename G::scalar;
-  const index_t tokens = 77;
-  const matrix<scalar> x = random_matrix<scalar>(tokens, gate.inputs(), seed);
-  const matrix<scalar> dlogits = random_matrix<scalar>(tokens, gate.experts(), seed + 1);
-  auto context = training_context<scalar>(seed);
-  const auto gradients = [&] {
-    std::vector<scalar> all;
-    for_each_parameter(gate, [&](const std::string&, parameter<scalar>& p) {
-      all.insert(all.end(), p.gradient().begin(), p.gradient().end());
-    });
-    return all;
-  };
-  typename G::tape tape;
-  const matrix<scalar> logits = score(gate, x, context);
-  const matrix<scalar> dx = pull_back(gate, x, dlogits, context, tape);
-  const auto expected = gradients();
-  for (const int threads : {1, 2, 3, 8}) {
-    CAPTURE(threads);
-    shuffled_threads pool(threads);
-    context.executor = pool;
-    CHECK(same_bits(score(gate, x, context), logits));
-    CHECK(same_bits(pull_back(gate, x, dlogits, context, tape), dx));
-    const auto found = gradients();
-    CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(scalar)) == 0);
-    context.executor = {};
-  }
-
-  matrix<scalar> broken = x;
-  broken(3, 0) = quiet_nan<scalar>();
-  matrix<scalar> found = score(gate, broken, context);
-  for (index_t e = 0; e < gate.experts(); ++e) CHECK(is_nan(found(3, e)));
-  found.row(3) = logits.row(3);
-  CHECK(same_bits(found, logits));
-
-  const matrix<scalar> none(0, gate.inputs());
-  CHECK(score(gate, none, context).rows() == 0);
-  CHECK(pull_back(gate, none, matrix<scalar>(0, gate.experts()), context, tape).rows() == 0);
-  for (const scalar g : gradients()) CHECK(g == 0);
+void check_gate_promises(const G& gate, std::uint64_t seed) {
+  const auto report = sluice::check_gate(gate, {.seed = seed, .gradient_tokens = 3, .gradients = {.most_entries = 60}});
+  INFO(report.describe());
+  CHECK(report.passed());
 }
 
 }  // namespace sluice::test

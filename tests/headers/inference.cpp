@@ -6,8 +6,9 @@
 #include <sluice/router/top_k.hpp>
 
 int main() {
-  const sluice::moe_layer layer{sluice::top_k_router<float>{16, 4, {.top_k = 2}},
-                                sluice::expert_bank<sluice::swiglu<float>>{4, 16, 32}};
+  sluice::moe_layer layer{sluice::top_k_router<float>{16, 4, {.top_k = 2}},
+                          sluice::expert_bank<sluice::swiglu<float>>{4, 16, 32}};
+  sluice::for_each_parameter(layer, [](const std::string&, auto& p) { p.fill([](auto) { return 0.0f; }); });
   const sluice::matrix<float> x = sluice::matrix<float>::Ones(5, 16);
   sluice::matrix<float> y(5, 16);
   decltype(layer)::workspace workspace;

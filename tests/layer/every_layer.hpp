@@ -43,6 +43,7 @@ struct named_layer {
   std::string name;
   std::unique_ptr<any_layer> layer;
 };
-std::vector<named_layer> every_layer();
+/// Otherwise nobody has set a parameter.
+std::vector<named_layer> every_layer(bool initialized = true);
 
 }  // namespace sluice::test

@@ -128,10 +128,10 @@ auto unlike_widths() {
 
 }  // namespace
 
-std::vector<test::named_layer> test::every_layer() {
+std::vector<test::named_layer> test::every_layer(bool initialized) {
   std::vector<named_layer> all;
   const auto add = [&](const char* name, auto layer) {
-    initialize(layer, 3);
+    if (initialized) initialize(layer, 3);
     all.push_back({name, std::make_unique<some_layer<decltype(layer)>>(std::move(layer))});
   };
   const top_k_router<float> top_2{width, experts, {.top_k = 2}};
@@ -294,6 +294,50 @@ TEST_CASE("every layer: backward needs a training forward call just before it", 
     layer->train(m.x.topRows(0), m.y.topRows(0), in_training());
     CHECK_NOTHROW(layer->backward(m.dy.topRows(0), m.dx.topRows(0)));
   }
+}
+
+TEST_CASE("every layer: one that nobody initialised throws, with the name of a parameter", "[layer][initialized]") {
+  const auto unset = Catch::Matchers::Contains("nobody has set the parameter");
+  for (const auto& [name, layer] : every_layer(false)) {
+    CAPTURE(name);
+    step_matrices m;
+    CHECK_THROWS_WITH(layer->infer(m.x, m.y), unset);
+    CHECK_THROWS_WITH(layer->train(m.x, m.y, in_training()), unset);
+    CHECK_THROWS_WITH(layer->backward(m.dy, m.dx), Catch::Matchers::Contains("backward needs a training forward call"));
+  }
+}
+
+TEST_CASE("moe_layer: parameters set in any way count as initialised", "[layer][initialized]") {
+  const auto fresh = [] {
+    return moe_layer{top_k_router<float>{width, 2}, expert_bank<ffn<float>>{2, width, 3, {.bias = true}}};
+  };
+  using layer_type = decltype(fresh());
+  const auto runs = [](const layer_type& layer) {
+    step_matrices m;
+    layer_type::workspace workspace;
+    layer.forward(m.x, m.y, workspace);
+    return true;
+  };
+  layer_type layer = fresh();
+  const auto set_experts = [&] {
+    layer.bank().expert(0).up().fill([](index_t) { return 1.0f; });
+    layer.bank().expert(0).down().assign(matrix<float>::Zero(width, 3));  // zeros on purpose are values
+    layer.bank().expert(1).up().data()[0] = 1;
+    layer.bank().expert(1).down().value()[0] = 1;
+  };
+  set_experts();
+  CHECK_THROWS_WITH(runs(layer), Catch::Matchers::Contains("\"router.gate.weight\""));
+  layer.router().gate().weight().map().setZero();
+  CHECK(runs(layer));  // biases start at zero and need nothing
+
+  const layer_type copy = layer;
+  CHECK(runs(copy));
+  layer.bank() = expert_bank<ffn<float>>{2, width, 3, {.bias = true}};
+  CHECK_THROWS_WITH(runs(layer), Catch::Matchers::Contains("\"experts.0.up\""));
+  CHECK_THROWS_WITH(layer.stored_as<bfloat16_storage>(), Catch::Matchers::Contains("nobody has set"));
+  layer = copy;
+  CHECK(runs(layer));
+  CHECK_NOTHROW(layer.stored_as<bfloat16_storage>());
 }
 
 TEST_CASE("moe_layer: a plan that was exchanged after forward is no plan to go back by", "[layer][tape]") {

@@ -376,7 +376,8 @@ TEST_CASE("moe_layer: a router's plan of another size is refused, not run", "[la
       p.finish();
     }
   };
-  const moe_layer layer{short_router{}, expert_bank<ffn<float>>{1, 2, 3}};
+  moe_layer layer{short_router{}, expert_bank<ffn<float>>{1, 2, 3}};
+  initialize(layer, 1);
   const matrix<float> x = matrix<float>::Zero(5, 2);
   matrix<float> y(5, 2);
   std::remove_const_t<decltype(layer)>::workspace workspace;

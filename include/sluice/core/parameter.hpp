@@ -76,6 +76,7 @@ public:
     }
     layout_ = {rank_ == 0 ? 1 : shape_[0], cols, panels};
     values_.assign(layout_.stored_size(), Element{});
+    has_values_ = size() == 0 || initial.distribution == initial_values::kind::constant;
     if (initial.distribution == initial_values::kind::constant && initial.scale != 0)
       fill([&](index_t) { return static_cast<Scalar>(initial.scale); });
   }
@@ -103,9 +104,16 @@ public:
   /// A frozen parameter is left alone by optimisers; its gradient is still computed.
   void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
 
-  std::span<Element> value() noexcept { return values_.span(); }
+  /// Whether it holds what it was meant to: its constant initial value, or what somebody wrote. Asking for a way to write
+  /// counts as writing.
+  bool has_values() const noexcept { return has_values_; }
+
+  std::span<Element> value() noexcept { return {data(), static_cast<std::size_t>(values_.size())}; }
   std::span<const Element> value() const noexcept { return values_.span(); }
-  Element* data() noexcept { return values_.data(); }
+  Element* data() noexcept {
+    if (!has_values_) has_values_ = true;  // several threads may ask at once, and then find it set
+    return values_.data();
+  }
   const Element* data() const noexcept { return values_.data(); }
 
   bool has_gradient() const noexcept { return gradient_.size() == values_.size(); }
@@ -125,7 +133,7 @@ public:
   /// Views of a row-major array.
   matrix_map<Element> map() noexcept {
     assert(layout_.is_row_major());
-    return {values_.data(), rows(), cols()};
+    return {data(), rows(), cols()};
   }
   const_matrix_map<Element> map() const noexcept {
     assert(layout_.is_row_major());
@@ -142,6 +150,7 @@ public:
   /// Sets element i of the row-major order to f(i).
   template <typename F>
   void fill(F&& f) {
+    has_values_ = true;
     layout_.for_each_place([&](index_t i, index_t place) { values_[place] = to_element<Element>(f(i)); });
   }
   /// Copies a matrix of the same shape, in any storage order. Throws std::invalid_argument for another shape.
@@ -165,6 +174,7 @@ private:
   std::size_t rank_ = 0;
   parameter_role role_ = parameter_role::weight;
   bool frozen_ = false;
+  bool has_values_ = true;
   initial_values initial_;
   matrix_layout layout_;
   buffer<Element> values_;
@@ -233,6 +243,21 @@ void ensure_gradients(Object& object) {
 template <typename Object>
 void zero_gradients(Object& object) {
   detail::for_each_unnamed_parameter(object, [](auto& p) { p.zero_gradient(); });
+}
+
+/// Throws std::invalid_argument, with its name, for a parameter of random initial values that nobody wrote: it holds zeros,
+/// which route by ties and learn nothing. The name begins with `prefix`.
+template <typename Object>
+void check_initialized(const Object& object, const char* prefix = "") {
+  bool all = true;
+  detail::for_each_unnamed_parameter(object, [&](const auto& p) { all = all && p.has_values(); });
+  if (all) return;
+  const auto check_one = [](const std::string& name, const auto& p) {
+    if (!p.has_values())
+      throw_invalid("nobody has set the parameter \"", name,
+                    "\": call initialize(layer, seed), load a file, or write its values");
+  };
+  for_each_parameter(object, check_one, prefix);
 }
 
 /// Number of learned numbers in an object.

@@ -39,9 +39,10 @@ public:
   /// Panel p of the gradient. The gradient must exist (ensure_gradients).
   scalar* gradient_panel(index_t p) noexcept { return weight_.gradient().data() + p * weight_.layout().panel_size(); }
 
-  /// The same map with its weights rounded to another storage.
+  /// The same map with its weights rounded to another storage. Throws std::invalid_argument if nobody has set them.
   template <WeightStorage Other>
   linear_map<Other> stored_as() const {
+    check_initialized(weight_, "weight");
     linear_map<Other> other(outputs(), inputs());
     other.weight().fill([&](index_t i) {
       return static_cast<typename Other::scalar>(

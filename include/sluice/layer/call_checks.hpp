@@ -1,6 +1,7 @@
 /// What a layer makes sure of before it runs: that its tape is the right one, and that outputs do not lie in inputs.
 ///
 ///   forward_record   in every workspace and tape: which layer ran a training forward call on it last, if it still holds that call
+///                    and for which layer it has seen that all parameters have values
 ///   check_forward    shapes; y may be x itself, row for row: forward then works in place; any other overlap is refused
 ///   check_backward   shapes; dx may share nothing with dy
 ///
@@ -9,6 +10,7 @@
 
 #include <sluice/core/context.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/parameter.hpp>
 #include <sluice/core/types.hpp>
 
 #include <cstdint>
@@ -52,8 +54,17 @@ public:
                     " now: backward needs the plan as forward left it");
   }
 
+  /// Throws std::invalid_argument if nobody has initialised a parameter of the layer. Looks at each layer once.
+  template <typename Layer>
+  void check_values(const Layer& layer) {
+    if (initialized_ == &layer) return;
+    check_initialized(layer);
+    initialized_ = &layer;
+  }
+
 private:
   const void* layer_ = nullptr;
+  const void* initialized_ = nullptr;
   index_t rows_ = 0;
 };
 

@@ -132,6 +132,7 @@ private:
   }
 
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
+    check_initialized(*this);
     detail::check_forward<embedding_layer, Scalar>(*this, x, y, context);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;

@@ -102,6 +102,7 @@ public:
 
 private:
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
+    check_initialized(*this);
     detail::check_forward<linear_layer, Scalar>(*this, x, y, context);
     if (x.data() == y.data() && x.rows() > 0)
       throw_invalid("y is x: a linear layer reads a row to its end and cannot write over it");

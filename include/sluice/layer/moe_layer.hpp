@@ -17,6 +17,8 @@
 /// backward may be called again, for another loss on the same y: each call writes the dx of its own dy and adds the
 /// gradients, those of the auxiliary losses each time. It needs the last call on its tape to be a training forward call of
 /// this very layer object, with the same parameters; otherwise it throws std::invalid_argument.
+/// A layer whose parameters nobody has set throws in the first call of a workspace or tape: initialize() it, load it or
+/// write its weights. Biases, states and whatever else starts at a constant are set from the beginning.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -95,6 +97,7 @@ public:
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
     detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    ws.record.check_values(*this);
     ws.record.forget();
     router_.route(x, context, ws.plan, ws.router);
     apply(x, y, ws, context, false);
@@ -110,6 +113,7 @@ public:
   /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
     detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    t.record.check_values(*this);
     t.record.forget();
     t.context = context;
     t.x.resize(x.rows(), x.cols());
@@ -131,6 +135,7 @@ public:
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
     detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    ws.record.check_values(*this);
     ws.record.forget();
     apply(x, y, ws, context, false);
   }

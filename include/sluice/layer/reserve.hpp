@@ -27,6 +27,7 @@ namespace detail {
 template <typename Memory, typename F>
 void for_each_memory(Memory& memory, F&& f) {
   f(memory);
+  if constexpr (requires { memory.other; }) for_each_memory(memory.other, f);
   if constexpr (requires { memory.layer; })
     for_each_memory(memory.layer, f);
   else if constexpr (requires { memory.layers; })

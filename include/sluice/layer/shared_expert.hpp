@@ -119,6 +119,8 @@ private:
 
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
+    check_initialized(shared(), "shared");
+    if constexpr (Gated) check_initialized(gate_, "shared_gate");
     // Before the inner layer runs, which may write over x.
     shared_rows& rows = m.shared;
     shared_.prepare(rows.expert, x.rows(), std::same_as<Memory, tape>);
