@@ -26,7 +26,7 @@ namespace {
 
 using expert = sluice::swiglu<float>;
 
-sluice::routing_context<float> context_with(sluice::thread_pool& pool, const session& s) {
+sluice::routing_context<float> context_with(sluice::thread_pool& pool) {
   sluice::routing_context<float> context;
   context.executor = pool;
   return context;
@@ -38,7 +38,7 @@ void time_router(session& s, const std::string& name, Router router) {
   if (!s.wants(title)) return;
   sluice::initialize(router, /*seed=*/5);
   sluice::thread_pool pool(s.asked.threads);
-  const auto context = context_with(pool, s);
+  const auto context = context_with(pool);
   const token_rows x = random_tokens(s.asked.smoke ? 4 : 512, router.inputs(), 31);
   typename Router::plan plan;
   typename Router::tape tape;
@@ -54,7 +54,7 @@ void time_stages(session& s, const shape& on, std::int64_t rows) {
   if (!s.wants(title)) return;
   const auto layer = make_layer<expert>(on);
   sluice::thread_pool pool(s.asked.threads);
-  const auto context = context_with(pool, s);
+  const auto context = context_with(pool);
   const token_rows x = random_tokens(rows, on.inputs, 32);
   token_rows y(rows, on.inputs);
   layer_of<expert>::workspace workspace;
