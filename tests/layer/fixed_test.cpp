@@ -98,12 +98,17 @@ TEST_CASE("fixed_moe_layer: refuses a layer of another shape or routing", "[laye
   const auto made = std::make_unique<fixed>();
   const auto layer = [](index_t d, index_t h, index_t e, weight_application<float> a = {}) {
     using router = top_k_router<float>;
-    return moe_layer{router{linear_gate<float>{d, e}, {.top_k = 1, .weights = weighting::pre}, {}, {}, a},
-                     expert_bank<swiglu<float>>{e, d, h}};
+    moe_layer made_layer{router{linear_gate<float>{d, e}, {.top_k = 1, .weights = weighting::pre}, {}, {}, a},
+                         expert_bank<swiglu<float>>{e, d, h}};
+    initialize(made_layer, 11);
+    return made_layer;
   };
   CHECK_NOTHROW(made->assign(layer(4, 6, 2)));
   CHECK_THROWS_AS(made->assign(layer(5, 6, 2)), std::invalid_argument);
   CHECK_THROWS_AS(made->assign(layer(4, 7, 2)), std::invalid_argument);
   CHECK_THROWS_AS(made->assign(layer(4, 6, 3)), std::invalid_argument);
   CHECK_THROWS_AS(made->assign(layer(4, 6, 2, {.use = weight_use::input})), std::invalid_argument);
+  const moe_layer untouched{top_k_router<float>{4, 2, {.top_k = 1, .weights = weighting::pre}},
+                            expert_bank<swiglu<float>>{2, 4, 6}};
+  CHECK_THROWS_AS(made->assign(untouched), std::invalid_argument);
 }

@@ -177,7 +177,8 @@ public:
   static constexpr index_t top_k() noexcept { return K; }
   static constexpr index_t most_tokens() noexcept { return T; }
 
-  /// Takes over all that `trained` has learned. Throws std::invalid_argument if its sizes or its routing are others.
+  /// Takes over all that `trained` has learned. Throws std::invalid_argument if its sizes or its routing are others, or
+  /// if nobody has set its parameters.
   template <index_t Experts, index_t TopK, typename Noise, typename... Losses>
   void assign(const moe_layer<top_k_router<Scalar, Experts, TopK, linear_gate<Scalar>, Noise, dropless>,
                               expert_bank<Expert>, Losses...>& trained) {
@@ -190,6 +191,7 @@ public:
     for (index_t e = 0; e < E; ++e)
       if (const index_t width = trained.bank().expert(e).last_map().inputs(); width != H)
         throw_invalid("fixed_moe_layer holds experts of hidden width ", H, ", expert ", e, " is of width ", width);
+    check_initialized(trained);
     const auto& rule = router.rule().settings();
     rule_ = softmax_rule<Scalar>({.top_k = K,
                                   .weights = rule.weights,
