@@ -26,7 +26,7 @@ sluice::model_config config_of(const make_options& o) {
   c.top_k = c.family == switch_transformers ? 1 : o.top_k;
   c.layers = o.layers;
   for (std::int64_t l = 0; l < o.layers; ++l) c.moe_layers.push_back(l);
-  c.renormalize = habits.renormalize && (c.top_k > 1 || c.family != arctic);
+  c.renormalize = habits.renormalize && (c.top_k > 1 || (c.family != arctic && c.family != deepseek_v3));
   c.scaling = habits.scaling;
   c.shared_hidden = habits.shared * o.hidden;
   // What single families have besides.
@@ -35,7 +35,7 @@ sluice::model_config config_of(const make_options& o) {
     case glm4_moe:
     case dots1:
     case nemotron_h:
-      c.groups = {.score = sluice::group_limit::group_score::sum_of_two, .masked_is_zero = true};
+      c.groups = {.score = sluice::group_limit::group_score::sum_of_two};
       break;
     case deepseek_v4:
       c.clamp = 10;
@@ -47,7 +47,8 @@ sluice::model_config config_of(const make_options& o) {
       c.clamp = 7, c.router_bias = true;
       break;
     case megatron:
-      c.softmax_first = false;
+      c.softmax_first = c.top_k == 1;  // a softmax over one logit is always 1: Megatron refuses it
+      c.renormalize = !c.softmax_first;
       break;
     case switch_transformers:
       c.capacity = 64;

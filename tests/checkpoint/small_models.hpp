@@ -49,7 +49,7 @@ inline model_config small_config(model_family family) {
   c.shared_hidden = has_shared ? 7 : 0;
   if (family == model_family::deepseek_v3) {
     c.scaling = 2.5;
-    c.groups = {.groups = 2, .kept = 1, .score = group_limit::group_score::sum_of_two, .masked_is_zero = true};
+    c.groups = {.groups = 2, .kept = 1, .score = group_limit::group_score::sum_of_two};
   }
   if (family == model_family::deepseek_v2) c.groups = {.groups = 2, .kept = 1};
   if (family == model_family::phimoe) c.jitter = 0.01;

@@ -104,7 +104,10 @@ void jetmoe(oracle_case<Scalar>& c) {
   check_loaded<jetmoe_layer<Scalar>>(c, {"stacked"}, bind);
 
   output_bias_layer layer{
-      moe_layer{top_k_router<Scalar>(D, E, {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}),
+      moe_layer{top_k_router<Scalar>(D, E,
+                                     {.top_k = c.template setting<index_t>("k"),
+                                      .weights = weighting::post,
+                                      .constant_weight = true}),
                 bank<Scalar>(E, D, H)}};
   auto bound = bind(layer);
   bound.load(c);
@@ -137,7 +140,9 @@ void gpt_oss(oracle_case<Scalar>& c) {
   check_loaded<gpt_oss_layer<Scalar>>(c, {"stacked"}, bind);
 
   moe_layer layer{top_k_router<Scalar>(linear_gate<Scalar>(D, E, {.bias = true}),
-                                       {.top_k = c.template setting<index_t>("k"), .weights = weighting::post}),
+                                       {.top_k = c.template setting<index_t>("k"),
+                                        .weights = weighting::post,
+                                        .constant_weight = true}),
                   expert_bank<clamped_glu<Scalar>>{E,
                                                    D,
                                                    H,
@@ -218,7 +223,10 @@ void megatron(oracle_case<Scalar>& c) {
       top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, probability_capacity>;
   const router_type router(
       linear_gate<Scalar>(D, E),
-      {.top_k = k, .weights = c.template setting<bool>("pre_softmax") ? weighting::pre : weighting::post}, {},
+      {.top_k = k,
+       .weights = c.template setting<bool>("pre_softmax") ? weighting::pre : weighting::post,
+       .constant_weight = true},
+      {},
       probability_capacity(capacity_limit::fixed(capacity > 0 ? capacity : T * k)));
   moe_layer layer{router, bank<Scalar>(E, D, H)};
   auto bound = bind(layer);

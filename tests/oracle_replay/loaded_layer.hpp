@@ -46,10 +46,8 @@ sluice::model_config config_of(const oracle_case<Scalar>& c) {
   config.scaling = c.template setting<double>("routed_scaling", 1);
   config.groups.groups = c.template setting<index_t>("n_group", 1);
   config.groups.kept = c.template setting<index_t>("topk_group", 1);
-  if (config.family == sluice::model_family::deepseek_v3) {
+  if (config.family == sluice::model_family::deepseek_v3)
     config.groups.score = sluice::group_limit::group_score::sum_of_two;
-    config.groups.masked_is_zero = true;
-  }
   config.jitter = c.template setting<double>("jitter_eps", 0);
   config.clamp = c.template setting<double>("limit", 0);
   config.capacity = c.template setting<index_t>("capacity", 0);

@@ -150,11 +150,11 @@ void deepseek_v3(oracle_case<Scalar>& c) {
   if (method != "noaux_tc") throw unsupported("method " + method);
   const group_limit groups{.groups = c.template setting<index_t>("n_group"),
                            .kept = c.template setting<index_t>("topk_group"),
-                           .score = group_limit::group_score::sum_of_two,
-                           .masked_is_zero = true};
+                           .score = group_limit::group_score::sum_of_two};
   sigmoid_router<Scalar> router(c.template setting<index_t>("D"), c.template setting<index_t>("E"),
                                 {.top_k = c.template setting<index_t>("k"),
                                  .renormalize = c.template setting<bool>("renormalise"),
+                                 .constant_weight = true,
                                  .scaling = c.template setting<Scalar>("routed_scaling"),
                                  .groups = groups});
   const auto bias = c.numbers("router.bias");

@@ -18,7 +18,7 @@ std::vector<index_t> naive_choice(const group_limit& limit, const std::vector<do
     group_scores.push_back(score);
   }
   const auto groups = test::sorted_positions(group_scores.data(), limit.groups);
-  std::vector<double> masked(scores.size(), limit.masked_is_zero ? 0.0 : -std::numeric_limits<double>::infinity());
+  std::vector<double> masked(scores.size(), -std::numeric_limits<double>::infinity());
   for (index_t i = 0; i < limit.kept; ++i)
     for (index_t e = groups[std::size_t(i)] * size; e < (groups[std::size_t(i)] + 1) * size; ++e)
       masked[std::size_t(e)] = scores[std::size_t(e)];
@@ -44,10 +44,9 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
   const auto s = GENERATE(shape{8, 4, 2, 3}, shape{8, 4, 4, 8}, shape{6, 2, 1, 3}, shape{6, 6, 3, 3},
                           shape{256, 8, 4, 8}, shape{512, 16, 1, 32}, shape{5, 1, 1, 2});
   const auto score = GENERATE(group_score::best, group_score::sum_of_two);
-  const bool zero = GENERATE(false, true);
   if (score == group_score::sum_of_two && s.E == s.groups) return;
-  CAPTURE(s.E, s.groups, s.kept, s.k, int(score), zero);
-  const group_limit limit{s.groups, s.kept, score, zero};
+  CAPTURE(s.E, s.groups, s.kept, s.k, int(score));
+  const group_limit limit{s.groups, s.kept, score};
   limit.validate(s.E, s.k);
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     std::vector<double> scores(std::size_t(s.E));
@@ -56,22 +55,19 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
       scores[std::size_t(e)] = std::round(4 * random.normal(random_site::user_site, e)) / 4;
     CHECK(choice(limit, scores, s.k) == naive_choice(limit, scores, s.k));
     for (index_t g = 0; g < s.groups; ++g) {
-      group_limit strict = limit;
-      strict.masked_is_zero = false;
-      const auto all = choice(strict, scores, s.kept * (s.E / s.groups));
+      const auto all = choice(limit, scores, s.kept * (s.E / s.groups));
       const bool kept = std::find(all.begin(), all.end(), g * (s.E / s.groups)) != all.end();
       CHECK(limit.keeps(scores.data(), s.E, g) == kept);
     }
   }
 }
 
-TEST_CASE("group_limit: a masked value of zero beats negative scores, minus infinity never does",
+TEST_CASE("group_limit: negative scores of kept groups are chosen before anything that is not kept",
           "[router][group_limit]") {
-  const std::vector<double> scores{-0.1, -0.2, -0.3, -0.4};
-  group_limit limit{.groups = 2, .kept = 1};
-  CHECK(choice(limit, scores, 2) == std::vector<index_t>{0, 1});
-  limit.masked_is_zero = true;
-  CHECK(choice(limit, scores, 2) == std::vector<index_t>{2, 3});
+  const group_limit limit{.groups = 2, .kept = 1, .score = group_limit::group_score::sum_of_two};
+  CHECK(choice(limit, {-0.1, -0.2, -0.3, -0.4}, 2) == std::vector<index_t>{0, 1});
+  // The best pair is the second group's, although the best single expert is the first's.
+  CHECK(choice(limit, {-0.1, -0.9, -0.3, -0.4}, 2) == std::vector<index_t>{2, 3});
 }
 
 TEST_CASE("group_limit: experts outside the kept groups are not chosen even for scores of minus infinity",

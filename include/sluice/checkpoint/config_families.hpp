@@ -15,7 +15,7 @@
 ///                    Arctic: divided if k > 1   Granite: as JetMoE
 ///                   Mixtral, JetMoE, GPT-OSS, Megatron without pre-softmax: softmax over the choice, which is the same
 ///                   as dividing by the sum
-///   groups          DeepSeek-V2: best expert   DeepSeek-V3: two best, masked experts score 0
+///   groups          DeepSeek-V2: best expert   DeepSeek-V3: two best
 ///
 /// Read from the configuration and modelling files that the families publish. Where the vendor's own code and a later
 /// port disagree (DeepSeek renormalises only if k > 1), the vendor's is followed.

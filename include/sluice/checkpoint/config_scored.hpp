@@ -41,7 +41,10 @@ inline void read_deepseek(const json_object& json, model_config& config) {
   // dots.llm1 has the name of its method in both keys.
   if (config.family != model_family::dots1 || json.text_if_given({"scoring_func"}) != "noaux_tc")
     json.expect_text({"scoring_func"}, third ? "sigmoid" : "softmax");
-  const bool divides = json.boolean({"norm_topk_prob"}, usual.renormalize) && config.top_k > 1;
+  // DeepSeek's own code leaves the weight of a single expert as it is; other vendors divide it by itself.
+  const bool is_left =
+      config.top_k == 1 && (config.family == model_family::deepseek_v2 || config.family == model_family::deepseek_v3);
+  const bool divides = json.boolean({"norm_topk_prob"}, usual.renormalize) && !is_left;
   const double factor =
       json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(usual.scaling);
   config.renormalize = divides;
@@ -51,12 +54,12 @@ inline void read_deepseek(const json_object& json, model_config& config) {
   if (third) {
     json.expect_text({"topk_method"}, "noaux_tc");
     config.groups = {json.integer({"n_group"}, {1, most_groups}, usual.groups),
-                     json.integer({"topk_group"}, {1, most_groups}, usual.kept), group_limit::group_score::sum_of_two,
-                     true};
+                     json.integer({"topk_group"}, {1, most_groups}, usual.kept),
+                     group_limit::group_score::sum_of_two};
   } else if (const auto method = json.text_if_given({"topk_method"}).value_or("greedy");
              method == "group_limited_greedy") {
     config.groups = {json.integer({"n_group"}, {1, most_groups}), json.integer({"topk_group"}, {1, most_groups}),
-                     group_limit::group_score::best, false};
+                     group_limit::group_score::best};
   } else if (method != "greedy") {
     json.refuse("topk_method",
                 "only \"greedy\" and \"group_limited_greedy\" are supported, not \"" + printable(method) + "\"");
@@ -113,7 +116,7 @@ inline void read_nemotron(const json_object& json, model_config& config) {
   config.renormalize = json.boolean({"norm_topk_prob"}, true);
   config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);
   config.groups = {json.integer({"n_group"}, {1, config.experts}, 1),
-                   json.integer({"topk_group"}, {1, config.experts}, 1), group_limit::group_score::sum_of_two, true};
+                   json.integer({"topk_group"}, {1, config.experts}, 1), group_limit::group_score::sum_of_two};
   check_groups(json, config);
   const index_t shared = json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(1);
   if (shared > 0) config.shared_hidden = shared_width(json, {"moe_shared_expert_intermediate_size"});

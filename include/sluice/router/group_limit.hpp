@@ -1,10 +1,10 @@
 /// Group-limited selection: only the experts of the best groups may be chosen.
 ///
 ///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its
-///   two best (DeepSeek-V3); the experts of all but `kept` groups get the masked value; then top-k
+///   two best (DeepSeek-V3); the experts of all but `kept` groups cannot be chosen; then top-k of the others
 ///
-/// The masked value is -infinity (masked experts are never chosen), or 0.0 to agree with published inference code:
-/// there a kept expert with a negative score loses to a masked one. Equal scores: the lower group, the lower expert.
+/// The others may have any score: negative, -infinity and NaN (which counts as -infinity) are still chosen before an expert
+/// of a group that is not kept. Equal scores: the lower group, the lower expert.
 /// DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
@@ -20,7 +20,6 @@ struct group_limit {
   index_t groups = 1;
   index_t kept = 1;
   group_score score = group_score::best;
-  bool masked_is_zero = false;
 
   friend bool operator==(const group_limit&, const group_limit&) = default;
 
@@ -57,20 +56,19 @@ struct group_limit {
     return better < kept;
   }
 
-  /// ids[0..k): the k best experts under the limit, best first. scratch [E]. Needs what check(E, k) demands.
+  /// ids[0..k): the k best experts under the limit, best first. scratch [E]. Needs what validate(E, k) demands.
   template <typename Scalar>
   void top_k(const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
     const index_t size = experts / groups;
     const Scalar* kept_groups = mark_kept(scores, scratch, size);
-    const auto key = [&](index_t e) { return order_key(kept_groups[e / size] != Scalar(0) ? scores[e] : Scalar(0)); };
     index_t found = 0;
     for (index_t g = 0; g < groups; ++g) {
-      if (!masked_is_zero && kept_groups[g] == Scalar(0)) continue;
+      if (kept_groups[g] == Scalar(0)) continue;
       for (index_t e = g * size; e < (g + 1) * size; ++e) {
-        const auto own = key(e);
-        if (found == k && own <= key(ids[k - 1])) continue;
+        const auto own = order_key(scores[e]);
+        if (found == k && own <= order_key(scores[ids[k - 1]])) continue;
         index_t place = found < k ? found++ : k - 1;
-        for (; place > 0 && own > key(ids[place - 1]); --place) ids[place] = ids[place - 1];
+        for (; place > 0 && own > order_key(scores[ids[place - 1]]); --place) ids[place] = ids[place - 1];
         ids[place] = e;
       }
     }
