@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace checkpoint {
 
@@ -19,6 +20,7 @@ struct layer_options : model_options {
   std::int64_t tokens = 64;
   std::uint64_t seed = 1;
   std::string dtype = "float";
+  std::vector<std::string> ignored;  // patterns of tensors that no layer needs to take
   int threads = 1;
   bool progress = false;
 };

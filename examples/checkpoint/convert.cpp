@@ -16,11 +16,15 @@ void convert(const convert_options& o) {
     static_cast<work_bar*>(user)->draw("writing", static_cast<double>(done), static_cast<double>(total));
   };
   how.user = &bar;
-  sluice::convert_checkpoint(model, o.target, how);
+  const sluice::convert_report report = sluice::convert_checkpoint(model, o.target, how);
   const sluice::checkpoint_files written(o.target);
   std::cout << o.target << ": " << written.tensors().size() << " tensors, "
             << shared::fixed(static_cast<double>(written.bytes()) / 1e6, 2) << " MB in " << written.files().size()
-            << (written.files().size() == 1 ? " file\n" : " files\n");
+            << (written.files().size() == 1 ? " file\n" : " files\n") << to_string(report.values) << '\n';
+  if (report.kept.empty()) return;
+  std::cout << report.kept.size() << (report.kept.size() == 1 ? " tensor" : " tensors")
+            << " of state kept the type they had, " << sluice::detail::printable(report.kept.front())
+            << (report.kept.size() == 1 ? "\n" : " the first\n");
 }
 
 }  // namespace checkpoint

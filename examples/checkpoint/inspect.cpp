@@ -54,7 +54,7 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
     const std::string name = tensor.info.name.substr(names.prefix().size());
     tensor_group& group = s.tensors[without_expert(name)];
     group.shape = tensor.info.shape;
-    group.type = std::string(name_of(tensor.info.dtype));
+    group.type = sluice::detail::printable(tensor.info.type_name(), 40);
     ++group.count;
     group.bytes += tensor.info.bytes.size();
     group.elements += tensor.info.elements();
@@ -110,6 +110,7 @@ nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std:
           {"blocks", c.layers + c.decoder_layers},
           {"files", model.files().files()},
           {"tensors", model.files().tensors().size()},
+          {"missing_tensors", model.files().missing().size()},
           {"bytes", model.files().bytes()},
           {"layers", std::move(layers)}};
 }
@@ -134,6 +135,10 @@ void inspect(const inspect_options& o) {
             << blocks.size() << " of " << c.layers + c.decoder_layers << " blocks are mixtures: " << c.experts
             << " experts, " << c.top_k << " a token, width " << c.inputs << ", hidden " << c.hidden;
   if (c.shared_hidden > 0) std::cout << ", shared expert " << c.shared_hidden;
+  if (const auto& missing = model.files().missing(); !missing.empty())
+    std::cout << "\nnot there, of the tensors in the index: " << missing.size() << "; the first, \""
+              << sluice::detail::printable(missing.front().name) << "\", "
+              << model.files().absence(missing.front().name);
   if (!c.quantization.empty()) std::cout << "\nquantised by " << c.quantization << ", which cannot be loaded";
   std::cout << "\nparameters in mixtures: " << shared::grouped(static_cast<std::int64_t>(parameters))
             << ", active a token: " << shared::grouped(static_cast<std::int64_t>(active)) << "\n\n";

@@ -36,6 +36,10 @@ void add_layer_options(CLI::App& app, layer_options& o) {
   shared::add_number<std::int64_t>(app, "--tokens", o.tokens, 0, most, "without --input: draw as many (default 64)");
   shared::add_number<std::uint64_t>(app, "--seed", o.seed, 0, ~std::uint64_t{0}, "of the draw (default 1)");
   app.add_option("--dtype", o.dtype, "what experts' weights are kept as: float, bfloat16 or float16 (default float)");
+  app.add_option("--ignore", o.ignored,
+                 "full names of tensors that a layer may leave over; * and ? stand for characters")
+      ->type_name("PATTERN")
+      ->allow_extra_args(false);
   shared::add_number<int>(app, "--threads", o.threads, 1, 1024, "threads (default 1); results do not depend on it");
   app.add_flag("--progress", o.progress, "a bar on stderr, also where that is no terminal");
 }

@@ -27,6 +27,8 @@ void run_layers(const sluice::checkpoint_model& model, const layer_options& o, c
     step now{bar, to_string(blocks[i]), 2 * i, 2 * blocks.size()};
     sluice::layer_load_options load;
     load.executor = threads;
+    load.ignored = o.ignored;
+    load.report = &result.loaded;
     load.progress = [](void* user, std::uint64_t done, std::uint64_t total) {
       const step& s = *static_cast<const step*>(user);
       s.bar.draw("loading " + s.name, static_cast<double>(done), static_cast<double>(total), s.number, s.count);

@@ -45,6 +45,7 @@ struct layer_result {
   double load_seconds = 0;
   double run_seconds = 0;
   std::uint64_t bytes_touched = 0;  // weights of the experts that got tokens, and of what all tokens use
+  sluice::layer_load_report loaded = {};
 };
 
 /// The mixtures that were asked for. Throws file_error if the model has none of that number.
@@ -63,6 +64,22 @@ inline std::vector<sluice::block_id> chosen_blocks(const sluice::checkpoint_mode
 inline sluice::matrix<float> tokens_for(const sluice::checkpoint_model& model, const layer_options& o) {
   return o.input.empty() ? draw_tokens(o.tokens, model.config().inputs, o.seed)
                          : read_tokens(o.input, model.config().inputs);
+}
+
+/// What loading did besides copying, one line a layer where there is something to say.
+inline std::string loading_notes(const layer_result& r) {
+  std::string notes;
+  const sluice::conversion_loss& loss = r.loaded.values.total;
+  if (loss.rounded > 0 || loss.not_a_number > 0) notes += to_string(r.block) + ": " + to_string(r.loaded.values) + '\n';
+  if (!r.loaded.ignored.empty()) {
+    notes += to_string(r.block) + ": not taken: ";
+    constexpr std::size_t most = 5;
+    for (std::size_t i = 0; i < r.loaded.ignored.size() && i < most; ++i)
+      notes += (i == 0 ? "" : ", ") + sluice::detail::printable(r.loaded.ignored[i]);
+    if (r.loaded.ignored.size() > most) notes += " and " + std::to_string(r.loaded.ignored.size() - most) + " more";
+    notes += '\n';
+  }
+  return notes;
 }
 
 /// Loads every chosen layer, sends x through it and calls see(result, layer, y). One layer is in memory at a time.

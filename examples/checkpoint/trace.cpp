@@ -16,7 +16,9 @@ void trace(const trace_options& o) {
   const sluice::checkpoint_model model(o.model, o.prefix);
   const sluice::matrix<float> x = tokens_for(model, o);
   routing_trace traced;
+  std::string notes;
   run_layers(model, o, x, [&](const layer_result& r, const sluice::published_layer<float>& layer, const auto&) {
+    notes += loading_notes(r);
     traced.add(to_string(r.block), layer.plan());
   });
   check_interrupt();
@@ -63,6 +65,7 @@ void trace(const trace_options& o) {
                                         std::to_string(pairs[0].tokens)});
   }
   print_aligned(std::cout, rows);
+  if (!notes.empty()) std::cout << '\n' << notes;
   for (const std::string* const path : {&o.csv, &o.json, &o.svg})
     if (!path->empty()) std::cout << (path == &o.csv ? "\n" : "") << "written: " << *path << '\n';
 }

@@ -62,7 +62,7 @@ inline std::vector<published_config> published_configs() {
   auto& v2 = add("deepseek_v2", model_family::deepseek_v2, "deepseek_v2", 5120, 1536, 160, 6, 60);
   v2.shared_hidden = 3072;
   v2.scaling = 16;
-  v2.groups = {8, 3, group_limit::group_score::best, false};
+  v2.groups = {8, 3, group_limit::group_score::best};
   v2.moe_layers = every(60, 1);
 
   auto& v3 = add("deepseek_v3", model_family::deepseek_v3, "deepseek_v3", 7168, 2048, 256, 8, 61);
@@ -70,7 +70,7 @@ inline std::vector<published_config> published_configs() {
   v3.shared_hidden = 2048;
   v3.renormalize = true;
   v3.scaling = 2.5;
-  v3.groups = {8, 4, group_limit::group_score::sum_of_two, true};
+  v3.groups = {8, 4, group_limit::group_score::sum_of_two};
   v3.moe_layers = every(61, 3);
   v3.next_token_layers = 1;
 

@@ -51,6 +51,29 @@ TEST_CASE("float16: all 65536 values equal the sum that defines them", "[core]")
   CHECK(wrong == 0);
 }
 
+TEST_CASE("sixteen-bit numbers: from double in one rounding, where a float between would make two", "[core]") {
+  // Just above and below the middle of two neighbours: a float rounds both to the middle, and that to the even one.
+  for (const double sign : {1.0, -1.0})
+    for (int exponent = -30; exponent <= 15; ++exponent)
+      for (int fraction = 0; fraction < 8; ++fraction) {
+        const double half_step = std::ldexp(1.0, std::max(exponent, -14) - 11);
+        const double middle = std::ldexp(1.0 + fraction / 1024.0, exponent);
+        const double start = std::floor(middle / (2 * half_step)) * 2 * half_step;
+        const float16 below = round_to<float16>(static_cast<float>(sign * start));
+        const float16 above = round_to<float16>(static_cast<float>(sign * (start + 2 * half_step)));
+        const double tiny = half_step * 0x1p-40;
+        CAPTURE(sign, exponent, fraction);
+        CHECK(round_to<float16>(sign * (start + half_step - tiny)) == below);
+        CHECK(round_to<float16>(sign * (start + half_step + tiny)) == above);
+        CHECK(round_to<float16>(sign * (start + half_step)) == ((below.bits & 1) == 0 ? below : above));
+      }
+  CHECK(round_to<bfloat16>(1.0 + 0x1p-8 + 0x1p-40).bits == 0x3F81);
+  CHECK(round_to<bfloat16>(1.0 + 0x1p-8).bits == 0x3F80);
+  CHECK(round_to<bfloat16>(1e300).bits == 0x7F80);
+  CHECK(round_to<float16>(-65519.999).bits == 0xFBFF);
+  CHECK((round_to<float16>(std::numeric_limits<double>::quiet_NaN()).bits & 0x7FFF) > 0x7C00);
+}
+
 TEST_CASE("bfloat16: known values", "[core]") {
   CHECK(to_float(bfloat16{0x3F80}) == 1.0F);
   CHECK(to_float(bfloat16{0xC049}) == -3.140625F);

@@ -1,5 +1,5 @@
-// Any bytes are either refused with a file_error or are a file whose tensors can all be read and written again unchanged.
-// The bytes are read where the fuzzer has put them, so AddressSanitizer sees every step beyond them.
+// Any bytes are either refused with a file_error or are a file whose tensors can all be read and written again
+// unchanged. The bytes are read where the fuzzer has put them, so AddressSanitizer sees every step beyond them.
 #include <sluice/io/safetensors.hpp>
 
 #include <algorithm>
@@ -34,7 +34,7 @@ void check_same(const sluice::safetensors_reader& a, const sluice::safetensors_r
   require(a.metadata() == b.metadata() && a.tensors().size() == b.tensors().size());
   for (const sluice::tensor_info& tensor : a.tensors()) {
     const sluice::tensor_info& twin = b.at(tensor.name);
-    require(twin.dtype == tensor.dtype && twin.shape == tensor.shape);
+    require(twin.dtype == tensor.dtype && twin.type_name() == tensor.type_name() && twin.shape == tensor.shape);
     require(std::ranges::equal(twin.bytes, tensor.bytes));
   }
 }
@@ -62,7 +62,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     read_as<double>(*file, tensor);
     read_as<std::int64_t>(*file, tensor);
     read_as<std::uint8_t>(*file, tensor);
-    copy.add(tensor.name, tensor.shape, tensor.dtype, tensor.bytes);
+    copy.add(tensor);
   }
   const std::vector<std::byte> copied = copy.to_bytes();
   check_same(*file, sluice::safetensors_reader::from_bytes(copied, "copy"));

@@ -73,6 +73,7 @@ inline bool is_consistent(const checkpoint_files& files) {
   for (const located_tensor& tensor : files.tensors()) {
     std::size_t need = size_of(tensor.info.dtype);
     for (const std::int64_t extent : tensor.info.shape) need *= static_cast<std::size_t>(extent);
+    if (tensor.info.dtype == data_type::other) need = tensor.info.bytes.size();
     if (need != tensor.info.bytes.size() || files.find(tensor.info.name) != &tensor) return false;
     unsigned sum = 0;  // touches every byte
     for (const std::byte byte : tensor.info.bytes) sum += std::to_integer<unsigned>(byte);

@@ -107,6 +107,9 @@ inline std::vector<file_case> valid_files() {
                    entry("i", "I64", "[1]", "[9,17]") + "}",
                17),
        {}},
+      {"valid_types_to_come",
+       file_of("{" + entry("c", "C64", "[2]", "[0,16]") + "," + entry("f", "f4", "[3]", "[16,18]") + "}", 18),
+       {}},
       {"valid_escaped_name", file_of(R"({"\u0077":{"shape":[2],"data_offsets":[0,8],"dtype":"F\u00332"}})", 8), {}},
       {"valid_reference_style", reference_style_file(), {}},
   };
@@ -169,8 +172,8 @@ inline std::vector<file_case> malformed_files() {
        {"__metadata__ is given twice"}},
       {"metadata_key_twice", file_of(R"({"__metadata__":{"a":"1","a":"2"}})"), {"metadata key \"a\" is given twice"}},
       // Fields.
-      {"unknown_dtype", tensor("F31", "[2]", "[0,8]", 8), {quoted_w, "unknown dtype \"F31\""}},
-      {"lower_case_dtype", tensor("f32", "[2]", "[0,8]", 8), {quoted_w, "unknown dtype \"f32\""}},
+      {"many_elements_of_another_type", tensor("F4", "[9223372036854775807,2]", "[0,8]", 8), {quoted_w, "63 bits"}},
+      {"another_type_beyond_the_end", tensor("F4", "[2]", "[0,9]", 8), {quoted_w, "leave the data section"}},
       {"number_as_dtype",
        file_of(R"({"w":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})", 8),
        {quoted_w, "dtype must be a string, is the number 7"}},

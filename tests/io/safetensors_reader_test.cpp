@@ -1,4 +1,5 @@
 #include <sluice/io/safetensors_reader.hpp>
+#include <sluice/io/safetensors_writer.hpp>
 
 #include "file_cases.hpp"
 #include "messages.hpp"
@@ -145,4 +146,32 @@ TEST_CASE("safetensors_reader: tensors at any alignment are read", "[io]") {
 TEST_CASE("safetensors_reader: empty tensors are read as nothing", "[io]") {
   const std::string text = file_cases::file_of("{" + file_cases::entry("w", "F16", "[0,3]", "[0,0]") + "}");
   CHECK(open(text).read_vector<double>("w").empty());
+}
+
+TEST_CASE("safetensors_reader: a tensor of a type that is not known is refused where it is read, and can be copied",
+          "[io]") {
+  const std::string bytes =
+      file_cases::file_of("{" + file_cases::entry("w", "F32", "[2]", "[0,8]") + "," +
+                          file_cases::entry("freqs", "C64", "[1,2]", "[8,24]") + "," +
+                          file_cases::entry("huge", "F4", "[4611686018427387904]", "[24,24]") + "}") +
+      std::string("\0\0\x80\x3f\0\0\0\x40", 8) + "sixteen bytes, 2";
+  const auto file = safetensors_reader::from_bytes(test::bytes_of(bytes), "f");
+  CHECK(file.read_vector<float>("w") == std::vector<float>{1, 2});
+  const tensor_info& freqs = file.at("freqs");
+  CHECK(freqs.dtype == data_type::other);
+  CHECK(freqs.type_name() == "C64");
+  CHECK(freqs.elements() == 2);
+  CHECK_THROWS_WITH(file.read_vector<float>("freqs"), test::contains("is C64, cannot be read as F32"));
+  CHECK_THROWS_WITH(file.read_vector<float>("huge"), test::contains("is F4, cannot be read as F32"));
+
+  safetensors_writer copy;
+  copy.add(freqs);
+  copy.add(file.at("w"));
+  const std::vector<std::byte> copied = copy.to_bytes();
+  const auto again = safetensors_reader::from_bytes(copied, "copy");
+  CHECK(again.at("freqs").type_name() == "C64");
+  CHECK(again.at("freqs").shape == freqs.shape);
+  CHECK(std::ranges::equal(again.at("freqs").bytes, freqs.bytes));
+  CHECK(again.read_vector<float>("w") == std::vector<float>{1, 2});
+  CHECK_THROWS_AS(copy.add("x", {1}, data_type::other, std::span<const std::byte>()), std::invalid_argument);
 }

@@ -27,7 +27,8 @@ void bind_router(bindings<Scalar>& b, auto& router) {
   b.bind("router.weight", router.gate().weight());
 }
 
-// ---- Phi-3.5-MoE -----------------------------------------------------------------------------------------------------
+// ---- Phi-3.5-MoE
+// -----------------------------------------------------------------------------------------------------
 
 /// The draws of the case, in the order in which the router asks for them.
 template <typename Scalar>
@@ -83,7 +84,8 @@ void phimoe(oracle_case<Scalar>& c) {
   c.check("grad_weights.logits", copy(tape.router.dclean));
 }
 
-// ---- JetMoE ----------------------------------------------------------------------------------------------------------
+// ---- JetMoE
+// ----------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void jetmoe(oracle_case<Scalar>& c) {
@@ -117,7 +119,8 @@ void jetmoe(oracle_case<Scalar>& c) {
   check_choices(c, tape.layer.router, tape.layer.plan);
 }
 
-// ---- GPT-OSS ---------------------------------------------------------------------------------------------------------
+// ---- GPT-OSS
+// ---------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void gpt_oss(oracle_case<Scalar>& c) {
@@ -157,7 +160,8 @@ void gpt_oss(oracle_case<Scalar>& c) {
   check_choices(c, tape.router, tape.plan);
 }
 
-// ---- Llama-4 ---------------------------------------------------------------------------------------------------------
+// ---- Llama-4
+// ---------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void llama4(oracle_case<Scalar>& c) {
@@ -202,7 +206,8 @@ void llama4(oracle_case<Scalar>& c) {
   c.check("combine", input_scale);
 }
 
-// ---- Megatron --------------------------------------------------------------------------------------------------------
+// ---- Megatron
+// --------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void megatron(oracle_case<Scalar>& c) {

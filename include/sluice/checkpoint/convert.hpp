@@ -2,29 +2,38 @@
 ///
 ///   sluice::convert_checkpoint(model, "OLMoE-bf16", {.type = sluice::data_type::bf16, .layout = "stacked"});
 ///
-/// Tensors of floating-point numbers are rounded to the type asked for (to nearest, ties to even) or keep their bits; others
-/// are copied. With a layout the experts of every mixture are put together in it; everything else keeps its name. Nothing
-/// is held in memory: elements go from the mapped files through a buffer of a few kilobytes. The target is replaced as a
-/// whole or not at all (io/checkpoint_writer.hpp). A folder also gets the config.json that lies beside the model's files, in
-/// which torch_dtype follows the type.
+/// Tensors of floating-point numbers are rounded to the type asked for (to nearest, ties to even) or keep their bits;
+/// others are copied, and so is state: selection biases, running means, counters (training_state.hpp). With a layout
+/// the experts of every mixture are put together in it; everything else keeps its name. What rounding has cost is
+/// counted in the report.
+///
+/// Refused, with all that is wrong in one file_error: finite numbers that would become infinite; weights in types that
+/// need scales to be read (FP8, 4-bit), and models whose config says that they are quantised; mixtures of which tensors
+/// are not there or are no weights; tensors that the index lists and its shards do not hold; a selection bias that
+/// holds NaN.
+///
+/// Nothing is held in memory: elements go from the mapped files through a buffer of a few kilobytes. The target is
+/// replaced as a whole or not at all (io/checkpoint_writer.hpp); numbers out of range are found while it is written,
+/// before it takes its place. A folder also gets the config.json that lies beside the model's files, in which
+/// torch_dtype follows the type.
 #pragma once
 
-#include <sluice/checkpoint/json_object.hpp>
+#include <sluice/checkpoint/converted_config.hpp>
 #include <sluice/checkpoint/load_layer.hpp>
+#include <sluice/checkpoint/moved_tensor.hpp>
+#include <sluice/checkpoint/training_state.hpp>
 #include <sluice/io/atomic_file.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
-#include <sluice/io/mapped_file.hpp>
+#include <sluice/io/conversion_loss.hpp>
 
-#include <nlohmann/json.hpp>
-
-#include <cstring>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
-#include <system_error>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -34,203 +43,199 @@ struct convert_options {
   std::optional<data_type> type = {};  ///< F64, F32, BF16 or F16; nothing: as they are
   std::string layout = {};             ///< a name of expert_layout; empty: as they are
   std::uint64_t shard_bytes = 5'000'000'000;
-  /// Called while tensors are written, with bytes written and in all; may throw to give up, and then nothing has changed.
+  /// Called while tensors are written, with bytes written and in all; may throw to give up, and then nothing has
+  /// changed.
   void (*progress)(void* user, std::uint64_t done, std::uint64_t total) = nullptr;
   void* user = nullptr;
 };
 
+/// What became of a model.
+struct convert_report {
+  conversion_report values = {};       ///< of the numbers that were rounded to the type asked for
+  std::vector<std::string> kept = {};  ///< tensors of numbers that are state and have kept their type
+};
+
 namespace detail {
-
-/// A matrix in the tensor of one file and its place in the tensor of another.
-struct moved_matrix {
-  const tensor_info* from;
-  tensor_place source;
-  tensor_place target;
-  index_t rows;
-  index_t cols;
-};
-
-class conversion;
-
-/// A tensor to be written and the matrices that it is put together of.
-struct moved_tensor {
-  data_type type;
-  std::vector<moved_matrix> parts;
-  conversion* owner = nullptr;  ///< who wants to know of progress
-
-  void read(std::size_t first, std::span<std::byte> out) const {
-    const std::size_t size = size_of(type);
-    const auto begin = static_cast<index_t>(first);
-    for (const moved_matrix& part : parts)
-      part.target.for_each_run(
-          part.rows, part.cols, begin, begin + static_cast<index_t>(out.size() / size),
-          [&](const tensor_place::run& run) {
-            const tensor_place& source = part.source;
-            index_t at = source.offset + run.row * source.row_stride + run.col * source.col_stride;
-            const index_t stride = run.along_row ? source.col_stride : source.row_stride;
-            if (part.from->dtype == type && stride == 1 && run.step == 1) {
-              std::memcpy(out.data() + static_cast<std::size_t>(run.at) * size,
-                          part.from->bytes.data() + static_cast<std::size_t>(at) * size,
-                          static_cast<std::size_t>(run.count) * size);
-              return;
-            }
-            for (index_t i = 0; i < run.count; ++i, at += stride) {
-              std::byte* const to = out.data() + static_cast<std::size_t>(run.at + i * run.step) * size;
-              if (part.from->dtype == type)
-                std::memcpy(to, part.from->bytes.data() + static_cast<std::size_t>(at) * size, size);
-              else
-                convert(*part.from, static_cast<std::size_t>(at), to);
-            }
-          });
-  }
-
-private:
-  void convert(const tensor_info& from, std::size_t i, std::byte* to) const noexcept {
-    double value = 0;
-    safetensors_reader::copy(from, i, std::span(&value, 1));
-    const auto put = [to](auto element) { std::memcpy(to, &element, sizeof element); };
-    switch (type) {
-      case data_type::f64:
-        return put(value);
-      case data_type::f32:
-        return put(static_cast<float>(value));
-      case data_type::bf16:
-        return put(to_element<bfloat16>(static_cast<float>(value)));
-      default:
-        return put(to_element<float16>(static_cast<float>(value)));
-    }
-  }
-};
 
 /// Everything that a converted checkpoint will hold.
 class conversion {
 public:
-  conversion(const checkpoint_model& model, const convert_options& options) : model_(model), options_(options) {
+  conversion(const checkpoint_model& model, const convert_options& options)
+      : model_(model), options_(options), changes_(options.type || !options.layout.empty()) {
     if (options.type && !holds_weights(*options.type))
       throw_invalid("weights cannot be converted to ", name_of(*options.type));
-    if (!options.layout.empty())
-      for (const block_id& block : model.blocks()) rearrange(block);
+    if (changes_ && !model.config().quantization.empty())
+      problems_.add("quantised by", model.config().quantization, "such weights cannot be converted");
+    for (const block_id& block : model.blocks()) {
+      const tensor_names names = model.names(block);
+      if (const auto bias = names.place_of("router.rule.bias", 1, names.extent().experts)) state_.insert(bias->tensor);
+      if (!options.layout.empty())
+        rearrange(names, names.in_layout(options.layout));
+      else if (changes_ && names.exists())
+        find_experts(names);
+    }
+    for (const missing_tensor& tensor : model.files().missing())
+      problems_.add("missing", tensor.name, model.files().absence(tensor.name));
     for (const located_tensor& tensor : model.files().tensors())
       if (!taken_.contains(tensor.info.name)) keep(tensor.info);
-    if (problems_.count() > 0)
-      throw file_error(model.name(), "cannot be converted, " + std::to_string(problems_.count()) +
-                                         (problems_.count() == 1 ? " problem:" : " problems:") + problems_.text());
+    throw_problems();
+  }
+
+  /// Of what has been written.
+  convert_report report() const {
+    convert_report report{{}, kept_};
+    for (const auto& [name, tensor] : tensors_) report.values.add(name, tensor.moved.loss);
+    return report;
   }
 
   /// The writer refers to this object until it has saved.
   void add_to(checkpoint_writer& file) {
+    for (const tensor_info* const tensor : copied_) file.add(*tensor);
     total_ = 0;
     for (auto& [name, tensor] : tensors_) {
-      const std::vector<std::int64_t>& shape = tensor.parts.front().target.shape;
-      total_ += checked_byte_count(shape, size_of(tensor.type)).value_or(0);
+      const std::vector<std::int64_t>& shape = tensor.moved.parts.front().target.shape;
+      total_ += checked_byte_count(shape, size_of(tensor.moved.type)).value_or(0);
       tensor.owner = this;
       file.add(
-          name, shape, tensor.type,
+          name, shape, tensor.moved.type,
           checkpoint_writer::source{&tensor, [](const void* object, std::size_t first, std::span<std::byte> bytes) {
-                                      const auto& moved = *static_cast<const moved_tensor*>(object);
+                                      const auto& [moved, owner] = *static_cast<const written_tensor*>(object);
                                       moved.read(first, bytes);
-                                      moved.owner->report(bytes.size());
+                                      owner->count(bytes.size());
                                     }});
     }
   }
 
-  void report(std::uint64_t bytes) {
+  void count(std::uint64_t bytes) {
     done_ += bytes;
     if (options_.progress != nullptr) options_.progress(options_.user, done_, total_);
+    if (done_ < total_) return;
+    for (const auto& [name, tensor] : tensors_)
+      if (tensor.moved.loss.beyond > 0)
+        problems_.add("unfit", name, beyond_text(tensor.moved.loss, tensor.moved.type));
+    throw_problems();
   }
 
 private:
-  data_type target_type(const tensor_info& from) const {
-    return options_.type && holds_weights(from.dtype) ? *options_.type : from.dtype;
+  struct written_tensor {
+    moved_tensor moved = {};
+    conversion* owner = nullptr;  ///< who wants to know of progress
+  };
+
+  void throw_problems() const {
+    if (problems_.count() > 0)
+      throw file_error(model_.name(), "cannot be converted, " + std::to_string(problems_.count()) +
+                                          (problems_.count() == 1 ? " problem:" : " problems:") + problems_.text());
   }
 
-  /// Reports what moved_tensor could not convert.
-  void validate(const tensor_info& from, data_type type) {
-    if (from.dtype == type) return;
-    if (!holds_weights(from.dtype) || !holds_weights(type)) {
-      problems_.add("different", from.name,
-                    "is " + std::string(name_of(from.dtype)) + ", cannot be put beside " + std::string(name_of(type)));
-    } else if (from.dtype == data_type::f64) {
-      if (const std::string obstacle = safetensors_reader::obstacle<float>(from, from.elements()); !obstacle.empty())
-        problems_.add("unfit", from.name, obstacle);
-    }
-  }
-
+  /// A tensor that is none of an expert's, or one that stays where it is.
   void keep(const tensor_info& tensor) {
+    const bool is_number = holds_weights(tensor.dtype);
+    const bool is_state = state_.contains(tensor.name) || is_training_state(tensor.name) ||
+                          is_training_counter(tensor, model_.config().experts);
+    if (changes_ && is_number && state_.contains(tensor.name))
+      if (const std::uint64_t count = count_nan(tensor); count > 0)
+        problems_.add("unfit", tensor.name, nan_text(count, tensor.elements()));
+    if (options_.type && !is_number && is_coded_number(tensor.type_name()))
+      problems_.add("different", tensor.name,
+                    "is " + printable(tensor.type_name(), 40) + ", cannot be converted to " +
+                        std::string(name_of(*options_.type)));
+    if (options_.type && is_number && is_state && tensor.dtype != *options_.type) kept_.push_back(tensor.name);
+    if (tensor.dtype == data_type::other) {
+      copied_.push_back(&tensor);
+      return;
+    }
     const auto count = static_cast<index_t>(tensor.elements());
     const tensor_place whole{tensor.name, tensor.shape, 0, count, 1};
-    const data_type type = target_type(tensor);
-    validate(tensor, type);
-    tensors_[tensor.name] = {type, {{&tensor, whole, whole, 1, count}}};
+    const bool converts = options_.type && is_number && !is_state;
+    tensors_[tensor.name].moved = {converts ? *options_.type : tensor.dtype, {{&tensor, whole, whole, 1, count}}};
   }
 
-  void rearrange(const block_id& block) {
-    const tensor_names from = model_.names(block);
-    const tensor_names to = from.in_layout(options_.layout);
+  /// Numbers of few bits, which mean something only with scales: F8_E4M3, F6_E2M3, F4 ...
+  static bool is_coded_number(std::string_view type) {
+    return type.starts_with("F8") || type.starts_with("F6") || type.starts_with("F4");
+  }
+
+  /// The tensor of a part of an expert; nullptr, and a problem, where there is none that holds its weights.
+  const tensor_info* find_part(const tensor_place& place) {
+    const located_tensor* const found = model_.files().find(place.tensor);
+    if (found == nullptr) {
+      problems_.add("missing", place.tensor,
+                    "an expert needs shape " + shape_text(place.shape) + "; it " +
+                        model_.files().absence(place.tensor));
+      return nullptr;
+    }
+    const tensor_info& info = found->info;
+    if (info.shape != place.shape)
+      problems_.add("different", place.tensor,
+                    "an expert needs shape " + shape_text(place.shape) + ", not " + shape_text(info.shape));
+    else if (!holds_weights(info.dtype))
+      problems_.add("different", place.tensor, "is " + printable(info.type_name(), 40) + ", holds no weights");
+    else
+      return &info;
+    return nullptr;
+  }
+
+  /// Reports what is wrong with the experts of a block; their tensors stay as they are.
+  void find_experts(const tensor_names& names) {
+    std::set<std::string> seen;
+    for (index_t e = 0; e < names.extent().experts; ++e)
+      for (const std::string_view part : names.layout().parts())
+        if (const tensor_place place = names.layout().place(names.prefix(), e, part, names.extent());
+            seen.insert(place.tensor).second)
+          if (find_part(place) == nullptr) taken_.insert(place.tensor);  // reported once
+  }
+
+  void rearrange(const tensor_names& from, const tensor_names& to) {
     const expert_extent size = from.extent();
+    std::map<std::string, const tensor_info*> seen;
     for (index_t e = 0; e < size.experts; ++e)
       for (const std::string_view part : from.layout().parts()) {
         const tensor_place source = from.layout().place(from.prefix(), e, part, size);
-        const located_tensor* const found = model_.files().find(source.tensor);
-        if (found == nullptr || found->info.shape != source.shape) {
-          problems_.add(found == nullptr ? "missing" : "different", source.tensor,
-                        "an expert needs shape " + shape_text(source.shape) +
-                            (found == nullptr ? "" : ", not " + shape_text(found->info.shape)));
-          continue;
-        }
+        const auto [found, is_first] = seen.try_emplace(source.tensor);
+        if (is_first) found->second = find_part(source);
+        taken_.insert(source.tensor);
+        if (found->second == nullptr) continue;
         tensor_place target = to.layout().place(to.prefix(), e, part, size);
         auto [entry, is_new] = tensors_.try_emplace(target.tensor);
-        if (is_new) entry->second.type = target_type(found->info);
-        if (taken_.insert(source.tensor).second) validate(found->info, entry->second.type);
+        moved_tensor& moved = entry->second.moved;
+        if (is_new) moved.type = options_.type.value_or(found->second->dtype);
         const auto [rows, cols] = expert_layout::extent_of(part, size);
-        entry->second.parts.push_back({&found->info, source, std::move(target), rows, cols});
+        moved.parts.push_back({found->second, source, std::move(target), rows, cols});
       }
   }
 
   const checkpoint_model& model_;
   const convert_options& options_;
+  bool changes_;  // or else everything is copied
   problem_list problems_;
-  std::set<std::string, std::less<>> taken_;
-  std::map<std::string, moved_tensor> tensors_;  // nodes stay where they are: the writer refers to them
+  std::set<std::string, std::less<>> taken_;   // by experts that are put together anew
+  std::set<std::string, std::less<>> state_;   // by the families' names
+  std::vector<std::string> kept_;              // state whose type is not the one asked for
+  std::vector<const tensor_info*> copied_;     // of types that are not known
+  std::map<std::string, written_tensor> tensors_;  // nodes stay where they are: the writer refers to them
   std::uint64_t done_ = 0;
   std::uint64_t total_ = 0;
 };
 
-/// The model's config.json, saying the new type; nothing if it has none.
-inline std::optional<std::string> converted_config(const checkpoint_model& model, std::optional<data_type> type) {
-  const std::filesystem::path path = model.files().folder() / "config.json";
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return std::nullopt;
-  const mapped_file file(path);
-  const std::string text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  if (!type) return text;
-  parse_json(text, path.string());  // refuses what should not be parsed
-  auto json = nlohmann::ordered_json::parse(text);
-  const char* const name = *type == data_type::f64    ? "float64"
-                           : *type == data_type::f32  ? "float32"
-                           : *type == data_type::bf16 ? "bfloat16"
-                                                      : "float16";
-  for (const char* const key : {"torch_dtype", "dtype"})
-    if (json.contains(key)) json[key] = name;
-  return json.dump(2) + '\n';
-}
-
 }  // namespace detail
 
 /// Throws file_error, or std::invalid_argument for a type or layout that the family does not know.
-inline void convert_checkpoint(const checkpoint_model& model, const std::filesystem::path& target,
+inline convert_report convert_checkpoint(const checkpoint_model& model, const std::filesystem::path& target,
                                const convert_options& options = {}) {
   detail::conversion conversion(model, options);
   checkpoint_writer file;
   file.metadata("format", "pt");  // readers of published models ask for it
   conversion.add_to(file);
   const bool is_folder = target.extension() != ".safetensors";
-  const auto config = is_folder ? detail::converted_config(model, options.type) : std::nullopt;
+  const auto config = is_folder ? detail::converted_config(model.files().folder(), options.type) : std::nullopt;
   file.save(target, {.shard_bytes = options.shard_bytes});
-  if (!config) return;
-  atomic_file config_file(target / "config.json");
-  config_file.write(std::as_bytes(std::span<const char>(*config)));
-  config_file.commit();
+  if (config) {
+    atomic_file config_file(target / "config.json");
+    config_file.write(std::as_bytes(std::span<const char>(*config)));
+    config_file.commit();
+  }
+  return conversion.report();
 }
 
 }  // namespace sluice::inline SLUICE_ISA

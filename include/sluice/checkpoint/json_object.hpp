@@ -5,8 +5,9 @@
 ///   config.integer({"num_experts", "num_local_experts"}, {1, 64});   // two spellings of one key
 ///
 /// Refused with a file_error that names the file, the key and the numbers: values of another type than asked for, out
-/// of range or fractional; spellings of one key that disagree. The functions with `if_given` take null for an absent
-/// key, as the classes that write these files do; elsewhere null is a value of the wrong type.
+/// of range or fractional; a key given twice; spellings of one key that disagree. Keys that nobody asks for may hold
+/// anything. The functions with `if_given` take null for an absent key, as the classes that write these files do;
+/// elsewhere null is a value of the wrong type.
 #pragma once
 
 #include <sluice/checkpoint/json_value.hpp>
@@ -169,6 +170,7 @@ private:
   std::pair<std::string_view, const json_value*> find(json_key key, bool null_is_absent) const {
     const auto lookup = [&](const char* name) -> const json_value* {
       if (name == nullptr) return nullptr;
+      if (value_->repeats(name)) refuse(name, "is given twice");
       const json_value* const place = value_->find(name);
       return place == nullptr || (null_is_absent && place->is_null()) ? nullptr : place;
     };

@@ -1,7 +1,9 @@
 /// json_value, parse_json: the tree of a JSON file that is not trusted.
 ///
-/// Refused with a file_error: more than 16 MB; text that is not JSON in UTF-8, or holds a NUL; nesting deeper than 32; keys
-/// given twice. A tree of its own, because destroying nlohmann's takes memory: where there is none left, the program ends.
+/// Refused with a file_error: more than 16 MB; text that is not JSON in UTF-8, or holds a NUL; nesting deeper than 32.
+/// Who asks for a key can see whether it was given twice. NaN, Infinity and -Infinity, as Python writes them, are
+/// values that are no numbers. A tree of its own, because destroying nlohmann's takes memory: where there is none left,
+/// the program ends.
 #pragma once
 
 #include <sluice/core/types.hpp>
@@ -24,7 +26,7 @@ namespace sluice::inline SLUICE_ISA::detail {
 
 class json_value {
 public:
-  enum class kind { null, boolean, negative, whole, real, text, array, object };
+  enum class kind { null, boolean, negative, whole, real, text, word, array, object };
 
   json_value() = default;
   explicit json_value(bool v) : kind_(kind::boolean), whole_(v ? 1 : 0) {}
@@ -33,6 +35,12 @@ public:
   explicit json_value(double v) : kind_(kind::real), real_(v) {}
   explicit json_value(std::string v) : kind_(kind::text), text_(std::move(v)) {}
   explicit json_value(kind container) : kind_(container) {}
+  /// NaN or an infinity, under its name.
+  static json_value of_word(std::string name) {
+    json_value v(kind::word);
+    v.text_ = std::move(name);
+    return v;
+  }
 
   bool is_null() const { return kind_ == kind::null; }
   bool is_boolean() const { return kind_ == kind::boolean; }
@@ -63,6 +71,11 @@ public:
     return found == keys_.end() ? nullptr : &elements_[static_cast<std::size_t>(found - keys_.begin())];
   }
 
+  /// Whether an object has the key more than once; find gives the first.
+  bool repeats(std::string_view key) const {
+    return std::find(repeated_.begin(), repeated_.end(), key) != repeated_.end();
+  }
+
   /// As a message shows it.
   std::string shown() const {
     switch (kind_) {
@@ -78,6 +91,8 @@ public:
         return nlohmann::json(real_).dump();
       case kind::text:
         return '"' + printable(text_) + '"';
+      case kind::word:
+        return text_;
       case kind::array:
         return "an array";
       case kind::object:
@@ -92,6 +107,7 @@ public:
     keys_.push_back(key);
     return elements_.emplace_back(std::move(v));
   }
+  void add_repeated(const std::string& key) { repeated_.push_back(key); }
 
   friend bool operator==(const json_value&, const json_value&) = default;
 
@@ -101,6 +117,7 @@ private:
   double real_ = 0;
   std::string text_;
   std::vector<std::string> keys_;  // of an object, beside elements_
+  std::vector<std::string> repeated_;
   std::vector<json_value> elements_;
 };
 
@@ -115,11 +132,13 @@ public:
   bool boolean(bool v) { return put(json_value(v)); }
   bool number_integer(std::int64_t v) { return put(json_value(v)); }
   bool number_unsigned(std::uint64_t v) { return put(json_value(v)); }
-  bool number_float(double v, const std::string&) { return put(json_value(v)); }
+  bool number_float(double v, const std::string& text) {
+    return put(is_word(text) ? json_value::of_word(written(text)) : json_value(v));
+  }
   bool string(std::string& v) { return put(json_value(std::move(v))); }
   bool binary(nlohmann::json::binary_t&) { throw file_error(file(), "holds binary data"); }
   bool key(std::string& name) {
-    if (!keys_.back().insert(name).second) throw file_error(file(), "key \"" + printable(name) + "\" is given twice");
+    if (!keys_.back().insert(name).second) open_.back()->add_repeated(name);
     key_ = std::move(name);
     return true;
   }

@@ -6,19 +6,23 @@
 ///   add_unchanged(writer, model.files(), {&tensors});      // the rest of the model, if the file is to be all of it
 ///   writer.save(path);
 ///
-/// Elements are converted while they are written, piece by piece; those that need no conversion keep their bits. The object
-/// refers to the layer, and the writer to the object, until saved. F64, F32, BF16 and F16 can be written.
+/// Elements are converted while they are written, piece by piece; those that need no conversion keep their bits. What
+/// others have lost by rounding is in report() once saved; a save throws std::range_error, and leaves no file, where a
+/// finite number would become infinite. The object refers to the layer, and the writer to the object, until saved. F64,
+/// F32, BF16 and F16 can be written.
 #pragma once
 
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/checkpoint/tensor_names.hpp>
+#include <sluice/io/conversion_loss.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,10 +43,12 @@ public:
     if (problems.count() > 0) throw_invalid("the layer is not of this family:", problems.text());
   }
 
-  /// Writes every tensor as this type. Throws std::invalid_argument if weights cannot be written as it.
+  /// Writes all weights and biases as this type; state, such as a selection bias, stays in the layer's, since it is
+  /// made of steps that are small beside it. Throws std::invalid_argument if weights cannot be written as the type.
   void set_type(data_type type) {
     validate(type);
-    for (auto& [name, tensor] : tensors_) tensor.type = type;
+    for (auto& [name, tensor] : tensors_)
+      if (tensor.parts.front().role() != parameter_role::state) tensor.type = type;
   }
 
   /// Writes every tensor that the files have as the type that it has there.
@@ -55,6 +61,13 @@ public:
   }
 
   bool contains(const std::string& tensor) const { return tensors_.contains(tensor); }
+
+  /// What was lost in the last save.
+  conversion_report report() const {
+    conversion_report report;
+    for (const auto& [name, tensor] : tensors_) report.add(name, tensor.loss);
+    return report;
+  }
 
   template <typename Writer>
   void add_to(Writer& file) const {
@@ -70,11 +83,24 @@ private:
   struct assembled {
     data_type type;
     std::vector<tensor_copy> parts;
+    mutable conversion_loss loss = {};  ///< of the elements that were written last, from the first on
 
-    void read(std::size_t first, std::span<std::byte> bytes) const noexcept {
-      for (const tensor_copy& part : parts) part.write(type, static_cast<index_t>(first), bytes);
+    void read(std::size_t first, std::span<std::byte> bytes) const {
+      if (first == 0) loss = {};
+      for (const tensor_copy& part : parts) part.write(type, static_cast<index_t>(first), bytes, loss);
+      const tensor_place& place = parts.front().place;
+      const bool is_last = first + bytes.size() / size_of(type) == elements_of(place.shape);
+      if (is_last && loss.beyond > 0)
+        throw std::range_error("sluice: tensor \"" + detail::printable(place.tensor) +
+                               "\" cannot be written: " + detail::beyond_text(loss, type));
     }
   };
+
+  static std::size_t elements_of(const std::vector<std::int64_t>& shape) {
+    std::size_t count = 1;
+    for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
+    return count;
+  }
 
   static void validate(data_type type) {
     if (!detail::holds_weights(type)) throw_invalid("weights cannot be written as ", name_of(type));
@@ -89,7 +115,7 @@ void add_unchanged(Writer& file, const checkpoint_files& files, std::initializer
   for (const located_tensor& tensor : files.tensors())
     if (std::none_of(changed.begin(), changed.end(),
                      [&](const layer_tensors* layer) { return layer->contains(tensor.info.name); }))
-      file.add(tensor.info.name, tensor.info.shape, tensor.info.dtype, tensor.info.bytes);
+      file.add(tensor.info);
 }
 
 }  // namespace sluice::inline SLUICE_ISA

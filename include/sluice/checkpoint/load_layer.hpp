@@ -5,22 +5,26 @@
 ///   auto small = sluice::load_layer<sluice::olmoe_layer<float, sluice::bfloat16_storage>>(model, {.layer = 3});
 ///
 /// Strict: every parameter's tensor is there with its shape and a type that can be converted, and no tensor of the
-/// block is left over, unless it is named as ignored; otherwise one file_error lists them all. Elements go from the
-/// mapped file straight into packed storage: besides the layer nothing of its size is held. What tensors are called:
-/// tensor_names.hpp.
+/// block is left over, unless it is a counter of the training (training_state.hpp) or named as ignored; otherwise one
+/// file_error lists them all. What other blocks lack or hold does not matter. Numbers that the layer keeps in a
+/// narrower type are rounded; those that would become infinite, and NaN in biases, are refused with their count.
+/// Elements go from the mapped file straight into packed storage: besides the layer nothing of its size is held. What
+/// tensors are called: tensor_names.hpp.
 #pragma once
 
+#include <sluice/checkpoint/load_report.hpp>
 #include <sluice/checkpoint/model_config.hpp>
 #include <sluice/checkpoint/published_types.hpp>
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/checkpoint/tensor_names.hpp>
+#include <sluice/checkpoint/training_state.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/io/checkpoint_files.hpp>
+#include <sluice/io/name_pattern.hpp>
 
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <set>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -85,7 +89,8 @@ private:
 
 struct layer_load_options {
   executor_ref executor = {};
-  std::vector<std::string> ignored = {};  ///< full names of tensors of the block that may be left over
+  std::vector<std::string> ignored = {};  ///< patterns of full names of tensors of the block that may be left over
+  layer_load_report* report = nullptr;    ///< is told, if given; a load that throws leaves it as it was
   /// Called from the loading thread with bytes of the layer done and in all; may throw to give up.
   void (*progress)(void* user, std::uint64_t done, std::uint64_t total) = nullptr;
   void* user = nullptr;
@@ -108,7 +113,7 @@ std::vector<tensor_copy> copies_of(Layer& layer, const tensor_names& names, prob
 
 /// Finds the tensors of all copies, or says what is wrong.
 inline void find_tensors(const checkpoint_model& model, const tensor_names& names, std::vector<tensor_copy>& copies,
-                         const std::vector<std::string>& ignored, problem_list& problems) {
+                         const std::vector<std::string>& ignored, problem_list& problems, layer_load_report& report) {
   std::map<std::string, const tensor_info*, std::less<>> seen;  // nullptr: reported
   for (tensor_copy& copy : copies) {
     const auto [entry, is_new] = seen.try_emplace(copy.place.tensor, nullptr);
@@ -116,7 +121,8 @@ inline void find_tensors(const checkpoint_model& model, const tensor_names& name
       const located_tensor* const found = model.files().find(copy.place.tensor);
       const std::string wanted = shape_text(copy.place.shape);
       if (found == nullptr) {
-        problems.add("missing", copy.place.tensor, "the layer needs shape " + wanted);
+        problems.add("missing", copy.place.tensor,
+                     "the layer needs shape " + wanted + "; it " + model.files().absence(copy.place.tensor));
         continue;
       }
       if (found->info.shape != copy.place.shape) {
@@ -132,12 +138,18 @@ inline void find_tensors(const checkpoint_model& model, const tensor_names& name
     }
     copy.from = entry->second;
   }
-  for (const located_tensor& tensor : model.files().tensors())
-    if (names.owns(tensor.info.name) && !seen.contains(tensor.info.name) &&
-        std::find(ignored.begin(), ignored.end(), tensor.info.name) == ignored.end())
-      problems.add("left over", tensor.info.name,
-                   std::string(name_of(tensor.info.dtype)) + ' ' + shape_text(tensor.info.shape) +
-                       ", nothing in the layer takes it");
+  for (const located_tensor& tensor : model.files().tensors()) {
+    const tensor_info& info = tensor.info;
+    if (!names.owns(info.name) || seen.contains(info.name)) continue;
+    if (is_training_counter(info, names.extent().experts) || matches_any(ignored, info.name))
+      report.ignored.push_back(info.name);
+    else
+      problems.add("left over", info.name,
+                   printable(info.type_name(), 40) + ' ' + shape_text(info.shape) + ", nothing in the layer takes it");
+  }
+  for (const missing_tensor& tensor : model.files().missing())
+    if (names.owns(tensor.name) && !seen.contains(tensor.name) && !matches_any(ignored, tensor.name))
+      problems.add("left over", tensor.name, "is in the index, nothing in the layer takes it");
 }
 
 /// Where else the router of a block is, which is not where it is looked for; empty if it is nowhere.
@@ -187,8 +199,10 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
     if (const std::string elsewhere = detail::found_elsewhere(model, names, block); !elsewhere.empty())
       throw file_error(model.name(), elsewhere);
   detail::problem_list problems;
+  layer_load_report report;
   std::vector<tensor_copy> copies = detail::copies_of(layer, names, problems);
-  detail::find_tensors(model, names, copies, options.ignored, problems);
+  detail::find_tensors(model, names, copies, options.ignored, problems, report);
+  if (problems.count() == 0) detail::count_losses(copies, options.executor, problems, report);
   if (problems.count() > 0) {
     const model_config& config = model.config();
     throw file_error(
@@ -201,6 +215,7 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
             ':' + problems.text());
   }
   detail::read_all(copies, options);
+  if (options.report != nullptr) *options.report = std::move(report);
 }
 
 /// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp).

@@ -16,7 +16,9 @@
 ///   megatron_layer                                top-k, capacity by probability
 ///
 /// All are <Scalar, Storage of the experts' weights>. A family has one of them by its row in family_forms.hpp, with or
-/// without a shared expert by its config; with_published_type finds it.
+/// without a shared expert by its config; with_published_type finds it. A model of one expert a token whose weights are
+/// normalised is loaded as it is: every weight is the scaling, and of a training only the losses reach its gate
+/// (options.constant_weight).
 #pragma once
 
 #include <sluice/capacity/position.hpp>

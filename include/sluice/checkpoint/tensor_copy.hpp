@@ -4,13 +4,15 @@
 ///   copy.read(block)                        file -> parameter, 64 rows at a time; blocks may run in parallel
 ///   copy.write(type, first, out)            parameter -> elements first .. of the tensor, those that are the parameter's
 ///
-/// Elements that the file has in the parameter's own type are copied bit for bit; others are converted. A file may lie
-/// transposed to the panels, so both ways go by small tiles that stay in the nearest cache.
+/// Elements that the file has in the parameter's own type are copied bit for bit; others are rounded once, to nearest.
+/// Whoever wants to know what that costs asks before reading (read_losses) or while writing. A file may lie transposed
+/// to the panels, so both ways go by small tiles that stay in the nearest cache.
 #pragma once
 
 #include <sluice/checkpoint/expert_layout.hpp>
 #include <sluice/core/half.hpp>
 #include <sluice/core/parameter.hpp>
+#include <sluice/io/conversion_loss.hpp>
 #include <sluice/io/model_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 
@@ -21,15 +23,6 @@
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
-
-namespace detail {
-
-/// The types in which weights are read and written.
-inline bool holds_weights(data_type type) {
-  return type == data_type::f64 || type == data_type::f32 || type == data_type::bf16 || type == data_type::f16;
-}
-
-}  // namespace detail
 
 class tensor_copy {
 public:
@@ -42,9 +35,8 @@ public:
         cols_(p.cols()),
         element_type_(detail::file_type_of<Element>()),
         element_size_(sizeof(Element)),
+        role_(p.role()),
         parameter_(&p),
-        obstacle_(
-            [](const tensor_info& tensor) { return safetensors_reader::obstacle<Scalar>(tensor, tensor.elements()); }),
         read_(&read_block<parameter<Scalar, Element>>),
         write_(&write_elements<parameter<Scalar, Element>>) {}
 
@@ -62,15 +54,31 @@ public:
   data_type element_type() const noexcept { return element_type_; }
   std::uint64_t bytes() const noexcept { return static_cast<std::uint64_t>(elements()) * element_size_; }
 
-  /// Why the tensor's elements cannot become the parameter's; empty if they can.
-  std::string obstacle(const tensor_info& tensor) const { return obstacle_(tensor); }
+  parameter_role role() const noexcept { return role_; }
+
+  /// Why the tensor's elements cannot become the parameter's; empty if they can, or only some are too large.
+  std::string obstacle(const tensor_info& tensor) const {
+    if (detail::holds_weights(tensor.dtype)) return {};
+    return "is " + detail::printable(tensor.type_name(), 40) + ", cannot be read as " +
+           std::string(name_of(element_type_));
+  }
+
+  /// Adds what reading costs elements first .. first + count of the tensor.
+  void read_losses(std::size_t first, std::size_t count, conversion_loss& loss) const {
+    add_losses(*from, first, count, element_type_, loss);
+  }
 
   void read(index_t block) const noexcept { read_(*this, block); }
 
-  /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of the
-  /// type, F64, F32, BF16 or F16.
+  /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of
+  /// the type, F64, F32, BF16 or F16.
   void write(data_type type, index_t first, std::span<std::byte> out) const noexcept {
-    write_(*this, type, first, out);
+    write_(*this, type, first, out, nullptr);
+  }
+
+  /// The same, and adds what the conversion has cost these elements.
+  void write(data_type type, index_t first, std::span<std::byte> out, conversion_loss& loss) const noexcept {
+    write_(*this, type, first, out, &loss);
   }
 
 private:
@@ -81,11 +89,17 @@ private:
       c.read_tiles<Parameter, element>(block, [](const tensor_info& t, index_t first, std::span<element> run) {
         std::memcpy(run.data(), t.bytes.data() + static_cast<std::size_t>(first) * sizeof(element), run.size_bytes());
       });
+    else if (c.from->dtype == data_type::f64)
+      c.read_numbers<Parameter, double>(block);  // a float between would round twice
     else
-      c.read_tiles<Parameter, typename Parameter::scalar>(
-          block, [](const tensor_info& t, index_t first, std::span<typename Parameter::scalar> run) {
-            safetensors_reader::copy(t, static_cast<std::size_t>(first), run);
-          });
+      c.read_numbers<Parameter, typename Parameter::scalar>(block);
+  }
+
+  template <typename Parameter, std::floating_point Cell>
+  void read_numbers(index_t block) const noexcept {
+    read_tiles<Parameter, Cell>(block, [](const tensor_info& t, index_t first, std::span<Cell> run) {
+      safetensors_reader::copy(t, static_cast<std::size_t>(first), run);
+    });
   }
 
   template <typename Parameter, typename Cell, typename ReadRun>
@@ -129,20 +143,28 @@ private:
   }
 
   template <typename Parameter>
-  static void write_elements(const tensor_copy& c, data_type type, index_t first, std::span<std::byte> out) noexcept {
+  static void write_elements(const tensor_copy& c, data_type type, index_t first, std::span<std::byte> out,
+                             conversion_loss* loss) noexcept {
     using element = typename Parameter::element;
-    using scalar = typename Parameter::scalar;
     if (type == c.element_type_)
       c.write_runs<Parameter, element>(first, out, [](element value) { return value; });
     else if (type == data_type::f64)
-      c.write_runs<Parameter, double>(first, out, [](element v) { return static_cast<double>(to_number(v)); });
+      c.write_numbers<Parameter, double>(type, first, out, loss);
     else if (type == data_type::f32)
-      c.write_runs<Parameter, float>(first, out, [](element v) { return static_cast<float>(to_number(v)); });
+      c.write_numbers<Parameter, float>(type, first, out, loss);
     else if (type == data_type::bf16)
-      c.write_runs<Parameter, bfloat16>(first, out,
-                                        [](element v) { return to_element<bfloat16>(scalar(to_number(v))); });
+      c.write_numbers<Parameter, bfloat16>(type, first, out, loss);
     else
-      c.write_runs<Parameter, float16>(first, out, [](element v) { return to_element<float16>(scalar(to_number(v))); });
+      c.write_numbers<Parameter, float16>(type, first, out, loss);
+  }
+
+  template <typename Parameter, typename Stored>
+  void write_numbers(data_type type, index_t first, std::span<std::byte> out, conversion_loss* loss) const noexcept {
+    if (detail::is_within(element_type_, type)) loss = nullptr;
+    write_runs<Parameter, Stored>(first, out, [loss](typename Parameter::element v) {
+      if (loss != nullptr) detail::add_loss<Stored>(static_cast<double>(to_number(v)), *loss);
+      return to_element<Stored>(to_number(v));
+    });
   }
 
   template <typename Parameter, typename Stored, typename Convert>
@@ -166,10 +188,10 @@ private:
   index_t cols_;
   data_type element_type_;
   std::size_t element_size_;
+  parameter_role role_;
   void* parameter_;
-  std::string (*obstacle_)(const tensor_info&);
   void (*read_)(const tensor_copy&, index_t block) noexcept;
-  void (*write_)(const tensor_copy&, data_type, index_t first, std::span<std::byte>) noexcept;
+  void (*write_)(const tensor_copy&, data_type, index_t first, std::span<std::byte>, conversion_loss*) noexcept;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -3,8 +3,8 @@
 ///   bfloat16   8 exponent bits, 7 fraction bits: the upper half of a float
 ///   float16    5 exponent bits, 10 fraction bits (IEEE binary16), largest 65504
 ///
-/// To float every value converts exactly. From float: round to nearest, ties to even; what is too large becomes
-/// infinity, NaN stays NaN. Everything is done on bits, so -ffast-math changes nothing.
+/// To float every value converts exactly. From float and double: round to nearest, ties to even; what is too large
+/// becomes infinity, NaN stays NaN. Everything is done on bits, so -ffast-math changes nothing.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -71,6 +71,21 @@ constexpr float16 round_to<float16>(float value) {
   return with_sign(exponent >= 113U ? ((exponent - 113U) << 10U) + kept + up : kept + up);
 }
 
+/// From double in one rounding: the float between takes the odd one of its two neighbours, so it never is a tie or a
+/// number of the sixteen-bit type that the double is not.
+template <typename Half>
+constexpr Half round_to(double value) {
+  const auto nearest = static_cast<float>(value);
+  if (std::bit_cast<std::uint64_t>(static_cast<double>(nearest)) == std::bit_cast<std::uint64_t>(value) ||
+      (std::bit_cast<std::uint32_t>(nearest) & 0x7FFFFFFFU) > 0x7F800000U)
+    return round_to<Half>(nearest);
+  auto bits = std::bit_cast<std::uint32_t>(nearest);
+  const double back = nearest;
+  const bool is_negative = bits >> 31U != 0;
+  if (is_negative ? back < value : back > value) --bits;  // towards zero
+  return round_to<Half>(std::bit_cast<float>(bits | 1U));
+}
+
 /// An element of an array of weights as a number to calculate with.
 template <std::floating_point Scalar>
 constexpr Scalar to_number(Scalar value) {
@@ -89,7 +104,7 @@ constexpr Element to_element(Scalar value) {
   if constexpr (std::floating_point<Element> || std::integral<Element>)
     return static_cast<Element>(value);
   else
-    return round_to<Element>(static_cast<float>(value));
+    return round_to<Element>(value);
 }
 
 static_assert(to_float(float16{0x3C00}) == 1.0F && to_float(float16{0x0001}) == 0x1p-24F);
@@ -97,6 +112,8 @@ static_assert(to_float(float16{0x03FF}) == 0x3FFp-24F && to_float(float16{0xFBFF
 static_assert(round_to<float16>(0x1p-24F).bits == 1 && round_to<float16>(0x1p-25F).bits == 0 &&
               round_to<float16>(0x1.8p-25F).bits == 1 && round_to<float16>(65519.0F).bits == 0x7BFF &&
               round_to<float16>(65520.0F).bits == 0x7C00 && round_to<float16>(1.0F).bits == 0x3C00);
+static_assert(round_to<float16>(0x1.00200001p0).bits == 0x3C01 && round_to<float16>(0x1.002p0).bits == 0x3C00 &&
+              round_to<float16>(-0x1.00200001p0).bits == 0xBC01 && round_to<float16>(-0x1p-1074).bits == 0x8000);
 static_assert(round_to<bfloat16>(1.0F).bits == 0x3F80 && round_to<bfloat16>(0x1.01p0F).bits == 0x3F80 &&
               round_to<bfloat16>(0x1.03p0F).bits == 0x3F82);
 

@@ -4,15 +4,14 @@
 ///   const sluice::tensor_info& q = files.at("model.layers.0.self_attn.q_proj.weight").info;
 ///
 /// In a folder, model.safetensors.index.json is taken if it is there; else model.safetensors; else the only
-/// *.safetensors file, where one of several numbered shards does not count: without an index it is no checkpoint.
-/// Every shard is mapped and its whole header is checked (safetensors_contents.hpp). The index and the shards must agree:
-/// each tensor is in the shard that the index gives, and in no other; no shard holds tensors that the index does not
-/// give to it; no shard is missing. Names in an index stay inside its folder (checkpoint_index.hpp), but a shard may be
-/// a symbolic link to anywhere, since the caches that models are downloaded to are made of links: whoever may make
-/// links in the folder decides what is read.
-/// Errors are file_error. The object may be moved, references into it stay valid. Const calls may run in parallel. One
-/// that is opened while a checkpoint_writer replaces the checkpoint may miss a shard and throw; opening again helps. Once
-/// open, it keeps what it has opened.
+/// *.safetensors file, where one of several numbered shards does not count: without an index it is no checkpoint. The
+/// index selects: a tensor comes from the shard that it names; what shards hold besides is not looked at. Every shard
+/// is mapped and its whole header is checked (safetensors_contents.hpp); one that is absent or does not pass turns away
+/// only who asks for its tensors (missing, at). Names in an index stay inside its folder (checkpoint_index.hpp), but a
+/// shard may be a symbolic link to anywhere, since the caches that models are downloaded to are made of links: whoever
+/// may make links in the folder decides what is read. Errors are file_error. The object may be moved, references into
+/// it stay valid. Const calls may run in parallel. One that is opened while a checkpoint_writer replaces the checkpoint
+/// may miss a shard; opening again helps. Once open, it keeps what it has opened.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -43,6 +42,12 @@ struct located_tensor {
   const std::string& file;  // without its folder
 };
 
+/// A tensor that an index lists and its shard does not give.
+struct missing_tensor {
+  std::string name;
+  std::string file;
+};
+
 class checkpoint_files {
 public:
   explicit checkpoint_files(const std::filesystem::path& path);
@@ -60,30 +65,37 @@ public:
 
   const located_tensor& at(std::string_view name) const {
     const located_tensor* const tensor = find(name);
-    if (tensor == nullptr) throw file_error(name_, name, "is not in the checkpoint");
+    if (tensor == nullptr) throw file_error(name_, name, absence(name));
     return *tensor;
   }
 
+  /// Why there is no tensor of that name.
+  std::string absence(std::string_view name) const;
+
   /// All tensors, sorted by name.
   const std::vector<located_tensor>& tensors() const noexcept { return tensors_; }
-  /// The names of the safetensors files, sorted.
+  /// What the index lists and its shards do not give, sorted by name.
+  const std::vector<missing_tensor>& missing() const noexcept { return missing_; }
+  /// The names of the safetensors files that were opened, sorted.
   const std::vector<std::string>& files() const noexcept { return files_; }
   const std::filesystem::path& folder() const noexcept { return folder_; }
   /// What the index says, and what its shards say of keys that it does not have; of two shards the first.
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
-  /// Of all tensors together.
+  /// Of all these tensors together.
   std::uint64_t bytes() const noexcept { return bytes_; }
   /// What messages call the checkpoint: the file or the index that was opened.
   const std::string& name() const noexcept { return name_; }
 
 private:
-  void open_index(const std::filesystem::path& path);
+  std::map<std::string, std::string> open_index(const std::filesystem::path& path);
 
   std::string name_;
   std::filesystem::path folder_;
   std::vector<std::string> files_;
   std::vector<safetensors_reader> readers_;  // one for each of files_
   std::vector<located_tensor> tensors_;
+  std::vector<missing_tensor> missing_;
+  std::map<std::string, std::string, std::less<>> unread_;  // shards that could not be opened, and why
   std::map<std::string, std::string> metadata_;
   std::uint64_t bytes_ = 0;
 };
@@ -125,20 +137,6 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
                                         std::to_string(found.size()) + " .safetensors files" + list);
 }
 
-/// Throws unless shard and index agree on which tensors the shard holds.
-inline void check_shard(const safetensors_reader& shard, const std::string& file, const checkpoint_index& index,
-                        const std::string& index_name) {
-  for (const tensor_info& tensor : shard.tensors()) {
-    const auto given = index.weight_map.find(tensor.name);
-    if (given == index.weight_map.end())
-      throw file_error(index_name, tensor.name, "is in \"" + printable(file) + "\", but not in the index");
-    if (given->second != file)
-      throw file_error(
-          index_name, tensor.name,
-          "is in \"" + printable(file) + "\", but the index gives it to \"" + printable(given->second) + '"');
-  }
-}
-
 }  // namespace detail
 
 inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
@@ -146,8 +144,10 @@ inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
   const std::filesystem::path entry = std::filesystem::is_directory(path, error) ? detail::entry_of_folder(path) : path;
   name_ = entry.string();
   folder_ = entry.parent_path();
-  if (entry.extension() == ".json") {
-    open_index(entry);
+  const bool has_index = entry.extension() == ".json";
+  std::map<std::string, std::string> places;  // of the tensors, by the index
+  if (has_index) {
+    places = open_index(entry);
   } else {
     files_.push_back(entry.filename().string());
     readers_.emplace_back(entry);
@@ -157,6 +157,11 @@ inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
   for (std::size_t i = 0; i < readers_.size(); ++i) {
     metadata_.insert(readers_[i].metadata().begin(), readers_[i].metadata().end());
     for (const tensor_info& tensor : readers_[i].tensors()) {
+      if (has_index) {
+        const auto place = places.find(tensor.name);
+        if (place == places.end() || place->second != files_[i]) continue;
+        places.erase(place);
+      }
       all.emplace_back(&tensor, &files_[i]);
       bytes_ += tensor.bytes.size();
     }
@@ -164,28 +169,43 @@ inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first->name < b.first->name; });
   tensors_.reserve(all.size());
   for (const auto& [info, file] : all) tensors_.push_back({*info, *file});
+  missing_.reserve(places.size());
+  for (auto& [name, file] : places) missing_.push_back({name, std::move(file)});
 }
 
-inline void checkpoint_files::open_index(const std::filesystem::path& path) {
+inline std::map<std::string, std::string> checkpoint_files::open_index(const std::filesystem::path& path) {
   const mapped_file text(path);
   checkpoint_index index = parse_checkpoint_index(text.bytes(), name_);
   metadata_ = std::move(index.metadata);
 
   std::set<std::string> names;
   for (const auto& [tensor, file] : index.weight_map) names.insert(file);
-  files_.assign(names.begin(), names.end());
-  readers_.reserve(files_.size());
-  for (const std::string& file : files_) {
-    if (std::error_code error; !std::filesystem::exists(folder_ / file, error))
-      throw file_error(name_, "shard \"" + detail::printable(file) + "\" does not exist");
-    readers_.emplace_back(folder_ / file);
+  files_.reserve(names.size());  // tensors refer to its elements
+  readers_.reserve(names.size());
+  for (const std::string& file : names) {
+    try {
+      std::error_code error;
+      if (std::filesystem::exists(folder_ / file, error)) {
+        readers_.emplace_back(folder_ / file);
+        files_.push_back(file);
+      } else {
+        unread_[file] = "does not exist";
+      }
+    } catch (const file_error& failure) {
+      unread_[file] = std::string("cannot be read: ") + failure.what();
+    }
   }
-  for (std::size_t i = 0; i < files_.size(); ++i) detail::check_shard(readers_[i], files_[i], index, name_);
-  for (const auto& [tensor, file] : index.weight_map) {
-    const auto place = std::lower_bound(files_.begin(), files_.end(), file) - files_.begin();
-    if (!readers_[static_cast<std::size_t>(place)].contains(tensor))
-      throw file_error(name_, tensor, "is not in \"" + detail::printable(file) + "\", where the index has it");
-  }
+  return std::move(index.weight_map);
+}
+
+inline std::string checkpoint_files::absence(std::string_view name) const {
+  const auto listed = std::lower_bound(missing_.begin(), missing_.end(), name,
+                                       [](const missing_tensor& t, std::string_view n) { return t.name < n; });
+  if (listed == missing_.end() || listed->name != name) return "is not in the checkpoint";
+  const std::string shard = '"' + detail::printable(listed->file) + '"';
+  const auto unread = unread_.find(listed->file);
+  return unread == unread_.end() ? "is not in " + shard + ", where the index has it"
+                                 : "is by the index in " + shard + ", which " + unread->second;
 }
 
 }  // namespace sluice::inline SLUICE_ISA

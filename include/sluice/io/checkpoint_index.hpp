@@ -2,11 +2,11 @@
 ///
 ///   {"metadata": {"total_size": 96}, "weight_map": {"tensor name": "model-00001-of-00002.safetensors", ...}}
 ///
-/// Refused with a file_error, besides what read_json refuses: more than 100 MB; a top-level key other than these two (it
-/// could change what the others mean); a key given twice; metadata that is not a number, text, true, false or null;
-/// a shard that is not a plain file name ending in .safetensors, so an index cannot lead out of its folder by name.
-/// Metadata may be missing. Its values are kept as text, but for total_size: it counts what shards are found to hold, and
-/// published indices have it wrong. Format: https://huggingface.co/docs/transformers/big_models
+/// Refused with a file_error, besides what read_json refuses: more than 100 MB; a key given twice; a shard that is not
+/// a plain file name ending in .safetensors, so an index cannot lead out of its folder by name. Metadata may be
+/// missing. Its values are kept as text, but for objects, arrays and total_size: it counts what shards are found to
+/// hold, and published indices have it wrong. Other top-level keys are passed over. Format:
+/// https://huggingface.co/docs/transformers/big_models
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -102,11 +102,11 @@ public:
   bool boolean(bool value) { return scalar(value ? "true" : "false"); }
   bool number_integer(std::int64_t value) { return scalar(std::to_string(value)); }
   bool number_unsigned(std::uint64_t value) { return scalar(std::to_string(value)); }
-  bool number_float(double, const std::string& text) { return scalar(text); }
+  bool number_float(double, const std::string& text) { return scalar(written(text)); }
   bool binary(nlohmann::json::binary_t&) { refuse("binary data"); }
 
   bool string(std::string& value) {
-    if (place_ != place::weight_map) return scalar(std::move(value));
+    if (place_ != place::weight_map || passed_over_ > 0) return scalar(std::move(value));
     if (const std::string obstacle = obstacle_of_shard(value); !obstacle.empty())
       throw file_error(file(), key_, "shard \"" + printable(value) + "\" " + obstacle);
     index.weight_map[key_] = std::move(value);
@@ -114,10 +114,10 @@ public:
   }
 
   bool key(std::string& name) {
+    if (passed_over_ > 0) return true;
     if (place_ == place::root) {
-      if (name != "metadata" && name != "weight_map")
-        throw file_error(file(), "index has the unknown key \"" + printable(name) + "\"");
-      if (std::exchange(name == "metadata" ? metadata_seen_ : weight_map_seen_, true))
+      const bool is_known = name == "metadata" || name == "weight_map";
+      if (is_known && std::exchange(name == "metadata" ? metadata_seen_ : weight_map_seen_, true))
         throw file_error(file(), "index has the key \"" + name + "\" twice");
     } else if (place_ == place::metadata ? index.metadata.contains(name) : index.weight_map.contains(name)) {
       if (place_ == place::weight_map) throw file_error(file(), name, "is listed twice");
@@ -128,6 +128,7 @@ public:
   }
 
   bool start_object(std::size_t) {
+    if (passes_over()) return ++passed_over_ > 0;
     if (place_ == place::document)
       place_ = place::root;
     else if (place_ == place::root)
@@ -138,18 +139,29 @@ public:
   }
 
   bool end_object() {
+    if (passed_over_ > 0) return passed_over_-- > 0;
     if (place_ == place::root && !weight_map_seen_) throw file_error(file(), "index has no weight_map");
     place_ = place_ == place::root ? place::document : place::root;
     return true;
   }
 
-  bool start_array(std::size_t) { refuse("an array"); }
-  bool end_array() { return true; }
+  bool start_array(std::size_t) {
+    if (!passes_over()) refuse("an array");
+    return ++passed_over_ > 0;
+  }
+  bool end_array() { return passed_over_-- > 0; }
 
 private:
   enum class place { document, root, metadata, weight_map };
 
+  /// Whether what begins here says nothing about tensors.
+  bool passes_over() const {
+    return passed_over_ > 0 || place_ == place::metadata ||
+           (place_ == place::root && key_ != "metadata" && key_ != "weight_map");
+  }
+
   bool scalar(std::string value) {
+    if (passed_over_ > 0 || (passes_over() && place_ == place::root)) return true;
     if (place_ != place::metadata) refuse("\"" + printable(value) + "\"");
     index.metadata[key_] = std::move(value);
     return true;
@@ -165,6 +177,7 @@ private:
   place place_ = place::document;
   bool metadata_seen_ = false;
   bool weight_map_seen_ = false;
+  std::size_t passed_over_ = 0;  // objects and arrays that are open and said nothing of
   std::string key_;
 };
 

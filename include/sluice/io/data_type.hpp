@@ -2,6 +2,7 @@
 ///
 /// Every type is known by size, so that the bounds of every tensor can be checked. C++ values exist for the integers,
 /// F32 and F64 (data_type_of); the others travel as raw bytes, or are widened to float or double when they are read.
+/// The format grows: a tensor of a type that is not in this list is `other`. Its bytes can be copied and nothing else.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -30,7 +31,8 @@ enum class data_type : std::uint8_t {
   f32,
   f64,
   i64,
-  u64
+  u64,
+  other
 };
 
 namespace detail {
@@ -41,7 +43,7 @@ struct data_type_row {
 };
 
 /// Indexed by data_type.
-inline constexpr std::array<data_type_row, 15> data_types{{{"BOOL", 1},
+inline constexpr std::array<data_type_row, 16> data_types{{{"BOOL", 1},
                                                            {"U8", 1},
                                                            {"I8", 1},
                                                            {"F8_E5M2", 1},
@@ -55,19 +57,20 @@ inline constexpr std::array<data_type_row, 15> data_types{{{"BOOL", 1},
                                                            {"F32", 4},
                                                            {"F64", 8},
                                                            {"I64", 8},
-                                                           {"U64", 8}}};
+                                                           {"U64", 8},
+                                                           {"of another type", 0}}};
 
 }  // namespace detail
 
 /// The name in the file: "F32".
 constexpr std::string_view name_of(data_type type) { return detail::data_types[static_cast<std::size_t>(type)].name; }
 
-/// Bytes of one element.
+/// Bytes of one element; 0 for `other`.
 constexpr std::size_t size_of(data_type type) { return detail::data_types[static_cast<std::size_t>(type)].size; }
 
 /// The type of that name, or nothing; names are upper case and matched exactly.
 constexpr std::optional<data_type> parse_data_type(std::string_view name) {
-  for (std::size_t i = 0; i < detail::data_types.size(); ++i)
+  for (std::size_t i = 0; i < static_cast<std::size_t>(data_type::other); ++i)
     if (detail::data_types[i].name == name) return static_cast<data_type>(i);
   return std::nullopt;
 }

@@ -2,7 +2,8 @@
 ///
 /// A handler derives from json_handler and has the members that nlohmann::json::sax_parse calls. It refuses any event
 /// that its format has no place for by throwing a file_error, so nesting is bounded by the format itself: the parser
-/// keeps one bit a level and does not recurse. Text that is not JSON in UTF-8, and a NUL anywhere in it, are refused.
+/// keeps one bit a level and does not recurse. Text that is not JSON in UTF-8, and a NUL anywhere in it, are refused;
+/// but NaN, Infinity and -Infinity, which Python writes for numbers, reach the handler as numbers that `written` knows.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -11,11 +12,19 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA::detail {
+
+/// What stands for a number and is no JSON, and a number of the same length that nobody writes, so that places in
+/// messages stay those of the file.
+inline constexpr std::array<std::pair<std::string_view, std::string_view>, 3> number_words{
+    {{"NaN", "0e7"}, {"Infinity", "0e000007"}, {"-Infinity", "-0e000007"}}};
 
 class json_handler {
 public:
@@ -30,10 +39,41 @@ public:
                                 printable(error.what(), 300));
   }
 
+protected:
+  /// What the file has where the parser saw this number.
+  static std::string written(const std::string& number) {
+    for (const auto& [word, stand_in] : number_words)
+      if (number == stand_in) return std::string(word);
+    return number;
+  }
+  static bool is_word(const std::string& number) { return written(number) != number; }
+
 private:
   const std::string& file_;
   const char* text_;
 };
+
+/// The text with numbers in the places of words; empty if it has none of these words.
+inline std::string without_number_words(std::string_view text) {
+  const auto stands_apart = [text](std::size_t begin, std::size_t end) {
+    constexpr std::string_view before = " \t\r\n,:[", after = " \t\r\n,]}";
+    return (begin == 0 || before.find(text[begin - 1]) != std::string_view::npos) &&
+           (end == text.size() || after.find(text[end]) != std::string_view::npos);
+  };
+  std::string changed;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') in_string = !in_string;
+    if (in_string && text[i] == '\\') ++i;
+    if (in_string || (text[i] != 'N' && text[i] != 'I' && text[i] != '-')) continue;
+    for (const auto& [word, stand_in] : number_words)
+      if (text.substr(i).starts_with(word) && stands_apart(i, i + word.size())) {
+        if (changed.empty()) changed = text;
+        changed.replace(i, word.size(), stand_in);
+      }
+  }
+  return changed;
+}
 
 template <typename Handler>
 void read_json(std::span<const std::byte> text, Handler& handler) {
@@ -41,8 +81,10 @@ void read_json(std::span<const std::byte> text, Handler& handler) {
   if (const auto nul = std::find(text.begin(), text.end(), std::byte{0}); nul != text.end())
     throw file_error(handler.file(),
                      std::string(handler.text()) + " has a NUL at its byte " + std::to_string(nul - text.begin()));
-  const auto* const first = reinterpret_cast<const char*>(text.data());
-  nlohmann::json::sax_parse(first, first + text.size(), &handler);
+  const std::string_view given(reinterpret_cast<const char*>(text.data()), text.size());
+  const std::string changed = without_number_words(given);
+  const std::string_view json = changed.empty() ? given : changed;
+  nlohmann::json::sax_parse(json.data(), json.data() + json.size(), &handler);
 }
 
 }  // namespace sluice::inline SLUICE_ISA::detail

@@ -4,17 +4,20 @@
 ///   sluice::load(layer, "layer.safetensors");
 ///
 /// The model is anything whose parameters can be visited (core/parameter.hpp); float is stored as F32, double as F64,
-/// sixteen-bit weights as BF16 or F16, row-major whatever their layout in memory. F16, BF16, F32 and F64 are loaded into any. Loading is strict: every parameter must be in the file, with its shape
-/// and a floating-point type, and every tensor of the file must belong to a parameter or be named as ignored. Otherwise
-/// one file_error lists what is missing, what differs and what is left over. A load that throws has changed nothing.
-/// With a prefix, several models share a file: names become "prefix.name", and other tensors are not looked at.
-/// Gradients are not stored.
+/// sixteen-bit weights as BF16 or F16, row-major whatever their layout in memory. F16, BF16, F32 and F64 are loaded
+/// into any, rounded to nearest where they have to be. Loading is strict: every parameter must be in the file, with its
+/// shape and a floating-point type, and every tensor of the file must belong to a parameter or be named as ignored.
+/// Otherwise one file_error lists what is missing, what differs (also finite numbers that would become infinite) and
+/// what is left over. A load that throws has changed nothing. With a prefix, several models share a file: names become
+/// "prefix.name", and other tensors are not looked at. Gradients are not stored.
 #pragma once
 
 #include <sluice/core/isa.hpp>
 #include <sluice/core/parameter.hpp>
+#include <sluice/io/conversion_loss.hpp>
 #include <sluice/io/data_type.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/io/name_pattern.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/io/safetensors_writer.hpp>
 #include <sluice/io/tensor_info.hpp>
@@ -37,7 +40,7 @@ namespace sluice::inline SLUICE_ISA {
 
 struct load_options {
   std::string prefix = {};                // of the model's names in the file, without the dot that follows it
-  std::vector<std::string> ignored = {};  // full names of tensors that may be left over
+  std::vector<std::string> ignored = {};  // patterns of full names of tensors that may be left over
 };
 
 namespace detail {
@@ -158,15 +161,21 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
           return;
         }
         const std::string obstacle = safetensors_reader::obstacle<Scalar>(*tensor, static_cast<std::size_t>(p.size()));
-        if (!obstacle.empty()) problems.add("different", name, obstacle);
+        if (!obstacle.empty()) {
+          problems.add("different", name, obstacle);
+        } else if constexpr (!std::same_as<Scalar, Element>) {
+          conversion_loss loss;
+          add_losses(*tensor, 0, tensor->elements(), detail::file_type_of<Element>(), loss);
+          if (loss.beyond > 0)
+            problems.add("different", name, detail::beyond_text(loss, detail::file_type_of<Element>()));
+        }
         copies.push_back(detail::make_copy(*tensor, p));
       },
       options.prefix);
 
-  for (const std::string& name : options.ignored) known.insert(name);
   const std::string start = options.prefix.empty() ? std::string() : options.prefix + '.';
   for (const tensor_info& tensor : file.tensors())
-    if (tensor.name.starts_with(start) && !known.contains(tensor.name))
+    if (tensor.name.starts_with(start) && !known.contains(tensor.name) && !matches_any(options.ignored, tensor.name))
       problems.add("left over", tensor.name, "no parameter of the model has this name");
   if (problems.count() > 0)
     throw file_error(file.file_name(), "does not fit the model, " + std::to_string(problems.count()) +

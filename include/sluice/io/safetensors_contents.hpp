@@ -2,10 +2,11 @@
 ///
 ///   8 bytes  little-endian N | N bytes  JSON header (safetensors_header.hpp) | the rest: data; offsets count from here
 ///
-/// Refused with a file_error, besides what header_events refuses: a header longer than the file or than 100 MB; a NUL in
-/// the header; a tensor listed twice; a shape whose byte count overflows or differs from its range; ranges that leave the
-/// data section or overlap; bytes that belong to no tensor. All arithmetic is checked before it is done, and no data byte
-/// is touched. A shape [] is one element; an extent of 0 makes an empty tensor.
+/// Refused with a file_error, besides what header_events refuses: a header longer than the file or than 100 MB; a NUL
+/// in the header; a tensor listed twice; a shape whose byte count overflows or, where the type's size is known, differs
+/// from its range; ranges that leave the data section or overlap; bytes that belong to no tensor. All arithmetic is
+/// checked before it is done, and no data byte is touched. A shape [] is one element; an extent of 0 makes an empty
+/// tensor.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -62,10 +63,13 @@ inline void check_range(const tensor_entry& tensor, std::uint64_t data_size, con
   if (begin > end) throw file_error(file, tensor.name, range + " end before they begin");
   if (end > data_size)
     throw file_error(file, tensor.name, range + " leave the data section of " + std::to_string(data_size) + " bytes");
-  const std::string shape = "shape " + shape_text(*tensor.shape) + " of " + std::string(name_of(*tensor.dtype));
-  const std::optional<std::uint64_t> need = checked_byte_count(*tensor.shape, size_of(*tensor.dtype));
+  const bool has_size = *tensor.dtype != data_type::other;  // else its elements are counted as if they were bytes
+  const std::string shape =
+      "shape " + shape_text(*tensor.shape) + (has_size ? " of " + std::string(name_of(*tensor.dtype)) : "");
+  const std::optional<std::uint64_t> need =
+      checked_byte_count(*tensor.shape, has_size ? size_of(*tensor.dtype) : std::size_t{1});
   if (!need) throw file_error(file, tensor.name, shape + " counts more bytes than fit 63 bits");
-  if (*need != end - begin)
+  if (has_size && *need != end - begin)
     throw file_error(
         file, tensor.name,
         shape + " needs " + std::to_string(*need) + " bytes, " + range + " hold " + std::to_string(end - begin));
@@ -127,10 +131,10 @@ inline safetensors_contents parse_safetensors(std::span<const std::byte> bytes, 
   out.metadata = std::move(header.metadata);
   out.tensors.reserve(header.tensors.size());
   for (detail::tensor_entry& tensor : header.tensors) {
-    const std::size_t begin = tensor.offsets->front();
-    const std::size_t end = tensor.offsets->back();
-    out.tensors.push_back(
-        {std::move(tensor.name), *tensor.dtype, std::move(*tensor.shape), data.subspan(begin, end - begin)});
+    const auto begin = std::size_t{tensor.offsets->front()};
+    const auto end = std::size_t{tensor.offsets->back()};
+    out.tensors.push_back({std::move(tensor.name), *tensor.dtype, std::move(*tensor.shape),
+                           data.subspan(begin, end - begin), std::move(tensor.other_type)});
   }
   return out;
 }

@@ -2,10 +2,11 @@
 ///
 ///   {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ..., "__metadata__": {"key": "text"}}
 ///
-/// Refused with a file_error: text that is not JSON in UTF-8; anything nested deeper or elsewhere than the format has it;
-/// metadata and fields given twice; fields and dtypes that are unknown; fields that are missing; numbers that are
-/// negative, fractional or too large; more than 64 dimensions. Whether the numbers fit the file, and whether a tensor is
-/// listed twice, is for parse_safetensors (safetensors_contents.hpp) to decide.
+/// Refused with a file_error: text that is not JSON in UTF-8; anything nested deeper or elsewhere than the format has
+/// it; metadata and fields given twice; unknown fields; fields that are missing; numbers that are negative, fractional
+/// or too large; more than 64 dimensions. Whether the numbers fit the file, and whether a tensor is listed twice, is
+/// for parse_safetensors (safetensors_contents.hpp) to decide. A dtype that is unknown is no error: whoever reads the
+/// tensor decides.
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -33,12 +34,14 @@ namespace detail {
 struct tensor_entry {
   std::string name;
   std::optional<data_type> dtype;
+  std::string other_type = {};
   std::optional<std::vector<std::int64_t>> shape;
   std::optional<std::vector<std::uint64_t>> offsets;
 };
 
-/// Receives the JSON events of a header; any event the format has no place for is refused at once, so nesting is bounded
-/// by the format itself. (The return type and the argument types are those that nlohmann::json::sax_parse asks for.)
+/// Receives the JSON events of a header; any event the format has no place for is refused at once, so nesting is
+/// bounded by the format itself. (The return type and the argument types are those that nlohmann::json::sax_parse asks
+/// for.)
 class header_events : public json_handler {
 public:
   explicit header_events(const std::string& file) : json_handler(file, "header") {}
@@ -48,7 +51,7 @@ public:
 
   bool null() { unexpected("null"); }
   bool boolean(bool) { unexpected("a boolean"); }
-  bool number_float(double, const std::string& text) { unexpected("the number " + printable(text, 40)); }
+  bool number_float(double, const std::string& text) { unexpected("the number " + printable(written(text), 40)); }
   bool binary(nlohmann::json::binary_t&) { unexpected("binary data"); }
   // Literals with a minus sign arrive here, and -0 is no index either.
   bool number_integer(std::int64_t value) { unexpected("the negative number " + std::to_string(value)); }
@@ -73,8 +76,8 @@ public:
     if (place_ == place::metadata) {
       metadata[metadata_entry_] = std::move(value);
     } else if (place_ == place::tensor && field_ == field::dtype) {
-      tensors.back().dtype = parse_data_type(value);
-      if (!tensors.back().dtype) refuse("unknown dtype \"" + printable(value) + "\"");
+      tensors.back().dtype = parse_data_type(value).value_or(data_type::other);
+      if (tensors.back().dtype == data_type::other) tensors.back().other_type = std::move(value);
     } else {
       unexpected("the string \"" + printable(value) + "\"");
     }
@@ -85,7 +88,7 @@ public:
     if (place_ == place::root) {
       in_metadata_ = name == metadata_key;
       if (in_metadata_ && std::exchange(metadata_seen_, true)) throw file_error(file(), "__metadata__ is given twice");
-      if (!in_metadata_) tensors.push_back({std::move(name), {}, {}, {}});
+      if (!in_metadata_) tensors.push_back({std::move(name), {}, {}, {}, {}});
     } else if (place_ == place::metadata) {
       if (metadata.contains(name)) throw file_error(file(), "metadata key \"" + printable(name) + "\" is given twice");
       metadata_entry_ = std::move(name);

@@ -3,9 +3,10 @@
 ///   sluice::safetensors_reader file("layer.safetensors");        // maps the file and checks all of its header
 ///   std::vector<float> w = file.read_vector<float>("router.weight");
 ///
-/// read<float> and read<double> take F32, F64, F16 and BF16; read<int64_t> takes I64 and I32; every other T takes its own
-/// type only. F64 read as float rounds to nearest and refuses finite values beyond float's range. NaN and infinities are
-/// passed on. Errors are file_error; a read that throws has written nothing. Const calls may run in parallel.
+/// read<float> and read<double> take F32, F64, F16 and BF16; read<int64_t> takes I64 and I32; every other T takes its
+/// own type only. F64 read as float rounds to nearest and refuses finite values beyond float's range. NaN and
+/// infinities are passed on. Errors are file_error; a read that throws has written nothing. Const calls may run in
+/// parallel.
 #pragma once
 
 #include <sluice/core/half.hpp>
@@ -87,7 +88,8 @@ public:
 
   template <StorableValue T>
   std::vector<T> read_vector(std::string_view name) const {
-    std::vector<T> out(at(name).elements());
+    const tensor_info& tensor = at(name);
+    std::vector<T> out(converts<T>(tensor.dtype) ? tensor.elements() : 0);  // else read refuses, whatever the count
     read<T>(name, std::span<T>(out));
     return out;
   }
@@ -96,8 +98,9 @@ private:
   safetensors_reader(std::span<const std::byte> bytes, std::string name)
       : name_(std::move(name)), contents_(parse_safetensors(bytes, name_)) {}
 
-  // One test per kind of T, with no test of T's own type before it: GCC 12 merges the halves that float and double would
-  // share (-fpartial-inlining, then -fipa-icf) although each half relies on what its own first test has ruled out.
+  // One test per kind of T, with no test of T's own type before it: GCC 12 merges the halves that float and double
+  // would share (-fpartial-inlining, then -fipa-icf) although each half relies on what its own first test has ruled
+  // out.
   template <StorableValue T>
   static constexpr bool converts(data_type from) {
     if constexpr (std::floating_point<T>)
@@ -116,7 +119,8 @@ private:
 template <StorableValue T>
 std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t count) {
   if (!converts<T>(tensor.dtype))
-    return "is " + std::string(name_of(tensor.dtype)) + ", cannot be read as " + std::string(name_of(data_type_of<T>));
+    return "is " + detail::printable(tensor.type_name(), 40) + ", cannot be read as " +
+           std::string(name_of(data_type_of<T>));
   if (tensor.elements() != count)
     return "has " + std::to_string(tensor.elements()) + " elements of shape " + detail::shape_text(tensor.shape) +
            ", expected " + std::to_string(count);

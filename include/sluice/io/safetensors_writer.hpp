@@ -5,10 +5,11 @@
 ///   file.add("router.weight", {8, 64}, weights);   // any contiguous range; it must live until save
 ///   file.save("layer.safetensors");
 ///
-/// Equal calls give equal bytes: metadata sorted by key, then tensors of 8-byte elements, 4, 2 and 1, each group in the
-/// order of its add calls, and the header padded with spaces to a multiple of 8. So every tensor of a mapped file is
-/// aligned to its element. Wrong arguments throw std::invalid_argument and change nothing; a header beyond the format's
-/// 100 MB throws std::length_error. save throws file_error and then leaves an existing file as it was (atomic_file.hpp).
+/// Equal calls give equal bytes: metadata sorted by key, then tensors of 8-byte elements, 4, 2, 1 and of other types,
+/// each group in the order of its add calls, and the header padded with spaces to a multiple of 8. So every tensor of a
+/// mapped file is aligned to its element. Wrong arguments throw std::invalid_argument and change nothing; a header
+/// beyond the format's 100 MB throws std::length_error. save throws file_error and then leaves an existing file as it
+/// was (atomic_file.hpp).
 #pragma once
 
 #include <sluice/core/isa.hpp>
@@ -61,12 +62,14 @@ public:
         std::as_bytes(std::span<const value>(std::ranges::data(values), std::ranges::size(values))));
   }
 
-  /// The same for any data_type, from its bytes in the file's (little-endian) order.
+  /// The same for any data_type but `other`, from its bytes in the file's (little-endian) order.
   void add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
            std::span<const std::byte> bytes);
+  /// The same as another file has it, whatever its type.
+  void add(const tensor_info& tensor);
 
-  /// The same from a source that hands out the bytes piece by piece: read(object, first element, bytes of whole elements).
-  /// For arrays that lie in memory otherwise than in the file. The object must live until save.
+  /// The same from a source that hands out the bytes piece by piece: read(object, first element, bytes of whole
+  /// elements). For arrays that lie in memory otherwise than in the file. The object must live until save.
   struct source {
     const void* object;
     void (*read)(const void* object, std::size_t first, std::span<std::byte> bytes);
@@ -107,10 +110,12 @@ private:
     std::uint64_t size;                ///< in bytes
     std::span<const std::byte> bytes;  ///< empty if there is a source
     std::optional<source> from;
+    std::string other_type;
   };
 
   void add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
-           std::optional<std::uint64_t> given_bytes, std::span<const std::byte> bytes, std::optional<source> from);
+           std::optional<std::uint64_t> given_bytes, std::span<const std::byte> bytes, std::optional<source> from,
+           const std::string& other_type = {});
 
   /// The text as a JSON string.
   static std::string quoted(const std::string& text, const std::string& what) {
@@ -125,7 +130,7 @@ private:
   /// Calls f(entry) in the order of the file.
   template <typename F>
   void for_each_entry(F f) const {
-    for (const std::size_t size : {8U, 4U, 2U, 1U})
+    for (const std::size_t size : {8U, 4U, 2U, 1U, 0U})
       for (const entry& tensor : tensors_)
         if (size_of(tensor.type) == size) f(tensor);
   }
@@ -164,9 +169,13 @@ inline void safetensors_writer::add(const std::string& name, const std::vector<s
   add(name, shape, type, std::nullopt, {}, from);
 }
 
+inline void safetensors_writer::add(const tensor_info& tensor) {
+  add(tensor.name, tensor.shape, tensor.dtype, tensor.bytes.size(), tensor.bytes, std::nullopt, tensor.other_type);
+}
+
 inline void safetensors_writer::add(const std::string& name, const std::vector<std::int64_t>& shape, data_type type,
                                     std::optional<std::uint64_t> given_bytes, std::span<const std::byte> bytes,
-                                    std::optional<source> from) {
+                                    std::optional<source> from, const std::string& other_type) {
   const auto refuse = [&name](const std::string& reason) {
     throw std::invalid_argument("sluice::safetensors_writer: tensor \"" + detail::printable(name) + "\" " + reason);
   };
@@ -174,15 +183,18 @@ inline void safetensors_writer::add(const std::string& name, const std::vector<s
   if (names_.contains(name)) refuse("is added twice");
   if (shape.size() > detail::most_dimensions)
     refuse("has " + std::to_string(shape.size()) + " dimensions, at most " + std::to_string(detail::most_dimensions));
-  const std::optional<std::uint64_t> need = detail::checked_byte_count(shape, size_of(type));
+  const bool has_size = type != data_type::other;
+  if (!has_size && other_type.empty()) refuse("has no type that a file can name");
+  const std::optional<std::uint64_t> need =
+      has_size ? detail::checked_byte_count(shape, size_of(type)) : given_bytes;
   if (!need) refuse("has the impossible shape " + detail::shape_text(shape));
   if (given_bytes && *need != *given_bytes)
     refuse("of shape " + detail::shape_text(shape) + " needs " + std::to_string(*need) + " bytes, is given " +
            std::to_string(*given_bytes));
 
-  static_cast<void>(quoted(name, "tensor name"));  // is it UTF-8?
+  for (const std::string& text : {name, other_type}) static_cast<void>(quoted(text, "tensor name"));  // is it UTF-8?
   std::set<std::string> staged{name};
-  tensors_.push_back({name, shape, type, *need, bytes, from});
+  tensors_.push_back({name, shape, type, *need, bytes, from, other_type});
   names_.merge(staged);  // hands the node over and cannot throw, so a failed add changes nothing
 }
 
@@ -219,8 +231,8 @@ inline std::string safetensors_writer::header() const {
   for_each_entry([&](const entry& tensor) {
     const std::uint64_t end = begin + tensor.size;
     next();
-    text +=
-        quoted(tensor.name, "tensor name") + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) + "\",\"shape\":[";
+    const std::string type = tensor.type != data_type::other ? std::string(name_of(tensor.type)) : tensor.other_type;
+    text += quoted(tensor.name, "tensor name") + ":{\"dtype\":" + quoted(type, "type") + ",\"shape\":[";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
       if (i > 0) text += ',';
       text += std::to_string(tensor.shape[i]);

@@ -20,8 +20,15 @@ struct tensor_info {
   data_type dtype{};
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;  // row-major, little-endian, at any alignment
+  std::string other_type = {};       // what the file calls the type, if dtype is data_type::other
 
-  std::size_t elements() const noexcept { return bytes.size() / size_of(dtype); }
+  std::size_t elements() const noexcept {
+    std::size_t product = 1;
+    for (const std::int64_t extent : shape) product *= static_cast<std::size_t>(extent);
+    return product;
+  }
+  /// The type as the file names it.
+  std::string_view type_name() const noexcept { return dtype == data_type::other ? other_type : name_of(dtype); }
 };
 
 namespace detail {

@@ -3,9 +3,9 @@
 ///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its
 ///   two best (DeepSeek-V3); the experts of all but `kept` groups cannot be chosen; then top-k of the others
 ///
-/// The others may have any score: negative, -infinity and NaN (which counts as -infinity) are still chosen before an expert
-/// of a group that is not kept. Equal scores: the lower group, the lower expert.
-/// DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
+/// The others may have any score: negative, -infinity and NaN (which counts as -infinity) are still chosen before an
+/// expert of a group that is not kept. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024,
+/// arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
 #include <sluice/core/error.hpp>
