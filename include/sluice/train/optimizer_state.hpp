@@ -12,10 +12,12 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -42,6 +44,29 @@ void for_each_keyed_parameter(Object& object, F&& f, std::uint64_t key = 1469598
       for_each_keyed_parameter(part, f, longer);
     });
   }
+}
+
+template <typename Scalar, typename P>
+consteval bool explain_optimized() {
+  if constexpr (is_parameter<P>) {
+    static_assert(std::same_as<typename P::scalar, Scalar>,
+                  "sluice: the optimiser is for another scalar than the model: adamw<float> trains a model of float");
+    static_assert(!std::same_as<typename P::scalar, Scalar> || P::is_trainable,
+                  "sluice: the model has weights in a storage that is only read, such as bfloat16_storage: train with "
+                  "full_precision and convert afterwards with stored_as<Storage>()");
+  }
+  return true;
+}
+
+/// Calls f(key..., parameter); a parameter that f does not take is refused by a sentence.
+template <typename Scalar, typename F>
+auto for_optimized(F f) {
+  return [f = std::move(f)](auto&&... key_and_parameter) {
+    if constexpr (std::invocable<const F&, decltype(key_and_parameter)...>)
+      f(key_and_parameter...);
+    else
+      static_assert((explain_optimized<Scalar, std::remove_cvref_t<decltype(key_and_parameter)>>() && ...));
+  };
 }
 
 }  // namespace detail
@@ -115,11 +140,11 @@ private:
   bool fits(Model& model) const {
     std::size_t i = 0;
     bool all = true;
-    detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {
+    detail::for_each_keyed_parameter(model, detail::for_optimized<Scalar>([&](std::uint64_t key, parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
       all = all && i < entries_.size() && entries_[i].owner.id == p.id() && belongs(entries_[i], key, p);
       ++i;
-    });
+    }));
     return all && i == entries_.size();
   }
 
@@ -128,9 +153,9 @@ private:
     const bool is_free = std::ranges::all_of(entries_, [](const entry& e) { return e.owner.id == 0; });
     if (is_free || fits(model)) return;
     bool is_known = false;
-    detail::for_each_unnamed_parameter(model, [&](const parameter<Scalar>& p) {
+    detail::for_each_unnamed_parameter(model, detail::for_optimized<Scalar>([&](const parameter<Scalar>& p) {
       is_known = is_known || std::ranges::any_of(entries_, [&](const entry& e) { return e.owner.id == p.id(); });
-    });
+    }));
     if (!is_known)
       throw_invalid("the optimiser remembers another model, whose moments would be mixed with this one's or lost: give each "
                     "model an optimiser, or visit both as one; prepare(model) hands the optimiser over");
@@ -139,11 +164,11 @@ private:
   template <typename Model, typename F>
   void visit_learned(Model& model, F&& f) {
     std::size_t i = 0;
-    detail::for_each_unnamed_parameter(model, [&](parameter<Scalar>& p) {
+    detail::for_each_unnamed_parameter(model, detail::for_optimized<Scalar>([&](parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
       entry& e = entries_[i++];
       if (p.is_learned()) f(p, e);
-    });
+    }));
   }
 
   static void fill(entry& e, const parameter<Scalar>& p) {
@@ -159,21 +184,21 @@ private:
     std::vector<entry> fresh;
     std::vector<std::size_t> origin;  // where an entry comes from; entries_.size() = nowhere
     std::vector<char> taken(entries_.size(), 0);
-    for_each_parameter(model, [&](const std::string& name, parameter<Scalar>& p) {
+    for_each_parameter(model, detail::for_optimized<Scalar>([&](const std::string& name, parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
       fresh.emplace_back();
       fresh.back().name = name;
       fresh.back().owner.id = p.id();
-    });
+    }));
     std::size_t i = 0;
-    detail::for_each_keyed_parameter(model, [&](std::uint64_t key, parameter<Scalar>& p) {
+    detail::for_each_keyed_parameter(model, detail::for_optimized<Scalar>([&](std::uint64_t key, parameter<Scalar>& p) {
       if (p.role() == parameter_role::state) return;
       fresh[i++].key = key;
       std::size_t from = 0;
       while (from < entries_.size() && (taken[from] || !belongs(entries_[from], key, p))) ++from;
       if (from < entries_.size()) taken[from] = 1;
       origin.push_back(from);
-    });
+    }));
     for (std::size_t e = 0; e < fresh.size(); ++e) {  // nothing from here on allocates
       if (origin[e] == entries_.size()) continue;
       fresh[e].steps = std::move(entries_[origin[e]].steps);

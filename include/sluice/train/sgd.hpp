@@ -58,9 +58,9 @@ public:
         entry.steps.data()[0] += 1;
       });
     else
-      detail::for_each_unnamed_parameter(model, [&](parameter<Scalar>& p) {
+      detail::for_each_unnamed_parameter(model, detail::for_optimized<Scalar>([&](parameter<Scalar>& p) {
         if (p.is_learned() && p.has_gradient()) update(p, nullptr, executor);
-      });
+      }));
     if (options_.clear_gradients) zero_gradients(model);
   }
 
