@@ -4,8 +4,8 @@
 ///   silu       z / (1 + exp(-z))                   gelu_tanh  0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
 ///   sigmoid    1 / (1 + exp(-z))                   squared_relu  max(z, 0)^2, derivative 2 max(z, 0)
 ///
-/// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on vectors;
-/// written for one number, they run number by number.
+/// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on
+/// vectors; written for one number, they run number by number.
 #pragma once
 
 #include <sluice/kernel/logistic.hpp>

@@ -3,10 +3,10 @@
 ///   rows of expert e: offsets[e] .. offsets[e+1] of x [n,D] and y [n,D']
 ///
 /// Experts made of linear maps (ffn, gated_ffn) run together through the kernels of expert/grouped_forward.hpp and
-/// grouped_backward.hpp, which also gather rows and add them up (forward_routed). Any other expert, yours too, is called with
-/// blocks of rows: tasks are (expert, block), its backward is one task. Either way a busy expert is shared by all threads, an
-/// expert without rows costs nothing and adds nothing to its gradients, and bits do not depend on the thread count.
-/// Experts may differ in hidden width.
+/// grouped_backward.hpp, which also gather rows and add them up (forward_routed). Any other expert, yours too, is
+/// called with blocks of rows: tasks are (expert, block), its backward is one task. Either way a busy expert is shared
+/// by all threads, an expert without rows costs nothing and adds nothing to its gradients, and bits do not depend on
+/// the thread count. Experts may differ in hidden width.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -79,8 +79,8 @@ public:
   }
 
   /// `count` experts from braces, as in expert_bank<swiglu<float>>{8, 64, 128, {.bias = true}}.
-  explicit expert_bank(index_t count, index_t inputs, index_t hidden, detail::options_of<Expert> o) requires
-      std::constructible_from<Expert, index_t, index_t, detail::options_of<Expert>>
+  explicit expert_bank(index_t count, index_t inputs, index_t hidden, detail::options_of<Expert> o)
+    requires std::constructible_from<Expert, index_t, index_t, detail::options_of<Expert>>
       : expert_bank(count, Expert(inputs, hidden, o)) {}
 
   /// Experts made elsewhere, of equal widths in and out.
@@ -98,7 +98,8 @@ public:
   Expert& expert(index_t e) noexcept { return experts_[static_cast<std::size_t>(e)]; }
   const Expert& expert(index_t e) const noexcept { return experts_[static_cast<std::size_t>(e)]; }
 
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will follow.
+  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
+  /// follow.
   void prepare(tape& t, index_t rows, bool training) const {
     if constexpr (MadeOfLinearMaps<Expert>) {
       using forward_type = detail::grouped_forward<Expert>;
@@ -127,7 +128,9 @@ public:
   }
 
   void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
-                tape& t, const executor_ref& executor) requires DifferentiableExpert<Expert> {
+                tape& t, const executor_ref& executor)
+    requires DifferentiableExpert<Expert>
+  {
     if constexpr (MadeOfLinearMaps<Expert>) {
       dx.middleRows(offsets.front(), rows_end(offsets) - offsets.front()).setZero();
       backward_routed(x, {.offsets = offsets}, dy, dx, t, nullptr, nullptr, executor);
@@ -138,7 +141,9 @@ public:
 
   /// Dispatch, experts and combine in one: y is overwritten with the weighted sums of its tokens' experts.
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
-                      const executor_ref& executor) const requires MadeOfLinearMaps<Expert> {
+                      const executor_ref& executor) const
+    requires MadeOfLinearMaps<Expert>
+  {
     const const_experts expert_of{*this};
     detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).run(x, y, expert_of);
   }
@@ -147,7 +152,9 @@ public:
   /// writes for every row the gradients of its weight and of its input scale where the pointers are not null.
   void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,
                        tokens_out<scalar> dx, tape& t, scalar* dweight, scalar* dinput_scale,
-                       const executor_ref& executor) requires MadeOfTrainableMaps<Expert> {
+                       const executor_ref& executor)
+    requires MadeOfTrainableMaps<Expert>
+  {
     const auto expert_of = [this](index_t e) -> Expert& { return expert(e); };
     detail::grouped_forward<Expert>(rows, expert_of, inputs(), outputs(), t, executor).restore(const_experts{*this});
     detail::grouped_backward<Expert>(rows, expert_of, inputs(), outputs(), t, executor)
@@ -155,7 +162,9 @@ public:
   }
 
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
-  index_t workspace_bytes(index_t rows, bool training) const requires MadeOfLinearMaps<Expert> {
+  index_t workspace_bytes(index_t rows, bool training) const
+    requires MadeOfLinearMaps<Expert>
+  {
     const index_t hidden = widest();
     return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
            (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
@@ -190,7 +199,9 @@ private:
   // Rows of one task: enough to repay handing it out, few enough to spread.
   static constexpr index_t row_block = 32;
 
-  index_t widest() const requires MadeOfLinearMaps<Expert> {
+  index_t widest() const
+    requires MadeOfLinearMaps<Expert>
+  {
     index_t hidden = 0;
     for (const Expert& e : experts_) hidden = (std::max)(hidden, e.last_map().inputs());
     return hidden;

@@ -48,7 +48,8 @@ struct clamped_gating {
   }
 
 private:
-  // By comparison, which is false for NaN: compilers may swap the arguments of min and max, and then NaN would be cut off.
+  // By comparison, which is false for NaN: compilers may swap the arguments of min and max, and then NaN would be cut
+  // off.
   vector capped(const vector& a) const { return select(a > vector(limit), vector(limit), a); }
   vector clamped(const vector& b) const { return select(b < vector(-limit), vector(-limit), capped(b)); }
 };

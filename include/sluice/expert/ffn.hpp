@@ -3,9 +3,9 @@
 ///   x [n,D]  up W1 [H,D]  up_bias b1 [H]  down W2 [D',H]  down_bias b2 [D']  y [n,D'], n may be 0
 ///   dz = (dy W2) * phi'(z);  dx = dz W1;  dW2 += dy^T a;  dW1 += dz^T x;  db2, db1 += column sums
 ///
-/// Biases are optional. Storage says how W1 and W2 are kept (kernel/storage.hpp). Each row depends on its own input only, NaN
-/// stays in its row. Initial values: normal with deviation 1/sqrt(fan-in), biases zero. Fedus, Zoph, Shazeer 2022,
-/// arXiv:2101.03961 (with ReLU).
+/// Biases are optional. Storage says how W1 and W2 are kept (kernel/storage.hpp). Each row depends on its own input
+/// only, NaN stays in its row. Initial values: normal with deviation 1/sqrt(fan-in), biases zero. Fedus, Zoph, Shazeer
+/// 2022, arXiv:2101.03961 (with ReLU).
 #pragma once
 
 #include <sluice/expert/activation.hpp>

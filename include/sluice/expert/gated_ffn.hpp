@@ -4,10 +4,10 @@
 ///   a = gate x, b = up x, h = phi(a) b s;  dh = dy W_down;  da = dh b s phi'(a);  db = dh phi(a) s;  ds += dh phi(a) b
 ///   dx = da W_gate + db W_up;  dW_gate += da^T x;  dW_up += db^T x;  dW_down += dy^T h
 ///
-/// swiglu, geglu and reglu are this with SiLU, GELU and ReLU. In place of an activation there may be a gating, an object that
-/// makes h of a and b in another way (expert/clamped_glu.hpp). Biases and the hidden scale (ST-MoE's multiplicative bias,
-/// initially 1) are optional. Storage says how the three matrices are kept (kernel/storage.hpp). NaN stays in its row.
-/// Shazeer 2020, arXiv:2002.05202.
+/// swiglu, geglu and reglu are this with SiLU, GELU and ReLU. In place of an activation there may be a gating, an
+/// object that makes h of a and b in another way (expert/clamped_glu.hpp). Biases and the hidden scale (ST-MoE's
+/// multiplicative bias, initially 1) are optional. Storage says how the three matrices are kept (kernel/storage.hpp).
+/// NaN stays in its row. Shazeer 2020, arXiv:2002.05202.
 #pragma once
 
 #include <sluice/expert/activation.hpp>
@@ -15,8 +15,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// How gate and up become a hidden unit: value(a, b) and gradients(a, b, dh) = {da, db}, on vectors. One with check() is asked
-/// when an expert is made.
+/// How gate and up become a hidden unit: value(a, b) and gradients(a, b, dh) = {da, db}, on vectors. One with check()
+/// is asked when an expert is made.
 template <typename G, typename Scalar>
 concept Gating = requires(const G& gating, kernel::simd<Scalar> v) {
   { gating.value(v, v) } -> std::same_as<kernel::simd<Scalar>>;

@@ -1,7 +1,7 @@
 /// Makes a feed-forward expert of linear maps an expert functor: what a bank does with many, for one.
 ///
-/// forward and backward of a single expert take memory of their own for the call, and backward runs forward again. A layer or a
-/// bank does neither.
+/// forward and backward of a single expert take memory of their own for the call, and backward runs forward again. A
+/// layer or a bank does neither.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -40,8 +40,9 @@ public:
     run_forward(x, y, memory);
   }
 
-  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>,
-                tokens_out<Scalar> dx) requires detail::is_trainable_storage<Storage> {
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>, tokens_out<Scalar> dx)
+    requires detail::is_trainable_storage<Storage>
+  {
     auto& self = static_cast<Expert&>(*this);
     detail::grouped_memory<Expert> memory;
     matrix<Scalar> y(x.rows(), self.outputs());

@@ -7,7 +7,8 @@
 ///
 /// dz takes the memory of z; a second call on the same forward first has grouped_forward make z again.
 /// <dy, f(x)> = <dy W_last, h> + <dy, b>: so the gradient of a weight needs no output of the experts, and none is kept.
-/// An inputs task owns its columns of dx and takes experts in order; every gradient has one owner and adds its rows in order:
+/// An inputs task owns its columns of dx and takes experts in order; every gradient has one owner and adds its rows in
+/// order:
 /// equal bits for any number of threads.
 #pragma once
 
@@ -16,7 +17,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// A bank of such experts can be trained: dz from z and dh, adding the column's share of the gradients of biases and scales.
+/// A bank of such experts can be trained: dz from z and dh, adding the column's share of the gradients of biases and
+/// scales.
 template <typename E>
 concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && detail::is_trainable_storage<typename E::storage> &&
     requires(E& expert, std::array<kernel::simd<typename E::scalar>, E::first_maps>& z,
@@ -82,8 +84,8 @@ public:
     return m.dy.capacity() >= rows * packed::pitch(outputs);
   }
 
-  /// Adds into dx and into the gradients of the experts; writes the gradients of weights and input scales, entry i for row i,
-  /// where they are asked for. x is what forward was given (read for input scales only).
+  /// Adds into dx and into the gradients of the experts; writes the gradients of weights and input scales, entry i for
+  /// row i, where they are asked for. x is what forward was given (read for input scales only).
   void run(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> dx, scalar* dweight, scalar* dinput_scale,
            const auto& expert_of) {
     pack_upstream(dy);

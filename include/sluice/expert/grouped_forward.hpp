@@ -1,15 +1,16 @@
-/// Runs all feed-forward experts of a bank at once: gather and pack, first maps with the activation, last map added into y.
+/// Runs all feed-forward experts of a bank at once: gather and pack, first maps with the activation, last map added
+/// into y.
 ///
 ///   pack     rows of x, gathered by expert, in blocks as tiles read them               tasks: blocks of rows
 ///   hidden   h = activate(x W_first^T) of all rows, written packed for what follows    tasks: expert x panels of W_first
 ///   output   y[token] += weight * (h W_last^T + b)                                     tasks: columns of y, all experts
 ///
-/// An output task owns its columns of y and goes through the experts in order: no second pass combines, nothing is atomic, and
-/// a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of the batch change a bit
-/// of a row's result.
+/// An output task owns its columns of y and goes through the experts in order: no second pass combines, nothing is
+/// atomic, and a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of
+/// the batch change a bit of a row's result.
 ///
-/// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens to its
-/// outputs, which wait until all are there and are then added up in the same order: equal bits.
+/// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens
+/// to its outputs, which wait until all are there and are then added up in the same order: equal bits.
 ///
 /// An expert takes this road if it is MadeOfLinearMaps; see expert/gated_ffn.hpp for one that is.
 #pragma once
@@ -49,8 +50,8 @@ public:
     return rows * row + number * waiting_outputs(rows, outputs) + experts * static_cast<index_t>(sizeof(index_t));
   }
 
-  /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. packed_inputs come last: where they have
-  /// room, everything has.
+  /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. packed_inputs come last: where
+  /// they have room, everything has.
   static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
     const index_t hidden_numbers = rows * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
     m.active.reserve((std::min)(rows, experts));

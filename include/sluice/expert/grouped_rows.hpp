@@ -1,7 +1,8 @@
-/// What the calls of a bank of feed-forward experts share: their memory, where packed rows lie, and how work is cut into tasks.
+/// What the calls of a bank of feed-forward experts share: their memory, where packed rows lie, and how work is cut
+/// into tasks.
 ///
-/// Tasks are cut by the number of multiplications, so that skewed loads fill all threads and a single token does too; how they
-/// are cut never changes a bit of a result. A stage of a few microseconds stays on the calling thread.
+/// Tasks are cut by the number of multiplications, so that skewed loads fill all threads and a single token does too;
+/// how they are cut never changes a bit of a result. A stage of a few microseconds stays on the calling thread.
 #pragma once
 
 #include <sluice/core/executor.hpp>
@@ -50,7 +51,8 @@ struct grouped_memory {
   buffer<index_t> groups;  ///< [E+1] first group of rows in lanes of each expert
 };
 
-/// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its memory.
+/// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its
+/// memory.
 inline constexpr index_t whole_experts_work = 1 << 22;
 inline constexpr index_t whole_experts_outputs = 1 << 14;
 /// Tasks for every thread: enough for even loads, few enough that a task streams through its panels.
@@ -97,9 +99,9 @@ public:
             rows.first()};
   }
 
-  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work and runs body(task) for each; work_of(e) is
-  /// the work of one unit. A task is worth at least half of the target or is all that an expert has, so there are at most two
-  /// targets' number and one for every active expert.
+  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work and runs body(task) for each;
+  /// work_of(e) is the work of one unit. A task is worth at least half of the target or is all that an expert has, so
+  /// there are at most two targets' number and one for every active expert.
   template <typename UnitsOf, typename WorkOf, typename Body>
   void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
@@ -116,7 +118,8 @@ public:
     executor_.for_work(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
 
-  /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that of all.
+  /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that
+  /// of all.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
     const index_t parts = (std::min)({units, most_tasks(), (std::max<index_t>)(1, 2 * work / executor_ref::smallest_work)});

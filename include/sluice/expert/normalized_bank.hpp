@@ -44,7 +44,8 @@ public:
   Norm& norm() noexcept { return norm_; }
   const Norm& norm() const noexcept { return norm_; }
 
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will follow.
+  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
+  /// follow.
   void prepare(tape& t, index_t rows, bool training) const {
     t.normalized.reserve(rows, inputs());
     if (training) t.dnormalized.reserve(rows, inputs());

@@ -2,8 +2,8 @@
 ///
 ///   identity  y = x,  dx = dy          zero  y = 0,  dx = 0
 ///
-/// They cost no multiplication: a router that sends a token to them spends less on it. A copy expert is also how tokens pass
-/// a layer unchanged (give them to it with weight 1). Jin et al. 2024 (MoE++), arXiv:2410.07348.
+/// They cost no multiplication: a router that sends a token to them spends less on it. A copy expert is also how tokens
+/// pass a layer unchanged (give them to it with weight 1). Jin et al. 2024 (MoE++), arXiv:2410.07348.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -2,8 +2,8 @@
 ///
 ///   expert_union experts{expert_bank<swiglu<float>>{6, 64, 128}, expert_bank<identity_expert<float>>{1, 64}};
 ///
-/// Expert numbers run through the banks in the order given. The kinds are chosen at compile time; each bank runs its own
-/// code on its own rows, so nothing is decided per row. All banks need equal widths.
+/// Expert numbers run through the banks in the order given. The kinds are chosen at compile time; each bank runs its
+/// own code on its own rows, so nothing is decided per row. All banks need equal widths.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

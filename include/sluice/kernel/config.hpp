@@ -1,10 +1,11 @@
-/// What this source is compiled for: version, instruction set, vector width, arithmetic and executors, for programs that print
-/// what they run and for bug reports.
+/// What this source is compiled for: version, instruction set, vector width, arithmetic and executors, for programs
+/// that print what they run and for bug reports.
 ///
 ///   std::puts(to_string(sluice::config()).c_str());
 ///   sluice 0.1.0, avx2_fma (xsimd fma3+avx2), 32-byte vectors: 8 float, 4 double, executors serial threads openmp
 ///
-/// The answer is a constant of the source that asks: in a program with several instruction sets each of them gets its own.
+/// The answer is a constant of the source that asks: in a program with several instruction sets each of them gets its
+/// own.
 #pragma once
 
 #include <sluice/kernel/simd.hpp>

@@ -2,9 +2,9 @@
 ///
 ///   sluice::flush_to_zero guard;      // first line of an audio callback
 ///
-/// Such numbers come up when a signal fades out, and some processors take a hundred times as long for each. The former mode comes
-/// back with the end of the scope, so guards may be nested. x86 with SSE: both for operands and results. 64-bit ARM: its one
-/// mode. Elsewhere nothing happens; available() says so.
+/// Such numbers come up when a signal fades out, and some processors take a hundred times as long for each. The former
+/// mode comes back with the end of the scope, so guards may be nested. x86 with SSE: both for operands and results.
+/// 64-bit ARM: its one mode. Elsewhere nothing happens; available() says so.
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -4,8 +4,8 @@
 ///   multiply_nn   C [m,n] (+)= A [m,k] * B [k,n]        dx = dy W
 ///   multiply_tn   C [m,n] (+)= A [k,m]^T * B [k,n]      dW = dy^T x
 ///
-/// Every element of C is summed along k in one order that depends on k and on its column only, so C may be cut into blocks
-/// of rows anywhere and gives the same bits. Leading dimensions (lda ...) are distances between rows.
+/// Every element of C is summed along k in one order that depends on k and on its column only, so C may be cut into
+/// blocks of rows anywhere and gives the same bits. Leading dimensions (lda ...) are distances between rows.
 /// Nothing is allocated and nothing is read past the blocks. k = 0 gives zero (or leaves C when accumulating).
 #pragma once
 
@@ -97,7 +97,8 @@ void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t 
 template <typename Scalar>
 void multiply_outer(index_t m, index_t n, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb,
                     Scalar* c, index_t ldc, write mode) {
-  // 8 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of AVX2.
+  // 8 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of
+  // AVX2.
   constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 8 : 4;
   constexpr index_t width = simd_width<Scalar>;
   index_t j = 0;

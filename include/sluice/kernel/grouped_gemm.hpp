@@ -5,9 +5,10 @@
 ///                                                      copy of W serves both directions
 ///   add_weight_gradient  dW [2 panels, inputs] += dy^T x
 ///
-/// Blocking. A part is k_block steps of two panels: 64 KB of floats at L = 16, which stays in the second-level cache while
-/// all blocks of rows pass over it; sums wait in between in `sums`, on the stack. While a part is in use the next one is
-/// prefetched, each block of rows asking for its share. Sums go on where they stopped, so blocking does not change a bit.
+/// Blocking. A part is k_block steps of two panels: 64 KB of floats at L = 16, which stays in the second-level cache
+/// while all blocks of rows pass over it; sums wait in between in `sums`, on the stack. While a part is in use the next
+/// one is prefetched, each block of rows asking for its share. Sums go on where they stopped, so blocking does not
+/// change a bit.
 #pragma once
 
 #include <sluice/kernel/linear_map.hpp>
@@ -98,9 +99,9 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
 
 }  // namespace detail
 
-/// epilogue(b, q, sums) for the pairs begin .. end of panels and the blocks first .. last of an expert's rows, where sums[v]
-/// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
-/// panels_of(end) is what will be used next, and is only prefetched. At most chunk_blocks blocks.
+/// epilogue(b, q, sums) for the pairs begin .. end of panels and the blocks first .. last of an expert's rows, where
+/// sums[v] [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is
+/// pair q; panels_of(end) is what will be used next, and is only prefetched. At most chunk_blocks blocks.
 template <typename Storage, typename PanelsOf, typename Epilogue>
 void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last, index_t begin,
                      index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
@@ -169,8 +170,8 @@ void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t be
   }
 }
 
-/// gradient[v] [inputs][L] += sum over the expert's rows of x(row, input) * dy[v](row, lane), for panel[v] of dy; a null
-/// gradient is left out. x and dy are packed rows of the same blocks.
+/// gradient[v] [inputs][L] += sum over the expert's rows of x(row, input) * dy[v](row, lane), for panel[v] of dy; a
+/// null gradient is left out. x and dy are packed rows of the same blocks.
 template <typename Scalar>
 void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precision<Scalar>>& x,
                          const streams<packed_rows<full_precision<Scalar>>>& dy, const streams<index_t>& panel,

@@ -3,8 +3,8 @@
 ///   forward    y [n,out] = x [n,in] W^T
 ///   backward   dx [n,in] += dy W;   dW [out,in] += dy^T x
 ///
-/// Rows are cut into blocks for y and dx, rows of W for dW; sums run over all of in, out or n in one fixed order. n = 0 leaves
-/// everything as it is.
+/// Rows are cut into blocks for y and dx, rows of W for dW; sums run over all of in, out or n in one fixed order. n = 0
+/// leaves everything as it is.
 #pragma once
 
 #include <sluice/core/executor.hpp>

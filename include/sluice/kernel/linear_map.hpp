@@ -1,10 +1,11 @@
-/// A linear map y = W x whose weights lie in panels, in the storage of your choice: what feed-forward experts are made of.
+/// A linear map y = W x whose weights lie in panels, in the storage of your choice: what feed-forward experts are made
+/// of.
 ///
 ///   W [out,in]   panel p holds the weights to outputs p L .. p L + L - 1 (kernel/storage.hpp)
 ///
-/// There is one copy of the weights, the panels; a gradient lies in panels too. Reading and writing by element or as a matrix
-/// goes through weight(): assign, to_matrix, fill. stored_as<bfloat16>() converts. Initial values: normal with deviation
-/// 1/sqrt(in).
+/// There is one copy of the weights, the panels; a gradient lies in panels too. Reading and writing by element or as a
+/// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16>() converts. Initial values: normal with
+/// deviation 1/sqrt(in).
 #pragma once
 
 #include <sluice/core/parameter.hpp>

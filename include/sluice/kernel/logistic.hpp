@@ -2,8 +2,8 @@
 ///
 ///   logistic(z) = 1 / (1 + exp(-z)), the sigmoid        softplus(z) = log(1 + exp(z)), with logistic as its derivative
 ///
-/// Only exp(-|z|), at most 1, is ever formed: nothing overflows, logistic(-infinity) is exactly 0, and the division stays
-/// right where -ffast-math turns it into an approximate reciprocal, for which 1 / infinity is NaN. NaN stays NaN.
+/// Only exp(-|z|), at most 1, is ever formed: nothing overflows, logistic(-infinity) is exactly 0, and the division
+/// stays right where -ffast-math turns it into an approximate reciprocal, for which 1 / infinity is NaN. NaN stays NaN.
 #pragma once
 
 #include <sluice/kernel/simd.hpp>

@@ -4,8 +4,8 @@
 ///   a block of r rows and U steps:   step k of row i at (k / L) r L + i L + k % L      (panels of L steps, forward order)
 ///   block b of the expert begins at (first row + b height) ceil(U / L) L
 ///
-/// A block is read by a tile from front to back without a gap. Steps beyond U are zero. Equal heights, 8 + 7 rather than
-/// 14 + 1, because a tile of few rows waits for its weights. Columns of packed rows are read in transposed order.
+/// A block is read by a tile from front to back without a gap. Steps beyond U are zero. Equal heights, 8 + 7 rather
+/// than 14 + 1, because a tile of few rows waits for its weights. Columns of packed rows are read in transposed order.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -134,8 +134,8 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return hadd(v);  // the name before xsimd 10
 }
 
-/// Makes the compiler hold a vector in a register. GCC likes to fold a load into each instruction that uses it, which loads
-/// the same numbers once for every use.
+/// Makes the compiler hold a vector in a register. GCC likes to fold a load into each instruction that uses it, which
+/// loads the same numbers once for every use.
 template <typename Scalar>
 void keep_in_register([[maybe_unused]] simd<Scalar>& v) noexcept {
 #if defined(__GNUC__) && defined(__x86_64__)

@@ -1,8 +1,8 @@
 /// Softmax and log-sum-exp of one row of scores, under the promises of routing.
 ///
-/// The row maximum is subtracted first. +infinity is a value: a row with infinite logits shares its mass among them. NaN
-/// anywhere in a row gives NaN weights; in comparisons it counts as -infinity. An exponential below the smallest normal
-/// number is 0. The result of a row depends on its numbers only; nothing past it is read or written.
+/// The row maximum is subtracted first. +infinity is a value: a row with infinite logits shares its mass among them.
+/// NaN anywhere in a row gives NaN weights; in comparisons it counts as -infinity. An exponential below the smallest
+/// normal number is 0. The result of a row depends on its numbers only; nothing past it is read or written.
 #pragma once
 
 #include <sluice/kernel/order.hpp>
@@ -20,7 +20,8 @@ struct exponentials {
 
 namespace detail {
 
-/// put(exponentials, position, number of lanes) for every vector of exp(in[i] - max), in order; returns maximum and sum.
+/// put(exponentials, position, number of lanes) for every vector of exp(in[i] - max), in order; returns maximum and
+/// sum.
 template <typename Scalar, typename Put>
 exponentials<Scalar> for_each_exponential(const Scalar* in, index_t count, Put&& put) noexcept {
   constexpr index_t width = simd_width<Scalar>;

@@ -3,8 +3,8 @@
 ///   sums [rows][V vectors]  (+)=  sum over steps k of  a(row, k) * w_v(k)      a is broadcast, w_0 .. w_V-1 are vectors
 ///
 /// Two streams of panels (kernel/storage.hpp) meet up to tile_rows rows. One step loads a vector from each stream and
-/// multiplies it by one broadcast activation a row. a(row, k) lies at a + k / inner * jump + k % inner * Step + row * Row.
-/// Both operands of every product in the library, forward and backward, are one of two orders of that kind:
+/// multiplies it by one broadcast activation a row. a(row, k) lies at a + k / inner * jump + k % inner * Step + row *
+/// Row. Both operands of every product in the library, forward and backward, are one of two orders of that kind:
 ///   forward order      Row = L, Step = 1: rows of a panelled matrix, its columns running along k
 ///   transposed order   Row = 1, Step = L: columns of a panelled matrix, its rows running along k
 ///
@@ -13,14 +13,14 @@
 /// multiply-adds with 16 loads: the loads hide, and the two or four cycles of latency do too.
 /// Wider tiles (8 x 3, 6 x 4) reach the same rate and read more panels at once; 2 is what gate and up make.
 ///
-/// A low tile has too few sums to hide that latency, and takes several pairs of streams: V vectors where V (rows + 1) + 1
-/// registers are there, 8 for one row or two, 4 for up to six (of 32).
+/// A low tile has too few sums to hide that latency, and takes several pairs of streams: V vectors where V (rows + 1) +
+/// 1 registers are there, 8 for one row or two, 4 for up to six (of 32).
 ///
 /// Every sum is one chain along k, whatever the height of the tile: a row's result does not depend on its neighbours.
 ///
 /// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts. One
-/// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further on
-/// in its own streams, at every second step, since machines fetch lines in pairs.
+/// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further
+/// on in its own streams, at every second step, since machines fetch lines in pairs.
 #pragma once
 
 #include <sluice/kernel/storage.hpp>

@@ -1,7 +1,7 @@
 /// Row operations that every sum in sluice is made of: dot, axpy, scaled copy.
 ///
-/// The order of additions depends on the length only, never on alignment or on the thread count, so equal inputs give equal
-/// bits. Nothing is read or written past count.
+/// The order of additions depends on the length only, never on alignment or on the thread count, so equal inputs give
+/// equal bits. Nothing is read or written past count.
 #pragma once
 
 #include <sluice/kernel/simd.hpp>
@@ -51,9 +51,9 @@ void copy_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexce
   for (; i < count; ++i) y[i] = alpha * x[i];
 }
 
-/// f(vector or number) applied to every element: out[i] = f(in[i]...). f must accept simd<Scalar> and Scalar alike, or only
-/// Scalar, in which case the loop is left to the compiler. A generic lambda that may not fit vectors names its return type,
-/// so that this can be seen without compiling its body.
+/// f(vector or number) applied to every element: out[i] = f(in[i]...). f must accept simd<Scalar> and Scalar alike, or
+/// only Scalar, in which case the loop is left to the compiler. A generic lambda that may not fit vectors names its
+/// return type, so that this can be seen without compiling its body.
 template <typename Scalar, typename F, typename... Inputs>
 void transform(index_t count, F&& f, Scalar* out, const Inputs*... in) {
   index_t i = 0;

@@ -38,7 +38,8 @@ inline lane_words load_bits(const std::uint16_t* from) noexcept {
 
 inline simd<float> load_widened(const bfloat16* from) noexcept {
 #if defined(__AVX512BW__)
-  // Word i goes to the upper half of lane i and zero to the lower: one instruction, where widening and shifting are two.
+  // Word i goes to the upper half of lane i and zero to the lower: one instruction, where widening and shifting are
+  // two.
   const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   const __m512i places = _mm512_set_epi32(0xF0000, 0xE0000, 0xD0000, 0xC0000, 0xB0000, 0xA0000, 0x90000, 0x80000,
                                           0x70000, 0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
@@ -58,8 +59,8 @@ inline simd<float> load_widened(const float16* from) noexcept {
   const bits_t half = detail::load_bits(&from->bits);
   const bits_t magnitude = (half & bits_t(0x7FFFU)) << 13;
   const bits_t sign = (half & bits_t(0x8000U)) << 16;
-  // Normal: the exponent gains 127 - 15. Infinity and NaN: it gains that twice. Subnormal: the fraction f counts 2^-24, and
-  // 2^-14 (1 + f 2^-10) - 2^-14 is just that, without a float that -ffast-math would flush to zero.
+  // Normal: the exponent gains 127 - 15. Infinity and NaN: it gains that twice. Subnormal: the fraction f counts 2^-24,
+  // and 2^-14 (1 + f 2^-10) - 2^-14 is just that, without a float that -ffast-math would flush to zero.
   const bits_t normal = magnitude + bits_t(112U << 23);
   const bits_t special = magnitude + bits_t(224U << 23);
   const simd<float> subnormal = cast_bits<float>(magnitude + bits_t(113U << 23)) - simd<float>(0x1p-14F);

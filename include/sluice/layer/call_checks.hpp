@@ -5,7 +5,8 @@
 ///   check_forward    shapes; y may be x itself, row for row: forward then works in place; any other overlap is refused
 ///   check_backward   shapes; dx may share nothing with dy
 ///
-/// All of it costs a few comparisons a call. What it refuses would be silently wrong, or outside the memory of the tape.
+/// All of it costs a few comparisons a call. What it refuses would be silently wrong, or outside the memory of the
+/// tape.
 #pragma once
 
 #include <sluice/core/context.hpp>

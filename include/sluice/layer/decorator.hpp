@@ -12,11 +12,11 @@
 ///     auto rebuilt<Storage>(inner) const { return doubled_layer<decltype(inner)>(std::move(inner)); }      // stored_as
 ///   };
 ///
-/// (tests/layer/decorator_test.cpp has it whole.) A wrapper may name two structs of its own memory, for inference and for
-/// training; workspace and tape are those and the inner layer's, as `layer`. The tape also keeps the context of the last
-/// training forward call. A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers nest. Shapes,
-/// shared memory and the order of calls are checked here as in moe_layer: y may be x, so around reads what it wants of x
-/// before inner writes y.
+/// (tests/layer/decorator_test.cpp has it whole.) A wrapper may name two structs of its own memory, for inference and
+/// for training; workspace and tape are those and the inner layer's, as `layer`. The tape also keeps the context of the
+/// last training forward call. A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers
+/// nest. Shapes, shared memory and the order of calls are checked here as in moe_layer: y may be x, so around reads
+/// what it wants of x before inner writes y.
 #pragma once
 
 #include <sluice/layer/call_checks.hpp>
@@ -123,8 +123,8 @@ public:
     return self().template rebuilt<Storage>(layer_.template stored_as<Storage>());
   }
 
-  /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments, and the wrapper for as many
-  /// tokens: an upper bound if a token has several.
+  /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments, and the wrapper for as
+  /// many tokens: an upper bound if a token has several.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return layer_.workspace_bytes(rows, training) + self().own_bytes(rows, training);
   }

@@ -1,4 +1,5 @@
-/// A trained layer whose sizes are compile-time constants and whose numbers all lie inside the object: no heap, no exception.
+/// A trained layer whose sizes are compile-time constants and whose numbers all lie inside the object: no heap, no
+/// exception.
 ///
 ///   x [t,D] -> y [t,D], t <= T:   top-k routing among E experts of hidden width H, K a token, as moe_layer computes it
 ///
@@ -7,12 +8,12 @@
 ///   layer.assign(trained);                                                 // a moe_layer of top_k_router and expert_bank
 ///   ok = layer.forward(x, y, workspace);                                   // in the audio callback
 ///
-/// It runs the kernels of moe_layer on the same numbers in the same order: outputs are equal bit for bit. Expert is an ffn or a
-/// gated_ffn, in full or half precision, with or without biases; weights lie in panels as there. Every weighting of top_k_router is
-/// there; its gate is linear, there is no capacity limit, and nothing is trained.
-/// Calls allocate nothing and throw nothing; they use some 30 KB of stack. forward is const: threads share a layer, each
-/// with a workspace of its own. The object is trivially copyable. It may be in static memory, a shared segment or a member.
-/// NaN in a token gives that token NaN. No tokens are fine. x and y may be the same memory.
+/// It runs the kernels of moe_layer on the same numbers in the same order: outputs are equal bit for bit. Expert is an
+/// ffn or a gated_ffn, in full or half precision, with or without biases; weights lie in panels as there. Every
+/// weighting of top_k_router is there; its gate is linear, there is no capacity limit, and nothing is trained.
+/// Calls allocate nothing and throw nothing; they use some 30 KB of stack. forward is const: threads share a layer,
+/// each with a workspace of its own. The object is trivially copyable. It may be in static memory, a shared segment or
+/// a member. NaN in a token gives that token NaN. No tokens are fine. x and y may be the same memory.
 #pragma once
 
 #include <sluice/core/numeric.hpp>

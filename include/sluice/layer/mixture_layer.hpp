@@ -3,7 +3,8 @@
 ///   MixtureLayer     forward(x, y, workspace, context) and forward(x, y, tape, context), const: what a wrapper may wrap
 ///   TrainableLayer   also backward(dy, dx, tape) and after_step(tape)
 ///
-/// If your layer is refused, write static_assert(sluice::explain_layer<my_layer>()); the first error names what is missing.
+/// If your layer is refused, write static_assert(sluice::explain_layer<my_layer>()); the first error names what is
+/// missing.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

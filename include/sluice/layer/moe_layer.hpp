@@ -15,8 +15,8 @@
 ///
 /// forward may work in place: y may be x itself. Any other overlap of x and y, and any of dx and dy, is refused.
 /// backward may be called again, for another loss on the same y: each call writes the dx of its own dy and adds the
-/// gradients, those of the auxiliary losses each time. It needs the last call on its tape to be a training forward call of
-/// this very layer object, with the same parameters; otherwise it throws std::invalid_argument.
+/// gradients, those of the auxiliary losses each time. It needs the last call on its tape to be a training forward call
+/// of this very layer object, with the same parameters; otherwise it throws std::invalid_argument.
 /// A layer whose parameters nobody has set throws in the first call of a workspace or tape: initialize() it, load it or
 /// write its weights. Biases, states and whatever else starts at a constant are set from the beginning.
 #pragma once

@@ -2,9 +2,9 @@
 ///
 ///   output_bias_layer layer{moe_layer{...}};              b [D'], initially zero;  db += sum over tokens of dy
 ///
-/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is workspace.layer.
-/// Padding tokens get zero and add nothing to db; a NaN token gets NaN and changes no other. Allocations, threads and bits
-/// are the inner layer's. Shen et al. 2024 (JetMoE), arXiv:2404.07413.
+/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is
+/// workspace.layer. Padding tokens get zero and add nothing to db; a NaN token gets NaN and changes no other.
+/// Allocations, threads and bits are the inner layer's. Shen et al. 2024 (JetMoE), arXiv:2404.07413.
 #pragma once
 
 #include <sluice/kernel/vector_math.hpp>

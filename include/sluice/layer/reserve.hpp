@@ -1,4 +1,5 @@
-/// Makes the first call warm: after reserve(layer, memory, T) no call of up to T tokens on that workspace or tape allocates.
+/// Makes the first call warm: after reserve(layer, memory, T) no call of up to T tokens on that workspace or tape
+/// allocates.
 ///
 ///   reserve(layer, workspace, 4096);        // forward
 ///   reserve(layer, tape, 4096);             // forward and backward, and the gradients of the layer

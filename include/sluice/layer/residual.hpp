@@ -2,9 +2,9 @@
 ///
 ///   residual_layer block{normalized_layer{moe_layer{...}, rms_norm<float>{64}}};           dx = dy + layer'(dy)
 ///
-/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is workspace.layer. Its
-/// widths must be equal. Padding tokens get zero; a NaN token gets NaN, changes no other and has gradient zero. Allocations,
-/// threads and bits are the inner layer's. He, Zhang, Ren, Sun 2016, arXiv:1512.03385.
+/// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is
+/// workspace.layer. Its widths must be equal. Padding tokens get zero; a NaN token gets NaN, changes no other and has
+/// gradient zero. Allocations, threads and bits are the inner layer's. He, Zhang, Ren, Sun 2016, arXiv:1512.03385.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

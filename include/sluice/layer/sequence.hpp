@@ -3,11 +3,12 @@
 ///   sequence model{embedding_layer<float>{256, 64}, residual_layer{moe_layer{...}}, linear_layer<float>{64, 256}};
 ///   model.layer<1>();                       // the residual layer;  workspace.layers and tape.layers are tuples, too
 ///
-/// It has the calls of moe_layer, so it may be a layer of another one. Every layer is called with the context of the call, but
-/// with draws of its own: layer i gets context.for_layer(i). loss() of a tape is the sum over the layers. Parameters are named
-/// by position: "1.layer.router.gate.weight". Padding, NaN, threads and bits are the layers' affair; a sequence is causal if all
-/// of them are. What lies between two layers is kept in two buffers that take turns, so a layer of your own copies what it
-/// needs of x for backward, as those of sluice do. A sequence with one layer is that layer.
+/// It has the calls of moe_layer, so it may be a layer of another one. Every layer is called with the context of the
+/// call, but with draws of its own: layer i gets context.for_layer(i). loss() of a tape is the sum over the layers.
+/// Parameters are named by position: "1.layer.router.gate.weight". Padding, NaN, threads and bits are the layers'
+/// affair; a sequence is causal if all of them are. What lies between two layers is kept in two buffers that take
+/// turns, so a layer of your own copies what it needs of x for backward, as those of sluice do. A sequence with one
+/// layer is that layer.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -105,7 +106,8 @@ public:
         layers_);
   }
 
-  /// Bytes of memory that a workspace (or tape) will take for `rows` tokens, or assignments where a layer has several a token.
+  /// Bytes of memory that a workspace (or tape) will take for `rows` tokens, or assignments where a layer has several a
+  /// token.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     index_t bytes = 0;
     std::array<index_t, 2> widest{};

@@ -5,10 +5,11 @@
 ///   decltype(served)::workspace workspace;
 ///   served.forward(x, y, workspace);                                    served.replace(std::move(better));
 ///
-/// The weights are shared and const, the workspace is one a thread. A call computes with one set of weights from beginning to
-/// end; calls that begin after replace has returned use the new ones. A warm call costs one atomic load more than the layer's
-/// own, takes no lock and allocates nothing. The old weights are freed with the last workspace that still refers to them: by
-/// the next call with it, or by workspace.let_go(). What a call throws, and where NaN goes, is the layer's affair.
+/// The weights are shared and const, the workspace is one a thread. A call computes with one set of weights from
+/// beginning to end; calls that begin after replace has returned use the new ones. A warm call costs one atomic load
+/// more than the layer's own, takes no lock and allocates nothing. The old weights are freed with the last workspace
+/// that still refers to them: by the next call with it, or by workspace.let_go(). What a call throws, and where NaN
+/// goes, is the layer's affair.
 #pragma once
 
 #include <sluice/layer/mixture_layer.hpp>
@@ -59,7 +60,8 @@ public:
     ws.weights->forward(x, y, ws.layer, context);
   }
 
-  /// From any thread, while others call forward. Throws std::invalid_argument if the widths are not those of the layer before.
+  /// From any thread, while others call forward. Throws std::invalid_argument if the widths are not those of the layer
+  /// before.
   void replace(Layer layer) { replace(std::make_shared<const Layer>(std::move(layer))); }
   void replace(std::shared_ptr<const Layer> layer) {
     if (!layer) throw_invalid("served_layer needs a layer");

@@ -8,9 +8,9 @@
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}, gated};
 ///
 /// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner workspace is workspace.layer.
-/// Padding tokens pass neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and thread-safe with a
-/// workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread count. Dai et al.
-/// 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
+/// Padding tokens pass neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and
+/// thread-safe with a workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread
+/// count. Dai et al. 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
 #pragma once
 
 #include <sluice/expert/bank.hpp>

@@ -3,11 +3,11 @@
 ///   const conformance_report report = check_capacity(position_capacity(capacity_limit::fixed(3)));
 ///   check_capacity<float>(my_policy{}, {.experts = 16, .top_k = 4});
 ///
-/// The policy serves random choices: k experts a token, falling weights with ties, some not asked for. Tested are: every choice
-/// that asked is served once and no other; kept slots of an expert are 0, 1, ... in the order of serving, refused ones lie at
-/// or past its limit and so behind them; a token's choices are served in the order of its ranks; no tokens, and tokens that
-/// ask for nothing; groups on their own; equal tables for equal calls; experts and weights stay; no randomness in inference;
-/// if the policy is causal, later tokens take no slot from earlier ones.
+/// The policy serves random choices: k experts a token, falling weights with ties, some not asked for. Tested are:
+/// every choice that asked is served once and no other; kept slots of an expert are 0, 1, ... in the order of serving,
+/// refused ones lie at or past its limit and so behind them; a token's choices are served in the order of its ranks; no
+/// tokens, and tokens that ask for nothing; groups on their own; equal tables for equal calls; experts and weights
+/// stay; no randomness in inference; if the policy is causal, later tokens take no slot from earlier ones.
 #pragma once
 
 #include <sluice/core/choices.hpp>

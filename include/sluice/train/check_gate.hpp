@@ -1,11 +1,13 @@
-/// check_gate: every promise that a gate makes, tested on yours in one call, beside check_router (train/conformance.hpp).
+/// check_gate: every promise that a gate makes, tested on yours in one call, beside check_router
+/// (train/conformance.hpp).
 ///
 ///   const conformance_report report = check_gate(my_gate<double>{16, 8});
 ///
-/// Tested are: zero tokens; logits overwritten whatever their memory held; a NaN token has NaN logits and changes no other;
-/// tokens on their own; equal bits for equal calls, for used tapes and for 1, 2, 3 and 8 threads; no randomness in inference; no
-/// parameter changed; gradients of x and parameters equal to central differences (in double), added to what is there, and the
-/// same again in a second backward call. Initialise the gate first. What it needs besides x is in options.context.
+/// Tested are: zero tokens; logits overwritten whatever their memory held; a NaN token has NaN logits and changes no
+/// other; tokens on their own; equal bits for equal calls, for used tapes and for 1, 2, 3 and 8 threads; no randomness
+/// in inference; no parameter changed; gradients of x and parameters equal to central differences (in double), added to
+/// what is there, and the same again in a second backward call. Initialise the gate first. What it needs besides x is
+/// in options.context.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

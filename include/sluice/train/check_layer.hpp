@@ -2,12 +2,13 @@
 ///
 ///   const conformance_report report = check_layer(residual_layer{moe_layer{...}});
 ///
-/// Tested are: zero tokens; padding gets zero and reaches nothing; a NaN token gets NaN, reaches no gradient of a parameter and,
-/// if the layer is causal, no other token; equal bits for equal calls, for used memory and for 1, 2, 3 and 8 threads, and for
-/// calls at the same time; y may be x, or that is refused, and what would be silently wrong is refused: outputs that lie partly in
-/// inputs, dx in dy, backward without its forward call; a second backward call gives the same; no call changes a parameter;
-/// every parameter has a name of its own; gradients of x and parameters equal central differences (in double,
-/// where the router's gradient is exact). Initialise the layer first. What it needs besides x is in options.context.
+/// Tested are: zero tokens; padding gets zero and reaches nothing; a NaN token gets NaN, reaches no gradient of a
+/// parameter and, if the layer is causal, no other token; equal bits for equal calls, for used memory and for 1, 2, 3
+/// and 8 threads, and for calls at the same time; y may be x, or that is refused, and what would be silently wrong is
+/// refused: outputs that lie partly in inputs, dx in dy, backward without its forward call; a second backward call
+/// gives the same; no call changes a parameter; every parameter has a name of its own; gradients of x and parameters
+/// equal central differences (in double, where the router's gradient is exact). Initialise the layer first. What it
+/// needs besides x is in options.context.
 #pragma once
 
 #include <sluice/layer/mixture_layer.hpp>

@@ -1,11 +1,13 @@
-/// check_loss: every promise that an auxiliary loss makes, tested on yours, with the router that it is for, in one call.
+/// check_loss: every promise that an auxiliary loss makes, tested on yours, with the router that it is for, in one
+/// call.
 ///
 ///   const conformance_report report = check_loss(my_loss{.coefficient = 0.1}, top_k_router<double>{16, 8, {.top_k = 2}});
 ///
-/// The loss runs in a layer of small smooth experts whose output has no gradient, so that all gradients are the loss's. Tested
-/// are: value 0 and no gradient for no tokens and for nothing but padding; padding is not read; equal bits for equal calls and
-/// for 1, 2, 3 and 8 threads; no parameter changed; gradients added to those that are there, with an equal value; gradients of x
-/// and parameters equal to central differences (in double, where the router's gradient is exact). Initialise the router first.
+/// The loss runs in a layer of small smooth experts whose output has no gradient, so that all gradients are the loss's.
+/// Tested are: value 0 and no gradient for no tokens and for nothing but padding; padding is not read; equal bits for
+/// equal calls and for 1, 2, 3 and 8 threads; no parameter changed; gradients added to those that are there, with an
+/// equal value; gradients of x and parameters equal to central differences (in double, where the router's gradient is
+/// exact). Initialise the router first.
 #pragma once
 
 #include <sluice/train/conformance/router_probe.hpp>

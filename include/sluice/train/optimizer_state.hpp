@@ -4,8 +4,8 @@
 /// (an expert more, another width) the entries that still fit are kept and the others start afresh. A model of which
 /// nothing was there in the last step is another model, even where names and sizes agree: it is refused. It may move; a
 /// copy of it is another one. prepare() hands the entries over to any model, and so does copying an optimiser: the copy
-/// belongs to the first model that it steps. While the model stays the same nothing is allocated. All of it can be visited, with names such as "experts.0.up.moment", and so be
-/// saved.
+/// belongs to the first model that it steps. While the model stays the same nothing is allocated. All of it can be
+/// visited, with names such as "experts.0.up.moment", and so be saved.
 #pragma once
 
 #include <sluice/core/parameter.hpp>

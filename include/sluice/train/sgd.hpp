@@ -41,8 +41,8 @@ public:
   double learning_rate() const noexcept { return options_.learning_rate; }
   void set_learning_rate(double rate) noexcept { options_.learning_rate = rate; }
 
-  /// Makes the velocities, as the first step would; needed before saved ones are loaded, and to hand the optimiser over to
-  /// another model.
+  /// Makes the velocities, as the first step would; needed before saved ones are loaded, and to hand the optimiser over
+  /// to another model.
   template <typename Model>
   void prepare(Model& model) {
     if (options_.momentum != 0) state_.prepare(model);
