@@ -7,12 +7,17 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/neuron_bank.hpp>
+#include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/gate/cosine.hpp>
+#include <sluice/gate/normalized.hpp>
+#include <sluice/layer/beside.hpp>
+#include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
+#include <sluice/layer/output_normalized.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
@@ -126,6 +131,17 @@ auto unlike_widths() {
   return expert_bank<ffn<float, gelu>>(std::move(bank));
 }
 
+/// As in Gemma 4.
+auto branches() {
+  const auto norm = [] { return rms_norm<float>{width, {.epsilon = 1e-6f}}; };
+  normalized_gate gate{linear_gate<float>(width, experts), norm(), 0.4f};
+  sigmoid_router<float, dynamic, dynamic, decltype(gate)> router{std::move(gate),
+                                                                 {.scores = expert_scores::softmax, .expert_scale = true}};
+  moe_layer mixture{std::move(router), normalized_bank{expert_bank<swiglu<float>>{experts, width, 11}, norm()}};
+  return beside_layer{output_normalized_layer{std::move(mixture), norm()},
+                      output_normalized_layer{normalized_layer{dense_layer{swiglu<float>{width, 7}}, norm()}, norm()}};
+}
+
 }  // namespace
 
 std::vector<test::named_layer> test::every_layer(bool initialized) {
@@ -160,6 +176,7 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("residual", residual_layer{normalized_layer{layer_of(top_2), rms_norm<float>{width}}});
   add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});
   add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
+  add("side by side, between norms", branches());
   return all;
 }
 

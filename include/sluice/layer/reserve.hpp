@@ -33,7 +33,6 @@ void for_each_memory(Memory& memory, F&& f) {
     for_each_memory(memory.layer, f);
   else if constexpr (requires { memory.layers; })
     std::apply([&](auto&... one) { (for_each_memory(one, f), ...); }, memory.layers);
-  if constexpr (requires { memory.other; }) for_each_memory(memory.other, f);
 }
 
 }  // namespace detail

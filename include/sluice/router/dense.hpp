@@ -31,7 +31,7 @@ public:
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape&) const {
     check_tokens(x, inputs(), context);
-    p.reset(x.rows(), experts_);
+    p.reset(x.rows(), experts_, x.rows() * experts_);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;
       if (any_nan(x.data() + token * x.outerStride(), x.cols()))
