@@ -177,3 +177,24 @@ TEST_CASE("shared_expert_layer: a shared expert without backward infers", "[laye
   CHECK(test::largest_difference(infer(layer, x), matrix<float>(infer(layer.layer(), x) + 2 * x)) <=
         test::bound<float>(1, 16));
 }
+
+TEST_CASE("shared_expert_layer: NaN in a token reaches no gradient", "[layer][shared_expert][gradient]") {
+  shared_expert_layer layer{inner_layer<double>(), gated_ffn<double>{6, 5}, gated};
+  initialize(layer, 4);
+  matrix<double> x = test::random_matrix<double>(9, 6, 2);
+  matrix<double> dy = test::random_matrix<double>(9, 6, 3);
+  x(4, 1) = quiet_nan<double>();
+  dy.row(4).setConstant(quiet_nan<double>());
+  matrix<double> y(9, 6), dx(9, 6);
+  decltype(layer)::tape tape;
+  layer.forward(x, y, tape);
+  layer.backward(dy, dx, tape);
+  for (index_t t = 0; t < 9; ++t) {
+    CHECK(any_nan(&y(t, 0), 6) == (t == 4));
+    CHECK_FALSE((t != 4 && any_nan(&dx(t, 0), 6)));
+  }
+  for_each_parameter(layer, [&](const std::string& name, parameter<double>& p) {
+    CAPTURE(name);
+    CHECK_FALSE(any_nan(p.gradient().data(), static_cast<index_t>(p.gradient().size())));
+  });
+}

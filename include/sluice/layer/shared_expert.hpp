@@ -8,11 +8,12 @@
 ///   shared_expert_layer layer{moe_layer{...}, swiglu<float>{64, 256}, gated};
 ///
 /// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner workspace is workspace.layer.
-/// Padding tokens pass neither part and get zero; a NaN token gets NaN and changes no other. Inference is const and
-/// thread-safe with a workspace a thread, and allocates nothing once warm. Equal bits for every executor and thread
-/// count. Dai et al. 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
+/// Padding tokens pass neither part and get zero; a NaN token passes neither, gets NaN and reaches no gradient.
+/// Inference is const and thread-safe with a workspace a thread, and allocates nothing once warm. Equal bits for every
+/// executor and thread count. Dai et al. 2024, arXiv:2401.06066; Yang et al. 2024 (Qwen2), arXiv:2407.10671.
 #pragma once
 
+#include <sluice/core/numeric.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/logistic.hpp>
@@ -30,7 +31,7 @@ inline constexpr gated_tag gated{};
 
 namespace detail {
 
-/// What the shared expert works on: the n tokens that are no padding.
+/// What the shared expert works on: the n tokens that are no padding and hold no NaN.
 template <typename Expert>
 struct shared_rows {
   using scalar = typename Expert::scalar;
@@ -130,7 +131,7 @@ private:
     rows.gate.reserve(Gated ? x.rows() : 0, 1);
     rows.tokens.clear();
     for (index_t t = 0; t < x.rows(); ++t)
-      if (!context.is_padding(t)) rows.tokens.push_back(t);
+      if (!context.is_padding(t) && !any_nan(row_of(x, t), x.cols())) rows.tokens.push_back(t);
     const index_t n = rows.tokens.size();
     rows.x.resize(n, x.cols());
     rows.outputs.resize(n, y.cols());
