@@ -74,6 +74,9 @@ private:
   std::vector<entry> bound_;
 };
 
+extern template class bindings<float>;  // compiled once, in oracle_case.cpp
+extern template class bindings<double>;
+
 /// Binds expert e of a bank, for each e, to its slices of the stacked tensors that a case has.
 struct ffn_tensors {
   const char* up;

@@ -117,6 +117,9 @@ void check_slots(oracle_case<Scalar>& c, const sluice::sparse_plan<Scalar>& plan
   c.check_integers("dispatch_by_slot", dispatch);
 }
 
+extern template void check_slots(oracle_case<float>&, const sluice::sparse_plan<float>&, const sluice::routing_context<float>&);
+extern template void check_slots(oracle_case<double>&, const sluice::sparse_plan<double>&, const sluice::routing_context<double>&);
+
 /// Matrices of a tape as Eigen matrices.
 template <typename Scalar>
 sluice::matrix<Scalar> copy(const sluice::matrix_buffer<Scalar>& m) {

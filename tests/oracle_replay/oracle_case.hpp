@@ -155,6 +155,20 @@ private:
   worst_entry worst_;
 };
 
+// Compiled once, in oracle_case.cpp: what a replay instantiates on top is its layers.
+#define ORACLE_SETTING(linkage, Scalar, T)                                     \
+  linkage template T oracle_case<Scalar>::setting<T>(const char* name) const; \
+  linkage template T oracle_case<Scalar>::setting<T>(const char* name, T otherwise) const;
+#define ORACLE_CASE(linkage, Scalar)            \
+  linkage template class oracle_case<Scalar>;   \
+  ORACLE_SETTING(linkage, Scalar, index_t)      \
+  ORACLE_SETTING(linkage, Scalar, bool)         \
+  ORACLE_SETTING(linkage, Scalar, float)        \
+  ORACLE_SETTING(linkage, Scalar, double)       \
+  ORACLE_SETTING(linkage, Scalar, std::string)
+ORACLE_CASE(extern, float)
+ORACLE_CASE(extern, double)
+
 /// One system: its directory name and its replay in both precisions.
 struct replayer {
   std::string_view system;
