@@ -6,7 +6,7 @@ function(sluice_quick_to_compile target)
   target_compile_options(${target} PRIVATE ${SLUICE_QUICK_TESTS})
 endfunction()
 
-# sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which are compiled once and run for many, are optimised a little.
+# sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which run long or for many, are optimised a little.
 function(sluice_slow_to_run)
   if(SLUICE_QUICK_TESTS STREQUAL "-O0")
     list(FILTER ARGN INCLUDE REGEX "_checks\\.cpp$")

@@ -283,17 +283,20 @@ TEST_CASE("dselect_k: NaN, padding, no tokens, one token", "[router][dselect_k]"
   CHECK(tape.plan.size() == 3);
 }
 
-TEST_CASE("dselect_k: a static gate does not look at x, and NaN in its parameters reaches every token",
+TEST_CASE("dselect_k: a static gate does not look at x, and NaN in x or in its parameters makes tokens invalid",
           "[router][dselect_k]") {
   auto router = example(4);
-  matrix<double> x = matrix<double>::Constant(3, 3, quiet_nan<double>());
   const std::vector<std::uint8_t> mask{1, 0, 1};
   routing_context<double> context;
   context.token_mask = mask;
-  const auto r = route(router, x, context);
+  const auto r = route(router, matrix<double>::Constant(3, 3, 1e300), context);
   CHECK(r.plan.invalid_tokens().empty());
   CHECK(r.plan.size() == 8);
   CHECK(r.tape.seen.rows() == 1);
+  // The gate would not notice, but the experts would, and with them their gradients.
+  const auto nan = route(router, matrix<double>::Constant(3, 3, quiet_nan<double>()), context);
+  CHECK(nan.plan.size() == 0);
+  CHECK(nan.plan.invalid_tokens().size() == 2);
   router.gate().codes().data()[3] = quiet_nan<double>();
   const auto broken = route(router, matrix<double>::Zero(3, 3), context);
   CHECK(broken.plan.size() == 0);
