@@ -40,7 +40,7 @@ public:
   void load(const oracle_case<Scalar>& c) const {
     for (const entry& b : bound_) {
       const auto values = c.numbers(b.tensor);
-      b.each([&](std::size_t inside, std::size_t place) { b.target->value()[inside] = values.at(place); });
+      b.each([&](std::size_t inside, std::size_t outside) { b.target->value()[inside] = values.at(outside); });
     }
   }
 
@@ -50,7 +50,7 @@ public:
     for (const entry& b : bound_) {
       auto& gradient = gathered[b.tensor];
       gradient.resize(c.numbers(b.tensor).size());
-      b.each([&](std::size_t inside, std::size_t place) { gradient.at(place) = b.target->gradient()[inside]; });
+      b.each([&](std::size_t inside, std::size_t outside) { gradient.at(outside) = b.target->gradient()[inside]; });
     }
     for (const auto& [tensor, gradient] : gathered) c.check(prefix + '.' + tensor, gradient);
   }
