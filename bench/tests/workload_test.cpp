@@ -8,7 +8,7 @@ TEST_CASE("workload: every token gets its experts, all of them distinct", "[benc
   for (const double exponent : {0.0, 1.0}) {
     const plan p = skewed_plan(100, 16, 4, exponent, 1);
     CHECK(p.size() == 400);
-    p.check();
+    p.validate();
     for (const float weight : p.weights()) CHECK(weight == 0.25f);
   }
   CHECK(skewed_plan(3, 4, 4, 1.0, 2).size() == 12);
