@@ -42,7 +42,7 @@ TEST_CASE("normalized_gate: gradients equal central differences", "[gate][gradie
   CHECK(report.largest_error < 1e-6);
 }
 
-TEST_CASE("normalized_gate: executors, NaN, no tokens; names of parameters; what makes no sense", "[gate]") {
+TEST_CASE("normalized_gate: executors, NaN, no tokens, names of parameters, what makes no sense", "[gate]") {
   auto gate = gate_of<float>(13, 37, 0.5F);
   initialize(gate, 97);
   test::check_gate_promises(gate, 98);
