@@ -1,13 +1,10 @@
 // Headers of others that nearly every test reads: precompiled, they are parsed once. Nothing of sluice, so that an edited header
-// compiles only what includes it.
+// compiles only what includes it. Nothing that few tests read: what the inline functions of a precompiled header use is instantiated
+// again for every source (for nlohmann/json.hpp that takes a second).
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 #else
 #include <catch2/catch.hpp>
-#endif
-
-#if __has_include(<nlohmann/json.hpp>)
-#include <nlohmann/json.hpp>
 #endif
 
 #include <Eigen/Core>

@@ -16,7 +16,7 @@ using namespace sluice;
 
 namespace {
 
-std::string content(const mapped_file& file) {
+std::string bytes_of(const mapped_file& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
@@ -27,7 +27,7 @@ TEST_CASE("mapped_file: holds the bytes of the file, also those after a NUL and 
   std::string bytes(10'000, '\0');
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 7 % 251);
   test::write_bytes(folder / "file", bytes);
-  CHECK(content(mapped_file(folder / "file")) == bytes);
+  CHECK(bytes_of(mapped_file(folder / "file")) == bytes);
 }
 
 TEST_CASE("mapped_file: an empty file is an empty span", "[io]") {
@@ -45,10 +45,10 @@ TEST_CASE("mapped_file: moving hands the bytes over without moving them", "[io]"
   const std::byte* const where = a.bytes().data();
   mapped_file b(std::move(a));
   CHECK(b.bytes().data() == where);
-  CHECK(content(b) == "first");
+  CHECK(bytes_of(b) == "first");
   CHECK(a.bytes().empty());
   b = mapped_file(folder / "b");
-  CHECK(content(b) == "second");
+  CHECK(bytes_of(b) == "second");
 }
 
 TEST_CASE("mapped_file: what is not a readable regular file is refused by name", "[io]") {

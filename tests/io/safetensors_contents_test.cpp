@@ -19,7 +19,7 @@ namespace {
 
 /// The message that the bytes are refused with, or "" if they are accepted. They are parsed in an allocation of exactly
 /// their size, so that AddressSanitizer sees a read beyond them. An exception of any other type fails the test.
-std::string complaint_about(const std::string& text) {
+std::string complaint_about_header(const std::string& text) {
   const std::vector<std::byte> bytes(reinterpret_cast<const std::byte*>(text.data()),
                                      reinterpret_cast<const std::byte*>(text.data()) + text.size());
   try {
@@ -46,13 +46,13 @@ std::string complaint_about(const std::string& text) {
 TEST_CASE("parse_safetensors: valid files are accepted", "[io]") {
   for (const file_cases::file_case& c : file_cases::valid_files()) {
     CAPTURE(c.name);
-    CHECK(complaint_about(c.bytes) == "");
+    CHECK(complaint_about_header(c.bytes) == "");
   }
 }
 
 TEST_CASE("parse_safetensors: each malformed file is refused with its file, tensor and numbers", "[io]") {
   for (const file_cases::file_case& c : file_cases::malformed_files()) {
-    const std::string complaint = complaint_about(c.bytes);
+    const std::string complaint = complaint_about_header(c.bytes);
     CAPTURE(c.name);
     REQUIRE(!c.complaint.empty());
     CHECK_THAT(complaint, Catch::Matchers::StartsWith("sluice: file \"dir/model.safetensors\": "));
@@ -82,7 +82,7 @@ TEST_CASE("parse_safetensors: a file cut off after any byte is refused", "[io]")
   for (const file_cases::file_case& c : file_cases::valid_files())
     for (std::size_t length = 0; length < c.bytes.size(); ++length) {
       CAPTURE(c.name, length);
-      REQUIRE(complaint_about(c.bytes.substr(0, length)) != "");
+      REQUIRE(complaint_about_header(c.bytes.substr(0, length)) != "");
     }
 }
 
@@ -97,7 +97,7 @@ TEST_CASE("parse_safetensors: any byte of the header may hold any value without 
     for (std::size_t i = 0; i < 8 + header; ++i) {
       for (int value = 0; value < 256; ++value) {
         bytes[i] = static_cast<char>(value);
-        (complaint_about(bytes).empty() ? accepted : refused) += 1;
+        (complaint_about_header(bytes).empty() ? accepted : refused) += 1;
       }
       bytes[i] = c.bytes[i];
     }
@@ -109,7 +109,7 @@ TEST_CASE("parse_safetensors: any byte of the header may hold any value without 
 TEST_CASE("parse_safetensors: hostile text is escaped and cut in messages", "[io]") {
   const std::string name = R"(\u001b[31m)" + std::string(5000, 'x');
   const std::string complaint =
-      complaint_about(file_cases::file_of("{" + file_cases::entry(name, "F32", "[2]", "[0,4]") + "}", 4));
+      complaint_about_header(file_cases::file_of("{" + file_cases::entry(name, "F32", "[2]", "[0,4]") + "}", 4));
   CHECK_THAT(complaint, test::contains("tensor \"\\x1B[31mxxx"));
   CHECK_THAT(complaint, test::contains("(5005 bytes)"));
   CHECK(complaint.size() < 500);

@@ -6,21 +6,14 @@
 
 using namespace sluice;
 
-namespace {
-
-template <typename Scalar>
-constexpr Scalar inf = std::numeric_limits<Scalar>::infinity();
-
-}  // namespace
-
 TEMPLATE_TEST_CASE("arg_max: the first of the largest", "[kernel][ties]", float, double) {
   const TestType nan = quiet_nan<TestType>();
   const auto best = [](std::vector<TestType> v) { return kernel::arg_max(v.data(), static_cast<index_t>(v.size())); };
   CHECK(best({1, 7, 7}) == 1);
   CHECK(best({nan, -5}) == 1);
   CHECK(best({nan, nan}) == 0);
-  CHECK(best({nan, -inf<TestType>}) == 0);
-  CHECK(best({1, inf<TestType>}) == 1);
+  CHECK(best({nan, -test::inf<TestType>}) == 0);
+  CHECK(best({1, test::inf<TestType>}) == 1);
 }
 
 TEMPLATE_TEST_CASE("order_keys: every lane like order_key, and back to the number", "[kernel][order]", float, double) {

@@ -9,9 +9,6 @@ using namespace sluice;
 namespace {
 
 template <typename Scalar>
-constexpr Scalar inf = std::numeric_limits<Scalar>::infinity();
-
-template <typename Scalar>
 std::vector<Scalar> softmax(const std::vector<Scalar>& in) {
   std::vector<Scalar> out(in.size());
   kernel::softmax(in.data(), out.data(), static_cast<index_t>(in.size()));
@@ -35,9 +32,9 @@ TEMPLATE_TEST_CASE("softmax: by hand, shifted, and in place", "[kernel][softmax]
 
 TEMPLATE_TEST_CASE("softmax: infinite scores share the mass, NaN spoils its row", "[kernel][softmax]", float, double) {
   const TestType half = TestType(0.5);
-  CHECK(softmax<TestType>({1, inf<TestType>, inf<TestType>}) == std::vector<TestType>{0, half, half});
-  CHECK(softmax<TestType>({1, -inf<TestType>, 1}) == std::vector<TestType>{half, 0, half});
-  CHECK(softmax<TestType>({-inf<TestType>, -inf<TestType>}) == std::vector<TestType>{half, half});
+  CHECK(softmax<TestType>({1, test::inf<TestType>, test::inf<TestType>}) == std::vector<TestType>{0, half, half});
+  CHECK(softmax<TestType>({1, -test::inf<TestType>, 1}) == std::vector<TestType>{half, 0, half});
+  CHECK(softmax<TestType>({-test::inf<TestType>, -test::inf<TestType>}) == std::vector<TestType>{half, half});
   for (const std::size_t place : {0, 1, 2}) {
     std::vector<TestType> scores{1, 2, 3};
     scores[place] = quiet_nan<TestType>();
@@ -52,7 +49,7 @@ TEMPLATE_TEST_CASE("log_sum_exp: by hand, large numbers, infinities", "[kernel][
   CHECK(lse({2, 1, 0, -1}) == Approx(2.4401896985611957).epsilon(8 * eps));
   CHECK(lse({1000, 1000}) == Approx(1000 + std::log(2.0)).epsilon(4 * eps));
   CHECK(lse({-7}) == -7);
-  CHECK(lse({1, inf<TestType>, inf<TestType>}) == inf<TestType>);
+  CHECK(lse({1, test::inf<TestType>, test::inf<TestType>}) == test::inf<TestType>);
 }
 
 TEMPLATE_TEST_CASE("exponentiate: gives the maximum and the sum of what it wrote", "[kernel][softmax]", float, double) {
@@ -89,7 +86,7 @@ TEMPLATE_TEST_CASE("softmax: every length to 70 like the plain loop, beside forb
     for (index_t i = 0; i < count && !has_nan; ++i) {
       const bool largest = order_key(in.data()[i]) == order_key(maximum);
       const bool none =
-          order_key(in.data()[i]) == order_key(-inf<TestType>) || order_key(maximum) == order_key(inf<TestType>);
+          order_key(in.data()[i]) == order_key(-test::inf<TestType>) || order_key(maximum) == order_key(test::inf<TestType>);
       wanted[static_cast<std::size_t>(i)] =
           largest ? 1
           : none  ? 0

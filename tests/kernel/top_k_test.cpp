@@ -10,9 +10,6 @@ using namespace sluice;
 
 namespace {
 
-template <typename Scalar>
-constexpr Scalar inf = std::numeric_limits<Scalar>::infinity();
-
 /// The k best positions by a stable sort on the same order: NaN as low as -infinity, equal scores by position.
 template <typename Scalar>
 std::vector<index_t> sorted_top_k(const std::vector<Scalar>& scores, index_t k) {
@@ -46,8 +43,8 @@ TEMPLATE_TEST_CASE("top_k: equals a stable sort for random scores with ties, NaN
       const double u = draws.uniform(random_site::user_site, i);
       const double kind = draws.uniform(random_site("kind"), i);
       scores.push_back(kind < 0.1    ? quiet_nan<TestType>()
-                       : kind < 0.15 ? inf<TestType>
-                       : kind < 0.2  ? -inf<TestType>
+                       : kind < 0.15 ? test::inf<TestType>
+                       : kind < 0.2  ? -test::inf<TestType>
                                      : static_cast<TestType>(std::floor(u * 5) - 2));
     }
     for (index_t k = 0; k <= size; ++k) REQUIRE(top_k(scores, k) == sorted_top_k(scores, k));
@@ -61,9 +58,9 @@ TEMPLATE_TEST_CASE("top_k: by hand", "[kernel][top_k][ties]", float, double) {
   CHECK(top_k<TestType>({5, 5, 5, 5}, 3) == list{0, 1, 2});
   CHECK(top_k<TestType>({0, TestType(-0.0), 0}, 2) == list{0, 1});
   CHECK(top_k<TestType>({nan, 1, nan}, 3) == list{1, 0, 2});
-  CHECK(top_k<TestType>({nan, -inf<TestType>, nan}, 3) == list{0, 1, 2});  // NaN counts as -infinity
+  CHECK(top_k<TestType>({nan, -test::inf<TestType>, nan}, 3) == list{0, 1, 2});  // NaN counts as -infinity
   CHECK(top_k<TestType>({nan, nan}, 1) == list{0});
-  CHECK(top_k<TestType>({1, inf<TestType>, 2, inf<TestType>}, 3) == list{1, 3, 2});
+  CHECK(top_k<TestType>({1, test::inf<TestType>, 2, test::inf<TestType>}, 3) == list{1, 3, 2});
 }
 
 TEMPLATE_TEST_CASE("top_k: all of 512, and 257", "[kernel][top_k]", float, double) {
@@ -103,8 +100,8 @@ TEMPLATE_TEST_CASE("top_k: orders that give the bound nothing to hold on to", "[
       rows[2][at] = static_cast<TestType>(-i);
       rows[3][at] = TestType(-0.25);
       rows[4][at] = quiet_nan<TestType>();
-      rows[5][at] = i % 3 == 0 ? -inf<TestType> : quiet_nan<TestType>();
-      rows[6][at] = i % 5 == 0 ? inf<TestType> : static_cast<TestType>(i % 2 == 0 ? 0.0 : -0.0);
+      rows[5][at] = i % 3 == 0 ? -test::inf<TestType> : quiet_nan<TestType>();
+      rows[6][at] = i % 5 == 0 ? test::inf<TestType> : static_cast<TestType>(i % 2 == 0 ? 0.0 : -0.0);
     }
     for (const auto& row : rows)
       for (const index_t k : {1, 2, 8, 15, 16, 17}) REQUIRE(top_k(row, k) == sorted_top_k(row, k));

@@ -16,23 +16,23 @@ using test::allocations;
 
 namespace {
 
-constexpr index_t width = test::any_layer::width, experts = 6, tokens = 60;
+constexpr index_t layer_width = test::any_layer::width, layer_experts = 6, most_tokens = 60;
 
-routing_context<float> in_training(std::uint64_t step) {
+routing_context<float> training_step(std::uint64_t step) {
   routing_context<float> context;
   context.training = true;
   context.random = random_source(1, step);
   return context;
 }
 
-/// Batches that are routed in every way: sharp and flat, all alike, with padding, with a NaN, of any size up to `tokens`.
+/// Batches that are routed in every way: sharp and flat, all alike, with padding, with a NaN, of any size up to `most_tokens`.
 struct batch {
   matrix<float> x;
   std::vector<std::uint8_t> mask;
 };
 batch batch_number(std::uint64_t n) {
-  const index_t size = n % 5 == 4 ? static_cast<index_t>(n * 7 % tokens) : tokens;
-  batch b{test::random_matrix<float>(size, width, n), {}};
+  const index_t size = n % 5 == 4 ? static_cast<index_t>(n * 7 % most_tokens) : most_tokens;
+  batch b{test::random_matrix<float>(size, layer_width, n), {}};
   b.x *= static_cast<float>(n % 7) * 0.7f;
   if (n % 3 == 0 && size > 0) b.x.rowwise() = b.x.row(0).eval();
   if (n % 4 == 0) b.x.array() += n % 8 == 0 ? 2.0f : -2.0f;
@@ -43,8 +43,8 @@ batch batch_number(std::uint64_t n) {
 }
 
 auto layer_to_build() {
-  moe_layer layer{top_k_router<float>{width, experts, {.top_k = 2}},
-                  expert_bank<swiglu<float>>{experts, width, 11, {.bias = true}}};
+  moe_layer layer{top_k_router<float>{layer_width, layer_experts, {.top_k = 2}},
+                  expert_bank<swiglu<float>>{layer_experts, layer_width, 11, {.bias = true}}};
   initialize(layer, 3);
   return layer;
 }
@@ -61,7 +61,7 @@ std::string batches_that_allocate(Run&& run) {
   std::string found;
   for (std::uint64_t n = 0; n < 60; ++n) {
     const batch b = batch_number(n);
-    matrix<float> y(b.x.rows(), width), dx(b.x.rows(), width);
+    matrix<float> y(b.x.rows(), layer_width), dx(b.x.rows(), layer_width);
     const counted before;
     run(b, n, y, dx);
     if (!(counted() == before)) found += std::to_string(n) + ' ';
@@ -77,10 +77,10 @@ TEST_CASE("layers: once warm, inference allocates nothing, whatever is routed wh
     CAPTURE(name, by_reserve);
     const auto with_memory = layer->fresh();
     if (by_reserve) {
-      with_memory->reserve_workspace(tokens);
+      with_memory->reserve_workspace(most_tokens);
     } else {
-      const batch largest{matrix<float>::Zero(tokens, width), std::vector<std::uint8_t>(tokens, 1)};
-      matrix<float> y(tokens, width);
+      const batch largest{matrix<float>::Zero(most_tokens, layer_width), std::vector<std::uint8_t>(most_tokens, 1)};
+      matrix<float> y(most_tokens, layer_width);
       with_memory->infer(largest.x, y, {.token_mask = largest.mask});
     }
     CHECK(batches_that_allocate([&](const batch& b, std::uint64_t, matrix<float>& y, matrix<float>&) {
@@ -91,14 +91,14 @@ TEST_CASE("layers: once warm, inference allocates nothing, whatever is routed wh
 
 TEST_CASE("fixed_moe_layer: neither it nor any of its calls allocates", "[layer][fixed][alloc]") {
   const auto trained = layer_to_build();
-  const std::vector<float> x(20 * width, 1);
-  std::vector<float> y(20 * width);
+  const std::vector<float> x(20 * layer_width, 1);
+  std::vector<float> y(20 * layer_width);
   const long calls = allocations.calls;
   const long mallocs = allocations.mallocs;
-  fixed_moe_layer<float, width, 11, experts, 2, 20> layer(trained);
+  fixed_moe_layer<float, layer_width, 11, layer_experts, 2, 20> layer(trained);
   decltype(layer)::workspace workspace;
   for (const std::size_t tokens : {20u, 1u, 0u, 7u})
-    if (!layer.forward(std::span(x).first(tokens * width), std::span(y).first(tokens * width), workspace)) y.clear();
+    if (!layer.forward(std::span(x).first(tokens * layer_width), std::span(y).first(tokens * layer_width), workspace)) y.clear();
   const auto copy = layer;
   const bool ran = copy.forward(x, y, workspace);
   CHECK(allocations.calls == calls);
@@ -112,17 +112,17 @@ TEST_CASE("layers: once warm, a training step allocates nothing, whatever is rou
     CAPTURE(name, by_reserve);
     const auto with_memory = layer->fresh();
     const auto step = [&](const batch& b, std::uint64_t n, matrix<float>& y, matrix<float>& dx) {
-      auto context = in_training(n);
+      auto context = training_step(n);
       context.token_mask = b.mask;
       with_memory->zero_gradients();
       with_memory->train(b.x, y, context);
       with_memory->backward(y, dx);
     };
     if (by_reserve) {
-      with_memory->reserve_tape(tokens);
+      with_memory->reserve_tape(most_tokens);
     } else {
-      const batch largest{matrix<float>::Zero(tokens, width), std::vector<std::uint8_t>(tokens, 1)};
-      matrix<float> y(tokens, width), dx(tokens, width);
+      const batch largest{matrix<float>::Zero(most_tokens, layer_width), std::vector<std::uint8_t>(most_tokens, 1)};
+      matrix<float> y(most_tokens, layer_width), dx(most_tokens, layer_width);
       step(largest, 1, y, dx);
     }
     CHECK(batches_that_allocate(step) == "");
@@ -132,17 +132,17 @@ TEST_CASE("layers: once warm, a training step allocates nothing, whatever is rou
 TEST_CASE("reserve: nothing but memory changes", "[layer][reserve]") {
   for (const auto& [name, layer] : test::every_layer()) {
     CAPTURE(name);
-    const matrix<float> x = test::random_matrix<float>(tokens, width, 1), dy = test::random_matrix<float>(tokens, width, 2);
-    matrix<float> y(tokens, width), dx(tokens, width), expected(tokens, width), expected_dx(tokens, width);
+    const matrix<float> x = test::random_matrix<float>(most_tokens, layer_width, 1), dy = test::random_matrix<float>(most_tokens, layer_width, 2);
+    matrix<float> y(most_tokens, layer_width), dx(most_tokens, layer_width), expected(most_tokens, layer_width), expected_dx(most_tokens, layer_width);
     const auto reserved = layer->fresh();
-    reserved->reserve_workspace(tokens + 1);
-    reserved->reserve_tape(tokens + 1);
+    reserved->reserve_workspace(most_tokens + 1);
+    reserved->reserve_tape(most_tokens + 1);
     CHECK(reserved->values() == layer->values());
     CHECK(reserved->calls_counted() == 0);
     CHECK_THROWS_WITH(reserved->backward(dy, dx), Catch::Matchers::Contains("backward needs a training forward call"));
     for (const auto& one : {std::cref(layer), std::cref(reserved)}) {
       one.get()->infer(x, y);
-      one.get()->train(x, y, in_training(3));
+      one.get()->train(x, y, training_step(3));
       one.get()->backward(dy, dx);
       if (one.get() == layer) {
         expected = y;
@@ -160,8 +160,8 @@ TEST_CASE("reserve: nothing but memory changes", "[layer][reserve]") {
 TEST_CASE("layers: the n-th allocation of a forward call fails, and nothing leaks or changes", "[layer][alloc]") {
   for (const auto& [name, layer] : test::every_layer()) {
     CAPTURE(name);
-    const matrix<float> x = test::random_matrix<float>(20, width, 1);
-    matrix<float> expected(20, width), y(20, width);
+    const matrix<float> x = test::random_matrix<float>(20, layer_width, 1);
+    matrix<float> expected(20, layer_width), y(20, layer_width);
     layer->fresh()->infer(x, expected);
     const auto before = layer->values();
     const long live = allocations.live;
@@ -190,7 +190,7 @@ TEST_CASE("layers: the n-th allocation of a forward call fails, and nothing leak
 TEST_CASE("layers: the n-th allocation of a training step fails, and the layer's values stay", "[layer][alloc]") {
   const auto fresh = [] { return layer_to_build(); };
   using layer_type = decltype(fresh());
-  const matrix<float> x = test::random_matrix<float>(20, width, 1);
+  const matrix<float> x = test::random_matrix<float>(20, layer_width, 1);
   const auto step = [&](layer_type& layer, layer_type::tape& tape, matrix<float>& y, matrix<float>& dx) {
     zero_gradients(layer);
     layer.forward(x, y, tape);
@@ -202,7 +202,7 @@ TEST_CASE("layers: the n-th allocation of a training step fails, and the layer's
         layer, [&](const std::string&, auto& p) { all.insert(all.end(), p.gradient().begin(), p.gradient().end()); });
     return all;
   };
-  matrix<float> y(20, width), dx(20, width), expected_dx(20, width);
+  matrix<float> y(20, layer_width), dx(20, layer_width), expected_dx(20, layer_width);
   layer_type reference = fresh();
   {
     layer_type::tape tape;
@@ -240,7 +240,7 @@ TEST_CASE("layers: building one with an allocation that fails leaks nothing", "[
     try {
       const test::failing_allocation failing(failures);
       const auto layer = layer_to_build();
-      CHECK(layer.experts() == experts);
+      CHECK(layer.experts() == layer_experts);
     } catch (const std::bad_alloc&) {
       ran_out = true;
       ++failures;

@@ -15,7 +15,7 @@ static_assert(TrainableLayer<dense_layer<ffn<float>>>);
 namespace {
 
 template <typename Scalar>
-auto some_layer() {
+auto dense_case() {
   dense_layer layer{ffn<Scalar, gelu>{6, 11, {.outputs = 5, .bias = true}}};
   initialize(layer, 1);
   layer.expert().down_bias().fill([](index_t i) { return static_cast<Scalar>(i) - Scalar(0.5); });
@@ -25,7 +25,7 @@ auto some_layer() {
 }  // namespace
 
 TEMPLATE_TEST_CASE("dense_layer: every token through the expert", "[layer][dense]", float, double) {
-  auto layer = some_layer<TestType>();
+  auto layer = dense_case<TestType>();
   CHECK(layer.inputs() == 6);
   CHECK(layer.outputs() == 5);
   const matrix<TestType> x = test::random_matrix<TestType>(40, 6, 1);
@@ -37,7 +37,7 @@ TEMPLATE_TEST_CASE("dense_layer: every token through the expert", "[layer][dense
 }
 
 TEST_CASE("dense_layer: gradients equal central differences, with padding too", "[layer][dense][gradient]") {
-  auto layer = some_layer<double>();
+  auto layer = dense_case<double>();
   const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
   routing_context<double> context;
   if (GENERATE(false, true)) context.token_mask = mask;
@@ -45,17 +45,17 @@ TEST_CASE("dense_layer: gradients equal central differences, with padding too", 
 }
 
 TEST_CASE("dense_layer: padding and NaN stay with their token", "[layer][dense][nan]") {
-  auto layer = some_layer<float>();
+  auto layer = dense_case<float>();
   test::check_spoiled_token(layer);
 }
 
 TEST_CASE("dense_layer: no tokens, and what does not fit", "[layer][dense]") {
-  auto layer = some_layer<float>();
+  auto layer = dense_case<float>();
   test::check_edges(layer);
 }
 
 TEST_CASE("dense_layer: equal bits for every thread count", "[layer][dense][determinism]") {
-  auto layer = some_layer<float>();
+  auto layer = dense_case<float>();
   test::check_thread_counts(layer);
 }
 

@@ -13,7 +13,7 @@ static_assert(TrainableLayer<embedding_layer<float>>);
 namespace {
 
 template <typename Scalar>
-embedding_layer<Scalar> some_layer(index_t outputs = 5) {
+embedding_layer<Scalar> embedding_case(index_t outputs = 5) {
   embedding_layer<Scalar> layer{7, outputs};
   initialize(layer, 1);
   return layer;
@@ -23,7 +23,7 @@ embedding_layer<Scalar> some_layer(index_t outputs = 5) {
 
 TEMPLATE_TEST_CASE("embedding_layer: rows of the table, and the gradients of repeated ids add up", "[layer][embedding]",
                    float, double) {
-  auto layer = some_layer<TestType>();
+  auto layer = embedding_case<TestType>();
   const std::vector<index_t> ids{6, 0, 6, 3};
   matrix<TestType> y(4, 5), again(4, 5), dx(4, 0);
   typename embedding_layer<TestType>::workspace workspace;
@@ -50,7 +50,7 @@ TEMPLATE_TEST_CASE("embedding_layer: rows of the table, and the gradients of rep
 }
 
 TEST_CASE("embedding_layer: padding gets zero, its id is not read and it adds nothing", "[layer][embedding]") {
-  auto layer = some_layer<float>();
+  auto layer = embedding_case<float>();
   const std::vector<index_t> ids{2, -5, 2};
   const std::vector<std::uint8_t> mask{1, 0, 1};
   routing_context<float> context;
@@ -68,7 +68,7 @@ TEST_CASE("embedding_layer: padding gets zero, its id is not read and it adds no
 }
 
 TEST_CASE("embedding_layer: NaN in a row of the table stays with its id", "[layer][embedding][nan]") {
-  auto layer = some_layer<float>();
+  auto layer = embedding_case<float>();
   layer.table().map()(2, 1) = quiet_nan<float>();
   matrix<float> y(3, 5);
   embedding_layer<float>::workspace workspace;
@@ -79,7 +79,7 @@ TEST_CASE("embedding_layer: NaN in a row of the table stays with its id", "[laye
 }
 
 TEST_CASE("embedding_layer: no tokens, and what does not fit", "[layer][embedding]") {
-  auto layer = some_layer<float>();
+  auto layer = embedding_case<float>();
   matrix<float> none(0, 5), y = matrix<float>::Constant(2, 5, 99), dx(0, 0);
   embedding_layer<float>::workspace workspace;
   embedding_layer<float>::tape tape;
@@ -99,7 +99,7 @@ TEST_CASE("embedding_layer: no tokens, and what does not fit", "[layer][embeddin
 }
 
 TEST_CASE("embedding_layer: equal bits for every thread count", "[layer][embedding][determinism]") {
-  auto layer = some_layer<float>(150);  // three tasks of columns
+  auto layer = embedding_case<float>(150);  // three tasks of columns
   std::vector<index_t> ids;
   for (index_t t = 0; t < 90; ++t) ids.push_back(t * t % 7);
   const matrix<float> dy = test::random_matrix<float>(90, 150, 4);

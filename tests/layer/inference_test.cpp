@@ -29,7 +29,7 @@ matrix<typename Layer::scalar> infer(const Layer& layer, const matrix<typename L
 }
 
 template <typename Router>
-auto layer_of(Router router, std::uint64_t seed = 3) {
+auto inferring(Router router, std::uint64_t seed = 3) {
   using scalar = typename Router::scalar;
   const index_t experts = router.experts(), width = router.inputs();
   moe_layer layer{std::move(router), expert_bank<gated_ffn<scalar>>{experts, width, 11}};
@@ -40,10 +40,10 @@ auto layer_of(Router router, std::uint64_t seed = 3) {
 /// Calls f(name, layer, causal) for a layer of every kind of plan.
 template <typename Scalar, typename F>
 void with_layers(F&& f) {
-  f("top-k", layer_of(top_k_router<Scalar>{8, 6, {.top_k = 2}}));
-  f("ReLU", layer_of(relu_router<Scalar>{8, 6}));
-  f("expert choice", layer_of(expert_choice_router<Scalar>{8, 6}));
-  f("Soft MoE", layer_of(soft_moe_router<Scalar>{8, 6}));
+  f("top-k", inferring(top_k_router<Scalar>{8, 6, {.top_k = 2}}));
+  f("ReLU", inferring(relu_router<Scalar>{8, 6}));
+  f("expert choice", inferring(expert_choice_router<Scalar>{8, 6}));
+  f("Soft MoE", inferring(soft_moe_router<Scalar>{8, 6}));
 }
 
 /// Sums of K products of outputs, over sums of H and D products: numbers here are below 8.
@@ -185,9 +185,9 @@ TEMPLATE_TEST_CASE("moe_layer: a plan saved, altered and used again", "[layer][p
 }
 
 TEST_CASE("moe_layer: a plan made by hand sends tokens where it says", "[layer][plan]") {
-  const auto layer = layer_of(top_k_router<double>{8, 6, {.top_k = 2}});
+  const auto layer = inferring(top_k_router<double>{8, 6, {.top_k = 2}});
   const matrix<double> x = test::random_matrix<double>(3, 8, 4);
-  decltype(layer_of(top_k_router<double>{8, 6}))::workspace workspace;
+  decltype(inferring(top_k_router<double>{8, 6}))::workspace workspace;
   workspace.plan.reset(3, 6);
   workspace.plan.add(2, 5, 1);
   workspace.plan.finish();
@@ -230,7 +230,7 @@ TEMPLATE_TEST_CASE("moe_layer: a NaN token gets NaN, with causal routers no othe
 }
 
 TEMPLATE_TEST_CASE("moe_layer: every token at one expert, and experts without tokens", "[layer]", float, double) {
-  auto layer = layer_of(top_k_router<TestType>{8, 6, {.top_k = 1, .weights = weighting::pre}});
+  auto layer = inferring(top_k_router<TestType>{8, 6, {.top_k = 1, .weights = weighting::pre}});
   auto gate = layer.router().gate().weight().map();
   gate.setZero();
   gate.row(4).setOnes();
@@ -254,7 +254,7 @@ TEMPLATE_TEST_CASE("moe_layer: many experts, E = 257 and 512, k up to E", "[laye
     index_t experts, k;
   };
   const auto s = GENERATE(sizes{257, 8}, sizes{512, 8}, sizes{257, 257});
-  const auto layer = layer_of(top_k_router<TestType>{8, s.experts, {.top_k = s.k}});
+  const auto layer = inferring(top_k_router<TestType>{8, s.experts, {.top_k = s.k}});
   const matrix<TestType> x = test::random_matrix<TestType>(5, 8, 4);
   typename std::remove_const_t<decltype(layer)>::workspace workspace;
   matrix<TestType> y(5, 8);
@@ -304,8 +304,8 @@ TEMPLATE_TEST_CASE("moe_layer: x and y may be columns of larger matrices, and th
 }
 
 TEST_CASE("moe_layer: statistics gather over calls and live in the workspace", "[layer][statistics]") {
-  const auto layer = layer_of(top_k_router<float>{8, 6, {.top_k = 2}});
-  decltype(layer_of(top_k_router<float>{8, 6}))::workspace workspace;
+  const auto layer = inferring(top_k_router<float>{8, 6, {.top_k = 2}});
+  decltype(inferring(top_k_router<float>{8, 6}))::workspace workspace;
   matrix<float> y(10, 8);
   const matrix<float> x = test::random_matrix<float>(10, 8, 1);
   layer.forward(x, y, workspace);
@@ -321,8 +321,8 @@ TEST_CASE("moe_layer: statistics gather over calls and live in the workspace", "
 }
 
 TEST_CASE("moe_layer: k of a single call", "[layer]") {
-  const auto layer = layer_of(top_k_router<float>{8, 6, {.top_k = 2}});
-  decltype(layer_of(top_k_router<float>{8, 6}))::workspace workspace;
+  const auto layer = inferring(top_k_router<float>{8, 6, {.top_k = 2}});
+  decltype(inferring(top_k_router<float>{8, 6}))::workspace workspace;
   matrix<float> y(10, 8);
   const matrix<float> x = test::random_matrix<float>(10, 8, 1);
   for (index_t k = 1; k <= 6; ++k) {
@@ -338,7 +338,7 @@ TEST_CASE("moe_layer: k of a single call", "[layer]") {
 }
 
 TEST_CASE("moe_layer: shapes that do not fit are refused with their numbers", "[layer]") {
-  auto layer = layer_of(top_k_router<float>{8, 6, {.top_k = 2}});
+  auto layer = inferring(top_k_router<float>{8, 6, {.top_k = 2}});
   decltype(layer)::workspace workspace;
   decltype(layer)::tape tape;
   matrix<float> x = matrix<float>::Zero(5, 8), y(5, 8), narrow(5, 7), shorter(4, 8);

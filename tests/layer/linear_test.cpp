@@ -13,7 +13,7 @@ static_assert(TrainableLayer<linear_layer<float>>);
 namespace {
 
 template <typename Scalar>
-linear_layer<Scalar> some_layer(bool bias = true) {
+linear_layer<Scalar> linear_case(bool bias = true) {
   linear_layer<Scalar> layer{6, 5, {.bias = bias}};
   initialize(layer, 1);
   if (bias) layer.bias().fill([](index_t i) { return static_cast<Scalar>(i) - Scalar(0.5); });
@@ -24,7 +24,7 @@ linear_layer<Scalar> some_layer(bool bias = true) {
 
 TEMPLATE_TEST_CASE("linear_layer: y = x W^T + b", "[layer][linear]", float, double) {
   const bool bias = GENERATE(true, false);
-  auto layer = some_layer<TestType>(bias);
+  auto layer = linear_case<TestType>(bias);
   const matrix<TestType> x = test::random_matrix<TestType>(37, 6, 1);
   matrix<TestType> y(37, 5);
   typename linear_layer<TestType>::workspace workspace;
@@ -38,7 +38,7 @@ TEMPLATE_TEST_CASE("linear_layer: y = x W^T + b", "[layer][linear]", float, doub
 }
 
 TEST_CASE("linear_layer: gradients equal central differences, with padding too", "[layer][linear][gradient]") {
-  auto layer = some_layer<double>();
+  auto layer = linear_case<double>();
   const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
   routing_context<double> context;
   if (GENERATE(false, true)) context.token_mask = mask;
@@ -46,12 +46,12 @@ TEST_CASE("linear_layer: gradients equal central differences, with padding too",
 }
 
 TEST_CASE("linear_layer: padding and NaN stay with their token", "[layer][linear][nan]") {
-  auto layer = some_layer<float>();
+  auto layer = linear_case<float>();
   test::check_spoiled_token(layer);
 }
 
 TEST_CASE("linear_layer: no tokens, and what does not fit", "[layer][linear]") {
-  auto layer = some_layer<float>();
+  auto layer = linear_case<float>();
   test::check_edges(layer);
   CHECK_THROWS_AS(linear_layer<float>(0, 3), std::invalid_argument);
   CHECK_THROWS_AS(linear_layer<float>(3, 0), std::invalid_argument);
@@ -76,6 +76,6 @@ TEST_CASE("linear_layer: shared memory and a tape without its forward call are r
 }
 
 TEST_CASE("linear_layer: equal bits for every thread count", "[layer][linear][determinism]") {
-  auto layer = some_layer<float>();
+  auto layer = linear_case<float>();
   test::check_thread_counts(layer);
 }

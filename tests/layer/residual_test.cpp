@@ -13,7 +13,7 @@ using namespace sluice;
 namespace {
 
 template <typename Scalar>
-auto some_layer() {
+auto residual_case() {
   residual_layer layer{dense_layer{ffn<Scalar, silu>{6, 11}}};
   initialize(layer, 1);
   return layer;
@@ -21,10 +21,10 @@ auto some_layer() {
 
 }  // namespace
 
-static_assert(TrainableLayer<decltype(some_layer<float>())>);
+static_assert(TrainableLayer<decltype(residual_case<float>())>);
 
 TEST_CASE("residual_layer: the input and the layer's output, also in place", "[layer][residual]") {
-  auto layer = some_layer<float>();
+  auto layer = residual_case<float>();
   const matrix<float> x = test::random_matrix<float>(40, 6, 1);
   matrix<float> y(40, 6), inner(40, 6), in_place = x;
   decltype(layer)::workspace workspace;
@@ -38,7 +38,7 @@ TEST_CASE("residual_layer: the input and the layer's output, also in place", "[l
 }
 
 TEST_CASE("residual_layer: gradients equal central differences, with padding too", "[layer][residual][gradient]") {
-  auto layer = some_layer<double>();
+  auto layer = residual_case<double>();
   const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
   routing_context<double> context;
   if (GENERATE(false, true)) context.token_mask = mask;
@@ -46,17 +46,17 @@ TEST_CASE("residual_layer: gradients equal central differences, with padding too
 }
 
 TEST_CASE("residual_layer: padding and NaN stay with their token", "[layer][residual][nan]") {
-  auto layer = some_layer<float>();
+  auto layer = residual_case<float>();
   test::check_spoiled_token(layer);
 }
 
 TEST_CASE("residual_layer: no tokens, and what does not fit", "[layer][residual]") {
-  auto layer = some_layer<float>();
+  auto layer = residual_case<float>();
   test::check_edges(layer);
   CHECK_THROWS_WITH(residual_layer(linear_layer<float>(3, 4)), "sluice: a residual layer needs equal widths, not 3 -> 4");
 }
 
 TEST_CASE("residual_layer: equal bits for every thread count", "[layer][residual][determinism]") {
-  auto layer = some_layer<float>();
+  auto layer = residual_case<float>();
   test::check_thread_counts(layer);
 }

@@ -12,17 +12,17 @@ using namespace sluice;
 
 namespace {
 
-using some_layer = dense_layer<ffn<float>>;
+using served_case = dense_layer<ffn<float>>;
 
-some_layer layer_of(std::uint64_t seed, index_t hidden = 11) {
-  some_layer layer{ffn<float>{6, hidden}};
+served_case served_of(std::uint64_t seed, index_t hidden = 11) {
+  served_case layer{ffn<float>{6, hidden}};
   initialize(layer, seed);
   return layer;
 }
 
-matrix<float> outputs_of(const some_layer& layer, const matrix<float>& x) {
+matrix<float> outputs_of(const served_case& layer, const matrix<float>& x) {
   matrix<float> y(x.rows(), layer.outputs());
-  some_layer::workspace workspace;
+  served_case::workspace workspace;
   layer.forward(x, y, workspace);
   return y;
 }
@@ -31,7 +31,7 @@ matrix<float> outputs_of(const some_layer& layer, const matrix<float>& x) {
 
 TEST_CASE("served_layer: the layer it was given last", "[layer][served]") {
   const matrix<float> x = test::random_matrix<float>(5, 6, 1);
-  const some_layer first = layer_of(1), second = layer_of(2, 20);  // another hidden width is fine
+  const served_case first = served_of(1), second = served_of(2, 20);  // another hidden width is fine
   served_layer served{first};
   decltype(served)::workspace workspace;
   matrix<float> y(5, 6);
@@ -42,16 +42,16 @@ TEST_CASE("served_layer: the layer it was given last", "[layer][served]") {
   CHECK(test::same_bits(y, outputs_of(second, x)));
   CHECK(served.current() == workspace.weights);
 
-  CHECK_THROWS_WITH(served.replace(some_layer{ffn<float>{6, 4, {.outputs = 5}}}),
+  CHECK_THROWS_WITH(served.replace(served_case{ffn<float>{6, 4, {.outputs = 5}}}),
                     "sluice: a layer 6 -> 6 cannot be replaced by one 6 -> 5");
-  CHECK_THROWS_AS(served.replace(std::shared_ptr<const some_layer>()), std::invalid_argument);
-  CHECK_THROWS_AS(served_layer(std::shared_ptr<some_layer>()), std::invalid_argument);
+  CHECK_THROWS_AS(served.replace(std::shared_ptr<const served_case>()), std::invalid_argument);
+  CHECK_THROWS_AS(served_layer(std::shared_ptr<served_case>()), std::invalid_argument);
   served.forward(x, y, workspace);
   CHECK(test::same_bits(y, outputs_of(second, x)));
 }
 
 TEST_CASE("served_layer: old weights live as long as a workspace refers to them", "[layer][served]") {
-  const auto old = std::make_shared<const some_layer>(layer_of(1));
+  const auto old = std::make_shared<const served_case>(served_of(1));
   served_layer served{old};
   const matrix<float> x = test::random_matrix<float>(5, 6, 1);
   matrix<float> y(5, 6);
@@ -59,7 +59,7 @@ TEST_CASE("served_layer: old weights live as long as a workspace refers to them"
   served.forward(x, y, a);
   served.forward(x, y, b);
   CHECK(old.use_count() == 4);  // here, in served, in both workspaces
-  served.replace(layer_of(2));
+  served.replace(served_of(2));
   CHECK(old.use_count() == 3);
   served.forward(x, y, a);
   CHECK(old.use_count() == 2);
@@ -71,10 +71,10 @@ TEST_CASE("served_layer: old weights live as long as a workspace refers to them"
 
 TEST_CASE("served_layer: every call computes with one set of weights while they are replaced", "[layer][served][threads]") {
   const matrix<float> x = test::random_matrix<float>(3, 6, 1);
-  std::vector<std::shared_ptr<const some_layer>> layers;
+  std::vector<std::shared_ptr<const served_case>> layers;
   std::vector<matrix<float>> expected;
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
-    layers.push_back(std::make_shared<const some_layer>(layer_of(seed)));
+    layers.push_back(std::make_shared<const served_case>(served_of(seed)));
     expected.push_back(outputs_of(*layers.back(), x));
   }
   served_layer served{layers[0]};

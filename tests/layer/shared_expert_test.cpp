@@ -19,12 +19,12 @@ using namespace sluice;
 namespace {
 
 template <typename Scalar>
-auto inner_layer() {
+auto shared_case() {
   return moe_layer{top_k_router<Scalar>{6, 4, {.top_k = 2}}, expert_bank<gated_ffn<Scalar>>{4, 6, 5}};
 }
 
 template <typename Layer>
-matrix<typename Layer::scalar> infer(const Layer& layer, const matrix<typename Layer::scalar>& x,
+matrix<typename Layer::scalar> infer_shared(const Layer& layer, const matrix<typename Layer::scalar>& x,
                                      const routing_context<typename Layer::scalar>& context = {}) {
   matrix<typename Layer::scalar> y(x.rows(), layer.outputs());
   typename Layer::workspace workspace;
@@ -59,22 +59,22 @@ TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, pl
                    "[layer][shared_expert]", float, double) {
   using scalar = TestType;
   const matrix<scalar> x = test::random_matrix<scalar>(40, 6, 1);
-  shared_expert_layer plain{inner_layer<scalar>(), ffn<scalar, gelu>{6, 9}};
+  shared_expert_layer plain{shared_case<scalar>(), ffn<scalar, gelu>{6, 9}};
   initialize(plain, 2);
-  const matrix<scalar> sum = infer(plain.layer(), x) + run(plain.shared(), x);
-  CHECK(test::largest_difference(infer(plain, x), sum) <= test::bound<scalar>(1, 8));
+  const matrix<scalar> sum = infer_shared(plain.layer(), x) + run(plain.shared(), x);
+  CHECK(test::largest_difference(infer_shared(plain, x), sum) <= test::bound<scalar>(1, 8));
 
-  shared_expert_layer weighed{inner_layer<scalar>(), ffn<scalar, gelu>{6, 9}, gated};
+  shared_expert_layer weighed{shared_case<scalar>(), ffn<scalar, gelu>{6, 9}, gated};
   initialize(weighed, 2);
-  const matrix<scalar> routed = infer(weighed.layer(), x), shared = run(weighed.shared(), x);
+  const matrix<scalar> routed = infer_shared(weighed.layer(), x), shared = run(weighed.shared(), x);
   matrix<scalar> expected(40, 6);
   for (index_t t = 0; t < 40; ++t) {
     double z = 0;
     for (index_t d = 0; d < 6; ++d) z += static_cast<double>(x(t, d)) * static_cast<double>(weighed.gate().data()[d]);
     expected.row(t) = routed.row(t) + static_cast<scalar>(1 / (1 + std::exp(-z))) * shared.row(t);
   }
-  CHECK(test::largest_difference(infer(weighed, x), expected) <= test::bound<scalar>(6, 8));
-  CHECK_FALSE(test::same_bits(infer(weighed, x), infer(plain, x)));
+  CHECK(test::largest_difference(infer_shared(weighed, x), expected) <= test::bound<scalar>(6, 8));
+  CHECK_FALSE(test::same_bits(infer_shared(weighed, x), infer_shared(plain, x)));
 }
 
 TEST_CASE("shared_expert_layer: gradients equal central differences, nested, gated, with losses and padding",
@@ -99,7 +99,7 @@ TEST_CASE("shared_expert_layer: gradients equal central differences, nested, gat
 }
 
 TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") {
-  shared_expert_layer layer{inner_layer<float>(), swiglu<float>{6, 9}, gated};
+  shared_expert_layer layer{shared_case<float>(), swiglu<float>{6, 9}, gated};
   std::vector<std::string> names;
   for_each_parameter(layer, [&](const std::string& name, auto&) { names.push_back(name); });
   CHECK(names.front() == "layer.router.gate.weight");
@@ -110,19 +110,19 @@ TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") 
 
 TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[layer][shared_expert][determinism]",
                    float, double) {
-  shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
+  shared_expert_layer layer{shared_case<TestType>(), gated_ffn<TestType>{6, 9}, gated};
   initialize(layer, 1);
   test::check_thread_counts(layer);
 }
 
 TEMPLATE_TEST_CASE("shared_expert_layer: padding passes neither part whatever it holds, NaN stays with its token",
                    "[layer][shared_expert][nan]", float, double) {
-  shared_expert_layer layer{inner_layer<TestType>(), gated_ffn<TestType>{6, 9}, gated};
+  shared_expert_layer layer{shared_case<TestType>(), gated_ffn<TestType>{6, 9}, gated};
   initialize(layer, 1);
   matrix<TestType> x = test::random_matrix<TestType>(10, 6, 2);
-  const matrix<TestType> clean = infer(layer, x), dy = test::random_matrix<TestType>(10, 6, 3);
+  const matrix<TestType> clean = infer_shared(layer, x), dy = test::random_matrix<TestType>(10, 6, 3);
   x(4, 1) = quiet_nan<TestType>();
-  const matrix<TestType> dirty = infer(layer, x);
+  const matrix<TestType> dirty = infer_shared(layer, x);
   for (index_t t = 0; t < 10; ++t)
     for (index_t c = 0; c < 6; ++c) {
       CHECK(is_nan(dirty(t, c)) == (t == 4));
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("shared_expert_layer: padding passes neither part whatever it
 }
 
 TEST_CASE("shared_expert_layer: zero tokens, a plan used again, and after_step", "[layer][shared_expert]") {
-  shared_expert_layer layer{inner_layer<double>(), swiglu<double>{6, 9}};
+  shared_expert_layer layer{shared_case<double>(), swiglu<double>{6, 9}};
   initialize(layer, 1);
   decltype(layer)::tape tape;
   matrix<double> none(0, 6);
@@ -162,24 +162,24 @@ TEST_CASE("shared_expert_layer: zero tokens, a plan used again, and after_step",
 }
 
 TEST_CASE("shared_expert_layer: what does not fit is refused", "[layer][shared_expert]") {
-  CHECK_THROWS_WITH((shared_expert_layer{inner_layer<float>(), swiglu<float>{6, 9, {.outputs = 5}}}),
+  CHECK_THROWS_WITH((shared_expert_layer{shared_case<float>(), swiglu<float>{6, 9, {.outputs = 5}}}),
                     "sluice: the layer maps 6 -> 6, its shared expert 6 -> 5");
-  shared_expert_layer layer{inner_layer<float>(), swiglu<float>{6, 9}};
+  shared_expert_layer layer{shared_case<float>(), swiglu<float>{6, 9}};
   decltype(layer)::workspace workspace;
   matrix<float> x(3, 6), narrow(3, 5);
   CHECK_THROWS_AS(layer.forward(x, narrow, workspace), std::invalid_argument);
 }
 
 TEST_CASE("shared_expert_layer: a shared expert without backward infers", "[layer][shared_expert]") {
-  shared_expert_layer layer{inner_layer<float>(), make_expert<float>(6, 6, [](auto x, auto y) { y = 2 * x; })};
+  shared_expert_layer layer{shared_case<float>(), make_expert<float>(6, 6, [](auto x, auto y) { y = 2 * x; })};
   initialize(layer, 1);
   const matrix<float> x = test::random_matrix<float>(7, 6, 2);
-  CHECK(test::largest_difference(infer(layer, x), matrix<float>(infer(layer.layer(), x) + 2 * x)) <=
+  CHECK(test::largest_difference(infer_shared(layer, x), matrix<float>(infer_shared(layer.layer(), x) + 2 * x)) <=
         test::bound<float>(1, 16));
 }
 
 TEST_CASE("shared_expert_layer: NaN in a token reaches no gradient", "[layer][shared_expert][gradient]") {
-  shared_expert_layer layer{inner_layer<double>(), gated_ffn<double>{6, 5}, gated};
+  shared_expert_layer layer{shared_case<double>(), gated_ffn<double>{6, 5}, gated};
   initialize(layer, 4);
   matrix<double> x = test::random_matrix<double>(9, 6, 2);
   matrix<double> dy = test::random_matrix<double>(9, 6, 3);

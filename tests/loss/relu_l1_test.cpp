@@ -8,13 +8,13 @@ using namespace sluice;
 
 namespace {
 
-struct evaluated {
+struct l1_value {
   double value;
   matrix<double> gradient;
 };
 
 template <typename Loss>
-evaluated evaluate(const Loss& loss, const matrix<double>& logits, const routing_context<double>& context = {}) {
+l1_value evaluate(const Loss& loss, const matrix<double>& logits, const routing_context<double>& context = {}) {
   score_signals<double> seen;
   seen.clean.resize(logits.rows(), logits.cols());
   seen.clean.map() = logits;
@@ -25,7 +25,7 @@ evaluated evaluate(const Loss& loss, const matrix<double>& logits, const routing
   return {value, gradients.clean.map()};
 }
 
-matrix<double> example() {
+matrix<double> three_rows() {
   matrix<double> logits(3, 4);
   logits << 2, -1, .5, -.3, .2, .1, -.4, -1, -.5, -.1, -.2, -.3;
   return logits;
@@ -35,7 +35,7 @@ matrix<double> example() {
 
 TEST_CASE("relu_l1: the worked example", "[loss][relu_l1]") {
   // n = (2,1,1,0), a = (2.2,.1,.5,0), k = 1, T = 3, E = 4: 4/9 (4.4 + .1 + .5) = 2.22222; plain 2.8 / 3
-  const evaluated balanced = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, example());
+  const l1_value balanced = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, three_rows());
   CHECK(std::abs(balanced.value - 2.222222e-3) < 5e-10);
   matrix<double> wanted = matrix<double>::Zero(3, 4);
   wanted(0, 0) = wanted(1, 0) = 8.88889e-4;
@@ -43,7 +43,7 @@ TEST_CASE("relu_l1: the worked example", "[loss][relu_l1]") {
   CHECK(test::largest_difference(balanced.gradient, wanted) < 5e-9);
   CHECK((balanced.gradient.array() != 0).count() == 4);
 
-  const evaluated plain = evaluate(relu_l1<fixed_l1>{1, {1e-3}, {.balanced = false}}, example());
+  const l1_value plain = evaluate(relu_l1<fixed_l1>{1, {1e-3}, {.balanced = false}}, three_rows());
   CHECK(std::abs(plain.value - 9.33333e-4) < 5e-9);
   CHECK(std::abs(plain.gradient(1, 1) - 1e-3 / 3) < 1e-15);
 }
@@ -51,8 +51,8 @@ TEST_CASE("relu_l1: the worked example", "[loss][relu_l1]") {
 TEST_CASE("relu_l1: with an even load the balanced form is the plain one", "[loss][relu_l1]") {
   matrix<double> logits(4, 4);  // every expert active for two of four tokens: k = 2
   logits << .1, .2, -1, -1, -1, .3, .4, -1, -1, -1, .5, .6, .7, -1, -1, .8;
-  const evaluated balanced = evaluate(relu_l1<fixed_l1>{2, {0.5}}, logits);
-  const evaluated plain = evaluate(relu_l1<fixed_l1>{2, {0.5}, {.balanced = false}}, logits);
+  const l1_value balanced = evaluate(relu_l1<fixed_l1>{2, {0.5}}, logits);
+  const l1_value plain = evaluate(relu_l1<fixed_l1>{2, {0.5}, {.balanced = false}}, logits);
   CHECK(std::abs(balanced.value - plain.value) < 1e-15);
   CHECK(test::largest_difference(balanced.gradient, plain.gradient) < 1e-15);
 }
@@ -60,13 +60,13 @@ TEST_CASE("relu_l1: with an even load the balanced form is the plain one", "[los
 TEST_CASE("relu_l1: a crowded expert is pushed harder", "[loss][relu_l1]") {
   matrix<double> logits(4, 2);
   logits << 1, 1, 1, -1, 1, -1, 1, -1;
-  const evaluated balanced = evaluate(relu_l1<fixed_l1>{1, {1.0}}, logits);
+  const l1_value balanced = evaluate(relu_l1<fixed_l1>{1, {1.0}}, logits);
   CHECK(balanced.gradient(0, 0) == 4 * balanced.gradient(0, 1));
 }
 
 TEST_CASE("relu_l1: the mean over layers divides", "[loss][relu_l1]") {
-  const evaluated one = evaluate(relu_l1<fixed_l1>{1, {1.0}}, example());
-  const evaluated four = evaluate(relu_l1<fixed_l1>{1, {1.0}, {.layers = 4}}, example());
+  const l1_value one = evaluate(relu_l1<fixed_l1>{1, {1.0}}, three_rows());
+  const l1_value four = evaluate(relu_l1<fixed_l1>{1, {1.0}, {.layers = 4}}, three_rows());
   CHECK(std::abs(four.value - one.value / 4) < 1e-15);
   CHECK(test::largest_difference(four.gradient, one.gradient / 4) < 1e-15);
 }
@@ -74,15 +74,15 @@ TEST_CASE("relu_l1: the mean over layers divides", "[loss][relu_l1]") {
 TEST_CASE("relu_l1: padding is in no sum and no mean", "[loss][relu_l1]") {
   matrix<double> logits(5, 4);
   logits.row(0).setConstant(100);
-  logits.row(1) = example().row(0);
+  logits.row(1) = three_rows().row(0);
   logits.row(2).setConstant(quiet_nan<double>());
-  logits.row(3) = example().row(1);
-  logits.row(4) = example().row(2);
+  logits.row(3) = three_rows().row(1);
+  logits.row(4) = three_rows().row(2);
   const std::vector<std::uint8_t> mask{0, 1, 0, 1, 1};
   routing_context<double> context;
   context.token_mask = mask;
-  const evaluated masked = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, logits, context);
-  const evaluated wanted = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, example());
+  const l1_value masked = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, logits, context);
+  const l1_value wanted = evaluate(relu_l1<fixed_l1>{1, {1e-3}}, three_rows());
   CHECK(masked.value == wanted.value);
   CHECK(masked.gradient.row(0).isZero(0));
   CHECK(masked.gradient.row(2).isZero(0));
@@ -93,12 +93,12 @@ TEST_CASE("relu_l1: padding is in no sum and no mean", "[loss][relu_l1]") {
 TEST_CASE("relu_l1: zero where there is nothing to count, NaN where a token that counts is NaN", "[loss][relu_l1]") {
   const relu_l1<fixed_l1> loss{1, {1.0}};
   CHECK(evaluate(loss, matrix<double>(0, 4)).value == 0);
-  const evaluated silent = evaluate(loss, matrix<double>::Constant(3, 4, -1));
+  const l1_value silent = evaluate(loss, matrix<double>::Constant(3, 4, -1));
   CHECK(silent.value == 0);
   CHECK(silent.gradient.isZero(0));
   CHECK(evaluate(loss, matrix<double>::Zero(3, 4)).gradient.isZero(0));  // the derivative at exactly 0 is 0
-  CHECK(evaluate(relu_l1<fixed_l1>{1, {0.0}}, example()).gradient.isZero(0));
-  matrix<double> broken = example();
+  CHECK(evaluate(relu_l1<fixed_l1>{1, {0.0}}, three_rows()).gradient.isZero(0));
+  matrix<double> broken = three_rows();
   broken(0, 1) = quiet_nan<double>();
   CHECK(is_nan(evaluate(loss, broken).value));
 }

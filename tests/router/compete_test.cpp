@@ -36,7 +36,7 @@ struct competition_case {
 
 /// The competition written down again: every expert on every token, sorted responses, plain sums.
 template <typename Layer>
-matrix<double> reference(const Layer& layer, const matrix<double>& x, response form, index_t k,
+matrix<double> competed(const Layer& layer, const matrix<double>& x, response form, index_t k,
                          matrix<double>& target) {
   const index_t E = layer.experts();
   matrix<double> y = matrix<double>::Zero(x.rows(), layer.outputs());
@@ -147,7 +147,7 @@ TEST_CASE("compete: a competition equals every expert on every token", "[router]
   REQUIRE(tape.router.seen.competing);
   CHECK(tape.plan.size() == c.tokens * c.experts);
   matrix<double> target;
-  const matrix<double> expected = reference(layer, x, form, c.k, target);
+  const matrix<double> expected = competed(layer, x, form, c.k, target);
   const double size = expected.cwiseAbs().maxCoeff();
   CHECK(test::largest_difference(y, expected) < test::bound<double>(c.experts * 7 * c.inputs, size));
   CHECK(test::largest_difference(matrix<double>(tape.router.seen.target.map()), target) <

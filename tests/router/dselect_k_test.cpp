@@ -16,14 +16,14 @@ template <typename Scalar>
 using static_router = dselect_k_router<Scalar, static_selectors<Scalar>>;
 
 template <typename Router>
-struct routed {
+struct routed_selectors {
   typename Router::plan plan;
   typename Router::tape tape;
 };
 template <typename Router>
-routed<Router> route(const Router& router, const matrix<typename Router::scalar>& x,
+routed_selectors<Router> route_selectors(const Router& router, const matrix<typename Router::scalar>& x,
                      const routing_context<typename Router::scalar>& context = {}) {
-  routed<Router> r;
+  routed_selectors<Router> r;
   router.route(x, context, r.plan, r.tape);
   return r;
 }
@@ -37,7 +37,7 @@ static_router<double> example(index_t experts) {
 }
 
 /// Weights from the definition, with the polynomial as it is printed.
-std::vector<double> naive_weights(const std::vector<double>& z, const std::vector<double>& a, index_t experts,
+std::vector<double> naive_selection(const std::vector<double>& z, const std::vector<double>& a, index_t experts,
                                   double gamma) {
   const std::size_t k = a.size();
   const std::size_t m = z.size() / k;
@@ -62,7 +62,7 @@ std::vector<double> naive_weights(const std::vector<double>& z, const std::vecto
 TEST_CASE("dselect_k: the worked example", "[router][dselect_k]") {
   auto router = example(4);
   const matrix<double> x = matrix<double>::Zero(1, 3);
-  auto r = route(router, x);
+  auto r = route_selectors(router, x);
   const auto near = [](double value, double wanted) { return std::abs(value - wanted) < test::printed_numbers; };
   const double r1[] = {.297, .055, .54675, .10125};
   const double r2[] = {0, 0, .5, .5};
@@ -96,7 +96,7 @@ TEST_CASE("dselect_k: the worked example", "[router][dselect_k]") {
 }
 
 TEST_CASE("dselect_k: without a power of two mass is lost, not renormalised", "[router][dselect_k]") {
-  const auto r = route(example(3), matrix<double>::Zero(1, 3));
+  const auto r = route_selectors(example(3), matrix<double>::Zero(1, 3));
   double sum = 0;
   for (const double w : r.plan.weights()) sum += w;
   CHECK(std::abs(sum - 0.607240) < test::printed_numbers);
@@ -117,7 +117,7 @@ TEMPLATE_TEST_CASE("dselect_k: equals the definition, most significant bit first
   test::fill_normal(router.gate().code_weight(), 3, 0.2);
   test::fill_normal(router.gate().code_bias(), 4, 0.2);
   test::fill_normal(router.gate().mixing_weight(), 5);
-  const auto r = route(router, test::random_matrix<S>(17, 6, 6));
+  const auto r = route_selectors(router, test::random_matrix<S>(17, 6, 6));
   r.plan.validate();
   index_t bits = 0;
   while ((1 << bits) < E) ++bits;
@@ -127,7 +127,7 @@ TEMPLATE_TEST_CASE("dselect_k: equals the definition, most significant bit first
     std::vector<double> z, a;
     for (index_t j = 0; j < k * bits; ++j) z.push_back(double(r.tape.codes(t, j)));
     for (index_t i = 0; i < k; ++i) a.push_back(double(r.tape.mixing_logits(t, i)));
-    const auto q = naive_weights(z, a, E, gamma);
+    const auto q = naive_selection(z, a, E, gamma);
     for (index_t e = 0; e < E; ++e) {
       CHECK(std::abs(double(r.tape.weights(t, e)) - q[std::size_t(e)]) <= test::bound<S>(k * (bits + 4)));
       positive += r.tape.weights(t, e) > 0;
@@ -172,7 +172,7 @@ TEST_CASE("dselect_k: pairs of weight zero have no gradient to lose", "[router][
     for (const double z1 : values) {
       static_router<double> router(1, 4, {.selectors = 1});
       router.gate().codes().map() << z0, z1;
-      auto r = route(router, matrix<double>::Zero(1, 1));
+      auto r = route_selectors(router, matrix<double>::Zero(1, 1));
       const double G[] = {1e3, -2e3, 3e3, 5e3};
       sparse_plan<double>::gradient g;
       for (index_t i = 0; i < r.plan.size(); ++i) g.weight.push_back(G[r.plan.expert(i)]);
@@ -190,14 +190,14 @@ TEST_CASE("dselect_k: pairs of weight zero have no gradient to lose", "[router][
 TEST_CASE("dselect_k: dense at first", "[router][dselect_k]") {
   static_router<double> router(1, 4, {.selectors = 1});
   router.gate().codes().map().setConstant(0.01);
-  const auto r = route(router, matrix<double>::Zero(1, 1));
+  const auto r = route_selectors(router, matrix<double>::Zero(1, 1));
   const double wanted[] = {0.235227, 0.249775, 0.249775, 0.265223};
   REQUIRE(r.plan.size() == 4);
   for (index_t e = 0; e < 4; ++e) CHECK(std::abs(r.plan.weight(e) - wanted[e]) < test::printed_numbers);
 
   dselect_k_router<float> fresh(8, 8);
   initialize(fresh, 31);
-  const auto f = route(fresh, test::random_matrix<float>(10, 8, 32));
+  const auto f = route_selectors(fresh, test::random_matrix<float>(10, 8, 32));
   CHECK(f.plan.size() == 80);
 }
 
@@ -207,7 +207,7 @@ TEST_CASE("dselect_k: at most k experts a token once every bit is saturated, sel
   test::fill_normal(router.gate().code_weight(), 45, 1e6);
   test::fill_normal(router.gate().mixing_weight(), 42);
   const matrix<float> x = test::random_matrix<float>(200, 4, 43);
-  const auto r = route(router, x);
+  const auto r = route_selectors(router, x);
   index_t two = 0, one = 0, none = 0;
   for (index_t t = 0; t < 200; ++t) {
     const auto own = r.plan.of_token(t);
@@ -289,16 +289,16 @@ TEST_CASE("dselect_k: a static gate does not look at x, and NaN in x or in its p
   const std::vector<std::uint8_t> mask{1, 0, 1};
   routing_context<double> context;
   context.token_mask = mask;
-  const auto r = route(router, matrix<double>::Constant(3, 3, 1e300), context);
+  const auto r = route_selectors(router, matrix<double>::Constant(3, 3, 1e300), context);
   CHECK(r.plan.invalid_tokens().empty());
   CHECK(r.plan.size() == 8);
   CHECK(r.tape.seen.rows() == 1);
   // The gate would not notice, but the experts would, and with them their gradients.
-  const auto nan = route(router, matrix<double>::Constant(3, 3, quiet_nan<double>()), context);
+  const auto nan = route_selectors(router, matrix<double>::Constant(3, 3, quiet_nan<double>()), context);
   CHECK(nan.plan.size() == 0);
   CHECK(nan.plan.invalid_tokens().size() == 2);
   router.gate().codes().data()[3] = quiet_nan<double>();
-  const auto broken = route(router, matrix<double>::Zero(3, 3), context);
+  const auto broken = route_selectors(router, matrix<double>::Zero(3, 3), context);
   CHECK(broken.plan.size() == 0);
   CHECK(broken.plan.invalid_tokens().size() == 2);
 }
@@ -311,7 +311,7 @@ TEST_CASE("dselect_k: refuses what makes no sense", "[router][dselect_k]") {
   CHECK_THROWS_WITH((dselect_k_router<float>{4, 4, {.gamma = 0}}), Contains("gamma = 0"));
   routing_context<double> context;
   context.top_k = 3;
-  CHECK_THROWS_WITH(route(example(4), matrix<double>::Zero(1, 3), context), Contains("k = 3"));
+  CHECK_THROWS_WITH(route_selectors(example(4), matrix<double>::Zero(1, 3), context), Contains("k = 3"));
 }
 
 TEMPLATE_TEST_CASE("dselect_k: equal bits for every thread count, and the readable reference",

@@ -32,14 +32,14 @@ routing_context<double> mode(bool training) {
   return context;
 }
 
-std::vector<index_t> experts_of(const sparse_plan<double>& plan, index_t token) {
+std::vector<index_t> active_experts(const sparse_plan<double>& plan, index_t token) {
   std::vector<index_t> ids;
   for (const index_t i : plan.of_token(token)) ids.push_back(plan.expert(i));
   return ids;
 }
 
 /// The router written down again, token by token.
-matrix<double> reference(top_any_router<double>& router, const matrix<double>& x, bool training) {
+matrix<double> dynmoe_output(top_any_router<double>& router, const matrix<double>& x, bool training) {
   const index_t E = router.experts();
   const auto w = router.gate().sim_matrix().map();
   const double tau = std::exp(std::min(router.gate().temperature().data()[0], std::log(100.0)));
@@ -82,18 +82,18 @@ TEST_CASE("dynmoe: scores, thresholds and equal weights by hand", "[router][dynm
   CHECK(tape.seen.scores(0, 1) == Approx(0.689974).margin(5e-7));
   CHECK(tape.seen.scores(0, 2) == Approx(0.354344).margin(5e-7));
   CHECK(tape.seen.thresholds[0] == 0.5);
-  CHECK(experts_of(plan, 0) == std::vector<index_t>{0, 1});
+  CHECK(active_experts(plan, 0) == std::vector<index_t>{0, 1});
   CHECK(plan.weight(0) == 0.5);
   set(router.threshold(), {0, 1.5, 0});  // h = .817574
   router.route(x, mode(true), plan, tape);
   CHECK(tape.seen.thresholds[1] == Approx(0.817574).margin(5e-7));
-  CHECK(experts_of(plan, 0) == std::vector<index_t>{0});
+  CHECK(active_experts(plan, 0) == std::vector<index_t>{0});
   CHECK(plan.weight(0) == 1);
   // Equal is not above: a representation at a right angle has score and threshold 1/2.
   x << 0, 4;
   set(router.threshold(), {0, 0, 0});
   router.route(x, mode(true), plan, tape);
-  CHECK(experts_of(plan, 0) == std::vector<index_t>{1});
+  CHECK(active_experts(plan, 0) == std::vector<index_t>{1});
 }
 
 TEST_CASE("dynmoe: equals the router written token by token", "[router][dynmoe]") {
@@ -113,7 +113,7 @@ TEST_CASE("dynmoe: equals the router written token by token", "[router][dynmoe]"
   top_any_router<double>::tape tape;
   router.route(x, mode(training), plan, tape);
   plan.validate();
-  const matrix<double> expected = reference(router, x, training);
+  const matrix<double> expected = dynmoe_output(router, x, training);
   CHECK(test::same_bits(plan.dense_weights(), expected));  // 1/k in both
   for (index_t t = 0; t < s.t; ++t) {
     CHECK(tape.seen.count[t] == static_cast<index_t>(plan.of_token(t).size()));
@@ -154,7 +154,7 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
   CHECK(plan.size() == 0);
   CHECK(tape.seen.count[0] == 0);
   router.route(x, mode(false), plan, tape);
-  CHECK(experts_of(plan, 0) ==
+  CHECK(active_experts(plan, 0) ==
         std::vector<index_t>{1});  // the best live ones are 1 and 2, expert 3 is nearer but not live
   CHECK(plan.weight(0) == 1);
 

@@ -15,7 +15,7 @@ using test::route;
 namespace {
 
 template <typename Scalar>
-using given_router = expert_choice_router<Scalar, copy_gate<Scalar>>;  // logits are the input
+using given_choosing = expert_choice_router<Scalar, copy_gate<Scalar>>;  // logits are the input
 
 template <typename Router = expert_choice_router<double>>
 typename Router::options fixed_capacity(index_t c) {
@@ -24,7 +24,7 @@ typename Router::options fixed_capacity(index_t c) {
 
 /// The tokens that each expert takes from one group, from the definition.
 template <typename Scalar>
-std::vector<index_t> naive_choice(const matrix_buffer<Scalar>& p, index_t expert, const std::vector<index_t>& tokens,
+std::vector<index_t> naive_expert_choice(const matrix_buffer<Scalar>& p, index_t expert, const std::vector<index_t>& tokens,
                                   index_t c) {
   std::vector<index_t> order = tokens;
   std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return p(a, expert) > p(b, expert); });
@@ -35,7 +35,7 @@ std::vector<index_t> naive_choice(const matrix_buffer<Scalar>& p, index_t expert
 }  // namespace
 
 TEST_CASE("expert_choice: the worked example", "[router][expert_choice]") {
-  const given_router<double> router(4, 4, fixed_capacity<given_router<double>>(2));
+  const given_choosing<double> router(4, 4, fixed_capacity<given_choosing<double>>(2));
   const auto r = route(router, test::fixture_f<double>());
   const index_t token[] = {3, 0, 2, 1, 1, 2, 3, 1};
   const double gate[] = {0.789137, 0.643914, 0.789137, 0.276004, 0.167405, 0.106798, 0.106798, 0.101536};
@@ -90,7 +90,7 @@ TEMPLATE_TEST_CASE("expert_choice: equals sorting by the definition", "[router][
       for (index_t t = borders[std::size_t(g)]; t < borders[std::size_t(g) + 1]; ++t) tokens.push_back(t);
       const auto size = static_cast<index_t>(tokens.size());
       const auto wanted = static_cast<index_t>(std::ceil(s.factor * double(size) / double(s.e)));
-      const auto chosen = naive_choice(r.tape.scores, e, tokens, wanted);
+      const auto chosen = naive_expert_choice(r.tape.scores, e, tokens, wanted);
       CHECK(static_cast<index_t>(chosen.size()) == std::min(size, wanted));
       CHECK(router.capacity(size, false) == static_cast<index_t>(chosen.size()));
       for (const index_t t : chosen) {
@@ -155,7 +155,7 @@ TEST_CASE("expert_choice: noise moves choice and weights alike", "[router][exper
   CHECK(
       test::plan_bits(route(router, test::fixture_f<double>()).plan) ==
       test::plan_bits(
-          route(given_router<double>(4, 4, fixed_capacity<given_router<double>>(2)), test::fixture_f<double>()).plan));
+          route(given_choosing<double>(4, 4, fixed_capacity<given_choosing<double>>(2)), test::fixture_f<double>()).plan));
 }
 
 TEST_CASE("expert_choice: capacity of the whole group is the dense mixture", "[router][expert_choice]") {
@@ -193,7 +193,7 @@ TEST_CASE("expert_choice: permuting tokens permutes outputs, away from ties", "[
 }
 
 TEST_CASE("expert_choice: a later token changes an earlier one", "[router][expert_choice]") {
-  const given_router<double> router(4, 4, fixed_capacity<given_router<double>>(2));
+  const given_choosing<double> router(4, 4, fixed_capacity<given_choosing<double>>(2));
   matrix<double> logits = test::fixture_f<double>();
   const auto has_expert_0 = [&] {
     const auto plan = route(router, logits).plan;
@@ -206,7 +206,7 @@ TEST_CASE("expert_choice: a later token changes an earlier one", "[router][exper
 }
 
 TEST_CASE("expert_choice: equal scores go to the lowest token", "[router][expert_choice][ties]") {
-  const given_router<float> router(3, 3, fixed_capacity<given_router<float>>(2));
+  const given_choosing<float> router(3, 3, fixed_capacity<given_choosing<float>>(2));
   const auto r = route(router, matrix<float>::Zero(5, 3));
   REQUIRE(r.plan.size() == 6);
   for (index_t i = 0; i < 6; ++i) CHECK(r.plan.token(i) == i % 2);
@@ -225,12 +225,12 @@ TEST_CASE("expert_choice: padding is never taken, and does not count for the cap
   matrix<double> logits = test::random_matrix<double>(6, 2, 51);
   logits.row(1).setConstant(quiet_nan<double>());
   logits.row(2).setConstant(100);
-  const given_router<double> router(2, 2);  // factor 2 of E = 2: all three real tokens
+  const given_choosing<double> router(2, 2);  // factor 2 of E = 2: all three real tokens
   const auto r = route(router, logits, context);
   CHECK(r.plan.size() == 6);
   CHECK(r.plan.invalid_tokens().empty());
   for (index_t i = 0; i < r.plan.size(); ++i) CHECK(mask[std::size_t(r.plan.token(i))] == 1);
-  const given_router<double> five(2, 2, fixed_capacity<given_router<double>>(5));
+  const given_choosing<double> five(2, 2, fixed_capacity<given_choosing<double>>(5));
   CHECK(route(five, logits, context).plan.size() == 6);  // slots stay empty
   const std::vector<std::uint8_t> nobody(6, 0);
   context.token_mask = nobody;
@@ -261,10 +261,10 @@ TEST_CASE("expert_choice: a NaN token is not taken, gets NaN, and leaves the res
 }
 
 TEST_CASE("expert_choice: no tokens, one token, one expert", "[router][expert_choice]") {
-  const given_router<double> three(3, 3);
+  const given_choosing<double> three(3, 3);
   CHECK(route(three, matrix<double>(0, 3)).plan.size() == 0);
   CHECK(route(three, matrix<double>::Zero(1, 3)).plan.size() == 3);  // ceil(2 * 1 / 3) = 1 slot each
-  const auto one = route(given_router<double>(1, 1), test::random_matrix<double>(5, 1, 71));
+  const auto one = route(given_choosing<double>(1, 1), test::random_matrix<double>(5, 1, 71));
   CHECK(one.plan.size() == 5);
   for (const double w : one.plan.weights()) CHECK(w == 1);
 
@@ -279,7 +279,7 @@ TEST_CASE("expert_choice: no tokens, one token, one expert", "[router][expert_ch
 
 TEST_CASE("expert_choice: infinite logits are values", "[router][expert_choice]") {
   const double infinity = std::numeric_limits<double>::infinity();
-  const given_router<double> router(2, 2, fixed_capacity<given_router<double>>(1));
+  const given_choosing<double> router(2, 2, fixed_capacity<given_choosing<double>>(1));
   matrix<double> logits = matrix<double>::Zero(3, 2);
   logits(1, 0) = infinity;
   logits(2, 0) = -infinity;
@@ -293,11 +293,11 @@ TEST_CASE("expert_choice: infinite logits are values", "[router][expert_choice]"
 TEST_CASE("expert_choice: refuses what makes no sense", "[router][expert_choice]") {
   using Catch::Matchers::Contains;
   CHECK_THROWS_WITH(capacity_limit::fixed(0), Contains("0"));
-  const given_router<double> tiny(4, 4, {.capacity = capacity_limit::vmoe(0.01, capacity_rounding::down, 0)});
+  const given_choosing<double> tiny(4, 4, {.capacity = capacity_limit::vmoe(0.01, capacity_rounding::down, 0)});
   CHECK_THROWS_WITH(route(tiny, test::fixture_f<double>()), Contains("capacity 0"));
   routing_context<double> context;
   context.top_k = 2;
-  CHECK_THROWS_WITH(route(given_router<double>(4, 4), test::fixture_f<double>(), context), Contains("k = 2"));
+  CHECK_THROWS_WITH(route(given_choosing<double>(4, 4), test::fixture_f<double>(), context), Contains("k = 2"));
 }
 
 TEMPLATE_TEST_CASE("expert_choice: equal bits for every thread count", "[router][expert_choice][determinism]", float,

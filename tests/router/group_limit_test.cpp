@@ -7,7 +7,7 @@ using namespace sluice;
 namespace {
 
 /// The definition: mask, then sort.
-std::vector<index_t> naive_choice(const group_limit& limit, const std::vector<double>& scores, index_t k) {
+std::vector<index_t> naive_group_choice(const group_limit& limit, const std::vector<double>& scores, index_t k) {
   const auto E = index_t(scores.size());
   const index_t size = E / limit.groups;
   std::vector<double> group_scores;
@@ -53,7 +53,7 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
     const random_source random(seed);
     for (index_t e = 0; e < s.E; ++e)  // multiples of 1/4: full of ties and of both signs
       scores[std::size_t(e)] = std::round(4 * random.normal(random_site::user_site, e)) / 4;
-    CHECK(choice(limit, scores, s.k) == naive_choice(limit, scores, s.k));
+    CHECK(choice(limit, scores, s.k) == naive_group_choice(limit, scores, s.k));
     for (index_t g = 0; g < s.groups; ++g) {
       const auto all = choice(limit, scores, s.kept * (s.E / s.groups));
       const bool kept = std::find(all.begin(), all.end(), g * (s.E / s.groups)) != all.end();

@@ -33,11 +33,11 @@ plain_router copying_router(index_t experts, plain_router::options o) {
   return plain_router(std::move(gate), o);
 }
 
-struct routed {
+struct routed_linked {
   sparse_plan<double> plan;
   plain_router::tape tape;
 
-  routed(const plain_router& router, const matrix<double>& logits, bool training = true) {
+  routed_linked(const plain_router& router, const matrix<double>& logits, bool training = true) {
     routing_context<double> context;
     context.training = training;
     router.route(logits, context, plan, tape);
@@ -59,26 +59,26 @@ matrix<double> row(std::initializer_list<double> probabilities) {
 }  // namespace
 
 TEST_CASE("moe_plus_plus_router: the zero expert's weight is removed before the others are normalised", "[router]") {
-  const routed r(copying_router(4, {.multiply_input = false}), row({0.5, 0.15, 0.05, 0.3}));
+  const routed_linked r(copying_router(4, {.multiply_input = false}), row({0.5, 0.15, 0.05, 0.3}));
   CHECK(r.weight(0, 0) == 1);
   CHECK(r.weight(0, 3) == 0);
-  const routed two(copying_router(4, {.top_k = 3, .multiply_input = false}), row({0.5, 0.15, 0.05, 0.3}));
+  const routed_linked two(copying_router(4, {.top_k = 3, .multiply_input = false}), row({0.5, 0.15, 0.05, 0.3}));
   CHECK(two.weight(0, 0) == Approx(0.5 / 0.65).epsilon(1e-14));
   CHECK(two.weight(0, 3) == 0);
   CHECK(two.weight(0, 1) == Approx(0.15 / 0.65).epsilon(1e-14));
 }
 
 TEST_CASE("moe_plus_plus_router: Mixtral weights keep the zero expert's", "[router]") {
-  const routed r(copying_router(4, {.weights = moe_plus_plus_weights::mixtral, .multiply_input = false}),
+  const routed_linked r(copying_router(4, {.weights = moe_plus_plus_weights::mixtral, .multiply_input = false}),
                  row({0.5, 0.15, 0.05, 0.3}));
   CHECK(r.weight(0, 0) == Approx(0.625).epsilon(1e-14));
   CHECK(r.weight(0, 3) == Approx(0.375).epsilon(1e-14));
 }
 
 TEST_CASE("moe_plus_plus_router: nothing but zero experts gives weights of 0, not 0/0", "[router]") {
-  const routed one(copying_router(3, {.top_k = 1, .constant_weight = true}), row({0.1, 0.2, 0.7}));
+  const routed_linked one(copying_router(3, {.top_k = 1, .constant_weight = true}), row({0.1, 0.2, 0.7}));
   CHECK(one.weight(0, 2) == 0);
-  const routed both(copying_router(4, {.zero_experts = 2}), row({0.1, 0.1, 0.5, 0.3}));
+  const routed_linked both(copying_router(4, {.zero_experts = 2}), row({0.1, 0.1, 0.5, 0.3}));
   CHECK(both.weight(0, 2) == 0);
   CHECK(both.weight(0, 3) == 0);
 }
@@ -87,7 +87,7 @@ TEST_CASE("moe_plus_plus_router: an overwhelming zero expert leaves the other's 
   // The other's probability rounds to 0 in double: dividing it by itself would be 0/0.
   matrix<double> logits(1, 3);
   logits << -900, -2000, 100;
-  const routed r(copying_router(3, {}), logits);
+  const routed_linked r(copying_router(3, {}), logits);
   CHECK(r.weight(0, 0) == 1);
   CHECK(r.weight(0, 2) == 0);
 }
@@ -95,7 +95,7 @@ TEST_CASE("moe_plus_plus_router: an overwhelming zero expert leaves the other's 
 TEST_CASE("moe_plus_plus_router: logits are scaled to a deviation for the weights only", "[router]") {
   matrix<double> logits(1, 4);
   logits << 1, 5, -3, 2;
-  const routed r(copying_router(4, {.weights = moe_plus_plus_weights::mixtral, .target_deviation = 1.5}), logits);
+  const routed_linked r(copying_router(4, {.weights = moe_plus_plus_weights::mixtral, .target_deviation = 1.5}), logits);
   // Mean 1.25, squares 0.0625 + 14.0625 + 18.0625 + 0.5625 = 32.75, deviation sqrt(32.75 / 3).
   const double gap = 3 * 1.5 / std::sqrt(32.75 / 3);
   CHECK(r.weight(0, 1) == Approx(1 / (1 + std::exp(-gap))).epsilon(1e-13));
@@ -117,10 +117,10 @@ TEST_CASE("moe_plus_plus_router: copy and zero alone give x back", "[router]") {
 
 TEST_CASE("moe_plus_plus_router: inputs are multiplied by the router's own k", "[router]") {
   const plain_router router = copying_router(4, {.top_k = 3});
-  const routed r(router, test::random_matrix<double>(6, 4, 23));
+  const routed_linked r(router, test::random_matrix<double>(6, 4, 23));
   CHECK(r.plan.has_input_scale());
   for (const double scale : r.plan.input_scales()) CHECK(scale == 3);
-  CHECK_FALSE(routed(copying_router(4, {.multiply_input = false}), test::random_matrix<double>(6, 4, 23))
+  CHECK_FALSE(routed_linked(copying_router(4, {.multiply_input = false}), test::random_matrix<double>(6, 4, 23))
                   .plan.has_input_scale());
 }
 
@@ -130,7 +130,7 @@ TEST_CASE("moe_plus_plus_router: without zero experts it is top-k with renormali
   gate.weight().map().setIdentity();
   const top_k_router<double> plain(std::move(gate), {.top_k = 2});
   const matrix<double> x = test::random_matrix<double>(20, 5, 25);
-  const routed r(router, x);
+  const routed_linked r(router, x);
   sparse_plan<double> expected;
   top_k_router<double>::tape tape;
   plain.route(x, {}, expected, tape);
@@ -240,7 +240,7 @@ TEST_CASE("moe_plus_plus_balance: eta and f", "[router][loss]") {
   // Fixture F with k = 2: f = (0.75, 0.75, 0.25, 0.25), P = (0.481849, 0.341700, 0.100159, 0.076292).
   matrix<double> logits(4, 4);
   logits << 2.0, 1.0, 0.0, -1.0, 1.5, 1.0, 0.5, 0.0, 0.0, 3.0, 1.0, 0.5, 2.5, 0.0, -0.5, 0.5;
-  routed r(copying_router(4, {}), logits);
+  routed_linked r(copying_router(4, {}), logits);
   r.tape.dseen.zero_like(r.tape.seen);
   const double loss =
       moe_plus_plus_balance(2, 2, 0.5, 0.01)(r.tape.seen, r.plan, routing_context<double>{}, r.tape.dseen);
@@ -282,6 +282,6 @@ TEST_CASE("moe_plus_plus_router: NaN, padding and no tokens", "[router]") {
   CHECK(plan.invalid_tokens()[0] == 1);
   CHECK(plan.of_token(3).empty());
   CHECK(plan.of_token(0).size() == 2);
-  const routed none(router, matrix<double>(0, 4));
+  const routed_linked none(router, matrix<double>(0, 4));
   CHECK(none.plan.size() == 0);
 }

@@ -15,14 +15,14 @@ using test::route;
 namespace {
 
 template <typename Scalar>
-using given_router = relu_router<Scalar, copy_gate<Scalar>>;  // logits are the input
+using given_relu = relu_router<Scalar, copy_gate<Scalar>>;  // logits are the input
 
 }  // namespace
 
 TEST_CASE("relu: positive logits are the weights", "[router][relu]") {
   matrix<double> logits(3, 4);
   logits << 2, -1, .5, -.3, .2, .1, -.4, -1, -.5, -.1, -.2, -.3;
-  const auto r = route(given_router<double>(4, 4), logits);
+  const auto r = route(given_relu<double>(4, 4), logits);
   CHECK(r.plan.size() == 4);
   CHECK(r.plan.dense_weights() == logits.cwiseMax(0));
   const index_t loads[] = {2, 1, 1, 0};
@@ -35,7 +35,7 @@ TEST_CASE("relu: positive logits are the weights", "[router][relu]") {
 TEST_CASE("relu: a logit of exactly zero is not active", "[router][relu][ties]") {
   matrix<float> logits(1, 3);
   logits << 0.0F, -0.0F, std::numeric_limits<float>::min();
-  const auto r = route(given_router<float>(3, 3), logits);
+  const auto r = route(given_relu<float>(3, 3), logits);
   REQUIRE(r.plan.size() == 1);
   CHECK(r.plan.expert(0) == 2);
 }
@@ -104,9 +104,9 @@ TEST_CASE("relu: a token without positive logits has output zero", "[router][rel
 
 TEST_CASE("relu: NaN and infinity", "[router][relu]") {
   matrix<float> logits = test::random_matrix<float>(6, 4, 41);
-  const auto clean = route(given_router<float>(4, 4), logits);
+  const auto clean = route(given_relu<float>(4, 4), logits);
   logits(2, 3) = quiet_nan<float>();
-  const auto r = route(given_router<float>(4, 4), logits);
+  const auto r = route(given_relu<float>(4, 4), logits);
   REQUIRE(r.plan.invalid_tokens().size() == 1);
   CHECK(r.plan.invalid_tokens()[0] == 2);
   CHECK(r.plan.of_token(2).empty());
@@ -114,7 +114,7 @@ TEST_CASE("relu: NaN and infinity", "[router][relu]") {
     if (t != 2)
       for (index_t e = 0; e < 4; ++e) CHECK(r.plan.dense_weights()(t, e) == clean.plan.dense_weights()(t, e));
   logits(2, 3) = std::numeric_limits<float>::infinity();
-  const auto infinite = route(given_router<float>(4, 4), logits);
+  const auto infinite = route(given_relu<float>(4, 4), logits);
   CHECK(infinite.plan.invalid_tokens().empty());
   CHECK(infinite.plan.dense_weights()(2, 3) == std::numeric_limits<float>::infinity());
 }
@@ -124,12 +124,12 @@ TEST_CASE("relu: padding, no tokens, one token", "[router][relu]") {
   const std::vector<std::uint8_t> mask{0, 1, 0};
   routing_context<double> context;
   context.token_mask = mask;
-  const auto r = route(given_router<double>(2, 2), logits, context);
+  const auto r = route(given_relu<double>(2, 2), logits, context);
   CHECK(r.plan.size() == 2);
   CHECK(r.plan.of_token(1).size() == 2);
-  CHECK(route(given_router<double>(2, 2), matrix<double>(0, 2)).plan.size() == 0);
-  CHECK(route(given_router<double>(2, 2), matrix<double>(logits.topRows(1))).plan.size() == 2);
-  CHECK(route(given_router<double>(1, 1), matrix<double>(logits.leftCols(1))).plan.size() == 3);
+  CHECK(route(given_relu<double>(2, 2), matrix<double>(0, 2)).plan.size() == 0);
+  CHECK(route(given_relu<double>(2, 2), matrix<double>(logits.topRows(1))).plan.size() == 2);
+  CHECK(route(given_relu<double>(1, 1), matrix<double>(logits.leftCols(1))).plan.size() == 3);
 
   moe_layer layer{relu_router<double>{4, 3}, expert_bank<ffn<double>>{3, 4, 5}, relu_l1<fixed_l1>{1, {1.0}}};
   initialize(layer, 51);
@@ -143,7 +143,7 @@ TEST_CASE("relu: padding, no tokens, one token", "[router][relu]") {
 TEST_CASE("relu: there is no k to ask for", "[router][relu]") {
   routing_context<double> context;
   context.top_k = 3;
-  CHECK_THROWS_WITH(route(given_router<double>(4, 4), test::fixture_f<double>(), context),
+  CHECK_THROWS_WITH(route(given_relu<double>(4, 4), test::fixture_f<double>(), context),
                     Catch::Matchers::Contains("k = 3"));
 }
 

@@ -13,19 +13,19 @@ namespace {
 template <typename Scalar>
 using given_mixer = sparse_mixer_router<Scalar, copy_gate<Scalar>>;
 
-struct naive_choice {
+struct naive_mixer_choice {
   index_t expert;
   double weight;
   std::vector<bool> survives;
 };
 
 /// The definition of inference for one token.
-std::vector<naive_choice> naive_mixer(std::vector<double> logits, index_t k, double jitter) {
+std::vector<naive_mixer_choice> naive_mixer(std::vector<double> logits, index_t k, double jitter) {
   const std::vector<double> original = logits;
-  std::vector<naive_choice> choices;
+  std::vector<naive_mixer_choice> choices;
   for (index_t r = 0; r < k; ++r) {
     const auto top = std::max_element(logits.begin(), logits.end());
-    naive_choice c{top - logits.begin(), 0, {}};
+    naive_mixer_choice c{top - logits.begin(), 0, {}};
     double sum = 0;
     for (std::size_t e = 0; e < logits.size(); ++e) {
       const bool masked =

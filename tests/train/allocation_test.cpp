@@ -27,7 +27,7 @@ auto make_layer() {
 }
 
 template <typename Object>
-std::vector<float> values_of(Object& object) {
+std::vector<float> numbers_of(Object& object) {
   std::vector<float> values;
   for_each_parameter(object, [&](const std::string&, parameter<float>& p) {
     values.insert(values.end(), p.value().begin(), p.value().end());
@@ -68,14 +68,14 @@ TEST_CASE("optimizers: the n-th allocation fails, and a step is either taken or 
     auto expected_layer = make_layer();
     auto expected = make_optimizer();
     expected.step(expected_layer);
-    const auto expected_values = values_of(expected_layer);
-    const auto expected_state = values_of(expected);
+    const auto expected_values = numbers_of(expected_layer);
+    const auto expected_state = numbers_of(expected);
     bool ran_out = true;
     long failures = 0;
     for (long n = 0; ran_out; ++n) {
       auto layer = make_layer();
       auto optimizer = make_optimizer();
-      const auto before = values_of(layer);
+      const auto before = numbers_of(layer);
       const long live = allocations.live;
       {
         const test::failing_allocation failing(n);
@@ -87,10 +87,10 @@ TEST_CASE("optimizers: the n-th allocation fails, and a step is either taken or 
       }
       if (!ran_out) break;
       ++failures;
-      CHECK(values_of(layer) == before);
+      CHECK(numbers_of(layer) == before);
       optimizer.step(layer);
-      CHECK(values_of(layer) == expected_values);
-      CHECK(values_of(optimizer) == expected_state);
+      CHECK(numbers_of(layer) == expected_values);
+      CHECK(numbers_of(optimizer) == expected_state);
       optimizer = make_optimizer();
       CHECK(allocations.live == live);
     }
