@@ -11,9 +11,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
-#include <sluice/train/conformance/batch.hpp>
-#include <sluice/train/conformance/plan_words.hpp>
-#include <sluice/train/conformance/report.hpp>
+#include <sluice/train/conformance/repeated_calls.hpp>
 #include <sluice/train/gradient_check.hpp>
 
 #include <limits>
@@ -104,15 +102,16 @@ property_result gate_zero_tokens(gate_probe<G>& probe) {
 template <typename G>
 property_result gate_repetition(gate_probe<G>& probe) {
   using scalar = typename G::scalar;
-  const auto b = probe.everything();
-  const auto other = probe.pick({1, 0});
   for (const bool training : {false, true}) {
-    typename G::tape used, fresh;
-    const auto first = probe.run(b, b.context(training), used);
-    probe.run(other, other.context(training), used);
-    if (!(first == probe.run(b, b.context(training), used))) return fail("a used tape gives other bits than a new one");
-    if (!(first == probe.run(b, b.context(training), fresh))) return fail("the same call gives other bits");
-    if (!equal_bits(first.logits, probe.score(b.x, b.context(training), fresh, scalar(12345))))
+    const auto run = [&](const auto& b, auto& t, const executor_ref& executor) {
+      return probe.run(b, b.context(training, executor), t);
+    };
+    const auto b = probe.everything();
+    const auto r = equal_with_used_tapes<typename G::tape>(b, probe.pick({1, 0}), run,
+                                                           training ? " in training" : " without training");
+    if (r.result == outcome::failed) return r;
+    typename G::tape t;
+    if (!equal_bits(probe.score(b.x, b.context(training), t), probe.score(b.x, b.context(training), t, scalar(12345))))
       return fail("logits depend on what was in their memory");
   }
   return pass("with fresh and used tapes, in training and without, whatever memory held");
@@ -156,15 +155,9 @@ property_result gate_tokens_alone(gate_probe<G>& probe) {
 
 template <typename G>
 property_result gate_threads(gate_probe<G>& probe) {
-  const auto b = probe.everything();
-  typename G::tape t;
-  const auto serial = probe.run(b, b.context(true), t);
-  for (const int threads : {1, 2, 3, 8}) {
-    backward_threads pool(threads);
-    if (!(serial == probe.run(b, b.context(true, pool), t)))
-      return fail(std::to_string(threads) + " threads give other bits");
-  }
-  return pass("logits and gradients with 1, 2, 3 and 8 threads");
+  return equal_with_all_threads<typename G::tape>(
+      probe.everything(),
+      [&](const auto& b, auto& t, const executor_ref& executor) { return probe.run(b, b.context(true, executor), t); });
 }
 
 template <typename G>
@@ -180,12 +173,11 @@ property_result gate_draws_nothing(gate_probe<G>& probe) {
 
 template <typename G>
 property_result gate_keeps_parameters(gate_probe<G>& probe) {
-  const auto b = probe.everything();
-  const auto before = parameter_values(probe.gate);
-  typename G::tape t;
-  for (const bool training : {false, true}) probe.run(b, b.context(training), t);
-  return equal_bits(before, parameter_values(probe.gate)) ? pass("weights stay as they are")
-                                                          : fail("a call changed a weight");
+  return keeps_parameters(probe.gate, [&] {
+    const auto b = probe.everything();
+    typename G::tape t;
+    for (const bool training : {false, true}) probe.run(b, b.context(training), t);
+  });
 }
 
 template <typename G>

@@ -12,9 +12,7 @@
 #pragma once
 
 #include <sluice/layer/mixture_layer.hpp>
-#include <sluice/train/conformance/batch.hpp>
-#include <sluice/train/conformance/plan_words.hpp>
-#include <sluice/train/conformance/report.hpp>
+#include <sluice/train/conformance/repeated_calls.hpp>
 #include <sluice/train/gradient_check.hpp>
 
 #include <algorithm>
@@ -134,6 +132,9 @@ public:
     return r;
   }
   results step(const batch& b, tape& t, executor_ref executor = {}) { return step(b, t, cotangent(b.x.rows()), executor); }
+  auto caller() {
+    return [this](const batch& b, tape& t, const executor_ref& executor) { return step(b, t, executor); };
+  }
 
   layer_check_options<scalar> options;
   Layer layer;
@@ -181,25 +182,10 @@ property_result layer_hidden_tokens(Probe& probe, bool padding) {
 }
 
 template <typename Probe>
-property_result layer_repetition(Probe& probe) {
-  const auto b = probe.everything();
-  const auto other = probe.pick({1, 0});
-  typename Probe::tape used, fresh;
-  const auto first = probe.step(b, used);
-  probe.step(other, used);
-  if (!(first == probe.step(b, used))) return fail("a used tape gives other bits than a new one");
-  return first == probe.step(b, fresh) ? pass("with fresh and used tapes") : fail("the same call gives other bits");
-}
-
-template <typename Probe>
 property_result layer_threads(Probe& probe) {
   const auto b = probe.everything();
-  typename Probe::tape t;
-  const auto serial = probe.step(b, t);
-  for (const int threads : {1, 2, 3, 8}) {
-    backward_threads pool(threads);
-    if (!(serial == probe.step(b, t, pool))) return fail(std::to_string(threads) + " threads give other bits");
-  }
+  const auto r = equal_with_all_threads<typename Probe::tape>(b, probe.caller());
+  if (r.result == outcome::failed) return r;
   const auto expected = probe.infer(b);
   std::vector<char> equal(4, 0);
   backward_threads(4).parallel_for(4, [&](index_t i) {
@@ -257,12 +243,13 @@ property_result layer_backward_calls(Probe& probe) {
 
 template <typename Probe>
 property_result layer_parameters(Probe& probe) {
-  const auto b = probe.everything();
-  const auto before = parameter_values(probe.layer);
-  typename Probe::tape t;
-  probe.step(b, t);
-  probe.infer(b);
-  if (!equal_bits(before, parameter_values(probe.layer))) return fail("a call changed a parameter");
+  const auto kept = keeps_parameters(probe.layer, [&] {
+    const auto b = probe.everything();
+    typename Probe::tape t;
+    probe.step(b, t);
+    probe.infer(b);
+  });
+  if (kept.result == outcome::failed) return kept;
   std::vector<std::string> names, again;
   for_each_parameter(std::as_const(probe.layer), [&](const std::string& name, const auto&) { names.push_back(name); });
   for_each_parameter(probe.layer, [&](const std::string& name, auto&) { again.push_back(name); });
@@ -311,7 +298,9 @@ conformance_report check_layer(const Layer& layer, const layer_check_options<typ
   report.add("zero tokens", [&] { return detail::layer_zero_tokens(probe); });
   report.add("padding", [&] { return detail::layer_hidden_tokens(probe, true); });
   report.add("NaN tokens", [&] { return detail::layer_hidden_tokens(probe, false); });
-  report.add("repetition", [&] { return detail::layer_repetition(probe); });
+  report.add("repetition", [&] {
+    return detail::equal_with_used_tapes<typename decltype(probe)::tape>(probe.everything(), probe.pick({1, 0}), probe.caller());
+  });
   report.add("threads", [&] { return detail::layer_threads(probe); });
   report.add("shared memory", [&] { return detail::layer_shared_memory(probe); });
   report.add("backward calls", [&] { return detail::layer_backward_calls(probe); });

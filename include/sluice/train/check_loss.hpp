@@ -10,6 +10,7 @@
 /// exact). Initialise the router first.
 #pragma once
 
+#include <sluice/train/conformance/repeated_calls.hpp>
 #include <sluice/train/conformance/router_probe.hpp>
 
 #include <algorithm>
@@ -67,6 +68,10 @@ public:
     return r;
   }
 
+  auto caller() {
+    return [this](const batch& b, tape& t, const executor_ref& executor) { return run(b, t, executor); };
+  }
+
   router_check_options<scalar> options;
   Loss loss;
   router_probe<Router> routed;  ///< tokens and experts
@@ -101,25 +106,9 @@ property_result loss_padding(Probe& probe) {
 template <typename Probe>
 property_result loss_repetition(Probe& probe) {
   const auto b = probe.everything();
-  const auto other = probe.routed.pick({1, 0});
-  typename Probe::tape used, fresh;
-  const auto first = probe.run(b, used);
-  if (is_nan(first.value)) return fail("the value of ordinary tokens is NaN");
-  probe.run(other, used);
-  if (!(first == probe.run(b, used))) return fail("a used tape gives other bits than a new one");
-  return first == probe.run(b, fresh) ? pass("with fresh and used tapes") : fail("the same call gives other bits");
-}
-
-template <typename Probe>
-property_result loss_threads(Probe& probe) {
-  const auto b = probe.everything();
   typename Probe::tape t;
-  const auto serial = probe.run(b, t);
-  for (const int threads : {1, 2, 3, 8}) {
-    backward_threads pool(threads);
-    if (!(serial == probe.run(b, t, pool))) return fail(std::to_string(threads) + " threads give other bits");
-  }
-  return pass("value and gradients with 1, 2, 3 and 8 threads");
+  if (is_nan(probe.run(b, t).value)) return fail("the value of ordinary tokens is NaN");
+  return equal_with_used_tapes<typename Probe::tape>(b, probe.routed.pick({1, 0}), probe.caller());
 }
 
 template <typename Probe>
@@ -183,14 +172,13 @@ conformance_report check_loss(const Loss& loss, const Router& router,
   report.add("nothing to look at", [&] { return detail::loss_of_nothing(probe); });
   report.add("padding", [&] { return detail::loss_padding(probe); });
   report.add("repetition", [&] { return detail::loss_repetition(probe); });
-  report.add("thread counts", [&] { return detail::loss_threads(probe); });
+  report.add("thread counts", [&] {
+    return detail::equal_with_all_threads<typename decltype(probe)::tape>(probe.everything(), probe.caller());
+  });
   report.add("gradients are added", [&] { return detail::loss_is_added(probe); });
   report.add("calls change no parameter", [&] {
-    const auto before = detail::parameter_values(probe.layer);
     typename decltype(probe)::tape t;
-    probe.run(probe.everything(), t);
-    return detail::equal_bits(before, detail::parameter_values(probe.layer)) ? detail::pass("weights and states stay as they are")
-                                                                             : detail::fail("a call changed a weight or a state");
+    return detail::keeps_parameters(probe.layer, [&] { probe.run(probe.everything(), t); });
   });
   report.add("gradients", [&] { return detail::loss_gradients(probe); });
   return report;

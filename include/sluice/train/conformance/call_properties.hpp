@@ -2,6 +2,7 @@
 /// padding.
 #pragma once
 
+#include <sluice/train/conformance/repeated_calls.hpp>
 #include <sluice/train/conformance/router_probe.hpp>
 
 #include <string>
@@ -11,33 +12,27 @@ namespace sluice::inline SLUICE_ISA::detail {
 
 template <typename Router>
 property_result repetition(router_probe<Router>& probe) {
-  const auto b = probe.everything();
-  const auto other = probe.pick({1, 0});
   for (const bool training : {false, true}) {
-    const std::string when = training ? " in training" : " without training";
-    typename router_probe<Router>::tape used, fresh;
-    const auto first = probe.step(b, b.context(training), used);
-    probe.step(other, other.context(training), used);  // leaves another batch's numbers in the tape
-    if (!(first == probe.step(b, b.context(training), used)))
-      return fail("a used tape gives other bits than a new one" + when);
-    if (!(first == probe.step(b, b.context(training), fresh))) return fail("the same call gives other bits" + when);
+    const auto run = [&](const auto& b, auto& t, const executor_ref& executor) {
+      return probe.step(b, b.context(training, executor), t);
+    };
+    const auto r = equal_with_used_tapes<typename router_probe<Router>::tape>(
+        probe.everything(), probe.pick({1, 0}), run, training ? " in training" : " without training");
+    if (r.result == outcome::failed) return r;
   }
   return pass("with fresh and used tapes, in training and without");
 }
 
 template <typename Router>
 property_result thread_counts(router_probe<Router>& probe) {
+  const auto run = [&](const auto& b, auto& t, const executor_ref& executor) {
+    return probe.step(b, b.context(true, executor), t);
+  };
   const auto b = probe.everything();
   typename router_probe<Router>::tape t;
-  const auto serial = probe.step(b, b.context(true), t);
-  for (const int threads : {1, 2, 3, 8}) {
-    backward_threads pool(threads);
-    if (!(serial == probe.step(b, b.context(true, pool), t)))
-      return fail(std::to_string(threads) + " threads give other bits");
-  }
-  if (!(serial == probe.step(b, b.context(true, probe.options.context.executor), t)))
+  if (!(run(b, t, executor_ref()) == run(b, t, probe.options.context.executor)))
     return fail("the executor of options.context gives other bits");
-  return pass("plan, outputs and gradients with 1, 2, 3 and 8 threads");
+  return equal_with_all_threads<typename router_probe<Router>::tape>(b, run);
 }
 
 template <typename Router>
@@ -73,14 +68,13 @@ property_result inference_draws_nothing(router_probe<Router>& probe) {
 
 template <typename Router>
 property_result changes_no_parameter(router_probe<Router>& probe) {
-  const auto b = probe.everything();
-  const auto before = parameter_values(probe.layer);
-  for (const bool training : {false, true}) {
-    typename router_probe<Router>::tape t;
-    probe.step(b, b.context(training), t);
-  }
-  return equal_bits(before, parameter_values(probe.layer)) ? pass("weights and states stay as they are")
-                                                           : fail("a call changed a weight or a state");
+  return keeps_parameters(probe.layer, [&] {
+    const auto b = probe.everything();
+    for (const bool training : {false, true}) {
+      typename router_probe<Router>::tape t;
+      probe.step(b, b.context(training), t);
+    }
+  });
 }
 
 /// Every third token is padding; then its numbers and its output's gradient change, and nothing else may.
