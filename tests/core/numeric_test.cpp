@@ -50,8 +50,14 @@ TEMPLATE_TEST_CASE("any_nan: finds one NaN at any place", "[core][numeric]", flo
     std::vector<TestType> values(static_cast<std::size_t>(size), TestType(1));
     CHECK_FALSE(any_nan(values.data(), size));
     for (std::size_t i = 0; i < values.size(); ++i) {
-      values[i] = quiet_nan<TestType>();
-      CHECK(any_nan(values.data(), size));
+      for (const TestType& nan : nans<TestType>()) {
+        std::memcpy(&values[i], &nan, sizeof nan);
+        CHECK(any_nan(values.data(), size));
+      }
+      values[i] = -infinity<TestType>();
+      CHECK_FALSE(any_nan(values.data(), size));
+      values[i] = infinity<TestType>();
+      CHECK_FALSE(any_nan(values.data(), size));
       values[i] = TestType(1);
     }
   }

@@ -49,7 +49,18 @@ TEST_CASE("fixed_moe_layer: equals the layer it was assigned from, bit for bit",
   SECTION("SwiGLU, widths that fill whole vectors") {
     moe_layer layer{top_k_router<float>{16, 8, {.top_k = 2}}, expert_bank<swiglu<float>>{8, 16, 32}};
     draw(layer, 3);
-    check_equal<fixed_moe_layer<float, 16, 32, 8, 2, 64>>(layer, test::random_matrix<float>(64, 16, 4));
+    matrix<float> x = test::random_matrix<float>(64, 16, 4);
+    check_equal<fixed_moe_layer<float, 16, 32, 8, 2, 64>>(layer, x);
+    // NaN anywhere in a token, also where the gate's weights are zero; infinities; numbers whose products overflow.
+    for (index_t t = 0; t < 16; ++t) x(2 * t, t) = quiet_nan<float>();
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    for (const index_t t : {33, 35, 37}) x(t, t - 33) = t == 35 ? -infinity : infinity;
+    for (const index_t t : {40, 41}) x.row(t).setConstant(t == 40 ? 3e38f : -3e38f);
+    check_equal<fixed_moe_layer<float, 16, 32, 8, 2, 64>>(layer, x);
+    layer.router().gate().weight().fill([](index_t i) { return i % 3 == 0 ? 1.0f : 0.0f; });
+    check_equal<fixed_moe_layer<float, 16, 32, 8, 2, 64>>(layer, x);
+    layer.router().gate().weight().fill([](index_t) { return 0.0f; });
+    check_equal<fixed_moe_layer<float, 16, 32, 8, 2, 64>>(layer, x);
   }
   SECTION("GELU with every bias, ragged widths, NaN, many tokens for one expert") {
     moe_layer layer{

@@ -139,6 +139,16 @@ inline constexpr bool has_exact_gradient = [] {
     return true;
 }();
 
+/// Whether NaN in a token is certain to make a gate's logits of that token NaN. Gates of which that is true say
+/// `static constexpr bool shows_nan = true`, and routers need not search tokens for NaN themselves.
+template <typename G>
+inline constexpr bool shows_nan = [] {
+  if constexpr (requires { G::shows_nan; })
+    return bool(G::shows_nan);
+  else
+    return false;
+}();
+
 // ---- experts --------------------------------------------------------------------------------------------------------
 
 template <typename E>

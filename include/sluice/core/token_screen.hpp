@@ -2,7 +2,8 @@
 ///
 /// Such rows of x [T,D] may hold anything. Their results have gradient 0, yet sums over tokens would spread it, for
 /// 0 * NaN is NaN. So whoever reads tokens reads a copy of x with zeros in those rows, forward and backward; if there
-/// are none, x itself. A token is invalid if it holds NaN, or if its results do: overflow can make NaN of numbers.
+/// are none, x itself. A token is invalid if it holds NaN, or if its results do: overflow can make NaN of numbers. Where
+/// NaN in a token is certain to show in its results (shows_nan, core/concepts.hpp), x itself is not searched for it.
 /// Memory for the copy is set aside at once, so that the first NaN allocates nothing.
 ///
 ///   t.screen.score(x, context, [&](tokens_in<scalar> seen) { gate.forward(seen, context, logits, t.gate); },
@@ -26,10 +27,11 @@ public:
 
   /// Runs f(seen) on x without what is hidden. Should has_nan(token) then be true of a token that f has seen, this
   /// token is hidden too and f runs once more, so that nothing it keeps holds NaN. has_nan is called by many threads at
-  /// once.
+  /// once. Where it is true of every token that holds NaN, results_show_nan says so: then it alone is asked.
   template <typename F, typename HasNan>
-  void score(tokens_in<Scalar> x, const routing_context<Scalar>& context, F&& f, HasNan&& has_nan) {
-    hide(x, context);
+  void score(tokens_in<Scalar> x, const routing_context<Scalar>& context, F&& f, HasNan&& has_nan,
+             bool results_show_nan = false) {
+    hide(x, context, !results_show_nan);
     f(of(x));
     const index_t before = hidden_;
     classify(x, context, [&](index_t token) {
@@ -39,14 +41,7 @@ public:
   }
 
   /// Hides padding and rows that hold NaN.
-  void hide(tokens_in<Scalar> x, const routing_context<Scalar>& context) {
-    state_.resize(x.rows());
-    copy_.resize(x.rows(), x.cols());
-    classify(x, context, [&](index_t token) {
-      if (context.is_padding(token)) return state::padding;
-      return any_nan(row(x, token), x.cols()) ? state::invalid : state::routed;
-    });
-  }
+  void hide(tokens_in<Scalar> x, const routing_context<Scalar>& context) { hide(x, context, true); }
 
   /// What may be seen of this x, the one that was given last: the copy, or x itself.
   view of(tokens_in<Scalar> x) const { return hidden_ == 0 ? view(x) : view(copy_.map()); }
@@ -68,6 +63,15 @@ private:
   static constexpr index_t rows_per_task = 32;
 
   static const Scalar* row(tokens_in<Scalar> x, index_t token) { return x.data() + token * x.outerStride(); }
+
+  void hide(tokens_in<Scalar> x, const routing_context<Scalar>& context, bool searches) {
+    state_.resize(x.rows());
+    copy_.resize(x.rows(), x.cols());
+    classify(x, context, [&](index_t token) {
+      if (context.is_padding(token)) return state::padding;
+      return searches && any_nan(row(x, token), x.cols()) ? state::invalid : state::routed;
+    });
+  }
 
   template <typename StateOf>
   void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, StateOf&& state_of) {

@@ -28,6 +28,7 @@ public:
   using scalar = typename Inner::scalar;
   static constexpr bool causal = is_causal<Inner>;
   static constexpr bool exact_gradient = has_exact_gradient<Inner>;
+  static constexpr bool shows_nan = sluice::shows_nan<Inner>;
 
   explicit gate_decorator(Inner inner) : inner_(std::move(inner)) {}
 

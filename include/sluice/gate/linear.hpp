@@ -15,6 +15,7 @@ template <std::floating_point Scalar>
 class linear_gate {
 public:
   using scalar = Scalar;
+  static constexpr bool shows_nan = true;  // NaN times any weight, 0 too, is NaN
   struct tape {};
   struct options {
     bool bias = false;

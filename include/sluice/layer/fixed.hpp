@@ -13,7 +13,7 @@
 /// weighting of top_k_router is there; its gate is linear, there is no capacity limit, and nothing is trained.
 /// Calls allocate nothing and throw nothing; they use some 30 KB of stack. forward is const: threads share a layer,
 /// each with a workspace of its own. The object is trivially copyable. It may be in static memory, a shared segment or
-/// a member. NaN in a token gives that token NaN. No tokens are fine. x and y may be the same memory.
+/// a member. NaN in a token or in its logits gives that token NaN. No tokens are fine. x and y may be the same memory.
 #pragma once
 
 #include <sluice/core/numeric.hpp>
@@ -142,6 +142,7 @@ class fixed_moe_layer {
   using storage = typename Expert::storage;
   static_assert(std::same_as<typename storage::activation, Scalar> && !kernel::detail::scales_rows<storage>,
                 "sluice: fixed_moe_layer needs experts whose storage packs activations number by number");
+  static_assert(shows_nan<linear_gate<Scalar>>);  // tokens that hold NaN are known by their logits
   using expert_type = detail::fixed_expert<Expert, D, H>;
   using packed = kernel::packed_rows<storage>;
   static constexpr index_t lanes = kernel::simd_width<Scalar>;

@@ -59,7 +59,7 @@ public:
     t.seen.clean.resize(tokens, experts());
     t.screen.score(
         x, context, [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, t.seen.clean.map(), t.gate); },
-        [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); });
+        [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); }, shows_nan<GateType>);
     t.screen.spoil_invalid(t.seen.clean);
     p.reset(tokens, experts(), tokens * experts());
     for (index_t token = 0; token < tokens; ++token) {

@@ -100,7 +100,7 @@ public:
           gate_.forward(seen, context, t.seen.clean.map(), t.gate);
           noise_.apply(seen, context, t.seen, t.noise);
         },
-        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); });
+        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); }, shows_nan<GateType>);
     t.screen.spoil_invalid(t.seen.clean);
     if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
     choose(call, t);
