@@ -11,6 +11,8 @@
 
 #include "../support.hpp"
 
+#include <array>
+
 using namespace sluice;
 using test::allocations;
 
@@ -48,6 +50,16 @@ auto layer_to_build() {
   initialize(layer, 3);
   return layer;
 }
+
+/// Runs tasks in turn, and says that four run at a time.
+struct works_as_four {
+  template <typename Body>
+  void parallel_for(index_t n, Body&& body) {
+    serial_executor().parallel_for(n, body);
+  }
+  index_t concurrency() const { return 4; }
+  index_t smallest_work() const { return 0; }
+};
 
 struct counted {
   long calls = allocations.calls;
@@ -117,6 +129,7 @@ TEST_CASE("layers: once warm, a training step allocates nothing, whatever is rou
       with_memory->zero_gradients();
       with_memory->train(b.x, y, context);
       with_memory->backward(y, dx);
+      with_memory->after_step();
     };
     if (by_reserve) {
       with_memory->reserve_tape(most_tokens);
@@ -126,6 +139,32 @@ TEST_CASE("layers: once warm, a training step allocates nothing, whatever is rou
       step(largest, 1, y, dx);
     }
     CHECK(batches_that_allocate(step) == "");
+  }
+}
+
+TEST_CASE("reserve: fewer groups and threads than it was told of need no more memory", "[layer][reserve][alloc]") {
+  works_as_four four;
+  const std::vector<index_t> three_groups{0, 10, 40, most_tokens};
+  routing_context<float> largest;
+  largest.groups = three_groups;
+  largest.executor = four;
+  for (const auto& [name, layer] : test::every_layer()) {
+    CAPTURE(name);
+    const auto reserved = layer->fresh();
+    reserved->reserve_workspace(most_tokens, largest);
+    reserved->reserve_tape(most_tokens, largest);
+    CHECK(batches_that_allocate([&](const batch& b, std::uint64_t n, matrix<float>& y, matrix<float>& dx) {
+            const index_t size = b.x.rows();
+            const std::array<index_t, 4> borders{0, 0, size / 3, size};
+            auto context = training_step(n);
+            context.token_mask = b.mask;
+            if (n % 3 != 0) context.groups = std::span(borders).subspan(n % 3 == 1 ? 1 : 0);  // two or three groups
+            if (n % 2 == 0) context.executor = four;
+            reserved->train(b.x, y, context);
+            reserved->backward(y, dx);
+            context.training = false;
+            reserved->infer(b.x, y, context);
+          }) == "");
   }
 }
 

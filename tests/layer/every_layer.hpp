@@ -21,6 +21,7 @@ public:
   virtual void infer(tokens_in<float> x, tokens_out<float> y, const routing_context<float>& context = {}) = 0;
   virtual void train(tokens_in<float> x, tokens_out<float> y, const routing_context<float>& context) = 0;
   virtual void backward(tokens_in<float> dy, tokens_out<float> dx) = 0;
+  virtual void after_step() = 0;
 
   /// An inference call whose workspace is the tape.
   virtual void infer_on_tape(tokens_in<float> x, tokens_out<float> y) = 0;
@@ -29,8 +30,8 @@ public:
   /// backward of a copy of the layer, with this one's tape.
   virtual void backward_of_copy(tokens_in<float> dy, tokens_out<float> dx) = 0;
 
-  virtual void reserve_workspace(index_t tokens) = 0;
-  virtual void reserve_tape(index_t tokens) = 0;
+  virtual void reserve_workspace(index_t tokens, const routing_context<float>& context = {}) = 0;
+  virtual void reserve_tape(index_t tokens, const routing_context<float>& context = {}) = 0;
   /// Calls in the counters of the tape.
   virtual index_t calls_counted() = 0;
 

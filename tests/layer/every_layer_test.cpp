@@ -72,6 +72,7 @@ public:
     layer_.forward(x, y, tape_, context);
   }
   void backward(tokens_in<float> dy, tokens_out<float> dx) override { layer_.backward(dy, dx, tape_); }
+  void after_step() override { layer_.after_step(tape_); }
   void infer_on_tape(tokens_in<float> x, tokens_out<float> y) override { infer_with(layer_, tape_, x, y); }
   void carry_tape(bool lose) override {
     typename Layer::tape copy = tape_;
@@ -82,8 +83,12 @@ public:
     Layer copy = layer_;
     copy.backward(dy, dx, tape_);
   }
-  void reserve_workspace(index_t tokens) override { reserve(std::as_const(layer_), workspace_, tokens); }
-  void reserve_tape(index_t tokens) override { reserve(layer_, tape_, tokens); }
+  void reserve_workspace(index_t tokens, const routing_context<float>& context) override {
+    reserve(std::as_const(layer_), workspace_, tokens, context);
+  }
+  void reserve_tape(index_t tokens, const routing_context<float>& context) override {
+    reserve(layer_, tape_, tokens, context);
+  }
   index_t calls_counted() override {
     index_t calls = 0;
     sluice::detail::for_each_memory(tape_, [&](const auto& own) {
@@ -164,7 +169,7 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("ReLU", layer_of(relu_router<float>{width, experts}));
   add("Soft MoE", layer_of(soft_moe_router<float>{width, experts}));
   add("DSelect-k", layer_of(dselect_k_router<float>{width, experts}));
-  add("DynMoE", layer_of(top_any_router<float>{width, experts}));
+  add("DynMoE", layer_of(top_any_router<float>{width, experts, {.schedule = {.period = 3, .window = 2}}}));
   add("competition", layer_of(compete_router{top_2, {.frequency = 0.5}}));
   add("PEER", moe_layer{product_key_router<float>{width, 4, {.heads = 2, .top_k = 3, .weights = product_key_weights::relu}},
                         neuron_bank<float>{16, width}});

@@ -1,15 +1,14 @@
-/// Makes the first call warm: after reserve(layer, memory, T) no call of up to T tokens on that workspace or tape
-/// allocates.
+/// Makes the first call warm: after reserve(layer, memory, T, context) no call of up to T tokens on that workspace or
+/// tape allocates, nor does after_step, unless it has a larger k, more groups, or an executor of more threads.
 ///
 ///   reserve(layer, workspace, 4096);        // forward
 ///   reserve(layer, tape, 4096);             // forward and backward, and the gradients of the layer
 ///
 /// It runs the layer once on padding, which reaches nothing: memory is taken and nothing else changes but what the
-/// workspace or tape kept of an earlier call. A context says what shapes depend on besides T: k, groups, the executor's
-/// threads, and what the router cannot do without (previous logits, ids); its token mask is not read. backward needs a
-/// forward call afterwards. Room is made for
-/// every routing of T tokens, which for a router without a fixed k is T E rows: pages that no call touches cost
-/// addresses only.
+/// workspace or tape kept of an earlier call. The context says what memory depends on besides T: k, groups, the
+/// executor's threads, and what the router cannot do without (previous logits, ids); its token mask is not read.
+/// backward needs a forward call afterwards. Room is made for every routing of T tokens, which for a router without a
+/// fixed k is T E rows: pages that no call touches cost addresses only.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -122,7 +122,10 @@ public:
     t.screen.spoil_invalid(s.logits);
     score(context, t);
     const bool recording = context.training && options_.schedule.records(step());
-    if (context.training) t.record.prepare(experts(), inputs());
+    if (context.training) {
+      t.record.prepare(experts(), inputs());
+      t.change.removed.reserve(experts());
+    }
     p.reset(x.rows(), experts(), x.rows() * experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* active = s.active.row(token);
@@ -175,24 +178,30 @@ public:
     t.change.clear();
     if (schedule.period == 0) return;
     step_.data()[0] = static_cast<Scalar>((step() + 1) % schedule.period);
-    if (schedule.ends(step())) t.change = adapt(t.record);
+    if (schedule.ends(step())) adapt(t.record, t.change);
     if (schedule.ends(step()) || schedule.starts(step())) t.record.clear();
   }
 
   /// Changes experts by what a record says; a record without tokens changes nothing. Throws std::invalid_argument if it
   /// is for other sizes. For use without a schedule, and with records of several tapes; the record stays as it is.
   expert_change adapt(const turnover_record<Scalar>& record) {
-    if (record.tokens == 0) return {};
+    expert_change change;
+    adapt(record, change);
+    return change;
+  }
+  /// The same, written over `change`, which keeps its memory.
+  void adapt(const turnover_record<Scalar>& record, expert_change& change) {
+    change.clear();
+    if (record.tokens == 0) return;
     if (record.activations.size() != experts() || record.unserved.size() != inputs())
       throw_invalid("the record is for E = ", record.activations.size(), ", D = ", record.unserved.size(),
                     ", the router has E = ", experts(), ", D = ", inputs());
-    const expert_change change = turn_over(record, live_.value());
-    if (change.added == no_expert) return change;
+    turn_over(record, live_.value(), change);
+    if (change.added == no_expert) return;
     threshold_.data()[change.added] = 0;
     const Scalar length = record.length();
     for (index_t d = 0; d < inputs(); ++d)
       gate_.sim_matrix().data()[change.added * inputs() + d] = record.unserved[d] / length;
-    return change;
   }
 
   cosine_gate<Scalar>& gate() noexcept { return gate_; }

@@ -69,10 +69,10 @@ struct expert_change {
   }
 };
 
-/// Applies the rule to the live mask [E] of 0 and 1.
+/// Applies the rule to the live mask [E] of 0 and 1, and writes what it did over `change`.
 template <std::floating_point Scalar>
-expert_change turn_over(const turnover_record<Scalar>& record, std::span<Scalar> live) {
-  expert_change change;
+void turn_over(const turnover_record<Scalar>& record, std::span<Scalar> live, expert_change& change) {
+  change.clear();
   auto left = std::count_if(live.begin(), live.end(), [](Scalar is_live) { return is_live != Scalar(0); });
   for (std::size_t e = 0; e < live.size() && left > 1; ++e) {
     if (live[e] == Scalar(0) || record.activations[static_cast<index_t>(e)] != 0) continue;
@@ -83,10 +83,9 @@ expert_change turn_over(const turnover_record<Scalar>& record, std::span<Scalar>
   const auto key = order_key(record.length());  // of infinity and NaN nothing can be made
   const auto free = std::find(live.begin(), live.end(), Scalar(0));
   if (key <= order_key(Scalar(0)) || key > order_key((std::numeric_limits<Scalar>::max)()) || free == live.end())
-    return change;
+    return;
   *free = 1;
   change.added = free - live.begin();
-  return change;
 }
 
 struct turnover_schedule {
