@@ -2,17 +2,8 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/shared_expert.hpp>
 
+#include "unfinished_layers.hpp"
+
 using namespace sluice;
 
-struct my_layer {
-  using scalar = float;
-  using context_type = routing_context<float>;
-  struct workspace {};
-  struct tape {};
-  index_t inputs() const { return 4; }
-  index_t outputs() const { return 4; }
-  index_t experts() const { return 2; }
-  void forward(tokens_in<float>, tokens_out<float>, workspace&, const context_type&) const {}
-};
-
-void use() { shared_expert_layer layer{my_layer{}, swiglu<float>{4, 3}}; }
+void use() { shared_expert_layer layer{layer_without_training{}, swiglu<float>{4, 3}}; }

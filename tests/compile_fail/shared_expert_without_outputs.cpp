@@ -1,20 +1,9 @@
 // expect: sluice: expert needs `index_t outputs\(\) const`
-#include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/shared_expert.hpp>
 
-using namespace sluice;
+#include "unfinished_layers.hpp"
 
-struct my_layer {
-  using scalar = float;
-  using context_type = routing_context<float>;
-  struct workspace {};
-  struct tape {};
-  index_t inputs() const { return 4; }
-  index_t outputs() const { return 4; }
-  index_t experts() const { return 2; }
-  void forward(tokens_in<float>, tokens_out<float>, workspace&, const context_type&) const {}
-  void forward(tokens_in<float>, tokens_out<float>, tape&, const context_type&) const {}
-};
+using namespace sluice;
 
 struct my_expert {
   using scalar = float;
@@ -23,4 +12,4 @@ struct my_expert {
   void forward(tokens_in<float>, tokens_out<float>, tokens_out<float>) const {}
 };
 
-void use() { shared_expert_layer layer{my_layer{}, my_expert{}}; }
+void use() { shared_expert_layer layer{whole_layer{}, my_expert{}}; }

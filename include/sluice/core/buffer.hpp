@@ -178,4 +178,23 @@ private:
   index_t cols_ = 0;
 };
 
+namespace detail {
+
+/// f(begin, end) for every maximal run of rows in [begin, end) that hold a number other than zero.
+template <typename Scalar, typename F>
+void for_each_used_run(const matrix_buffer<Scalar>& factor, index_t begin, index_t end, F&& f) {
+  const auto used = [&](index_t r) {
+    const Scalar* row = factor.row(r);
+    return std::any_of(row, row + factor.cols(), [](const Scalar& v) { return v != Scalar(0); });
+  };
+  for (index_t r = begin; r < end; ++r) {
+    if (!used(r)) continue;
+    const index_t first = r;
+    while (r < end && used(r)) ++r;
+    f(first, r);
+  }
+}
+
+}  // namespace detail
+
 }  // namespace sluice::inline SLUICE_ISA

@@ -72,6 +72,17 @@ concept ReadableRows = std::is_same_v<typename M::Scalar, Scalar> && (has_rows<M
 template <typename M, typename Scalar>
 concept WritableRows = std::is_same_v<typename M::Scalar, Scalar> && has_memory<M> && has_rows<M> && is_writable<M>;
 
+template <typename T>
+struct scalar_check {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
+                "sluice: the scalar of routers, experts and layers is float or double; weights of 16 bits are a storage "
+                "of experts, such as bfloat16_storage");
+  using type = std::conditional_t<std::is_floating_point_v<T>, T, float>;
+};
+/// T. Default arguments are made of it where T could be another type: the first error is then a sentence.
+template <typename T>
+using checked_scalar = typename scalar_check<T>::type;
+
 template <typename M, typename Scalar>
 consteval bool explain_rows() {
   constexpr bool same_scalar = std::is_same_v<typename M::Scalar, Scalar>;

@@ -14,15 +14,17 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/kernel/row_norm.hpp>
-#include <sluice/kernel/soft_dispatch.hpp>
 
 #include <span>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
-template <ExpertBank Bank, RowNorm Norm>
+template <typename Bank, typename Norm>
 class normalized_bank {
+  static_assert(explain_bank<Bank>());
+  static_assert(explain_row_norm<Norm>());
+
 public:
   using scalar = typename Bank::scalar;
   struct tape {
@@ -62,11 +64,10 @@ public:
                 tape& t, const executor_ref& executor)
     requires DifferentiableBank<Bank>
   {
-    t.dnormalized.resize(x.rows(), x.cols());
-    t.dnormalized.map().setZero();
+    t.dnormalized.set_zero(x.rows(), x.cols());
     bank_.backward(t.normalized.map(), offsets, dy, t.dnormalized.map(), t.bank, executor);
     dx.middleRows(offsets.front(), offsets.back() - offsets.front()).setZero();
-    add_through_norm(x, dx, t, executor);
+    detail::backward_of_used_rows(norm_, x, t.dnormalized, t.norm, dx, executor);
   }
 
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
@@ -82,10 +83,9 @@ public:
                        const executor_ref& executor)
     requires RoutedBank<Bank> && DifferentiableBank<Bank>
   {
-    t.dnormalized.resize(x.rows(), x.cols());
-    t.dnormalized.map().setZero();
+    t.dnormalized.set_zero(x.rows(), x.cols());
     bank_.backward_routed(t.normalized.map(), rows, dy, t.dnormalized.map(), t.bank, dweight, dinput_scale, executor);
-    add_through_norm(x, dx, t, executor);
+    detail::backward_of_used_rows(norm_, x, t.dnormalized, t.norm, dx, executor);
   }
 
   index_t workspace_bytes(index_t rows, bool training) const {
@@ -100,6 +100,8 @@ public:
     return normalized_bank<decltype(bank), Norm>(std::move(bank), norm_);
   }
 
+  static consteval bool explain_training() { return explain_differentiable_bank<Bank>(); }
+
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Bank>) Bank::visit_parameters(self.bank_, visit);
@@ -110,15 +112,6 @@ private:
   void normalize(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
     t.normalized.resize(x.rows(), x.cols());
     norm_.forward(x, t.normalized.map(), t.norm, executor);
-  }
-
-  // A token that no expert read has gradient zero, and its numbers may be NaN: it is not read.
-  void add_through_norm(tokens_in<scalar> x, tokens_out<scalar>& dx, tape& t, const executor_ref& executor) {
-    detail::for_each_used_run(t.dnormalized, 0, x.rows(), [&](index_t begin, index_t end) {
-      const index_t count = end - begin;
-      norm_.backward(x.middleRows(begin, count), t.dnormalized.map().middleRows(begin, count), t.norm,
-                     dx.middleRows(begin, count), executor, begin);
-    });
   }
 
   Bank bank_;

@@ -11,7 +11,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <Gate Inner>
+template <typename Inner>
 struct decorated_tape {
   typename Inner::tape inner;
 
@@ -22,8 +22,10 @@ struct decorated_tape {
   }
 };
 
-template <Gate Inner>
+template <typename Inner>
 class gate_decorator {
+  static_assert(explain_differentiable_gate<Inner>());
+
 public:
   using scalar = typename Inner::scalar;
   static constexpr bool causal = is_causal<Inner>;

@@ -47,7 +47,7 @@ inline double checked_epsilon(const char* gate, double epsilon) {
 
 }  // namespace detail
 
-template <DifferentiableGate Inner>
+template <typename Inner>
 class jittered_gate : public gate_decorator<Inner> {
 public:
   using scalar = typename Inner::scalar;
@@ -95,7 +95,7 @@ namespace detail {
 
 enum class logit_jitter { add, scale };
 
-template <DifferentiableGate Inner, logit_jitter Form>
+template <typename Inner, logit_jitter Form>
 class logit_jitter_gate : public gate_decorator<Inner> {
 public:
   using scalar = typename Inner::scalar;
@@ -136,9 +136,9 @@ private:
 
 }  // namespace detail
 
-template <DifferentiableGate Inner>
+template <typename Inner>
 using added_jitter_gate = detail::logit_jitter_gate<Inner, detail::logit_jitter::add>;
-template <DifferentiableGate Inner>
+template <typename Inner>
 using scaled_jitter_gate = detail::logit_jitter_gate<Inner, detail::logit_jitter::scale>;
 
 static_assert(DifferentiableGate<jittered_gate<linear_gate<float>>>);

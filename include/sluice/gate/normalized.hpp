@@ -4,7 +4,7 @@
 ///
 /// Gemma 4 has rms_norm with a learned gain and c = 1/sqrt(D) in front of a linear gate, while its experts read tokens
 /// that are normalised in their own way (expert/normalized_bank.hpp). The norms are those of kernel/row_norm.hpp. NaN
-/// stays in its row; tokens without a gradient add nothing, whatever they hold. T = 0 is fine.
+/// stays in its row. T = 0 is fine.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -12,22 +12,21 @@
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/row_norm.hpp>
-#include <sluice/kernel/soft_dispatch.hpp>
 
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
-template <DifferentiableGate Inner, RowNorm Norm>
+template <typename Inner, typename Norm>
 class normalized_gate : public gate_decorator<Inner> {
+  static_assert(explain_row_norm<Norm>());
+
 public:
   using scalar = typename Inner::scalar;
   struct tape : decorated_tape<Inner> {
     typename Norm::tape norm;
     matrix_buffer<scalar> normalized;   ///< [T,D] what the inner gate reads
-    matrix_buffer<scalar> kept;         ///< [T,D] the same for backward, without tokens that have no gradient
     matrix_buffer<scalar> dnormalized;  ///< [T,D]
-    matrix_buffer<scalar> dlogits;      ///< [T,E]
   };
 
   /// Throws std::invalid_argument if the factor is no number or 0.
@@ -47,23 +46,10 @@ public:
   /// Adds into dx and into the gradients.
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
-    t.dlogits.resize(x.rows(), this->experts());
-    t.dlogits.map() = dlogits;
-    t.dnormalized.resize(x.rows(), x.cols());
-    t.dnormalized.map().setZero();
-    // What has no gradient is hidden from sums over tokens: it may be NaN.
-    t.kept.resize(x.rows(), x.cols());
-    t.kept.map().setZero();
-    detail::for_each_used_run(t.dlogits, 0, x.rows(), [&](index_t begin, index_t end) {
-      t.kept.map().middleRows(begin, end - begin) = t.normalized.map().middleRows(begin, end - begin);
-    });
-    this->inner().backward(t.kept.map(), context, t.dlogits.map(), t.inner, t.dnormalized.map());
+    t.dnormalized.set_zero(x.rows(), x.cols());
+    this->inner().backward(t.normalized.map(), context, dlogits, t.inner, t.dnormalized.map());
     if (factor_ != scalar(1)) t.dnormalized.map() *= factor_;
-    detail::for_each_used_run(t.dlogits, 0, x.rows(), [&](index_t begin, index_t end) {
-      const index_t count = end - begin;
-      norm_.backward(x.middleRows(begin, count), t.dnormalized.map().middleRows(begin, count), t.norm,
-                     dx.middleRows(begin, count), context.executor, begin);
-    });
+    norm_.backward(x, t.dnormalized.map(), t.norm, dx, context.executor);
   }
 
   Norm& norm() noexcept { return norm_; }

@@ -27,7 +27,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <DifferentiableGate Inner>
+template <typename Inner>
 class residual_gate : public gate_decorator<Inner> {
   using base = gate_decorator<Inner>;
 

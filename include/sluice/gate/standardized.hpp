@@ -50,7 +50,7 @@ Scalar spread_pull(const row_spread<Scalar>& spread, Scalar target, Scalar inner
 
 }  // namespace detail
 
-template <DifferentiableGate Inner>
+template <typename Inner>
 class standardized_gate : public gate_decorator<Inner> {
 public:
   using scalar = typename Inner::scalar;

@@ -71,6 +71,18 @@ void add_gain_gradients(tokens_in<Scalar> x, tokens_in<Scalar> dy, const norm_ta
   });
 }
 
+/// dx += norm's backward of dy, for the rows of dy that hold a number other than zero. A token that had no part in
+/// anything has gradient zero, and its numbers may be NaN: it is not read.
+template <typename Norm, typename Scalar = typename Norm::scalar>
+void backward_of_used_rows(Norm& norm, tokens_in<Scalar> x, matrix_buffer<Scalar>& dy, typename Norm::tape& t,
+                           tokens_out<Scalar> dx, const executor_ref& executor) {
+  for_each_used_run(dy, 0, x.rows(), [&](index_t begin, index_t end) {
+    const index_t count = end - begin;
+    norm.backward(x.middleRows(begin, count), dy.map().middleRows(begin, count), t, dx.middleRows(begin, count),
+                  executor, begin);
+  });
+}
+
 }  // namespace detail
 
 template <std::floating_point Scalar>

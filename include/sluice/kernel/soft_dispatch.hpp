@@ -30,21 +30,6 @@ slot_runs runs_of(const soft_plan<Scalar>& plan) {
   return {plan.slots_per_expert(), 1};
 }
 
-/// f(begin, end) for every maximal run of rows in [begin, end) that hold a number other than zero.
-template <typename Scalar, typename F>
-void for_each_used_run(const matrix_buffer<Scalar>& factor, index_t begin, index_t end, F&& f) {
-  const auto used = [&](index_t r) {
-    const Scalar* row = factor.row(r);
-    return std::any_of(row, row + factor.cols(), [](const Scalar& v) { return v != Scalar(0); });
-  };
-  for (index_t r = begin; r < end; ++r) {
-    if (!used(r)) continue;
-    const index_t first = r;
-    while (r < end && used(r)) ++r;
-    f(first, r);
-  }
-}
-
 /// f(group, begin, end) for every run of used tokens of one group in [begin, end).
 template <typename Scalar, typename F>
 void for_each_token_run(const soft_plan<Scalar>& plan, const matrix_buffer<Scalar>& factor, index_t begin, index_t end,

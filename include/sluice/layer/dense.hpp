@@ -16,13 +16,13 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <ExpertFunctor Expert>
-class dense_layer : public moe_layer<dense_router<typename Expert::scalar>, expert_bank<Expert>> {
-  using base = moe_layer<dense_router<typename Expert::scalar>, expert_bank<Expert>>;
+template <typename Expert>
+class dense_layer : public moe_layer<dense_router<detail::scalar_of<Expert>>, expert_bank<Expert>> {
+  using router_type = dense_router<detail::scalar_of<Expert>>;
+  using base = moe_layer<router_type, expert_bank<Expert>>;
 
 public:
-  explicit dense_layer(Expert expert)
-      : base(dense_router<typename Expert::scalar>(expert.inputs(), 1), expert_bank<Expert>(1, expert)) {}
+  explicit dense_layer(Expert expert) : base(router_type(expert.inputs(), 1), expert_bank<Expert>(1, expert)) {}
 
   Expert& expert() noexcept { return this->bank().expert(0); }
   const Expert& expert() const noexcept { return this->bank().expert(0); }

@@ -7,9 +7,7 @@
 /// of kernel/row_norm.hpp. The calls and the memory rules are those of moe_layer (layer/decorator.hpp).
 #pragma once
 
-#include <sluice/kernel/row_norm.hpp>
-#include <sluice/kernel/soft_dispatch.hpp>
-#include <sluice/layer/decorator.hpp>
+#include <sluice/layer/norm_decorator.hpp>
 
 #include <concepts>
 #include <utility>
@@ -34,30 +32,24 @@ struct normalized_tape : normalized_workspace<Norm> {
 
 template <typename Layer, typename Norm>
 class normalized_layer
-    : public layer_decorator<normalized_layer<Layer, Norm>, Layer, detail::normalized_workspace<Norm>,
-                             detail::normalized_tape<Norm>> {
-  using base =
-      layer_decorator<normalized_layer, Layer, detail::normalized_workspace<Norm>, detail::normalized_tape<Norm>>;
-  friend base;
-  static_assert(explain_row_norm<Norm>());
-  static_assert(std::same_as<typename base::scalar, typename Norm::scalar>,
-                "sluice: layer and norm need the same scalar");
+    : public norm_decorator<normalized_layer, Layer, Norm, detail::normalized_workspace<Norm>,
+                            detail::normalized_tape<Norm>> {
+  using base = norm_decorator<sluice::normalized_layer, Layer, Norm, detail::normalized_workspace<Norm>,
+                              detail::normalized_tape<Norm>>;
+  friend typename base::decorator;
 
 public:
   using typename base::context_type;
   using typename base::scalar;
   using typename base::tape;
 
-  normalized_layer(Layer layer, Norm norm) : base(std::move(layer)), norm_(std::move(norm)) {}
-
-  Norm& norm() noexcept { return norm_; }
-  const Norm& norm() const noexcept { return norm_; }
+  normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {}
 
 private:
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
     m.normalized.resize(x.rows(), x.cols());
-    norm_.forward(x, m.normalized.map(), m.norm, context.executor);
+    this->norm().forward(x, m.normalized.map(), m.norm, context.executor);
     if constexpr (std::same_as<Memory, tape>) {
       m.x.resize(x.rows(), x.cols());
       m.x.map() = x;
@@ -70,28 +62,8 @@ private:
     t.dnormalized.resize(dx.rows(), dx.cols());
     inner(dy, t.dnormalized.map());
     dx.setZero();
-    // A token that had no part in anything has gradient zero, and its numbers may be NaN: it is not read.
-    detail::for_each_used_run(t.dnormalized, 0, dx.rows(), [&](index_t begin, index_t end) {
-      norm_.backward(t.x.map().middleRows(begin, end - begin), t.dnormalized.map().middleRows(begin, end - begin),
-                     t.norm, dx.middleRows(begin, end - begin), t.context.executor, begin);
-    });
+    detail::backward_of_used_rows(this->norm(), t.x.map(), t.dnormalized, t.norm, dx, t.context.executor);
   }
-
-  template <typename Storage, typename Inner>
-  auto rebuilt(Inner inner) const {
-    return normalized_layer<Inner, Norm>(std::move(inner), norm_);
-  }
-
-  index_t own_bytes(index_t tokens, bool training) const {
-    return tokens * this->inputs() * static_cast<index_t>(sizeof(scalar)) * (training ? 3 : 1);
-  }
-
-  template <typename Self, typename Visitor>
-  static void visit_own(Self& self, Visitor& visit) {
-    if constexpr (HasParameters<Norm>) visit("norm", self.norm_);
-  }
-
-  Norm norm_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

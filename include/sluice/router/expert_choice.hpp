@@ -36,9 +36,11 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, DifferentiableGate GateType = linear_gate<Scalar>,
+template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>,
           typename Noise = no_noise<Scalar>>
 class expert_choice_router {
+  static_assert(explain_differentiable_gate<GateType>());
+
 public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;

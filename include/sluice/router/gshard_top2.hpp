@@ -133,8 +133,8 @@ private:
 
 /// sluice::gshard_router<float> router{64, 8, {.top_k = 2}, position_capacity(capacity_limit::gshard({1.25, 2.0}))};
 /// Without a capacity policy: position, ceil(cf k T / E), cf 1.25 in training and 2 at inference.
-template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          DifferentiableGate GateType = linear_gate<Scalar>, typename Capacity = position_capacity>
+template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = position_capacity>
 class gshard_router
     : public token_choice_router<GateType, gshard_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using rule_type = gshard_rule<Scalar, TopK>;

@@ -140,7 +140,7 @@ private:
 };
 
 /// sluice::moe_plus_plus_router<float> router{64, 12, {.top_k = 2}};     a first layer: GateType two_layer_gate<float>
-template <std::floating_point Scalar, DifferentiableGate GateType = residual_gate<two_layer_gate<Scalar>>,
+template <typename Scalar, typename GateType = residual_gate<two_layer_gate<detail::checked_scalar<Scalar>>>,
           typename Capacity = dropless>
 class moe_plus_plus_router
     : public token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity> {

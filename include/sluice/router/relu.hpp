@@ -26,8 +26,10 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, DifferentiableGate GateType = linear_gate<Scalar>>
+template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>>
 class relu_router {
+  static_assert(explain_differentiable_gate<GateType>());
+
 public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;

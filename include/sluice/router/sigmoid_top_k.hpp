@@ -207,8 +207,8 @@ private:
 };
 
 /// sluice::sigmoid_router<float> router{64, 8, {.top_k = 2}};
-template <std::floating_point Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          DifferentiableGate GateType = linear_gate<Scalar>, typename Capacity = dropless>
+template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = dropless>
 class sigmoid_router
     : public token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts>;

@@ -149,7 +149,7 @@ private:
 };
 
 /// sluice::sparse_mixer_router<float> router{4096, 16, {.top_k = 2, .jitter = 0.01f}};
-template <std::floating_point Scalar, DifferentiableGate GateType = linear_gate<Scalar>>
+template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>>
 class sparse_mixer_router : public token_choice_router<GateType, sparse_mixer_rule<Scalar>> {
   using base = token_choice_router<GateType, sparse_mixer_rule<Scalar>>;
 
