@@ -22,6 +22,7 @@ namespace sluice::test {
 struct allocation_counter {
   std::atomic<long> calls{0};     // operator new, all forms
   std::atomic<long> mallocs{0};   // malloc and its kin, where they can be counted
+  std::atomic<long> bytes{0};     // that operator new was asked for
   std::atomic<long> live{0};      // allocated by operator new and not yet freed
   std::atomic<long> fail_in{-1};  // the allocation that fails: 0 = the next one; negative = none
 };
@@ -55,6 +56,7 @@ inline void* counted_new(std::size_t size, std::size_t alignment) {
   void* memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
   if (memory == nullptr) throw std::bad_alloc();
   ++allocations.calls;
+  allocations.bytes += static_cast<long>(size);
   ++allocations.live;
   return memory;
 }

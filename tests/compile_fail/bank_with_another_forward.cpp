@@ -1,4 +1,4 @@
-// expect: sluice: expert bank needs `void forward\(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape&, const executor_ref&\) const`
+// expect: sluice: expert bank needs `void forward\(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape&, const executor_ref&\) const`
 #include <sluice/core/concepts.hpp>
 
 struct my_bank {

@@ -161,3 +161,34 @@ TEST_CASE("plans and statistics: once warm, a smaller or equal batch allocates n
   CHECK(allocations.calls == calls);
   CHECK(allocations.mallocs == mallocs);
 }
+
+TEST_CASE("sparse_plan: its memory is that of its assignments, not of its experts", "[core][plan][alloc]") {
+  const auto bytes_of = [](index_t experts) {
+    const long before = allocations.bytes;
+    sparse_plan<float> p;
+    p.reset(3, experts, 24);
+    for (index_t i = 0; i < 24; ++i) p.add(i / 8, (i * 37) % experts, 1, i % 8);
+    p.finish();
+    return allocations.bytes - before;
+  };
+  CHECK(bytes_of(index_t(1) << 40) == bytes_of(1000));
+  CHECK(bytes_of(1000) < 24 * 200);
+}
+
+TEST_CASE("sparse_plan: after its largest batch a plan allocates nothing, however few or many experts it needs",
+          "[core][plan][alloc]") {
+  for (const index_t experts : {1, 8, 100, 1000, 5000, 1000000}) {
+    CAPTURE(experts);
+    sparse_plan<float> p;
+    const auto build = [&](index_t size, index_t stride) {
+      p.reset(400, experts);
+      for (index_t i = 0; i < size; ++i) p.add(i, i * stride % experts, 1);
+      p.finish();
+    };
+    build(400, 0);
+    const long calls = allocations.calls;
+    for (const index_t size : {400, 1, 0, 62, 63, 64, 311, 312, 313, 399})
+      for (const index_t stride : {1, 0, 641}) build(size, stride);
+    CHECK(allocations.calls == calls);
+  }
+}

@@ -62,10 +62,10 @@ struct small_bank {
   index_t inputs() const { return 1; }
   index_t outputs() const { return 1; }
   index_t experts() const { return 1; }
-  void forward(tokens_in<float>, std::span<const index_t>, tokens_out<float>, tape&, const executor_ref&) const {}
+  void forward(tokens_in<float>, const expert_rows&, tokens_out<float>, tape&, const executor_ref&) const {}
 };
 struct trained_bank : small_bank {
-  void backward(tokens_in<float>, std::span<const index_t>, tokens_in<float>, tokens_out<float>, tape&,
+  void backward(tokens_in<float>, const expert_rows&, tokens_in<float>, tokens_out<float>, tape&,
                 const executor_ref&) {}
 };
 

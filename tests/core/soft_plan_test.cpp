@@ -15,7 +15,7 @@ TEST_CASE("soft_plan: shapes and the rows of slots, one group", "[core][plan]") 
   CHECK(p.dispatch().rows() == 5);
   CHECK(p.combine().cols() == 6);
   for (index_t s = 0; s < 6; ++s) CHECK(p.row(0, s) == s);
-  CHECK(std::vector<index_t>(p.offsets().begin(), p.offsets().end()) == std::vector<index_t>{0, 2, 4, 6});
+  for (index_t e = 0; e < 3; ++e) CHECK((p.by_expert().of(e).begin == 2 * e && p.by_expert().of(e).end == 2 * e + 2));
 }
 
 TEST_CASE("soft_plan: groups have rows of their own, grouped by expert", "[core][plan]") {
@@ -34,8 +34,8 @@ TEST_CASE("soft_plan: groups have rows of their own, grouped by expert", "[core]
     for (index_t s = 0; s < 4; ++s) {
       const index_t row = p.row(g, s);
       const index_t expert = s / 2;
-      CHECK((row >= p.offsets()[static_cast<std::size_t>(expert)] &&
-             row < p.offsets()[static_cast<std::size_t>(expert) + 1]));
+      const row_range own = p.by_expert().of(expert);
+      CHECK((row >= own.begin && row < own.end));
       ++hit[static_cast<std::size_t>(row)];
     }
   CHECK(hit == std::vector<int>(12, 1));

@@ -8,6 +8,14 @@ namespace {
 
 std::vector<index_t> list(std::span<const index_t> numbers) { return {numbers.begin(), numbers.end()}; }
 
+/// Where the assignments of every expert begin, and where the last one's end.
+std::vector<index_t> borders(const sparse_plan<float>& p) {
+  std::vector<index_t> all;
+  for (index_t e = 0; e < p.experts(); ++e) all.push_back(p.by_expert().of(e).begin);
+  all.push_back(p.by_expert().last_row());
+  return all;
+}
+
 /// Token 0 -> experts 2, 0; token 1 -> nothing; token 2 -> expert 2; token 3 -> experts 1, 2. Expert 3 gets nothing.
 /// Served by rank: all first choices, then all second ones.
 sparse_plan<float> example() {
@@ -30,7 +38,7 @@ TEST_CASE("sparse_plan: the same assignments by expert and by token", "[core][pl
   CHECK(p.experts() == 4);
   CHECK(p.size() == 5);
   CHECK(p.rows() == 5);
-  CHECK(list(p.offsets()) == std::vector<index_t>{0, 1, 2, 5, 5});
+  CHECK(borders(p) == std::vector<index_t>{0, 1, 2, 5, 5});
   CHECK(p.load(2) == 3);
   CHECK(p.load(3) == 0);
   // Expert 2 sees its tokens in the order in which they were added.
@@ -96,12 +104,78 @@ TEST_CASE("sparse_plan: random plans agree with a list of their assignments", "[
         CHECK(p.expert(i) == a.expert);
         CHECK(p.rank(i) == a.rank);
         CHECK(p.weight(i) == a.weight);
-        CHECK((i >= p.offsets()[static_cast<std::size_t>(a.expert)] &&
-               i < p.offsets()[static_cast<std::size_t>(a.expert) + 1]));
+        const row_range own = p.by_expert().of(a.expert);
+        CHECK((i >= own.begin && i < own.end));
       }
     for (index_t i = 1; i < p.size(); ++i)
       if (p.expert(i) == p.expert(i - 1)) CHECK(p.token(i) > p.token(i - 1));  // slots in the order of adding
   }
+}
+
+TEST_CASE("sparse_plan: among few experts or among a million, the same plan", "[core][plan]") {
+  const random_source random(8);
+  sparse_plan<double> few, many;
+  const auto expert_among_many = [](index_t e) { return e * 10007 + 3; };
+  for (std::uint64_t round = 0; round < 40; ++round) {
+    CAPTURE(round);
+    const random_source draws = random.at_step(round);
+    const auto below = [&](random_site site, index_t position, index_t limit) {
+      return static_cast<index_t>(draws.uniform(site, position) * static_cast<double>(limit));
+    };
+    // Every order of adding, any load: experts drawn evenly, or most often the lowest ones.
+    const index_t experts = 1 + below(random_site("experts"), 0, 100), size = below(random_site("size"), 0, 300);
+    const bool is_even = round % 2 == 0;
+    few.reset(20, experts);
+    many.reset(20, index_t(1) << 20);
+    for (index_t i = 0; i < size; ++i) {
+      const index_t limit = is_even ? experts : 1 + below(random_site("limit"), i, experts);
+      const index_t expert = below(random_site("expert"), i, limit);
+      const index_t token = below(random_site("token"), i, 20);
+      const double weight = draws.normal(random_site("weight"), i), scale = draws.normal(random_site("scale"), i);
+      few.add(token, expert, weight, i, scale);
+      many.add(token, expert_among_many(expert), weight, i, scale);
+    }
+    few.finish();
+    many.finish();
+    REQUIRE(many.size() == size);
+    for (index_t i = 0; i < size; ++i) {
+      CHECK(many.token(i) == few.token(i));
+      CHECK(many.expert(i) == expert_among_many(few.expert(i)));
+      CHECK(many.rank(i) == few.rank(i));
+      CHECK(many.slot(i) == few.slot(i));
+      CHECK(many.weight(i) == few.weight(i));
+      CHECK(many.input_scale(i) == few.input_scale(i));
+    }
+    for (index_t t = 0; t < 20; ++t) CHECK(list(many.of_token(t)) == list(few.of_token(t)));
+    for (index_t e = 0; e < experts; ++e) {
+      CHECK(many.by_expert().of(expert_among_many(e)).begin == few.by_expert().of(e).begin);
+      CHECK(many.load(expert_among_many(e)) == few.load(e));
+      CHECK(many.load(expert_among_many(e) + 1) == 0);
+    }
+    auto own = few.by_expert().begin();
+    for (const row_range& rows : many.by_expert()) {
+      CHECK(rows.expert == expert_among_many((*own).expert));
+      CHECK(rows.begin == (*own).begin);
+      CHECK(rows.end == (*own).end);
+      ++own;
+    }
+    CHECK(own == few.by_expert().end());
+  }
+}
+
+TEST_CASE("sparse_plan: has rows of no experts until it is finished", "[core][plan]") {
+  sparse_plan<float> p;
+  CHECK(p.by_expert().experts() == 0);
+  p.reset(2, 3);
+  CHECK(p.by_expert().experts() == 0);
+  p.add(1, 2, 1);
+  p.finish();
+  CHECK(p.by_expert().experts() == 3);
+  p.reset(2, 3);
+  CHECK(p.by_expert().experts() == 0);
+  p.add(1, 3, 1);
+  CHECK_THROWS_AS(p.finish(), std::invalid_argument);
+  CHECK(p.by_expert().experts() == 0);
 }
 
 TEST_CASE("sparse_plan: no tokens, one expert, all tokens at one expert", "[core][plan]") {
@@ -109,7 +183,7 @@ TEST_CASE("sparse_plan: no tokens, one expert, all tokens at one expert", "[core
   p.reset(0, 3);
   p.finish();
   CHECK(p.size() == 0);
-  CHECK(list(p.offsets()) == std::vector<index_t>{0, 0, 0, 0});
+  CHECK(borders(p) == std::vector<index_t>{0, 0, 0, 0});
   p.validate();
   p.reset(6, 1);
   for (index_t t = 0; t < 6; ++t) p.add(t, 0, 1);

@@ -34,6 +34,26 @@ TEST_CASE("routing_statistics: counts tokens, assignments, drops and loads over 
   CHECK(s.experts_per_token() == 0);
 }
 
+TEST_CASE("routing_statistics: clear forgets every load, of few experts and of many", "[core][statistics]") {
+  routing_statistics s;
+  sparse_plan<float> p;
+  for (const index_t busy : {1, 5, 500, 6, 1000, 2}) {  // short lists of counters, and ones that are not kept
+    CAPTURE(busy);
+    for (int call = 0; call < 2; ++call) {
+      p.reset(busy, 1000);
+      for (index_t t = 0; t < busy; ++t) p.add(t, (t * 7 + call) % 1000, 1);
+      p.finish();
+      s.count(p, 0);
+    }
+    index_t total = 0;
+    for (const index_t n : s.load) total += n;
+    CHECK(total == 2 * busy);
+    CHECK(s.load[0] + s.load[1] >= 2);
+    s.clear();
+    CHECK(std::all_of(s.load.begin(), s.load.end(), [](index_t n) { return n == 0; }));
+  }
+}
+
 TEST_CASE("routing_statistics: extremes of the load's spread", "[core][statistics]") {
   routing_statistics s;
   CHECK(s.load_cv() == 0);

@@ -4,8 +4,10 @@
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/neuron_bank.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/product_key.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -287,4 +289,40 @@ TEST_CASE("layers: building one with an allocation that fails leaks nothing", "[
     CHECK(allocations.live == live);
   }
   CHECK(failures > 30);
+}
+
+TEST_CASE("layers: a few tokens among a million experts, in the memory and with the bits of a few experts",
+          "[layer][alloc]") {
+  constexpr index_t width = 2, keys = 1024, few = 16, tokens = 5;
+  const auto expert_among_many = [](index_t e) { return e * 65521 + 3; };
+  const auto layer_of = [](index_t n) {
+    return moe_layer{product_key_router<float>{width, n, {.heads = 1, .top_k = 4}}, neuron_bank<float>{n * n, width}};
+  };
+  auto small = layer_of(4), large = layer_of(keys);
+  for (auto* router : {&small.router(), &large.router()}) initialize(*router, 1);
+  initialize(small.bank(), 2);
+  large.bank().down().assign(matrix<float>::Zero(keys * keys, width));
+  large.bank().up().assign(matrix<float>::Zero(keys * keys, width));
+  for (index_t e = 0; e < few; ++e) {
+    std::copy_n(small.bank().down().data() + e * width, width,
+                large.bank().down().data() + expert_among_many(e) * width);
+    std::copy_n(small.bank().up().data() + e * width, width, large.bank().up().data() + expert_among_many(e) * width);
+  }
+  const matrix<float> x = test::random_matrix<float>(tokens, width, 3);
+  const auto run = [&](auto& layer, auto expert_of, matrix<float>& y) {
+    typename std::remove_reference_t<decltype(layer)>::workspace workspace;
+    const long before = allocations.bytes;
+    workspace.plan.reset(tokens, layer.experts());
+    for (index_t i = 0; i < 3 * tokens; ++i) workspace.plan.add(i / 3, expert_of(i * 5 % few), 0.3f, i % 3);
+    workspace.plan.finish();
+    std::as_const(layer).forward_planned(x, y, workspace);
+    CHECK(workspace.statistics.load[expert_of(0)] > 0);
+    return allocations.bytes - before;
+  };
+  matrix<float> y(tokens, width), y_large(tokens, width);
+  const long bytes = run(small, [](index_t e) { return e; }, y);
+  const long bytes_large = run(large, expert_among_many, y_large);
+  CHECK(test::same_bits(y, y_large));
+  const long counter = sizeof(index_t) + 1;  // the statistics' own, and a share of its list
+  CHECK(bytes_large <= bytes + counter * static_cast<long>(keys * keys));
 }

@@ -199,10 +199,7 @@ void llama4(oracle_case<Scalar>& c) {
   c.check("weights", choices.weight.span());
   matrix<Scalar> input_scale = matrix<Scalar>::Zero(choices.tokens, E);
   for (index_t i = 0; i < tape.layer.plan.size(); ++i)
-    for (index_t e = 0; e < E; ++e)
-      if (tape.layer.plan.offsets()[static_cast<std::size_t>(e)] <= i &&
-          i < tape.layer.plan.offsets()[static_cast<std::size_t>(e) + 1])
-        input_scale(tape.layer.plan.token(i), e) = tape.layer.plan.input_scale(i);
+    input_scale(tape.layer.plan.token(i), tape.layer.plan.expert(i)) = tape.layer.plan.input_scale(i);
   c.check("combine", input_scale);
 }
 

@@ -101,7 +101,8 @@ void check_slots(oracle_case<Scalar>& c, const sluice::sparse_plan<Scalar>& plan
     const auto group = context.group(g, plan.tokens());
     for (index_t e = 0; e < experts; ++e) {
       index_t slot = 0;
-      for (index_t i = plan.offsets()[static_cast<std::size_t>(e)]; i < plan.offsets()[static_cast<std::size_t>(e) + 1]; ++i) {
+      const sluice::row_range own = plan.by_expert().of(e);
+      for (index_t i = own.begin; i < own.end; ++i) {
         if (plan.token(i) < group.begin || plan.token(i) >= group.end) continue;
         if (slot >= capacity) {
           c.fail("expert " + std::to_string(e) + " has more tokens than slots");

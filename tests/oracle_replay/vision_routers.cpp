@@ -113,8 +113,8 @@ void run_expert_choice(oracle_case<Scalar>& c) {
   for (index_t t = 0; t < tape.plan.tokens(); ++t) per_token.push_back(static_cast<index_t>(tape.plan.of_token(t).size()));
   c.check_integers("experts_per_token", per_token);
   for (index_t g = 0; g < context.group_count(); ++g)
-    for (index_t e = 0; e < E; ++e)
-      for (index_t i = tape.plan.offsets()[static_cast<std::size_t>(e)]; i < tape.plan.offsets()[static_cast<std::size_t>(e) + 1]; ++i)
+    for (const row_range& own : tape.plan.by_expert())
+      for (index_t i = own.begin; i < own.end; ++i)
         if (tape.plan.token(i) / S == g) expert_tokens.push_back(tape.plan.token(i) % S);
   c.check_integers("expert_tokens", expert_tokens);
 }

@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("expert_choice: equals sorting by the definition", "[router][
   }
   index_t assignments = 0;
   for (index_t e = 0; e < s.e; ++e) {
-    index_t position = r.plan.offsets()[std::size_t(e)];
+    index_t position = r.plan.by_expert().of(e).begin;
     for (index_t g = 0; g < s.groups; ++g) {
       std::vector<index_t> tokens;
       for (index_t t = borders[std::size_t(g)]; t < borders[std::size_t(g) + 1]; ++t) tokens.push_back(t);
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("expert_choice: equals sorting by the definition", "[router][
         ++assignments;
       }
     }
-    CHECK(position == r.plan.offsets()[std::size_t(e) + 1]);
+    CHECK(position == r.plan.by_expert().of(e).end);
   }
   CHECK(r.plan.size() == assignments);
 }

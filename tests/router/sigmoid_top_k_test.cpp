@@ -35,7 +35,8 @@ naive_row naive_sigmoid(const Scalar* logits, const std::vector<double>& bias, i
 
 void count_loads(routing_statistics& statistics, std::initializer_list<index_t> loads) {
   statistics.load.clear();
-  for (const index_t load : loads) statistics.load.push_back(load);
+  statistics.load.resize(static_cast<index_t>(loads.size()));
+  for (index_t e = 0; e < statistics.load.size(); ++e) statistics.load.add(e, loads.begin()[e]);
 }
 
 }  // namespace

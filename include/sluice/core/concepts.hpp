@@ -14,12 +14,12 @@
 #pragma once
 
 #include <sluice/core/context.hpp>
+#include <sluice/core/expert_rows.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/core/types.hpp>
 
 #include <concepts>
-#include <span>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -175,21 +175,22 @@ concept DifferentiableExpert = ExpertFunctor<E> && CanApplyBackward<E>;
 
 template <typename B>
 concept CanRunExperts = HasScalar<B> && HasTape<B> &&
-    requires(const B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets,
+    requires(const B& bank, tokens_in<typename B::scalar> x, const expert_rows& rows,
              tokens_out<typename B::scalar> y, typename B::tape& tape, const executor_ref& executor) {
-      bank.forward(x, offsets, y, tape, executor);
+      bank.forward(x, rows, y, tape, executor);
     };
 
 template <typename B>
 concept CanRunExpertsBackward = CanRunExperts<B> &&
-    requires(B& bank, tokens_in<typename B::scalar> x, std::span<const index_t> offsets,
+    requires(B& bank, tokens_in<typename B::scalar> x, const expert_rows& rows,
              tokens_out<typename B::scalar> dx, typename B::tape& tape, const executor_ref& executor) {
-      bank.backward(x, offsets, x, dx, tape, executor);
+      bank.backward(x, rows, x, dx, tape, executor);
     };
 
-/// All experts of a layer. The rows of expert e are offsets[e] .. offsets[e+1] of x and y. A bank whose memory depends on the
-/// number of rows has prepare(tape, rows, training) const, which makes room for any call of up to so many rows and says
-/// whether backward calls will follow; a layer calls it before each forward call.
+/// All experts of a layer. `rows` says which rows of x and y are whose: for (const auto& [expert, begin, end] : rows)
+/// goes through the experts that have some (core/expert_rows.hpp). A bank whose memory depends on the number of rows
+/// has prepare(tape, rows, training) const, which makes room for any call of up to so many rows and says whether
+/// backward calls will follow; a layer calls it before each forward call.
 template <typename B>
 concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOutputs<B> && CanRunExperts<B>;
 template <typename B>
@@ -301,7 +302,7 @@ consteval bool explain_bank() {
   static_assert(HasOutputs<B>, "sluice: expert bank needs `index_t outputs() const`");
   static_assert(HasTape<B>, "sluice: expert bank needs a default-constructible member type `tape`");
   static_assert(CanRunExperts<B>,
-                "sluice: expert bank needs `void forward(tokens_in<scalar> x, std::span<const index_t> offsets, "
+                "sluice: expert bank needs `void forward(tokens_in<scalar> x, const expert_rows& rows, "
                 "tokens_out<scalar> y, tape&, const executor_ref&) const`");
   return ExpertBank<B>;
 }
@@ -311,7 +312,7 @@ consteval bool explain_differentiable_bank() {
   static_assert(explain_bank<B>());
   if constexpr (requires { B::explain_training(); }) static_assert(B::explain_training());
   static_assert(CanRunExpertsBackward<B>,
-                "sluice: expert bank needs `void backward(tokens_in<scalar> x, std::span<const index_t> offsets, "
+                "sluice: expert bank needs `void backward(tokens_in<scalar> x, const expert_rows& rows, "
                 "tokens_in<scalar> dy, tokens_out<scalar> dx, tape&, const executor_ref&)` to be trained");
   return DifferentiableBank<B>;
 }

@@ -13,6 +13,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/expert_rows.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
@@ -79,7 +80,8 @@ public:
   index_t row(index_t group, index_t slot) const noexcept {
     return offsets_[slot / slots_per_expert_] + group * slots_per_expert_ + slot % slots_per_expert_;
   }
-  std::span<const index_t> offsets() const noexcept { return offsets_.span(); }
+  /// Who has which rows. Every expert has as many.
+  expert_rows by_expert() const noexcept { return offsets_.span(); }
   std::span<const index_t> invalid_tokens() const noexcept { return invalid_.span(); }
 
   matrix_buffer<Scalar>& dispatch() noexcept { return dispatch_; }

@@ -1,6 +1,6 @@
 /// A bank of experts of one type: what a layer usually holds.
 ///
-///   rows of expert e: offsets[e] .. offsets[e+1] of x [n,D] and y [n,D']
+///   rows of expert e: rows.of(e) of x [n,D] and y [n,D']
 ///
 /// Experts made of linear maps (ffn, gated_ffn) run together through the kernels of expert/grouped_forward.hpp and
 /// grouped_backward.hpp, which also gather rows and add them up (forward_routed). Any other expert, yours too, is
@@ -39,12 +39,7 @@ using options_of = typename options_of_expert<Expert>::type;
 /// Memory of a bank whose experts are called one by one.
 template <typename Scalar>
 struct block_memory {
-  struct block {
-    index_t expert;
-    index_t begin;
-    index_t end;
-  };
-  buffer<block> blocks;
+  buffer<row_range> blocks;
   matrix_buffer<Scalar> saved;
 };
 
@@ -119,23 +114,23 @@ public:
     }
   }
 
-  void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+  void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     if constexpr (MadeOfLinearMaps<Expert>)
-      forward_routed(x, {.offsets = offsets}, y, t, executor);
+      forward_routed(x, {.by_expert = rows}, y, t, executor);
     else
-      forward_blocks(x, offsets, y, t, executor);
+      forward_blocks(x, rows, y, t, executor);
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+  void backward(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
                 tape& t, const executor_ref& executor)
     requires DifferentiableExpert<Expert>
   {
     if constexpr (MadeOfLinearMaps<Expert>) {
-      dx.middleRows(offsets.front(), rows_end(offsets) - offsets.front()).setZero();
-      backward_routed(x, {.offsets = offsets}, dy, dx, t, nullptr, nullptr, executor);
+      dx.middleRows(rows.first_row(), rows.rows()).setZero();
+      backward_routed(x, {.by_expert = rows}, dy, dx, t, nullptr, nullptr, executor);
     } else {
-      backward_blocks(x, offsets, dy, dx, t, executor);
+      backward_blocks(x, rows, dy, dx, t, executor);
     }
   }
 
@@ -194,7 +189,6 @@ private:
     const expert_bank& bank;
     const Expert& operator()(index_t e) const noexcept { return bank.expert(e); }
   };
-  using block = typename detail::block_memory<scalar>::block;
 
   // Rows of one task: enough to repay handing it out, few enough to spread.
   static constexpr index_t row_block = 32;
@@ -212,42 +206,36 @@ private:
     return columns;
   }
 
-  static index_t rows_end(std::span<const index_t> offsets) { return offsets.back(); }
-
-  void forward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+  void forward_blocks(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
-    t.saved.resize(rows_end(offsets) - offsets.front(), most_saved_columns());
-    cut(offsets, row_block, t.blocks);
+    t.saved.resize(rows.rows(), most_saved_columns());
+    cut(rows, row_block, t.blocks);
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
-      const block& b = t.blocks[task];
-      expert(b.expert).forward(x.middleRows(b.begin, b.end - b.begin), y.middleRows(b.begin, b.end - b.begin),
-                               saved_rows(t, offsets, b));
+      const row_range& b = t.blocks[task];
+      expert(b.expert).forward(x.middleRows(b.begin, b.size()), y.middleRows(b.begin, b.size()),
+                               saved_rows(t, rows.first_row(), b));
     });
   }
 
-  void backward_blocks(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy,
-                       tokens_out<scalar> dx, tape& t, const executor_ref& executor) {
-    const auto rows = [](auto& m, const block& b) { return m.middleRows(b.begin, b.end - b.begin); };
-    cut(offsets, rows_end(offsets) + 1, t.blocks);  // one block an expert
+  void backward_blocks(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
+                       tape& t, const executor_ref& executor) {
+    const auto rows_of = [](auto& m, const row_range& b) { return m.middleRows(b.begin, b.size()); };
+    cut(rows, rows.rows() + 1, t.blocks);  // one block an expert
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
-      const block& b = t.blocks[task];
-      expert(b.expert).backward(rows(x, b), rows(dy, b), saved_rows(t, offsets, b), rows(dx, b));
+      const row_range& b = t.blocks[task];
+      expert(b.expert).backward(rows_of(x, b), rows_of(dy, b), saved_rows(t, rows.first_row(), b), rows_of(dx, b));
     });
   }
 
-  void cut(std::span<const index_t> offsets, index_t size, buffer<block>& blocks) const {
+  static void cut(const expert_rows& rows, index_t size, buffer<row_range>& blocks) {
     blocks.clear();
-    for (index_t e = 0; e < experts(); ++e) {
-      const index_t end = offsets[static_cast<std::size_t>(e) + 1];
-      for (index_t begin = offsets[static_cast<std::size_t>(e)]; begin < end; begin += size)
-        blocks.push_back({e, begin, (std::min)(begin + size, end)});
-    }
+    for (const row_range& own : rows)
+      for (index_t begin = own.begin; begin < own.end; begin += size)
+        blocks.push_back({own.expert, begin, (std::min)(begin + size, own.end)});
   }
 
-  auto saved_rows(tape& t, std::span<const index_t> offsets, const block& b) const {
-    return t.saved.map()
-        .middleRows(b.begin - offsets.front(), b.end - b.begin)
-        .leftCols(expert(b.expert).saved_columns());
+  auto saved_rows(tape& t, index_t first_row, const row_range& b) const {
+    return t.saved.map().middleRows(b.begin - first_row, b.size()).leftCols(expert(b.expert).saved_columns());
   }
 
   std::vector<Expert> experts_;

@@ -55,16 +55,16 @@ public:
     read().prepare(t, rows, training && is_trainable);
   }
 
-  void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+  void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
-    read().forward(x, offsets, y, t, executor);
+    read().forward(x, rows, y, t, executor);
   }
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+  void backward(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
                 tape& t, const executor_ref& executor)
     requires is_trainable
   {
     ensure_gradients(*bank_);
-    bank_->backward(x, offsets, dy, dx, t, executor);
+    bank_->backward(x, rows, dy, dx, t, executor);
   }
 
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,

@@ -51,7 +51,7 @@ public:
     const std::array<index_t, 2> offsets{0, x.rows()};
     const auto expert_of = [&](index_t) -> Expert& { return self; };
     ensure_gradients(self);
-    detail::grouped_backward<Expert>({.offsets = offsets}, expert_of, self.inputs(), self.outputs(), memory, {})
+    detail::grouped_backward<Expert>({.by_expert = offsets}, expert_of, self.inputs(), self.outputs(), memory, {})
         .run(x, dy, dx, nullptr, nullptr, expert_of);
   }
 
@@ -60,7 +60,7 @@ private:
     const auto& self = static_cast<const Expert&>(*this);
     const std::array<index_t, 2> offsets{0, x.rows()};
     const auto expert_of = [&](index_t) -> const Expert& { return self; };
-    detail::grouped_forward<Expert>({.offsets = offsets}, expert_of, self.inputs(), self.outputs(), memory, {})
+    detail::grouped_forward<Expert>({.by_expert = offsets}, expert_of, self.inputs(), self.outputs(), memory, {})
         .run(x, y, expert_of);
   }
 };

@@ -53,7 +53,7 @@ index_t grouped_training_bytes(index_t rows, index_t experts, index_t inputs, in
   const index_t parts = ((std::max)(inputs, hidden) + 4 * lanes - 1) / (4 * lanes);
   const index_t numbers = rows * (Expert::first_maps * packed::pitch(hidden) + packed::pitch(outputs) + parts) +
                           lane_rows * (outputs + Expert::first_maps * hidden);
-  return numbers * static_cast<index_t>(sizeof(scalar)) + (experts + 1) * static_cast<index_t>(sizeof(index_t));
+  return numbers * static_cast<index_t>(sizeof(scalar));
 }
 
 template <MadeOfTrainableMaps Expert>
@@ -65,16 +65,11 @@ public:
   template <typename ExpertOf>
   grouped_backward(const routed_rows<scalar>& rows, const ExpertOf& expert_of, index_t inputs, index_t outputs,
                    memory& m, const executor_ref& executor)
-      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, m, executor) {
-    m.groups.resize(rows.experts() + 1);
-    m.groups[0] = 0;
-    for (index_t e = 0; e < rows.experts(); ++e) m.groups[e + 1] = m.groups[e] + lane_rows::groups(rows.load(e));
-  }
+      : rows_(rows), inputs_(inputs), outputs_(outputs), m_(m), group_(rows, expert_of, inputs, m, executor) {}
 
   /// Makes room for this many rows, whoever gets them; dy comes last: where it has room, everything has.
   static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
     const index_t in_lanes = most_lane_rows<Expert>(rows, experts);
-    m.groups.reserve(experts + 1);
     m.dy_lanes.reserve(in_lanes * outputs);
     for (auto& dz : m.dz_lanes) dz.reserve(in_lanes * hidden);
     m.dweight.reserve(column_units((std::max)(inputs, hidden)) * rows);
@@ -92,7 +87,7 @@ public:
     hidden(expert_of, dweight != nullptr);
     if (dweight != nullptr) {
       add_up_parts(column_units(group_.hidden_width()), dweight);
-      for (index_t i = rows_.begin(); i < rows_.end(); ++i) dweight[i] += bias_share(dy, i, expert_of);
+      add_bias_shares(dy, dweight, expert_of);
     }
     gradients(expert_of);
     input_gradients(x, dx, dinput_scale != nullptr, expert_of);
@@ -104,6 +99,8 @@ private:
   using vector = kernel::simd<scalar>;
   using packed = kernel::packed_rows<full>;
   using lane_rows = kernel::lane_rows<scalar>;
+  using active_rows = typename memory::active_rows;
+  using task = typename memory::task;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
   /// Columns and groups of rows that go through multiply_transposed together: their sums take 32 KB of stack at most.
@@ -115,31 +112,38 @@ private:
   packed packed_upstream(const kernel::row_blocks& rows) {
     return {m_.dy.data() + (rows.first() - rows_.begin()) * packed::pitch(outputs_), nullptr, outputs_, rows.first()};
   }
-  lane_rows upstream_lanes(index_t e) { return {m_.dy_lanes.data() + m_.groups[e] * lanes * outputs_, outputs_}; }
-  lane_rows hidden_lanes(index_t e, index_t map, index_t width) {
-    return {m_.dz_lanes[static_cast<std::size_t>(map)].data() + m_.groups[e] * lanes * group_.hidden_width(), width};
+  lane_rows upstream_lanes(const active_rows& own) {
+    return {m_.dy_lanes.data() + own.lane_group * lanes * outputs_, outputs_};
+  }
+  lane_rows hidden_lanes(const active_rows& own, index_t map, index_t width) {
+    return {m_.dz_lanes[as_size(map)].data() + own.lane_group * lanes * group_.hidden_width(), width};
+  }
+  index_t lane_groups() const {
+    if (m_.active.empty()) return 0;
+    const active_rows& last = m_.active[m_.active.size() - 1];
+    return last.lane_group + lane_rows::groups(last.size());
   }
 
   void pack_upstream(tokens_in<scalar> dy) {
     m_.dy.resize(rows_.size() * packed::pitch(outputs_));
-    m_.dy_lanes.resize(m_.groups[rows_.experts()] * lanes * outputs_);
+    m_.dy_lanes.resize(lane_groups() * lanes * outputs_);
     const auto upstream = [&](index_t i) { return dy.data() + rows_.token(i) * dy.outerStride(); };
-    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
-                     [&](index_t e) { return 2 * group_.blocks_of(e).height() * outputs_; },
-                     [&](const typename memory::task& t) {
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
+                     [&](const active_rows& own) { return 2 * group_.blocks_of(own).height() * outputs_; },
+                     [&](const task& t) {
+                       const kernel::row_blocks rows = group_.blocks_of(t.own);
                        for (index_t b = t.begin; b < t.end; ++b)
                          kernel::pack_block(packed_upstream(rows), rows, b, upstream,
                                             [&](index_t i) { return rows_.weight(i); });
                      });
-    group_.run_tasks([&](index_t e) { return lane_rows::groups(rows_.load(e)); },
-                     [&](index_t) { return 2 * lanes * outputs_; },
-                     [&](const typename memory::task& t) {
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    group_.run_tasks([&](const active_rows& own) { return lane_rows::groups(own.size()); },
+                     [&](const active_rows&) { return 2 * lanes * outputs_; },
+                     [&](const task& t) {
+                       const kernel::row_blocks rows = group_.blocks_of(t.own);
                        for (index_t g = t.begin; g < t.end; ++g) {
                          const index_t first = rows.first() + g * lanes;
                          const index_t count = (std::min)(lanes, rows.first() + rows.rows() - first);
-                         scalar* out = upstream_lanes(t.expert).group(g);
+                         scalar* out = upstream_lanes(t.own).group(g);
                          std::array<const scalar*, static_cast<std::size_t>(lanes)> from;
                          for (index_t l = 0; l < count; ++l) from[static_cast<std::size_t>(l)] = upstream(first + l);
                          for (index_t k = 0; k < outputs_; ++k, out += lanes) {
@@ -151,26 +155,26 @@ private:
   }
 
   void hidden(const auto& expert_of, bool with_weights) {
-    for (auto& dz : m_.dz_lanes) dz.resize(m_.groups[rows_.experts()] * lanes * group_.hidden_width());
+    for (auto& dz : m_.dz_lanes) dz.resize(lane_groups() * lanes * group_.hidden_width());
     // Experts narrower than the widest have fewer parts; theirs that are missing count as zero.
     if (with_weights) m_.dweight.assign(column_units(group_.hidden_width()) * rows_.size(), scalar(0));
     m_.is_spent = true;
-    group_.run_tasks([&](index_t e) { return column_units(expert_of(e).last_map().inputs()); },
-                     [&](index_t e) { return rows_.load(e) * outputs_ * unit_columns; },
-                     [&](const typename memory::task& t) {
+    group_.run_tasks([&](const active_rows& own) { return column_units(expert_of(own.expert).last_map().inputs()); },
+                     [&](const active_rows& own) { return own.size() * outputs_ * unit_columns; },
+                     [&](const task& t) {
                        alignas(64) scalar sums[as_size(unit_groups * unit_columns * lanes)];
-                       Expert& expert = expert_of(t.expert);
+                       Expert& expert = expert_of(t.own.expert);
                        const index_t width = expert.last_map().inputs();
-                       const index_t groups = lane_rows::groups(rows_.load(t.expert));
+                       const index_t groups = lane_rows::groups(t.own.size());
                        for (index_t unit = t.begin; unit < t.end; ++unit) {
                          const index_t begin = unit * unit_columns;
                          const index_t end = (std::min)(begin + unit_columns, width);
                          for (index_t g = 0; g < groups; g += unit_groups) {
                            const index_t count = (std::min)(unit_groups, groups - g);
                            kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end,
-                                                       upstream_lanes(t.expert), g, count, sums, false);
-                           for_each_row(t.expert, g, count, [&](index_t i, index_t group, index_t lane) {
-                             const scalar part = hidden_row(t.expert, expert, i, begin, end, group, lane,
+                                                       upstream_lanes(t.own), g, count, sums, false);
+                           for_each_row(t.own, g, count, [&](index_t i, index_t group, index_t lane) {
+                             const scalar part = hidden_row(t.own, expert, i, begin, end, group, lane,
                                                             sums + (group - g) * (end - begin) * lanes);
                              if (with_weights) m_.dweight[unit * rows_.size() + i - rows_.begin()] = part;
                            });
@@ -181,16 +185,16 @@ private:
 
   /// f(row, group, lane) for the rows of an expert that lie in `count` groups.
   template <typename F>
-  void for_each_row(index_t e, index_t first_group, index_t count, F&& f) const {
-    const kernel::row_blocks rows = group_.blocks_of(e);
+  void for_each_row(const active_rows& own, index_t first_group, index_t count, F&& f) const {
+    const kernel::row_blocks rows = group_.blocks_of(own);
     for (index_t r = first_group * lanes; r < (std::min)((first_group + count) * lanes, rows.rows()); ++r)
       f(rows.first() + r, r / lanes, r % lanes);
   }
 
   /// One row, columns begin .. end of h: dz in both orders from dh' [column][lane]; returns <dh', h>.
-  scalar hidden_row(index_t e, Expert& expert, index_t i, index_t begin, index_t end, index_t group, index_t lane,
-                    const scalar* dh) {
-    const kernel::row_blocks rows = group_.blocks_of(e);
+  scalar hidden_row(const active_rows& own, Expert& expert, index_t i, index_t begin, index_t end, index_t group,
+                    index_t lane, const scalar* dh) {
+    const kernel::row_blocks rows = group_.blocks_of(own);
     const index_t width = expert.last_map().inputs();
     const index_t b = (i - rows.first()) / rows.height();
     const index_t in_block = (i - rows.first()) % rows.height();
@@ -210,7 +214,7 @@ private:
       for (std::size_t m = 0; m < maps; ++m) {
         scalar* natural = place(m_.z[m], column / lanes);
         kernel::store<scalar>(natural, z[m]);
-        scalar* out = hidden_lanes(e, static_cast<index_t>(m), width).group(group) + column * lanes + lane;
+        scalar* out = hidden_lanes(own, static_cast<index_t>(m), width).group(group) + column * lanes + lane;
         for (index_t l = 0; l < count; ++l) out[l * lanes] = natural[l];
         if (i + 1 ==
             rows.first() + rows.rows())  // the lanes past the last row: nobody reads them, but they must be numbers
@@ -229,21 +233,22 @@ private:
     }
   }
 
-  scalar bias_share(tokens_in<scalar> dy, index_t i, const auto& expert_of) const {
-    const scalar* bias = expert_of(expert_of_row(i)).output_bias();
-    return bias == nullptr ? scalar(0) : kernel::dot(dy.data() + rows_.token(i) * dy.outerStride(), bias, outputs_);
-  }
-  index_t expert_of_row(index_t i) const {
-    return std::upper_bound(rows_.offsets.begin(), rows_.offsets.end(), i) - rows_.offsets.begin() - 1;
+  void add_bias_shares(tokens_in<scalar> dy, scalar* dweight, const auto& expert_of) const {
+    for (const active_rows& own : m_.active)
+      if (const scalar* bias = expert_of(own.expert).output_bias(); bias != nullptr)
+        for (index_t i = own.begin; i < own.end; ++i)
+          dweight[i] += kernel::dot(dy.data() + rows_.token(i) * dy.outerStride(), bias, outputs_);
   }
 
   void gradients(const auto& expert_of) {
-    const auto work = [&](index_t e, index_t width) { return rows_.load(e) * width * lanes * kernel::tile_vectors; };
-    group_.run_tasks([&](index_t e) { return (expert_of(e).last_map().panels() + 1) / 2; },
-                     [&](index_t e) { return work(e, expert_of(e).last_map().inputs()); },
-                     [&](const typename memory::task& t) {
-                       Expert& expert = expert_of(t.expert);
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const auto work = [](const active_rows& own, index_t width) {
+      return own.size() * width * lanes * kernel::tile_vectors;
+    };
+    group_.run_tasks([&](const active_rows& own) { return (expert_of(own.expert).last_map().panels() + 1) / 2; },
+                     [&](const active_rows& own) { return work(own, expert_of(own.expert).last_map().inputs()); },
+                     [&](const task& t) {
+                       Expert& expert = expert_of(t.own.expert);
+                       const kernel::row_blocks rows = group_.blocks_of(t.own);
                        const packed dy = packed_upstream(rows);
                        const packed h = group_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
                        for (index_t q = t.begin; q < t.end; ++q) {
@@ -252,11 +257,11 @@ private:
                            add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
                        }
                      });
-    group_.run_tasks([&](index_t e) { return group_.pairs_of(expert_of(e)); },
-                     [&](index_t e) { return work(e, inputs_); },
-                     [&](const typename memory::task& t) {
-                       Expert& expert = expert_of(t.expert);
-                       const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
+                     [&](const active_rows& own) { return work(own, inputs_); },
+                     [&](const task& t) {
+                       Expert& expert = expert_of(t.own.expert);
+                       const kernel::row_blocks rows = group_.blocks_of(t.own);
                        const auto dz = [&](std::size_t m) {
                          return group_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
                        };
@@ -292,19 +297,19 @@ private:
     group_.run_columns(column_units(inputs_), maps * rows_.size() * group_.hidden_width() * inputs_,
                        [&](index_t first_unit, index_t last_unit) {
                          alignas(64) scalar sums[as_size(unit_groups * unit_columns * lanes)];
-                         for (const index_t e : m_.active)
+                         for (const active_rows& own : m_.active)
                            for (index_t unit = first_unit; unit < last_unit; ++unit) {
-                             const Expert& expert = expert_of(e);
+                             const Expert& expert = expert_of(own.expert);
                              const index_t begin = unit * unit_columns;
                              const index_t end = (std::min)(begin + unit_columns, inputs_);
-                             const index_t groups = lane_rows::groups(rows_.load(e));
+                             const index_t groups = lane_rows::groups(own.size());
                              for (index_t g = 0; g < groups; g += unit_groups) {
                                const index_t count = (std::min)(unit_groups, groups - g);
                                for (int m = 0; m < maps; ++m)
                                  kernel::multiply_transposed(expert.first_map(m), begin, end,
-                                                             hidden_lanes(e, m, expert.last_map().inputs()), g, count,
+                                                             hidden_lanes(own, m, expert.last_map().inputs()), g, count,
                                                              sums, m > 0);
-                               for_each_row(e, g, count, [&](index_t i, index_t group, index_t lane) {
+                               for_each_row(own, g, count, [&](index_t i, index_t group, index_t lane) {
                                  const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
                                  const scalar scale = rows_.input_scale(i);
                                  scalar* out = &dx(rows_.token(i), begin);

@@ -47,7 +47,8 @@ public:
     index_t row = unit * (packed::pitch(inputs) + packed::pitch(hidden));
     if constexpr (!is_direct) row += number * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
     if constexpr (kernel::detail::scales_rows<storage>) row += 2 * number;
-    return rows * row + number * waiting_outputs(rows, outputs) + experts * static_cast<index_t>(sizeof(index_t));
+    return rows * row + number * waiting_outputs(rows, outputs) +
+           (std::min)(rows, experts) * static_cast<index_t>(sizeof(active_rows));
   }
 
   /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. packed_inputs come last: where
@@ -91,6 +92,7 @@ public:
 
 private:
   using element = typename storage::element;
+  using active_rows = typename memory::active_rows;
   using task = typename memory::task;
   using panel_pair = kernel::streams<const element*>;
   using sums_t = kernel::streams<const scalar*>;
@@ -128,25 +130,25 @@ private:
   }
 
   void pack_inputs(tokens_in<scalar> x) {
-    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
-                     [&](index_t e) { return group_.blocks_of(e).height() * inputs_; },
+    group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
+                     [&](const active_rows& own) { return group_.blocks_of(own).height() * inputs_; },
                      [&](const task& t) { pack_inputs_of(t, x); });
   }
   void pack_inputs_of(const task& t, tokens_in<scalar> x) {
     for (index_t b = t.begin; b < t.end; ++b)
       kernel::pack_block(
-          group_.packed_inputs(), group_.blocks_of(t.expert), b,
+          group_.packed_inputs(), group_.blocks_of(t.own), b,
           [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
           [&](index_t i) { return rows_.input_scale(i); });
   }
 
   void hidden(const auto& expert_of) {
-    group_.run_tasks([&](index_t e) { return group_.pairs_of(expert_of(e)); },
-                     [&](index_t e) { return rows_.load(e) * inputs_ * lanes * kernel::tile_vectors; },
-                     [&](const task& t) { hidden_of(t, expert_of(t.expert)); });
+    group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
+                     [&](const active_rows& own) { return own.size() * inputs_ * lanes * kernel::tile_vectors; },
+                     [&](const task& t) { hidden_of(t, expert_of(t.own.expert)); });
   }
   void hidden_of(const task& t, const Expert& expert) {
-    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
     for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
       kernel::multiply_panels<storage>(
           group_.packed_inputs(), rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
@@ -195,12 +197,12 @@ private:
   }
 
   void pack_hidden(const auto& expert_of) {
-    group_.run_tasks([&](index_t e) { return group_.blocks_of(e).count(); },
-                     [&](index_t e) { return group_.blocks_of(e).height() * group_.hidden_width(); },
-                     [&](const task& t) { pack_hidden_of(t, expert_of(t.expert)); });
+    group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
+                     [&](const active_rows& own) { return group_.blocks_of(own).height() * group_.hidden_width(); },
+                     [&](const task& t) { pack_hidden_of(t, expert_of(t.own.expert)); });
   }
   void pack_hidden_of(const task& t, const Expert& expert) {
-    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
     const index_t width = expert.last_map().inputs();
     const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
     for (index_t b = t.begin; b < t.end; ++b)
@@ -218,10 +220,10 @@ private:
     group_.run_columns(pairs, rows_.size() * group_.hidden_width() * outputs_, [&](index_t begin, index_t end) {
       clear(y, begin * pair_columns, (std::min)(end * pair_columns, outputs_));
       for (index_t a = 0; a < m_.active.size(); ++a) {
-        const Expert& expert = expert_of(m_.active[a]);
+        const Expert& expert = expert_of(m_.active[a].expert);
         const bool is_last = a + 1 == m_.active.size();
         const panel_pair next = is_last ? neighbours(expert.last_map(), end - 1)
-                                        : neighbours(expert_of(m_.active[a + 1]).last_map(), begin);
+                                        : neighbours(expert_of(m_.active[a + 1].expert).last_map(), begin);
         output_of({m_.active[a], begin, end}, expert, next,
                   [&](index_t row, index_t column, const scalar* sums) { add_output(expert, row, column, sums, y); });
       }
@@ -231,7 +233,7 @@ private:
   template <typename Take>
   void output_of(const task& t, const Expert& expert, const panel_pair& next, Take&& take) {
     const auto& map = expert.last_map();
-    const kernel::row_blocks rows = group_.blocks_of(t.expert);
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
     const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
     for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
       kernel::multiply_panels<storage>(
@@ -250,25 +252,23 @@ private:
     const auto waiting = [&](index_t row) {
       return m_.outputs.data() + (row - rows_.begin()) * output_pitch(outputs_);
     };
-    group_.run_whole([&](index_t e) {
-      const Expert& expert = expert_of(e);
-      const index_t blocks = group_.blocks_of(e).count();
+    group_.run_whole([&](const active_rows& own) {
+      const Expert& expert = expert_of(own.expert);
+      const index_t blocks = group_.blocks_of(own).count();
       const index_t pairs = (expert.last_map().panels() + 1) / 2;
-      pack_inputs_of({e, 0, blocks}, x);
-      hidden_of({e, 0, group_.pairs_of(expert)}, expert);
-      if constexpr (!is_direct) pack_hidden_of({e, 0, blocks}, expert);
-      output_of({e, 0, pairs}, expert, neighbours(expert.last_map(), pairs - 1),
+      pack_inputs_of({own, 0, blocks}, x);
+      hidden_of({own, 0, group_.pairs_of(expert)}, expert);
+      if constexpr (!is_direct) pack_hidden_of({own, 0, blocks}, expert);
+      output_of({own, 0, pairs}, expert, neighbours(expert.last_map(), pairs - 1),
                 [&](index_t row, index_t column, const scalar* sums) {
                   kernel::store<scalar>(waiting(row) + column, kernel::load(sums));
                 });
     });
     clear(y, 0, outputs_);
-    for (const index_t e : m_.active)
-      for (index_t i = 0; i < rows_.load(e); ++i) {
-        const index_t row = rows_.offsets[static_cast<std::size_t>(e)] + i;
+    for (const active_rows& own : m_.active)
+      for (index_t row = own.begin; row < own.end; ++row)
         for (index_t column = 0; column < outputs_; column += lanes)
-          add_output(expert_of(e), row, column, waiting(row) + column, y);
-      }
+          add_output(expert_of(own.expert), row, column, waiting(row) + column, y);
   }
 
   void clear(tokens_out<scalar>& y, index_t begin, index_t end) const {

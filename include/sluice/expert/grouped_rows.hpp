@@ -32,15 +32,20 @@ template <typename Expert>
 struct grouped_memory {
   using scalar = typename Expert::scalar;
   using storage = typename Expert::storage;
+  /// The rows of an expert that has some.
+  struct active_rows : row_range {
+    index_t lane_group;  ///< the first group of theirs, where rows lie in lanes
+  };
+  /// Units begin .. end of the work on them.
   struct task {
-    index_t expert;
+    active_rows own;
     index_t begin;
     index_t end;
   };
 
-  bool keep = true;        ///< whether forward keeps what backward needs
-  bool is_spent = false;   ///< whether backward has turned z into dz
-  buffer<index_t> active;  ///< experts that have rows
+  bool keep = true;       ///< whether forward keeps what backward needs
+  bool is_spent = false;  ///< whether backward has turned z into dz
+  buffer<active_rows> active;
   buffer<task> tasks;
   buffer<typename storage::activation> x, h;
   buffer<scalar> x_factors, h_factors, h_rows;       ///< for storages that pack otherwise than number by number
@@ -48,7 +53,6 @@ struct grouped_memory {
   std::array<buffer<scalar>, Expert::first_maps> z;  ///< what the first maps gave, if kept; backward turns it into dz
   buffer<scalar> dy, dy_lanes, dweight;              ///< backward: weighted rows; rows in lanes; partial sums
   std::array<buffer<scalar>, Expert::first_maps> dz_lanes;
-  buffer<index_t> groups;  ///< [E+1] first group of rows in lanes of each expert
 };
 
 /// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its
@@ -64,6 +68,7 @@ public:
   using scalar = typename Expert::scalar;
   using storage = typename Expert::storage;
   using memory = grouped_memory<Expert>;
+  using active_rows = typename memory::active_rows;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
 
@@ -77,15 +82,16 @@ public:
     m.active.resize(most_active);
     m.active.clear();
     m.tasks.resize(most_active + 2 * tasks_per_thread * executor.concurrency());
-    for (index_t e = 0; e < rows.experts(); ++e)
-      if (rows.load(e) > 0) {
-        m.active.push_back(e);
-        hidden_ = (std::max)(hidden_, expert_of(e).last_map().inputs());
-      }
+    index_t groups = 0;
+    for (const row_range& own : rows.by_expert) {
+      m.active.push_back({own, groups});
+      groups += lane_rows::groups(own.size());
+      hidden_ = (std::max)(hidden_, expert_of(own.expert).last_map().inputs());
+    }
   }
 
   index_t hidden_width() const noexcept { return hidden_; }
-  kernel::row_blocks blocks_of(index_t e) const { return kernel::row_blocks::of_expert(rows_.offsets, e); }
+  static kernel::row_blocks blocks_of(const row_range& own) { return {own.begin, own.size()}; }
   kernel::packed_rows<storage> packed_inputs() const {
     return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()};
   }
@@ -99,21 +105,21 @@ public:
             rows.first()};
   }
 
-  /// Cuts `units_of(e)` units of every active expert into tasks of about equal work and runs body(task) for each;
-  /// work_of(e) is the work of one unit. A task is worth at least half of the target or is all that an expert has, so
-  /// there are at most two targets' number and one for every active expert.
+  /// Cuts `units_of(own)` units of every active expert's rows into tasks of about equal work and runs body(task) for
+  /// each; work_of(own) is the work of one unit. A task is worth at least half of the target or is all that an expert
+  /// has, so there are at most two targets' number and one for every active expert.
   template <typename UnitsOf, typename WorkOf, typename Body>
   void run_tasks(UnitsOf units_of, WorkOf work_of, Body&& body) const {
     index_t total = 0;
-    for (const index_t e : m_.active) total += units_of(e) * work_of(e);
+    for (const active_rows& own : m_.active) total += units_of(own) * work_of(own);
     const index_t target = (std::max<index_t>)(executor_ref::smallest_work, total / most_tasks());
     m_.tasks.clear();
-    for (const index_t e : m_.active) {
-      const index_t units = units_of(e);
-      const index_t most = (std::max<index_t>)(1, target / (std::max<index_t>)(1, work_of(e)));
+    for (const active_rows& own : m_.active) {
+      const index_t units = units_of(own);
+      const index_t most = (std::max<index_t>)(1, target / (std::max<index_t>)(1, work_of(own)));
       const index_t parts = (units + most - 1) / most;
       for (index_t part = 0; part < parts; ++part)
-        m_.tasks.push_back({e, units * part / parts, units * (part + 1) / parts});
+        m_.tasks.push_back({own, units * part / parts, units * (part + 1) / parts});
     }
     executor_.for_work(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
@@ -135,10 +141,10 @@ public:
     if (threads == 1 || work < executor_ref::smallest_work || work > whole_experts_work) return false;
     if (rows_.size() * outputs > whole_experts_outputs) return false;
     index_t largest = 0;
-    for (const index_t e : m_.active) largest = (std::max)(largest, rows_.load(e));
+    for (const active_rows& own : m_.active) largest = (std::max)(largest, own.size());
     return largest * threads <= rows_.size();
   }
-  /// body(e) for every active expert.
+  /// body(own) for the rows of every active expert.
   template <typename Body>
   void run_whole(Body&& body) const {
     executor_.parallel_for(m_.active.size(), [&](index_t a) { body(m_.active[a]); });
@@ -149,6 +155,8 @@ public:
   }
 
 private:
+  using lane_rows = kernel::lane_rows<scalar>;
+
   /// One thread has nobody to share with: larger tasks read what they share less often.
   index_t most_tasks() const { return executor_.concurrency() == 1 ? 1 : tasks_per_thread * executor_.concurrency(); }
 

@@ -3,9 +3,9 @@
 ///   f_e(x) = phi(<down_e, x>) up_e        down [E,D]  up [E,D']  x [n,D]  y [n,D'], rows grouped by expert
 ///   dz = <dy, up_e> phi'(z);  dx = dz down_e;  d down_e += dz x;  d up_e += phi(z) dy
 ///
-/// Work and scratch grow with the number of rows, not with E; only the offsets are read for every expert. Gradients are
-/// ordinary arrays of the tables' size, but only the rows of experts that had tokens are written: touched() lists them,
-/// so that an optimiser may update, and zero_touched_gradients() clear, those rows alone.
+/// Work and scratch grow with the number of rows, not with E. Gradients are ordinary arrays of the tables' size, but
+/// only the rows of experts that had tokens are written: touched() lists them, so that an optimiser may update, and
+/// zero_touched_gradients() clear, those rows alone.
 /// Tasks are blocks of rows (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in
 /// its row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
 /// He 2024 (PEER), arXiv:2407.04153.
@@ -27,9 +27,8 @@ public:
     index_t outputs = 0;  ///< D'; 0 means D
   };
   struct tape {
-    buffer<index_t> expert;   ///< of each row
-    buffer<index_t> working;  ///< experts that have rows, ascending
-    buffer<index_t> first;    ///< first row of each of those, and one past the last row
+    buffer<index_t> expert;     ///< of each row
+    buffer<row_range> working;  ///< experts that have rows, ascending
     buffer<Scalar> z;
     buffer<Scalar> dz;
   };
@@ -52,16 +51,16 @@ public:
 
   /// Makes room for calls of up to so many rows.
   void prepare(tape& t, index_t rows, bool training) const {
-    for (auto* numbers : {&t.expert, &t.working}) numbers->reserve(rows);
-    t.first.reserve(rows + 1);
+    t.expert.reserve(rows);
+    t.working.reserve((std::min)(rows, experts()));
     t.z.reserve(rows);
     if (training) t.dz.reserve(rows);
   }
 
-  void forward(tokens_in<Scalar> x, std::span<const index_t> offsets, tokens_out<Scalar> y, tape& t,
+  void forward(tokens_in<Scalar> x, const expert_rows& rows, tokens_out<Scalar> y, tape& t,
                const executor_ref& executor) const {
-    find_working(offsets, t);
-    const index_t begin = offsets.front();
+    find_working(rows, t);
+    const index_t begin = rows.first_row();
     executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
       for (index_t r = from; r < to; ++r) {
         t.z[r] = kernel::dot(row(down_, t.expert[r]), x.data() + (begin + r) * x.outerStride(), inputs());
@@ -71,9 +70,9 @@ public:
     });
   }
 
-  void backward(tokens_in<Scalar> x, std::span<const index_t> offsets, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
+  void backward(tokens_in<Scalar> x, const expert_rows& rows, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
                 tape& t, const executor_ref& executor) {
-    const index_t begin = offsets.front();
+    const index_t begin = rows.first_row();
     t.dz.resize(t.expert.size());
     executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
       for (index_t r = from; r < to; ++r) {
@@ -85,13 +84,14 @@ public:
     Scalar* ddown = down_.gradient().data();
     Scalar* dup = up_.gradient().data();
     executor.parallel_blocks(t.working.size(), expert_block, inputs() + outputs(), [&](index_t from, index_t to) {
-      for (index_t w = from; w < to; ++w)
-        for (index_t r = t.first[w]; r < t.first[w + 1]; ++r) {
-          const index_t e = t.working[w];
-          kernel::add_scaled(t.dz[r], x.data() + (begin + r) * x.outerStride(), ddown + e * inputs(), inputs());
-          kernel::add_scaled(Scalar(Phi::value(t.z[r])), dy.data() + (begin + r) * dy.outerStride(),
-                             dup + e * outputs(), outputs());
+      for (index_t w = from; w < to; ++w) {
+        const auto [e, first, last] = t.working[w];
+        for (index_t i = first; i < last; ++i) {
+          kernel::add_scaled(t.dz[i - begin], x.data() + i * x.outerStride(), ddown + e * inputs(), inputs());
+          kernel::add_scaled(Scalar(Phi::value(t.z[i - begin])), dy.data() + i * dy.outerStride(), dup + e * outputs(),
+                             outputs());
         }
+      }
     });
     note_touched(t);
   }
@@ -127,21 +127,14 @@ private:
     return table.data() + e * table.cols();
   }
 
-  void find_working(std::span<const index_t> offsets, tape& t) const {
-    const index_t begin = offsets.front();
-    t.expert.resize(offsets.back() - begin);
-    t.z.resize(t.expert.size());
+  static void find_working(const expert_rows& rows, tape& t) {
+    t.expert.resize(rows.rows());
+    t.z.resize(rows.rows());
     t.working.clear();
-    t.first.clear();
-    for (index_t e = 0; e < experts(); ++e) {
-      const index_t from = offsets[static_cast<std::size_t>(e)] - begin;
-      const index_t to = offsets[static_cast<std::size_t>(e) + 1] - begin;
-      if (from == to) continue;
-      t.working.push_back(e);
-      t.first.push_back(from);
-      std::fill(t.expert.begin() + from, t.expert.begin() + to, e);
+    for (const row_range& own : rows) {
+      t.working.push_back(own);
+      std::fill_n(t.expert.begin() + own.begin - rows.first_row(), own.size(), own.expert);
     }
-    t.first.push_back(t.expert.size());
   }
 
   void note_touched(const tape& t) {
@@ -149,10 +142,10 @@ private:
       touched_.reserve(experts());
       is_touched_.assign(experts(), 0);
     }
-    for (const index_t e : t.working)
-      if (!is_touched_[e]) {
-        is_touched_[e] = 1;
-        touched_.push_back(e);
+    for (const row_range& own : t.working)
+      if (!is_touched_[own.expert]) {
+        is_touched_[own.expert] = 1;
+        touched_.push_back(own.expert);
       }
   }
 

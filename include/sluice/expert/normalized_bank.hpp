@@ -15,7 +15,6 @@
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/kernel/row_norm.hpp>
 
-#include <span>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -54,19 +53,19 @@ public:
     if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
   }
 
-  void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+  void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     normalize(x, t, executor);
-    bank_.forward(t.normalized.map(), offsets, y, t.bank, executor);
+    bank_.forward(t.normalized.map(), rows, y, t.bank, executor);
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+  void backward(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
                 tape& t, const executor_ref& executor)
     requires DifferentiableBank<Bank>
   {
     t.dnormalized.set_zero(x.rows(), x.cols());
-    bank_.backward(t.normalized.map(), offsets, dy, t.dnormalized.map(), t.bank, executor);
-    dx.middleRows(offsets.front(), offsets.back() - offsets.front()).setZero();
+    bank_.backward(t.normalized.map(), rows, dy, t.dnormalized.map(), t.bank, executor);
+    dx.middleRows(rows.first_row(), rows.rows()).setZero();
     detail::backward_of_used_rows(norm_, x, t.dnormalized, t.norm, dx, executor);
   }
 

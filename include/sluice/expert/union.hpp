@@ -57,21 +57,21 @@ public:
     });
   }
 
-  void forward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_out<scalar> y, tape& t,
+  void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     for_each_bank([&](const auto& bank, auto i, index_t first) {
-      bank.forward(x, offsets_of(bank, offsets, first), y, std::get<i>(t.banks), executor);
+      bank.forward(x, rows.slice(first, bank.experts()), y, std::get<i>(t.banks), executor);
     });
   }
 
-  void backward(tokens_in<scalar> x, std::span<const index_t> offsets, tokens_in<scalar> dy, tokens_out<scalar> dx,
+  void backward(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx,
                 tape& t, const executor_ref& executor)
     requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...))
   {
     index_t first = 0;
     each_index([&](auto i) {
       auto& bank = std::get<i>(banks_);
-      bank.backward(x, offsets_of(bank, offsets, first), dy, dx, std::get<i>(t.banks), executor);
+      bank.backward(x, rows.slice(first, bank.experts()), dy, dx, std::get<i>(t.banks), executor);
       first += bank.experts();
     });
   }
@@ -107,11 +107,6 @@ private:
       f(std::get<i>(banks_), i, first);
       first += std::get<i>(banks_).experts();
     });
-  }
-
-  template <typename Bank>
-  static std::span<const index_t> offsets_of(const Bank& bank, std::span<const index_t> offsets, index_t first) {
-    return offsets.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(bank.experts()) + 1);
   }
 
   std::tuple<First, Rest...> banks_;

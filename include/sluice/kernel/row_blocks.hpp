@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <span>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
@@ -24,10 +23,6 @@ public:
   row_blocks(index_t first, index_t rows) : first_(first), rows_(rows) {
     const index_t blocks = (rows + tile_rows - 1) / tile_rows;
     height_ = blocks == 0 ? 1 : (rows + blocks - 1) / blocks;
-  }
-  static row_blocks of_expert(std::span<const index_t> offsets, index_t e) {
-    const auto i = static_cast<std::size_t>(e);
-    return {offsets[i], offsets[i + 1] - offsets[i]};
   }
 
   index_t first() const noexcept { return first_; }

@@ -167,7 +167,7 @@ public:
       combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
       if constexpr (WeighsAfterExperts<Router>)
         router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
-      experts_.backward(t.rows.map(), t.plan.offsets(), t.doutputs.map(), t.drows.map(), t.experts, executor);
+      experts_.backward(t.rows.map(), t.plan.by_expert(), t.doutputs.map(), t.drows.map(), t.experts, executor);
       dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
     }
     router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
@@ -230,8 +230,8 @@ public:
 
 private:
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
-    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts() ||
-        static_cast<index_t>(ws.plan.offsets().size()) != experts() + 1)
+    // A plan that was not finished has rows of no experts.
+    if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts() || ws.plan.by_expert().experts() != experts())
       throw_invalid("the plan is for ", ws.plan.tokens(), " tokens and ", ws.plan.experts(), " experts, the call for ",
                     x.rows(), " and ", experts());
     const index_t most_rows = ws.plan.most_rows();
@@ -246,7 +246,7 @@ private:
       ws.rows.resize(ws.plan.rows(), inputs());
       ws.outputs.resize(ws.plan.rows(), outputs());
       dispatch(ws.plan, x, ws.rows.map(), context.executor);
-      experts_.forward(ws.rows.map(), ws.plan.offsets(), ws.outputs.map(), ws.experts, context.executor);
+      experts_.forward(ws.rows.map(), ws.plan.by_expert(), ws.outputs.map(), ws.experts, context.executor);
       if constexpr (WeighsAfterExperts<Router>) router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
       combine(ws.plan, ws.outputs.map(), y, context.executor);
     }

@@ -16,6 +16,7 @@
 #include <sluice/core/sparse_plan.hpp>
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA::reference {
@@ -68,11 +69,10 @@ dense_plan<Scalar> write_out(const soft_plan<Scalar>& plan) {
 
 namespace detail {
 
-/// Offsets of a batch of one row, for expert e.
-inline std::vector<index_t> one_row_for(index_t e, index_t experts) {
-  std::vector<index_t> offsets(static_cast<std::size_t>(experts) + 1, 0);
-  std::fill(offsets.begin() + e + 1, offsets.end(), index_t(1));
-  return offsets;
+/// A batch of one row, for the expert that is referred to.
+inline expert_rows one_row_for(const index_t& expert, index_t experts) {
+  static constexpr std::array<index_t, 2> offsets{0, 1};
+  return {experts, {&expert, 1}, offsets};
 }
 
 }  // namespace detail
@@ -141,9 +141,9 @@ backward_result<typename Bank::scalar> backward(const forward_result<typename Ba
       }
     typename Bank::tape tape;
     matrix<scalar> u(1, bank.outputs());
-    const auto offsets = detail::one_row_for(r.plan.expert[static_cast<std::size_t>(s)], bank.experts());
-    bank.forward(r.z.row(s), offsets, u, tape, {});
-    bank.backward(r.z.row(s), offsets, du, dz, tape, {});
+    const auto row = detail::one_row_for(r.plan.expert[static_cast<std::size_t>(s)], bank.experts());
+    bank.forward(r.z.row(s), row, u, tape, {});
+    bank.backward(r.z.row(s), row, du, dz, tape, {});
     for (index_t t = 0; t < x.rows(); ++t)
       for (index_t d = 0; d < bank.inputs(); ++d) {
         if (r.plan.dispatch(t, s) != scalar(0)) b.dx(t, d) += r.plan.dispatch(t, s) * dz(0, d);

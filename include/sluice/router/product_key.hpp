@@ -10,7 +10,7 @@
 /// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights,
 /// so nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
 /// Choices of weight max(score, 0) = 0 send no output and no gradient and are left out of the plan.
-/// Work per token is 2·heads·n·d for the search whatever E is; of length E are only the plan's offsets and counters.
+/// Work per token is 2·heads·n·d for the search whatever E is; of length E are only the counters of the statistics.
 /// Initial values: query_weight normal with deviation 1/sqrt(D), keys 0.02. He 2024 (PEER), arXiv:2407.04153.
 #pragma once
 

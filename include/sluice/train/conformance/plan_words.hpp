@@ -36,7 +36,8 @@ std::vector<typename Plan::scalar> words_of(const Plan& plan) {
                             static_cast<scalar>(plan.rows())};
   const auto add = [&](const auto& more) { words.insert(words.end(), more.begin(), more.end()); };
   for (index_t t = 0; t < plan.tokens(); ++t) add(words_about(plan, t));
-  for (const index_t offset : plan.offsets()) words.push_back(static_cast<scalar>(offset));
+  for (const row_range& own : plan.by_expert())
+    add(std::vector<scalar>{static_cast<scalar>(own.expert), static_cast<scalar>(own.begin)});
   for (const index_t t : plan.invalid_tokens()) words.push_back(static_cast<scalar>(t));
   if constexpr (requires { plan.dropped(); }) {
     for (index_t i = 0; i < plan.rows(); ++i) words.push_back(static_cast<scalar>(plan.token(i)));
