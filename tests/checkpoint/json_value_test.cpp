@@ -3,6 +3,7 @@
 #include "io/messages.hpp"
 #include "support.hpp"
 
+#include <limits>
 #include <string>
 
 using namespace sluice;
@@ -33,6 +34,32 @@ TEST_CASE("json_value: NaN and infinities are no numbers, and harm nobody who do
   }
   CHECK(parse_json("NaN", file).shown() == "NaN");
   CHECK(parse_json(R"(["\"", NaN, "\\"])", file).elements()[1].shown() == "NaN");
+}
+
+TEST_CASE("json_value: numbers beyond every double are no numbers either", "[checkpoint]") {
+  const json_value document = parse_json(
+      R"({"n":1e999,"list":[-2.5E+400, 1.7976931348623159e308,0.0001e313,12345e305],"k":7,)"
+      R"("last":9e99999999999999999999})",
+      file);
+  const json_object json(document, file);
+  CHECK(json.integer({"k"}, {1, 9}) == 7);
+  const auto beyond = test::contains("is a number beyond 1.8e308");
+  CHECK_THROWS_WITH(json.number_if_given({"n"}, 0, 1), test::contains("key \"n\": must be a number") && beyond);
+  CHECK_THROWS_WITH(json.integer({"last"}, {0, 1}), beyond);
+  for (const json_value& element : document.find("list")->elements())
+    CHECK(element.shown() == "a number beyond 1.8e308");
+
+  const json_value within =
+      parse_json("[1.7976931348623157e308, 0.00017976931348623157e312, 0e999, 0.0E+400, 1e-999, 1e308]", file);
+  for (const json_value& element : within.elements()) CHECK(element.is_number());
+  CHECK(within.elements()[0].number() == (std::numeric_limits<double>::max)());
+  CHECK(within.elements()[1].number() > 1e308);
+  for (const char* const text :
+       {"[1e9e9]", "[1e999x]", "[01e999]", "[1.e999]", "[1e+]", "[-e999]", "[1e+-999]", "[+1e999]"}) {
+    CAPTURE(text);
+    CHECK_THROWS_WITH(parse_json(text, file), test::contains("not valid JSON"));
+  }
+  CHECK(parse_json(R"(["1e999"])", file).elements()[0].text() == "1e999");
 }
 
 TEST_CASE("json_value: a key given twice is refused where it is asked for", "[checkpoint]") {

@@ -122,7 +122,7 @@ TEST_CASE("model_config: every malformed file is refused with what is wrong", "[
       {"key_twice_escaped", {"\"hidden_size\"", "twice"}},
       {"nested_too_deep", {"nested deeper than 32"}},
       {"nested_too_deep_never_closed", {"nested deeper than 32"}},
-      {"number_overflows", {"not valid JSON", "1e999"}},
+      {"number_overflows", {"\"hidden_size\"", "must be an integer", "is a number beyond 1.8e308"}},
       {"nan", {"\"hidden_size\"", "must be an integer", "is NaN"}},
       {"unknown_family", {"\"mistral\"", "\"MistralForCausalLM\"", "known model types", "mixtral", "gpt_oss"}},
       {"no_family", {"model_type", "architectures", "known model types"}},

@@ -172,6 +172,17 @@ TEST_CASE("checkpoint_files: the index selects which tensors there are and which
         content{{"a", "twin"}, {"b", "second"}, {"c", "third"}});
 }
 
+TEST_CASE("checkpoint_files: a shard may have any plain name, but PyTorch's own files are not opened", "[io]") {
+  const test::temporary_folder folder;
+  write_file(folder / "9f1c0d", "text");
+  test::write_bytes(folder / "pytorch_model.bin", "anything");
+  test::write_bytes(folder / index_name, test::index_of({{"w", "9f1c0d"}, {"v", "pytorch_model.bin"}}));
+  const checkpoint_files files(folder.path());
+  CHECK(test::content_of(files) == content{{"w", "text"}});
+  CHECK(files.at("w").file == "9f1c0d");
+  CHECK_THROWS_WITH(files.at("v"), contains("pytorch_model.bin") && contains("save the model as safetensors"));
+}
+
 TEST_CASE("checkpoint_files: shards that no tensor is in are not opened, and an index of nothing is empty", "[io]") {
   const test::temporary_folder folder;
   test::write_bytes(folder / index_name, test::index_of({}));

@@ -250,6 +250,15 @@ TEST_CASE("checkpoint_writer: a single file does not overwrite a model.safetenso
   CHECK(content_of(folder.path()) == old_tensors);
 }
 
+TEST_CASE("checkpoint_writer: files that the old index names are not removed unless they are called shards", "[io]") {
+  const test::temporary_folder folder(test::memory_folder());
+  test::write_bytes(folder / "notes.txt", "mine");
+  test::write_bytes(folder / "old.safetensors", test::file_of_bytes({{"a", "old"}}));
+  test::write_bytes(folder / index_name, test::index_of({{"a", "old.safetensors"}, {"b", "notes.txt"}}));
+  save(new_tensors, folder.path(), whole);
+  CHECK(names_in(folder.path()) == names{"notes.txt", single});
+}
+
 TEST_CASE("checkpoint_writer: a checkpoint may be saved onto itself, in every form", "[io]") {
   const test::temporary_folder folder(test::memory_folder());
   const std::string text(100'000, 'x');

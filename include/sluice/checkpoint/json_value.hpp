@@ -1,9 +1,9 @@
 /// json_value, parse_json: the tree of a JSON file that is not trusted.
 ///
 /// Refused with a file_error: more than 16 MB; text that is not JSON in UTF-8, or holds a NUL; nesting deeper than 32.
-/// Who asks for a key can see whether it was given twice. NaN, Infinity and -Infinity, as Python writes them, are
-/// values that are no numbers. A tree of its own, because destroying nlohmann's takes memory: where there is none left,
-/// the program ends.
+/// Who asks for a key can see whether it was given twice. NaN, Infinity and -Infinity, as Python writes them, and
+/// numbers beyond every double are values that are no numbers. A tree of its own, because destroying nlohmann's takes
+/// memory: where there is none left, the program ends.
 #pragma once
 
 #include <sluice/core/types.hpp>

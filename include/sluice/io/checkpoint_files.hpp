@@ -102,6 +102,13 @@ private:
 
 namespace detail {
 
+/// Whether a file is one that PyTorch writes itself.
+inline bool is_pickled(std::string_view name) {
+  return name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth");
+}
+inline constexpr const char* why_no_pickles =
+    "PyTorch's own files can hold programs and are not read; save the model as safetensors";
+
 /// The file or the index that a folder is opened by.
 inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder) {
   // A link that leads nowhere is there too: passing over it could open something older.
@@ -112,12 +119,11 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
   std::set<std::string> found = folder_names(folder);
   std::string pickled;  // a file that PyTorch wrote, to name it where there is nothing else
   for (const std::string& name : found)
-    if (pickled.empty() && (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"))) pickled = name;
+    if (pickled.empty() && is_pickled(name)) pickled = name;
   std::erase_if(found, [](const std::string& name) { return !name.ends_with(file_suffix); });
   if (found.empty() && !pickled.empty())
     throw file_error(folder.string(), "the folder has no .safetensors file, but \"" + printable(pickled) +
-                                          "\": PyTorch's own files can hold programs and are not read; save the model as "
-                                          "safetensors");
+                                          "\": " + why_no_pickles);
   std::set<std::string> whole = found;
   std::erase_if(whole, [](const std::string& name) {
     const std::optional<shard_name> parts = parse_shard_name(name);
@@ -183,6 +189,10 @@ inline std::map<std::string, std::string> checkpoint_files::open_index(const std
   files_.reserve(names.size());  // tensors refer to its elements
   readers_.reserve(names.size());
   for (const std::string& file : names) {
+    if (detail::is_pickled(file)) {
+      unread_[file] = std::string("is not opened: ") + detail::why_no_pickles;
+      continue;
+    }
     try {
       std::error_code error;
       if (std::filesystem::exists(folder_ / file, error)) {

@@ -3,8 +3,7 @@
 ///   {"metadata": {"total_size": 96}, "weight_map": {"tensor name": "model-00001-of-00002.safetensors", ...}}
 ///
 /// Refused with a file_error, besides what read_json refuses: more than 100 MB; a key given twice; a shard that is not
-/// a plain file name ending in .safetensors, so an index cannot lead out of its folder by name. Metadata may be
-/// missing. Its values are kept as text, but for objects, arrays and total_size: it counts what shards are found to
+/// a plain file name, so an index cannot lead out of its folder by name. Metadata may be missing. Its values are kept as text, but for objects, arrays and total_size: it counts what shards are found to
 /// hold, and published indices have it wrong. Other top-level keys are passed over. Format:
 /// https://huggingface.co/docs/transformers/big_models
 #pragma once
@@ -82,12 +81,12 @@ inline bool is_own_shard(std::string_view name) {
 /// Why the text is no name of a file beside the index; empty if it is one.
 inline std::string obstacle_of_shard(std::string_view name) {
   if (name.size() > 255) return "is longer than a file name";
-  // A colon is for drives and streams on Windows. "." and ".." are refused by the suffix.
+  // A colon is for drives and streams on Windows.
   const auto leads_away = [](char c) {
     return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '/' || c == '\\' || c == ':';
   };
-  if (std::any_of(name.begin(), name.end(), leads_away)) return "is not a plain file name";
-  if (!name.ends_with(file_suffix) || name.size() == file_suffix.size()) return "does not end in .safetensors";
+  if (name.empty() || name == "." || name == ".." || std::any_of(name.begin(), name.end(), leads_away))
+    return "is not a plain file name";
   return {};
 }
 

@@ -18,8 +18,9 @@
 /// Shards of an older checkpoint take the plain names, so a save may use model-2-00001-of-0000N.safetensors, the next the
 /// plain ones again: readers go by the index. If the old index itself has model.safetensors for a shard, a single file is
 /// saved as one shard with an index, because writing model.safetensors would destroy the old checkpoint too early.
-/// Replaced, and so removed, are: the shards of the old index, model.safetensors below an index, and files with names that
-/// this writer gives to shards, such as a killed save leaves behind. Other files stay. Until the commit a save needs the
+/// Replaced, and so removed, are: the shards of the old index whose names end in .safetensors (an index may name any file),
+/// model.safetensors below an index, and files with names that this writer gives to shards, such as a killed save leaves
+/// behind. Other files stay. Until the commit a save needs the
 /// room of both checkpoints.
 /// A save that throws has changed nothing that is read and has removed what it wrote; if the folder only could not be
 /// flushed to the disk after the commit, the message says that the new content is in place. Old files that cannot be
@@ -132,7 +133,8 @@ inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder)
   }
 
   for (const std::string& name : folder_names(folder))
-    if (is_own_shard(name) || indexed_.contains(name)) obsolete_.push_back(folder / name);
+    if (is_own_shard(name) || (indexed_.contains(name) && name.ends_with(file_suffix)))
+      obsolete_.push_back(folder / name);
 }
 
 inline bool checkpoint_folder::can_take_single_file() const {
