@@ -390,31 +390,31 @@ std::vector<release> releases() {
   recipe minimax = deepseek(1);
   minimax.added_to_sum = 0;
   minimax.shared_form = recipe::shared::none;
-  all.push_back({"MiniMax-M2",
-                 {{"architectures", {"MiniMaxM2ForCausalLM"}},
-                  {"hidden_act", "silu"},
-                  {"hidden_size", D},
-                  {"intermediate_size", H},
-                  {"model_type", "minimax_m2"},
-                  {"mtp_transformer_layers", 1},
-                  {"num_experts_per_tok", 2},
-                  {"num_hidden_layers", 2},
-                  {"num_local_experts", E},
-                  {"num_mtp_modules", 3},
-                  {"router_jitter_noise", 0.0},
-                  {"scoring_func", "sigmoid"},
-                  {"shared_intermediate_size", 0},
-                  {"use_mtp", true},
-                  {"use_routing_bias", true}},
-                 {{0}, {1}},
-                 minimax,
-                 0,
-                 [](published_file& file, const block_weights& w) {
-                   const std::string p = "model.layers.1.block_sparse_moe.";
-                   file.add(p + "gate.weight", {E, D}, w.router);
-                   file.add(p + "e_score_correction_bias", {E}, w.selection_bias);
-                   add_apart(file, p + "experts.", w, by_number);
-                 }});
+  const json minimax_m2{{"architectures", {"MiniMaxM2ForCausalLM"}},
+                        {"hidden_act", "silu"},
+                        {"hidden_size", D},
+                        {"intermediate_size", H},
+                        {"model_type", "minimax_m2"},
+                        {"mtp_transformer_layers", 1},
+                        {"num_experts_per_tok", 2},
+                        {"num_hidden_layers", 2},
+                        {"num_local_experts", E},
+                        {"num_mtp_modules", 3},
+                        {"router_jitter_noise", 0.0},
+                        {"scoring_func", "sigmoid"},
+                        {"shared_intermediate_size", 0},
+                        {"use_mtp", true},
+                        {"use_routing_bias", true}};
+  const auto write_minimax = [](const std::string& p) {
+    return [p](published_file& file, const block_weights& w) {
+      file.add(p + "gate.weight", {E, D}, w.router);
+      file.add(p + "e_score_correction_bias", {E}, w.selection_bias);
+      add_apart(file, p + "experts.", w, by_number);
+    };
+  };
+  all.push_back({"MiniMax-M2", minimax_m2, {{0}, {1}}, minimax, 0, write_minimax("model.layers.1.block_sparse_moe.")});
+  all.push_back({"MiniMax-M2, its second next-token block", minimax_m2, {{0}, {1}, {3}}, minimax, 0,
+                 write_minimax("model.layers.3.block_sparse_moe.")});
 
   recipe lfm = minimax;
   lfm.added_to_sum = 1e-6;
@@ -630,6 +630,13 @@ std::vector<release> releases() {
   all.push_back({"Nemotron-3 of newer library versions", nemotron_later, {{1}, {4}}, nemotron, 7,
                  write_nemotron("model.layers.4.mixer.", true)});
 
+  json predicting = with(nemotron_h, {{"mtp_hybrid_override_pattern", "*E"}, {"num_nextn_predict_layers", 1}});
+  all.push_back({"Nemotron-3, its next-token block", predicting, {{1}, {4}, {6}}, nemotron, 7,
+                 write_nemotron("mtp.layers.1.mixer.", false)});
+  predicting = with(nemotron_later, {{"mtp_layers_block_type", {"attention", "moe"}}, {"num_nextn_predict_layers", 2}});
+  all.push_back({"Nemotron-3, its second next-token block", predicting, {{1}, {4}, {8}}, nemotron, 7,
+                 write_nemotron("mtp.layers.3.mixer.", true)});
+
   recipe ernie;
   ernie.biased = true;
   ernie.smallest_sum = 0.2;  // large enough to matter
@@ -679,6 +686,7 @@ std::vector<release> releases() {
                   {"moe_topk", 4},
                   {"n_routed_experts", E},
                   {"num_layers", 2},
+                  {"num_nextn_predict_layers", 1},
                   {"routed_scaling_factor", 6.0},
                   {"router_bias", false},
                   {"zero_expert_num", 3},
@@ -689,6 +697,7 @@ std::vector<release> releases() {
                  [](published_file& file, const block_weights& w) {
                    const std::string p = "model.layers.1.mlp.";
                    file.add("model.layers.1.mlps.0.gate_proj.weight", {1, D}, numbers(D));
+                   file.add("model.mtp.layers.0.transformer_layer.mlp.gate_proj.weight", {1, D}, numbers(D));  // dense
                    file.add(p + "router.classifier.weight", {E + 3, D}, w.router);
                    file.add(p + "router.e_score_correction_bias", {E + 3}, w.selection_bias);
                    add_apart(file, p + "experts.", w, projections);
@@ -715,21 +724,28 @@ std::vector<release> releases() {
                          {"scoring_func", "sqrtsoftplus"},
                          {"swiglu_limit", 1.5},
                          {"topk_method", "noaux_tc"}};
-  all.push_back({"DeepSeek-V4", deepseek_v4, {{2}}, v4, H, [](published_file& file, const block_weights& w) {
-                   const std::string p = "layers.2.ffn.";
-                   file.add(p + "gate.weight", {E, D}, w.router);
-                   file.add(p + "gate.bias", {E}, w.selection_bias);
-                   add_apart(file, p + "experts.", w, by_number);
-                   add_shared(file, p + "shared_experts.", w, by_number);
-                 }});
+  const auto write_v4 = [](const std::string& p) {
+    return [p](published_file& file, const block_weights& w) {
+      file.add(p + "gate.weight", {E, D}, w.router);
+      file.add(p + "gate.bias", {E}, w.selection_bias);
+      add_apart(file, p + "experts.", w, by_number);
+      add_shared(file, p + "shared_experts.", w, by_number);
+    };
+  };
+  const auto write_v4_later = [](const std::string& p) {
+    return [p](published_file& file, const block_weights& w) {
+      file.add(p + "gate.weight", {E, D}, w.router);
+      file.add(p + "gate.e_score_correction_bias", {E}, w.selection_bias);
+      add_stacked(file, p + "experts.gate_up_proj", p + "experts.down_proj", w);
+      add_shared(file, p + "shared_experts.", w, projections);
+    };
+  };
+  all.push_back({"DeepSeek-V4", deepseek_v4, {{2}}, v4, H, write_v4("layers.2.ffn.")});
   all.push_back({"DeepSeek-V4 of newer library versions", deepseek_v4, {{2}}, v4, H,
-                 [](published_file& file, const block_weights& w) {
-                   const std::string p = "model.layers.2.mlp.";
-                   file.add(p + "gate.weight", {E, D}, w.router);
-                   file.add(p + "gate.e_score_correction_bias", {E}, w.selection_bias);
-                   add_stacked(file, p + "experts.gate_up_proj", p + "experts.down_proj", w);
-                   add_shared(file, p + "shared_experts.", w, projections);
-                 }});
+                 write_v4_later("model.layers.2.mlp.")});
+  all.push_back({"DeepSeek-V4, its next-token block", deepseek_v4, {{2}, {3}}, v4, H, write_v4("mtp.0.ffn.")});
+  all.push_back({"DeepSeek-V4 of newer library versions, its next-token block", deepseek_v4, {{2}, {3}}, v4, H,
+                 write_v4_later("mtp.0.mlp.")});
 
   recipe gemma;
   gemma.unit = [](double a, double b) { return gelu_of(a) * b; };

@@ -90,6 +90,9 @@ inline void read_minimax(const json_object& json, model_config& config) {
                                                 std::to_string(*width));
   config.selection_bias = json.boolean({"use_routing_bias"}, true);
   config.renormalize = true;
+  if (const auto modules = json.integer_if_given({"num_mtp_modules"}, {0, layer_counts.most}))
+    config.next_token_layers =
+        json.boolean({"use_mtp"}, true) ? *modules * json.integer({"mtp_transformer_layers"}, {1, 64}, 1) : 0;
 }
 
 inline void read_lfm2(const json_object& json, model_config& config) {
@@ -100,11 +103,11 @@ inline void read_lfm2(const json_object& json, model_config& config) {
   config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= dense; });
 }
 
-/// The kinds of all blocks, whichever way they are written: "MEM*E" or a list of words.
-inline std::vector<std::string> block_kinds(const json_object& json) {
-  if (const auto words = json.texts_if_given({"layers_block_type"})) return *words;
+/// The kinds of blocks, whichever way they are written: a list of words or "MEM*E".
+inline std::vector<std::string> block_kinds(const json_object& json, json_key list, json_key pattern) {
+  if (const auto words = json.texts_if_given(list)) return *words;
   std::vector<std::string> kinds;
-  for (const char letter : json.text_if_given({"hybrid_override_pattern"}).value_or(""))
+  for (const char letter : json.text_if_given(pattern).value_or(""))
     kinds.push_back(letter == 'E' ? "moe" : std::string(1, letter));
   return kinds;
 }
@@ -120,7 +123,11 @@ inline void read_nemotron(const json_object& json, model_config& config) {
   check_groups(json, config);
   const index_t shared = json.integer_if_given({"n_shared_experts"}, {0, expert_counts.most}).value_or(1);
   if (shared > 0) config.shared_hidden = shared_width(json, {"moe_shared_expert_intermediate_size"});
-  config.moe_layers = blocks_of_kind(json, "hybrid_override_pattern", block_kinds(json), config.layers, "moe");
+  const std::vector<std::string> kinds = block_kinds(json, {"layers_block_type"}, {"hybrid_override_pattern"});
+  config.moe_layers = blocks_of_kind(json, "hybrid_override_pattern", kinds, config.layers, "moe");
+  // Each prediction of a further token takes several blocks, by a pattern of their own: usually attention and mixture.
+  const auto further = block_kinds(json, {"mtp_layers_block_type"}, {"mtp_hybrid_override_pattern"});
+  config.next_token_layers *= further.empty() ? 2 : (std::min)(static_cast<index_t>(further.size()), layer_counts.most);
 }
 
 inline void read_ernie(const json_object& json, model_config& config) {

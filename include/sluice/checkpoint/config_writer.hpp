@@ -183,6 +183,17 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
   }
 }
 
+inline void write_next_token(nlohmann::json& json, const model_config& config) {
+  const index_t count = config.next_token_layers;
+  if (count == 0) return;
+  json[config.family == model_family::minimax_m2 ? "num_mtp_modules" : "num_nextn_predict_layers"] = count;
+  if (config.family != model_family::nemotron_h || count < 1) return;
+  json["num_nextn_predict_layers"] = 1;  // one prediction by all of these blocks, the last of which is the mixture
+  std::vector<std::string> kinds(static_cast<std::size_t>((std::min)(count, layer_counts.most)), "attention");
+  kinds.back() = "moe";
+  json["mtp_layers_block_type"] = kinds;
+}
+
 inline nlohmann::json config_json(const model_config& config) {
   const common_keys& keys = keys_of(config.family);
   nlohmann::json numbers = {{keys.inputs.name, config.inputs},
@@ -197,7 +208,7 @@ inline nlohmann::json config_json(const model_config& config) {
   else
     numbers[keys.within] = std::move(experts);
 
-  if (config.next_token_layers != 0) numbers["num_nextn_predict_layers"] = config.next_token_layers;
+  write_next_token(numbers, config);
 
   const family_spelling& spelling = spelling_of(config.family, config.model_type);
   nlohmann::json out = std::move(numbers);
