@@ -5,6 +5,7 @@
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
 #include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/hash.hpp>
 #include <sluice/router/noisy_top_k.hpp>
 #include <sluice/router/relu.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
@@ -12,6 +13,7 @@
 #include <sluice/router/switch_top1.hpp>
 #include <sluice/router/top_k.hpp>
 
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,8 +40,11 @@ void time_router(session& s, const std::string& name, Router router) {
   if (!s.wants(title)) return;
   sluice::initialize(router, /*seed=*/5);
   sluice::thread_pool pool(s.asked.threads);
-  const auto context = context_with(pool);
   const token_rows x = random_tokens(s.asked.smoke ? 4 : 512, router.inputs(), 31);
+  std::vector<sluice::index_t> ids(static_cast<std::size_t>(x.rows()));
+  std::iota(ids.begin(), ids.end(), sluice::index_t{0});
+  auto context = context_with(pool);
+  context.token_ids = ids;
   typename Router::plan plan;
   typename Router::tape tape;
   const contestant route{name, [](std::int64_t) {}, [&](std::int64_t) { router.route(x, context, plan, tape); }};
@@ -83,6 +88,8 @@ void routing_cases(session& s) {
   time_router(s, "gshard", sluice::gshard_router<float>(width, experts));
   time_router(s, "sigmoid, k = 8", sluice::sigmoid_router<float>(width, experts, {.top_k = 8}));
   time_router(s, "expert_choice", sluice::expert_choice_router<float>(width, experts));
+  time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
+                                                    sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "relu", sluice::relu_router<float>(width, experts));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));

@@ -25,7 +25,7 @@ std::filesystem::path write_small_model() {
   config.moe_layers = {0, 1};
   std::ofstream(folder / "config.json") << sluice::to_json(config);
 
-  auto first = sluice::make_published_layer<sluice::olmoe_layer<float>>(config);
+  auto first = sluice::make_published_layer<sluice::olmoe_layer<float>>(config, {.layer = 0});
   auto second = first;
   sluice::initialize(first, /*seed=*/1);
   sluice::initialize(second, /*seed=*/2);

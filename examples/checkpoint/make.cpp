@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <iostream>
 #include <list>
+#include <memory>
 
 #include "commands.hpp"
 #include "interrupt.hpp"
@@ -39,6 +40,8 @@ sluice::model_config config_of(const make_options& o) {
       break;
     case deepseek_v4:
       c.clamp = 10;
+      c.hash_layers = {0};
+      c.vocabulary = 1000;
       break;
     case phimoe:
       c.jitter = 0.01;
@@ -76,23 +79,31 @@ void make(const make_options& o) {
   const sluice::model_config config = config_of(o);
   const sluice::data_type type = data_type_of(o.dtype);
   const std::string json = sluice::to_json(config);
-  sluice::with_published_type<float>(config, [&]<typename Layer>(std::type_identity<Layer>) {
-    std::list<Layer> layers;  // the tensors refer to them, the file to the tensors
-    std::list<sluice::layer_tensors> tensors;
-    sluice::checkpoint_writer file;
-    file.metadata("format", "pt");
-    for (const bool decoder : {false, true})
-      for (const sluice::index_t l : decoder ? config.decoder_moe_layers : config.moe_layers) {
-        check_interrupt();
-        layers.push_back(sluice::make_published_layer<Layer>(config));
-        sluice::initialize(layers.back(), o.seed + 2 * static_cast<std::uint64_t>(l) + (decoder ? 1 : 0));
-        const sluice::tensor_names usual(config, {l, decoder});
-        tensors.emplace_back(layers.back(), o.layout.empty() ? usual : usual.in_layout(o.layout));
-        tensors.back().set_type(type);
-        tensors.back().add_to(file);
-      }
-    file.save(o.folder);
-  });
+  std::list<std::shared_ptr<void>> layers;  // the tensors refer to them, the file to the tensors
+  std::list<sluice::layer_tensors> tensors;
+  sluice::checkpoint_writer file;
+  file.metadata("format", "pt");
+  for (const bool decoder : {false, true})
+    for (const sluice::index_t l : decoder ? config.decoder_moe_layers : config.moe_layers) {
+      check_interrupt();
+      const sluice::block_id block{l, decoder};
+      const std::uint64_t seed = o.seed + 2 * static_cast<std::uint64_t>(l) + (decoder ? 1 : 0);
+      sluice::with_published_type<float>(config, block, [&]<typename Layer>(std::type_identity<Layer>) {
+        const auto layer = std::make_shared<Layer>(sluice::make_published_layer<Layer>(config, block));
+        sluice::initialize(*layer, seed);
+        if constexpr (std::same_as<Layer, sluice::deepseek_v4_hash_layer<float>>) {
+          auto& rule = layer->layer().router().rule();
+          rule = {sluice::random_hash(config.vocabulary, config.experts, config.top_k, sluice::random_source(seed)),
+                  rule.weights()};
+        }
+        const sluice::tensor_names usual(config, block);
+        tensors.emplace_back(*layer, o.layout.empty() ? usual : usual.in_layout(o.layout));
+        layers.push_back(layer);
+      });
+      tensors.back().set_type(type);
+      tensors.back().add_to(file);
+    }
+  file.save(o.folder);
   write_text(std::filesystem::path(o.folder) / "config.json", json + '\n');
   std::cout << o.folder << ": " << config.moe_layers.size() + config.decoder_moe_layers.size() << " random layers of "
             << name_of(config.family) << ", " << config.experts << " experts, width " << config.inputs << ", hidden "

@@ -43,6 +43,9 @@ void run_layers(const sluice::checkpoint_model& model, const layer_options& o, c
     sluice::matrix<float> y(x.rows(), x.cols());
     sluice::routing_context<float> context;
     context.executor = threads;
+    result.drawn_ids = model.config().looks_experts_up(blocks[i]);
+    const auto ids = draw_ids(result.drawn_ids ? x.rows() : 0, model.config().vocabulary, o.seed);
+    context.token_ids = ids;
     begin = clock::now();
     layer->forward(x, y, context);
     result.run_seconds = seconds_since(begin);

@@ -45,6 +45,7 @@ struct layer_result {
   double load_seconds = 0;
   double run_seconds = 0;
   std::uint64_t bytes_touched = 0;  // weights of the experts that got tokens, and of what all tokens use
+  bool drawn_ids = false;           // the layer looks experts up by them
   sluice::layer_load_report loaded = {};
 };
 
@@ -66,9 +67,10 @@ inline sluice::matrix<float> tokens_for(const sluice::checkpoint_model& model, c
                          : read_tokens(o.input, model.config().inputs);
 }
 
-/// What loading did besides copying, one line a layer where there is something to say.
+/// What loading did besides copying, and what else a reader of the numbers should know, a line each.
 inline std::string loading_notes(const layer_result& r) {
   std::string notes;
+  if (r.drawn_ids) notes += to_string(r.block) + ": looks experts up by token ids, which are drawn\n";
   const sluice::conversion_loss& loss = r.loaded.values.total;
   if (loss.rounded > 0 || loss.not_a_number > 0) notes += to_string(r.block) + ": " + to_string(r.loaded.values) + '\n';
   if (!r.loaded.ignored.empty()) {

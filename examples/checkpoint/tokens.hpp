@@ -6,6 +6,7 @@
 #include <sluice/io/mapped_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
@@ -31,6 +32,17 @@ inline sluice::matrix<float> draw_tokens(index_t tokens, index_t width, std::uin
   for (index_t i = 0; i < x.size(); ++i)
     x.data()[i] = static_cast<float>(random.normal(sluice::random_site::user_site, i));
   return x;
+}
+
+/// Ids of tokens, each as likely as any other: for layers that look experts up by them.
+inline std::vector<index_t> draw_ids(index_t tokens, index_t vocabulary, std::uint64_t seed) {
+  const sluice::random_source random(seed);
+  std::vector<index_t> ids;
+  for (index_t i = 0; i < tokens; ++i) {
+    const double drawn = random.uniform(sluice::random_site("token ids"), i) * static_cast<double>(vocabulary);
+    ids.push_back((std::min)(static_cast<index_t>(drawn), vocabulary - 1));
+  }
+  return ids;
 }
 
 namespace detail {

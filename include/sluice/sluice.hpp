@@ -76,6 +76,7 @@
 #include <sluice/router/expert_turnover.hpp>
 #include <sluice/router/group_limit.hpp>
 #include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/hash.hpp>
 #include <sluice/router/moe_plus_plus.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/noisy_top_k.hpp>

@@ -1,8 +1,10 @@
 // Small folders in the shape of real releases: config.json in full with toy sizes, tensors under their published
 // names. What a layer computes is compared with a plain loop that is written out here.
+#include <sluice/checkpoint/convert.hpp>
 #include <sluice/checkpoint/layer_tensors.hpp>
 #include <sluice/checkpoint/load_layer.hpp>
 
+#include "../io/messages.hpp"
 #include "../io/temporary_folder.hpp"
 #include "../support.hpp"
 #include "published_files.hpp"
@@ -51,6 +53,10 @@ numbers times(const numbers& m, std::size_t at, std::size_t rows, const numbers&
   return y;
 }
 
+/// What the experts of a token with this id are, in the table of a block that looks them up.
+index_t looked_up(index_t id, index_t rank) { return (3 * id + 5 * rank + 1) % 8; }
+constexpr index_t vocabulary = 11;
+
 /// What a family does with the numbers of a block.
 struct recipe {
   std::function<numbers(const numbers&)> scores = softmax_of;
@@ -64,6 +70,7 @@ struct recipe {
   std::function<double(double, double)> shared_unit = [](double a, double b) { return silu_of(a) * b; };
   enum class shared { none, plain, gated } shared_form = shared::none;
   index_t copies = 0;  // experts behind the last that return their input
+  bool by_id = false;  // experts are looked up
 };
 
 numbers feed_forward(const numbers& gate, const numbers& up, const numbers& down, std::size_t expert,
@@ -75,7 +82,7 @@ numbers feed_forward(const numbers& gate, const numbers& up, const numbers& down
   return times(down, expert * hidden * x.size(), x.size(), h);
 }
 
-numbers expected_of(const block_weights& w, const recipe& r, const numbers& x) {
+numbers expected_of(const block_weights& w, const recipe& r, const numbers& x, index_t id) {
   const auto E = static_cast<std::size_t>(w.E), H = static_cast<std::size_t>(w.H), S = static_cast<std::size_t>(w.S);
   const std::size_t all = E + static_cast<std::size_t>(r.copies);
   const numbers scores = r.scores(times(w.router, 0, all, x));
@@ -85,6 +92,9 @@ numbers expected_of(const block_weights& w, const recipe& r, const numbers& x) {
     return scores[a] + (r.biased ? w.selection_bias[a] : 0) > scores[b] + (r.biased ? w.selection_bias[b] : 0);
   });
   order.resize(static_cast<std::size_t>(r.top_k));
+  if (r.by_id)
+    for (index_t j = 0; j < r.top_k; ++j)
+      order[static_cast<std::size_t>(j)] = static_cast<std::size_t>(looked_up(id, j));
   double sum = 0;
   for (const std::size_t e : order) sum += scores[e];
   numbers y(x.size(), 0.0);
@@ -115,7 +125,7 @@ numbers normed(const numbers& x, const block_weights& w, std::size_t which) {
   return y;
 }
 
-numbers expected_of_gemma(const block_weights& w, const recipe& r, const numbers& x) {
+numbers expected_of_gemma(const block_weights& w, const recipe& r, const numbers& x, index_t) {
   numbers seen = normed(x, w, 0);
   for (double& v : seen) v /= std::sqrt(static_cast<double>(x.size()));
   const numbers scores = softmax_of(times(w.router, 0, static_cast<std::size_t>(w.E), seen));
@@ -178,7 +188,7 @@ struct release {
   recipe how;
   index_t shared = 0;  // width of the shared expert
   std::function<void(published_file&, const block_weights&)> write;  // the last block
-  std::function<numbers(const block_weights&, const recipe&, const numbers&)> expected = expected_of;
+  std::function<numbers(const block_weights&, const recipe&, const numbers&, index_t id)> expected = expected_of;
 };
 
 constexpr index_t D = 6, H = 5, E = 8;
@@ -723,7 +733,8 @@ std::vector<release> releases() {
                          {"routed_scaling_factor", 1.5},
                          {"scoring_func", "sqrtsoftplus"},
                          {"swiglu_limit", 1.5},
-                         {"topk_method", "noaux_tc"}};
+                         {"topk_method", "noaux_tc"},
+                         {"vocab_size", vocabulary}};
   const auto write_v4 = [](const std::string& p) {
     return [p](published_file& file, const block_weights& w) {
       file.add(p + "gate.weight", {E, D}, w.router);
@@ -740,12 +751,36 @@ std::vector<release> releases() {
       add_shared(file, p + "shared_experts.", w, projections);
     };
   };
-  all.push_back({"DeepSeek-V4", deepseek_v4, {{2}}, v4, H, write_v4("layers.2.ffn.")});
-  all.push_back({"DeepSeek-V4 of newer library versions", deepseek_v4, {{2}}, v4, H,
+  const std::vector<block_id> v4_blocks{{0}, {1}, {2}};
+  all.push_back({"DeepSeek-V4", deepseek_v4, v4_blocks, v4, H, write_v4("layers.2.ffn.")});
+  all.push_back({"DeepSeek-V4 of newer library versions", deepseek_v4, v4_blocks, v4, H,
                  write_v4_later("model.layers.2.mlp.")});
-  all.push_back({"DeepSeek-V4, its next-token block", deepseek_v4, {{2}, {3}}, v4, H, write_v4("mtp.0.ffn.")});
-  all.push_back({"DeepSeek-V4 of newer library versions, its next-token block", deepseek_v4, {{2}, {3}}, v4, H,
+  const std::vector<block_id> and_next_token{{0}, {1}, {2}, {3}};
+  all.push_back({"DeepSeek-V4, its next-token block", deepseek_v4, and_next_token, v4, H, write_v4("mtp.0.ffn.")});
+  all.push_back({"DeepSeek-V4 of newer library versions, its next-token block", deepseek_v4, and_next_token, v4, H,
                  write_v4_later("mtp.0.mlp.")});
+
+  recipe by_id = v4;
+  by_id.by_id = true;
+  json hashed = deepseek_v4;
+  hashed["num_hash_layers"] = 3;
+  numbers table;
+  for (index_t id = 0; id < vocabulary; ++id)
+    for (index_t j = 0; j < 2; ++j) table.push_back(static_cast<double>(looked_up(id, j)));
+  const auto write_hashed = [table](const std::string& p, data_type type) {
+    return [table, p, type](published_file& file, const block_weights& w) {
+      file.add(p + "gate.weight", {E, D}, w.router);
+      file.add(p + "gate.tid2eid", {vocabulary, 2}, table, type);
+      add_apart(file, p + "experts.", w, by_number);
+      add_shared(file, p + "shared_experts.", w, by_number);
+    };
+  };
+  all.push_back({"DeepSeek-V4, a block of experts by id", hashed, v4_blocks, by_id, H,
+                 write_hashed("layers.2.ffn.", data_type::i64)});
+  hashed.erase("num_hash_layers");
+  hashed["mlp_layer_types"] = {"hash_moe", "moe", "hash_moe"};
+  all.push_back({"DeepSeek-V4, a block of experts by id, listed", hashed, v4_blocks, by_id, H,
+                 write_hashed("layers.2.ffn.", data_type::i32)});
 
   recipe gemma;
   gemma.unit = [](double a, double b) { return gelu_of(a) * b; };
@@ -804,6 +839,10 @@ block_weights weights_of(const release& r) {
 
 TEST_CASE("families: every release is read, loaded, run and written back", "[checkpoint][families]") {
   const matrix<double> x = test::random_matrix<double>(24, D, 52);
+  std::vector<index_t> ids;
+  for (index_t t = 0; t < x.rows(); ++t) ids.push_back(7 * t % vocabulary);
+  routing_context<double> context;
+  context.token_ids = ids;
   for (const release& r : releases()) {
     CAPTURE(r.name);
     const test::temporary_folder folder(test::memory_folder());
@@ -820,14 +859,14 @@ TEST_CASE("families: every release is read, loaded, run and written back", "[che
     CHECK(parse_model_config(to_json(config), "written") == config);
 
     const block_id block = r.blocks.back();
-    with_published_type<double>(config, [&]<typename Layer>(std::type_identity<Layer>) {
+    with_published_type<double>(config, block, [&]<typename Layer>(std::type_identity<Layer>) {
       const Layer layer = load_layer<Layer>(model, block);
       typename Layer::workspace workspace;
       matrix<double> y(x.rows(), D);
-      layer.forward(x, y, workspace);
+      layer.forward(x, y, workspace, context);
       for (index_t t = 0; t < x.rows(); ++t) {
         const numbers token(x.data() + t * D, x.data() + (t + 1) * D);
-        const numbers expected = r.expected(w, r.how, token);
+        const numbers expected = r.expected(w, r.how, token, ids[static_cast<std::size_t>(t)]);
         double size = 0;
         for (const double v : expected) size = std::max(size, std::abs(v));
         for (index_t d = 0; d < D; ++d)
@@ -852,6 +891,77 @@ TEST_CASE("families: every release is read, loaded, run and written back", "[che
     }
     CHECK(back.tensors().size() == of_block);
   }
+}
+
+TEST_CASE("families: a table of experts by id is kept exactly, and what it does not say is refused",
+          "[checkpoint][families]") {
+  std::vector<release> all = releases();
+  const release& r = *std::ranges::find(all, "DeepSeek-V4, a block of experts by id", &release::name);
+  const test::temporary_folder folder(test::memory_folder());
+  published_file file;
+  r.write(file, weights_of(r));
+  published_file::tensor& table = file.tensors.at("layers.2.ffn.gate.tid2eid");
+  const auto open = [&] {
+    file.save(folder / "model.safetensors");
+    test::write_bytes(folder / "config.json", r.config.dump());
+    return checkpoint_model(folder.path());
+  };
+  using layer_type = deepseek_v4_hash_layer<float, bfloat16_storage>;
+  const matrix<float> x = test::random_matrix<float>(3, D, 53);
+  matrix<float> y(3, D);
+  const std::vector<index_t> ids{4, vocabulary - 1, 0};
+  routing_context<float> context;
+  context.token_ids = ids;
+  {
+    const checkpoint_model model = open();
+    const auto layer = load_layer<layer_type>(model, {.layer = 2});
+    layer_type::workspace workspace;
+    layer.forward(x, y, workspace, context);
+    const auto& plan = workspace.layer.plan;
+    for (index_t t = 0; t < 3; ++t)
+      for (const index_t i : plan.of_token(t))
+        CHECK(plan.expert(i) == looked_up(ids[static_cast<std::size_t>(t)], plan.rank(i)));
+    CHECK_THROWS_WITH(layer.forward(x, y, workspace), test::contains("token_ids"));
+    CHECK_THROWS_WITH(load_layer<deepseek_v4_layer<float>>(model, {.layer = 2}), test::contains("of another type"));
+
+    auto altered = layer;
+    const auto save_with = [&](float first) {
+      for_each_parameter(altered, [&](const std::string& parameter, auto& p) {
+        if (parameter.ends_with("rule.table")) p.fill([&](index_t i) { return i == 0 ? first : 1.0F; });
+      });
+      layer_tensors tensors(altered, model.names({.layer = 2}));
+      tensors.set_types_of(model.files());
+      safetensors_writer out;
+      tensors.add_to(out);
+      out.save(folder / "altered.safetensors");
+      return tensors.report();
+    };
+    CHECK(save_with(3).total.rounded == 0);
+    const auto half = save_with(3.5F);
+    CHECK((half.total.rounded == 1 && half.total.largest_error == 0.5 && half.worst == "layers.2.ffn.gate.tid2eid"));
+    for (const float none : {1e30F, quiet_nan<float>()}) CHECK_THROWS_AS(save_with(none), std::range_error);
+
+    const auto converted = convert_checkpoint(model, folder / "bf16", {.type = data_type::bf16});
+    CHECK(converted.values.total.rounded == 0);
+    const checkpoint_files changed(folder / "bf16");
+    const std::string name = "layers.2.ffn.gate.tid2eid";
+    CHECK(changed.at("layers.2.ffn.gate.weight").info.dtype == data_type::bf16);
+    CHECK(changed.at(name).info.dtype == data_type::i64);
+    CHECK(std::ranges::equal(changed.at(name).info.bytes, model.files().at(name).info.bytes));
+  }
+
+  table.values[8] = E;  // of id 4
+  {
+    const auto layer = load_layer<layer_type>(open(), {.layer = 2});
+    layer_type::workspace workspace;
+    CHECK_THROWS_WITH(layer.forward(x, y, workspace, context), test::contains("the table gives id 4 the expert 8"));
+  }
+  table.values[8] = 0x1p24 + 1;
+  CHECK_THROWS_WITH(load_layer<layer_type>(open(), {.layer = 2}),
+                    test::contains("tid2eid\": element 8 is 16777217, which no F32 is"));
+  table.values[8] = 0;
+  table.shape = {2 * vocabulary};
+  CHECK_THROWS_WITH(load_layer<layer_type>(open(), {.layer = 2}), test::contains("the layer needs [11, 2]"));
 }
 
 TEST_CASE("families: what their models may have and sluice does not do is refused by key", "[checkpoint][families]") {
@@ -880,6 +990,8 @@ TEST_CASE("families: what their models may have and sluice does not do is refuse
   refused("Ernie-4.5", {{"use_bias", true}}, "use_bias");
   refused("Ernie-4.5", {{"moe_num_experts", {64, 64}}}, "moe_num_experts");
   refused("DeepSeek-V4", {{"scoring_func", "softmax"}}, "scoring_func");
+  refused("DeepSeek-V4", {{"vocab_size", nullptr}}, "vocab_size");
+  refused("DeepSeek-V4", {{"mlp_layer_types", {"hash_moe", "moe"}}}, "mlp_layer_types");
   refused("GLM-5", {{"mlp_layer_types", {"sparse"}}}, "mlp_layer_types");
   refused("GLM-5", {{"mlp_layer_types", {1, 2, 3}}}, "mlp_layer_types");
   refused("Hunyuan-A13B", {{"moe_topk", {2, 3}}}, "moe_topk");

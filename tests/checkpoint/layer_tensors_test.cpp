@@ -70,14 +70,15 @@ TEST_CASE("layer_tensors: what was loaded is written back byte for byte, in ever
         file.save(folder / "in.safetensors");
         const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
         // The numbers are bfloat16's, so float and bfloat16 hold them exactly.
-        with_published_type<float>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
+        with_published_type<float>(model.config(), {.layer = 0}, [&]<typename Layer>(std::type_identity<Layer>) {
           write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
         });
         CHECK(test::read_bytes(folder / "in.safetensors") == test::read_bytes(folder / "out.safetensors"));
         if (type != data_type::bf16) continue;
-        with_published_type<float, bfloat16_storage>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
-          write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
-        });
+        with_published_type<float, bfloat16_storage>(
+            model.config(), {.layer = 0}, [&]<typename Layer>(std::type_identity<Layer>) {
+              write_back(model, load_layer<Layer>(model, {.layer = 0}), folder / "out.safetensors");
+            });
         CHECK(test::read_bytes(folder / "in.safetensors") == test::read_bytes(folder / "out.safetensors"));
       }
 }
@@ -130,7 +131,7 @@ TEST_CASE("layer_tensors: a layer takes its place among the other tensors of a m
 
 TEST_CASE("layer_tensors: types that hold no weights are refused, and layers of another family", "[checkpoint]") {
   const auto config = test::small_config(model_family::qwen2_moe);
-  const auto layer = make_published_layer<qwen2_moe_layer<float>>(config);
+  const auto layer = make_published_layer<qwen2_moe_layer<float>>(config, {.layer = 0});
   layer_tensors tensors(layer, tensor_names(config, {.layer = 0}));
   CHECK_THROWS_WITH(tensors.set_type(data_type::i64), test::contains("I64"));
   CHECK_THROWS_WITH(layer_tensors(layer, tensor_names(test::small_config(model_family::olmoe), {.layer = 0})),
@@ -151,7 +152,7 @@ TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all,
                   test::small_weights(23), 0, data_type::f64);
   file.save(folder / "in.safetensors");
   const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
-  with_published_type<double>(model.config(), [&]<typename Layer>(std::type_identity<Layer>) {
+  with_published_type<double>(model.config(), {.layer = 0}, [&]<typename Layer>(std::type_identity<Layer>) {
     Layer layer = load_layer<Layer>(model, {.layer = 0});
     if (router_only) {
       for_each_parameter(layer, [](const std::string&, auto& p) { p.set_frozen(true); });

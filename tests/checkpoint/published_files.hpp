@@ -54,6 +54,7 @@ private:
     if (type == data_type::bf16) append_bits(to, to_element<bfloat16>(static_cast<float>(v)));
     if (type == data_type::f16) append_bits(to, to_element<float16>(static_cast<float>(v)));
     if (type == data_type::i64) append_bits(to, static_cast<std::int64_t>(v));
+    if (type == data_type::i32) append_bits(to, static_cast<std::int32_t>(v));
   }
 };
 

@@ -177,7 +177,7 @@ TEST_CASE("strictness: a selection bias that holds NaN would choose experts by t
 TEST_CASE("layer_tensors: state keeps the layer's type, losses are reported, and half's range is not left",
           "[checkpoint]") {
   const auto c = test::small_config(model_family::deepseek_v3);
-  auto layer = make_published_layer<deepseek_v3_layer<float>>(c);
+  auto layer = make_published_layer<deepseek_v3_layer<float>>(c, {.layer = 0});
   const float fine = 1 + 0x1p-20F;
   layer.layer().router().bias()[1] = fine;
   layer.shared().down().value()[0] = fine;

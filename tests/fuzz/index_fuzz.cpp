@@ -37,7 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::filesystem::path folder = "folder";
   for (const auto& [tensor, shard] : index->weight_map) {
     require((folder / shard).lexically_normal().parent_path() == folder);
-    require(shard.find('\0') == std::string::npos && shard.ends_with(".safetensors"));
+    require(shard.find('\0') == std::string::npos && !shard.empty() && shard != "." && shard != "..");
   }
   const std::string text = nlohmann::json{{"metadata", index->metadata}, {"weight_map", index->weight_map}}.dump();
   const std::optional<sluice::checkpoint_index> again = parse(std::as_bytes(std::span<const char>(text)));

@@ -20,7 +20,7 @@ std::string complaint_about(const std::string& text) {
   try {
     for (const auto& [tensor, shard] : parse_checkpoint_index(bytes, "dir/index.json").weight_map) {
       REQUIRE(shard.find_first_of("/\\:") == std::string::npos);
-      REQUIRE(shard.ends_with(".safetensors"));
+      REQUIRE((!shard.empty() && shard != "." && shard != ".."));
     }
     return {};
   } catch (const file_error& error) {

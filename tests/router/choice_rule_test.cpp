@@ -2,7 +2,6 @@
 #include <sluice/router/choice_rule.hpp>
 
 #include <sluice/gate/linear.hpp>
-#include <sluice/gate/none.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/train/initialize.hpp>
@@ -53,27 +52,6 @@ struct modality_rule {
 
 struct says_so : test::balanced_rule<double> {
   static constexpr bool causal = true;
-};
-
-/// A fixed table from token ids to experts, weight 1: hash routes.
-struct hash_rule {
-  std::vector<index_t> table;
-
-  index_t top_k() const { return 1; }
-  void validate_call(const choice_call<double>& call) const {
-    if (static_cast<index_t>(call.context.token_ids.size()) != call.tokens)
-      throw_invalid("hash_rule needs routing_context.token_ids");
-    for (const index_t id : call.context.token_ids)
-      if (id < 0 || id >= static_cast<index_t>(table.size())) throw_invalid("hash_rule has no row for id ", id);
-  }
-  void score(const choice_row<double>& row, double* scores) const { std::fill_n(scores, row.experts, 0.0); }
-  index_t choose(const choice_row<double>& row, index_t* ids) const {
-    const auto id = row.context.token_ids[static_cast<std::size_t>(row.token)];
-    ids[0] = table[static_cast<std::size_t>(id)];
-    return 1;
-  }
-  void weigh(const choice_row<double>&, std::span<const index_t>, double* weights) const { weights[0] = 1; }
-  void backward(const choice_row<double>&, const weighed_experts<double>&, double*) const {}
 };
 
 /// Weighs by what the assignment left: half more than the token's number.
@@ -206,30 +184,6 @@ TEST_CASE("choice_rule: a rule may assign in training and choose token by token 
   CHECK(experts_of(test::route(router, test::fixture_f<double>()).plan) == std::vector<index_t>{0, 0, 1, 0});
   CHECK(experts_of(test::route(router, test::fixture_f<double>(), test::training()).plan) ==
         std::vector<index_t>{3, 2, 1, 0});
-}
-
-TEST_CASE("choice_rule: tokens can be routed by their ids, without a gate", "[router][choice_rule][gate]") {
-  const token_choice_router<no_gate<double>, hash_rule> router(no_gate<double>(4, 3), {{2, 0, 1, 2}});
-  matrix<double> x = test::random_matrix<double>(5, 4, 3);
-  const std::vector<index_t> ids{3, 1, 0, 2, 1};
-  routing_context<double> context = test::training();
-  context.token_ids = ids;
-  CHECK(experts_of(test::route(router, x, context).plan) == std::vector<index_t>{2, 0, 2, 1, 0});
-  CHECK_THROWS_WITH(test::route(router, x), test::contains("token_ids"));
-  const std::vector<index_t> strange{3, 1, 0, 4, 1};
-  context.token_ids = strange;
-  CHECK_THROWS_WITH(test::route(router, x, context), test::contains("id 4"));
-
-  index_t parameters = 0;
-  for_each_parameter(router, [&](const std::string&, const auto&) { ++parameters; });
-  CHECK(parameters == 0);
-  std::vector<index_t> many(67, 1);
-  for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<index_t>(i % 4);
-  routing_context<double> described;
-  described.token_ids = many;
-  const auto report = test::conformance(router, described);
-  INFO(report.describe());
-  CHECK(report.passed());
 }
 
 TEST_CASE("choice_rule: who looks at other tokens is not causal", "[router][choice_rule]") {

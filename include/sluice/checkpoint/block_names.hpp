@@ -67,6 +67,9 @@ constexpr parameter_name gate_weight(std::string_view tensor) {
   return {"router.gate.weight", tensor, tensor_form::matrix};
 }
 constexpr parameter_name selection_bias(std::string_view tensor) { return {"router.rule.bias", tensor}; }
+constexpr parameter_name hash_table(std::string_view tensor) {
+  return {"router.rule.table", tensor, tensor_form::matrix};
+}
 
 inline constexpr auto published_names = std::to_array<block_names>({
     {.family = model_family::switch_transformers,
@@ -298,13 +301,14 @@ inline constexpr auto published_names = std::to_array<block_names>({
     {.family = model_family::deepseek_v4,
      .stack = "layers.",
      .inside = ".ffn.",
-     .parameters = {gate_weight("gate.weight"), selection_bias("gate.bias")},
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.bias"), hash_table("gate.tid2eid")},
      .experts = numbered_layouts,
      .shared = {{{"", "shared_experts.w1.weight", "shared_experts.w3.weight", "shared_experts.w2.weight"}}}},
     {.family = model_family::deepseek_v4,
      .stack = "layers.",
      .inside = ".mlp.",
-     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
+     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias"),
+                    hash_table("gate.tid2eid")},
      .experts = usual_layouts,
      .shared = {shared_experts}},
     {.family = model_family::deepseek_v4,

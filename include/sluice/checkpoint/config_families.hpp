@@ -6,7 +6,6 @@
 ///                   GLM-5, DeepSeek-V3.2: "sparse" in mlp_layer_types   LFM2: i >= num_dense_layers
 ///                   Nemotron: "moe" in layers_block_type, E in hybrid_override_pattern
 ///                   Ernie: (i + 1) % interval == 0 between two bounds
-///                   DeepSeek-V4: all but the first, which look experts up by the token's id
 ///                   Jamba: i % period == offset   Arctic: (i + 1) % moe_layer_frequency == 0
 ///                   all others: every block
 ///   weights         DeepSeek-V2: divided by their sum or scaled, not both   DeepSeek-V3: divided, then scaled
@@ -15,6 +14,7 @@
 ///                    Arctic: divided if k > 1   Granite: as JetMoE
 ///                   Mixtral, JetMoE, GPT-OSS, Megatron without pre-softmax: softmax over the choice, which is the same
 ///                   as dividing by the sum
+///   experts by id   DeepSeek-V4: num_hash_layers, or "hash_moe" in mlp_layer_types
 ///   groups          DeepSeek-V2: best expert   DeepSeek-V3: two best
 ///
 /// Read from the configuration and modelling files that the families publish. Where the vendor's own code and a later

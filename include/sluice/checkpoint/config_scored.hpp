@@ -161,13 +161,17 @@ inline void read_deepseek_v4(const json_object& json, model_config& config) {
   config.shared_hidden =
       json.integer_if_given({"n_shared_experts"}, {0, 64}).value_or(json.says_null({"n_shared_experts"}) ? 0 : 1) *
       config.hidden;
-  // The first blocks look their experts up by the token's id, which is no routing by scores.
+  // Every block is a mixture; the first look their experts up by the token's id.
   if (const auto types = json.texts_if_given({"mlp_layer_types"})) {
+    config.hash_layers = blocks_of_kind(json, "mlp_layer_types", *types, config.layers, "hash_moe");
     config.moe_layers = blocks_of_kind(json, "mlp_layer_types", *types, config.layers, "moe");
-    return;
+    config.moe_layers.insert(config.moe_layers.end(), config.hash_layers.begin(), config.hash_layers.end());
+    std::sort(config.moe_layers.begin(), config.moe_layers.end());
+  } else {
+    const index_t looked_up = json.integer({"num_hash_layers"}, {0, layer_counts.most}, 3);
+    config.hash_layers = blocks_where(config.layers, [&](index_t i) { return i < looked_up; });
   }
-  const index_t looked_up = json.integer({"num_hash_layers"}, {0, layer_counts.most}, 3);
-  config.moe_layers = blocks_where(config.layers, [&](index_t i) { return i >= looked_up; });
+  if (!config.hash_layers.empty()) config.vocabulary = json.integer({"vocab_size"}, widths);
 }
 
 }  // namespace detail

@@ -69,6 +69,20 @@ inline void write_megatron(nlohmann::json& json, const model_config& config) {
   json["moe_layer_freq"] = pattern;
 }
 
+/// DeepSeek-V4: usually the first blocks look experts up, otherwise the kind of each block is listed.
+inline void write_hash_layers(nlohmann::json& json, const model_config& config) {
+  const std::vector<index_t>& hashed = config.hash_layers;
+  if (config.vocabulary != 0) json["vocab_size"] = config.vocabulary;
+  if (hashed.empty() || hashed.back() + 1 == static_cast<index_t>(hashed.size())) {
+    json["num_hash_layers"] = hashed.size();
+    return;
+  }
+  std::vector<std::string> kinds(static_cast<std::size_t>(config.layers), "moe");
+  for (const index_t i : hashed)
+    if (i >= 0 && i < config.layers) kinds[static_cast<std::size_t>(i)] = "hash_moe";
+  json["mlp_layer_types"] = kinds;
+}
+
 inline void write_family(nlohmann::json& json, const model_config& config) {
   switch (config.family) {
     case model_family::switch_transformers:
@@ -170,7 +184,7 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
       json["routed_scaling_factor"] = config.scaling;
       json["swiglu_limit"] = config.clamp;
       json["n_shared_experts"] = config.hidden > 0 ? config.shared_hidden / config.hidden : 0;
-      json["num_hash_layers"] = pattern_of(config.moe_layers, config.layers).first;
+      write_hash_layers(json, config);
       break;
     case model_family::gemma4:
       json["enable_moe_block"] = true;

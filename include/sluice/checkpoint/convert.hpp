@@ -3,9 +3,9 @@
 ///   sluice::convert_checkpoint(model, "OLMoE-bf16", {.type = sluice::data_type::bf16, .layout = "stacked"});
 ///
 /// Tensors of floating-point numbers are rounded to the type asked for (to nearest, ties to even) or keep their bits;
-/// others are copied, and so is state: selection biases, running means, counters (training_state.hpp). With a layout
-/// the experts of every mixture are put together in it; everything else keeps its name. What rounding has cost is
-/// counted in the report.
+/// others are copied, and so is state: selection biases, tables of experts, running means, counters
+/// (training_state.hpp). With a layout the experts of every mixture are put together in it; everything else keeps its
+/// name. What rounding has cost is counted in the report.
 ///
 /// Refused, with all that is wrong in one file_error: finite numbers that would become infinite; weights in types that
 /// need scales to be read (FP8, 4-bit), and models whose config says that they are quantised; mixtures of which tensors
@@ -68,7 +68,8 @@ public:
       problems_.add("quantised by", model.config().quantization, "such weights cannot be converted");
     for (const block_id& block : model.blocks()) {
       const tensor_names names = model.names(block);
-      if (const auto bias = names.place_of("router.rule.bias", 1, names.extent().experts)) state_.insert(bias->tensor);
+      for (const char* const state : {"router.rule.bias", "router.rule.table"})
+        if (const auto place = names.place_of(state, 1, names.extent().experts)) state_.insert(place->tensor);
       if (!options.layout.empty())
         rearrange(names, names.in_layout(options.layout));
       else if (changes_ && names.exists())

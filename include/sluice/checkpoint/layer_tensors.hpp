@@ -9,7 +9,7 @@
 /// Elements are converted while they are written, piece by piece; those that need no conversion keep their bits. What
 /// others have lost by rounding is in report() once saved; a save throws std::range_error, and leaves no file, where a
 /// finite number would become infinite. The object refers to the layer, and the writer to the object, until saved. F64,
-/// F32, BF16 and F16 can be written.
+/// F32, BF16 and F16 can be written, and state, such as a table of experts, as I32 and I64.
 #pragma once
 
 #include <sluice/checkpoint/load_layer.hpp>
@@ -55,7 +55,8 @@ public:
   void set_types_of(const checkpoint_files& files) {
     for (auto& [name, tensor] : tensors_)
       if (const located_tensor* const found = files.find(name)) {
-        validate(found->info.dtype);
+        const bool is_state = tensor.parts.front().role() == parameter_role::state;
+        if (!is_state || !detail::holds_whole_numbers(found->info.dtype)) validate(found->info.dtype);
         tensor.type = found->info.dtype;
       }
   }

@@ -227,7 +227,7 @@ Layer load_layer(const checkpoint_model& model, const block_id& block, const lay
     for (const block_id& each : blocks) known += ' ' + to_string(each);
     throw file_error(model.name(), to_string(block) + " is no mixture of experts; these are:" + known);
   }
-  Layer layer = make_published_layer<Layer>(model.config());
+  Layer layer = make_published_layer<Layer>(model.config(), block);
   load_layer_into(layer, model, block, options);
   return layer;
 }

@@ -39,7 +39,7 @@ inline void count_losses(const std::vector<tensor_copy>& copies, executor_ref ex
   std::vector<piece> pieces;
   std::set<const tensor_info*> seen;
   for (const tensor_copy& copy : copies) {
-    if (!seen.insert(copy.from).second) continue;
+    if (!seen.insert(copy.from).second || holds_whole_numbers(copy.from->dtype)) continue;
     if (copy.role() != parameter_role::weight)
       if (const std::uint64_t count = count_nan(*copy.from); count > 0)
         problems.add("unfit", copy.from->name, nan_text(count, copy.from->elements()));

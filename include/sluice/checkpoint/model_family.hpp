@@ -1,4 +1,5 @@
-/// model_family, model_config: the families of published models that sluice reads, and what it must know of a model.
+/// model_family, block_id, model_config: the families of published models that sluice reads, and what it must know of a
+/// model.
 ///
 /// The family decides how a block routes and what its tensors are called; the numbers decide its size. A plain value:
 /// fill it by hand, read it from a config.json (model_config.hpp), compare it, write it.
@@ -7,6 +8,7 @@
 #include <sluice/core/types.hpp>
 #include <sluice/router/group_limit.hpp>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <string_view>
@@ -44,6 +46,18 @@ enum class model_family {
   gemma4
 };
 
+/// One mixture of a model: the number of its block, in the decoder of models that also have an encoder.
+struct block_id {
+  index_t layer = 0;
+  bool decoder = false;
+
+  friend bool operator==(const block_id&, const block_id&) = default;
+};
+
+inline std::string to_string(const block_id& block) {
+  return (block.decoder ? "decoder." : "layers.") + std::to_string(block.layer);
+}
+
 struct model_config {
   model_family family{};
   /// One that sluice knows: "llama4" nests its layers in a multimodal model, "llama4_text" is bare, "deepseek" is
@@ -73,6 +87,12 @@ struct model_config {
   index_t decoder_layers = 0;               ///< Switch: blocks of its decoder
   std::vector<index_t> moe_layers;          ///< numbers of the blocks that are mixtures, ascending
   std::vector<index_t> decoder_moe_layers;  ///< Switch: those of its decoder
+  std::vector<index_t> hash_layers;  ///< DeepSeek-V4: those of moe_layers that look experts up by the token's id
+  index_t vocabulary = 0;            ///< and how many ids there are, where such blocks are
+
+  bool looks_experts_up(const block_id& block) const {
+    return !block.decoder && std::find(hash_layers.begin(), hash_layers.end(), block.layer) != hash_layers.end();
+  }
 
   friend bool operator==(const model_config&, const model_config&) = default;
 };

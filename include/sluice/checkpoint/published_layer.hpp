@@ -107,7 +107,8 @@ template <std::floating_point Scalar, WeightStorage Storage>
 std::unique_ptr<published_layer<Scalar>> load_stored(const checkpoint_model& model, const block_id& block,
                                                      const layer_load_options& options) {
   return with_published_type<Scalar, Storage>(
-      model.config(), [&]<typename Layer>(std::type_identity<Layer>) -> std::unique_ptr<published_layer<Scalar>> {
+      model.config(), block,
+      [&]<typename Layer>(std::type_identity<Layer>) -> std::unique_ptr<published_layer<Scalar>> {
         return std::make_unique<published_layer_of<Layer>>(load_layer<Layer>(model, block, options));
       });
 }

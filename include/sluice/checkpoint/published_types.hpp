@@ -6,6 +6,7 @@
 ///   scored_layer                                  scores beside which a bias may choose
 ///   deepseek_v3_layer, llama4_layer               the same, beside a shared expert
 ///   deepseek_v4_layer                             the same, routed experts clamped
+///   deepseek_v4_hash_layer                        the same, but a table says by the token's id which experts
 ///   nemotron_layer                                the same, experts without a gate
 ///   longcat_layer                                 scores beside a bias, some experts return their input
 ///   gemma4_layer                                  a mixture and a dense branch, each between norms of its own
@@ -16,9 +17,9 @@
 ///   megatron_layer                                top-k, capacity by probability
 ///
 /// All are <Scalar, Storage of the experts' weights>. A family has one of them by its row in family_forms.hpp, with or
-/// without a shared expert by its config; with_published_type finds it. A model of one expert a token whose weights are
-/// normalised is loaded as it is: every weight is the scaling, and of a training only the losses reach its gate
-/// (options.constant_weight).
+/// without a shared expert by its config; with_published_type finds it. DeepSeek-V4 has two, by the block. A model of
+/// one expert a token whose weights are normalised is loaded as it is: every weight is the scaling, and of a training
+/// only the losses reach its gate (options.constant_weight).
 #pragma once
 
 #include <sluice/capacity/position.hpp>
@@ -40,6 +41,7 @@
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/output_normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/router/hash.hpp>
 #include <sluice/router/sigmoid_top_k.hpp>
 #include <sluice/router/sparse_mixer.hpp>
 #include <sluice/router/top_k.hpp>
@@ -54,6 +56,9 @@ namespace detail {
 
 template <std::floating_point Scalar, typename Capacity>
 using limited_top_k = top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, Capacity>;
+
+template <std::floating_point Scalar>
+using scored_hash_router = hash_router<Scalar, linear_gate<Scalar>, sigmoid_rule<Scalar>>;
 
 template <typename Router, typename Expert>
 using layer_of = moe_layer<Router, expert_bank<Expert>>;
@@ -102,6 +107,10 @@ using longcat_layer =
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using deepseek_v4_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, clamped_glu<Scalar, Storage>>,
                                               swiglu<Scalar, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using deepseek_v4_hash_layer =
+    shared_expert_layer<detail::layer_of<detail::scored_hash_router<Scalar>, clamped_glu<Scalar, Storage>>,
+                        swiglu<Scalar, Storage>>;
 
 /// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x
 /// normalised and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised
@@ -117,7 +126,7 @@ using gemma4_layer = beside_layer<
 
 /// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
-decltype(auto) with_published_type(const model_config& config, F&& f) {
+decltype(auto) with_published_type(const model_config& config, const block_id& block, F&& f) {
   using enum detail::layer_form;
   const detail::family_form& form = detail::form_of(config.family);
   const detail::shared_form shared = config.shared_hidden > 0 ? form.shared : detail::shared_form::none;
@@ -141,6 +150,7 @@ decltype(auto) with_published_type(const model_config& config, F&& f) {
     case with_copies:
       return f(std::type_identity<longcat_layer<Scalar, Storage>>{});
     case scored_clamped:
+      if (config.looks_experts_up(block)) return f(std::type_identity<deepseek_v4_hash_layer<Scalar, Storage>>{});
       return f(std::type_identity<deepseek_v4_layer<Scalar, Storage>>{});
     case normed_branches:
       return f(std::type_identity<gemma4_layer<Scalar, Storage>>{});
@@ -190,20 +200,34 @@ private:
 };
 
 template <std::floating_point Scalar>
+typename sigmoid_rule<Scalar>::options scored_options(const model_config& c) {
+  const family_form& form = form_of(c.family);
+  return {.top_k = c.top_k,
+          .renormalize = c.renormalize,
+          .constant_weight = true,
+          .selection_bias = form.selection_bias && c.selection_bias,
+          .added_to_sum = static_cast<Scalar>(form.added_to_sum),
+          .scaling = static_cast<Scalar>(c.scaling),
+          .groups = c.groups,
+          .use = form.weighs_inputs ? weight_use::input : weight_use::output,
+          .scores = form.scores,
+          .smallest_sum = static_cast<Scalar>(c.smallest_sum)};
+}
+
+template <std::floating_point Scalar>
 struct published<sigmoid_router<Scalar>> {
   static auto make(const model_config& c) {
-    const family_form& form = form_of(c.family);
-    return sigmoid_router<Scalar>(c.inputs, c.experts + c.zero_experts,
-                                  {.top_k = c.top_k,
-                                   .renormalize = c.renormalize,
-                                   .constant_weight = true,
-                                   .selection_bias = form.selection_bias && c.selection_bias,
-                                   .added_to_sum = static_cast<Scalar>(form.added_to_sum),
-                                   .scaling = static_cast<Scalar>(c.scaling),
-                                   .groups = c.groups,
-                                   .use = form.weighs_inputs ? weight_use::input : weight_use::output,
-                                   .scores = form.scores,
-                                   .smallest_sum = static_cast<Scalar>(c.smallest_sum)});
+    return sigmoid_router<Scalar>(c.inputs, c.experts + c.zero_experts, scored_options<Scalar>(c));
+  }
+};
+
+template <std::floating_point Scalar>
+struct published<scored_hash_router<Scalar>> {
+  static auto make(const model_config& c) {
+    auto weights = scored_options<Scalar>(c);
+    weights.selection_bias = false;
+    return scored_hash_router<Scalar>(linear_gate<Scalar>(c.inputs, c.experts),
+                                      {c.vocabulary, c.top_k, sigmoid_rule<Scalar>(c.experts, weights)});
   }
 };
 
@@ -283,13 +307,13 @@ struct published<output_bias_layer<Layer>> {
 }  // namespace detail
 
 /// A layer of that type with the sizes and conventions of a config, its weights at zero. Throws std::invalid_argument
-/// if the family's layers are of another type.
+/// if that block of the model is of another type.
 template <typename Layer>
-Layer make_published_layer(const model_config& config) {
+Layer make_published_layer(const model_config& config, const block_id& block) {
   with_published_type<typename Layer::scalar, typename detail::published<Layer>::storage>(
-      config, [&]<typename Asked>(std::type_identity<Asked>) {
+      config, block, [&]<typename Asked>(std::type_identity<Asked>) {
         if constexpr (!std::is_same_v<Asked, Layer>)
-          throw_invalid("layers of ", name_of(config.family), " are of another type than the one asked for");
+          throw_invalid(to_string(block), " of ", name_of(config.family), " is of another type than the one asked for");
       });
   return detail::published<Layer>::make(config);
 }

@@ -5,12 +5,14 @@
 ///   copy.write(type, first, out)            parameter -> elements first .. of the tensor, those that are the parameter's
 ///
 /// Elements that the file has in the parameter's own type are copied bit for bit; others are rounded once, to nearest.
-/// Whoever wants to know what that costs asks before reading (read_losses) or while writing. A file may lie transposed
-/// to the panels, so both ways go by small tiles that stay in the nearest cache.
+/// State may be whole numbers in the file, I32 or I64, such as the experts in a table; those have to be exact. Whoever
+/// wants to know what that costs asks before reading (read_losses) or while writing. A file may lie transposed to the
+/// panels, so both ways go by small tiles that stay in the nearest cache.
 #pragma once
 
 #include <sluice/checkpoint/expert_layout.hpp>
 #include <sluice/core/half.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/io/conversion_loss.hpp>
 #include <sluice/io/model_file.hpp>
@@ -18,8 +20,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -59,6 +63,7 @@ public:
   /// Why the tensor's elements cannot become the parameter's; empty if they can, or only some are too large.
   std::string obstacle(const tensor_info& tensor) const {
     if (detail::holds_weights(tensor.dtype)) return {};
+    if (role_ == parameter_role::state && detail::holds_whole_numbers(tensor.dtype)) return strays(tensor);
     return "is " + detail::printable(tensor.type_name(), 40) + ", cannot be read as " +
            std::string(name_of(element_type_));
   }
@@ -71,7 +76,7 @@ public:
   void read(index_t block) const noexcept { read_(*this, block); }
 
   /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of
-  /// the type, F64, F32, BF16 or F16.
+  /// the type, F64, F32, BF16 or F16; of state also I32 or I64.
   void write(data_type type, index_t first, std::span<std::byte> out) const noexcept {
     write_(*this, type, first, out, nullptr);
   }
@@ -91,11 +96,13 @@ private:
       });
     else if (c.from->dtype == data_type::f64)
       c.read_numbers<Parameter, double>(block);  // a float between would round twice
+    else if (detail::holds_whole_numbers(c.from->dtype))
+      c.read_numbers<Parameter, std::int64_t>(block);
     else
       c.read_numbers<Parameter, typename Parameter::scalar>(block);
   }
 
-  template <typename Parameter, std::floating_point Cell>
+  template <typename Parameter, StorableValue Cell>
   void read_numbers(index_t block) const noexcept {
     read_tiles<Parameter, Cell>(block, [](const tensor_info& t, index_t first, std::span<Cell> run) {
       safetensors_reader::copy(t, static_cast<std::size_t>(first), run);
@@ -138,6 +145,8 @@ private:
   static Element converted(Cell value) noexcept {
     if constexpr (std::same_as<Element, Cell>)
       return value;
+    else if constexpr (std::integral<Cell>)
+      return to_element<Element>(static_cast<double>(value));
     else
       return to_element<Element>(value);
   }
@@ -154,6 +163,10 @@ private:
       c.write_numbers<Parameter, float>(type, first, out, loss);
     else if (type == data_type::bf16)
       c.write_numbers<Parameter, bfloat16>(type, first, out, loss);
+    else if (type == data_type::i32)
+      c.write_numbers<Parameter, std::int32_t>(type, first, out, loss);
+    else if (type == data_type::i64)
+      c.write_numbers<Parameter, std::int64_t>(type, first, out, loss);
     else
       c.write_numbers<Parameter, float16>(type, first, out, loss);
   }
@@ -162,9 +175,28 @@ private:
   void write_numbers(data_type type, index_t first, std::span<std::byte> out, conversion_loss* loss) const noexcept {
     if (detail::is_within(element_type_, type)) loss = nullptr;
     write_runs<Parameter, Stored>(first, out, [loss](typename Parameter::element v) {
+      if constexpr (std::integral<Stored>) return whole<Stored>(static_cast<double>(to_number(v)), loss);
       if (loss != nullptr) detail::add_loss<Stored>(static_cast<double>(to_number(v)), *loss);
       return to_element<Stored>(to_number(v));
     });
+  }
+
+  /// A number of state, which should be whole, as one.
+  template <std::integral Whole>
+  static Whole whole(double before, conversion_loss* loss) noexcept {
+    constexpr double limit = sizeof(Whole) == 4 ? 0x1p31 : 0x1p63;
+    const bool fits = !is_nan(before) && before >= -limit && before < limit;
+    const Whole after = fits ? static_cast<Whole>(before) : Whole(0);
+    if (loss == nullptr) return after;
+    ++loss->elements;
+    const double error = before - static_cast<double>(after);
+    if (!fits) {
+      ++loss->beyond;
+    } else if (error < 0 || error > 0) {
+      ++loss->rounded;
+      loss->largest_error = (std::max)(loss->largest_error, error < 0 ? -error : error);
+    }
+    return after;
   }
 
   template <typename Parameter, typename Stored, typename Convert>
@@ -182,6 +214,22 @@ private:
                     sizeof value);
       }
     });
+  }
+
+  /// Whole numbers that the parameter's type would round; empty if there are none.
+  std::string strays(const tensor_info& tensor) const {
+    const std::int64_t largest = std::int64_t{1} << (element_type_ == data_type::f64   ? 53
+                                                     : element_type_ == data_type::f32 ? 24
+                                                     : element_type_ == data_type::f16 ? 11
+                                                                                       : 8);
+    for (std::size_t i = 0; i < tensor.elements(); ++i) {
+      std::int64_t value = 0;
+      safetensors_reader::copy(tensor, i, std::span(&value, 1));
+      if (value < -largest || value > largest)
+        return "element " + std::to_string(i) + " is " + std::to_string(value) + ", which no " +
+               std::string(name_of(element_type_)) + " is";
+    }
+    return {};
   }
 
   index_t rows_;

@@ -25,18 +25,6 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// One mixture of a model: the number of its block, in the decoder of models that also have an encoder.
-struct block_id {
-  index_t layer = 0;
-  bool decoder = false;
-
-  friend bool operator==(const block_id&, const block_id&) = default;
-};
-
-inline std::string to_string(const block_id& block) {
-  return (block.decoder ? "decoder." : "layers.") + std::to_string(block.layer);
-}
-
 namespace detail {
 
 /// The rows of a family that speak of such a block, the usual one first.

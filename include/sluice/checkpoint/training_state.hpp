@@ -2,7 +2,7 @@
 ///
 ///   counters    num_batches_tracked, expert_usage_count, tokens_per_expert ...: a number, or one an expert, that no
 ///               output depends on. Layers are loaded without them.
-///   state       selection biases and running means: not learned by gradients, and precise. One step of a selection
+///   state       selection biases, tables of experts, running means: not learned by gradients, and precise. One step of a selection
 ///               bias moves it by 0.001 where bfloat16 has steps of 0.03, so a conversion leaves the type as it is.
 #pragma once
 
@@ -33,8 +33,8 @@ inline bool is_training_counter(const tensor_info& tensor, index_t experts) {
 
 /// Whether a tensor of any family is state by its name.
 inline bool is_training_state(std::string_view full_name) {
-  constexpr std::array<std::string_view, 5> names{"e_score_correction_bias", "expert_bias", "running_mean",
-                                                  "running_var", "expert_biases"};
+  constexpr std::array<std::string_view, 6> names{"e_score_correction_bias", "expert_bias", "running_mean",
+                                                  "running_var", "expert_biases", "tid2eid"};
   return std::find(names.begin(), names.end(), last_part(full_name)) != names.end();
 }
 

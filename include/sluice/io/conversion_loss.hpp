@@ -64,6 +64,9 @@ constexpr bool holds_weights(data_type type) {
   return type == data_type::f64 || type == data_type::f32 || type == data_type::bf16 || type == data_type::f16;
 }
 
+/// The types in which whole numbers are read and written: ids.
+constexpr bool holds_whole_numbers(data_type type) { return type == data_type::i32 || type == data_type::i64; }
+
 /// Whether the first type's numbers are all numbers of the second.
 constexpr bool is_within(data_type from, data_type to) {
   return from == to || to == data_type::f64 ||
