@@ -15,7 +15,7 @@ using test::published_file;
 namespace {
 
 using layer_type = olmoe_layer<float>;
-const std::string block = "model.layers.0.mlp.";
+const std::string block_prefix = "model.layers.0.mlp.";
 
 model_config config() { return test::small_config(model_family::olmoe); }
 
@@ -57,24 +57,24 @@ TEST_CASE("strictness: tensors of unknown types are an error in the block only, 
   save_with(small_file(), path, "visual.freqs_cis", "C64", 8);
   test::check_holds(load_layer<layer_type>(checkpoint_model(path, config()), {.layer = 0}), test::small_weights(61));
 
-  save_with(small_file(), path, block + "experts.0.scale", "F8_E8M0", 1);
+  save_with(small_file(), path, block_prefix + "experts.0.scale", "F8_E8M0", 1);
   const checkpoint_model model(path, config());
   CHECK_THAT(complaint_of(model),
-             contains("1 problem") && contains("left over \"" + block + "experts.0.scale\": F8_E8M0 [1]"));
+             contains("1 problem") && contains("left over \"" + block_prefix + "experts.0.scale\": F8_E8M0 [1]"));
   layer_load_report report;
   CHECK(complaint_of(model, {.ignored = {"*.up_proj.*"}, .report = &report}) == complaint_of(model));
   CHECK(report.ignored.empty());
   CHECK(complaint_of(model, {.ignored = {"nothing", "*.mlp.experts.?.scale"}, .report = &report}).empty());
-  CHECK(report.ignored == std::vector<std::string>{block + "experts.0.scale"});
+  CHECK(report.ignored == std::vector<std::string>{block_prefix + "experts.0.scale"});
 }
 
 TEST_CASE("strictness: an ignored tensor that the layer needs is still needed", "[checkpoint]") {
   const test::temporary_folder folder;
   published_file file = small_file();
-  file.tensors.erase(block + "gate.weight");
+  file.tensors.erase(block_prefix + "gate.weight");
   file.save(folder / "m.safetensors");
   CHECK_THAT(complaint_of(checkpoint_model(folder / "m.safetensors", config()), {.ignored = {"*"}}),
-             contains("missing \"" + block + "gate.weight\": the layer needs shape [4, 6]; it is not in the"));
+             contains("missing \"" + block_prefix + "gate.weight\": the layer needs shape [4, 6]; it is not in the"));
 }
 
 TEST_CASE("strictness: what the index lists elsewhere may be absent, what it lists of the block may not",
@@ -92,34 +92,34 @@ TEST_CASE("strictness: what the index lists elsewhere may be absent, what it lis
   CHECK(complain("lm_head.weight", "absent.safetensors").empty());
   CHECK(complain("lm_head.weight", "a.safetensors").empty());
   CHECK(complain("model.layers.2.mlp.gate.weight", "absent.safetensors").empty());
-  CHECK_THAT(complain(block + "experts.1.up_proj.weight", "absent.safetensors"),
-             contains("1 problem") && contains("missing \"" + block + "experts.1.up_proj.weight\"") &&
+  CHECK_THAT(complain(block_prefix + "experts.1.up_proj.weight", "absent.safetensors"),
+             contains("1 problem") && contains("missing \"" + block_prefix + "experts.1.up_proj.weight\"") &&
                  contains("it is by the index in \"absent.safetensors\", which does not exist"));
-  CHECK_THAT(complain(block + "experts.4.up_proj.weight", "a.safetensors"),
-             contains("1 problem") && contains("left over \"" + block + "experts.4.up_proj.weight\": is in the index"));
+  CHECK_THAT(complain(block_prefix + "experts.4.up_proj.weight", "a.safetensors"),
+             contains("1 problem") && contains("left over \"" + block_prefix + "experts.4.up_proj.weight\": is in the index"));
   test::write_bytes(folder / "damaged.safetensors", "damaged");
   CHECK(complain("lm_head.weight", "damaged.safetensors").empty());
-  CHECK_THAT(complain(block + "gate.weight", "damaged.safetensors"), contains("which cannot be read"));
+  CHECK_THAT(complain(block_prefix + "gate.weight", "damaged.safetensors"), contains("which cannot be read"));
 }
 
 TEST_CASE("strictness: counters that a training left in the block are passed over and named, other tensors are not",
           "[checkpoint]") {
   const test::temporary_folder folder;
   published_file file = small_file();
-  file.add(block + "num_batches_tracked", {}, {7}, data_type::i64);
-  file.add(block + "gate.expert_usage_count", {4}, {1, 2, 3, 4});
-  file.add(block + "gate.tokens_per_expert", {4}, {1, 2, 3, 4}, data_type::i64);
-  file.add(block + "gate._extra_state", {9}, std::vector<double>(9), data_type::i64);
+  file.add(block_prefix + "num_batches_tracked", {}, {7}, data_type::i64);
+  file.add(block_prefix + "gate.expert_usage_count", {4}, {1, 2, 3, 4});
+  file.add(block_prefix + "gate.tokens_per_expert", {4}, {1, 2, 3, 4}, data_type::i64);
+  file.add(block_prefix + "gate._extra_state", {9}, std::vector<double>(9), data_type::i64);
   file.save(folder / "m.safetensors");
   layer_load_report report;
   CHECK(complaint_of(checkpoint_model(folder / "m.safetensors", config()), {.report = &report}).empty());
-  CHECK(report.ignored == std::vector<std::string>{block + "gate._extra_state", block + "gate.expert_usage_count",
-                                                   block + "gate.tokens_per_expert",
-                                                   block + "num_batches_tracked"});
+  CHECK(report.ignored == std::vector<std::string>{block_prefix + "gate._extra_state", block_prefix + "gate.expert_usage_count",
+                                                   block_prefix + "gate.tokens_per_expert",
+                                                   block_prefix + "num_batches_tracked"});
 
-  file.add(block + "gate.bias_per_expert", {4}, {1, 2, 3, 4});
-  file.add(block + "experts.counts", {5}, {1, 2, 3, 4, 5});
-  file.add(block + "gate.live", {4}, {1, 1, 1, 0}, data_type::i64);
+  file.add(block_prefix + "gate.bias_per_expert", {4}, {1, 2, 3, 4});
+  file.add(block_prefix + "experts.counts", {5}, {1, 2, 3, 4, 5});
+  file.add(block_prefix + "gate.live", {4}, {1, 1, 1, 0}, data_type::i64);
   file.save(folder / "m.safetensors");
   CHECK_THAT(complaint_of(checkpoint_model(folder / "m.safetensors", config())),
              contains("3 problems") && contains("gate.bias_per_expert") && contains("experts.counts") &&
@@ -130,7 +130,7 @@ TEST_CASE("strictness: storage of fewer bits takes rounded numbers and counts th
           "[checkpoint]") {
   using half_layer = olmoe_layer<float, float16_storage>;
   const test::temporary_folder folder;
-  const std::string expert = block + "experts.2.gate_proj.weight";
+  const std::string expert = block_prefix + "experts.2.gate_proj.weight";
   published_file file = small_file();
   const auto load = [&](layer_load_report& report) {
     file.save(folder / "m.safetensors");
@@ -147,13 +147,13 @@ TEST_CASE("strictness: storage of fewer bits takes rounded numbers and counts th
 
   file.tensors[expert].type = data_type::bf16;
   file.tensors[expert].values[7] = 65536;
-  file.tensors[block + "experts.3.up_proj.weight"].values[0] = -1e30;
-  file.tensors[block + "gate.weight"].values[0] = 1e30;  // the router is kept as float
+  file.tensors[block_prefix + "experts.3.up_proj.weight"].values[0] = -1e30;
+  file.tensors[block_prefix + "gate.weight"].values[0] = 1e30;  // the router is kept as float
   const layer_load_report before = report;
   CHECK_THROWS_WITH(load(report),
                     contains("2 problems") &&
                         contains("unfit \"" + expert + "\": 1 of 30 values is beyond F16, the largest 65536") &&
-                        contains("unfit \"" + block + "experts.3.up_proj.weight\": 1 of 30 values is beyond F16"));
+                        contains("unfit \"" + block_prefix + "experts.3.up_proj.weight\": 1 of 30 values is beyond F16"));
   CHECK(report.values == before.values);
   const auto held = layer.bank().expert(2).gate().to_matrix();
   const checkpoint_model model(folder / "m.safetensors", config());
