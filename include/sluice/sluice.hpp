@@ -20,6 +20,7 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
+#include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>

@@ -71,6 +71,7 @@ struct recipe {
   enum class shared { none, plain, gated } shared_form = shared::none;
   index_t copies = 0;  // experts behind the last that return their input
   bool by_id = false;  // experts are looked up
+  std::size_t latent = 0;  // experts read so many numbers, projections are in place of gates
 };
 
 numbers feed_forward(const numbers& gate, const numbers& up, const numbers& down, std::size_t expert,
@@ -97,14 +98,16 @@ numbers expected_of(const block_weights& w, const recipe& r, const numbers& x, i
       order[static_cast<std::size_t>(j)] = static_cast<std::size_t>(looked_up(id, j));
   double sum = 0;
   for (const std::size_t e : order) sum += scores[e];
-  numbers y(x.size(), 0.0);
+  const numbers read = r.latent > 0 ? times(w.gate, 0, r.latent, x) : x;
+  numbers y(read.size(), 0.0);
   const auto add = [&](double weight, const numbers& more) {
     for (std::size_t d = 0; d < y.size(); ++d) y[d] += weight * more[d];
   };
   for (const std::size_t e : order) {
     const double divisor = r.renormalize ? std::max(sum, r.smallest_sum) + r.added_to_sum : 1;
-    add(scores[e] / divisor * r.scaling, e < E ? feed_forward(w.gate, w.up, w.down, e, H, x, r.unit) : x);
+    add(scores[e] / divisor * r.scaling, e < E ? feed_forward(w.gate, w.up, w.down, e, H, read, r.unit) : x);
   }
+  if (r.latent > 0) y = times(w.gate, r.latent * x.size(), x.size(), y);
   if (r.shared_form != recipe::shared::none)
     add(r.shared_form == recipe::shared::gated ? sigmoid_of(times(w.shared_router, 0, 1, x)[0]) : 1,
         feed_forward(w.shared_gate, w.shared_up, w.shared_down, 0, S, x, r.shared_unit));
@@ -640,6 +643,30 @@ std::vector<release> releases() {
   all.push_back({"Nemotron-3 of newer library versions", nemotron_later, {{1}, {4}}, nemotron, 7,
                  write_nemotron("model.layers.4.mixer.", true)});
 
+  constexpr index_t latent = 4;
+  recipe projected = nemotron;
+  projected.latent = latent;
+  const auto write_latent = [](const std::string& p) {
+    return [p](published_file& file, const block_weights& w) {
+      const three_names ungated{nullptr, "up_proj.weight", "down_proj.weight"};
+      block_weights experts = w;
+      experts.D = latent;
+      file.add(p + "gate.weight", {E, D}, w.router);
+      file.add(p + "gate.e_score_correction_bias", {E}, w.selection_bias);
+      file.add(p + "fc1_latent_proj.weight", {latent, D}, test::published::slice(w.gate, 0, latent * D));
+      file.add(p + "fc2_latent_proj.weight", {D, latent}, test::published::slice(w.gate, 1, latent * D));
+      add_apart(file, p + "experts.", experts, ungated);
+      add_shared(file, p + "shared_experts.", w, ungated);
+    };
+  };
+  json super = with(nemotron_later, {{"moe_latent_size", latent}});
+  super.erase("num_hidden_layers");
+  all.push_back({"Nemotron-3 Super", super, {{1}, {4}}, projected, 7, write_latent("backbone.layers.4.mixer.")});
+  super = with(super, {{"mtp_layers_block_type", {"attention", "moe"}}, {"num_nextn_predict_layers", 1}});
+  super["num_hidden_layers"] = nullptr;
+  all.push_back({"Nemotron-3 Super, its next-token block", super, {{1}, {4}, {6}}, projected, 7,
+                 write_latent("mtp.layers.1.mixer.")});
+
   json predicting = with(nemotron_h, {{"mtp_hybrid_override_pattern", "*E"}, {"num_nextn_predict_layers", 1}});
   all.push_back({"Nemotron-3, its next-token block", predicting, {{1}, {4}, {6}}, nemotron, 7,
                  write_nemotron("mtp.layers.1.mixer.", false)});
@@ -982,7 +1009,8 @@ TEST_CASE("families: what their models may have and sluice does not do is refuse
     CAPTURE(name, changes.dump());
     CHECK(complaint(name, changes).find('"' + key + '"') != std::string::npos);
   };
-  refused("Nemotron-3", {{"moe_latent_size", 16}}, "moe_latent_size");
+  refused("Nemotron-3", {{"moe_latent_size", 0}}, "moe_latent_size");
+  refused("Nemotron-3", {{"num_hidden_layers", nullptr}}, "num_hidden_layers");
   refused("Nemotron-3", {{"hybrid_override_pattern", "ME"}}, "hybrid_override_pattern");
   refused("Nemotron-3", {{"mlp_hidden_act", "silu"}}, "mlp_hidden_act");
   refused("LongCat-Flash", {{"zero_expert_type", "drop"}}, "zero_expert_type");

@@ -190,6 +190,18 @@ inline index_t common_number(const json_object& json, const common_keys& keys, j
   return usual == 0 ? json.integer(key, range) : json.integer(key, range, usual);
 }
 
+/// How many blocks there are: by their number, or by the list of their kinds where that stands alone.
+inline index_t block_count(const json_object& json, const common_keys& keys) {
+  if (keys.kinds == nullptr || json.value_if_given(keys.layers) != nullptr)
+    return json.integer(keys.layers, layer_counts);
+  const auto kinds = json.texts_if_given({keys.kinds});
+  const index_t count = kinds ? static_cast<index_t>(kinds->size()) : 0;
+  if (count < 1 || count > layer_counts.most)
+    json.refuse(keys.layers.name, std::string("is missing, and \"") + keys.kinds + "\" lists " +
+                                      std::to_string(count) + " blocks");
+  return count;
+}
+
 /// Fills what the object says of a model whose family is known. Throws file_error.
 inline void read_config(const json_object& json, model_config& config) {
   const common_keys& keys = keys_of(config.family);
@@ -200,7 +212,7 @@ inline void read_config(const json_object& json, model_config& config) {
   // Experts of some families are as wide as dense blocks unless they have a width of their own.
   const bool own_width = keys.usual_hidden == nullptr || experts.value_if_given(keys.hidden) != nullptr;
   config.hidden = common_number(experts, keys, own_width ? keys.hidden : json_key{keys.usual_hidden}, widths);
-  config.layers = json.integer(keys.layers, layer_counts);
+  config.layers = block_count(json, keys);
   config.experts = common_number(experts, keys, keys.experts, expert_counts, keys.usual_experts);
   config.top_k = common_number(experts, keys, keys.top_k, expert_counts, keys.usual_top_k);
   if (config.top_k > config.experts)  // zero experts never make up for those that are missing

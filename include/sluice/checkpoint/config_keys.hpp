@@ -33,6 +33,7 @@ struct common_keys {
   const char* usual_hidden = nullptr;  ///< the width of dense blocks, where experts may have none of their own
   bool may_be_lists = false;  ///< hidden, experts and top_k may be lists, a number a block
   const char* within = nullptr;  ///< the object that holds hidden, experts and top_k
+  const char* kinds = nullptr;  ///< the list of the kinds of all blocks, where a file may have no number of them
 };
 
 inline constexpr auto family_keys = std::to_array<common_keys>({
@@ -108,7 +109,8 @@ inline constexpr auto family_keys = std::to_array<common_keys>({
      .usual_experts = 0,
      .usual_top_k = 2,
      .activation = {"mlp_hidden_act"},
-     .only_activation = "relu2"},
+     .only_activation = "relu2",
+     .kinds = "layers_block_type"},
     {.family = model_family::ernie4_5_moe,
      .hidden = {"moe_intermediate_size"},
      .experts = {"moe_num_experts", "num_experts"},

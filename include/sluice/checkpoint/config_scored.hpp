@@ -113,8 +113,7 @@ inline std::vector<std::string> block_kinds(const json_object& json, json_key li
 }
 
 inline void read_nemotron(const json_object& json, model_config& config) {
-  if (json.value_if_given({"moe_latent_size"}) != nullptr)
-    json.refuse("moe_latent_size", "experts that work on a projection of the token are not supported");
+  config.latent = json.integer_if_given({"moe_latent_size"}, widths).value_or(0);
   json.expect_boolean({"mlp_bias"}, false);
   config.renormalize = json.boolean({"norm_topk_prob"}, true);
   config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.0);

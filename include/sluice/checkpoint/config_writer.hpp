@@ -161,6 +161,7 @@ inline void write_family(nlohmann::json& json, const model_config& config) {
       json["routed_scaling_factor"] = config.scaling;
       json["n_group"] = config.groups.groups;
       json["topk_group"] = config.groups.kept;
+      if (config.latent != 0) json["moe_latent_size"] = config.latent;
       json["n_shared_experts"] = config.shared_hidden > 0 ? 1 : 0;
       json["moe_shared_expert_intermediate_size"] = config.shared_hidden;
       break;

@@ -66,6 +66,7 @@ struct model_config {
   std::string quantization;   ///< quant_method of the file ("fp8", "mxfp4", ...); empty: weights are plain numbers
   index_t inputs = 0;         ///< D, hidden_size
   index_t hidden = 0;         ///< H of one routed expert
+  index_t latent = 0;         ///< Nemotron-3 Super: what routed experts read and write in place of D; 0: they have D
   index_t experts = 0;        ///< E of those with weights
   index_t zero_experts = 0;   ///< and as many that return their input
   index_t top_k = 0;          ///< k

@@ -8,6 +8,7 @@
 ///   deepseek_v4_layer                             the same, routed experts clamped
 ///   deepseek_v4_hash_layer                        the same, but a table says by the token's id which experts
 ///   nemotron_layer                                the same, experts without a gate
+///   nemotron_latent_layer                         and these work on a projection of the token
 ///   longcat_layer                                 scores beside a bias, some experts return their input
 ///   gemma4_layer                                  a mixture and a dense branch, each between norms of its own
 ///   phimoe_layer                                  SparseMixer
@@ -30,6 +31,7 @@
 #include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
@@ -99,6 +101,10 @@ using scored_layer = detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Sto
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using nemotron_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, ffn<Scalar, squared_relu, Storage>>,
                                            ffn<Scalar, squared_relu, Storage>>;
+template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+using nemotron_latent_layer =
+    shared_expert_layer<moe_layer<sigmoid_router<Scalar>, latent_bank<expert_bank<ffn<Scalar, squared_relu, Storage>>>>,
+                        ffn<Scalar, squared_relu, Storage>>;
 /// LongCat-Flash: behind the experts, some that return their input.
 template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
 using longcat_layer =
@@ -146,6 +152,7 @@ decltype(auto) with_published_type(const model_config& config, const block_id& b
     case most_likely:
       return f(std::type_identity<megatron_layer<Scalar, Storage>>{});
     case ungated:
+      if (config.latent > 0) return f(std::type_identity<nemotron_latent_layer<Scalar, Storage>>{});
       return f(std::type_identity<nemotron_layer<Scalar, Storage>>{});
     case with_copies:
       return f(std::type_identity<longcat_layer<Scalar, Storage>>{});
@@ -251,6 +258,15 @@ struct published<moe_layer<Router, expert_bank<Expert>>> {
       if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
     }
     return moe_layer(published<Router>::make(c), expert_bank<Expert>(c.experts, c.inputs, c.hidden, o));
+  }
+};
+
+template <typename Router, typename Expert>
+struct published<moe_layer<Router, latent_bank<expert_bank<Expert>>>> {
+  using storage = typename Expert::storage;
+  static auto make(const model_config& c) {
+    return moe_layer(published<Router>::make(c),
+                     latent_bank(expert_bank<Expert>(c.experts, c.latent, c.hidden), c.inputs, c.inputs));
   }
 };
 

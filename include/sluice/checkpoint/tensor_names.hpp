@@ -75,12 +75,13 @@ public:
       if (exists_) break;
     }
     experts_ = fitting(row_->experts, extent_, shape_of);
-    shared_ = fitting(row_->shared, {0, 0, extent_.inputs}, shape_of);
+    shared_ = fitting(row_->shared, {0, 0, inputs_}, shape_of);
   }
 
   /// The names of the family's first release.
   tensor_names(const model_config& config, const block_id& block, std::string_view prefix = {})
-      : extent_{config.experts, config.hidden, config.inputs} {
+      : extent_{config.experts, config.hidden, config.latent > 0 ? config.latent : config.inputs},
+        inputs_(config.inputs) {
     for (const detail::block_names* const row : detail::rows_of(config, block))
       router_paths_.push_back(detail::path_of(*row, config, block) + std::string(row->router()));
     const detail::block_names& row = *detail::rows_of(config, block).front();
@@ -149,7 +150,7 @@ public:
     if (parameter.starts_with("shared.") && !shared_.down.empty()) {
       parameter.remove_prefix(7);
       const index_t hidden = parameter.starts_with("down") ? cols : rows;
-      return shared_.place(prefix_, 0, parameter, {0, hidden, extent_.inputs});
+      return shared_.place(prefix_, 0, parameter, {0, hidden, inputs_});
     }
     return std::nullopt;
   }
@@ -193,6 +194,7 @@ private:
   std::string root_;
   std::string prefix_;
   expert_extent extent_;
+  index_t inputs_;  // of the layer
   expert_layout experts_;
   expert_layout shared_;
   std::vector<std::string> router_paths_;  // of all rows, without a root
