@@ -39,21 +39,20 @@ matrix<typename Storage::scalar> multiply(const matrix<typename Storage::scalar>
   packed_matrix<Storage> packed(x);
   matrix<scalar> y = matrix<scalar>::Constant(x.rows(), w.outputs(), scalar(99));
   const index_t pairs = (w.panels() + 1) / 2;
-  for (index_t first = 0; first < packed.rows.count(); first += chunk_blocks)
-    multiply_panels<Storage>(
-        packed.view(), packed.rows, first, std::min(first + chunk_blocks, packed.rows.count()), 0, pairs,
-        [&](index_t q) {
-          const index_t last = w.panels() - 1;
-          return streams<const typename Storage::element*>{w.panel(std::min(2 * q, last)),
-                                                           w.panel(std::min(2 * q + 1, last))};
-        },
-        [&](index_t b, index_t q, const streams<const scalar*>& sums) {
-          for (index_t i = 0; i < packed.rows.size(b); ++i)
-            for (index_t v = 0; v < 2; ++v)
-              for (index_t l = 0; l < lanes; ++l)
-                if (const index_t o = (2 * q + v) * lanes + l; o < w.outputs())
-                  y(packed.rows.begin(b) + i, o) = sums[static_cast<std::size_t>(v)][i * lanes + l];
-        });
+  multiply_panels<Storage>(
+      packed.view(), packed.rows, 0, pairs,
+      [&](index_t q) {
+        const index_t last = w.panels() - 1;
+        return streams<const typename Storage::element*>{w.panel(std::min(2 * q, last)),
+                                                         w.panel(std::min(2 * q + 1, last))};
+      },
+      [&](index_t b, index_t q, const streams<const scalar*>& sums) {
+        for (index_t i = 0; i < packed.rows.size(b); ++i)
+          for (index_t v = 0; v < 2; ++v)
+            for (index_t l = 0; l < lanes; ++l)
+              if (const index_t o = (2 * q + v) * lanes + l; o < w.outputs())
+                y(packed.rows.begin(b) + i, o) = sums[static_cast<std::size_t>(v)][i * lanes + l];
+      });
   return y;
 }
 

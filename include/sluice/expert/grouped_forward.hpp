@@ -149,11 +149,10 @@ private:
   }
   void hidden_of(const task& t, const Expert& expert) {
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
-      kernel::multiply_panels<storage>(
-          group_.packed_inputs(), rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
-          [&](index_t q) { return first_panels(expert, (std::min)(q, t.end - 1)); },
-          [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
+    kernel::multiply_panels<storage>(
+        group_.packed_inputs(), rows, t.begin, t.end,
+        [&](index_t q) { return first_panels(expert, (std::min)(q, t.end - 1)); },
+        [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
   }
 
   void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
@@ -235,17 +234,15 @@ private:
     const auto& map = expert.last_map();
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
-    for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
-      kernel::multiply_panels<storage>(
-          h, rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), t.begin, t.end,
-          [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
-          [&](index_t b, index_t q, const sums_t& sums) {
-            for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
-              const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
-              if (column >= outputs_) return;
-              for (index_t i = 0; i < rows.size(b); ++i) take(rows.begin(b) + i, column, sums[v] + i * lanes);
-            }
-          });
+    kernel::multiply_panels<storage>(
+        h, rows, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
+        [&](index_t b, index_t q, const sums_t& sums) {
+          for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
+            const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
+            if (column >= outputs_) return;
+            for (index_t i = 0; i < rows.size(b); ++i) take(rows.begin(b) + i, column, sums[v] + i * lanes);
+          }
+        });
   }
 
   void whole_experts(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {

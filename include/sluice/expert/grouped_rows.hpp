@@ -124,11 +124,12 @@ public:
     executor_.for_work(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
 
-  /// Runs body(begin, end) on [0, units) units of columns, in about equal parts that do not share work; `work` is that
-  /// of all.
+  /// Runs body(begin, end) on [0, units) units of columns, in equal parts that do not share work; `work` is that of all.
+  /// A part reads the rows of all experts, from a cache further away: no more of them than threads.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
-    const index_t parts = (std::min)({units, most_tasks(), (std::max<index_t>)(1, 2 * work / executor_ref::smallest_work)});
+    const index_t parts =
+        (std::min)({units, executor_.concurrency(), (std::max<index_t>)(1, 2 * work / executor_ref::smallest_work)});
     executor_.for_work(work).parallel_for(parts,
                                     [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }

@@ -6,9 +6,10 @@
 ///   add_weight_gradient  dW [2 panels, inputs] += dy^T x
 ///
 /// Blocking. A part is k_block steps of two panels: 64 KB of floats at L = 16, which stays in the second-level cache
-/// while all blocks of rows pass over it; sums wait in between in `sums`, on the stack. While a part is in use the next
-/// one is prefetched, each block of rows asking for its share. Sums go on where they stopped, so blocking does not
-/// change a bit.
+/// while a chunk of blocks of rows passes over it; sums wait in between in `sums`, on the stack. While a part is in use
+/// the next one is prefetched, each block of rows asking for its share. A chunk has as many blocks as leave room in
+/// that cache for their own k_block steps beside both parts, and the chunks of an expert are equal, since for each of
+/// them all weights come by again. Sums go on where they stopped, so blocking does not change a bit.
 #pragma once
 
 #include <sluice/kernel/linear_map.hpp>
@@ -18,8 +19,16 @@ namespace sluice::inline SLUICE_ISA::kernel {
 
 /// Steps of one part. A multiple of every vector width.
 inline constexpr index_t k_block = 512;
-/// Blocks of rows that pass over a part together: their sums take 28 KB of stack at most.
-inline constexpr index_t chunk_blocks = 16;
+/// What blocking takes of a core's second-level cache: four fifths of 512 KB, which nearly every one has today.
+inline constexpr index_t second_level_bytes = 512 * 1024 / 5 * 4;
+/// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes.
+template <typename Storage>
+inline constexpr index_t chunk_blocks = [] {
+  constexpr auto element = static_cast<index_t>(sizeof(typename Storage::element));
+  constexpr auto unit = static_cast<index_t>(sizeof(typename Storage::activation));
+  constexpr index_t part = k_block * tile_vectors * simd_width<typename Storage::scalar> * Storage::group * element;
+  return (second_level_bytes - 2 * part) / (tile_rows * k_block * unit);
+}();
 
 namespace detail {
 
@@ -43,7 +52,7 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
   constexpr int vectors = Pairs * tile_vectors;
   constexpr index_t lanes = simd_width<scalar>;
   constexpr index_t step_size = lanes * Storage::group;
-  alignas(64) sum_t sums[as_size(chunk_blocks * tile_rows * tile_vectors * lanes)];
+  alignas(64) sum_t sums[as_size(chunk_blocks<Storage> * tile_rows * tile_vectors * lanes)];
   const index_t vector_sums = rows.height() * lanes;
   const auto sums_of = [&](index_t b) {
     streams<sum_t*, vectors> at;
@@ -99,24 +108,29 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
 
 }  // namespace detail
 
-/// epilogue(b, q, sums) for the pairs begin .. end of panels and the blocks first .. last of an expert's rows, where
-/// sums[v] [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is
-/// pair q; panels_of(end) is what will be used next, and is only prefetched. At most chunk_blocks blocks.
+/// epilogue(b, q, sums) for the pairs begin .. end of panels and all blocks b of an expert's rows, where sums[v]
+/// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
+/// panels_of(end) is what will be used next, and is only prefetched.
 template <typename Storage, typename PanelsOf, typename Epilogue>
-void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last, index_t begin,
-                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
+void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t begin, index_t end,
+                     const PanelsOf& panels_of, const Epilogue& epilogue) {
   const index_t most = pairs_at_once(rows.height());
-  for (index_t q = begin; q < end;) {
-    const index_t left = end - q;
-    if (most >= 4 && left >= 4) {
-      detail::multiply_pairs<Storage, 4>(x, rows, first, last, q, panels_of, epilogue);
-      q += 4;
-    } else if (most >= 2 && left >= 2) {
-      detail::multiply_pairs<Storage, 2>(x, rows, first, last, q, panels_of, epilogue);
-      q += 2;
-    } else {
-      detail::multiply_pairs<Storage, 1>(x, rows, first, last, q, panels_of, epilogue);
-      q += 1;
+  const index_t chunks = (rows.count() + chunk_blocks<Storage> - 1) / chunk_blocks<Storage>;
+  for (index_t chunk = 0; chunk < chunks; ++chunk) {
+    const index_t first = rows.count() * chunk / chunks, last = rows.count() * (chunk + 1) / chunks;
+    const auto panels_or_next = [&](index_t q) { return panels_of(q == end && chunk + 1 < chunks ? begin : q); };
+    for (index_t q = begin; q < end;) {
+      const index_t left = end - q;
+      if (most >= 4 && left >= 4) {
+        detail::multiply_pairs<Storage, 4>(x, rows, first, last, q, panels_or_next, epilogue);
+        q += 4;
+      } else if (most >= 2 && left >= 2) {
+        detail::multiply_pairs<Storage, 2>(x, rows, first, last, q, panels_or_next, epilogue);
+        q += 2;
+      } else {
+        detail::multiply_pairs<Storage, 1>(x, rows, first, last, q, panels_or_next, epilogue);
+        q += 1;
+      }
     }
   }
 }

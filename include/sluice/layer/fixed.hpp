@@ -297,10 +297,8 @@ private:
   template <typename PairOf, typename Epilogue>
   static void multiply(const packed& x, const kernel::row_blocks& rows, index_t pairs, const PairOf& pair_of,
                        const Epilogue& epilogue) noexcept {
-    for (index_t first = 0; first < rows.count(); first += kernel::chunk_blocks)
-      kernel::multiply_panels<storage>(
-          x, rows, first, (std::min)(first + kernel::chunk_blocks, rows.count()), 0, pairs,
-          [&](index_t q) { return pair_of((std::min)(q, pairs - 1)); }, epilogue);
+    kernel::multiply_panels<storage>(
+        x, rows, 0, pairs, [&](index_t q) { return pair_of((std::min)(q, pairs - 1)); }, epilogue);
   }
 
   /// out += weight * sum, for the lanes that are columns of y.
