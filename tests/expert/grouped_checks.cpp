@@ -180,7 +180,7 @@ TEMPLATE_TEST_CASE("grouped experts: a token has the same bits alone and in any 
 TEMPLATE_TEST_CASE("grouped experts: every token at one expert, rows in several chunks", "[expert]", float, double) {
   expert_bank<swiglu<TestType>> bank{4, 9, 11};
   initialize(bank, 3);
-  const index_t n = 2 * kernel::chunk_blocks * kernel::tile_rows + 3;
+  const index_t n = 2 * kernel::chunk_blocks<full_precision<TestType>> * kernel::tile_rows + 3;
   const matrix<TestType> x = test::random_matrix<TestType>(n, 9, 1);
   const std::vector<index_t> offsets{0, 0, n, n, n};
   matrix<TestType> y(n, 9), alone(n, 9), saved(n, 0);
