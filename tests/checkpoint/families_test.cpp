@@ -805,8 +805,8 @@ std::vector<release> releases() {
   all.push_back({"DeepSeek-V4, a block of experts by id", hashed, v4_blocks, by_id, H,
                  write_hashed("layers.2.ffn.", data_type::i64)});
   hashed.erase("num_hash_layers");
-  hashed["mlp_layer_types"] = {"hash_moe", "moe", "hash_moe"};
-  all.push_back({"DeepSeek-V4, a block of experts by id, listed", hashed, v4_blocks, by_id, H,
+  hashed["mlp_layer_types"] = {"moe", "dense", "hash_moe"};
+  all.push_back({"DeepSeek-V4, a block of experts by id, listed", hashed, {{0}, {2}}, by_id, H,
                  write_hashed("layers.2.ffn.", data_type::i32)});
 
   recipe gemma;
@@ -1013,6 +1013,8 @@ TEST_CASE("families: what their models may have and sluice does not do is refuse
   refused("Nemotron-3", {{"num_hidden_layers", nullptr}}, "num_hidden_layers");
   refused("Nemotron-3", {{"hybrid_override_pattern", "ME"}}, "hybrid_override_pattern");
   refused("Nemotron-3", {{"mlp_hidden_act", "silu"}}, "mlp_hidden_act");
+  refused("Nemotron-3", {{"num_nextn_predict_layers", 40000}}, "num_nextn_predict_layers");
+  refused("MiniMax-M2", {{"num_mtp_modules", 40000}, {"mtp_transformer_layers", 2}}, "num_mtp_modules");
   refused("LongCat-Flash", {{"zero_expert_type", "drop"}}, "zero_expert_type");
   refused("LongCat-Flash", {{"router_bias", true}}, "router_bias");
   refused("Ernie-4.5", {{"use_bias", true}}, "use_bias");

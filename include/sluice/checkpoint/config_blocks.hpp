@@ -43,6 +43,14 @@ inline std::vector<index_t> blocks_of_kind(const json_object& json, const char* 
   return blocks_where(layers, [&](index_t i) { return kinds[static_cast<std::size_t>(i)] == word; });
 }
 
+/// Blocks behind the model's own, where each prediction of a further token takes several.
+inline index_t next_token_blocks(const json_object& json, const char* key, index_t predictions, index_t blocks_each) {
+  if (predictions * blocks_each > layer_counts.most)
+    json.refuse(key, std::to_string(predictions) + " predictions of " + std::to_string(blocks_each) +
+                         " blocks each are more than " + std::to_string(layer_counts.most) + " blocks");
+  return predictions * blocks_each;
+}
+
 }  // namespace detail
 
 }  // namespace sluice::inline SLUICE_ISA

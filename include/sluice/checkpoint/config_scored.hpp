@@ -92,7 +92,8 @@ inline void read_minimax(const json_object& json, model_config& config) {
   config.renormalize = true;
   if (const auto modules = json.integer_if_given({"num_mtp_modules"}, {0, layer_counts.most}))
     config.next_token_layers =
-        json.boolean({"use_mtp"}, true) ? *modules * json.integer({"mtp_transformer_layers"}, {1, 64}, 1) : 0;
+        next_token_blocks(json, "num_mtp_modules", json.boolean({"use_mtp"}, true) ? *modules : 0,
+                          json.integer({"mtp_transformer_layers"}, layer_counts, 1));
 }
 
 inline void read_lfm2(const json_object& json, model_config& config) {
@@ -126,7 +127,8 @@ inline void read_nemotron(const json_object& json, model_config& config) {
   config.moe_layers = blocks_of_kind(json, "hybrid_override_pattern", kinds, config.layers, "moe");
   // Each prediction of a further token takes several blocks, by a pattern of their own: usually attention and mixture.
   const auto further = block_kinds(json, {"mtp_layers_block_type"}, {"mtp_hybrid_override_pattern"});
-  config.next_token_layers *= further.empty() ? 2 : (std::min)(static_cast<index_t>(further.size()), layer_counts.most);
+  config.next_token_layers = next_token_blocks(json, "num_nextn_predict_layers", config.next_token_layers,
+                                               further.empty() ? 2 : static_cast<index_t>(further.size()));
 }
 
 inline void read_ernie(const json_object& json, model_config& config) {

@@ -69,17 +69,22 @@ inline void write_megatron(nlohmann::json& json, const model_config& config) {
   json["moe_layer_freq"] = pattern;
 }
 
-/// DeepSeek-V4: usually the first blocks look experts up, otherwise the kind of each block is listed.
+/// DeepSeek-V4: usually all blocks are mixtures and the first look experts up; otherwise the kind of each is listed.
 inline void write_hash_layers(nlohmann::json& json, const model_config& config) {
   const std::vector<index_t>& hashed = config.hash_layers;
   if (config.vocabulary != 0) json["vocab_size"] = config.vocabulary;
-  if (hashed.empty() || hashed.back() + 1 == static_cast<index_t>(hashed.size())) {
+  const bool are_first = hashed.empty() || hashed.back() + 1 == static_cast<index_t>(hashed.size());
+  if (are_first && static_cast<index_t>(config.moe_layers.size()) == config.layers) {
     json["num_hash_layers"] = hashed.size();
     return;
   }
-  std::vector<std::string> kinds(static_cast<std::size_t>(config.layers), "moe");
-  for (const index_t i : hashed)
-    if (i >= 0 && i < config.layers) kinds[static_cast<std::size_t>(i)] = "hash_moe";
+  std::vector<std::string> kinds(static_cast<std::size_t>(config.layers), "dense");
+  const auto mark = [&](const std::vector<index_t>& blocks, const char* kind) {
+    for (const index_t i : blocks)
+      if (i >= 0 && i < config.layers) kinds[static_cast<std::size_t>(i)] = kind;
+  };
+  mark(config.moe_layers, "moe");
+  mark(hashed, "hash_moe");
   json["mlp_layer_types"] = kinds;
 }
 
