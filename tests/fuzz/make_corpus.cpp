@@ -1,7 +1,8 @@
-// make_corpus NAME FOLDER           writes the seeds of the fuzz target NAME, which are the cases of the tests, into FOLDER
+// make_corpus NAME FOLDER           writes the seeds of the fuzz target NAME, drawn or the cases of tests, into FOLDER
 // make_corpus --check NAME FOLDER   fails if FOLDER holds anything else
 #include "../io/file_cases.hpp"
 #include "../io/index_cases.hpp"
+#include "drawn_cases.hpp"
 
 #include <cstdio>
 #include <filesystem>
@@ -25,7 +26,9 @@ file_map files_of(const std::string& ending, const std::vector<std::vector<file_
 std::map<std::string, file_map> corpora() {
   using namespace file_cases;
   return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
-          {"index", files_of(".json", {valid_indices(), malformed_indices()})}};
+          {"index", files_of(".json", {valid_indices(), malformed_indices()})},
+          {"kernels", sluice::test::drawn_cases(14, 3, 60)},
+          {"routing", sluice::test::drawn_cases(9, 5, 180)}};
 }
 
 std::string content(const std::filesystem::path& path) {

@@ -43,6 +43,20 @@ TEST_CASE("standardized_gate: equal logits are left as they are", "[gate]") {
   CHECK(dx(0, 1) == 222);
 }
 
+TEST_CASE("standardized_gate: logits that are infinite, or whose squares are, are left as they are", "[gate]") {
+  const double large = GENERATE(std::numeric_limits<double>::infinity(), -1e200);
+  standardized_gate<linear_gate<double>> gate(1, 3);
+  gate.inner().weight().map() << 1, large, 2;
+  const matrix<double> x = matrix<double>::Ones(1, 1);
+  matrix<double> dlogits(1, 3), expected(1, 3);
+  dlogits << 1, 0, 100;
+  expected << 1, large, 2;
+  CHECK(test::score(gate, x) == expected);
+  standardized_gate<linear_gate<double>>::tape tape;
+  test::pull_back(gate, x, dlogits, test::training_context<double>(), tape);
+  CHECK(tape.dlogits.map() == dlogits);
+}
+
 TEMPLATE_TEST_CASE("standardized_gate: executors, NaN, no tokens", "[gate]", float, double) {
   standardized_gate<linear_gate<TestType>> gate(13, 37);
   initialize(gate, 87);

@@ -102,6 +102,30 @@ TEST_CASE("moe_plus_plus_router: logits are scaled to a deviation for the weight
   CHECK(r.tape.seen.clean.map() == logits);
 }
 
+TEST_CASE("moe_plus_plus_router: logits without a deviation weigh as they are", "[router]") {
+  const double large = GENERATE(std::numeric_limits<double>::infinity(), 1e200);
+  linear_gate<double> gate(1, 4);
+  gate.weight().map() << large, 1, -large, large;
+  plain_router router(std::move(gate),
+                      {.top_k = 3, .weights = moe_plus_plus_weights::mixtral, .target_deviation = 1.5});
+  const matrix<double> x = matrix<double>::Ones(1, 1);
+  routed_linked r(router, x);
+  CHECK(r.plan.invalid_tokens().empty());
+  CHECK(r.weight(0, 0) == 0.5);
+  CHECK(r.weight(0, 3) == 0.5);
+  CHECK(r.weight(0, 1) == 0);
+  sparse_plan<double>::gradient gradient;
+  gradient.weight.assign(3, 1.0);
+  gradient.weight[0] = 3;
+  gradient.input_scale.assign(3, 0.0);
+  r.tape.dseen.zero_like(r.tape.seen);
+  matrix<double> dx = matrix<double>::Zero(1, 1);
+  router.backward(x, {}, r.plan, gradient, r.tape, dx);
+  matrix<double> expected(4, 1);  // of the logits: w (g - <w, g>)
+  expected << 0.5, 0, 0, -0.5;
+  CHECK(router.gate().weight().gradient_matrix() == expected);
+}
+
 TEST_CASE("moe_plus_plus_router: copy and zero alone give x back", "[router]") {
   const double factor = GENERATE(1.0, 2.0);
   plain_router router(5, 2, {.multiply_input = factor == 2});

@@ -346,6 +346,28 @@ TEST_CASE("product_key: infinite similarities are values", "[router][product_key
   }
 }
 
+TEST_CASE("product_key: a score of infinities of both signs is no number, and its token invalid",
+          "[router][product_key]") {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  product_key_router<double> router(1, 2, {.heads = 1, .top_k = 1, .key_width = 1});
+  router.query_weight().data()[0] = router.query_weight().data()[1] = 1;
+  const double keys[] = {inf, -inf, -inf, -inf};  // first and second half of key 0, then of key 1
+  std::copy_n(keys, 4, router.keys().data());
+  sparse_plan<double> plan;
+  product_key_router<double>::tape tape;
+  matrix<double> x(2, 1);
+  x << 1, 0.0;  // 0 times infinity: its similarities are NaN
+  router.route(x, {}, plan, tape);
+  CHECK(plan.invalid_tokens().size() == 2);
+  CHECK(plan.size() == 0);
+  router.keys().data()[3] = 1;  // now one sum is infinity
+  router.route(x.topRows(1), {}, plan, tape);
+  CHECK(plan.invalid_tokens().empty());
+  REQUIRE(plan.size() == 1);
+  CHECK(plan.expert(0) == 1);
+  CHECK(plan.weight(0) == 1);
+}
+
 TEST_CASE("product_key: equal bits for every executor and thread count", "[router][product_key][determinism]") {
   moe_layer layer{product_key_router<float>{12, 9, {.heads = 3, .top_k = 5}}, neuron_bank<float>{81, 12}};
   initialize(layer, 81);

@@ -120,6 +120,22 @@ TEST_CASE("sigmoid: square roots of softplus stay finite at both ends", "[router
   CHECK(std::abs(result.tape.scores(0, 2) / std::sqrt(3e30F) - 1) <= test::bound<float>(1));
 }
 
+TEST_CASE("sigmoid: infinite square roots share what renormalised weights make up", "[router][sigmoid]") {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  matrix<float> logits(1, 4);
+  logits << inf, 2, -inf, inf;
+  given_sigmoid<float> router(4, 4, {.top_k = 3, .scaling = 2, .scores = expert_scores::sqrt_softplus});
+  auto result = test::route(router, logits);
+  CHECK(result.plan.invalid_tokens().empty());
+  CHECK(result.plan.dense_weights() == (matrix<float>(1, 4) << 1, 0, 0, 1).finished());
+  sparse_plan<float>::gradient gradient;
+  gradient.weight.assign(3, 1.0F);
+  result.tape.dseen.zero_like(result.tape.seen);
+  matrix<float> dx = matrix<float>::Zero(1, 4);
+  router.backward(logits, {}, result.plan, gradient, result.tape, dx);
+  CHECK(dx.isZero(0));
+}
+
 TEST_CASE("sigmoid: the worked example", "[router][sigmoid]") {
   matrix<double> logits(1, 4);
   logits << 1.0, -0.5, 0.8, 0.6;

@@ -30,7 +30,7 @@ public:
     matrix_buffer<index_t> candidates;  ///< [T,2c] scratch: keys of one head, ascending in each half
     matrix_buffer<Scalar> halves;       ///< [T,2c] scratch: their similarities
     matrix_buffer<Scalar> sums;         ///< [T,c²] scratch
-    buffer<std::uint8_t> invalid;       ///< [T] 1 where a similarity was NaN
+    buffer<std::uint8_t> invalid;       ///< [T] 1 where a similarity or a chosen score was NaN
   };
 
   /// Throws std::invalid_argument unless every count is at least 1.
@@ -143,6 +143,7 @@ private:
       scores[r] = sums[pair[r]];
       pair[r] = best[pair[r] / c] * keys() + best[c + pair[r] % c];
     }
+    t.invalid[token] |= any_nan(scores, k);  // of infinities of both signs
   }
 
   parameter<Scalar> keys_;

@@ -3,13 +3,14 @@
 ///   logits = G s / sigma      G = gate(x), s the target, sigma[t] the unbiased standard deviation of G[t] over E
 ///   dG[j] = s/sigma (g[j] - (G[j] - mean G) <g, G> / ((E - 1) sigma^2))
 ///
-/// A row of equal logits has no deviation and is left as it is, gradient included. E = 1 is refused. NaN stays in its
-/// row. The router's `signals` hold the scaled logits; those before are in the tape. MoE++ scales inside its selection
-/// instead, so that the logits it hands to the next layer are not scaled (router/moe_plus_plus.hpp).
-/// Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
+/// A row of equal logits has no deviation and is left as it is, gradient included; so is one with an infinity, or whose
+/// squares are infinite. E = 1 is refused. NaN stays in its row. The router's `signals` hold the scaled logits; those
+/// before are in the tape. MoE++ scales inside its selection instead, so that the logits it hands to the next layer are
+/// not scaled (router/moe_plus_plus.hpp). Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/linear.hpp>
 
@@ -21,8 +22,8 @@ namespace detail {
 
 template <typename Scalar>
 struct row_spread {
-  Scalar mean;
-  Scalar deviation;  ///< unbiased
+  Scalar mean = 0;
+  Scalar deviation = 0;  ///< unbiased; 0 where there is nothing that a row could be divided by
 };
 
 template <typename Scalar>
@@ -32,7 +33,10 @@ row_spread<Scalar> spread_of(const Scalar* row, index_t count) noexcept {
   mean /= static_cast<Scalar>(count);
   Scalar squares = 0;
   for (index_t e = 0; e < count; ++e) squares += (row[e] - mean) * (row[e] - mean);
-  return {mean, std::sqrt(squares / static_cast<Scalar>(count - 1))};
+  const Scalar deviation = std::sqrt(squares / static_cast<Scalar>(count - 1));
+  const auto key = order_key(deviation);
+  if (!(key > 0 && key < infinity_bits<Scalar>)) return {};
+  return {mean, deviation};
 }
 
 /// What a row is multiplied by to have deviation `target`.
@@ -41,11 +45,14 @@ Scalar standardizing_factor(const row_spread<Scalar>& spread, Scalar target) noe
   return spread.deviation == Scalar(0) ? Scalar(1) : target / spread.deviation;
 }
 
-/// What every dG[j] gets for the dependence of sigma on the row: minus this times (G[j] - mean), given inner = <g, G>.
+/// Takes from every dG[j] what is due to the dependence of sigma on the row, given inner = <g, G>. One division by
+/// sigma at a time: where it is small, its square has lost its digits.
 template <typename Scalar>
-Scalar spread_pull(const row_spread<Scalar>& spread, Scalar target, Scalar inner, index_t count) noexcept {
-  if (spread.deviation == Scalar(0)) return 0;
-  return target / spread.deviation * inner / (static_cast<Scalar>(count - 1) * spread.deviation * spread.deviation);
+void subtract_spread_pull(const Scalar* row, index_t count, const row_spread<Scalar>& spread, Scalar target,
+                          Scalar inner, Scalar* drow) noexcept {
+  if (spread.deviation == Scalar(0)) return;
+  const Scalar pull = target / spread.deviation * (inner / spread.deviation) / static_cast<Scalar>(count - 1);
+  for (index_t e = 0; e < count; ++e) drow[e] -= pull * ((row[e] - spread.mean) / spread.deviation);
 }
 
 }  // namespace detail
@@ -91,9 +98,8 @@ public:
         const scalar factor = detail::standardizing_factor(spread, target_);
         scalar inner = 0;
         for (index_t e = 0; e < this->experts(); ++e) inner += dlogits(r, e) * row[e];
-        const scalar pull = detail::spread_pull(spread, target_, inner, this->experts());
-        for (index_t e = 0; e < this->experts(); ++e)
-          t.dlogits(r, e) = factor * dlogits(r, e) - pull * (row[e] - spread.mean);
+        for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = factor * dlogits(r, e);
+        detail::subtract_spread_pull(row, this->experts(), spread, target_, inner, t.dlogits.row(r));
       }
     });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);

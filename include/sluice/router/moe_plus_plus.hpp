@@ -14,7 +14,7 @@
 ///
 /// Gradients: dz[j] = w[j] (g[j] - sum over S of w g) for j in S; a zero expert gets none under `released`. k = 1 gives
 /// constant weights and the gate no gradient; it is refused unless options.constant_weight is set. NaN, ties and T = 0
-/// as top_k_router.
+/// as top_k_router. Logits that have no deviation (gate/standardized.hpp), infinite ones too, are used as they are.
 ///
 /// The layer around it:
 ///   experts    expert_union{expert_bank<swiglu<float>>{8, D, H}, expert_bank<constant_expert<float>>{2, D},
@@ -107,9 +107,8 @@ public:
       if (scales()) along += dz * row.logits[ids[j]];
     }
     if (!scales()) return;
-    const auto spread = detail::spread_of(row.logits, row.experts);
-    const Scalar pull = detail::spread_pull(spread, options_.target_deviation, along, row.experts);
-    for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= pull * (row.logits[e] - spread.mean);
+    detail::subtract_spread_pull(row.logits, row.experts, detail::spread_of(row.logits, row.experts),
+                                 options_.target_deviation, along, dlogits);
   }
 
 private:

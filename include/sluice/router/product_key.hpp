@@ -4,8 +4,9 @@
 ///   q = x query_weight^T;   score_h(i n + j) = <q[0,h], keys[h,i,0]> + <q[1,h], keys[h,j,1]>;   S = the k best
 ///   w = softmax of the scores over S (the choices of a head compete), or max(score, 0)
 ///
-/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN in a token or among its
-/// similarities makes it invalid. Padding is not routed and may hold anything. T = 0 gives an empty plan.
+/// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN in a token, among its
+/// similarities or among its k best scores makes it invalid. Padding is not routed and may hold anything. T = 0 gives
+/// an empty plan.
 /// Heads choose on their own and may agree. A plan names an expert once a token, so equal choices of a token share one
 /// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights,
 /// so nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.

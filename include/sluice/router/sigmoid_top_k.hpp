@@ -12,7 +12,8 @@
 /// divides by: ds[j] = scaling r (g[j] - sum over S of (w / scaling r) g) / N, without renormalising, or below
 /// smallest_sum, without the sum;  dl = ds s', with s' = s (1 - s) for the sigmoid, sigmoid(l) / 2s for
 /// sqrt(softplus);  experts that were not chosen get none. For the softmax dl[j] = s[j] (ds[j] - sum over S of s ds),
-/// for every expert. With k = 1, renormalised weights are constant: refused as in top_k_router. Ties, NaN and T = 0 as
+/// for every expert. With k = 1, renormalised weights are constant: refused as in top_k_router. Infinite scores,
+/// those of infinite logits under the square root, share what renormalised weights make up. Ties, NaN and T = 0 as
 /// there.
 ///
 ///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
@@ -112,8 +113,16 @@ public:
   }
 
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
-    const Scalar total = options_.renormalize ? divisor(sum_of(row.scores, ids)) : Scalar(1);
-    for (std::size_t j = 0; j < ids.size(); ++j) weights[j] = row.scores[ids[j]] / total * factor_of(ids[j]);
+    const Scalar sum = sum_of(row.scores, ids);
+    const Scalar total = options_.renormalize ? divisor(sum) : Scalar(1);
+    Scalar infinite = 0;  // scores that share the whole
+    if (options_.renormalize && is_infinite(sum))
+      for (const index_t e : ids) infinite += is_infinite(row.scores[e]) ? Scalar(1) : Scalar(0);
+    for (std::size_t j = 0; j < ids.size(); ++j) {
+      const Scalar score = row.scores[ids[j]];
+      const Scalar share = infinite > Scalar(0) && is_infinite(score) ? 1 / infinite : score / total;
+      weights[j] = share * factor_of(ids[j]);
+    }
   }
 
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
@@ -175,6 +184,8 @@ private:
     for (const index_t e : ids) sum += scores[e];
     return sum;
   }
+
+  static bool is_infinite(const Scalar& v) { return order_key(v) == detail::infinity_bits<Scalar>; }
 
   /// What renormalising divides by; 1 where all chosen scores and the guards are zero.
   Scalar divisor(Scalar sum) const {

@@ -1,0 +1,174 @@
+// Routers for the fuzz target of routing: a gate that copies logits from the context, and a rule, a noise and a
+// capacity policy that are each one of several, so that the engine of token choice is compiled once for all that can be
+// put together.
+#pragma once
+
+#include <sluice/capacity/batch_priority.hpp>
+#include <sluice/capacity/dropless.hpp>
+#include <sluice/capacity/position.hpp>
+#include <sluice/capacity/probability.hpp>
+#include <sluice/capacity/random.hpp>
+#include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/moe_plus_plus.hpp>
+#include <sluice/router/noise.hpp>
+#include <sluice/router/rule_calls.hpp>
+#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/sparse_mixer.hpp>
+#include <sluice/router/token_choice.hpp>
+#include <sluice/router/top_k.hpp>
+
+#include "../router/batch_rule.hpp"
+
+#include <algorithm>
+#include <span>
+#include <variant>
+
+namespace sluice::test {
+
+/// Logits are context.features [T,E], whatever x is; their gradients go to the matrix that it was told.
+class features_gate {
+public:
+  using scalar = float;
+  struct tape {};
+  features_gate(index_t inputs, index_t experts, matrix<float>* dlogits = nullptr)
+      : inputs_(inputs), experts_(experts), dlogits_(dlogits) {}
+  index_t inputs() const { return inputs_; }
+  index_t experts() const { return experts_; }
+  void forward(tokens_in<float>, const routing_context<float>& context, tokens_out<float> logits, tape&) const {
+    logits = context.features.map();
+  }
+  void backward(tokens_in<float>, const routing_context<float>&, tokens_in<float> dlogits, tape&, tokens_out<float>) {
+    if (dlogits_ != nullptr) *dlogits_ = dlogits;
+  }
+
+private:
+  index_t inputs_;
+  index_t experts_;
+  matrix<float>* dlogits_;
+};
+
+/// The same for selectors: codes and mixing logits are columns of the features, from the first again after the last.
+class features_selectors {
+public:
+  using scalar = float;
+  static constexpr bool per_token = true;
+  features_selectors(index_t inputs, index_t, index_t, float) : inputs_(inputs) {}
+  index_t inputs() const { return inputs_; }
+  void forward(tokens_in<float>, const routing_context<float>& context, tokens_out<float> codes,
+               tokens_out<float> mixing) const {
+    const auto features = context.features.map();
+    for (index_t t = 0; t < codes.rows(); ++t) {
+      for (index_t c = 0; c < codes.cols(); ++c) codes(t, c) = features(t, c % features.cols());
+      for (index_t c = 0; c < mixing.cols(); ++c) mixing(t, c) = features(t, (codes.cols() + c) % features.cols());
+    }
+  }
+  void backward(tokens_in<float>, const routing_context<float>&, tokens_in<float>, tokens_in<float>,
+                tokens_out<float>) {}
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self&, Visitor&&) {}
+
+private:
+  index_t inputs_;
+};
+
+class any_rule {
+public:
+  using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
+                             moe_plus_plus_rule<float>, balanced_rule<float>>;
+  using tape = balanced_rule<float>::tape;
+  static constexpr bool causal = false;
+
+  explicit any_rule(rules rule) : rule_(std::move(rule)) {}
+  const rules& held() const { return rule_; }
+
+  index_t top_k() const {
+    return std::visit([](const auto& r) { return r.top_k(); }, rule_);
+  }
+  void validate(index_t experts) const {
+    std::visit(
+        [&](const auto& r) {
+          if constexpr (requires { r.validate(experts); }) r.validate(experts);
+        },
+        rule_);
+  }
+  void validate_call(const choice_call<float>& call) const {
+    std::visit(
+        [&](const auto& r) {
+          if constexpr (requires { r.validate_call(call); }) r.validate_call(call);
+        },
+        rule_);
+  }
+  void score(const choice_row<float>& row, float* scores) const {
+    std::visit([&](const auto& r) { r.score(row, scores); }, rule_);
+  }
+  index_t choose(const choice_row<float>& row, index_t* ids) const {
+    return std::visit([&](const auto& r) { return detail::choose(r, row, ids); }, rule_);
+  }
+  bool assigns(const routing_context<float>& context) const {
+    return std::visit([&](const auto& r) { return detail::assigns(r, context); }, rule_);
+  }
+  void assign(const choice_batch<float>& batch, choice_table<float>& choices, tape& t) const {
+    if (const auto* r = std::get_if<balanced_rule<float>>(&rule_)) r->assign(batch, choices, t);
+  }
+  bool keeps(const choice_row<float>& row, index_t rank, float weight) const {
+    return std::visit([&](const auto& r) { return detail::keeps(r, row, rank, weight); }, rule_);
+  }
+  void weigh(const choice_row<float>& row, std::span<const index_t> ids, float* weights) const {
+    std::visit([&](const auto& r) { r.weigh(row, ids, weights); }, rule_);
+  }
+  void backward(const choice_row<float>& row, const weighed_experts<float>& weighed, float* dlogits) const {
+    std::visit([&](const auto& r) { r.backward(row, weighed, dlogits); }, rule_);
+  }
+
+private:
+  rules rule_;
+};
+static_assert(explain_choice_rule<any_rule, float>());
+
+class any_noise {
+public:
+  using noises = std::variant<no_noise<float>, gaussian_noise<float>, learned_noise<float>>;
+  struct tape {
+    no_noise<float>::tape none;
+    learned_noise<float>::tape learned;
+
+    no_noise<float>::tape& of(const no_noise<float>&) { return none; }
+    learned_noise<float>::tape& of(const learned_noise<float>&) { return learned; }
+  };
+
+  explicit any_noise(noises noise = {}) : noise_(std::move(noise)) {}
+
+  void apply(tokens_in<float> x, const routing_context<float>& context, score_signals<float>& seen, tape& t) const {
+    std::visit([&](const auto& n) { n.apply(x, context, seen, t.of(n)); }, noise_);
+  }
+  void backward(tokens_in<float> x, const routing_context<float>& context, const score_signals<float>& seen,
+                const matrix_buffer<float>& dnoisy, const matrix_buffer<float>& dstd, tape& t, tokens_out<float> dx) {
+    std::visit([&](auto& n) { n.backward(x, context, seen, dnoisy, dstd, t.of(n), dx); }, noise_);
+  }
+
+private:
+  noises noise_;
+};
+
+class any_capacity {
+public:
+  using policies =
+      std::variant<dropless, position_capacity, batch_priority_capacity, probability_capacity, random_capacity>;
+  static constexpr bool causal = false;
+
+  explicit any_capacity(policies policy = {}) : policy_(std::move(policy)) {}
+  bool is_dropless() const { return std::holds_alternative<dropless>(policy_); }
+
+  template <typename Scalar>
+  void serve(choice_table<Scalar>& choices, token_range group, index_t experts,
+             const routing_context<Scalar>& context) const {
+    std::visit([&](const auto& policy) { policy.serve(choices, group, experts, context); }, policy_);
+  }
+
+private:
+  policies policy_;
+};
+
+using any_token_choice = token_choice_router<features_gate, any_rule, any_noise, any_capacity>;
+
+}  // namespace sluice::test
