@@ -6,6 +6,7 @@
 #include <sluice/layer/output_normalized.hpp>
 #include <sluice/router/top_k.hpp>
 
+#include "layer_promises.hpp"
 #include "router/layer_checks.hpp"
 
 using namespace sluice;
@@ -60,39 +61,7 @@ TEST_CASE("beside: is the sum of both layers", "[layer][beside]") {
                     Catch::Matchers::Contains("6 -> 6 and 5 -> 5"));
 }
 
-TEST_CASE("beside, output_normalized: gradients equal central differences", "[layer][beside][normalized][gradient]") {
-  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 1, 1, 0, 1, 1};
-  auto context = test::in_training();
-  context.token_mask = mask;
-  auto layer = branches<double>();
-  initialize(layer, 11);
-  const auto report = test::layer_gradients(layer, test::random_matrix<double>(9, 6, 12), context);
-  INFO(report.describe());
-  CHECK(report.checked > 500);
-  CHECK(report.largest_error < test::gradient_tolerance);
+TEST_CASE("beside, output_normalized: every promise of a layer", "[layer][beside][normalized][conformance]") {
+  test::check_layer_promises(branches<double>(), 11);
 }
 
-TEST_CASE("beside, output_normalized: equal bits for every thread count, NaN stays in its token, no tokens",
-          "[layer][beside][normalized]") {
-  auto layer = branches<float>();
-  initialize(layer, 21);
-  routing_context<float> context;
-  context.training = true;
-  test::check_equal_bits(layer, 131, context);
-
-  matrix<float> x = test::random_matrix<float>(5, 6, 22), y(5, 6), dx(5, 6);
-  x(3, 1) = quiet_nan<float>();
-  decltype(layer)::tape tape;
-  zero_gradients(layer);
-  layer.forward(x, y, tape);
-  layer.backward(test::random_matrix<float>(5, 6, 23), dx, tape);
-  for (index_t t = 0; t < 5; ++t) CHECK(is_nan(y(t, 0)) == (t == 3));
-  for_each_parameter(layer, [](const std::string& name, parameter<float>& p) {
-    CAPTURE(name);
-    if (name.find("norm.gain") != std::string::npos)
-      for (const float g : p.gradient()) CHECK(std::isfinite(g));
-  });
-  matrix<float> none(0, 6);
-  layer.forward(none, none, tape);
-  layer.backward(none, none, tape);
-}

@@ -5,8 +5,8 @@
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "layer_promises.hpp"
 #include "plain_checks.hpp"
-#include "thread_counts.hpp"
 
 using namespace sluice;
 
@@ -36,12 +36,8 @@ TEMPLATE_TEST_CASE("dense_layer: every token through the expert", "[layer][dense
   CHECK(test::same_bits(y, expected));
 }
 
-TEST_CASE("dense_layer: gradients equal central differences, with padding too", "[layer][dense][gradient]") {
-  auto layer = dense_case<double>();
-  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
-  routing_context<double> context;
-  if (GENERATE(false, true)) context.token_mask = mask;
-  test::check_layer_gradients(layer, test::random_matrix<double>(5, 6, 2), context);
+TEST_CASE("dense_layer: every promise of a layer", "[layer][dense][conformance]") {
+  test::check_layer_promises(dense_case<double>(), 2);
 }
 
 TEST_CASE("dense_layer: padding and NaN stay with their token", "[layer][dense][nan]") {
@@ -52,11 +48,6 @@ TEST_CASE("dense_layer: padding and NaN stay with their token", "[layer][dense][
 TEST_CASE("dense_layer: no tokens, and what does not fit", "[layer][dense]") {
   auto layer = dense_case<float>();
   test::check_edges(layer);
-}
-
-TEST_CASE("dense_layer: equal bits for every thread count", "[layer][dense][determinism]") {
-  auto layer = dense_case<float>();
-  test::check_thread_counts(layer);
 }
 
 TEST_CASE("dense_layer: parameters bear the expert's names, and another storage keeps them", "[layer][dense]") {

@@ -3,8 +3,8 @@
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "layer_promises.hpp"
 #include "plain_checks.hpp"
-#include "thread_counts.hpp"
 
 using namespace sluice;
 
@@ -37,12 +37,8 @@ TEMPLATE_TEST_CASE("linear_layer: y = x W^T + b", "[layer][linear]", float, doub
   CHECK(test::same_bits(trained.y, y));
 }
 
-TEST_CASE("linear_layer: gradients equal central differences, with padding too", "[layer][linear][gradient]") {
-  auto layer = linear_case<double>();
-  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
-  routing_context<double> context;
-  if (GENERATE(false, true)) context.token_mask = mask;
-  test::check_layer_gradients(layer, test::random_matrix<double>(5, 6, 2), context);
+TEST_CASE("linear_layer: every promise of a layer", "[layer][linear][conformance]") {
+  test::check_layer_promises(linear_case<double>(), 2);
 }
 
 TEST_CASE("linear_layer: padding and NaN stay with their token", "[layer][linear][nan]") {
@@ -75,7 +71,3 @@ TEST_CASE("linear_layer: shared memory and a tape without its forward call are r
   CHECK(test::same_bits(first, dx));
 }
 
-TEST_CASE("linear_layer: equal bits for every thread count", "[layer][linear][determinism]") {
-  auto layer = linear_case<float>();
-  test::check_thread_counts(layer);
-}

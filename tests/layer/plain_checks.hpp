@@ -3,7 +3,7 @@
 
 #include <sluice/core/context.hpp>
 #include <sluice/core/numeric.hpp>
-#include <sluice/train/gradient_check.hpp>
+#include <sluice/core/parameter.hpp>
 
 #include "../support.hpp"
 
@@ -32,22 +32,6 @@ step_results<Scalar> train_once(Layer& layer, const matrix<Scalar>& x, const mat
   layer.after_step(tape);
   for_each_parameter(layer, [&](const std::string&, auto& p) { r.gradients.push_back(p.gradient_matrix()); });
   return r;
-}
-
-/// Gradients of x and of every parameter equal central differences, in double.
-template <typename Layer>
-void check_layer_gradients(Layer& layer, matrix<double> x, const routing_context<double>& context = {}) {
-  const matrix<double> dy = random_matrix<double>(x.rows(), layer.outputs(), 91);
-  const auto r = train_once(layer, x, dy, context);
-  matrix<double> y(x.rows(), layer.outputs());
-  const auto report = check_gradients(layer, {{"x", span_of(x), span_of(r.dx)}}, [&] {
-    typename Layer::workspace workspace;
-    layer.forward(x, y, workspace, context);
-    return (y.array() * dy.array()).sum();
-  });
-  INFO(report.describe());
-  CHECK(report.checked > x.size());
-  CHECK(report.largest_error < 1e-6);
 }
 
 /// Token 4 of 9 holds NaN, or is padding that does: the other tokens and all gradients are those of a batch without it.

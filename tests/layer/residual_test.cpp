@@ -5,8 +5,8 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "layer_promises.hpp"
 #include "plain_checks.hpp"
-#include "thread_counts.hpp"
 
 using namespace sluice;
 
@@ -37,12 +37,8 @@ TEST_CASE("residual_layer: the input and the layer's output, also in place", "[l
   CHECK(test::same_bits(trained.y, y));
 }
 
-TEST_CASE("residual_layer: gradients equal central differences, with padding too", "[layer][residual][gradient]") {
-  auto layer = residual_case<double>();
-  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 0};
-  routing_context<double> context;
-  if (GENERATE(false, true)) context.token_mask = mask;
-  test::check_layer_gradients(layer, test::random_matrix<double>(5, 6, 2), context);
+TEST_CASE("residual_layer: every promise of a layer", "[layer][residual][conformance]") {
+  test::check_layer_promises(residual_case<double>(), 2);
 }
 
 TEST_CASE("residual_layer: padding and NaN stay with their token", "[layer][residual][nan]") {
@@ -56,7 +52,3 @@ TEST_CASE("residual_layer: no tokens, and what does not fit", "[layer][residual]
   CHECK_THROWS_WITH(residual_layer(linear_layer<float>(3, 4)), "sluice: a residual layer needs equal widths, not 3 -> 4");
 }
 
-TEST_CASE("residual_layer: equal bits for every thread count", "[layer][residual][determinism]") {
-  auto layer = residual_case<float>();
-  test::check_thread_counts(layer);
-}

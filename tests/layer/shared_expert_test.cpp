@@ -8,11 +8,9 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/router/top_k.hpp>
-#include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../support.hpp"
-#include "thread_counts.hpp"
+#include "layer_promises.hpp"
 
 using namespace sluice;
 
@@ -39,20 +37,6 @@ matrix<typename Expert::scalar> run(const Expert& expert, const matrix<typename 
   return y;
 }
 
-template <typename Layer>
-gradient_report check_layer(Layer& layer, const routing_context<double>& context) {
-  matrix<double> x = test::random_matrix<double>(9, 6, 2);
-  const matrix<double> dy = test::random_matrix<double>(9, 6, 3);
-  matrix<double> y(9, 6), dx(9, 6);
-  typename Layer::tape tape, other;
-  layer.forward(x, y, tape, context);
-  layer.backward(dy, dx, tape);
-  return check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
-    layer.forward(x, y, other, context);
-    return (y.array() * dy.array()).sum() + other.loss();
-  });
-}
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, plain and gated",
@@ -77,25 +61,13 @@ TEMPLATE_TEST_CASE("shared_expert_layer: the sum of the layer and the expert, pl
   CHECK_FALSE(test::same_bits(infer_shared(weighed, x), infer_shared(plain, x)));
 }
 
-TEST_CASE("shared_expert_layer: gradients equal central differences, nested, gated, with losses and padding",
-          "[layer][shared_expert][gradient]") {
+TEST_CASE("shared_expert_layer: every promise of a layer, nested, gated, with losses",
+          "[layer][shared_expert][conformance]") {
   moe_layer with_loss{top_k_router<double>{6, 4, {.top_k = 2, .weights = weighting::pre}},
                       expert_bank<swiglu<double>>{4, 6, 5}, importance_loss{}};
-  shared_expert_layer nested{shared_expert_layer{with_loss, ffn<double, gelu>{6, 7, {.bias = true}}},
-                             swiglu<double>{6, 3}, gated};
-  initialize(nested, 1);
-  routing_context<double> context;
-  context.training = true;
-  std::vector<std::uint8_t> mask(9, 1);
-  SECTION("without padding") {}
-  SECTION("with padding") {
-    mask[0] = mask[5] = 0;
-    context.token_mask = mask;
-  }
-  const auto report = check_layer(nested, context);
-  INFO(report.describe());
-  CHECK(report.checked > 400);
-  CHECK(report.largest_error < 1e-6);
+  test::check_layer_promises(shared_expert_layer{shared_expert_layer{with_loss, ffn<double, gelu>{6, 7, {.bias = true}}},
+                                                 swiglu<double>{6, 3}, gated},
+                             1);
 }
 
 TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") {
@@ -106,41 +78,6 @@ TEST_CASE("shared_expert_layer: names of parameters", "[layer][shared_expert]") 
   CHECK(std::vector<std::string>(names.end() - 4, names.end()) ==
         std::vector<std::string>{"shared.gate", "shared.up", "shared.down", "shared_gate"});
   CHECK(std::vector<index_t>(layer.gate().shape().begin(), layer.gate().shape().end()) == std::vector<index_t>{1, 6});
-}
-
-TEMPLATE_TEST_CASE("shared_expert_layer: equal bits for every thread count", "[layer][shared_expert][determinism]",
-                   float, double) {
-  shared_expert_layer layer{shared_case<TestType>(), gated_ffn<TestType>{6, 9}, gated};
-  initialize(layer, 1);
-  test::check_thread_counts(layer);
-}
-
-TEMPLATE_TEST_CASE("shared_expert_layer: padding passes neither part whatever it holds, NaN stays with its token",
-                   "[layer][shared_expert][nan]", float, double) {
-  shared_expert_layer layer{shared_case<TestType>(), gated_ffn<TestType>{6, 9}, gated};
-  initialize(layer, 1);
-  matrix<TestType> x = test::random_matrix<TestType>(10, 6, 2);
-  const matrix<TestType> clean = infer_shared(layer, x), dy = test::random_matrix<TestType>(10, 6, 3);
-  x(4, 1) = quiet_nan<TestType>();
-  const matrix<TestType> dirty = infer_shared(layer, x);
-  for (index_t t = 0; t < 10; ++t)
-    for (index_t c = 0; c < 6; ++c) {
-      CHECK(is_nan(dirty(t, c)) == (t == 4));
-      if (t != 4) CHECK(dirty(t, c) == clean(t, c));
-    }
-  std::vector<std::uint8_t> mask(10, 1);
-  mask[4] = 0;
-  routing_context<TestType> context;
-  context.training = true;
-  context.token_mask = mask;
-  matrix<TestType> y(10, 6), dx(10, 6);
-  typename decltype(layer)::tape tape;
-  layer.forward(x, y, tape, context);
-  layer.backward(dy, dx, tape);
-  CHECK(y.row(4).isZero(0));
-  CHECK(dx.row(4).isZero(0));
-  CHECK(test::same_bits(y.topRows(4), clean.topRows(4)));
-  for_each_parameter(layer, [](const std::string&, auto& p) { CHECK_FALSE(any_nan(p.gradient().data(), p.size())); });
 }
 
 TEST_CASE("shared_expert_layer: zero tokens, a plan used again, and after_step", "[layer][shared_expert]") {

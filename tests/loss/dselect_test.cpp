@@ -2,8 +2,10 @@
 
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/router/dselect_k.hpp>
+#include <sluice/train/initialize.hpp>
 
-#include "support.hpp"
+#include "any_loss.hpp"
 
 using namespace sluice;
 
@@ -141,4 +143,11 @@ TEST_CASE("dselect losses: the entropy's coefficient follows its schedule", "[lo
   const evaluated off = evaluate(dselect_entropy<>{.coefficient = ramp}, seen, context);
   CHECK(off.value == 0);
   CHECK(off.gradient.isZero(0));
+}
+
+TEST_CASE("dselect losses: every promise of a loss", "[loss][dselect][conformance]") {
+  dselect_k_router<double> router{6, 5};
+  initialize(router, 3);
+  test::check_loss_promises("entropy", dselect_entropy<>{.coefficient = {0.3, 0.3}}, router);
+  test::check_loss_promises("reachability", dselect_reachability{.coefficient = 0.7}, router);
 }

@@ -4,7 +4,7 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../support.hpp"
+#include "any_loss.hpp"
 
 using namespace sluice;
 
@@ -170,4 +170,10 @@ TEST_CASE("dynmoe loss: nobody served, padding, nothing", "[loss][dynmoe]") {
   std::fill_n(router.threshold().data(), 4, 2.0);  // above every cosine
   CHECK(evaluate(router, both, x, training(), r, dx) == 0);
   CHECK(evaluate(router, both, matrix<double>(0, 3), training(), r, dx) == 0);
+}
+
+TEST_CASE("dynmoe loss: every promise of a loss", "[loss][dynmoe][conformance]") {
+  top_any_router<double> router{6, 5};
+  initialize(router, 3);
+  test::check_loss_promises("dynmoe", dynmoe_loss{}, router);
 }

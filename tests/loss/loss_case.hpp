@@ -24,7 +24,6 @@ struct loss_case {
   sparse_plan<Scalar> plan;
   std::vector<std::uint8_t> mask;
   std::vector<index_t> groups;
-  executor_ref executor;
 
   index_t tokens() const { return seen.clean.rows(); }
   index_t experts() const { return seen.clean.cols(); }
@@ -34,7 +33,6 @@ struct loss_case {
     c.training = true;
     c.token_mask = mask;
     c.groups = groups;
-    c.executor = executor;
     return c;
   }
 

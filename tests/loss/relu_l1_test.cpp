@@ -1,8 +1,11 @@
 #include <sluice/loss/relu_l1.hpp>
 
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/loss/adaptive_l1.hpp>
+#include <sluice/router/relu.hpp>
+#include <sluice/train/initialize.hpp>
 
-#include "support.hpp"
+#include "any_loss.hpp"
 
 using namespace sluice;
 
@@ -107,4 +110,11 @@ TEST_CASE("relu_l1: refuses what makes no sense", "[loss][relu_l1]") {
   using Catch::Matchers::Contains;
   CHECK_THROWS_WITH((relu_l1<fixed_l1>{0, {1.0}}), Contains("k = 0"));
   CHECK_THROWS_WITH((relu_l1<fixed_l1>{1, {1.0}, {.layers = 0}}), Contains("layers = 0"));
+}
+
+TEST_CASE("relu_l1: every promise of a loss", "[loss][relu_l1][conformance]") {
+  relu_router<double> router{6, 5};
+  initialize(router, 3);
+  test::check_loss_promises("balanced", relu_l1{2, fixed_l1{0.5}}, router);
+  test::check_loss_promises("plain", relu_l1{2, fixed_l1{0.5}, {.balanced = false, .layers = 3}}, router);
 }
