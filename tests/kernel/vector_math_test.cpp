@@ -103,3 +103,17 @@ TEST_CASE("simd: the lanes' sum", "[kernel][vector]") {
   for (std::size_t i = 0; i < lanes.size(); ++i) sum += lanes[i] = static_cast<double>(1 << i);
   CHECK(kernel::sum_lanes<double>(kernel::load(lanes.data())) == sum);
 }
+
+TEMPLATE_TEST_CASE("add_weighted: adds to so many lanes and no more, and nothing with weight 0", "[kernel]", float,
+                   double) {
+  constexpr index_t width = kernel::simd_width<TestType>;
+  const kernel::simd<TestType> three(TestType(3));
+  for (index_t count = 0; count <= width + 1; ++count) {
+    std::vector<TestType> out(static_cast<std::size_t>(width + 1), TestType(1));
+    kernel::add_weighted(TestType(2), three, count, out.data());
+    for (index_t i = 0; i <= width; ++i)
+      CHECK(out[static_cast<std::size_t>(i)] == (i < std::min(count, width) ? TestType(7) : TestType(1)));
+    kernel::add_weighted(TestType(0), kernel::simd<TestType>(std::numeric_limits<TestType>::infinity()), count, out.data());
+    CHECK(out[0] == (count > 0 ? TestType(7) : TestType(1)));
+  }
+}

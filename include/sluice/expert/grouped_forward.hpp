@@ -275,18 +275,9 @@ private:
   }
 
   void add_output(const Expert& expert, index_t row, index_t column, const scalar* sums, tokens_out<scalar>& y) const {
-    const scalar weight = rows_.weight(row);
-    if (weight == scalar(0)) return;  // an unused expert's infinity must not reach a token
-    scalar* out = &y(rows_.token(row), column);
     kernel::simd<scalar> sum = kernel::load(sums);
     if (const scalar* bias = expert.output_bias(); bias != nullptr) sum = sum + kernel::load(bias + column);
-    if (column + lanes <= outputs_) {
-      kernel::store<scalar>(out, kernel::multiply_add<scalar>(kernel::simd<scalar>(weight), sum, kernel::load(out)));
-    } else {
-      alignas(64) scalar numbers[as_size(lanes)];
-      kernel::store<scalar>(numbers, kernel::simd<scalar>(weight) * sum);
-      for (index_t j = 0; column + j < outputs_; ++j) out[j] += numbers[j];
-    }
+    kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, &y(rows_.token(row), column));
   }
 
   routed_rows<scalar> rows_;

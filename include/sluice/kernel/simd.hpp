@@ -86,6 +86,21 @@ void store_part(Scalar* to, const simd<Scalar>& v, index_t count) noexcept {
   std::copy_n(numbers, count, to);
 }
 
+/// out += weight * v in the first `count` lanes, all of them if count is larger, and nothing past them. Weight 0 adds
+/// nothing: the infinity of an expert that does not count must not reach a token.
+template <typename Scalar>
+void add_weighted(Scalar weight, const simd<Scalar>& v, index_t count, Scalar* out) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  if (weight == Scalar(0)) return;
+  if (count >= width) {
+    store<Scalar>(out, multiply_add<Scalar>(simd<Scalar>(weight), v, load(out)));
+  } else {
+    alignas(64) Scalar numbers[static_cast<std::size_t>(width)];
+    store<Scalar>(numbers, simd<Scalar>(weight) * v);
+    for (index_t j = 0; j < count; ++j) out[j] += numbers[j];
+  }
+}
+
 /// The bits of floating-point lanes as integers, or of integers as floating-point lanes.
 template <typename To, typename From>
 simd<To> cast_bits(const xsimd::batch<From>& v) noexcept {

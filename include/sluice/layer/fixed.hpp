@@ -287,9 +287,9 @@ private:
             for (std::size_t v = 0; v < kernel::tile_vectors; ++v)
               if (const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes; column < D) {
                 const index_t row = rows.begin(b) + i;
-                add(w.row_weight[as_size(first_row + row)],
-                    expert.last_bias.add_to(kernel::load(sums[v] + i * lanes), column), column,
-                    w.y.data() + token(row) * D + column);
+                kernel::add_weighted(w.row_weight[as_size(first_row + row)],
+                                     expert.last_bias.add_to(kernel::load(sums[v] + i * lanes), column), D - column,
+                                     w.y.data() + token(row) * D + column);
               }
         });
   }
@@ -299,18 +299,6 @@ private:
                        const Epilogue& epilogue) noexcept {
     kernel::multiply_panels<storage>(
         x, rows, 0, pairs, [&](index_t q) { return pair_of((std::min)(q, pairs - 1)); }, epilogue);
-  }
-
-  /// out += weight * sum, for the lanes that are columns of y.
-  static void add(Scalar weight, const kernel::simd<Scalar>& sum, index_t column, Scalar* out) noexcept {
-    if (weight == Scalar(0)) return;  // an unused expert's infinity must not reach a token
-    if (column + lanes <= D) {
-      kernel::store<Scalar>(out, kernel::multiply_add<Scalar>(kernel::simd<Scalar>(weight), sum, kernel::load(out)));
-    } else {
-      alignas(64) std::array<Scalar, as_size(lanes)> numbers;
-      kernel::store<Scalar>(numbers.data(), kernel::simd<Scalar>(weight) * sum);
-      for (index_t j = 0; column + j < D; ++j) out[j] += numbers[as_size(j)];
-    }
   }
 
   alignas(64) std::array<Scalar, as_size(E * D)> gate_{};

@@ -97,16 +97,7 @@ public:
     if (context.top_k != 0)
       throw_invalid("expert_choice_router has no k, its capacity says how much; the call asks for k = ", context.top_k);
     const index_t tokens = x.rows();
-    t.seen.clean.resize(tokens, experts());
-    t.screen.score(
-        x, context,
-        [&](tokens_in<Scalar> seen) {
-          gate_.forward(seen, context, t.seen.clean.map(), t.gate);
-          noise_.apply(seen, context, t.seen, t.noise);
-        },
-        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); }, shows_nan<GateType>);
-    t.screen.spoil_invalid(t.seen.clean);
-    if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
+    detail::score_screened(gate_, noise_, x, context, t);
     score_tokens(context, t);
     p.reset(tokens, experts(), most_taken(context, tokens));
     t.rank.assign(tokens, 0);

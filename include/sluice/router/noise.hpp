@@ -131,4 +131,25 @@ private:
   parameter<Scalar> weight_;
 };
 
+namespace detail {
+
+/// Scores of the gate and the noise, t.seen, of what t.screen does not hide; NaN for tokens that are invalid.
+template <typename GateType, typename Noise, typename Tape, typename Scalar = typename GateType::scalar>
+void score_screened(const GateType& gate, const Noise& noise, tokens_in<Scalar> x,
+                    const routing_context<Scalar>& context, Tape& t) {
+  auto& s = t.seen;
+  s.clean.resize(x.rows(), gate.experts());
+  t.screen.score(
+      x, context,
+      [&](tokens_in<Scalar> seen) {
+        gate.forward(seen, context, s.clean.map(), t.gate);
+        noise.apply(seen, context, s, t.noise);
+      },
+      [&](index_t token) { return any_nan(s.noisy().row(token), gate.experts()); }, shows_nan<GateType>);
+  t.screen.spoil_invalid(s.clean);
+  if (s.has_noise) t.screen.spoil_invalid(s.noisy_storage);
+}
+
+}  // namespace detail
+
 }  // namespace sluice::inline SLUICE_ISA

@@ -93,16 +93,7 @@ public:
     const choice_call<scalar> call{context, tokens, experts(), k};
     if constexpr (requires { rule_.validate_call(call); }) rule_.validate_call(call);
     t.seen.top_k = k;
-    t.seen.clean.resize(tokens, experts());
-    t.screen.score(
-        x, context,
-        [&](tokens_in<scalar> seen) {
-          gate_.forward(seen, context, t.seen.clean.map(), t.gate);
-          noise_.apply(seen, context, t.seen, t.noise);
-        },
-        [&](index_t token) { return any_nan(t.seen.noisy().row(token), experts()); }, shows_nan<GateType>);
-    t.screen.spoil_invalid(t.seen.clean);
-    if (t.seen.has_noise) t.screen.spoil_invalid(t.seen.noisy_storage);
+    detail::score_screened(gate_, noise_, x, context, t);
     choose(call, t);
     for (index_t g = 0; g < context.group_count(); ++g)
       capacity_.serve(t.choices, context.group(g, tokens), experts(), context);
