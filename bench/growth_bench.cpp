@@ -1,6 +1,12 @@
-// How time grows with tokens, with experts and with experts a token, on a moderate shape.
+// How time grows with tokens, with experts and with experts a token, on a moderate shape; and with single neurons up to a
+// million of them.
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/expert/neuron_bank.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/product_key.hpp>
+#include <sluice/train/initialize.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -53,6 +59,42 @@ void grow(session& s, const shape& on, const std::string& name, const std::vecto
   for (const std::int64_t rows : wanted) measure(s, layer, on, name, rows, title(rows));
 }
 
+/// One token among n² single neurons behind product keys: the search grows with n, nothing else should grow.
+void grow_neurons(session& s, index_t keys) {
+  constexpr index_t width = 64, heads = 8, top_k = 16;
+  const std::string name = "growth_N=" + std::to_string(keys * keys), title = name + " T=1 uniform";
+  if (!s.wants(title)) return;
+  using router_type = sluice::product_key_router<float>;
+  sluice::moe_layer layer{
+      router_type{width, keys, {.heads = heads, .top_k = (std::min)(top_k, keys * keys), .key_width = width / 2}},
+      sluice::neuron_bank<float>{keys * keys, width}};
+  sluice::initialize(layer, /*seed=*/6);
+  sluice::thread_pool pool(s.asked.threads);
+  sluice::routing_context<float> context;
+  context.executor = pool;
+  const std::vector<token_rows> x = random_batches(1, width, 22);
+  const auto batch = [&](std::int64_t r) -> const token_rows& { return x[static_cast<std::size_t>(r) % x.size()]; };
+  std::vector<plan> plans(x.size());
+  router_type::tape scratch;
+  for (std::size_t b = 0; b < x.size(); ++b) layer.router().route(x[b], context, plans[b], scratch);
+  token_rows y(1, width);
+  decltype(layer)::workspace workspace;
+  const contestant forward{"sluice", [&](std::int64_t r) { s.flush(batch(r)); },
+                           [&](std::int64_t r) { layer.forward(batch(r), y, workspace, context); }};
+  record r;
+  r.name = name;
+  r.tokens = 1;
+  r.routing = "uniform";
+  r.dtype = "float32";
+  r.implementation = "sluice";
+  r.threads = s.asked.threads;
+  r.touched = summarize(plans).touched;
+  r.largest_load = summarize(plans).largest;
+  const double searched = static_cast<double>(heads * keys * width), used = r.touched * 2 * width;
+  r.done = {2 * (searched + used), sizeof(float) * (searched + used)};
+  s.race(title, {forward}, {r});
+}
+
 }  // namespace
 
 void growth_cases(session& s) {
@@ -65,6 +107,8 @@ void growth_cases(session& s) {
     grow(s, moderate(experts, 1), "growth_E=" + std::to_string(experts), {brief ? 4 : 512});
   for (index_t top_k = 1; top_k <= (brief ? 2 : 64); top_k *= step)
     grow(s, moderate(brief ? 4 : 64, top_k), "growth_K=" + std::to_string(top_k), {brief ? 4 : 256});
+  for (index_t keys = brief ? 2 : 32; keys <= (brief ? 4 : 1024); keys *= brief ? 2 : s.asked.quick ? 32 : 2)
+    grow_neurons(s, keys);
 }
 
 }  // namespace bench

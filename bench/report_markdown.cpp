@@ -195,14 +195,28 @@ std::string growth_table(const session& s, const std::string& axis) {
   return t.empty() ? "" : t.text();
 }
 
+std::string neurons_table(const session& s) {
+  table t({"N", "experts used", "ms", "growth", "of roofline", "GFLOP/s", "GB/s"});
+  const record* last = nullptr;
+  for (const record& r : s.found.cases) {
+    const std::string value = varied(r, "N");
+    if (value.empty()) continue;
+    t.add({value, fixed(r.touched, 1), milliseconds(r.median), last ? significant(r.median / last->median) + " x" : "-",
+           percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.gbytes_per_s(), 1)});
+    last = &r;
+  }
+  return t.empty() ? "" : t.text();
+}
+
 std::string growth_section(const session& s) {
   const std::string by_tokens = growth_table(s, "T"), by_experts = growth_table(s, "E"),
-                    by_choice = growth_table(s, "K");
-  if (by_tokens.empty() && by_experts.empty() && by_choice.empty()) return "";
+                    by_choice = growth_table(s, "K"), by_neurons = neurons_table(s);
+  if (by_tokens.empty() && by_experts.empty() && by_choice.empty() && by_neurons.empty()) return "";
   std::string out(prose::growth);
   if (!by_tokens.empty()) out += prose::with_balance(prose::growth_by_tokens, balance(s)) + by_tokens;
   if (!by_experts.empty()) out += prose::with_balance(prose::growth_by_experts, balance(s)) + by_experts;
   if (!by_choice.empty()) out += prose::with_balance(prose::growth_by_choices, balance(s)) + by_choice;
+  if (!by_neurons.empty()) out += std::string(prose::growth_by_neurons) + by_neurons;
   return out;
 }
 

@@ -94,6 +94,12 @@ in K.
 
 )";
 
+inline constexpr std::string_view growth_by_neurons =
+    R"(**Single neurons** behind product keys (PEER), one token with D = 64, 8 heads and 16 neurons a head. The keys that are searched
+grow with the square root of their number and with it the time; neurons that are not chosen cost nothing.
+
+)";
+
 inline constexpr std::string_view stages = R"(## What is not experts
 
 Each stage timed as the call that does it, beside the whole forward pass. Where the layer fuses stages into its products,

@@ -78,9 +78,9 @@ inline load_summary summarize(const std::vector<plan>& plans) {
   load_summary sum;
   for (const plan& p : plans) {
     index_t largest = 0;
-    for (index_t e = 0; e < p.experts(); ++e) {
-      sum.touched += p.load(e) > 0;
-      largest = std::max(largest, p.load(e));
+    for (const sluice::row_range& own : p.by_expert()) {
+      ++sum.touched;
+      largest = std::max(largest, own.size());
     }
     sum.largest += static_cast<double>(largest);
   }

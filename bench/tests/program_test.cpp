@@ -104,7 +104,7 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
       CHECK(*end == '\0');
     }
   }
-  for (const char* name : {"tiny", "tiny_training", "growth_T", "growth_E=2", "growth_K=2"})
+  for (const char* name : {"tiny", "tiny_training", "growth_T", "growth_E=2", "growth_K=2", "growth_N=16"})
     CHECK(cases.count(name) == 1);
   CHECK(routings == std::set<std::string>{"uniform", "uniform_planned", "zipf_planned"});
   for (const char* name : {"sluice", "naive", "eigen", "dense"}) CHECK(implementations.count(name) == 1);
