@@ -109,8 +109,10 @@ public:
         if (training)
           detail::grouped_backward<Expert>::reserve(t, rows, experts(), inputs(), hidden, outputs());
     } else {
-      t.blocks.reserve(rows / row_block + (std::min)(rows, experts()));
+      // A block has a row at least. Blocks come last: where they have room, everything has.
+      if (t.blocks.capacity() >= rows) return;
       t.saved.reserve(rows, most_saved_columns());
+      t.blocks.reserve(rows);
     }
   }
 
@@ -208,8 +210,10 @@ private:
 
   void forward_blocks(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
-    t.saved.resize(rows.rows(), most_saved_columns());
     cut(rows, row_block, t.blocks);
+    index_t columns = 0;
+    for (const row_range& b : t.blocks) columns = (std::max<index_t>)(columns, expert(b.expert).saved_columns());
+    t.saved.resize(rows.rows(), columns);
     executor.parallel_for(t.blocks.size(), [&](index_t task) {
       const row_range& b = t.blocks[task];
       expert(b.expert).forward(x.middleRows(b.begin, b.size()), y.middleRows(b.begin, b.size()),
