@@ -1,5 +1,5 @@
-// How time grows with tokens, with experts and with experts a token, on a moderate shape; and with single neurons up to a
-// million of them.
+// How time grows with tokens, with experts and with experts a token, on a moderate shape; and with single neurons, up to
+// a million of them.
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/layer/moe_layer.hpp>
