@@ -30,12 +30,12 @@ struct parameter_name {
 struct block_names {
   model_family family;
   std::string_view stack;
+  std::string_view behind = {};  // the stack of blocks behind the model's own, counted from 0; none: they go on in stack
   std::string_view inside;
   std::array<parameter_name, 10> parameters;  // the gate's weight first: a block is where that tensor is
   std::array<expert_layout, 4> experts;      // the published one first
   std::array<expert_layout, 2> shared = {};
   bool decoder = false;                        // blocks of the decoder in models that also have an encoder
-  bool next_token = false;                     // blocks behind the model's own, counted from 0
   std::array<std::string_view, 7> owned = {};  // beginnings of the block's names; none: everything inside is its own
 
   constexpr std::string_view router() const { return parameters.front().tensor; }
@@ -125,19 +125,12 @@ inline constexpr auto published_names = std::to_array<block_names>({
 
     {.family = model_family::qwen2_moe,
      .stack = "layers.",
+     .behind = "mtp.layers.",
      .inside = ".mlp.",
      .parameters = {gate_weight("gate.weight"),
                     {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
      .experts = usual_layouts,
      .shared = {shared_expert}},
-    {.family = model_family::qwen2_moe,
-     .stack = "mtp.layers.",
-     .inside = ".mlp.",
-     .parameters = {gate_weight("gate.weight"),
-                    {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
-     .experts = usual_layouts,
-     .shared = {shared_expert},
-     .next_token = true},
 
     {.family = model_family::deepseek_v2,
      .stack = "layers.",
@@ -185,17 +178,11 @@ inline constexpr auto published_names = std::to_array<block_names>({
 
     {.family = model_family::qwen3_next,
      .stack = "layers.",
+     .behind = "mtp.layers.",
      .inside = ".mlp.",
      .parameters = {gate_weight("gate.weight"), {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
      .experts = usual_layouts,
      .shared = {shared_expert}},
-    {.family = model_family::qwen3_next,
-     .stack = "mtp.layers.",
-     .inside = ".mlp.",
-     .parameters = {gate_weight("gate.weight"), {"shared_gate", "shared_expert_gate.weight", tensor_form::matrix}},
-     .experts = usual_layouts,
-     .shared = {shared_expert},
-     .next_token = true},
 
     {.family = model_family::glm4_moe,
      .stack = "layers.",
@@ -270,6 +257,7 @@ inline constexpr auto published_names = std::to_array<block_names>({
 
     {.family = model_family::nemotron_h,
      .stack = "layers.",
+     .behind = "mtp.layers.",
      .inside = ".mixer.",
      .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias"),
                     {"experts.into", "fc1_latent_proj.weight", tensor_form::matrix},
@@ -277,16 +265,6 @@ inline constexpr auto published_names = std::to_array<block_names>({
      .experts = {{{"per-expert", "", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight"},
                   {"stacked", "", "experts.up_proj", "experts.down_proj"}}},
      .shared = {{{"", "", "shared_experts.up_proj.weight", "shared_experts.down_proj.weight"}}}},
-    {.family = model_family::nemotron_h,
-     .stack = "mtp.layers.",
-     .inside = ".mixer.",
-     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias"),
-                    {"experts.into", "fc1_latent_proj.weight", tensor_form::matrix},
-                    {"experts.out_of", "fc2_latent_proj.weight", tensor_form::matrix}},
-     .experts = {{{"per-expert", "", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight"},
-                  {"stacked", "", "experts.up_proj", "experts.down_proj"}}},
-     .shared = {{{"", "", "shared_experts.up_proj.weight", "shared_experts.down_proj.weight"}}},
-     .next_token = true},
 
     {.family = model_family::ernie4_5_moe,
      .stack = "layers.",
@@ -304,31 +282,19 @@ inline constexpr auto published_names = std::to_array<block_names>({
 
     {.family = model_family::deepseek_v4,
      .stack = "layers.",
+     .behind = "mtp.",
      .inside = ".ffn.",
      .parameters = {gate_weight("gate.weight"), selection_bias("gate.bias"), hash_table("gate.tid2eid")},
      .experts = numbered_layouts,
      .shared = {{{"", "shared_experts.w1.weight", "shared_experts.w3.weight", "shared_experts.w2.weight"}}}},
     {.family = model_family::deepseek_v4,
      .stack = "layers.",
+     .behind = "mtp.",
      .inside = ".mlp.",
      .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias"),
                     hash_table("gate.tid2eid")},
      .experts = usual_layouts,
      .shared = {shared_experts}},
-    {.family = model_family::deepseek_v4,
-     .stack = "mtp.",
-     .inside = ".ffn.",
-     .parameters = {gate_weight("gate.weight"), selection_bias("gate.bias")},
-     .experts = numbered_layouts,
-     .shared = {{{"", "shared_experts.w1.weight", "shared_experts.w3.weight", "shared_experts.w2.weight"}}},
-     .next_token = true},
-    {.family = model_family::deepseek_v4,
-     .stack = "mtp.",
-     .inside = ".mlp.",
-     .parameters = {gate_weight("gate.weight"), selection_bias("gate.e_score_correction_bias")},
-     .experts = usual_layouts,
-     .shared = {shared_experts},
-     .next_token = true},
 
     {.family = model_family::gemma4,
      .stack = "layers.",

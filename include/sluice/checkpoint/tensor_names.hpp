@@ -29,16 +29,18 @@ namespace detail {
 
 /// The rows of a family that speak of such a block, the usual one first.
 inline std::vector<const block_names*> rows_of(const model_config& config, const block_id& block) {
-  std::vector<const block_names*> rows, behind;
+  std::vector<const block_names*> rows;
   for (const block_names& row : published_names)
-    if (row.family == config.family && row.decoder == block.decoder) (row.next_token ? behind : rows).push_back(&row);
-  return block.layer >= config.layers && !block.decoder && !behind.empty() ? behind : rows;
+    if (row.family == config.family && row.decoder == block.decoder) rows.push_back(&row);
+  return rows;
 }
 
 /// "layers.3.mlp."
 inline std::string path_of(const block_names& row, const model_config& config, const block_id& block) {
-  const index_t number = row.next_token ? block.layer - config.layers : block.layer;
-  return std::string(row.stack) + std::to_string(number) + std::string(row.inside);
+  const bool is_behind = !row.behind.empty() && block.layer >= config.layers;
+  const std::string_view stack = is_behind ? row.behind : row.stack;
+  return std::string(stack) + std::to_string(is_behind ? block.layer - config.layers : block.layer) +
+         std::string(row.inside);
 }
 
 /// Everything that may stand in front of a stack, the usual first.
