@@ -22,3 +22,21 @@ function(sluice_precompiled target)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
   target_precompile_headers(${target} PRIVATE ${ARGN})
 endfunction()
+
+# sluice_precompiled_for(<result> <compiler> <headers>...): a header that includes these, with a precompiled form beside it for tests that
+# call a compiler by hand with -include. <result> is its path and <result>_target what builds the form, once for all who ask.
+function(sluice_precompiled_for result compiler)
+  get_filename_component(name ${compiler} NAME)
+  string(MAKE_C_IDENTIFIER "sluice_precompiled_${name}_${ARGN}" target)
+  set(prefix ${PROJECT_BINARY_DIR}/tests/precompiled/${target}.hpp)
+  if(NOT TARGET ${target})
+    list(TRANSFORM ARGN REPLACE "(.+)" "#include <\\1>\n")
+    string(JOIN "" content ${ARGN})
+    file(CONFIGURE OUTPUT ${prefix} CONTENT "${content}")
+    add_custom_command(OUTPUT ${prefix}.gch
+      COMMAND ${compiler} @${sluice_compiler_flags_file} -x c++-header ${prefix} -o ${prefix}.gch DEPENDS ${prefix} VERBATIM)
+    add_custom_target(${target} ALL DEPENDS ${prefix}.gch)
+  endif()
+  set(${result} ${prefix} PARENT_SCOPE)
+  set(${result}_target ${target} PARENT_SCOPE)
+endfunction()
