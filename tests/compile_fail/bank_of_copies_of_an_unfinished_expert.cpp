@@ -1,13 +1,8 @@
 // expect: sluice: expert needs `index_t outputs\(\) const`
 #include <sluice/expert/bank.hpp>
 
+#include "unfinished_parts.hpp"
+
 using namespace sluice;
 
-struct my_expert {
-  using scalar = float;
-  index_t inputs() const { return 4; }
-  index_t saved_columns() const { return 0; }
-  void forward(tokens_in<float>, tokens_out<float>, tokens_out<float>) const {}
-};
-
-void use() { expert_bank bank(2, my_expert{}); }
+void use() { expert_bank bank(2, expert_without_outputs{}); }

@@ -6,7 +6,7 @@ struct my_bank {
   sluice::index_t inputs() const { return 4; }
   sluice::index_t outputs() const { return 4; }
   sluice::index_t experts() const { return 2; }
-  void forward(sluice::tokens_in<float>, std::span<const sluice::index_t>, sluice::tokens_out<float>, tape&, const sluice::executor_ref&) const {}
+  void forward(sluice::tokens_in<float>, const sluice::expert_rows&, sluice::tokens_out<float>, tape&, const sluice::executor_ref&) const {}
 };
 
 static_assert(sluice::explain_bank<my_bank>());

@@ -7,7 +7,7 @@ struct my_rule {
   index_t top_k() const { return 1; }
   void score(const choice_row<float>&, float*) const {}
   index_t choose(const float*, index_t, index_t*) const { return 0; }
-  void weigh(const choice_row<float>&, std::span<const index_t>, float*) const {}
+  void weigh(const choice_row<float>&, const expert_rows&, float*) const {}
   void backward(const choice_row<float>&, const weighed_experts<float>&, float*) const {}
 };
 

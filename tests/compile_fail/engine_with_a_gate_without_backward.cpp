@@ -1,14 +1,8 @@
 // expect: sluice: gate needs .void backward
 #include <sluice/router/top_k.hpp>
 
+#include "unfinished_parts.hpp"
+
 using namespace sluice;
 
-struct my_gate {
-  using scalar = float;
-  struct tape {};
-  index_t inputs() const { return 8; }
-  index_t experts() const { return 4; }
-  void forward(tokens_in<float>, const routing_context<float>&, tokens_out<float>, tape&) const {}
-};
-
-token_choice_router router{my_gate{}, softmax_rule<float>({.top_k = 2})};
+token_choice_router router{gate_without_backward{}, softmax_rule<float>({.top_k = 2})};

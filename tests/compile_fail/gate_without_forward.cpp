@@ -2,13 +2,8 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
 
+#include "unfinished_parts.hpp"
+
 using namespace sluice;
 
-struct my_gate {
-  using scalar = float;
-  struct tape {};
-  index_t inputs() const { return 8; }
-  index_t experts() const { return 4; }
-};
-
-static_assert(explain_gate<my_gate>());
+static_assert(explain_gate<gate_without_forward>());

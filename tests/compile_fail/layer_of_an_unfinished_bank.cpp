@@ -4,13 +4,8 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/top_k.hpp>
 
+#include "unfinished_parts.hpp"
+
 using namespace sluice;
 
-struct my_bank {
-  using scalar = float;
-  struct tape {};
-  index_t inputs() const { return 4; }
-  index_t outputs() const { return 4; }
-};
-
-void use() { moe_layer layer{top_k_router<float>{4, 2}, my_bank{}}; }
+void use() { moe_layer layer{top_k_router<float>{4, 2}, bank_without_experts{}}; }

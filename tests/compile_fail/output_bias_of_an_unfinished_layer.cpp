@@ -1,7 +1,7 @@
 // expect: sluice: layer needs `void forward\(tokens_in<scalar> x, tokens_out<scalar> y, tape&
 #include <sluice/layer/output_bias.hpp>
 
-#include "unfinished_layers.hpp"
+#include "unfinished_parts.hpp"
 
 using namespace sluice;
 

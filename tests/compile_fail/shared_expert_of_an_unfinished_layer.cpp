@@ -2,7 +2,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/shared_expert.hpp>
 
-#include "unfinished_layers.hpp"
+#include "unfinished_parts.hpp"
 
 using namespace sluice;
 
