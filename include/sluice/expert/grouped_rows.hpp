@@ -130,8 +130,8 @@ public:
   void run_columns(index_t units, index_t work, Body&& body) const {
     const index_t parts =
         (std::min)({units, executor_.concurrency(), (std::max<index_t>)(1, 2 * work / executor_ref::smallest_work)});
-    executor_.for_work(work).parallel_for(parts,
-                                    [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
+    executor_.for_work(work).parallel_for(
+        parts, [&](index_t part) { body(units * part / parts, units * (part + 1) / parts); });
   }
 
   /// Whether the batch is small and every thread gets experts to itself without one of them keeping the others waiting.

@@ -21,7 +21,8 @@ namespace sluice::inline SLUICE_ISA::kernel {
 inline constexpr index_t k_block = 512;
 /// What blocking takes of a core's second-level cache: four fifths of 512 KB, which nearly every one has today.
 inline constexpr index_t second_level_bytes = 512 * 1024 / 5 * 4;
-/// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes.
+/// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes, whose sums take
+/// 18 KB of stack.
 template <typename Storage>
 inline constexpr index_t chunk_blocks = [] {
   constexpr auto element = static_cast<index_t>(sizeof(typename Storage::element));

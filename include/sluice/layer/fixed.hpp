@@ -11,7 +11,7 @@
 /// It runs the kernels of moe_layer on the same numbers in the same order: outputs are equal bit for bit. Expert is an
 /// ffn or a gated_ffn, in full or half precision, with or without biases; weights lie in panels as there. Every
 /// weighting of top_k_router is there; its gate is linear, there is no capacity limit, and nothing is trained.
-/// Calls allocate nothing and throw nothing; they use some 30 KB of stack. forward is const: threads share a layer,
+/// Calls allocate nothing and throw nothing; they use some 20 KB of stack. forward is const: threads share a layer,
 /// each with a workspace of its own. The object is trivially copyable. It may be in static memory, a shared segment or
 /// a member. NaN in a token or in its logits gives that token NaN. No tokens are fine. x and y may be the same memory.
 #pragma once
