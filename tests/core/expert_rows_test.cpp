@@ -63,6 +63,18 @@ TEST_CASE("expert_rows: slices of both forms are those of the offsets", "[core][
         CHECK(listed_rows(part) == listed_rows(own));
         for (index_t e = 0; e < count; ++e) CHECK(part.load(e) == expert_rows(own).load(e));
         if (count > 1) CHECK(listed_rows(part.slice(1, count - 1)) == listed_rows(expert_rows(own).slice(1, count - 1)));
+
+        const expert_rows alone = rows.only(first, count);
+        CHECK(alone.experts() == 7);
+        CHECK(alone.first_row() == own.front());
+        CHECK(alone.last_row() == own.back());
+        listed numbered = listed_rows(own);
+        for (auto& [expert, begin, end] : numbered) expert += first;
+        CHECK(listed_rows(alone) == numbered);
+        for (index_t e = 0; e < 7; ++e)
+          CHECK(alone.load(e) == (first <= e && e < first + count ? rows.load(e) : 0));
+        if (count > 1) CHECK(listed_rows(alone.only(first + 1, count - 1)) == listed_rows(rows.only(first + 1, count - 1)));
+        CHECK(listed_rows(alone.slice(first, count)) == listed_rows(own));
       }
     }
 }

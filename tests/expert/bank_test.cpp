@@ -8,6 +8,7 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "../random_plans.hpp"
 #include "../support.hpp"
 
 using namespace sluice;
@@ -117,6 +118,24 @@ TEST_CASE("expert_bank: offsets may begin anywhere, as in a union", "[expert][ba
   CHECK((y.topRows(6).array() == 7).all());
   CHECK((y.bottomRows(4).array() == 7).all());
   CHECK(test::same_bits(y.middleRows(6, 20), expected));
+}
+
+TEST_CASE("expert_bank: routed rows are added to what y holds, all experts at once or in parts", "[expert][bank]") {
+  expert_bank<swiglu<float>> bank{5, 6, 9, {.bias = true}};
+  initialize(bank, 1);
+  const auto plan = test::random_sparse_plan<float>(40, 5, 2, true);
+  const matrix<float> x = test::random_matrix<float>(40, 6, 3), before = test::random_matrix<float>(40, 6, 4);
+  matrix<float> y = before, in_parts = before, zero = matrix<float>::Zero(40, 6);
+  expert_bank<swiglu<float>>::tape tape;
+  bank.forward_routed(x, plan.routed(), y, tape, {});
+  bank.forward_routed(x, plan.routed(), zero, tape, {});
+  for (const auto& [first, count] : {std::pair<index_t, index_t>{0, 2}, {2, 0}, {2, 1}, {3, 2}})
+    bank.forward_routed(x, plan.routed().only(first, count), in_parts, tape, {});
+  CHECK(test::same_bits(in_parts, y));
+  CHECK(test::largest_difference(y, matrix<float>(before + zero)) <= test::bound<float>(6, 8));
+  CHECK(!zero.isZero(0));
+  for (index_t t = 0; t < 40; ++t)
+    if (plan.of_token(t).empty()) CHECK(test::same_bits(y.row(t), before.row(t)));
 }
 
 TEST_CASE("expert_bank: what does not fit is refused", "[expert][bank]") {

@@ -196,7 +196,8 @@ concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOut
 template <typename B>
 concept DifferentiableBank = ExpertBank<B> && CanRunExpertsBackward<B>;
 
-/// A bank that gathers rows and adds up outputs itself, in the same pass as its products (expert/bank.hpp).
+/// A bank that gathers rows and adds outputs into y itself, in the same pass as its products (expert/bank.hpp). Who calls
+/// it has set y to zero, and y shares no memory with x.
 template <typename B>
 concept RoutedBank = ExpertBank<B> &&
     requires(const B& bank, tokens_in<typename B::scalar> x, const routed_rows<typename B::scalar>& rows,

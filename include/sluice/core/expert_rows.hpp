@@ -2,6 +2,7 @@
 ///
 ///   for (const auto& [expert, begin, end] : rows) ...          the experts that have rows, ascending, and their rows
 ///   const auto [expert, begin, end] = rows.of(e);              the rows of expert e, perhaps none
+///   rows.only(8, 4)                                            the same without the rows of all but four experts
 ///
 /// Rows are numbered through the batch and those of neighbours are adjacent: all together they are
 /// first_row() .. last_row(). Going through the experts that have rows costs nothing for the others, of which there may
@@ -63,33 +64,41 @@ public:
   }
   index_t load(index_t expert) const noexcept { return of(expert).size(); }
 
-  /// The experts first .. first + count, numbered from 0.
-  expert_rows slice(index_t first, index_t count) const noexcept {
-    expert_rows part;
+  /// The rows of the experts first .. first + count; all experts keep their numbers.
+  expert_rows only(index_t first, index_t count) const noexcept {
+    expert_rows part = *this;
     const index_t a = place_of(first);
-    part.active_ = active_ == nullptr ? nullptr : active_ + a;
-    part.offsets_ = offsets_ + a;
     part.listed_ = place_of(first + count) - a;
+    part.offsets_ = offsets_ + a;
+    if (active_ == nullptr)
+      part.shift_ = shift_ - a;
+    else
+      part.active_ = active_ + a;
+    return part;
+  }
+  /// The same, and the experts are numbered from 0.
+  expert_rows slice(index_t first, index_t count) const noexcept {
+    expert_rows part = only(first, count);
     part.experts_ = count;
-    part.number_of_first_ = active_ == nullptr ? 0 : number_of_first_ + first;
+    part.shift_ += first;
     return part;
   }
 
 private:
   static constexpr index_t no_rows = 0;
 
-  index_t expert_at(index_t a) const noexcept { return active_ == nullptr ? a : active_[a] - number_of_first_; }
+  index_t expert_at(index_t a) const noexcept { return (active_ == nullptr ? a : active_[a]) - shift_; }
   /// The first listed expert that is not before this one.
   index_t place_of(index_t expert) const noexcept {
-    if (active_ == nullptr) return expert;
-    return std::lower_bound(active_, active_ + listed_, expert + number_of_first_) - active_;
+    if (active_ == nullptr) return std::clamp<index_t>(expert + shift_, 0, listed_);
+    return std::lower_bound(active_, active_ + listed_, expert + shift_) - active_;
   }
 
-  const index_t* active_ = nullptr;  ///< null: all experts are listed
+  const index_t* active_ = nullptr;  ///< null: those from -shift_ on
   const index_t* offsets_ = &no_rows;
   index_t listed_ = 0;
   index_t experts_ = 0;
-  index_t number_of_first_ = 0;  ///< what the first expert of a slice is called in the list
+  index_t shift_ = 0;  ///< an expert's number in the list is so much higher
 };
 
 class expert_rows::iterator {

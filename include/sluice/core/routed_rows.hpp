@@ -4,7 +4,7 @@
 ///   row i reads input_scale(i) * x[token(i)] and adds weight(i) * f_e(row i) to y[token(i)]
 ///
 /// A view; the arrays belong to the plan. Rows that were gathered before are not routed: row i is token i with weight
-/// and scale 1, and only the rows begin() .. end() of y are written. A token has an expert at most once.
+/// and scale 1, and the rows begin() .. end() of y are written instead. A token has an expert at most once.
 #pragma once
 
 #include <sluice/core/expert_rows.hpp>
@@ -20,6 +20,11 @@ struct routed_rows {
   const Scalar* weights = nullptr;
   const Scalar* input_scales = nullptr;  ///< null: all 1
 
+  /// The rows of the experts first .. first + count, which keep their numbers (only) or are numbered from 0 (slice). They
+  /// refer to the same tokens.
+  routed_rows only(index_t first, index_t count) const noexcept { return with(by_expert.only(first, count)); }
+  routed_rows slice(index_t first, index_t count) const noexcept { return with(by_expert.slice(first, count)); }
+
   index_t experts() const noexcept { return by_expert.experts(); }
   index_t begin() const noexcept { return by_expert.first_row(); }
   index_t end() const noexcept { return by_expert.last_row(); }
@@ -27,6 +32,13 @@ struct routed_rows {
   index_t token(index_t i) const noexcept { return is_routed ? tokens[i] : i; }
   Scalar weight(index_t i) const noexcept { return is_routed ? weights[i] : Scalar(1); }
   Scalar input_scale(index_t i) const noexcept { return input_scales == nullptr ? Scalar(1) : input_scales[i]; }
+
+private:
+  routed_rows with(const expert_rows& some) const noexcept {
+    routed_rows part = *this;
+    part.by_expert = some;
+    return part;
+  }
 };
 
 }  // namespace sluice::inline SLUICE_ISA

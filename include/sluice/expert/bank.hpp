@@ -136,7 +136,7 @@ public:
     }
   }
 
-  /// Dispatch, experts and combine in one: y is overwritten with the weighted sums of its tokens' experts.
+  /// Dispatch, experts and combine in one: adds the weighted sums of its tokens' experts into y.
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const
     requires MadeOfLinearMaps<Expert>

@@ -268,10 +268,10 @@ private:
           add_output(expert_of(own.expert), row, column, waiting(row) + column, y);
   }
 
+  /// Routed rows are added to what y holds.
   void clear(tokens_out<scalar>& y, index_t begin, index_t end) const {
-    const index_t first = rows_.is_routed ? 0 : rows_.begin();
-    const index_t last = rows_.is_routed ? y.rows() : rows_.end();
-    for (index_t t = first; t < last; ++t) std::fill_n(&y(t, begin), end - begin, scalar(0));
+    if (rows_.is_routed) return;
+    for (index_t i = rows_.begin(); i < rows_.end(); ++i) std::fill_n(&y(i, begin), end - begin, scalar(0));
   }
 
   void add_output(const Expert& expert, index_t row, index_t column, const scalar* sums, tokens_out<scalar>& y) const {

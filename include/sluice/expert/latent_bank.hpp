@@ -15,6 +15,7 @@
 #include <sluice/core/expert_rows.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/linear.hpp>
 
 #include <cmath>
@@ -88,8 +89,9 @@ public:
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
     project(x, t, executor);
+    detail::clear_rows<scalar>(t.mixed.map(), executor);
     bank_.forward_routed(t.latent.map(), rows, t.mixed.map(), t.bank, executor);
-    linear_forward<scalar>(t.mixed.map(), out_of_, y, executor);
+    linear_forward<scalar>(t.mixed.map(), out_of_, y, executor, kernel::write::accumulate);
   }
 
   void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,

@@ -22,6 +22,14 @@ namespace detail {
 /// Rows a task: enough work to pay for handing a task out, few enough to spread.
 inline constexpr index_t rows_per_task = 32;
 
+/// What routed rows are added to.
+template <typename Scalar>
+void clear_rows(tokens_out<Scalar> y, const executor_ref& executor) {
+  executor.parallel_blocks(y.rows(), rows_per_task, y.cols(), [&](index_t begin, index_t end) {
+    for (index_t t = begin; t < end; ++t) std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0));
+  });
+}
+
 template <typename Scalar, typename Plan>
 void write_invalid(const Plan& plan, tokens_out<Scalar> y) {
   for (const index_t t : plan.invalid_tokens()) std::fill_n(&y(t, 0), y.cols(), quiet_nan<Scalar>());

@@ -1,6 +1,6 @@
 /// Linear maps on rows: y = x W^T with W [out,in], forward and backward, spread over an executor.
 ///
-///   forward    y [n,out] = x [n,in] W^T
+///   forward    y [n,out] (+)= x [n,in] W^T
 ///   backward   dx [n,in] += dy W;   dW [out,in] += dy^T x
 ///
 /// Rows are cut into blocks for y and dx, rows of W for dW; sums run over all of in, out or n in one fixed order. n = 0
@@ -21,11 +21,12 @@ inline constexpr index_t linear_weight_block = 32;
 }  // namespace detail
 
 template <typename Scalar>
-void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y, const executor_ref& executor) {
+void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y, const executor_ref& executor,
+                    kernel::write mode = kernel::write::replace) {
   const index_t work = weight.rows() * weight.cols() / 4;
   executor.parallel_blocks(x.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
     kernel::multiply_nt(end - begin, weight.rows(), weight.cols(), x.data() + begin * x.outerStride(), x.outerStride(),
-                        weight.data(), weight.cols(), y.data() + begin * y.outerStride(), y.outerStride());
+                        weight.data(), weight.cols(), y.data() + begin * y.outerStride(), y.outerStride(), mode);
   });
 }
 

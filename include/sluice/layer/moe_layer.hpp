@@ -57,7 +57,8 @@ public:
     plan_type plan;
     typename Router::tape router;
     typename Experts::tape experts;
-    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; empty if the bank gathers them itself
+    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; where the bank gathers them itself a copy of x
+                                    ///< if y is to replace it, or empty
     matrix_buffer<scalar> outputs;  ///< experts' outputs; empty if the bank adds them up itself
     routing_statistics statistics;  ///< since the last clear()
     detail::forward_record record;  ///< whether it holds what backward needs
@@ -204,7 +205,7 @@ public:
   }
 
   /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps
-  /// comes on top, a few numbers a token and expert.
+  /// comes on top, a few numbers a token and expert, and in a call in place x itself.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     if constexpr (fused)
       return experts_.workspace_bytes(rows, training);
@@ -238,8 +239,19 @@ private:
     if constexpr (requires { experts_.prepare(ws.experts, most_rows, keep); })
       experts_.prepare(ws.experts, most_rows, keep);
     if constexpr (fused) {
-      experts_.forward_routed(x, ws.plan.routed(), y, ws.experts, context.executor);
-      detail::write_invalid<scalar>(ws.plan, y);
+      const auto run = [&](tokens_in<scalar> from) {
+        detail::clear_rows<scalar>(y, context.executor);
+        experts_.forward_routed(from, ws.plan.routed(), y, ws.experts, context.executor);
+        detail::write_invalid<scalar>(ws.plan, y);
+      };
+      if (!keep && inputs() == outputs()) ws.rows.reserve(x.rows(), inputs());  // a later call may be in place
+      if (x.data() == y.data()) {
+        ws.rows.resize(x.rows(), inputs());
+        ws.rows.map() = x;
+        run(ws.rows.map());
+      } else {
+        run(x);
+      }
     } else {
       ws.rows.reserve(most_rows, inputs());
       ws.outputs.reserve(most_rows, outputs());
