@@ -3,8 +3,10 @@
 #include "every_layer.hpp"
 
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/constant.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/neuron_bank.hpp>
+#include <sluice/expert/union.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/product_key.hpp>
@@ -325,4 +327,18 @@ TEST_CASE("layers: a few tokens among a million experts, in the memory and with 
   CHECK(test::same_bits(y, y_large));
   const long counter = sizeof(index_t) + 1;  // the statistics' own, and a share of its list
   CHECK(bytes_large <= bytes + counter * static_cast<long>(keys * keys));
+}
+
+TEST_CASE("expert_union: workspace_bytes says what calls take, whichever bank gets the rows", "[layer][union][alloc]") {
+  const expert_union all{expert_bank<swiglu<float>>{3, layer_width, 21}, expert_bank<constant_expert<float>>(2, layer_width),
+                         neuron_bank<float>(4, layer_width)};
+  const index_t rows = 50;
+  for (const bool training : {false, true}) {
+    decltype(all)::tape tape;
+    const long before = allocations.bytes;
+    all.prepare(tape, rows, training);
+    const long taken = allocations.bytes - before;
+    CHECK(taken <= all.workspace_bytes(rows, training));
+    CHECK(6 * taken >= 5 * all.workspace_bytes(rows, training));
+  }
 }

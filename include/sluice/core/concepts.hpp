@@ -216,6 +216,15 @@ auto stored_as_or_copied(const Part& part) {
     return part;
 }
 
+/// Bytes that calls of up to so many rows take; of a bank that does not say, none.
+template <typename Bank>
+index_t bank_bytes(const Bank& bank, index_t rows, bool training) {
+  if constexpr (requires { bank.workspace_bytes(rows, training); })
+    return bank.workspace_bytes(rows, training);
+  else
+    return 0;
+}
+
 }  // namespace detail
 
 // ---- auxiliary losses -----------------------------------------------------------------------------------------------

@@ -159,12 +159,15 @@ public:
   }
 
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
-  index_t workspace_bytes(index_t rows, bool training) const
-    requires MadeOfLinearMaps<Expert>
-  {
-    const index_t hidden = widest();
-    return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
-           (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
+  index_t workspace_bytes(index_t rows, bool training) const {
+    if constexpr (MadeOfLinearMaps<Expert>) {
+      const index_t hidden = widest();
+      return detail::grouped_forward<Expert>::bytes(rows, experts(), inputs(), hidden, outputs()) +
+             (training ? detail::grouped_training_bytes<Expert>(rows, experts(), inputs(), hidden, outputs()) : 0);
+    } else {
+      return rows * (most_saved_columns() * static_cast<index_t>(sizeof(scalar)) +
+                     static_cast<index_t>(sizeof(row_range)));
+    }
   }
 
   /// The same bank with the weights of its experts rounded to another storage.

@@ -107,7 +107,7 @@ public:
 
   index_t workspace_bytes(index_t rows, bool training) const {
     const index_t own = rows * (into_.rows() + out_of_.cols()) * static_cast<index_t>(sizeof(scalar));
-    return bank_.workspace_bytes(rows, training) + (training ? 2 : 1) * own;
+    return detail::bank_bytes(bank_, rows, training) + (training ? 2 : 1) * own;
   }
 
   /// The same bank with the weights of its experts rounded to another storage.

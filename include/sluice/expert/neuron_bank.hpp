@@ -96,6 +96,13 @@ public:
     note_touched(t);
   }
 
+  /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
+  index_t workspace_bytes(index_t rows, bool training) const {
+    constexpr auto number = static_cast<index_t>(sizeof(Scalar));
+    return rows * (static_cast<index_t>(sizeof(index_t)) + (training ? 2 : 1) * number) +
+           (std::min)(rows, experts()) * static_cast<index_t>(sizeof(row_range));
+  }
+
   /// Experts whose gradients were written since zero_touched_gradients(), in the order of their first use.
   std::span<const index_t> touched() const noexcept { return touched_.span(); }
 

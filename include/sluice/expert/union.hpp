@@ -3,10 +3,13 @@
 ///   expert_union experts{expert_bank<swiglu<float>>{6, 64, 128}, expert_bank<identity_expert<float>>{1, 64}};
 ///
 /// Expert numbers run through the banks in the order given. The kinds are chosen at compile time; each bank runs its
-/// own code on its own rows, so nothing is decided per row. All banks need equal widths.
+/// own code on its own rows, so nothing is decided per row. All banks need equal widths. A bank that gathers rows itself
+/// (forward_routed) does so here too; for any other the union gathers them and adds up what it says, with equal bits.
 #pragma once
 
+#include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/kernel/dispatch.hpp>
 
 #include <string>
 #include <tuple>
@@ -22,8 +25,13 @@ class expert_union {
 
 public:
   using scalar = typename First::scalar;
+  /// Rows of the banks that do not gather them themselves: as in the plan, and what is not theirs is unset.
+  struct gathered_rows {
+    matrix_buffer<scalar> rows, outputs, doutputs, drows;
+  };
   struct tape {
     std::tuple<typename First::tape, typename Rest::tape...> banks;
+    gathered_rows gathered;
   };
 
   explicit expert_union(First first, Rest... rest) : banks_(std::move(first), std::move(rest)...) {
@@ -55,6 +63,12 @@ public:
       if constexpr (requires { bank.prepare(std::get<i>(t.banks), rows, training); })
         bank.prepare(std::get<i>(t.banks), rows, training);
     });
+    if constexpr (!all_gather) {
+      t.gathered.rows.reserve(rows, inputs());
+      t.gathered.outputs.reserve(rows, outputs());
+      t.gathered.doutputs.reserve(training ? rows : 0, outputs());
+      t.gathered.drows.reserve(training ? rows : 0, inputs());
+    }
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
@@ -76,6 +90,59 @@ public:
     });
   }
 
+  void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
+                      const executor_ref& executor) const {
+    if constexpr (!all_gather) {
+      t.gathered.rows.resize(rows.end(), inputs());
+      t.gathered.outputs.resize(rows.end(), outputs());
+    }
+    for_each_bank([&](const auto& bank, auto i, index_t first) {
+      const routed_rows<scalar> own = rows.slice(first, bank.experts());
+      auto& memory = std::get<i>(t.banks);
+      if constexpr (RoutedBank<std::remove_cvref_t<decltype(bank)>>) {
+        bank.forward_routed(x, own, y, memory, executor);
+      } else {
+        gather_rows(own, x, t.gathered.rows.map(), executor);
+        bank.forward(t.gathered.rows.map(), own.by_expert, t.gathered.outputs.map(), memory, executor);
+        add_rows(own, t.gathered.outputs.map(), y, executor);
+      }
+    });
+  }
+
+  void backward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_in<scalar> dy,
+                       tokens_out<scalar> dx, tape& t, scalar* dweight, scalar* dinput_scale,
+                       const executor_ref& executor)
+    requires(DifferentiableBank<First> && (DifferentiableBank<Rest> && ...))
+  {
+    if constexpr (!all_gather) {
+      t.gathered.doutputs.resize(rows.end(), outputs());
+      t.gathered.drows.resize(rows.end(), inputs());
+    }
+    index_t first = 0;
+    each_index([&](auto i) {
+      auto& bank = std::get<i>(banks_);
+      const routed_rows<scalar> own = rows.slice(first, bank.experts());
+      auto& memory = std::get<i>(t.banks);
+      first += bank.experts();
+      if constexpr (RoutedBank<std::remove_cvref_t<decltype(bank)>>) {
+        bank.backward_routed(x, own, dy, dx, memory, dweight, dinput_scale, executor);
+      } else {
+        weigh_rows(own, dy, t.gathered.outputs.map(), t.gathered.doutputs.map(), dweight, executor);
+        bank.backward(t.gathered.rows.map(), own.by_expert, t.gathered.doutputs.map(), t.gathered.drows.map(), memory,
+                      executor);
+        add_input_rows(own, x, t.gathered.drows.map(), dx, dinput_scale, executor);
+      }
+    });
+  }
+
+  /// Bytes of a tape that has run `rows` rows, forward or (training) both ways: any bank may get all of them.
+  index_t workspace_bytes(index_t rows, bool training) const {
+    const index_t gathered = all_gather ? 0 : rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar));
+    index_t bytes = training ? 2 * gathered : gathered;
+    for_each_bank([&](const auto& bank, auto, index_t) { bytes += detail::bank_bytes(bank, rows, training); });
+    return bytes;
+  }
+
   /// The same banks, those of linear maps with their weights rounded to another storage.
   template <typename Storage>
   auto stored_as() const {
@@ -94,6 +161,8 @@ public:
   }
 
 private:
+  static constexpr bool all_gather = RoutedBank<First> && (RoutedBank<Rest> && ...);
+
   template <typename F>
   static void each_index(F&& f) {
     [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::integral_constant<std::size_t, I>{}), ...); }

@@ -1,16 +1,18 @@
-/// Dispatch and combine of a sparse plan, and their adjoints.
+/// Dispatch and combine of a sparse plan, and their adjoints; the same for some rows of one.
 ///
-///   dispatch           rows[i] = input_scale(i) * x[token(i)]
-///   combine            y[t] = sum over assignments i of t, by rank, of weight(i) * rows[i];  NaN for invalid tokens
-///   combine_backward   drows[i] = weight(i) * dy[token(i)];  dweight(i) = <dy[token(i)], rows[i]>
+///   dispatch           rows[i] = input_scale(i) * x[token(i)]                                        gather_rows
+///   combine            y[t] = sum over the rows i of t of weight(i) * rows[i];  NaN for invalid tokens  add_rows: y +=
+///   combine_backward   drows[i] = weight(i) * dy[token(i)];  dweight(i) = <dy[token(i)], rows[i]>       weigh_rows
 ///   dispatch_backward  dx[t] += sum over i of t of input_scale(i) * drows[i];  dinput_scale(i) = <x[token(i)], drows[i]>
-///
-/// Each token and each row is written by one task, with sums in the order of the plan: equal bits for any thread count.
-/// A weight of exactly 0 leaves the row out of the sum, so an unused expert's infinity cannot reach a token.
+///                                                                                                    add_input_rows
+/// Sums go in the order of the rows, that is of the experts, as in expert/grouped_forward.hpp: equal bits for both roads.
+/// A task owns rows, or columns of y and dx: equal bits for any thread count. A weight or scale of exactly 0 leaves the
+/// row out of the sum, so an unused expert's infinity cannot reach a token.
 #pragma once
 
 #include <sluice/core/executor.hpp>
 #include <sluice/core/numeric.hpp>
+#include <sluice/core/routed_rows.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
@@ -19,6 +21,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
+
 /// Rows a task: enough work to pay for handing a task out, few enough to spread.
 inline constexpr index_t rows_per_task = 32;
 
@@ -34,27 +37,88 @@ template <typename Scalar, typename Plan>
 void write_invalid(const Plan& plan, tokens_out<Scalar> y) {
   for (const index_t t : plan.invalid_tokens()) std::fill_n(&y(t, 0), y.cols(), quiet_nan<Scalar>());
 }
+
+/// f(i) for the rows of the view, in blocks; `work` is that of one.
+template <typename Scalar, typename F>
+void for_each_routed(const routed_rows<Scalar>& view, index_t work, const executor_ref& executor, F&& f) {
+  executor.parallel_blocks(view.size(), rows_per_task, work, [&](index_t begin, index_t end) {
+    for (index_t i = view.begin() + begin; i < view.begin() + end; ++i) f(i);
+  });
+}
+
+/// out[token(i)] += factor(i) * rows[i]. Columns go in whole vectors, whoever has them.
+template <typename Scalar, typename Factor>
+void add_by_columns(const routed_rows<Scalar>& view, const Factor& factor, tokens_in<Scalar> rows,
+                    tokens_out<Scalar> out, const executor_ref& executor) {
+  constexpr index_t lanes = kernel::simd_width<Scalar>, fewest_vectors = 4;
+  const index_t vectors = (out.cols() + lanes - 1) / lanes;
+  const executor_ref threads = executor.for_work(2 * view.size() * out.cols());
+  const index_t parts = std::clamp<index_t>(vectors / fewest_vectors, 1, threads.concurrency());
+  threads.parallel_for(parts, [&](index_t part) {
+    const index_t begin = vectors * part / parts * lanes;
+    const index_t end = (std::min)(vectors * (part + 1) / parts * lanes, out.cols());
+    for (index_t i = view.begin(); i < view.end(); ++i) {
+      const Scalar* from = rows.data() + i * rows.outerStride();
+      Scalar* to = out.data() + view.token(i) * out.outerStride();
+      index_t c = begin;
+      for (; c + lanes <= end; c += lanes) kernel::add_weighted(factor(i), kernel::load(from + c), lanes, to + c);
+      if (c < end) kernel::add_weighted(factor(i), kernel::load_part(from + c, end - c, Scalar(0)), end - c, to + c);
+    }
+  });
+}
+
 }  // namespace detail
 
+/// Writes the rows begin() .. end() of the view, as all below do with what has a row an assignment.
 template <std::floating_point Scalar>
-void dispatch(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_out<Scalar> rows, const executor_ref& executor) {
-  executor.parallel_blocks(plan.size(), detail::rows_per_task, x.cols(), [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i)
-      kernel::copy_scaled(plan.input_scale(i), x.data() + plan.token(i) * x.outerStride(), rows.data() + i * rows.outerStride(),
-                          x.cols());
+void gather_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> x, tokens_out<Scalar> rows,
+                 const executor_ref& executor) {
+  detail::for_each_routed(view, x.cols(), executor, [&](index_t i) {
+    kernel::copy_scaled(view.input_scale(i), x.data() + view.token(i) * x.outerStride(),
+                        rows.data() + i * rows.outerStride(), x.cols());
   });
 }
 
 template <std::floating_point Scalar>
-void combine(const sparse_plan<Scalar>& plan, tokens_in<Scalar> rows, tokens_out<Scalar> y, const executor_ref& executor) {
-  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, 2 * y.cols(), [&](index_t begin, index_t end) {
-    for (index_t t = begin; t < end; ++t) {
-      Scalar* out = y.data() + t * y.outerStride();
-      std::fill_n(out, y.cols(), Scalar(0));
-      for (const index_t i : plan.of_token(t))
-        if (plan.weight(i) != Scalar(0)) kernel::add_scaled(plan.weight(i), rows.data() + i * rows.outerStride(), out, y.cols());
-    }
+void add_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> rows, tokens_out<Scalar> y,
+              const executor_ref& executor) {
+  detail::add_by_columns<Scalar>(
+      view, [&](index_t i) { return view.weight(i); }, rows, y, executor);
+}
+
+/// The adjoint of add_rows. dweight may be null.
+template <std::floating_point Scalar>
+void weigh_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> dy, tokens_in<Scalar> rows, tokens_out<Scalar> drows,
+                Scalar* dweight, const executor_ref& executor) {
+  detail::for_each_routed(view, 2 * dy.cols(), executor, [&](index_t i) {
+    const Scalar* upstream = dy.data() + view.token(i) * dy.outerStride();
+    kernel::copy_scaled(view.weight(i), upstream, drows.data() + i * drows.outerStride(), dy.cols());
+    if (dweight != nullptr) dweight[i] = kernel::dot(upstream, rows.data() + i * rows.outerStride(), dy.cols());
   });
+}
+
+/// The adjoint of gather_rows. dinput_scale may be null.
+template <std::floating_point Scalar>
+void add_input_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> x, tokens_in<Scalar> drows,
+                    tokens_out<Scalar> dx, Scalar* dinput_scale, const executor_ref& executor) {
+  detail::add_by_columns<Scalar>(
+      view, [&](index_t i) { return view.input_scale(i); }, drows, dx, executor);
+  if (dinput_scale == nullptr) return;
+  detail::for_each_routed(view, x.cols(), executor, [&](index_t i) {
+    dinput_scale[i] = kernel::dot(x.data() + view.token(i) * x.outerStride(), drows.data() + i * drows.outerStride(),
+                                  x.cols());
+  });
+}
+
+template <std::floating_point Scalar>
+void dispatch(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_out<Scalar> rows, const executor_ref& executor) {
+  gather_rows(plan.routed(), x, rows, executor);
+}
+
+template <std::floating_point Scalar>
+void combine(const sparse_plan<Scalar>& plan, tokens_in<Scalar> rows, tokens_out<Scalar> y, const executor_ref& executor) {
+  detail::clear_rows<Scalar>(y, executor);
+  add_rows(plan.routed(), rows, y, executor);
   detail::write_invalid<Scalar>(plan, y);
 }
 
@@ -62,27 +126,14 @@ template <std::floating_point Scalar>
 void combine_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> dy, tokens_in<Scalar> rows, tokens_out<Scalar> drows,
                       sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
   dplan.weight.resize(plan.size());
-  executor.parallel_blocks(plan.size(), detail::rows_per_task, 2 * dy.cols(), [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) {
-      const Scalar* upstream = dy.data() + plan.token(i) * dy.outerStride();
-      kernel::copy_scaled(plan.weight(i), upstream, drows.data() + i * drows.outerStride(), dy.cols());
-      dplan.weight[i] = kernel::dot(upstream, rows.data() + i * rows.outerStride(), dy.cols());
-    }
-  });
+  weigh_rows(plan.routed(), dy, rows, drows, dplan.weight.data(), executor);
 }
 
 template <std::floating_point Scalar>
 void dispatch_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_in<Scalar> drows, tokens_out<Scalar> dx,
                        sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
   dplan.input_scale.resize(plan.has_input_scale() ? plan.size() : 0);
-  executor.parallel_blocks(plan.tokens(), detail::rows_per_task, 2 * dx.cols(), [&](index_t begin, index_t end) {
-    for (index_t t = begin; t < end; ++t)
-      for (const index_t i : plan.of_token(t)) {
-        const Scalar* row = drows.data() + i * drows.outerStride();
-        kernel::add_scaled(plan.input_scale(i), row, dx.data() + t * dx.outerStride(), dx.cols());
-        if (plan.has_input_scale()) dplan.input_scale[i] = kernel::dot(x.data() + t * x.outerStride(), row, x.cols());
-      }
-  });
+  add_input_rows(plan.routed(), x, drows, dx, plan.has_input_scale() ? dplan.input_scale.data() : nullptr, executor);
 }
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -207,10 +207,8 @@ public:
   /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps
   /// comes on top, a few numbers a token and expert, and in a call in place x itself.
   index_t workspace_bytes(index_t rows, bool training = false) const {
-    if constexpr (fused)
-      return experts_.workspace_bytes(rows, training);
-    else
-      return rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
+    const index_t apart = rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
+    return detail::bank_bytes(experts_, rows, training) + (fused ? 0 : apart);
   }
 
   Router& router() noexcept { return router_; }

@@ -182,9 +182,7 @@ private:
 
   index_t own_bytes(index_t tokens, bool training) const {
     const index_t numbers = tokens * (this->inputs() + this->outputs()) * (training ? 2 : 1);
-    index_t bytes = numbers * static_cast<index_t>(sizeof(scalar));
-    if constexpr (MadeOfLinearMaps<Expert>) bytes += shared_.workspace_bytes(tokens, training);
-    return bytes;
+    return numbers * static_cast<index_t>(sizeof(scalar)) + shared_.workspace_bytes(tokens, training);
   }
 
   template <typename Self, typename Visitor>
