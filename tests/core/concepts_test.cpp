@@ -22,6 +22,21 @@ struct trained_gate : small_gate {
   void backward(tokens_in<float>, const routing_context<float>&, tokens_in<float>, tape&, tokens_out<float>) {}
 };
 
+struct bare_plan {
+  using scalar = float;
+  struct gradient {};
+  index_t tokens() const { return 0; }
+  index_t experts() const { return 1; }
+  index_t rows() const { return 0; }
+  index_t most_rows() const { return 0; }
+  expert_rows by_expert() const { return {}; }
+  std::span<const index_t> invalid_tokens() const { return {}; }
+};
+struct bare_routed_plan : bare_plan {
+  using gradient = sparse_plan_gradient<float>;
+  routed_rows<float> routed() const { return {}; }
+};
+
 struct small_router {
   using scalar = float;
   using plan = sparse_plan<float>;
@@ -40,6 +55,7 @@ struct trained_router : small_router {
                 tokens_out<float>) {}
 };
 struct weighing_router : small_router {
+  bool needs_outputs(const routing_context<float>&, const plan&, const tape&) const { return true; }
   void weigh(tokens_in<float>, const routing_context<float>&, plan&, tape&) const {}
   void backward_outputs(tokens_in<float>, const routing_context<float>&, const plan&, const plan::gradient&, tape&,
                         tokens_out<float>) {}
@@ -63,6 +79,9 @@ struct small_bank {
   index_t outputs() const { return 1; }
   index_t experts() const { return 1; }
   void forward(tokens_in<float>, const expert_rows&, tokens_out<float>, tape&, const executor_ref&) const {}
+};
+struct routed_bank : small_bank {
+  void forward_routed(tokens_in<float>, const routed_rows<float>&, tokens_out<float>, tape&, const executor_ref&) const {}
 };
 struct trained_bank : small_bank {
   void backward(tokens_in<float>, const expert_rows&, tokens_in<float>, tokens_out<float>, tape&,
@@ -93,6 +112,7 @@ struct small_executor {
 
 TEST_CASE("concepts: the smallest type of each role is accepted, and explained", "[core][concepts]") {
   STATIC_REQUIRE(explain_gate<small_gate>());
+  STATIC_REQUIRE(explain_plan<bare_plan>());
   STATIC_REQUIRE(explain_router<small_router>());
   STATIC_REQUIRE(explain_differentiable_router<trained_router>());
   STATIC_REQUIRE(explain_expert<small_expert>());
@@ -110,9 +130,12 @@ TEST_CASE("concepts: training needs backward, and each role is its own", "[core]
   STATIC_REQUIRE(ExpertFunctor<small_expert> && !DifferentiableExpert<small_expert> &&
                  DifferentiableExpert<trained_expert>);
   STATIC_REQUIRE(ExpertBank<small_bank> && !DifferentiableBank<small_bank> && DifferentiableBank<trained_bank>);
+  STATIC_REQUIRE(CanRunPlan<routed_bank, bare_routed_plan> && CanRunPlan<routed_bank, sparse_plan<float>>);
+  STATIC_REQUIRE(!CanRunPlan<small_bank, bare_routed_plan> && !CanRunPlan<routed_bank, bare_plan> &&
+                 !CanRunPlan<routed_bank, sparse_plan<double>>);
   STATIC_REQUIRE(WeighsAfterExperts<weighing_router> && !WeighsAfterExperts<small_router>);
   STATIC_REQUIRE(!RouterPolicy<small_gate> && !Gate<small_router> && !ExpertFunctor<small_bank> &&
-                 !ExpertBank<small_expert>);
+                 !ExpertBank<small_expert> && !RoutingPlan<small_router> && !RoutedPlan<bare_plan>);
   STATIC_REQUIRE(!Executor<small_loss> && !CapacityPolicy<small_executor>);
 }
 

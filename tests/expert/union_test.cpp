@@ -52,12 +52,12 @@ struct union_pass {
   void apart(const sparse_plan<float>& plan) {
     matrix<float> rows(plan.rows(), union_width), outputs = rows, doutputs = rows, drows = rows;
     sparse_plan_gradient<float> dplan;
-    dispatch<float>(plan, x, rows, {});
+    dispatch(plan, x, rows, {});
     std::as_const(bank).forward(rows, plan.by_expert(), outputs, tape, {});
-    combine<float>(plan, outputs, y, {});
-    combine_backward<float>(plan, dy, outputs, doutputs, dplan, {});
+    combine(plan, outputs, y, {});
+    combine_backward(plan, dy, outputs, doutputs, dplan, {});
     bank.backward(rows, plan.by_expert(), doutputs, drows, tape, {});
-    dispatch_backward<float>(plan, x, drows, dx, dplan, {});
+    dispatch_backward(plan, x, drows, dx, dplan, {});
     dweight = dplan.weight;
     dinput_scale = dplan.input_scale;
     collect();

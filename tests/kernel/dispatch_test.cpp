@@ -100,24 +100,24 @@ TEST_CASE("dispatch, combine: a sparse plan by hand", "[kernel][dispatch]") {
   plan.finish();
   const matrix<double> x = (matrix<double>(3, 2) << 1, 2, 3, 4, 5, 6).finished();
   matrix<double> rows(3, 2);
-  dispatch<double>(plan, x, rows, {});
+  dispatch(plan, x, rows, {});
   CHECK(rows == (matrix<double>(3, 2) << 1, 2, 2, 4, 5, 6).finished());
   const matrix<double> outputs = (matrix<double>(3, 1) << 8, 4, 3).finished();
   matrix<double> y(3, 1);
-  combine<double>(plan, outputs, y, {});
+  combine(plan, outputs, y, {});
   CHECK(y == (matrix<double>(3, 1) << 0.5 * 4 + 0.25 * 8, 0, -3).finished());
 
   const matrix<double> dy = (matrix<double>(3, 1) << 10, 20, 30).finished();
   matrix<double> doutputs(3, 1);
   sparse_plan_gradient<double> dplan;
-  combine_backward<double>(plan, dy, outputs, doutputs, dplan, {});
+  combine_backward(plan, dy, outputs, doutputs, dplan, {});
   CHECK(doutputs == (matrix<double>(3, 1) << 2.5, 5, -30).finished());
   CHECK(dplan.weight[0] == 80);
   CHECK(dplan.weight[1] == 40);
   CHECK(dplan.weight[2] == 90);
   const matrix<double> drows = (matrix<double>(3, 2) << 1, 1, 2, 2, 3, 3).finished();
   matrix<double> dx = matrix<double>::Constant(3, 2, 100);
-  dispatch_backward<double>(plan, x, drows, dx, dplan, {});
+  dispatch_backward(plan, x, drows, dx, dplan, {});
   CHECK(dx == (matrix<double>(3, 2) << 105, 105, 100, 100, 103, 103).finished());  // added: 1 * 1 + 2 * 2
   CHECK(dplan.input_scale[1] == 1 * 2 + 2 * 2);
 }
@@ -189,7 +189,7 @@ TEST_CASE("combine: a weight of zero leaves infinite and NaN rows out", "[kernel
   matrix<double> outputs(3, 1);
   outputs << quiet_nan<double>(), std::numeric_limits<double>::infinity(), 3;
   matrix<double> y(1, 1);
-  combine<double>(plan, outputs, y, {});
+  combine(plan, outputs, y, {});
   CHECK(y(0, 0) == 6);
 }
 
@@ -202,7 +202,7 @@ TEMPLATE_TEST_CASE("combine: invalid tokens get NaN in every column, tokens with
   plan.finish();
   const matrix<TestType> outputs = matrix<TestType>::Ones(1, 5);
   matrix<TestType> y = matrix<TestType>::Constant(4, 5, 9);
-  combine<TestType>(plan, outputs, y, {});
+  combine(plan, outputs, y, {});
   for (index_t c = 0; c < 5; ++c) {
     CHECK(y(0, c) == 1);
     CHECK(y(1, c) == 0);
@@ -220,17 +220,17 @@ TEMPLATE_TEST_CASE("soft plans: a token that is left out reaches no slot, whatev
   x.row(1).setConstant(quiet_nan<TestType>());
   x.row(4).setConstant(quiet_nan<TestType>());
   matrix<TestType> rows(4, 3), y(6, 3), drows(4, 3), dx = matrix<TestType>::Zero(6, 3);
-  dispatch<TestType>(plan, x, rows, {});
+  dispatch(plan, x, rows, {});
   CHECK_FALSE(any_nan(rows.data(), rows.size()));
-  combine<TestType>(plan, rows, y, {});
+  combine(plan, rows, y, {});
   CHECK(y.row(1).isZero(0));
   for (index_t c = 0; c < 3; ++c) CHECK(is_nan(y(4, c)));
   CHECK_FALSE(any_nan(&y(0, 0), 3));
   soft_plan_gradient<TestType> dplan;
-  combine_backward<TestType>(plan, x, rows, drows, dplan, {});
+  combine_backward(plan, x, rows, drows, dplan, {});
   CHECK_FALSE(any_nan(drows.data(), drows.size()));
   CHECK_FALSE(any_nan(dplan.combine.data(), dplan.combine.size()));
-  dispatch_backward<TestType>(plan, x, rows, dx, dplan, {});
+  dispatch_backward(plan, x, rows, dx, dplan, {});
   CHECK_FALSE(any_nan(dx.data(), dx.size()));
   CHECK(dx.row(1).isZero(0));
   CHECK_FALSE(any_nan(dplan.dispatch.data(), dplan.dispatch.size()));
@@ -248,11 +248,11 @@ TEMPLATE_TEST_CASE("dispatch, combine: nothing is read or written outside of x, 
           return matrix_map<TestType>(a.data(), n, width);
         };
         typename std::remove_cvref_t<decltype(plan)>::gradient dplan;
-        dispatch<TestType>(plan, view(x, plan.tokens()), view(rows, plan.rows()), {});
-        combine<TestType>(plan, view(rows, plan.rows()), view(y, plan.tokens()), {});
-        combine_backward<TestType>(plan, view(y, plan.tokens()), view(rows, plan.rows()), view(drows, plan.rows()),
+        dispatch(plan, view(x, plan.tokens()), view(rows, plan.rows()), {});
+        combine(plan, view(rows, plan.rows()), view(y, plan.tokens()), {});
+        combine_backward(plan, view(y, plan.tokens()), view(rows, plan.rows()), view(drows, plan.rows()),
                                    dplan, {});
-        dispatch_backward<TestType>(plan, view(x, plan.tokens()), view(drows, plan.rows()), view(dx, plan.tokens()),
+        dispatch_backward(plan, view(x, plan.tokens()), view(drows, plan.rows()), view(dx, plan.tokens()),
                                     dplan, {});
         CHECK_FALSE(any_nan(dx.data(), dx.size()));
       }

@@ -1,6 +1,7 @@
 /// The roles that types play in a layer, each a conjunction of small named parts, and functions that explain a refusal.
 ///
 ///   Gate           x [T,D] -> logits [T,E]
+///   RoutingPlan    who goes where with what weight
 ///   RouterPolicy   x -> routing plan;  DifferentiableRouter also turns gradients of the plan into gradients of x
 ///   ExpertFunctor  a block of rows [n,D] -> [n,D'];  DifferentiableExpert also backward
 ///   ExpertBank     all experts of a layer, on rows grouped by expert
@@ -20,6 +21,7 @@
 #include <sluice/core/types.hpp>
 
 #include <concepts>
+#include <span>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -85,6 +87,47 @@ concept Gate = HasScalar<G> && HasInputs<G> && HasExpertCount<G> && CanScore<G>;
 template <typename G>
 concept DifferentiableGate = Gate<G> && CanScoreBackward<G>;
 
+// ---- plan -----------------------------------------------------------------------------------------------------------
+
+template <typename P>
+concept HasGradient = requires { typename P::gradient; } && std::default_initializable<typename P::gradient>;
+
+template <typename P>
+concept HasTokenCount = requires(const P& plan) {
+  { plan.tokens() } -> std::convertible_to<index_t>;
+};
+
+template <typename P>
+concept HasRowCounts = requires(const P& plan) {
+  { plan.rows() } -> std::convertible_to<index_t>;
+  { plan.most_rows() } -> std::convertible_to<index_t>;
+};
+
+template <typename P>
+concept GroupsByExpert = requires(const P& plan) {
+  { plan.by_expert() } -> std::convertible_to<expert_rows>;
+};
+
+template <typename P>
+concept ListsInvalidTokens = requires(const P& plan) {
+  { plan.invalid_tokens() } -> std::convertible_to<std::span<const index_t>>;
+};
+
+/// What a router makes and a layer carries out: T tokens, E experts, the rows that experts see, by expert, the most rows
+/// that a batch of this size can have, and the tokens whose output is NaN. `gradient` holds the gradients of its numbers.
+template <typename P>
+concept RoutingPlan = HasScalar<P> && HasGradient<P> && HasTokenCount<P> && HasExpertCount<P> && HasRowCounts<P> &&
+    GroupsByExpert<P> && ListsInvalidTokens<P>;
+
+/// A plan in which a row is one token with a weight and, perhaps, a scale of its input. A bank can run it whole. Of any
+/// other the layer asks functions beside it: dispatch, combine and, to train, their adjoints (kernel/soft_dispatch.hpp).
+template <typename P>
+concept RoutedPlan = RoutingPlan<P> && requires(const P& plan, typename P::gradient& gradient) {
+  { plan.routed() } -> std::same_as<routed_rows<typename P::scalar>>;
+  { gradient.weight.data() } -> std::same_as<typename P::scalar*>;
+  { gradient.input_scale.data() } -> std::same_as<typename P::scalar*>;
+};
+
 // ---- router ---------------------------------------------------------------------------------------------------------
 
 template <typename R>
@@ -100,20 +143,21 @@ concept CanRouteBackward = CanRoute<R> &&
 
 /// Decides which experts see which token.
 template <typename R>
-concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R>;
+concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R> && RoutingPlan<typename R::plan>;
 /// A router that can be trained: it adds into the gradients of its parameters and into dx. backward may be called again for one
 /// route, and leaves what it reads in the tape.
 template <typename R>
 concept DifferentiableRouter = RouterPolicy<R> && CanRouteBackward<R>;
 
-/// A router that sees the experts' outputs before it fixes the weights (competition, CompeteSMoE): after the experts
-/// have run on every row of the plan, weigh() may change the plan's weights; backward_outputs() adds the gradient that
-/// the weights send into those outputs.
+/// A router that sees the experts' outputs before it fixes the weights (competition, CompeteSMoE): in a call of which
+/// needs_outputs() is true, weigh() may change the plan's weights after the experts have run on every row of the plan;
+/// backward_outputs() adds the gradient that the weights send into those outputs.
 template <typename R>
 concept WeighsAfterExperts = RouterPolicy<R> &&
     requires(R& router, tokens_in<typename R::scalar> outputs, const routing_context<typename R::scalar>& context,
              typename R::plan& plan, const typename R::plan::gradient& dplan, typename R::tape& tape,
              tokens_out<typename R::scalar> doutputs) {
+      { std::as_const(router).needs_outputs(context, std::as_const(plan), std::as_const(tape)) } -> std::same_as<bool>;
       std::as_const(router).weigh(outputs, context, plan, tape);
       router.backward_outputs(outputs, context, plan, dplan, tape, doutputs);
     };
@@ -205,6 +249,10 @@ concept RoutedBank = ExpertBank<B> &&
       bank.forward_routed(x, rows, y, tape, executor);
     };
 
+/// Whether the bank takes such a plan whole: dispatch, experts and combine are one pass.
+template <typename B, typename P>
+concept CanRunPlan = RoutedBank<B> && RoutedPlan<P> && std::same_as<typename B::scalar, typename P::scalar>;
+
 namespace detail {
 
 /// An expert or bank with its weights rounded to another storage; one that holds no weights as it is.
@@ -261,12 +309,25 @@ consteval bool explain_differentiable_gate() {
   return DifferentiableGate<G>;
 }
 
+template <typename P>
+consteval bool explain_plan() {
+  static_assert(HasScalar<P>, "sluice: plan needs a floating-point member type `scalar`");
+  static_assert(HasGradient<P>, "sluice: plan needs a default-constructible member type `gradient`");
+  static_assert(HasTokenCount<P>, "sluice: plan needs `index_t tokens() const`");
+  static_assert(HasExpertCount<P>, "sluice: plan needs `index_t experts() const`");
+  static_assert(HasRowCounts<P>, "sluice: plan needs `index_t rows() const` and `index_t most_rows() const`");
+  static_assert(GroupsByExpert<P>, "sluice: plan needs `expert_rows by_expert() const`");
+  static_assert(ListsInvalidTokens<P>, "sluice: plan needs `std::span<const index_t> invalid_tokens() const`");
+  return RoutingPlan<P>;
+}
+
 template <typename R>
 consteval bool explain_router() {
   static_assert(HasScalar<R>, "sluice: router needs a floating-point member type `scalar`");
   static_assert(HasInputs<R>, "sluice: router needs `index_t inputs() const`");
   static_assert(HasExpertCount<R>, "sluice: router needs `index_t experts() const`");
   static_assert(HasPlan<R>, "sluice: router needs a member type `plan`, for instance sluice::sparse_plan<scalar>");
+  if constexpr (HasPlan<R>) static_assert(explain_plan<typename R::plan>());
   static_assert(HasTape<R>, "sluice: router needs a default-constructible member type `tape`");
   static_assert(CanRoute<R>,
                 "sluice: router needs `void route(tokens_in<scalar> x, const routing_context<scalar>&, plan&, tape&) "

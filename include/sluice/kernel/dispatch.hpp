@@ -1,4 +1,4 @@
-/// Dispatch and combine of a sparse plan, and their adjoints; the same for some rows of one.
+/// Dispatch and combine of a plan whose rows are tokens with a weight, and their adjoints; the same for some of its rows.
 ///
 ///   dispatch           rows[i] = input_scale(i) * x[token(i)]                                        gather_rows
 ///   combine            y[t] = sum over the rows i of t of weight(i) * rows[i];  NaN for invalid tokens  add_rows: y +=
@@ -10,10 +10,10 @@
 /// row out of the sum, so an unused expert's infinity cannot reach a token.
 #pragma once
 
+#include <sluice/core/concepts.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/routed_rows.hpp>
-#include <sluice/core/sparse_plan.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <algorithm>
@@ -110,30 +110,35 @@ void add_input_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> x, tokens
   });
 }
 
-template <std::floating_point Scalar>
-void dispatch(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_out<Scalar> rows, const executor_ref& executor) {
+template <RoutedPlan Plan>
+void dispatch(const Plan& plan, tokens_in<typename Plan::scalar> x, tokens_out<typename Plan::scalar> rows,
+              const executor_ref& executor) {
   gather_rows(plan.routed(), x, rows, executor);
 }
 
-template <std::floating_point Scalar>
-void combine(const sparse_plan<Scalar>& plan, tokens_in<Scalar> rows, tokens_out<Scalar> y, const executor_ref& executor) {
-  detail::clear_rows<Scalar>(y, executor);
+template <RoutedPlan Plan>
+void combine(const Plan& plan, tokens_in<typename Plan::scalar> rows, tokens_out<typename Plan::scalar> y,
+             const executor_ref& executor) {
+  detail::clear_rows<typename Plan::scalar>(y, executor);
   add_rows(plan.routed(), rows, y, executor);
-  detail::write_invalid<Scalar>(plan, y);
+  detail::write_invalid<typename Plan::scalar>(plan, y);
 }
 
-template <std::floating_point Scalar>
-void combine_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> dy, tokens_in<Scalar> rows, tokens_out<Scalar> drows,
-                      sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
-  dplan.weight.resize(plan.size());
+template <RoutedPlan Plan>
+void combine_backward(const Plan& plan, tokens_in<typename Plan::scalar> dy, tokens_in<typename Plan::scalar> rows,
+                      tokens_out<typename Plan::scalar> drows, typename Plan::gradient& dplan,
+                      const executor_ref& executor) {
+  dplan.weight.resize(plan.rows());
   weigh_rows(plan.routed(), dy, rows, drows, dplan.weight.data(), executor);
 }
 
-template <std::floating_point Scalar>
-void dispatch_backward(const sparse_plan<Scalar>& plan, tokens_in<Scalar> x, tokens_in<Scalar> drows, tokens_out<Scalar> dx,
-                       sparse_plan_gradient<Scalar>& dplan, const executor_ref& executor) {
-  dplan.input_scale.resize(plan.has_input_scale() ? plan.size() : 0);
-  add_input_rows(plan.routed(), x, drows, dx, plan.has_input_scale() ? dplan.input_scale.data() : nullptr, executor);
+template <RoutedPlan Plan>
+void dispatch_backward(const Plan& plan, tokens_in<typename Plan::scalar> x, tokens_in<typename Plan::scalar> drows,
+                       tokens_out<typename Plan::scalar> dx, typename Plan::gradient& dplan,
+                       const executor_ref& executor) {
+  const routed_rows<typename Plan::scalar> view = plan.routed();
+  dplan.input_scale.resize(view.input_scales == nullptr ? 0 : plan.rows());
+  add_input_rows(view, x, drows, dx, view.input_scales == nullptr ? nullptr : dplan.input_scale.data(), executor);
 }
 
 }  // namespace sluice::inline SLUICE_ISA

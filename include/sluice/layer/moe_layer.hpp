@@ -35,9 +35,47 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+template <typename P>
+concept HasPasses =
+    requires(const P& plan, tokens_in<scalar_of<P>> x, tokens_out<scalar_of<P>> y, const executor_ref& executor) {
+      dispatch(plan, x, y, executor);
+      combine(plan, x, y, executor);
+    };
+
+template <typename P>
+concept HasPassesBack =
+    requires(const P& plan, tokens_in<scalar_of<P>> x, tokens_out<scalar_of<P>> y, typename P::gradient& dplan,
+             const executor_ref& executor) {
+      combine_backward(plan, x, x, y, dplan, executor);
+      dispatch_backward(plan, x, x, y, dplan, executor);
+    };
+
+template <typename R>
+consteval bool explain_passes() {
+  if constexpr (RouterPolicy<R>)
+    static_assert(HasPasses<typename R::plan>,
+                  "sluice: plan needs `routed_rows<scalar> routed() const`, or functions in its namespace "
+                  "`dispatch(plan, x, rows, executor)` and `combine(plan, outputs, y, executor)`");
+  return true;
+}
+template <typename R>
+consteval bool explain_passes_back() {
+  if constexpr (RouterPolicy<R>)
+    static_assert(HasPassesBack<typename R::plan>,
+                  "sluice: plan needs `routed_rows<scalar> routed() const`, or functions in its namespace "
+                  "`combine_backward(plan, dy, outputs, doutputs, gradient, executor)` and "
+                  "`dispatch_backward(plan, x, drows, dx, gradient, executor)` to be trained");
+  return true;
+}
+
+}  // namespace detail
+
 template <typename Router, typename Experts, typename... Losses>
 class moe_layer {
   static_assert(explain_router<Router>());
+  static_assert(detail::explain_passes<Router>());
   static_assert(explain_bank<Experts>());
   static_assert((explain_loss<Losses, Router>() && ...));
   static_assert(std::same_as<detail::scalar_of<Router>, detail::scalar_of<Experts>>,
@@ -48,9 +86,9 @@ public:
   using plan_type = typename Router::plan;
   using context_type = routing_context<scalar>;
   static constexpr bool causal = is_causal<Router>;
-  /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart.
-  static constexpr bool fused =
-      RoutedBank<Experts> && std::same_as<plan_type, sparse_plan<scalar>> && !WeighsAfterExperts<Router>;
+  /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart in
+  /// the calls in which it does.
+  static constexpr bool fused = CanRunPlan<Experts, plan_type>;
 
   /// What a forward call needs besides x and y. One per thread; keeps its memory.
   struct workspace {
@@ -60,6 +98,7 @@ public:
     matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; where the bank gathers them itself a copy of x
                                     ///< if y is to replace it, or empty
     matrix_buffer<scalar> outputs;  ///< experts' outputs; empty if the bank adds them up itself
+    bool is_apart = !fused;         ///< whether the last call ran dispatch, experts and combine one after the other
     routing_statistics statistics;  ///< since the last clear()
     detail::forward_record record;  ///< whether it holds what backward needs
   };
@@ -143,45 +182,36 @@ public:
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires DifferentiableRouter<Router> && DifferentiableBank<Experts>
+    requires DifferentiableRouter<Router> && DifferentiableBank<Experts> && detail::HasPassesBack<plan_type>
   {
     t.record.validate(this, t.plan.rows());
     detail::check_backward<moe_layer, scalar>(*this, dy, dx, t.x.rows());
-    const executor_ref& executor = t.context.executor;
     ensure_gradients(*this);
     dx.setZero();
     const index_t most_rows = t.plan.most_rows();
-    if constexpr (requires { t.dplan.input_scale; }) {
+    if constexpr (RoutedPlan<plan_type>) {
       t.dplan.weight.reserve(most_rows);
-      if (t.plan.has_input_scale()) t.dplan.input_scale.reserve(most_rows);
+      t.dplan.input_scale.reserve(t.plan.routed().input_scales == nullptr ? 0 : most_rows);
     }
-    if constexpr (fused) {
-      t.dplan.weight.resize(t.plan.size());
-      t.dplan.input_scale.resize(t.plan.has_input_scale() ? t.plan.size() : 0);
-      experts_.backward_routed(t.x.map(), t.plan.routed(), dy, dx, t.experts, t.dplan.weight.data(),
-                               t.plan.has_input_scale() ? t.dplan.input_scale.data() : nullptr, executor);
-    } else {
+    if constexpr (may_be_apart) {
       t.doutputs.reserve(most_rows, outputs());
       t.drows.reserve(most_rows, inputs());
-      t.doutputs.resize(t.plan.rows(), outputs());
-      t.drows.resize(t.plan.rows(), inputs());
-      combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
-      if constexpr (WeighsAfterExperts<Router>)
-        router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
-      experts_.backward(t.rows.map(), t.plan.by_expert(), t.doutputs.map(), t.drows.map(), t.experts, executor);
-      dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
+      if (t.is_apart) backward_apart(dy, dx, t);
     }
+    if constexpr (fused)
+      if (!t.is_apart) backward_whole(dy, dx, t);
     router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
-    requires(!(DifferentiableRouter<Router> && DifferentiableBank<Experts>))
+    requires(!(DifferentiableRouter<Router> && DifferentiableBank<Experts> && detail::HasPassesBack<plan_type>))
   {
     static_assert(explain_training());
     return {};
   }
   /// What is in the way of training: the first error says it.
   static consteval bool explain_training() {
-    return explain_differentiable_router<Router>() && explain_differentiable_bank<Experts>();
+    return explain_differentiable_router<Router>() && detail::explain_passes_back<Router>() &&
+           explain_differentiable_bank<Experts>();
   }
 
   /// Updates what is learned without gradients (selection biases, controllers, live experts), once per optimiser step,
@@ -208,7 +238,8 @@ public:
   /// comes on top, a few numbers a token and expert, and in a call in place x itself.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     const index_t apart = rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
-    return detail::bank_bytes(experts_, rows, training) + (fused ? 0 : apart);
+    const bool has_apart = !fused || (may_be_apart && training);
+    return detail::bank_bytes(experts_, rows, training) + (has_apart ? apart : 0);
   }
 
   Router& router() noexcept { return router_; }
@@ -228,6 +259,8 @@ public:
   }
 
 private:
+  static constexpr bool may_be_apart = !fused || WeighsAfterExperts<Router>;
+
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
     // A plan that was not finished has rows of no experts.
     if (ws.plan.tokens() != x.rows() || ws.plan.experts() != experts() || ws.plan.by_expert().experts() != experts())
@@ -236,33 +269,70 @@ private:
     const index_t most_rows = ws.plan.most_rows();
     if constexpr (requires { experts_.prepare(ws.experts, most_rows, keep); })
       experts_.prepare(ws.experts, most_rows, keep);
-    if constexpr (fused) {
-      const auto run = [&](tokens_in<scalar> from) {
-        detail::clear_rows<scalar>(y, context.executor);
-        experts_.forward_routed(from, ws.plan.routed(), y, ws.experts, context.executor);
-        detail::write_invalid<scalar>(ws.plan, y);
-      };
-      if (!keep && inputs() == outputs()) ws.rows.reserve(x.rows(), inputs());  // a later call may be in place
-      if (x.data() == y.data()) {
-        ws.rows.resize(x.rows(), inputs());
-        ws.rows.map() = x;
-        run(ws.rows.map());
-      } else {
-        run(x);
-      }
-    } else {
-      ws.rows.reserve(most_rows, inputs());
-      ws.outputs.reserve(most_rows, outputs());
-      ws.rows.resize(ws.plan.rows(), inputs());
-      ws.outputs.resize(ws.plan.rows(), outputs());
-      dispatch(ws.plan, x, ws.rows.map(), context.executor);
-      experts_.forward(ws.rows.map(), ws.plan.by_expert(), ws.outputs.map(), ws.experts, context.executor);
-      if constexpr (WeighsAfterExperts<Router>) router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
-      combine(ws.plan, ws.outputs.map(), y, context.executor);
+    if constexpr (fused && may_be_apart) ws.is_apart = router_.needs_outputs(context, ws.plan, ws.router);
+    if (!ws.is_apart) {
+      ws.rows.clear();
+      ws.outputs.clear();
     }
+    if constexpr (may_be_apart) {
+      if (ws.is_apart || keep) {  // another step of training may be apart
+        ws.rows.reserve(most_rows, inputs());
+        ws.outputs.reserve(most_rows, outputs());
+      }
+      if (ws.is_apart) run_apart(x, y, ws, context);
+    }
+    if constexpr (fused)
+      if (!ws.is_apart) run_whole(x, y, ws, context, keep);
     index_t padding = 0;
     for (index_t t = 0; t < x.rows(); ++t) padding += context.is_padding(t);
     ws.statistics.count(ws.plan, padding);
+  }
+
+  void run_whole(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context,
+                 bool keep) const {
+    const auto run = [&](tokens_in<scalar> from) {
+      detail::clear_rows<scalar>(y, context.executor);
+      experts_.forward_routed(from, ws.plan.routed(), y, ws.experts, context.executor);
+      detail::write_invalid<scalar>(ws.plan, y);
+    };
+    if (!keep && inputs() == outputs()) ws.rows.reserve(x.rows(), inputs());  // a later call may be in place
+    if (x.data() == y.data()) {
+      ws.rows.resize(x.rows(), inputs());
+      ws.rows.map() = x;
+      run(ws.rows.map());
+    } else {
+      run(x);
+    }
+  }
+  void run_apart(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context) const {
+    ws.rows.resize(ws.plan.rows(), inputs());
+    ws.outputs.resize(ws.plan.rows(), outputs());
+    dispatch(ws.plan, x, ws.rows.map(), context.executor);
+    experts_.forward(ws.rows.map(), ws.plan.by_expert(), ws.outputs.map(), ws.experts, context.executor);
+    if constexpr (WeighsAfterExperts<Router>)
+      if (router_.needs_outputs(context, ws.plan, ws.router))
+        router_.weigh(ws.outputs.map(), context, ws.plan, ws.router);
+    combine(ws.plan, ws.outputs.map(), y, context.executor);
+  }
+
+  void backward_whole(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
+    const routed_rows<scalar> rows = t.plan.routed();
+    const bool has_scales = rows.input_scales != nullptr;
+    t.dplan.weight.resize(t.plan.rows());
+    t.dplan.input_scale.resize(has_scales ? t.plan.rows() : 0);
+    experts_.backward_routed(t.x.map(), rows, dy, dx, t.experts, t.dplan.weight.data(),
+                             has_scales ? t.dplan.input_scale.data() : nullptr, t.context.executor);
+  }
+  void backward_apart(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
+    const executor_ref& executor = t.context.executor;
+    t.doutputs.resize(t.plan.rows(), outputs());
+    t.drows.resize(t.plan.rows(), inputs());
+    combine_backward(t.plan, dy, t.outputs.map(), t.doutputs.map(), t.dplan, executor);
+    if constexpr (WeighsAfterExperts<Router>)
+      if (router_.needs_outputs(t.context, t.plan, t.router))
+        router_.backward_outputs(t.outputs.map(), t.context, t.plan, t.dplan, t.router, t.doutputs.map());
+    experts_.backward(t.rows.map(), t.plan.by_expert(), t.doutputs.map(), t.drows.map(), t.experts, executor);
+    dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
   }
 
   /// The context of a training call as losses see it: a token that held NaN is padding to them.

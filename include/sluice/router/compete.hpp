@@ -154,9 +154,18 @@ public:
     p.finish();
   }
 
-  /// Sets the weights of a competition. Plans of other calls, and those made elsewhere, stay as they are.
+  /// Whether the plan is that of a competition: it holds every expert for every token. Plans of other calls, and those
+  /// made elsewhere, stay as they are.
+  bool needs_outputs(const routing_context<scalar>& context, const plan& p, const tape& t) const {
+    if (!t.seen.competing || !context.training || p.tokens() != t.seen.winners.rows()) return false;
+    index_t routed = -static_cast<index_t>(p.invalid_tokens().size());
+    for (index_t token = 0; token < p.tokens(); ++token) routed += !context.is_padding(token);
+    return p.size() == routed * experts();
+  }
+
+  /// Sets the weights of a competition.
   void weigh(tokens_in<scalar> outputs, const routing_context<scalar>& context, plan& p, tape& t) const {
-    if (!holds_everyone(context, p, t)) return;
+    if (!needs_outputs(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
     const index_t work = experts() * outputs.cols();
     context.executor.parallel_blocks(p.tokens(), token_block, work, [&](index_t begin, index_t end) {
@@ -174,7 +183,7 @@ public:
   /// Adds the gradients of weights, responses and similarities to those of the outputs.
   void backward_outputs(tokens_in<scalar> outputs, const routing_context<scalar>& context, const plan& p,
                         const typename plan::gradient& dplan, tape& t, tokens_out<scalar> doutputs) {
-    if (!holds_everyone(context, p, t)) return;
+    if (!needs_outputs(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
     t.dresponses = t.dseen.responses;
     const index_t work = experts() * outputs.cols();
@@ -244,13 +253,6 @@ private:
     for (auto* m : {&t.dresponses, &t.dseen.responses}) m->reserve(p.tokens(), experts());
     t.dseen.similarity.reserve(p.tokens(), t.seen.similarity.cols());
     p.reserve(p.tokens() * experts());
-  }
-
-  bool holds_everyone(const routing_context<scalar>& context, const plan& p, const tape& t) const {
-    if (!t.seen.competing || !context.training || p.tokens() != t.seen.winners.rows()) return false;
-    index_t routed = -static_cast<index_t>(p.invalid_tokens().size());
-    for (index_t token = 0; token < p.tokens(); ++token) routed += !context.is_padding(token);
-    return p.size() == routed * experts();
   }
 
   Base base_;
