@@ -71,8 +71,8 @@ void time_stages(session& s, const shape& on, std::int64_t rows) {
   const std::vector<timing> t = s.run.race(
       title,
       {{"route", flush, [&](std::int64_t) { layer.router().route(x, context, routed, tape); }},
-       {"gather", flush, [&](std::int64_t) { sluice::dispatch<float>(workspace.plan, x, gathered, context.executor); }},
-       {"combine", flush, [&](std::int64_t) { sluice::combine<float>(workspace.plan, gathered, y, context.executor); }},
+       {"gather", flush, [&](std::int64_t) { sluice::dispatch(workspace.plan, x, gathered, context.executor); }},
+       {"combine", flush, [&](std::int64_t) { sluice::combine(workspace.plan, gathered, y, context.executor); }},
        {"whole", flush, [&](std::int64_t) { layer.forward(x, y, workspace, context); }}});
   s.found.stages.push_back({on, rows, t[0].median, t[1].median, t[2].median, t[3].median});
 }

@@ -54,7 +54,7 @@ void run_dselect(oracle_case<Scalar>& c, const matrix<Scalar>& x) {
   matrix<Scalar> rows(plan.rows(), outputs.cols());
   for (index_t i = 0; i < plan.rows(); ++i) rows.row(i) = outputs.row(plan.expert(i) * T + plan.token(i));
   matrix<Scalar> y(T, outputs.cols());
-  combine<Scalar>(plan, rows, y, context.executor);
+  combine(plan, rows, y, context.executor);
   c.check("y", y);
 
   const auto backward = [&](const std::string& prefix, const typename decltype(plan)::gradient& dplan) {
@@ -67,7 +67,7 @@ void run_dselect(oracle_case<Scalar>& c, const matrix<Scalar>& x) {
   };
   typename decltype(plan)::gradient dplan;
   matrix<Scalar> drows(plan.rows(), outputs.cols());
-  combine_backward<Scalar>(plan, c.rows("grad_out"), rows, drows, dplan, context.executor);
+  combine_backward(plan, c.rows("grad_out"), rows, drows, dplan, context.executor);
   matrix<Scalar> doutputs = matrix<Scalar>::Zero(outputs.rows(), outputs.cols());
   for (index_t i = 0; i < plan.rows(); ++i) doutputs.row(plan.expert(i) * T + plan.token(i)) = drows.row(i);
   c.check("grad.expert_outputs", doutputs);
