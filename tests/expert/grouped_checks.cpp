@@ -1,12 +1,12 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../kernel/example_storages.hpp"
 #include "support.hpp"
 
 #include <vector>
@@ -110,7 +110,7 @@ TEST_CASE("grouped experts: a small batch is handed out once, expert by expert, 
   expert_bank<ffn<double, gelu>> plain{4, 64, 150, {.bias = true}};
   initialize(gated, 1);
   initialize(plain, 2);
-  const auto pairs = gated.stored_as<test::pairs_storage>();
+  const auto codes = gated.stored_as<int8_blocks>();
   const auto half = gated.stored_as<bfloat16_storage>();
   const std::vector<index_t> even{0, 5, 5, 11, 16}, one_has_most{0, 1, 2, 3, 30};
   for (const int threads : {2, 3}) {
@@ -118,26 +118,11 @@ TEST_CASE("grouped experts: a small batch is handed out once, expert by expert, 
     const bool largest_fits = 6 * threads <= 16;
     check(gated, even, threads, largest_fits);
     check(plain, even, threads, largest_fits);
-    check(pairs, even, threads, largest_fits);
+    check(codes, even, threads, largest_fits);
     check(half, even, threads, largest_fits);
     check(gated, one_has_most, threads, false);
     check(gated, {0, 300, 600, 900, 1200}, threads, false);
   }
-}
-
-TEST_CASE("grouped experts: a storage of pairs of inputs, forward", "[expert]") {
-  expert_bank<swiglu<float>> bank{3, width, hidden, {.bias = true}};
-  initialize(bank, 1);
-  const auto pairs = bank.stored_as<test::pairs_storage>();
-  const matrix<float> x = test::random_matrix<float>(60, width, 1);
-  const std::vector<index_t> offsets{0, 7, 7, 60};
-  matrix<float> y(60, width), expected(60, width);
-  decltype(bank)::tape tape;
-  std::remove_cvref_t<decltype(pairs)>::tape pairs_tape;
-  bank.forward(x, offsets, expected, tape, {});
-  pairs.forward(x, offsets, y, pairs_tape, {});
-  // Two orders of the same sums.
-  CHECK(test::largest_difference(y, expected) <= 2 * test::bound<float>(width + hidden, 4));
 }
 
 TEMPLATE_TEST_CASE("grouped experts: forward and backward equal the readable reference", "[expert]", float, double) {

@@ -3,10 +3,10 @@
 // rows, where arrays begin, how work is cut and how many rows an expert has come from the bytes; gaps between rows hold
 // NaN, which no sum may meet. Arrays end where their last number does, so AddressSanitizer sees every step beyond them.
 #include <sluice/core/numeric.hpp>
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
 #include <sluice/kernel/linear.hpp>
 
-#include "../kernel/example_storages.hpp"
 #include "byte_reader.hpp"
 
 #include <algorithm>
@@ -304,7 +304,7 @@ public:
       : x_(x),
         first_(loads.offsets.front()),
         units_(x.rows() * packed::pitch(x.cols()), bytes.below(4)),
-        row_factors_(x.rows(), 0) {
+        row_factors_(x.rows() * packed::row_factors(x.cols()), 0) {
     const bool scaled = bytes.flag();
     for (index_t i = 0; i < x.rows(); ++i)
       factors_.push_back(static_cast<scalar>(scaled ? 0.25 + 0.5 * double(i % 5) : 1.0));
@@ -312,7 +312,7 @@ public:
       const auto rows = loads.rows_of(e);
       for (index_t b = 0; b < rows.count(); ++b)
         pack_block(
-            view(), rows, b, [&](index_t i) { return row(i); }, [&](index_t i) { return factor(i); });
+            Storage(), view(), rows, b, [&](index_t i) { return row(i); }, [&](index_t i) { return factor(i); });
     }
   }
   packed view() const { return {units_.data(), row_factors_.data(), x_.cols(), first_}; }
@@ -323,22 +323,15 @@ private:
   const framed_matrix<scalar>& x_;
   index_t first_;
   exact_array<typename Storage::activation> units_;
-  exact_array<scalar> row_factors_;
+  exact_array<typename packed::factor> row_factors_;
   std::vector<scalar> factors_;
 };
-
-template <typename Storage>
-inline constexpr bool is_whole_numbers = std::integral<typename Storage::element>;
 
 template <typename Storage>
 linear_map<Storage> draw_map(byte_reader& bytes, index_t outputs, index_t inputs) {
   numbers draw(bytes);
   linear_map<Storage> w(outputs, inputs);
-  w.weight().fill([&](index_t) {
-    const double v = draw.next();
-    return static_cast<typename Storage::scalar>(
-        is_whole_numbers<Storage> ? std::clamp(std::nearbyint(16 * v), -127.0, 127.0) : v);
-  });
+  w.weight().fill([&](index_t) { return static_cast<typename Storage::scalar>(draw.next()); });
   return w;
 }
 
@@ -350,18 +343,18 @@ void check_output(const typename Storage::scalar* x, typename Storage::scalar fa
   const index_t inputs = w.cols();
   const scalar* weights = w.data() + output * inputs;
   exact_sum<scalar> sum;
-  if constexpr (kernel::detail::scales_rows<Storage>) {
-    // Sums of whole numbers are exact; what is rounded is the scale of the row.
-    const scalar scale = Storage::row_scale(x, inputs);
-    wide<scalar> whole = 0;
-    for (index_t i = 0; i < inputs; i += Storage::group) {
-      scalar group[Storage::group] = {};
-      std::copy_n(x + i, (std::min<index_t>)(Storage::group, inputs - i), group);
-      const auto units = Storage::pack(group, scale == scalar(0) ? scalar(0) : 1 / scale);
-      for (index_t g = 0; g < Storage::group && i + g < inputs; ++g)
-        whole += units[as_size(g)] * wide<scalar>(weights[i + g]);
+  if constexpr (SumsInBlocks<Storage>) {
+    // Sums of whole numbers are exact; what is rounded is their product with two scales, and the sum over blocks.
+    constexpr index_t block_inputs = Storage::group * Storage::block;
+    for (index_t first = 0; first < inputs; first += block_inputs) {
+      scalar block[as_size(block_inputs)] = {};
+      const index_t count = (std::min)(block_inputs, inputs - first);
+      std::copy_n(x + first, count, block);
+      typename Storage::activation units[as_size(Storage::block)];
+      const auto packed = Storage::pack_block(block, factor, units);
+      for (index_t i = 0; i < count; ++i)
+        sum.add(wide<scalar>(units[i / Storage::group][as_size(i % Storage::group)]) * packed.scale, weights[first + i]);
     }
-    sum.add(whole * scale, factor);
   } else {
     for (index_t i = 0; i < inputs; ++i) sum.add(wide<scalar>(x[i]) * factor, weights[i]);
   }
@@ -373,14 +366,13 @@ void check_output(const typename Storage::scalar* x, typename Storage::scalar fa
 template <typename Storage>
 void check_panels(byte_reader& bytes) {
   using scalar = typename Storage::scalar;
-  using element = typename Storage::element;
   constexpr index_t lanes = simd_width<scalar>;
   const bool two_maps = bytes.flag();
   index_t outputs = draw_size(bytes), inputs = draw_size(bytes);
   fit({&outputs, &inputs});
   const drawn_loads loads(bytes, outputs, inputs);
   framed_matrix<scalar> x(bytes, loads.rows(), inputs);
-  if (!is_whole_numbers<Storage>) x.poison(bytes);
+  x.poison(bytes);
   const packed_batch<Storage> batch(bytes, x, loads);
   const linear_map<Storage> w[2] = {draw_map<Storage>(bytes, outputs, inputs),
                                     draw_map<Storage>(bytes, outputs, inputs)};
@@ -390,13 +382,13 @@ void check_panels(byte_reader& bytes) {
 
   const auto panels_of = [&](index_t q) {
     const index_t last = w[0].panels() - 1;
-    if (two_maps) return streams<const element*>{w[0].panel((std::min)(q, last)), w[1].panel((std::min)(q, last))};
-    return streams<const element*>{w[0].panel((std::min)(2 * q, last)), w[0].panel((std::min)(2 * q + 1, last))};
+    if (two_maps) return streams<const std::byte*>{w[0].panel((std::min)(q, last)), w[1].panel((std::min)(q, last))};
+    return streams<const std::byte*>{w[0].panel((std::min)(2 * q, last)), w[0].panel((std::min)(2 * q + 1, last))};
   };
   /// Calls f(row, map, output, number) for every sum of these rows.
   const auto multiply = [&](const packed_rows<Storage>& packed, const row_blocks& rows, auto&& f) {
     for (const auto& [begin, end] : {std::pair(index_t(0), cut), std::pair(cut, pairs)})
-      multiply_panels<Storage>(packed, rows, begin, end, panels_of,
+      multiply_panels<Storage>(w[0].format(), packed, rows, begin, end, panels_of,
                                [&](index_t b, index_t q, const streams<const scalar*>& sums) {
                                  for (index_t v = 0; v < 2; ++v)
                                    for (index_t i = 0; i < rows.size(b); ++i)
@@ -415,10 +407,10 @@ void check_panels(byte_reader& bytes) {
     if (rows.rows() == 0) continue;
     const index_t single = rows.first() + bytes.byte() % rows.rows();
     exact_array<typename Storage::activation> units(packed_rows<Storage>::pitch(inputs), 0);
-    scalar row_factor = 0;
-    const packed_rows<Storage> packed{units.data(), &row_factor, inputs, single};
+    const exact_array<typename packed_rows<Storage>::factor> row_factors(packed_rows<Storage>::row_factors(inputs), 0);
+    const packed_rows<Storage> packed{units.data(), row_factors.data(), inputs, single};
     pack_block(
-        packed, row_blocks(single, 1), 0, [&](index_t i) { return batch.row(i); },
+        Storage(), packed, row_blocks(single, 1), 0, [&](index_t i) { return batch.row(i); },
         [&](index_t i) { return batch.factor(i); });
     multiply(packed, row_blocks(single, 1),
              [&](index_t, index_t map, index_t output, scalar sum) { alone[as_size(map * outputs + output)] = sum; });
@@ -517,8 +509,8 @@ constexpr check checks[] = {
     &check_panels<full_precision<double>>,
     &check_panels<bfloat16_storage>,
     &check_panels<float16_storage>,
-    &check_panels<test::pairs_storage>,
-    &check_panels<test::quads_storage>,
+    &check_panels<int8_blocks>,
+    &check_panels<int4_blocks>,
     &check_transposed<float>,
     &check_transposed<double>,
     &check_gradient<float>,

@@ -1,60 +1,17 @@
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
 
-#include "example_storages.hpp"
+#include "packed_product.hpp"
 #include "support.hpp"
 
 #include <vector>
 
 using namespace sluice;
 using namespace sluice::kernel;
-using test::pairs_storage;
-using test::quads_storage;
+using test::packed_matrix;
+using test::product;
 
 namespace {
-
-/// Packed rows with the memory that they lie in.
-template <typename Storage>
-struct packed_matrix {
-  using scalar = typename Storage::scalar;
-  buffer<typename Storage::activation> units;
-  buffer<scalar> factors;
-  row_blocks rows;
-  index_t inputs;
-
-  explicit packed_matrix(const matrix<scalar>& x) : rows(0, x.rows()), inputs(x.cols()) {
-    units.resize(x.rows() * packed_rows<Storage>::pitch(x.cols()));
-    factors.resize(x.rows());
-    for (index_t b = 0; b < rows.count(); ++b)
-      pack_block(
-          view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
-  }
-  packed_rows<Storage> view() { return {units.data(), factors.data(), inputs, 0}; }
-};
-
-/// y = x W^T through multiply_panels.
-template <typename Storage>
-matrix<typename Storage::scalar> multiply(const matrix<typename Storage::scalar>& x, const linear_map<Storage>& w) {
-  using scalar = typename Storage::scalar;
-  constexpr index_t lanes = simd_width<scalar>;
-  packed_matrix<Storage> packed(x);
-  matrix<scalar> y = matrix<scalar>::Constant(x.rows(), w.outputs(), scalar(99));
-  const index_t pairs = (w.panels() + 1) / 2;
-  multiply_panels<Storage>(
-      packed.view(), packed.rows, 0, pairs,
-      [&](index_t q) {
-        const index_t last = w.panels() - 1;
-        return streams<const typename Storage::element*>{w.panel(std::min(2 * q, last)),
-                                                         w.panel(std::min(2 * q + 1, last))};
-      },
-      [&](index_t b, index_t q, const streams<const scalar*>& sums) {
-        for (index_t i = 0; i < packed.rows.size(b); ++i)
-          for (index_t v = 0; v < 2; ++v)
-            for (index_t l = 0; l < lanes; ++l)
-              if (const index_t o = (2 * q + v) * lanes + l; o < w.outputs())
-                y(packed.rows.begin(b) + i, o) = sums[static_cast<std::size_t>(v)][i * lanes + l];
-      });
-  return y;
-}
 
 template <typename Scalar>
 linear_map<full_precision<Scalar>> random_map(index_t outputs, index_t inputs, std::uint64_t seed) {
@@ -84,16 +41,16 @@ TEMPLATE_TEST_CASE("multiply_panels: equals the product in double, for every sha
   const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 4);
   const matrix<double> expected =
       x.template cast<double>() * w.weight().to_matrix().template cast<double>().transpose();
-  CHECK(difference(multiply(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
+  CHECK(difference(product(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
 }
 
 TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any others", "[kernel][gemm]", float,
                    double) {
   const auto w = random_map<TestType>(13 * simd_width<TestType> + 1, 700, 5);
   const matrix<TestType> x = test::random_matrix<TestType>(3 * tile_rows + 1, 700, 6);
-  const matrix<TestType> all = multiply(x, w);
+  const matrix<TestType> all = product(x, w);
   for (index_t n = 1; n <= x.rows(); ++n)
-    CHECK(test::same_bits(multiply<full_precision<TestType>>(x.bottomRows(n), w), all.bottomRows(n)));
+    CHECK(test::same_bits(product(x.bottomRows(n), w), all.bottomRows(n)));
 }
 
 TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float values give, bit for bit",
@@ -102,37 +59,10 @@ TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float v
   const auto half = w.template stored_as<TestType>();
   const auto widened = half.template stored_as<full_precision<float>>();
   const matrix<float> x = test::random_matrix<float>(GENERATE(index_t(1), index_t(3), index_t(17)), 45, 8);
-  CHECK(test::same_bits(multiply(x, half), multiply(x, widened)));
+  CHECK(test::same_bits(product(x, half), product(x, widened)));
   const double most = w.weight().to_matrix().cwiseAbs().maxCoeff();
   const double unit = std::same_as<TestType, bfloat16_storage> ? 0x1p-8 : 0x1p-11;
   CHECK((half.weight().to_matrix() - w.weight().to_matrix()).cwiseAbs().maxCoeff() <= unit * most);
-}
-
-TEST_CASE("multiply_panels: a storage of pairs of inputs", "[kernel][gemm]") {
-  for (const index_t inputs : {1, 2, 31, 40, 1027}) {
-    const auto w = random_map<float>(35, inputs, 9);
-    const auto pairs = w.stored_as<pairs_storage>();
-    const matrix<float> x = test::random_matrix<float>(16, inputs, 10);
-    const matrix<double> expected = x.cast<double>() * w.weight().to_matrix().cast<double>().transpose();
-    CHECK(difference(multiply(x, pairs), expected) <= static_cast<double>(test::bound<float>(inputs, 16)));
-  }
-}
-
-TEST_CASE("multiply_panels: a storage of 8-bit quadruples with a scale a row", "[kernel][gemm]") {
-  for (const index_t inputs : {3, 4, 70, 600}) {
-    linear_map<quads_storage> w(20, inputs);
-    w.weight().fill([](index_t i) { return static_cast<float>(i * 37 % 11 - 5); });
-    const matrix<float> x = test::random_matrix<float>(9, inputs, 11);
-    matrix<double> rounded(9, inputs);
-    for (index_t i = 0; i < 9; ++i) {
-      const float scale = quads_storage::row_scale(&x(i, 0), inputs);
-      for (index_t k = 0; k < inputs; ++k)
-        rounded(i, k) = static_cast<double>(std::lround(x(i, k) * (1 / scale))) * static_cast<double>(scale);
-    }
-    const matrix<double> expected = rounded * w.weight().to_matrix().cast<double>().transpose();
-    // The sums are exact integers; only the scale is rounded.
-    CHECK(difference(multiply(x, w), expected) <= 4 * 0x1p-23 * std::max(1.0, expected.cwiseAbs().maxCoeff()));
-  }
 }
 
 TEMPLATE_TEST_CASE("multiply_transposed: dx^T = W^T dy^T, added up over two maps", "[kernel][gemm]", float, double) {

@@ -101,8 +101,12 @@ public:
   /// Which parameter this is, wherever it moves: a copy is another one (core/identity.hpp).
   std::uint64_t id() const noexcept { return identity_.number(); }
 
-  /// A frozen parameter is left alone by optimisers; its gradient is still computed.
-  void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
+  /// A frozen parameter is left alone by optimisers. The weights of a linear map, which lie in panels, get no gradient
+  /// either, nor memory for one; that of anything else is still computed.
+  void set_frozen(bool frozen) noexcept {
+    frozen_ = frozen;
+    if (!may_have_gradient()) gradient_ = {};
+  }
 
   /// Whether it holds what it was meant to: its constant initial value, or what somebody wrote. Asking for a way to write
   /// counts as writing.
@@ -117,11 +121,10 @@ public:
   const Element* data() const noexcept { return values_.data(); }
 
   bool has_gradient() const noexcept { return gradient_.size() == values_.size(); }
-  /// Makes room for the gradient, zeroed, if there is none. Backward calls of one parameter from several threads need
+  /// Makes room for the gradient, zeroed, if there is none and it may have one. Backward calls of one parameter from several threads need
   /// this to have happened before.
   void ensure_gradient() {
-    if constexpr (is_trainable)
-      if (!has_gradient()) gradient_.assign(values_.size(), Scalar(0));
+    if (may_have_gradient() && !has_gradient()) gradient_.assign(values_.size(), Scalar(0));
   }
   std::span<Scalar> gradient() {
     ensure_gradient();
@@ -163,6 +166,8 @@ public:
   matrix<Scalar> gradient_matrix() const { return unpacked(gradient_); }
 
 private:
+  bool may_have_gradient() const noexcept { return is_trainable && !(frozen_ && !layout_.is_row_major()); }
+
   template <typename Kept>
   matrix<Scalar> unpacked(const buffer<Kept>& kept) const {
     matrix<Scalar> m = matrix<Scalar>::Zero(rows(), cols());

@@ -14,7 +14,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <std::floating_point Scalar, Activation<Scalar> Phi = relu, WeightStorage Storage = full_precision<Scalar>>
-class ffn : public grouped_expert<ffn<Scalar, Phi, Storage>, Scalar, Storage> {
+class ffn : public grouped_expert<ffn<Scalar, Phi, Storage>, Scalar> {
 public:
   using scalar = Scalar;
   using storage = Storage;
@@ -49,10 +49,10 @@ public:
 
   /// The same expert with its weights rounded to another storage.
   template <WeightStorage Other>
-  ffn<Scalar, Phi, Other> stored_as() const {
+  ffn<Scalar, Phi, Other> stored_as(Other format = {}) const {
     ffn<Scalar, Phi, Other> other(inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_});
-    other.up_ = up_.template stored_as<Other>();
-    other.down_ = down_.template stored_as<Other>();
+    other.up_ = up_.template stored_as<Other>(format);
+    other.down_ = down_.template stored_as<Other>(format);
     other.up_bias_ = up_bias_;
     other.down_bias_ = down_bias_;
     return other;
@@ -98,7 +98,6 @@ private:
 
 static_assert(MadeOfLinearMaps<ffn<float>> && DifferentiableExpert<ffn<float>>);
 static_assert(MadeOfLinearMaps<ffn<double, gelu>>);
-static_assert(ExpertFunctor<ffn<float, relu, bfloat16_storage>> &&
-              !DifferentiableExpert<ffn<float, relu, bfloat16_storage>>);
+static_assert(DifferentiableExpert<ffn<float, relu, bfloat16_storage>>);  // passes gradients on
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -43,7 +43,7 @@ using gating_of = std::conditional_t<Activation<Phi, Scalar>, activated_gate<Phi
 
 template <std::floating_point Scalar, typename Phi = silu, WeightStorage Storage = full_precision<Scalar>>
   requires(Activation<Phi, Scalar> || Gating<Phi, Scalar>)
-class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar, Storage> {
+class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar> {
 public:
   using scalar = Scalar;
   using storage = Storage;
@@ -89,12 +89,12 @@ public:
 
   /// The same expert with its weights rounded to another storage.
   template <WeightStorage Other>
-  gated_ffn<Scalar, Phi, Other> stored_as() const {
+  gated_ffn<Scalar, Phi, Other> stored_as(Other format = {}) const {
     gated_ffn<Scalar, Phi, Other> other(
         inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_, .hidden_scale = has_scale_, .gating = gating_});
-    other.gate_ = gate_.template stored_as<Other>();
-    other.up_ = up_.template stored_as<Other>();
-    other.down_ = down_.template stored_as<Other>();
+    other.gate_ = gate_.template stored_as<Other>(format);
+    other.up_ = up_.template stored_as<Other>(format);
+    other.down_ = down_.template stored_as<Other>(format);
     other.gate_bias_ = gate_bias_;
     other.up_bias_ = up_bias_;
     other.down_bias_ = down_bias_;
@@ -166,6 +166,6 @@ template <std::floating_point Scalar, WeightStorage Storage = full_precision<Sca
 using reglu = gated_ffn<Scalar, relu, Storage>;
 
 static_assert(MadeOfLinearMaps<swiglu<float>> && DifferentiableExpert<swiglu<float>>);
-static_assert(ExpertFunctor<swiglu<float, bfloat16_storage>> && !DifferentiableExpert<swiglu<float, bfloat16_storage>>);
+static_assert(DifferentiableExpert<swiglu<float, bfloat16_storage>>);  // passes gradients on
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -22,17 +22,10 @@ parameter<Scalar> vector_in_lanes(index_t size, initial_values initial = {}) {
 
 }  // namespace detail
 
-template <typename Expert, typename Scalar, typename Storage>
+template <typename Expert, typename Scalar>
 class grouped_expert {
 public:
   index_t saved_columns() const noexcept { return 0; }
-
-  static consteval bool explain_training() {
-    static_assert(detail::is_trainable_storage<Storage>,
-                  "sluice: weights in this storage, such as bfloat16_storage, are only read: train with full_precision "
-                  "and convert afterwards with stored_as<Storage>()");
-    return true;
-  }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tokens_out<Scalar>) const {
     detail::grouped_memory<Expert> memory;
@@ -40,9 +33,7 @@ public:
     run_forward(x, y, memory);
   }
 
-  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>, tokens_out<Scalar> dx)
-    requires detail::is_trainable_storage<Storage>
-  {
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tokens_out<Scalar>, tokens_out<Scalar> dx) {
     auto& self = static_cast<Expert&>(*this);
     detail::grouped_memory<Expert> memory;
     matrix<Scalar> y(x.rows(), self.outputs());

@@ -18,15 +18,17 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// A bank of such experts can be trained: dz from z and dh, adding the column's share of the gradients of biases and
-/// scales.
+/// scales. Maps whose weights are only read, or frozen, pass gradients on and get none themselves; a map with a gradient
+/// shows its panels.
 template <typename E>
-concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && detail::is_trainable_storage<typename E::storage> &&
-    requires(E& expert, std::array<kernel::simd<typename E::scalar>, E::first_maps>& z,
-             const kernel::simd<typename E::scalar>& dh) {
-  expert.activate_backward(index_t(), z, dh);
+concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && requires(E& expert) {
   { expert.output_bias_gradient() } -> std::same_as<typename E::scalar*>;
-  { expert.first_map(0) } -> std::same_as<linear_map<typename E::storage>&>;
-};
+  { expert.last_map().gradient_panel(index_t()) } -> std::same_as<typename E::scalar*>;
+} && (E::first_maps == 0 || requires(E& expert, std::array<kernel::simd<typename E::scalar>, as_size(E::first_maps)>& z,
+                                     const kernel::simd<typename E::scalar>& dh) {
+  expert.activate_backward(index_t(), z, dh);
+  { expert.first_map(0).gradient_panel(index_t()) } -> std::same_as<typename E::scalar*>;
+});
 
 namespace detail {
 
@@ -84,14 +86,26 @@ public:
   void run(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> dx, scalar* dweight, scalar* dinput_scale,
            const auto& expert_of) {
     pack_upstream(dy);
-    hidden(expert_of, dweight != nullptr);
-    if (dweight != nullptr) {
-      add_up_parts(column_units(group_.hidden_width()), dweight);
-      add_bias_shares(dy, dweight, expert_of);
+    if constexpr (maps > 0) {
+      hidden(expert_of, dweight != nullptr);
+      if (dweight != nullptr) add_up_parts(column_units(group_.hidden_width()), dweight);
     }
     gradients(expert_of);
-    input_gradients(x, dx, dinput_scale != nullptr, expert_of);
-    if (dinput_scale != nullptr) add_up_parts(column_units(inputs_), dinput_scale);
+    const bool with_inner = dinput_scale != nullptr || (maps == 0 && dweight != nullptr);
+    input_gradients(x, dx, with_inner, expert_of);
+    if constexpr (maps == 0) {
+      // Without hidden units both come of <x, dy W_last>.
+      scalar* const inner = dweight != nullptr ? dweight : dinput_scale;
+      if (with_inner) add_up_parts(column_units(inputs_), inner);
+      for (index_t i = rows_.begin(); with_inner && i < rows_.end(); ++i) {
+        const scalar product = inner[i];
+        if (dinput_scale != nullptr) dinput_scale[i] = rows_.weight(i) * product;
+        if (dweight != nullptr) dweight[i] = rows_.input_scale(i) * product;
+      }
+    } else if (dinput_scale != nullptr) {
+      add_up_parts(column_units(inputs_), dinput_scale);
+    }
+    if (dweight != nullptr) add_bias_shares(dy, dweight, expert_of);
   }
 
 private:
@@ -133,7 +147,7 @@ private:
                      [&](const task& t) {
                        const kernel::row_blocks rows = group_.blocks_of(t.own);
                        for (index_t b = t.begin; b < t.end; ++b)
-                         kernel::pack_block(packed_upstream(rows), rows, b, upstream,
+                         kernel::pack_block(full(), packed_upstream(rows), rows, b, upstream,
                                             [&](index_t i) { return rows_.weight(i); });
                      });
     group_.run_tasks([&](const active_rows& own) { return lane_rows::groups(own.size()); },
@@ -154,7 +168,9 @@ private:
                      });
   }
 
-  void hidden(const auto& expert_of, bool with_weights) {
+  void hidden(const auto& expert_of, bool with_weights)
+    requires(maps > 0)
+  {
     for (auto& dz : m_.dz_lanes) dz.resize(lane_groups() * lanes * group_.hidden_width());
     // Experts narrower than the widest have fewer parts; theirs that are missing count as zero.
     if (with_weights) m_.dweight.assign(column_units(group_.hidden_width()) * rows_.size(), scalar(0));
@@ -199,7 +215,7 @@ private:
     const index_t b = (i - rows.first()) / rows.height();
     const index_t in_block = (i - rows.first()) % rows.height();
     const auto place = [&](buffer<scalar>& numbers, index_t p) {
-      return group_.template packed_hidden<full>(numbers, rows, width).panel(rows, b, in_block, p);
+      return group_.template packed_numbers<full>(numbers, rows, width).panel(rows, b, in_block, p);
     };
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
@@ -207,7 +223,8 @@ private:
       alignas(64) scalar upstream[as_size(lanes)] = {};
       for (index_t l = 0; l < count; ++l) upstream[l] = dh[(column - begin + l) * lanes + lane];
       const vector unweighted = kernel::load(upstream);
-      inner = kernel::multiply_add<scalar>(unweighted, kernel::load(place(m_.h, column / lanes)), inner);
+      const scalar* const h = group_.hidden_numbers(rows, b, in_block, column / lanes, width);
+      inner = kernel::multiply_add<scalar>(unweighted, kernel::load(h), inner);
       std::array<vector, as_size(maps)> z;
       for (std::size_t m = 0; m < maps; ++m) z[m] = kernel::load(place(m_.z[m], column / lanes));
       expert.activate_backward(column, z, unweighted * vector(rows_.weight(i)));
@@ -240,6 +257,10 @@ private:
           dweight[i] += kernel::dot(dy.data() + rows_.token(i) * dy.outerStride(), bias, outputs_);
   }
 
+  /// Whether experts of this map may have gradients of its weights.
+  template <typename Map>
+  static constexpr bool is_learned = is_trainable_storage<typename std::remove_cvref_t<Map>::storage>;
+
   void gradients(const auto& expert_of) {
     const auto work = [](const active_rows& own, index_t width) {
       return own.size() * width * lanes * kernel::tile_vectors;
@@ -248,36 +269,38 @@ private:
                      [&](const active_rows& own) { return work(own, expert_of(own.expert).last_map().inputs()); },
                      [&](const task& t) {
                        Expert& expert = expert_of(t.own.expert);
+                       auto&& map = expert.last_map();
                        const kernel::row_blocks rows = group_.blocks_of(t.own);
                        const packed dy = packed_upstream(rows);
-                       const packed h = group_.template packed_hidden<full>(m_.h, rows, expert.last_map().inputs());
                        for (index_t q = t.begin; q < t.end; ++q) {
-                         add_neighbours(expert.last_map(), q, rows, h, dy);
+                         if constexpr (is_learned<decltype(map)>)
+                           add_neighbours(map, q, rows, group_.packed_hidden(rows, map.inputs()), dy);
                          if (scalar* bias = expert.output_bias_gradient())
-                           add_column_sums(rows, dy, 2 * q, expert.last_map().panels(), bias);
+                           add_column_sums(rows, dy, 2 * q, map.panels(), bias);
                        }
                      });
-    group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
-                     [&](const active_rows& own) { return work(own, inputs_); },
-                     [&](const task& t) {
-                       Expert& expert = expert_of(t.own.expert);
-                       const kernel::row_blocks rows = group_.blocks_of(t.own);
-                       const auto dz = [&](std::size_t m) {
-                         return group_.template packed_hidden<full>(m_.z[m], rows, expert.last_map().inputs());
-                       };
-                       for (index_t q = t.begin; q < t.end; ++q) {
-                         if constexpr (maps == 2)
-                           kernel::add_weight_gradient<scalar>(
-                               rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
-                               {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
-                         else
-                           add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
-                       }
-                     });
+    if constexpr (maps > 0)
+      if constexpr (is_learned<decltype(std::declval<Expert&>().first_map(0))>)
+        group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
+                         [&](const active_rows& own) { return work(own, inputs_); },
+                         [&](const task& t) {
+                           for (index_t q = t.begin; q < t.end; ++q) add_first(t, expert_of(t.own.expert), q);
+                         });
+  }
+  void add_first(const task& t, Expert& expert, index_t q) {
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
+    const auto dz = [&](std::size_t m) {
+      return group_.template packed_numbers<full>(m_.z[m], rows, expert.last_map().inputs());
+    };
+    if constexpr (maps == 2)
+      kernel::add_weight_gradient<scalar>(
+          rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
+          {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
+    else
+      add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
   }
 
-  static void add_neighbours(linear_map<full>& map, index_t q, const kernel::row_blocks& rows, const packed& x,
-                             const packed& dy) {
+  static void add_neighbours(auto&& map, index_t q, const kernel::row_blocks& rows, const packed& x, const packed& dy) {
     const index_t second = (std::min)(2 * q + 1, map.panels() - 1);
     kernel::add_weight_gradient<scalar>(
         rows, x, {dy, dy}, {2 * q, second},
@@ -294,7 +317,7 @@ private:
 
   void input_gradients(tokens_in<scalar> x, tokens_out<scalar>& dx, bool with_scales, const auto& expert_of) {
     if (with_scales) m_.dweight.assign(column_units(inputs_) * rows_.size(), scalar(0));
-    group_.run_columns(column_units(inputs_), maps * rows_.size() * group_.hidden_width() * inputs_,
+    group_.run_columns(column_units(inputs_), (std::max)(maps, 1) * rows_.size() * group_.hidden_width() * inputs_,
                        [&](index_t first_unit, index_t last_unit) {
                          alignas(64) scalar sums[as_size(unit_groups * unit_columns * lanes)];
                          for (const active_rows& own : m_.active)
@@ -305,13 +328,17 @@ private:
                              const index_t groups = lane_rows::groups(own.size());
                              for (index_t g = 0; g < groups; g += unit_groups) {
                                const index_t count = (std::min)(unit_groups, groups - g);
-                               for (int m = 0; m < maps; ++m)
-                                 kernel::multiply_transposed(expert.first_map(m), begin, end,
-                                                             hidden_lanes(own, m, expert.last_map().inputs()), g, count,
-                                                             sums, m > 0);
+                               if constexpr (maps == 0)
+                                 kernel::multiply_transposed(expert.last_map(), begin, end, upstream_lanes(own), g,
+                                                             count, sums, false);
+                               else
+                                 for (int m = 0; m < maps; ++m)
+                                   kernel::multiply_transposed(expert.first_map(m), begin, end,
+                                                               hidden_lanes(own, m, expert.last_map().inputs()), g,
+                                                               count, sums, m > 0);
                                for_each_row(own, g, count, [&](index_t i, index_t group, index_t lane) {
                                  const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
-                                 const scalar scale = rows_.input_scale(i);
+                                 const scalar scale = rows_.input_scale(i) * (maps == 0 ? rows_.weight(i) : scalar(1));
                                  scalar* out = &dx(rows_.token(i), begin);
                                  for (index_t c = 0; c < end - begin; ++c) out[c] += scale * row[c * lanes];
                                  if (!with_scales) return;

@@ -25,13 +25,11 @@ template <MadeOfLinearMaps Expert>
 class grouped_forward {
 public:
   using scalar = typename Expert::scalar;
-  using storage = typename Expert::storage;
   using memory = grouped_memory<Expert>;
+  using first_storage = typename memory::first_storage;
+  using last_storage = typename memory::last_storage;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
-  /// Whether h is packed number by number, so that it can be written in its place at once.
-  static constexpr bool is_direct =
-      std::same_as<typename storage::activation, scalar> && !kernel::detail::scales_rows<storage>;
 
   /// expert_of(e) is expert e.
   template <typename ExpertOf>
@@ -41,34 +39,31 @@ public:
 
   /// Bytes that x, h and waiting outputs take for this many rows, without the list of tasks.
   static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
-    constexpr auto unit = static_cast<index_t>(sizeof(typename storage::activation));
     constexpr auto number = static_cast<index_t>(sizeof(scalar));
-    using packed = kernel::packed_rows<storage>;
-    index_t row = unit * (packed::pitch(inputs) + packed::pitch(hidden));
-    if constexpr (!is_direct) row += number * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
-    if constexpr (kernel::detail::scales_rows<storage>) row += 2 * number;
+    index_t row = is_direct || maps == 0 ? 0 : number * full_rows::pitch(hidden);
+    if (maps > 0) row += packed_bytes<first_storage>(inputs);
+    row += packed_bytes<last_storage>(hidden);
     return rows * row + number * waiting_outputs(rows, outputs) +
            (std::min)(rows, experts) * static_cast<index_t>(sizeof(active_rows));
   }
 
-  /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. packed_inputs come last: where
+  /// Makes room for this many rows, whoever gets them; `hidden` is the largest width. Packed inputs come last: where
   /// they have room, everything has.
   static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
-    const index_t hidden_numbers = rows * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
     m.active.reserve((std::min)(rows, experts));
-    m.h.reserve(rows * kernel::packed_rows<storage>::pitch(hidden));
     m.outputs.reserve(waiting_outputs(rows, outputs));
-    if constexpr (!is_direct) m.h_rows.reserve(hidden_numbers);
-    if constexpr (kernel::detail::scales_rows<storage>) {
-      m.x_factors.reserve(rows);
-      m.h_factors.reserve(rows);
-    }
+    if (!is_direct && maps > 0) m.h_rows.reserve(rows * full_rows::pitch(hidden));
     if (m.keep)
-      for (auto& z : m.z) z.reserve(hidden_numbers);
-    m.x.reserve(rows * kernel::packed_rows<storage>::pitch(inputs));
+      for (auto& z : m.z) z.reserve(rows * full_rows::pitch(hidden));
+    m.h_factors.reserve(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
+    m.h.reserve(rows * kernel::packed_rows<last_storage>::pitch(hidden));
+    if (maps == 0) return;
+    m.x_factors.reserve(rows * kernel::packed_rows<first_storage>::row_factors(inputs));
+    m.x.reserve(rows * kernel::packed_rows<first_storage>::pitch(inputs));
   }
   static bool has_room(const memory& m, index_t rows, index_t inputs) {
-    return m.x.capacity() >= rows * kernel::packed_rows<storage>::pitch(inputs);
+    if (maps == 0) return m.h.capacity() >= rows * kernel::packed_rows<last_storage>::pitch(inputs);
+    return m.x.capacity() >= rows * kernel::packed_rows<first_storage>::pitch(inputs);
   }
 
   void run(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
@@ -77,9 +72,8 @@ public:
       whole_experts(x, y, expert_of);
       return;
     }
-    pack_inputs(x);
+    pack_inputs(x, expert_of);
     hidden(expert_of);
-    if constexpr (!is_direct) pack_hidden(expert_of);
     output(y, expert_of);
   }
 
@@ -91,14 +85,23 @@ public:
   }
 
 private:
-  using element = typename storage::element;
+  using full = full_precision<scalar>;
+  using full_rows = kernel::packed_rows<full>;
   using active_rows = typename memory::active_rows;
   using task = typename memory::task;
-  using panel_pair = kernel::streams<const element*>;
+  using panel_pair = kernel::streams<const std::byte*>;
   using sums_t = kernel::streams<const scalar*>;
+  static constexpr bool is_direct = grouped_rows<Expert>::is_direct;
+
+  template <typename Storage>
+  static index_t packed_bytes(index_t inputs) {
+    using packed = kernel::packed_rows<Storage>;
+    return packed::pitch(inputs) * static_cast<index_t>(sizeof(typename packed::activation)) +
+           packed::row_factors(inputs) * static_cast<index_t>(sizeof(typename packed::factor));
+  }
 
   /// Panels 2q and 2q + 1 of a map; an odd last panel stands twice, and its copy's sums are not used.
-  static panel_pair neighbours(const linear_map<storage>& map, index_t q) {
+  static panel_pair neighbours(const PanelledMap auto& map, index_t q) {
     return {map.panel(2 * q), map.panel((std::min)(2 * q + 1, map.panels() - 1))};
   }
   static panel_pair first_panels(const Expert& expert, index_t q) {
@@ -115,42 +118,47 @@ private:
   }
 
   void make_room() {
-    const index_t hidden = group_.hidden_width();
-    const index_t hidden_numbers = rows_.size() * kernel::packed_rows<full_precision<scalar>>::pitch(hidden);
-    m_.x.resize(rows_.size() * kernel::packed_rows<storage>::pitch(inputs_));
-    m_.h.resize(rows_.size() * kernel::packed_rows<storage>::pitch(hidden));
-    m_.outputs.resize(waiting_outputs(rows_.size(), outputs_));
-    if constexpr (!is_direct) m_.h_rows.resize(hidden_numbers);
-    if constexpr (kernel::detail::scales_rows<storage>) {
-      m_.x_factors.resize(rows_.size());
-      m_.h_factors.resize(rows_.size());
+    const index_t rows = rows_.size(), hidden = group_.hidden_width();
+    m_.outputs.resize(waiting_outputs(rows, outputs_));
+    if constexpr (maps > 0) {
+      m_.x.resize(rows * kernel::packed_rows<first_storage>::pitch(inputs_));
+      m_.x_factors.resize(rows * kernel::packed_rows<first_storage>::row_factors(inputs_));
+      if constexpr (!is_direct) m_.h_rows.resize(rows * full_rows::pitch(hidden));
     }
-    for (auto& z : m_.z) z.resize(m_.keep ? hidden_numbers : 0);
+    m_.h.resize(rows * kernel::packed_rows<last_storage>::pitch(hidden));
+    m_.h_factors.resize(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
+    for (auto& z : m_.z) z.resize(m_.keep ? rows * full_rows::pitch(hidden) : 0);
     m_.is_spent = false;
   }
 
-  void pack_inputs(tokens_in<scalar> x) {
+  void pack_inputs(tokens_in<scalar> x, const auto& expert_of) {
     group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
                      [&](const active_rows& own) { return group_.blocks_of(own).height() * inputs_; },
-                     [&](const task& t) { pack_inputs_of(t, x); });
+                     [&](const task& t) { pack_inputs_of(t, x, expert_of(t.own.expert)); });
   }
-  void pack_inputs_of(const task& t, tokens_in<scalar> x) {
+  void pack_inputs_of(const task& t, tokens_in<scalar> x, const Expert& expert) {
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
+    const auto row_of = [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); };
+    const auto scale_of = [&](index_t i) { return rows_.input_scale(i); };
     for (index_t b = t.begin; b < t.end; ++b)
-      kernel::pack_block(
-          group_.packed_inputs(), group_.blocks_of(t.own), b,
-          [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); },
-          [&](index_t i) { return rows_.input_scale(i); });
+      if constexpr (maps > 0)
+        kernel::pack_block(expert.first_map(0).format(), group_.packed_inputs(), rows, b, row_of, scale_of);
+      else
+        kernel::pack_block(expert.last_map().format(), group_.packed_hidden(rows, inputs_), rows, b, row_of, scale_of);
   }
 
   void hidden(const auto& expert_of) {
-    group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
-                     [&](const active_rows& own) { return own.size() * inputs_ * lanes * kernel::tile_vectors; },
-                     [&](const task& t) { hidden_of(t, expert_of(t.own.expert)); });
+    if constexpr (maps > 0) {
+      group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
+                       [&](const active_rows& own) { return own.size() * inputs_ * lanes * kernel::tile_vectors; },
+                       [&](const task& t) { hidden_of(t, expert_of(t.own.expert)); });
+      if constexpr (!is_direct) pack_hidden(expert_of);
+    }
   }
   void hidden_of(const task& t, const Expert& expert) {
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    kernel::multiply_panels<storage>(
-        group_.packed_inputs(), rows, t.begin, t.end,
+    kernel::multiply_panels<first_storage>(
+        expert.first_map(0).format(), group_.packed_inputs(), rows, t.begin, t.end,
         [&](index_t q) { return first_panels(expert, (std::min)(q, t.end - 1)); },
         [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
   }
@@ -158,23 +166,13 @@ private:
   void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
     using vector = kernel::simd<scalar>;
     const index_t width = expert.last_map().inputs();
-    const auto to = group_.template packed_hidden<full_precision<scalar>>(hidden_numbers(), rows, width);
     const index_t panels = (width + lanes - 1) / lanes;
-    const auto place = [&](index_t i, index_t p) {
-      if constexpr (is_direct)
-        return to.panel(rows, b, i, p);
-      else
-        return to.units +
-               (rows.begin(b) + i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width) +
-               p * lanes;
-    };
     const auto one = [&](index_t i, index_t p, const std::array<vector, as_size(maps)>& z) {
-      kernel::store<scalar>(place(i, p), expert.activate(p * lanes, z));
+      kernel::store<scalar>(group_.hidden_numbers(rows, b, i, p, width), expert.activate(p * lanes, z));
       if (m_.keep)
         for (std::size_t map = 0; map < maps; ++map)
-          kernel::store<scalar>(
-              group_.template packed_hidden<full_precision<scalar>>(m_.z[map], rows, width).panel(rows, b, i, p),
-              z[map]);
+          kernel::store<scalar>(group_.template packed_numbers<full>(m_.z[map], rows, width).panel(rows, b, i, p),
+                                z[map]);
     };
     for (index_t i = 0; i < rows.size(b); ++i) {
       const vector z0 = kernel::load(sums[0] + i * lanes);
@@ -188,13 +186,6 @@ private:
     }
   }
 
-  auto& hidden_numbers() {
-    if constexpr (is_direct)
-      return m_.h;
-    else
-      return m_.h_rows;
-  }
-
   void pack_hidden(const auto& expert_of) {
     group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
                      [&](const active_rows& own) { return group_.blocks_of(own).height() * group_.hidden_width(); },
@@ -203,13 +194,10 @@ private:
   void pack_hidden_of(const task& t, const Expert& expert) {
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const index_t width = expert.last_map().inputs();
-    const auto flat = group_.template packed_hidden<full_precision<scalar>>(m_.h_rows, rows, width);
     for (index_t b = t.begin; b < t.end; ++b)
       kernel::pack_block(
-          group_.template packed_hidden<storage>(m_.h, rows, width, m_.h_factors.data()), rows, b,
-          [&](index_t i) {
-            return flat.units + (i - rows.first()) * kernel::packed_rows<full_precision<scalar>>::pitch(width);
-          },
+          expert.last_map().format(), group_.packed_hidden(rows, width), rows, b,
+          [&](index_t i) { return group_.hidden_numbers(rows, b, i - rows.begin(b), 0, width); },
           [](index_t) { return scalar(1); });
   }
 
@@ -233,9 +221,8 @@ private:
   void output_of(const task& t, const Expert& expert, const panel_pair& next, Take&& take) {
     const auto& map = expert.last_map();
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    const auto h = group_.template packed_hidden<storage>(m_.h, rows, map.inputs(), m_.h_factors.data());
-    kernel::multiply_panels<storage>(
-        h, rows, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
+    kernel::multiply_panels<last_storage>(
+        map.format(), group_.packed_hidden(rows, map.inputs()), rows, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
         [&](index_t b, index_t q, const sums_t& sums) {
           for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
             const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
@@ -253,9 +240,11 @@ private:
       const Expert& expert = expert_of(own.expert);
       const index_t blocks = group_.blocks_of(own).count();
       const index_t pairs = (expert.last_map().panels() + 1) / 2;
-      pack_inputs_of({own, 0, blocks}, x);
-      hidden_of({own, 0, group_.pairs_of(expert)}, expert);
-      if constexpr (!is_direct) pack_hidden_of({own, 0, blocks}, expert);
+      pack_inputs_of({own, 0, blocks}, x, expert);
+      if constexpr (maps > 0) {
+        hidden_of({own, 0, group_.pairs_of(expert)}, expert);
+        if constexpr (!is_direct) pack_hidden_of({own, 0, blocks}, expert);
+      }
       output_of({own, 0, pairs}, expert, neighbours(expert.last_map(), pairs - 1),
                 [&](index_t row, index_t column, const scalar* sums) {
                   kernel::store<scalar>(waiting(row) + column, kernel::load(sums));

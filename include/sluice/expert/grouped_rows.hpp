@@ -11,19 +11,45 @@
 
 #include <array>
 #include <concepts>
+#include <type_traits>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
-/// y = last(activate(first_0(x), first_1(x))) + output_bias. The hidden width may differ from expert to expert.
+namespace detail {
+
+/// The storages of an expert's maps: that of the first ones, which share packed rows, and that of the last.
 template <typename E>
-concept MadeOfLinearMaps = WeightStorage<typename E::storage> &&
-    requires(const E& expert, const std::array<kernel::simd<typename E::scalar>, E::first_maps>& z) {
-  { E::first_maps } -> std::convertible_to<int>;
-  { expert.first_map(0) } -> std::same_as<const linear_map<typename E::storage>&>;
-  { expert.last_map() } -> std::same_as<const linear_map<typename E::storage>&>;
-  { expert.activate(index_t(), z) } -> std::same_as<kernel::simd<typename E::scalar>>;
-  { expert.output_bias() } -> std::same_as<const typename E::scalar*>;
+struct storages_of {
+  using last = typename std::remove_cvref_t<decltype(std::declval<const E&>().last_map())>::storage;
+  using first = last;
 };
+template <typename E>
+  requires(E::first_maps > 0)
+struct storages_of<E> {
+  using last = typename std::remove_cvref_t<decltype(std::declval<const E&>().last_map())>::storage;
+  using first = typename std::remove_cvref_t<decltype(std::declval<const E&>().first_map(0))>::storage;
+};
+
+template <typename E>
+concept HasFirstMaps = E::first_maps == 0 ||
+    requires(const E& expert, const std::array<kernel::simd<typename E::scalar>, as_size(E::first_maps)>& z) {
+  requires E::first_maps == 1 || E::first_maps == 2;
+  { expert.first_map(0) } -> PanelledMap;
+  { expert.activate(index_t(), z) } -> std::same_as<kernel::simd<typename E::scalar>>;
+};
+
+}  // namespace detail
+
+/// y = last(activate(first_0(x), first_1(x))) + output_bias, with two first maps, one, or none: then y = last(x) +
+/// output_bias. Maps are what the products read of them (kernel/linear_map.hpp): linear_map, or a view, returned by
+/// value. The last map may be of another storage than the first ones. The hidden width may differ from expert to expert.
+template <typename E>
+concept MadeOfLinearMaps = requires(const E& expert) {
+  { E::first_maps } -> std::convertible_to<int>;
+  { expert.last_map() } -> PanelledMap;
+  { expert.output_bias() } -> std::same_as<const typename E::scalar*>;
+} && detail::HasFirstMaps<E>;
 
 namespace detail {
 
@@ -31,7 +57,8 @@ namespace detail {
 template <typename Expert>
 struct grouped_memory {
   using scalar = typename Expert::scalar;
-  using storage = typename Expert::storage;
+  using first_storage = typename storages_of<Expert>::first;
+  using last_storage = typename storages_of<Expert>::last;
   /// The rows of an expert that has some.
   struct active_rows : row_range {
     index_t lane_group;  ///< the first group of theirs, where rows lie in lanes
@@ -47,12 +74,15 @@ struct grouped_memory {
   bool is_spent = false;  ///< whether backward has turned z into dz
   buffer<active_rows> active;
   buffer<task> tasks;
-  buffer<typename storage::activation> x, h;
-  buffer<scalar> x_factors, h_factors, h_rows;       ///< for storages that pack otherwise than number by number
-  buffer<scalar> outputs;                            ///< of whole experts, until they are added up
-  std::array<buffer<scalar>, Expert::first_maps> z;  ///< what the first maps gave, if kept; backward turns it into dz
-  buffer<scalar> dy, dy_lanes, dweight;              ///< backward: weighted rows; rows in lanes; partial sums
-  std::array<buffer<scalar>, Expert::first_maps> dz_lanes;
+  buffer<typename first_storage::activation> x;
+  buffer<factor_of<first_storage>> x_factors;
+  buffer<typename last_storage::activation> h;
+  buffer<factor_of<last_storage>> h_factors;
+  buffer<scalar> h_rows;                                      ///< where h is packed otherwise than number by number
+  buffer<scalar> outputs;                                     ///< of whole experts, until they are added up
+  std::array<buffer<scalar>, as_size(Expert::first_maps)> z;  ///< what the first maps gave, if kept; then dz
+  buffer<scalar> dy, dy_lanes, dweight;                       ///< backward: weighted rows; rows in lanes; partial sums
+  std::array<buffer<scalar>, as_size(Expert::first_maps)> dz_lanes;
 };
 
 /// Up to here, and with no more numbers in all outputs, handing out tasks once instead of once a stage is worth its
@@ -66,11 +96,15 @@ template <MadeOfLinearMaps Expert>
 class grouped_rows {
 public:
   using scalar = typename Expert::scalar;
-  using storage = typename Expert::storage;
   using memory = grouped_memory<Expert>;
+  using first_storage = typename memory::first_storage;
+  using last_storage = typename memory::last_storage;
+  using full = full_precision<scalar>;
   using active_rows = typename memory::active_rows;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
+  /// Whether h is packed number by number, so that it can be written in its place at once.
+  static constexpr bool is_direct = packs_numbers<last_storage>;
 
   /// expert_of(e) is expert e.
   template <typename ExpertOf>
@@ -92,17 +126,27 @@ public:
 
   index_t hidden_width() const noexcept { return hidden_; }
   static kernel::row_blocks blocks_of(const row_range& own) { return {own.begin, own.size()}; }
-  kernel::packed_rows<storage> packed_inputs() const {
-    return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()};
+  kernel::packed_rows<first_storage> packed_inputs() const { return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()}; }
+  /// What the last map reads: hidden units, or without first maps the inputs.
+  kernel::packed_rows<last_storage> packed_hidden(const kernel::row_blocks& rows, index_t width) const {
+    auto packed = packed_numbers<last_storage>(m_.h, rows, width);
+    if constexpr (SumsInBlocks<last_storage>)
+      packed.factors = m_.h_factors.data() + (rows.first() - rows_.begin()) * packed.row_factors(hidden_);
+    return packed;
   }
-  /// Experts narrower than the widest leave the end of their rows' places unused.
-  template <typename Storage, typename Unit>
-  kernel::packed_rows<Storage> packed_hidden(buffer<Unit>& units, const kernel::row_blocks& rows, index_t width,
-                                             scalar* factors = nullptr) const {
+  /// Rows of hidden units in this storage. Experts narrower than the widest leave the end of their rows' places unused.
+  template <typename Storage>
+  kernel::packed_rows<Storage> packed_numbers(buffer<typename Storage::activation>& units,
+                                              const kernel::row_blocks& rows, index_t width) const {
     using packed = kernel::packed_rows<Storage>;
-    const index_t before = rows.first() - rows_.begin();
-    return {units.data() + before * packed::pitch(hidden_), factors == nullptr ? nullptr : factors + before, width,
-            rows.first()};
+    return {units.data() + (rows.first() - rows_.begin()) * packed::pitch(hidden_), nullptr, width, rows.first()};
+  }
+  /// L hidden units of one row as numbers: packed where the last map reads such, else row by row.
+  scalar* hidden_numbers(const kernel::row_blocks& rows, index_t b, index_t i, index_t p, index_t width) const {
+    if constexpr (is_direct)
+      return packed_numbers<full>(m_.h, rows, width).panel(rows, b, i, p);
+    else
+      return m_.h_rows.data() + (rows.begin(b) + i - rows_.begin()) * kernel::packed_rows<full>::pitch(hidden_) + p * lanes;
   }
 
   /// Cuts `units_of(own)` units of every active expert's rows into tasks of about equal work and runs body(task) for
@@ -152,7 +196,10 @@ public:
   }
 
   static index_t pairs_of(const Expert& expert) {
-    return maps == 2 ? expert.first_map(0).panels() : (expert.first_map(0).panels() + 1) / 2;
+    if constexpr (maps == 0)
+      return 0;
+    else
+      return maps == 2 ? expert.first_map(0).panels() : (expert.first_map(0).panels() + 1) / 2;
   }
 
 private:

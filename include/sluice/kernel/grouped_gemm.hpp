@@ -25,18 +25,12 @@ inline constexpr index_t second_level_bytes = 512 * 1024 / 5 * 4;
 /// 18 KB of stack.
 template <typename Storage>
 inline constexpr index_t chunk_blocks = [] {
-  constexpr auto element = static_cast<index_t>(sizeof(typename Storage::element));
   constexpr auto unit = static_cast<index_t>(sizeof(typename Storage::activation));
-  constexpr index_t part = k_block * tile_vectors * simd_width<typename Storage::scalar> * Storage::group * element;
-  return (second_level_bytes - 2 * part) / (tile_rows * k_block * unit);
+  constexpr index_t most = (second_level_bytes - 2 * tile_vectors * Storage::bytes(k_block)) / (tile_rows * k_block * unit);
+  return most;
 }();
 
 namespace detail {
-
-template <typename T>
-streams<const std::byte*> bytes_of(const streams<const T*>& at) noexcept {
-  return {reinterpret_cast<const std::byte*>(at[0]), reinterpret_cast<const std::byte*>(at[1])};
-}
 
 template <typename T, std::size_t N>
 std::array<T*, N> advance(std::array<T*, N> at, index_t by) noexcept {
@@ -46,43 +40,44 @@ std::array<T*, N> advance(std::array<T*, N> at, index_t by) noexcept {
 
 /// multiply_panels for Pairs pairs from q on.
 template <typename Storage, int Pairs, typename PanelsOf, typename Epilogue>
-void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index_t first, index_t last, index_t q,
-                    const PanelsOf& panels_of, const Epilogue& epilogue) {
+void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t first,
+                    index_t last, index_t q, const PanelsOf& panels_of, const Epilogue& epilogue) {
   using scalar = typename Storage::scalar;
-  using sum_t = typename Storage::sum::value_type;
   constexpr int vectors = Pairs * tile_vectors;
   constexpr index_t lanes = simd_width<scalar>;
-  constexpr index_t step_size = lanes * Storage::group;
-  alignas(64) sum_t sums[as_size(chunk_blocks<Storage> * tile_rows * tile_vectors * lanes)];
+  alignas(64) scalar sums[as_size(chunk_blocks<Storage> * tile_rows * tile_vectors * lanes)];
   const index_t vector_sums = rows.height() * lanes;
   const auto sums_of = [&](index_t b) {
-    streams<sum_t*, vectors> at;
+    streams<scalar*, vectors> at;
     for (int v = 0; v < vectors; ++v)
       at[static_cast<std::size_t>(v)] = sums + ((b - first) * vectors + v) * vector_sums;
     return at;
   };
-  streams<const typename Storage::element*, vectors> weights;
+  streams<const std::byte*, vectors> weights;
   for (int i = 0; i < Pairs; ++i) std::ranges::copy(panels_of(q + i), weights.begin() + i * tile_vectors);
   const index_t steps = packed_rows<Storage>::steps(x.inputs);
   for (index_t k = 0; k < steps; k += k_block) {
     tile_operands<Storage, vectors> t;
     t.inner = lanes;
     t.steps = (std::min)(k_block, steps - k);
-    t.weights = advance(weights, k * step_size);
+    for (std::size_t v = 0; v < as_size(vectors); ++v) t.weights[v] = storage.at(weights[v] + Storage::bytes(k));
     t.accumulate = k > 0;
     streams<const std::byte*> coming{};
     prefetch_ahead ahead;
     index_t share = 0;
     if constexpr (Pairs == 1) {
       const bool more = k + k_block < steps;
-      coming = bytes_of(more ? advance(weights, (k + k_block) * step_size) : panels_of(q + 1));
-      share = (std::min)(k_block, more ? steps - k - k_block : steps) * step_size *
-              static_cast<index_t>(sizeof(typename Storage::element)) / (last - first);
+      coming = more ? advance(weights, Storage::bytes(k + k_block)) : panels_of(q + 1);
+      share = Storage::bytes((std::min)(k_block, more ? steps - k - k_block : steps)) / (last - first);
       ahead.stride = (share + t.steps - 1) / t.steps;
     }
     for (index_t b = first; b < last; ++b) {
       t.jump = rows.size(b) * lanes;
       t.a = x.block(rows, b) + k * rows.size(b);
+      if constexpr (SumsInBlocks<Storage>) {
+        t.factor_jump = packed_rows<Storage>::row_factors(x.inputs);
+        t.factors = x.factors_of(rows.begin(b)) + k / Storage::block;
+      }
       t.sums = sums_of(b);
       ahead.from = advance(coming, (b - first) * share);
       run_tile<Storage, forward_order<scalar>>(rows.size(b), t, ahead);
@@ -90,20 +85,8 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
   }
   for (index_t b = first; b < last; ++b)
     for (int i = 0; i < Pairs; ++i) {
-      streams<sum_t*> at;
-      std::ranges::copy_n(sums_of(b).begin() + i * tile_vectors, tile_vectors, at.begin());
-      if constexpr (std::same_as<sum_t, scalar> && !scales_rows<Storage>) {
-        epilogue(b, q + i, streams<const scalar*>{at[0], at[1]});
-      } else {
-        alignas(64) scalar numbers[as_size(tile_vectors)][as_size(tile_rows * lanes)];
-        for (std::size_t v = 0; v < tile_vectors; ++v)
-          for (index_t r = 0; r < rows.size(b); ++r) {
-            simd<scalar> y = Storage::finish(Storage::sum::load_unaligned(at[v] + r * lanes));
-            if constexpr (scales_rows<Storage>) y = y * simd<scalar>(x.factors[rows.begin(b) + r - x.row0]);
-            store<scalar>(numbers[v] + r * lanes, y);
-          }
-        epilogue(b, q + i, streams<const scalar*>{numbers[0], numbers[1]});
-      }
+      const auto at = sums_of(b);
+      epilogue(b, q + i, streams<const scalar*>{at[as_size(2 * i)], at[as_size(2 * i + 1)]});
     }
 }
 
@@ -113,8 +96,8 @@ void multiply_pairs(const packed_rows<Storage>& x, const row_blocks& rows, index
 /// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
 /// panels_of(end) is what will be used next, and is only prefetched.
 template <typename Storage, typename PanelsOf, typename Epilogue>
-void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, index_t begin, index_t end,
-                     const PanelsOf& panels_of, const Epilogue& epilogue) {
+void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t begin,
+                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
   const index_t most = pairs_at_once(rows.height());
   const index_t chunks = (rows.count() + chunk_blocks<Storage> - 1) / chunk_blocks<Storage>;
   for (index_t chunk = 0; chunk < chunks; ++chunk) {
@@ -123,13 +106,13 @@ void multiply_panels(const packed_rows<Storage>& x, const row_blocks& rows, inde
     for (index_t q = begin; q < end;) {
       const index_t left = end - q;
       if (most >= 4 && left >= 4) {
-        detail::multiply_pairs<Storage, 4>(x, rows, first, last, q, panels_or_next, epilogue);
+        detail::multiply_pairs<Storage, 4>(storage, x, rows, first, last, q, panels_or_next, epilogue);
         q += 4;
       } else if (most >= 2 && left >= 2) {
-        detail::multiply_pairs<Storage, 2>(x, rows, first, last, q, panels_or_next, epilogue);
+        detail::multiply_pairs<Storage, 2>(storage, x, rows, first, last, q, panels_or_next, epilogue);
         q += 2;
       } else {
-        detail::multiply_pairs<Storage, 1>(x, rows, first, last, q, panels_or_next, epilogue);
+        detail::multiply_pairs<Storage, 1>(storage, x, rows, first, last, q, panels_or_next, epilogue);
         q += 1;
       }
     }
@@ -147,39 +130,51 @@ struct lane_rows {
   Scalar* group(index_t g) const noexcept { return numbers + g * cols * lanes; }
 };
 
-/// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, for `groups` groups of rows of dy.
-template <typename Scalar>
-void multiply_transposed(const linear_map<full_precision<Scalar>>& w, index_t begin, index_t end,
-                         const lane_rows<Scalar>& dy, index_t first_group, index_t groups, Scalar* sums,
-                         bool accumulate) {
+/// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, 4 L at most, for `groups` groups of rows
+/// of dy. Weights of another storage are decoded first, some panels at a time.
+template <typename Map, typename Scalar>
+void multiply_transposed(const Map& w, index_t begin, index_t end, const lane_rows<Scalar>& dy, index_t first_group,
+                         index_t groups, Scalar* sums, bool accumulate) {
   using storage = full_precision<Scalar>;
   constexpr index_t lanes = simd_width<Scalar>;
+  constexpr bool is_decoded = !sluice::detail::is_trainable_storage<typename Map::storage>;
   // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out.
   constexpr index_t panels_at_once = 8;
   alignas(64) Scalar spare[as_size(tile_rows * lanes)];
+  alignas(64) Scalar decoded[as_size(is_decoded ? panels_at_once * 4 * lanes * lanes : 1)];
   const index_t count = end - begin;
   const index_t tiles = (count + tile_rows - 1) / tile_rows;
   const index_t height = (count + tiles - 1) / tiles;
-  const index_t panel_size = w.weight().layout().panel_size();
+  const auto numbers = [&](index_t p) { return reinterpret_cast<const Scalar*>(w.panel(p)) + begin * lanes; };
   for (index_t p = 0; p < w.panels(); p += panels_at_once) {
     tile_operands<storage> t;
     t.inner = lanes;
-    t.jump = panel_size;
     t.steps = (std::min)(panels_at_once * lanes, w.outputs() - p * lanes);
     t.accumulate = accumulate || p > 0;
     const index_t coming_panels = (std::min)(panels_at_once, w.panels() - p - panels_at_once);
+    const Scalar* weights = decoded;
+    if constexpr (is_decoded) {
+      t.jump = count * lanes;
+      for (index_t q = 0; q * lanes < t.steps; ++q)
+        w.format().decode(w.panel(p + q), begin, end, decoded + q * count * lanes);
+    } else {
+      t.jump = w.panels() > 1 ? numbers(1) - numbers(0) : 0;
+      weights = numbers(p);
+    }
     for (index_t i = 0; i < count; i += height) {
-      t.a = w.panel(p) + (begin + i) * lanes;
-      for (index_t q = 0; q < coming_panels; ++q)  // the same inputs of the panels that come next
+      t.a = weights + i * lanes;
+      for (index_t q = 0; !is_decoded && q < coming_panels; ++q)  // the same inputs of the panels that come next
         for (index_t line = 0; line < (std::min)(height, count - i); ++line)
-          prefetch(w.panel(p + panels_at_once + q) + (begin + i + line) * lanes);
+          prefetch(numbers(p + panels_at_once + q) + (i + line) * lanes);
       for (index_t g = 0; g < groups; g += tile_vectors) {
         const bool both = g + 1 < groups;
         const Scalar* rows = dy.group(first_group + g) + p * lanes * lanes;
-        t.weights = {rows, both ? rows + dy.cols * lanes : rows};
+        t.weights = {typename storage::cursor{rows}, typename storage::cursor{both ? rows + dy.cols * lanes : rows}};
         Scalar* out = sums + (g * count + i) * lanes;
         t.sums = {out, both ? out + count * lanes : spare};
-        run_tile<storage, forward_order<Scalar>>((std::min)(height, count - i), t, {detail::bytes_of(t.weights), 0});
+        const streams<const std::byte*> here{reinterpret_cast<const std::byte*>(t.weights[0].address),
+                                             reinterpret_cast<const std::byte*>(t.weights[1].address)};
+        run_tile<storage, forward_order<Scalar>>((std::min)(height, count - i), t, {here, 0});
       }
     }
   }
@@ -192,6 +187,7 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
                          const streams<packed_rows<full_precision<Scalar>>>& dy, const streams<index_t>& panel,
                          const streams<Scalar*>& gradient) {
   using storage = full_precision<Scalar>;
+  if (gradient[0] == nullptr && gradient[1] == nullptr) return;
   constexpr index_t lanes = simd_width<Scalar>;
   constexpr int height = lanes <= tile_rows ? static_cast<int>(lanes) : static_cast<int>(lanes) / 2;
   alignas(64) Scalar spare[as_size(tile_vectors)][as_size(height * lanes)];
@@ -202,8 +198,9 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
     t.inner = size;
     t.jump = size * packed_rows<storage>::pitch(x.inputs);
     t.steps = size * blocks;
-    t.weights = {dy[0].panel(rows, b, 0, panel[0]), dy[1].panel(rows, b, 0, panel[1])};
-    t.weight_jump = size * (packed_rows<storage>::pitch(dy[0].inputs) - lanes);
+    t.weights = {typename storage::cursor{dy[0].panel(rows, b, 0, panel[0])},
+                 typename storage::cursor{dy[1].panel(rows, b, 0, panel[1])}};
+    t.weight_gap = size * (packed_rows<storage>::pitch(dy[0].inputs) - lanes);
     t.sums = sums;
     t.accumulate = true;
     const streams<const std::byte*> ahead{reinterpret_cast<const std::byte*>(sums[0] + height * lanes),

@@ -4,30 +4,74 @@
 ///   W [out,in]   panel p holds the weights to outputs p L .. p L + L - 1 (kernel/storage.hpp)
 ///
 /// There is one copy of the weights, the panels; a gradient lies in panels too. Reading and writing by element or as a
-/// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16>() converts. Initial values: normal with
-/// deviation 1/sqrt(in).
+/// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16_storage>() converts. Initial values: normal
+/// with deviation 1/sqrt(in).
+///
+/// Kernels ask for no more than a PanelledMap, which may be a view: shared by experts, a part of another map, memory of a
+/// file. linear_map_view is one; a view of panels first .. of a map, or of the first inputs only, is a smaller map.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
+#include <sluice/kernel/encoded_matrix.hpp>
 #include <sluice/kernel/storage.hpp>
 
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
 
+/// What the products of a map read; a reference to one is one too.
+template <typename M>
+concept PanelledMap = WeightStorage<typename std::remove_cvref_t<M>::storage> &&
+    requires(const std::remove_cvref_t<M>& map) {
+  { map.inputs() } -> std::convertible_to<index_t>;
+  { map.outputs() } -> std::convertible_to<index_t>;
+  { map.panels() } -> std::convertible_to<index_t>;
+  { map.panel(index_t()) } -> std::same_as<const std::byte*>;
+  { map.format() } -> std::convertible_to<typename std::remove_cvref_t<M>::storage>;
+};
+
+/// Panels that belong to somebody else. The last panel holds outputs that are not asked for, or zeros.
+template <WeightStorage Storage>
+struct linear_map_view {
+  using storage = Storage;
+
+  const std::byte* first_panel = nullptr;
+  index_t panel_bytes = 0;  ///< from one panel to the next
+  index_t out = 0;
+  index_t in = 0;
+  SLUICE_NO_UNIQUE_ADDRESS Storage stored{};
+
+  index_t inputs() const noexcept { return in; }
+  index_t outputs() const noexcept { return out; }
+  index_t panels() const noexcept { return (out + lanes - 1) / lanes; }
+  const std::byte* panel(index_t p) const noexcept { return first_panel + p * panel_bytes; }
+  const Storage& format() const noexcept { return stored; }
+
+  /// The first inputs of the outputs from panel `first` on. Throws std::invalid_argument if the map has not as many.
+  linear_map_view part(index_t first, index_t outputs, index_t inputs) const {
+    if (first < 0 || outputs < 0 || inputs < 0 || first * lanes + outputs > out || inputs > in)
+      throw_invalid("a map [", out, ", ", in, "] has no part [", outputs, ", ", inputs, "] from output ", first * lanes);
+    return {panel(first), panel_bytes, outputs, inputs, stored};
+  }
+
+private:
+  static constexpr index_t lanes = kernel::simd_width<typename Storage::scalar>;
+};
+
 template <WeightStorage Storage>
 class linear_map {
 public:
   using storage = Storage;
   using scalar = typename Storage::scalar;
-  using element = typename Storage::element;
-  using weight_type = parameter<scalar, element>;
+  using weight_type = typename detail::weight_of<Storage>::type;
 
   linear_map() = default;
-  linear_map(index_t outputs, index_t inputs)
-      : weight_({outputs, inputs}, parameter_role::weight,
-                initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0),
-                panels_of<Storage>) {}
+  linear_map(index_t outputs, index_t inputs, Storage format = {})
+      : weight_(detail::weight_of<Storage>::make(
+            outputs, inputs, initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0),
+            format)),
+        format_(format),
+        panel_bytes_(detail::panel_bytes<Storage>(inputs)) {}
 
   index_t inputs() const noexcept { return weight_.cols(); }
   index_t outputs() const noexcept { return weight_.rows(); }
@@ -35,20 +79,29 @@ public:
   weight_type& weight() noexcept { return weight_; }
   const weight_type& weight() const noexcept { return weight_; }
 
-  index_t panels() const noexcept { return weight_.layout().panel_count(); }
-  const element* panel(index_t p) const noexcept { return weight_.data() + p * weight_.layout().panel_size(); }
-  /// Panel p of the gradient. The gradient must exist (ensure_gradients).
-  scalar* gradient_panel(index_t p) noexcept { return weight_.gradient().data() + p * weight_.layout().panel_size(); }
+  const Storage& format() const noexcept { return format_; }
+  index_t panels() const noexcept { return (outputs() + lanes - 1) / lanes; }
+  const std::byte* panel(index_t p) const noexcept {
+    return reinterpret_cast<const std::byte*>(weight_.data()) + p * panel_bytes_;
+  }
+  linear_map_view<Storage> view() const noexcept { return {panel(0), panel_bytes_, outputs(), inputs(), format_}; }
+
+  /// Panel p of the gradient; null if there is none, as of frozen weights.
+  scalar* gradient_panel(index_t p) noexcept {
+    if constexpr (detail::is_trainable_storage<Storage>) {
+      if (!weight_.has_gradient()) return nullptr;
+      return weight_.gradient().data() + p * weight_.layout().panel_size();
+    } else {
+      return nullptr;
+    }
+  }
 
   /// The same map with its weights rounded to another storage. Throws std::invalid_argument if nobody has set them.
   template <WeightStorage Other>
-  linear_map<Other> stored_as() const {
+  linear_map<Other> stored_as(Other format = {}) const {
     check_initialized(weight_, "weight");
-    linear_map<Other> other(outputs(), inputs());
-    other.weight().fill([&](index_t i) {
-      return static_cast<typename Other::scalar>(
-          to_number(weight_.data()[weight_.layout().place(i / inputs(), i % inputs())]));
-    });
+    linear_map<Other> other(outputs(), inputs(), format);
+    detail::reencode(*this, other);
     return other;
   }
 
@@ -58,7 +111,13 @@ public:
   }
 
 private:
+  static constexpr index_t lanes = kernel::simd_width<scalar>;
+
   weight_type weight_;
+  SLUICE_NO_UNIQUE_ADDRESS Storage format_{};
+  index_t panel_bytes_ = 0;
 };
+
+static_assert(PanelledMap<linear_map<full_precision<float>>> && PanelledMap<linear_map_view<bfloat16_storage>>);
 
 }  // namespace sluice::inline SLUICE_ISA

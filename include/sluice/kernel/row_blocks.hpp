@@ -43,16 +43,27 @@ template <typename Storage>
 struct packed_rows {
   using activation = typename Storage::activation;
   using scalar = typename Storage::scalar;
+  using factor = sluice::detail::factor_of<Storage>;
   static constexpr index_t lanes = simd_width<scalar>;
 
   activation* units = nullptr;
-  scalar* factors = nullptr;  ///< [rows] what outputs of a row are multiplied by, if the policy scales rows
+  factor* factors = nullptr;  ///< [rows][blocks] of a storage with partial sums
   index_t inputs = 0;
   index_t row0 = 0;  ///< the row of the batch that lies at `units`
 
-  static index_t steps(index_t inputs) noexcept { return (inputs + Storage::group - 1) / Storage::group; }
+  /// Steps that this many inputs take: whole blocks, if sums are partial before.
+  static index_t steps(index_t inputs) noexcept {
+    const index_t some = (inputs + Storage::group - 1) / Storage::group;
+    return SumsInBlocks<Storage> ? blocks(inputs) * Storage::block : some;
+  }
+  static index_t blocks(index_t inputs) noexcept {
+    constexpr index_t block_inputs = Storage::group * Storage::block;
+    return (inputs + block_inputs - 1) / block_inputs;
+  }
   /// Units of a row in memory.
   static index_t pitch(index_t inputs) noexcept { return (steps(inputs) + lanes - 1) / lanes * lanes; }
+  /// Factors of a row.
+  static index_t row_factors(index_t inputs) noexcept { return SumsInBlocks<Storage> ? blocks(inputs) : 0; }
 
   activation* block(const row_blocks& rows, index_t b) const noexcept {
     return units + (rows.begin(b) - row0) * pitch(inputs);
@@ -61,32 +72,50 @@ struct packed_rows {
   activation* panel(const row_blocks& rows, index_t b, index_t row, index_t p) const noexcept {
     return block(rows, b) + (p * rows.size(b) + row) * lanes;
   }
+  factor* factors_of(index_t row) const noexcept { return factors + (row - row0) * row_factors(inputs); }
 };
 
 namespace detail {
 
-template <typename Storage>
-inline constexpr bool scales_rows = requires(const typename Storage::scalar* x) {
-  Storage::row_scale(x, index_t(1));
-};
-
 /// One panel of one row: units of the inputs from `begin` on, zero past the last.
 template <typename Storage>
-void pack_panel(const typename Storage::scalar* x, index_t begin, index_t inputs, typename Storage::scalar factor,
-                typename Storage::activation* out) noexcept {
+void pack_panel(const Storage& storage, const typename Storage::scalar* x, index_t begin, index_t inputs,
+                typename Storage::scalar factor, typename Storage::activation* out) noexcept {
   using scalar = typename Storage::scalar;
   constexpr index_t lanes = simd_width<scalar>;
-  if constexpr (std::same_as<typename Storage::activation, scalar>) {
+  if constexpr (sluice::detail::packs_numbers<Storage>) {
     if (begin + lanes <= inputs) {
       store<scalar>(out, simd<scalar>(factor) * load(x + begin));
       return;
     }
   }
   for (index_t u = 0; u < lanes; ++u) {
-    scalar group[Storage::group] = {};
+    scalar group[as_size(Storage::group)] = {};
     const index_t from = begin + u * Storage::group;
     for (index_t g = 0; g < Storage::group && from + g < inputs; ++g) group[g] = x[from + g];
-    out[u] = Storage::pack(group, factor);
+    out[u] = storage.pack(group, factor);
+  }
+}
+
+/// One row in blocks with factors.
+template <typename Storage>
+void pack_row(const Storage& storage, const packed_rows<Storage>& to, const row_blocks& rows, index_t b, index_t row,
+              const typename Storage::scalar* x, typename Storage::scalar factor) noexcept {
+  using scalar = typename Storage::scalar;
+  constexpr index_t lanes = simd_width<scalar>, block_inputs = Storage::group * Storage::block;
+  scalar last[as_size(block_inputs)];
+  typename Storage::activation units[as_size(Storage::block)];
+  for (index_t k = 0; k < packed_rows<Storage>::blocks(to.inputs); ++k) {
+    const scalar* from = x + k * block_inputs;
+    if (const index_t count = to.inputs - k * block_inputs; count < block_inputs) {
+      std::fill(std::copy_n(from, count, last), last + block_inputs, scalar(0));
+      from = last;
+    }
+    to.factors_of(rows.begin(b) + row)[k] = storage.pack_block(from, factor, units);
+    for (index_t u = 0; u < Storage::block; ++u) {
+      const index_t step = k * Storage::block + u;
+      to.panel(rows, b, row, step / lanes)[step % lanes] = units[u];
+    }
   }
 }
 
@@ -94,27 +123,27 @@ void pack_panel(const typename Storage::scalar* x, index_t begin, index_t inputs
 
 /// Packs block b of an expert: row_of(i) points to the inputs of row i of the batch, scale_of(i) is their factor.
 template <typename Storage, typename RowOf, typename ScaleOf>
-void pack_block(const packed_rows<Storage>& to, const row_blocks& rows, index_t b, RowOf&& row_of, ScaleOf&& scale_of) {
+void pack_block(const Storage& storage, const packed_rows<Storage>& to, const row_blocks& rows, index_t b,
+                RowOf&& row_of, ScaleOf&& scale_of) {
   using scalar = typename Storage::scalar;
   const index_t size = rows.size(b);
-  std::array<const scalar*, tile_rows> from;
-  std::array<scalar, tile_rows> factor;
-  for (index_t i = 0; i < size; ++i) {
-    const auto r = static_cast<std::size_t>(i);
-    from[r] = row_of(rows.begin(b) + i);
-    factor[r] = scale_of(rows.begin(b) + i);
-    if constexpr (detail::scales_rows<Storage>) {
-      const scalar scale = Storage::row_scale(from[r], to.inputs);
-      to.factors[rows.begin(b) + i - to.row0] = scale * factor[r];
-      factor[r] = scale == scalar(0) ? scalar(0) : 1 / scale;
-    }
-  }
-  constexpr index_t panel_inputs = packed_rows<Storage>::lanes * Storage::group;
-  const index_t panels = packed_rows<Storage>::pitch(to.inputs) / packed_rows<Storage>::lanes;
-  for (index_t p = 0; p < panels; ++p)
+  if constexpr (SumsInBlocks<Storage>) {
     for (index_t i = 0; i < size; ++i)
-      detail::pack_panel<Storage>(from[static_cast<std::size_t>(i)], p * panel_inputs, to.inputs,
-                                  factor[static_cast<std::size_t>(i)], to.panel(rows, b, i, p));
+      detail::pack_row(storage, to, rows, b, i, row_of(rows.begin(b) + i), scale_of(rows.begin(b) + i));
+  } else {
+    std::array<const scalar*, tile_rows> from;
+    std::array<scalar, tile_rows> factor;
+    for (index_t i = 0; i < size; ++i) {
+      from[as_size(i)] = row_of(rows.begin(b) + i);
+      factor[as_size(i)] = scale_of(rows.begin(b) + i);
+    }
+    constexpr index_t panel_inputs = packed_rows<Storage>::lanes * Storage::group;
+    const index_t panels = packed_rows<Storage>::pitch(to.inputs) / packed_rows<Storage>::lanes;
+    for (index_t p = 0; p < panels; ++p)
+      for (index_t i = 0; i < size; ++i)
+        detail::pack_panel(storage, from[as_size(i)], p * panel_inputs, to.inputs, factor[as_size(i)],
+                           to.panel(rows, b, i, p));
+  }
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel

@@ -17,6 +17,7 @@
 /// 1 registers are there, 8 for one row or two, 4 for up to six (of 32).
 ///
 /// Every sum is one chain along k, whatever the height of the tile: a row's result does not depend on its neighbours.
+/// Where a storage has partial sums they are what stays in registers, and after every block of steps they go into `sums`.
 ///
 /// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts. One
 /// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further
@@ -49,16 +50,17 @@ constexpr index_t pairs_at_once(index_t rows) noexcept {
   return pairs;
 }
 
-/// How the broadcast operand lies in memory, in units of its elements.
-template <index_t Row, index_t Step>
+/// How the broadcast operand lies in memory, in units of its elements, and whether streams have gaps between runs.
+template <index_t Row, index_t Step, bool Gaps>
 struct operand_order {
   static constexpr index_t row = Row;
   static constexpr index_t step = Step;
+  static constexpr bool gaps = Gaps;
 };
 template <typename Scalar>
-using forward_order = operand_order<simd_width<Scalar>, 1>;
+using forward_order = operand_order<simd_width<Scalar>, 1, false>;
 template <typename Scalar>
-using transposed_order = operand_order<1, simd_width<Scalar>>;
+using transposed_order = operand_order<1, simd_width<Scalar>, true>;
 
 template <typename Pointer, int Vectors = tile_vectors>
 using streams = std::array<Pointer, static_cast<std::size_t>(Vectors)>;
@@ -75,37 +77,92 @@ struct prefetch_ahead {
 /// Where the operands of a tile lie.
 template <typename Storage, int Vectors = tile_vectors>
 struct tile_operands {
-  using activation = typename Storage::activation;
-  using element = typename Storage::element;
+  using scalar = typename Storage::scalar;
 
-  const activation* a = nullptr;
+  const typename Storage::activation* a = nullptr;
   index_t jump = 0;   ///< distance of a between runs of `inner` steps
   index_t inner = 0;  ///< steps of a run
-  streams<const element*, Vectors> weights{};
-  index_t weight_jump = 0;  ///< what a stream skips after a run of `inner` steps; 0 where it is contiguous
+  streams<typename Storage::cursor, Vectors> weights{};
+  index_t weight_gap = 0;  ///< elements that a stream skips after a run of `inner` steps, in an order with gaps
   index_t steps = 0;
-  streams<typename Storage::sum::value_type*, Vectors> sums{};  ///< [rows][lanes] of each stream
+  const sluice::detail::factor_of<Storage>* factors = nullptr;  ///< of the first row and block, with partial sums
+  index_t factor_jump = 0;                                      ///< distance of factors between rows
+  streams<scalar*, Vectors> sums{};                             ///< [rows][lanes] of each stream
   bool accumulate = false;                                      ///< start from what sums hold, not from zero
 };
 
 namespace detail {
 
+/// The sums of a tile between its steps: in registers, from the first step to the last.
+template <typename Storage, int Rows, int Vectors>
+struct tile_sums {
+  using vector = simd<typename Storage::scalar>;
+  using operands = tile_operands<Storage, Vectors>;
+  static constexpr std::size_t rows = as_size(Rows), vectors = as_size(Vectors);
+  static constexpr index_t lanes = simd_width<typename Storage::scalar>;
+
+  vector of[rows][vectors];
+
+  void begin(const operands& t) noexcept {
+    if (t.accumulate) {
+      SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) of[i][v] = load(t.sums[v] + index_t(i) * lanes);
+    } else {
+      SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) of[i][v] = vector(typename Storage::scalar(0));
+    }
+  }
+  void before_step(const operands&, typename Storage::cursor*) noexcept {}
+  void after_step(const operands&, const typename Storage::cursor*) noexcept {}
+  void end(const operands& t) noexcept {
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+        store<typename Storage::scalar>(t.sums[v] + index_t(i) * lanes, of[i][v]);
+  }
+};
+
+/// Partial sums: for a block in registers, while what the blocks before have come to waits in memory.
+template <SumsInBlocks Storage, int Rows, int Vectors>
+struct tile_sums<Storage, Rows, Vectors> {
+  using scalar = typename Storage::scalar;
+  using operands = tile_operands<Storage, Vectors>;
+  static constexpr std::size_t rows = as_size(Rows), vectors = as_size(Vectors);
+  static constexpr index_t lanes = simd_width<scalar>;
+
+  typename Storage::partial of[rows][vectors];
+  index_t left = 0;   ///< steps of the block at hand
+  index_t block = 0;  ///< its number
+
+  void begin(const operands& t) noexcept {
+    if (t.accumulate) return;
+    for (std::size_t v = 0; v < vectors; ++v) std::fill_n(t.sums[v], Rows * lanes, scalar(0));
+  }
+  void before_step(const operands& t, typename Storage::cursor* w) noexcept {
+    if (left > 0) return;
+    left = Storage::block;
+    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].enter();
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+        of[i][v] = Storage::start(t.factors[index_t(i) * t.factor_jump + block]);
+  }
+  void after_step(const operands& t, const typename Storage::cursor* w) noexcept {
+    if (--left > 0) return;
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
+        scalar* const sums = t.sums[v] + index_t(i) * lanes;
+        store<scalar>(sums, w[v].finish(of[i][v], t.factors[index_t(i) * t.factor_jump + block], load(sums)));
+      }
+    ++block;
+  }
+  void end(const operands&) noexcept {}
+};
+
 template <typename Storage, typename Order, int Rows, int Vectors>
 void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead) noexcept {
-  using sum_t = typename Storage::sum;
-  constexpr index_t lanes = static_cast<index_t>(sum_t::size);
   constexpr std::size_t rows = as_size(Rows), vectors = as_size(Vectors);
-  sum_t sums[rows][vectors];
-  if (t.accumulate) {
-    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
-      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-        sums[i][v] = sum_t::load_unaligned(t.sums[v] + index_t(i) * lanes);
-  } else {
-    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
-      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-        sums[i][v] = sum_t(0);
-  }
-  const typename Storage::element* w[vectors];
+  tile_sums<Storage, Rows, Vectors> sums;
+  sums.begin(t);
+  typename Storage::cursor w[vectors];
   SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] = t.weights[v];
   [[maybe_unused]] streams<const std::byte*> next = ahead.from;
   const typename Storage::activation* run = t.a;
@@ -113,28 +170,27 @@ void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead)
     const index_t count = (std::min)(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
     for (index_t k = 0; k < count; ++k) {
-      typename Storage::vector weights[vectors];
+      sums.before_step(t, w);
+      std::remove_cvref_t<decltype(w[0].next())> weights[vectors];
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
-        weights[v] = Storage::load(w[v]);
-        w[v] += lanes * Storage::group;
+        weights[v] = w[v].next();
         if constexpr (Vectors == tile_vectors) {
           prefetch(next[v]);
           next[v] += ahead.stride;
         } else if (k % 2 == 0) {
-          prefetch(reinterpret_cast<const std::byte*>(w[v]) + low_tile_ahead);
+          prefetch(reinterpret_cast<const std::byte*>(w[v].address) + low_tile_ahead);
         }
       }
       SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
         SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-          sums[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums[i][v]);
+          sums.of[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums.of[i][v]);
+      sums.after_step(t, w);
       a += Order::step;
     }
     run += t.jump;
-    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] += t.weight_jump;
+    if constexpr (Order::gaps) SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].address += t.weight_gap;
   }
-  SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
-    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-      sums[i][v].store_unaligned(t.sums[v] + index_t(i) * lanes);
+  sums.end(t);
 }
 
 template <typename Storage, typename Order, int Vectors>

@@ -4,6 +4,7 @@
 #include <sluice/core/half.hpp>
 #include <sluice/kernel/simd.hpp>
 
+#include <concepts>
 #include <cstdint>
 #include <cstring>
 
@@ -35,6 +36,12 @@ inline lane_words load_bits(const std::uint16_t* from) noexcept {
 }
 
 }  // namespace detail
+
+/// Numbers as they are, for code that loads any kind.
+template <std::floating_point Scalar>
+simd<Scalar> load_widened(const Scalar* from) noexcept {
+  return load(from);
+}
 
 inline simd<float> load_widened(const bfloat16* from) noexcept {
 #if defined(__AVX512BW__)

@@ -56,18 +56,18 @@ template <typename Expert, index_t D, index_t H>
 struct fixed_expert {
   using scalar = typename Expert::scalar;
   using storage = typename Expert::storage;
-  using element = typename storage::element;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr index_t maps = Expert::first_maps;
 
   static constexpr index_t panels(index_t outputs) { return (outputs + lanes - 1) / lanes; }
   template <index_t Outputs, index_t Inputs>
   struct map {
-    alignas(64) std::array<element, as_size(panels(Outputs) * lanes * Inputs)> weights{};
+    static constexpr index_t bytes = panel_bytes<storage>(Inputs);
+    alignas(64) std::array<std::byte, as_size(panels(Outputs) * bytes)> weights{};
 
-    const element* panel(index_t p) const noexcept { return weights.data() + p * lanes * Inputs; }
+    const std::byte* panel(index_t p) const noexcept { return weights.data() + p * bytes; }
     /// Panels 2q and 2q + 1; an odd last panel stands twice.
-    kernel::streams<const element*> pair(index_t q) const noexcept {
+    kernel::streams<const std::byte*> pair(index_t q) const noexcept {
       return {panel(2 * q), panel((std::min)(2 * q + 1, panels(Outputs) - 1))};
     }
   };
@@ -91,7 +91,7 @@ struct fixed_expert {
 
   static constexpr index_t first_pairs() { return maps == 2 ? panels(H) : (panels(H) + 1) / 2; }
   static constexpr index_t last_pairs() { return (panels(D) + 1) / 2; }
-  kernel::streams<const element*> first_pair(index_t q) const noexcept {
+  kernel::streams<const std::byte*> first_pair(index_t q) const noexcept {
     if constexpr (maps == 2)
       return {first[0].panel(q), first[1].panel(q)};
     else
@@ -106,8 +106,8 @@ struct fixed_expert {
 
   void assign(const Expert& from) {
     activation = fixed_activation<Expert>::of(from);
-    for (index_t m = 0; m < maps; ++m) copy(from.first_map(static_cast<int>(m)).weight(), first[as_size(m)].weights);
-    copy(from.last_map().weight(), last.weights);
+    for (index_t m = 0; m < maps; ++m) copy_panels(from.first_map(static_cast<int>(m)), first[as_size(m)].weights);
+    copy_panels(from.last_map(), last.weights);
     for (auto* bias : {&first_bias[0], &first_bias[as_size(maps) - 1], &hidden_scale}) bias->is_there = false;
     last_bias.is_there = false;
     Expert::visit_parameters(from, [&](std::string_view name, const auto& p) {
@@ -121,13 +121,13 @@ struct fixed_expert {
   }
 
 private:
-  template <typename Parameter, typename Numbers>
-  static void copy(const Parameter& from, Numbers& to) {
-    std::copy_n(from.data(), to.size(), to.begin());
+  template <std::size_t N>
+  static void copy_panels(const PanelledMap auto& from, std::array<std::byte, N>& to) {
+    std::copy_n(from.panel(0), N, to.begin());
   }
   template <typename Parameter, typename Vector>
   static void copy_vector(const Parameter& from, Vector& to) {
-    copy(from, to.numbers);
+    std::copy_n(from.data(), to.numbers.size(), to.numbers.begin());
     to.is_there = true;
   }
 };
@@ -140,7 +140,7 @@ class fixed_moe_layer {
   static_assert(D >= 1 && H >= 1 && E >= 1 && T >= 1 && 1 <= K && K <= E,
                 "sluice: fixed_moe_layer needs D, H, E, T >= 1 and 1 <= K <= E");
   using storage = typename Expert::storage;
-  static_assert(std::same_as<typename storage::activation, Scalar> && !kernel::detail::scales_rows<storage>,
+  static_assert(detail::packs_numbers<storage> && std::is_empty_v<storage>,
                 "sluice: fixed_moe_layer needs experts whose storage packs activations number by number");
   static_assert(shows_nan<linear_gate<Scalar>>);  // tokens that hold NaN are known by their logits
   using expert_type = detail::fixed_expert<Expert, D, H>;
@@ -261,7 +261,7 @@ private:
     const packed inputs{w.x.data(), nullptr, D, 0}, hidden{w.h.data(), nullptr, H, 0};
     for (index_t b = 0; b < rows.count(); ++b)
       kernel::pack_block(
-          inputs, rows, b, [&](index_t row) { return x + token(row) * D; }, [](index_t) { return Scalar(1); });
+          storage(), inputs, rows, b, [&](index_t row) { return x + token(row) * D; }, [](index_t) { return Scalar(1); });
 
     multiply(
         inputs, rows, expert_type::first_pairs(), [&](index_t q) { return expert.first_pair(q); },
@@ -298,7 +298,7 @@ private:
   static void multiply(const packed& x, const kernel::row_blocks& rows, index_t pairs, const PairOf& pair_of,
                        const Epilogue& epilogue) noexcept {
     kernel::multiply_panels<storage>(
-        x, rows, 0, pairs, [&](index_t q) { return pair_of((std::min)(q, pairs - 1)); }, epilogue);
+        storage(), x, rows, 0, pairs, [&](index_t q) { return pair_of((std::min)(q, pairs - 1)); }, epilogue);
   }
 
   alignas(64) std::array<Scalar, as_size(E * D)> gate_{};

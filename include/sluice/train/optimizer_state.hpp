@@ -51,14 +51,11 @@ consteval bool explain_optimized() {
   if constexpr (is_parameter<P>) {
     static_assert(std::same_as<typename P::scalar, Scalar>,
                   "sluice: the optimiser is for another scalar than the model: adamw<float> trains a model of float");
-    static_assert(!std::same_as<typename P::scalar, Scalar> || P::is_trainable,
-                  "sluice: the model has weights in a storage that is only read, such as bfloat16_storage: train with "
-                  "full_precision and convert afterwards with stored_as<Storage>()");
   }
   return true;
 }
 
-/// Calls f(key..., parameter); a parameter that f does not take is refused by a sentence.
+/// Calls f(key..., parameter); one of another scalar is refused by a sentence, weights that are only read are passed over.
 template <typename Scalar, typename F>
 auto for_optimized(F f) {
   return [f = std::move(f)](auto&&... key_and_parameter) {

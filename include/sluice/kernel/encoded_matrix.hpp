@@ -1,0 +1,171 @@
+/// A weight matrix that is only read, encoded in panels: what a linear map holds whose storage has no elements.
+///
+///   W [rows, cols]   panel p holds rows p L .. p L + L - 1, in whole blocks of columns, as the storage encodes them
+///
+/// It is visited like a parameter and is never learned: no gradient, nothing for an optimiser. What is written is
+/// rounded to what the storage can hold; fill and assign write all of it. Files hold its numbers as floats, row by row.
+#pragma once
+
+#include <sluice/core/parameter.hpp>
+#include <sluice/kernel/storage.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <WeightStorage Storage>
+class encoded_matrix {
+public:
+  using scalar = typename Storage::scalar;
+  using element = scalar;  ///< what it is read and written as
+  static constexpr bool is_trainable = false;
+
+  encoded_matrix() = default;
+  /// All zeros. Throws std::invalid_argument if a size is negative or too large.
+  encoded_matrix(index_t rows, index_t cols, initial_values initial = {}, Storage format = {})
+      : layout_(rows, cols, {lanes, block_columns}), format_(format), initial_(initial) {
+    panel_bytes_ = Storage::bytes(blocks() * Storage::block);
+    bytes_.assign(panels() * panel_bytes_, std::byte{0});
+    fill([](index_t) { return scalar(0); });
+    has_values_ = size() == 0 || initial.distribution == initial_values::kind::constant;
+  }
+
+  std::span<const index_t> shape() const noexcept { return shape_; }
+  index_t rows() const noexcept { return layout_.rows(); }
+  index_t cols() const noexcept { return layout_.cols(); }
+  index_t size() const noexcept { return rows() * cols(); }
+  parameter_role role() const noexcept { return parameter_role::weight; }
+  bool is_learned() const noexcept { return false; }
+  const initial_values& initial() const noexcept { return initial_; }
+  std::uint64_t id() const noexcept { return identity_.number(); }
+  void set_frozen(bool) noexcept {}
+  bool has_values() const noexcept { return has_values_; }
+
+  /// The panels as they lie.
+  std::span<const std::byte> value() const noexcept { return bytes_.span(); }
+  const std::byte* data() const noexcept { return bytes_.data(); }
+  std::byte* data() noexcept {
+    has_values_ = true;
+    return bytes_.data();
+  }
+
+  bool has_gradient() const noexcept { return false; }
+  void ensure_gradient() noexcept {}
+  std::span<const scalar> gradient() const noexcept { return {}; }
+  void zero_gradient() noexcept {}
+
+  /// Element i of the row-major order.
+  scalar number(index_t i) const noexcept {
+    std::array<scalar, as_size(lanes)> column;
+    format_.decode(panel(i / cols() / lanes), i % cols(), i % cols() + 1, column.data());
+    return column[as_size(i / cols() % lanes)];
+  }
+  /// Sets element i of the row-major order to f(i), rounded.
+  template <typename F>
+  void fill(F&& f) {
+    std::array<scalar, as_size(block_columns * lanes)> numbers;
+    for (index_t p = 0; p < panels(); ++p)
+      for (index_t first = 0; first < blocks() * block_columns; first += block_columns) {
+        for (index_t c = 0; c < block_columns; ++c)
+          for (index_t l = 0; l < lanes; ++l) {
+            const index_t row = p * lanes + l, col = first + c;
+            numbers[as_size(c * lanes + l)] = row < rows() && col < cols() ? static_cast<scalar>(f(row * cols() + col)) : 0;
+          }
+        format_.encode(numbers.data(), first, first + block_columns, bytes_.data() + p * panel_bytes_);
+      }
+    has_values_ = true;
+  }
+  /// Takes a matrix of the same shape. Throws std::invalid_argument for another shape.
+  void assign(const detail::input_ref<scalar>& values) {
+    if (values.rows() != rows() || values.cols() != cols())
+      throw_invalid("a weight [", rows(), ", ", cols(), "] cannot take [", values.rows(), ", ", values.cols(), "]");
+    fill([&](index_t i) { return values(i / cols(), i % cols()); });
+  }
+  matrix<scalar> to_matrix() const {
+    matrix<scalar> m(rows(), cols());
+    std::array<scalar, as_size(block_columns * lanes)> numbers;
+    for (index_t p = 0; p < panels(); ++p)
+      for (index_t first = 0; first < cols(); first += block_columns) {
+        const index_t last = (std::min)(first + block_columns, cols());
+        format_.decode(panel(p), first, last, numbers.data());
+        for (index_t l = 0; l < (std::min)(lanes, rows() - p * lanes); ++l)
+          for (index_t c = first; c < last; ++c) m(p * lanes + l, c) = numbers[as_size((c - first) * lanes + l)];
+      }
+    return m;
+  }
+  matrix<scalar> gradient_matrix() const { return matrix<scalar>::Zero(rows(), cols()); }
+
+private:
+  static constexpr index_t lanes = kernel::simd_width<scalar>;
+  static constexpr index_t block_columns = Storage::group * Storage::block;
+
+  index_t panels() const noexcept { return layout_.panel_count(); }
+  index_t blocks() const noexcept { return (cols() + block_columns - 1) / block_columns; }
+  const std::byte* panel(index_t p) const noexcept { return bytes_.data() + p * panel_bytes_; }
+
+  matrix_layout layout_;
+  std::array<index_t, 2> shape_{layout_.rows(), layout_.cols()};
+  SLUICE_NO_UNIQUE_ADDRESS Storage format_{};
+  initial_values initial_;
+  index_t panel_bytes_ = 0;
+  bool has_values_ = true;
+  buffer<std::byte> bytes_;
+  identity identity_;
+};
+
+namespace detail {
+
+template <typename Storage>
+inline constexpr bool is_parameter<encoded_matrix<Storage>> = true;
+
+/// Bytes of a panel of so many inputs.
+template <WeightStorage Storage>
+constexpr index_t panel_bytes(index_t inputs) {
+  constexpr index_t block_inputs = Storage::group * Storage::block;
+  return Storage::bytes((inputs + block_inputs - 1) / block_inputs * Storage::block);
+}
+
+/// What a linear map of this storage holds.
+template <typename Storage>
+struct weight_of {
+  using type = encoded_matrix<Storage>;
+  static type make(index_t outputs, index_t inputs, initial_values initial, const Storage& format) {
+    return {outputs, inputs, initial, format};
+  }
+};
+template <typename Storage>
+  requires requires { typename Storage::element; }
+struct weight_of<Storage> {
+  using type = parameter<typename Storage::scalar, typename Storage::element>;
+  static type make(index_t outputs, index_t inputs, initial_values initial, const Storage&) {
+    return {{outputs, inputs}, parameter_role::weight, initial, {kernel::simd_width<typename Storage::scalar>}};
+  }
+};
+
+/// The weights of one map rounded to the storage of another of the same shape.
+template <typename From, typename To>
+void reencode(const From& from, To& to) {
+  using from_scalar = typename From::scalar;
+  using to_scalar = typename To::scalar;
+  if constexpr (!std::same_as<from_scalar, to_scalar>) {
+    const matrix<from_scalar> numbers = from.weight().to_matrix();
+    to.weight().fill([&](index_t i) { return numbers.data()[i]; });
+  } else {
+    constexpr index_t lanes = kernel::simd_width<to_scalar>;
+    constexpr index_t block_inputs = To::storage::group * To::storage::block;
+    const index_t padded = (from.inputs() + block_inputs - 1) / block_inputs * block_inputs;
+    buffer<to_scalar> numbers(padded * lanes, to_scalar(0));
+    auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
+    for (index_t p = 0; p < from.panels(); ++p) {
+      from.format().decode(from.panel(p), 0, from.inputs(), numbers.data());
+      to.format().encode(numbers.data(), 0, padded, panels + p * panel_bytes<typename To::storage>(from.inputs()));
+    }
+  }
+}
+
+}  // namespace detail
+
+}  // namespace sluice::inline SLUICE_ISA
