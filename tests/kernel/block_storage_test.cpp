@@ -69,7 +69,7 @@ TEMPLATE_TEST_CASE("block storages: decoded weights encode to the same bytes, an
   CHECK(std::ranges::equal(full.stored_as<TestType>().weight().value(), once.weight().value()));
   CHECK(test::same_bits(once.template stored_as<full_precision<float>>().weight().to_matrix(), once.weight().to_matrix()));
   for (const index_t i : {0, 76, 77, 35 * 77 - 1})
-    CHECK(once.weight().number(i) == once.weight().to_matrix().data()[i]);
+    CHECK(once.weight().element_at(i) == once.weight().to_matrix().data()[i]);
 }
 
 TEMPLATE_TEST_CASE("block storages: known codes, of zero, ties, the smallest and the largest", "[kernel][storage]",

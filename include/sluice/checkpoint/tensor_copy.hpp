@@ -32,22 +32,23 @@ class tensor_copy {
 public:
   static constexpr index_t tile = 64;
 
-  template <std::floating_point Scalar, typename Element>
-  tensor_copy(parameter<Scalar, Element>& p, tensor_place where)
+  template <typename Parameter>
+    requires detail::is_parameter<Parameter>
+  tensor_copy(Parameter& p, tensor_place where)
       : place(std::move(where)),
         rows_(p.rows()),
         cols_(p.cols()),
-        element_type_(detail::file_type_of<Element>()),
-        element_size_(sizeof(Element)),
+        element_type_(detail::file_type_of<typename Parameter::element>()),
+        element_size_(sizeof(typename Parameter::element)),
         role_(p.role()),
         parameter_(&p),
-        read_(&read_block<parameter<Scalar, Element>>),
-        write_(&write_elements<parameter<Scalar, Element>>) {}
+        read_(&read_block<Parameter>),
+        write_(&write_elements<Parameter>) {}
 
   /// The same, only to be written to files.
-  template <std::floating_point Scalar, typename Element>
-  tensor_copy(const parameter<Scalar, Element>& p, tensor_place where)
-      : tensor_copy(const_cast<parameter<Scalar, Element>&>(p), std::move(where)) {}
+  template <typename Parameter>
+    requires detail::is_parameter<Parameter>
+  tensor_copy(const Parameter& p, tensor_place where) : tensor_copy(const_cast<Parameter&>(p), std::move(where)) {}
 
   tensor_place place;
   const tensor_info* from = nullptr;  ///< to read: a tensor of the place's shape, without an obstacle
@@ -111,8 +112,12 @@ private:
 
   template <typename Parameter, typename Cell, typename ReadRun>
   void read_tiles(index_t block, ReadRun&& read_run) const noexcept {
+    using element = typename Parameter::element;
     auto& p = *static_cast<Parameter*>(parameter_);
-    const matrix_layout& layout = p.layout();
+    // Weights in codes take whole tiles: until one is complete its numbers wait here.
+    constexpr bool waits = requires { p.assign_part(index_t(), index_t(), index_t(), nullptr); };
+    std::array<element, waits ? tile * tile : 1> waiting;
+    const matrix_layout layout = layout_to_read(p);
     const bool by_row = place.is_by_row(cols_);
     const index_t inner_stride = by_row ? place.col_stride : place.row_stride;
     const index_t outer_stride = by_row ? place.row_stride : place.col_stride;
@@ -121,10 +126,11 @@ private:
     std::array<index_t, tile> row_place;
     std::array<index_t, tile> col_place;
     std::array<Cell, 2 * tile> run;
-    for (index_t r = 0; r < row_count; ++r) row_place[static_cast<std::size_t>(r)] = layout.place_of_row(row0 + r);
+    for (index_t r = 0; r < row_count; ++r) row_place[as_size(r)] = layout.place_of_row(waits ? r : row0 + r);
     for (index_t col0 = 0; col0 < cols_; col0 += tile) {
       const index_t col_count = (std::min)(tile, cols_ - col0);
-      for (index_t c = 0; c < col_count; ++c) col_place[static_cast<std::size_t>(c)] = layout.place_of_column(col0 + c);
+      for (index_t c = 0; c < col_count; ++c) col_place[as_size(c)] = layout.place_of_column(waits ? c : col0 + c);
+      if constexpr (waits) waiting.fill(element{});
       const auto& inner_place = by_row ? col_place : row_place;
       const auto& outer_place = by_row ? row_place : col_place;
       const index_t inner_count = by_row ? col_count : row_count;
@@ -133,12 +139,26 @@ private:
       for (index_t o = 0; o < outer_count; ++o) {
         read_run(*from, first + o * outer_stride,
                  std::span(run).first(static_cast<std::size_t>((inner_count - 1) * inner_stride + 1)));
-        auto* const to = p.data() + outer_place[static_cast<std::size_t>(o)];
+        element* to;
+        if constexpr (waits)
+          to = waiting.data() + outer_place[as_size(o)];
+        else
+          to = p.data() + outer_place[as_size(o)];
         for (index_t i = 0; i < inner_count; ++i)
           to[inner_place[static_cast<std::size_t>(i)]] =
-              converted<typename Parameter::element>(run[static_cast<std::size_t>(i * inner_stride)]);
+              converted<element>(run[static_cast<std::size_t>(i * inner_stride)]);
       }
+      if constexpr (waits) p.assign_part(row0, col0, tile, waiting.data());
     }
+  }
+
+  /// Where the elements of a tile go: to their places in the parameter, or in panels of the tile's own.
+  template <typename Parameter>
+  static matrix_layout layout_to_read(const Parameter& p) noexcept {
+    if constexpr (requires { p.layout(); })
+      return p.layout();
+    else
+      return matrix_layout(tile, tile, {Parameter::lanes});
   }
 
   template <typename Element, typename Cell>
@@ -202,18 +222,29 @@ private:
   template <typename Parameter, typename Stored, typename Convert>
   void write_runs(index_t first, std::span<std::byte> out, Convert&& convert) const noexcept {
     const auto& p = *static_cast<const Parameter*>(parameter_);
-    const matrix_layout& layout = p.layout();
     const index_t last = first + static_cast<index_t>(out.size() / sizeof(Stored));
     place.for_each_run(rows_, cols_, first, last, [&](const tensor_place::run& run) {
-      const auto* const source =
-          p.data() + (run.along_row ? layout.place_of_row(run.row) : layout.place_of_column(run.col));
+      const auto element = [&, start = start_of(p, run)](index_t i) {
+        if constexpr (requires { p.layout(); })
+          return start[run.along_row ? p.layout().place_of_column(run.col + i) : p.layout().place_of_row(run.row + i)];
+        else
+          return p.element_at(run.along_row ? run.row * cols_ + run.col + i : (run.row + i) * cols_ + run.col);
+      };
       for (index_t i = 0; i < run.count; ++i) {
-        const Stored value =
-            convert(source[run.along_row ? layout.place_of_column(run.col + i) : layout.place_of_row(run.row + i)]);
+        const Stored value = convert(element(i));
         std::memcpy(out.data() + static_cast<std::size_t>(run.at + i * run.step) * sizeof(Stored), &value,
                     sizeof value);
       }
     });
+  }
+
+  /// Where the row or column of a run begins, of a parameter whose elements lie each in a place of its own.
+  template <typename Parameter>
+  static auto start_of(const Parameter& p, const tensor_place::run& run) noexcept {
+    if constexpr (requires { p.layout(); })
+      return p.data() + (run.along_row ? p.layout().place_of_row(run.row) : p.layout().place_of_column(run.col));
+    else
+      return nullptr;
   }
 
   /// Whole numbers that the parameter's type would round; empty if there are none.

@@ -150,6 +150,8 @@ public:
   /// Where element i of the row-major order lies in value() and gradient().
   index_t place(index_t i) const noexcept { return layout_.is_row_major() ? i : layout_.place(i / cols(), i % cols()); }
 
+  /// Element i of the row-major order.
+  Element element_at(index_t i) const noexcept { return values_[place(i)]; }
   /// Sets element i of the row-major order to f(i).
   template <typename F>
   void fill(F&& f) {

@@ -87,16 +87,24 @@ pending_copy make_copy(const tensor_info& from, Parameter& to) {
   return {&from, &to, [](const pending_copy& c) noexcept {
             using scalar = typename Parameter::scalar;
             auto& p = *static_cast<Parameter*>(c.to);
-            if constexpr (Parameter::is_trainable)
+            constexpr bool has_elements = requires { p.layout(); };
+            if constexpr (has_elements && Parameter::is_trainable)
               if (p.layout().is_row_major()) {
                 safetensors_reader::copy<scalar>(*c.from, p.value().first(static_cast<std::size_t>(p.size())));
                 return;
               }
-            for_each_piece<scalar>(p.size(), [&](index_t first, std::span<scalar> piece) {
-              safetensors_reader::copy<scalar>(*c.from, static_cast<std::size_t>(first), piece);
-              for (std::size_t i = 0; i < piece.size(); ++i)
-                p.data()[p.place(first + static_cast<index_t>(i))] = to_element<typename Parameter::element>(piece[i]);
-            });
+            if constexpr (has_elements)
+              for_each_piece<scalar>(p.size(), [&](index_t first, std::span<scalar> piece) {
+                safetensors_reader::copy<scalar>(*c.from, static_cast<std::size_t>(first), piece);
+                for (std::size_t i = 0; i < piece.size(); ++i)
+                  p.data()[p.place(first + static_cast<index_t>(i))] = to_element<typename Parameter::element>(piece[i]);
+              });
+            else
+              p.fill([&](index_t i) {
+                scalar value;
+                safetensors_reader::copy<scalar>(*c.from, static_cast<std::size_t>(i), std::span(&value, 1));
+                return value;
+              });
           }};
 }
 
@@ -105,9 +113,10 @@ template <typename Parameter>
 void read_parameter(const void* object, std::size_t first, std::span<std::byte> bytes) {
   using element = typename Parameter::element;
   const auto& p = *static_cast<const Parameter*>(object);
-  for (std::size_t i = 0; i < bytes.size() / sizeof(element); ++i)
-    std::memcpy(bytes.data() + i * sizeof(element), &p.data()[p.place(static_cast<index_t>(first + i))],
-                sizeof(element));
+  for (std::size_t i = 0; i < bytes.size() / sizeof(element); ++i) {
+    const element value = p.element_at(static_cast<index_t>(first + i));
+    std::memcpy(bytes.data() + i * sizeof value, &value, sizeof value);
+  }
 }
 
 template <typename Element>
@@ -144,7 +153,9 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
   std::vector<detail::pending_copy> copies;
   for_each_parameter(
       model,
-      [&]<typename Scalar, typename Element>(const std::string& name, parameter<Scalar, Element>& p) {
+      [&](const std::string& name, auto& p) {
+        using scalar = typename std::remove_cvref_t<decltype(p)>::scalar;
+        using element = typename std::remove_cvref_t<decltype(p)>::element;
         if (!known.insert(name).second) {
           problems.add("ambiguous", name, "the model has two parameters of this name");
           return;
@@ -160,14 +171,14 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
               "shape is " + detail::shape_text(tensor->shape) + ", the model needs " + detail::shape_text(p.shape()));
           return;
         }
-        const std::string obstacle = safetensors_reader::obstacle<Scalar>(*tensor, static_cast<std::size_t>(p.size()));
+        const std::string obstacle = safetensors_reader::obstacle<scalar>(*tensor, static_cast<std::size_t>(p.size()));
         if (!obstacle.empty()) {
           problems.add("different", name, obstacle);
-        } else if constexpr (!std::same_as<Scalar, Element>) {
+        } else if constexpr (!std::same_as<scalar, element>) {
           conversion_loss loss;
-          add_losses(*tensor, 0, tensor->elements(), detail::file_type_of<Element>(), loss);
+          add_losses(*tensor, 0, tensor->elements(), detail::file_type_of<element>(), loss);
           if (loss.beyond > 0)
-            problems.add("different", name, detail::beyond_text(loss, detail::file_type_of<Element>()));
+            problems.add("different", name, detail::beyond_text(loss, detail::file_type_of<element>()));
         }
         copies.push_back(detail::make_copy(*tensor, p));
       },

@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -33,24 +34,19 @@ inline constexpr index_t scaled_inputs = 32;
 /// Where a block counts as zero: smaller scales might have no inverse.
 inline constexpr float smallest_block = 0x1p-118F;
 
-/// The largest absolute value; NaN if one is NaN.
-inline float largest_of_block(const float* x, index_t stride = 1) noexcept {
-  std::int32_t most = 0;  // bits of absolute values are ordered as they are, NaN last
-  for (index_t i = 0; i < scaled_inputs; ++i) most = (std::max)(most, bits_of(x[i * stride]) & 0x7FFFFFFF);
-  return std::bit_cast<float>(most);
-}
-
 /// Whether a block with this largest absolute value counts as zero, or has a scale that numbers can be divided by.
 inline bool is_zero_block(float largest) noexcept { return bits_of(largest) < bits_of(smallest_block); }
 inline bool is_ordinary_block(float largest) noexcept {
   return !is_zero_block(largest) && bits_of(largest) < infinity_bits<float>;
 }
 
-/// x * inverse, rounded to the nearest whole number of -Most .. Most.
+/// Rounded to the nearest whole numbers of -Most .. Most.
 template <int Most>
-int block_code(float x, float inverse) noexcept {
+kernel::simd<std::int32_t> block_codes(const kernel::simd<float>& x) noexcept {
+  using vector = kernel::simd<float>;
   // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
-  return bits_of((std::clamp)(x * inverse, -float(Most), float(Most)) + 0x1.8p23F) - bits_of(0x1.8p23F);
+  const vector within = xsimd::min(xsimd::max(x, vector(-float(Most))), vector(float(Most)));
+  return kernel::cast_bits<std::int32_t>(within + vector(0x1.8p23F)) - kernel::simd<std::int32_t>(bits_of(0x1.8p23F));
 }
 
 /// What the storages with scales share: Most is the largest code.
@@ -65,20 +61,28 @@ struct scaled_blocks {
     return kernel::load_widened(reinterpret_cast<const bfloat16*>(block));
   }
 
-  /// Writes the scale of lane l and calls put(input, code) for a block's weights [32][L].
+  /// Writes the scales of a block's weights [32][L] and calls put(input, lane, code) for each.
   template <typename Put>
-  static void encode_lane(const float* numbers, index_t l, std::byte* block, Put&& put) noexcept {
-    const float largest = largest_of_block(numbers + l, lanes);
-    const bfloat16 scale = round_to<bfloat16>(is_zero_block(largest) ? 0.0F : largest / Most);
-    std::memcpy(block + l * index_t(sizeof scale), &scale, sizeof scale);
-    const bool is_ordinary = is_ordinary_block(largest);
-    const float inverse = is_ordinary ? 1 / to_float(scale) : 0.0F;
+  static void encode_block(const float* numbers, std::byte* block, Put&& put) noexcept {
+    std::array<float, as_size(lanes)> largest, inverse;
+    for (index_t l = 0; l < lanes; ++l) {
+      std::int32_t most = 0;  // bits of absolute values are ordered as they are, NaN last
+      for (index_t i = 0; i < scaled_inputs; ++i) most = (std::max)(most, bits_of(numbers[i * lanes + l]) & 0x7FFFFFFF);
+      largest[as_size(l)] = std::bit_cast<float>(most);
+      const bfloat16 scale = round_to<bfloat16>(is_zero_block(largest[as_size(l)]) ? 0.0F : largest[as_size(l)] / Most);
+      std::memcpy(block + l * index_t(sizeof scale), &scale, sizeof scale);
+      inverse[as_size(l)] = is_ordinary_block(largest[as_size(l)]) ? 1 / to_float(scale) : 0.0F;
+    }
     for (index_t i = 0; i < scaled_inputs; ++i) {
-      const float w = numbers[i * lanes + l];
-      // Where the scale is infinite a code of one keeps what was infinite.
-      const bool is_infinite = (bits_of(w) & 0x7FFFFFFF) == infinity_bits<float>;
-      const int code = is_ordinary ? block_code<Most>(w, inverse) : is_infinite ? (w < 0 ? -1 : 1) : 0;
-      put(i, code);
+      std::array<std::int32_t, as_size(lanes)> codes;
+      block_codes<Most>(kernel::load(numbers + i * lanes) * kernel::load(inverse.data())).store_unaligned(codes.data());
+      for (index_t l = 0; l < lanes; ++l) {
+        const float w = numbers[i * lanes + l];
+        // Where the scale is infinite a code of one keeps what was infinite.
+        const bool is_infinite = (bits_of(w) & 0x7FFFFFFF) == infinity_bits<float>;
+        if (!is_ordinary_block(largest[as_size(l)])) codes[as_size(l)] = is_infinite ? (bits_of(w) < 0 ? -1 : 1) : 0;
+        put(i, l, codes[as_size(l)]);
+      }
     }
   }
 };
@@ -125,31 +129,39 @@ struct int8_blocks : detail::scaled_blocks<127> {
   }
 
   static factor pack_block(const float* x, float multiplier, activation* units) noexcept {
-    std::array<float, as_size(detail::scaled_inputs)> numbers;
-    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = x[i] * multiplier;
-    const float largest = detail::largest_of_block(numbers.data());
+    using words = kernel::simd<std::int32_t>;
+    std::array<scales, as_size(detail::scaled_inputs / lanes)> numbers;
+    words most(0);
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      numbers[i] = kernel::load(x + index_t(i) * lanes) * scales(multiplier);
+      most = xsimd::max(most, kernel::cast_bits<std::int32_t>(numbers[i]) & words(0x7FFFFFFF));
+    }
+    std::array<std::int32_t, as_size(detail::scaled_inputs)> codes;
+    most.store_unaligned(codes.data());
+    const auto largest = std::bit_cast<float>(*std::max_element(codes.begin(), codes.begin() + lanes));
     if (!detail::is_ordinary_block(largest)) {
       std::fill_n(units, block, activation{});
       return {detail::is_zero_block(largest) ? 0.0F : largest, 0};
     }
-    const float inverse = 127 / largest;
-    std::int32_t sum = 0;
-    for (index_t u = 0; u < block; ++u)
-      for (std::size_t g = 0; g < as_size(group); ++g) {
-        const int code = detail::block_code<127>(numbers[as_size(u * group) + g], inverse);
-        units[u][g] = static_cast<std::int8_t>(code);
-        sum += code;
-      }
-    return {largest / 127, -128 * sum};
+    const scales inverse(127 / largest);
+    words sum(0);
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const words code = detail::block_codes<127>(numbers[i] * inverse);
+      code.store_unaligned(codes.data() + index_t(i) * lanes);
+      sum = sum + code;
+    }
+    for (std::size_t i = 0; i < codes.size(); ++i)
+      units[i / as_size(group)][i % as_size(group)] = static_cast<std::int8_t>(codes[i]);
+    sum.store_unaligned(codes.data());
+    return {largest / 127, -128 * std::accumulate(codes.begin(), codes.begin() + lanes, 0)};
   }
 
   static void encode(const float* numbers, index_t first, index_t last, std::byte* panel) noexcept {
     std::byte* to = panel + bytes(first / group);
     for (index_t i = first; i < last; i += detail::scaled_inputs, to += block_bytes)
-      for (index_t l = 0; l < lanes; ++l)
-        encode_lane(numbers + (i - first) * lanes, l, to, [&](index_t input, int code) {
-          to[scale_bytes + input / group * step_bytes + l * group + input % group] = static_cast<std::byte>(code + 128);
-        });
+      encode_block(numbers + (i - first) * lanes, to, [&](index_t input, index_t l, int code) {
+        to[scale_bytes + input / group * step_bytes + l * group + input % group] = static_cast<std::byte>(code + 128);
+      });
   }
   static void decode(const std::byte* panel, index_t first, index_t last, float* numbers) noexcept {
     for (index_t i = first; i < last; ++i, numbers += lanes) {
@@ -203,15 +215,13 @@ struct int4_blocks : detail::scaled_blocks<7> {
 
   static void encode(const float* numbers, index_t first, index_t last, std::byte* panel) noexcept {
     std::byte* to = panel + bytes(first);
-    for (index_t i = first; i < last; i += block, to += block_bytes)
-      for (index_t l = 0; l < lanes; ++l) {
-        std::array<std::uint32_t, as_size(block / word_codes)> lane_words{};
-        encode_lane(numbers + (i - first) * lanes, l, to, [&](index_t input, int code) {
-          lane_words[as_size(input / word_codes)] |= static_cast<std::uint32_t>(code + 8) << (4 * (input % word_codes));
-        });
-        for (std::size_t w = 0; w < lane_words.size(); ++w)
-          std::memcpy(to + scale_bytes + index_t(w) * word_bytes + 4 * l, &lane_words[w], 4);
-      }
+    for (index_t i = first; i < last; i += block, to += block_bytes) {
+      std::array<std::uint32_t, as_size(block / word_codes * lanes)> packed{};
+      encode_block(numbers + (i - first) * lanes, to, [&](index_t input, index_t l, int code) {
+        packed[as_size(input / word_codes * lanes + l)] |= static_cast<std::uint32_t>(code + 8) << (4 * (input % word_codes));
+      });
+      std::memcpy(to + scale_bytes, packed.data(), sizeof packed);
+    }
   }
   static void decode(const std::byte* panel, index_t first, index_t last, float* numbers) noexcept {
     cursor weights = at(panel + bytes(first / block * block));

@@ -22,6 +22,7 @@ public:
   using scalar = typename Storage::scalar;
   using element = scalar;  ///< what it is read and written as
   static constexpr bool is_trainable = false;
+  static constexpr index_t lanes = kernel::simd_width<scalar>;
 
   encoded_matrix() = default;
   /// All zeros. Throws std::invalid_argument if a size is negative or too large.
@@ -58,7 +59,7 @@ public:
   void zero_gradient() noexcept {}
 
   /// Element i of the row-major order.
-  scalar number(index_t i) const noexcept {
+  scalar element_at(index_t i) const noexcept {
     std::array<scalar, as_size(lanes)> column;
     format_.decode(panel(i / cols() / lanes), i % cols(), i % cols() + 1, column.data());
     return column[as_size(i / cols() % lanes)];
@@ -77,6 +78,14 @@ public:
         format_.encode(numbers.data(), first, first + block_columns, bytes_.data() + p * panel_bytes_);
       }
     has_values_ = true;
+  }
+  /// Sets a square part, of which every side and place is a multiple of L and of a block's columns: `numbers` are panels
+  /// of its own, [side / L][side][L], zero beyond the matrix.
+  void assign_part(index_t row, index_t col, index_t side, const scalar* numbers) noexcept {
+    has_values_ = true;
+    const index_t last_col = (std::min)(col + side, blocks() * block_columns);
+    for (index_t p = row / lanes; p < (std::min)((row + side) / lanes, panels()); ++p, numbers += side * lanes)
+      format_.encode(numbers, col, last_col, bytes_.data() + p * panel_bytes_);
   }
   /// Takes a matrix of the same shape. Throws std::invalid_argument for another shape.
   void assign(const detail::input_ref<scalar>& values) {
@@ -99,7 +108,6 @@ public:
   matrix<scalar> gradient_matrix() const { return matrix<scalar>::Zero(rows(), cols()); }
 
 private:
-  static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr index_t block_columns = Storage::group * Storage::block;
 
   index_t panels() const noexcept { return layout_.panel_count(); }

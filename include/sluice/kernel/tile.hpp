@@ -112,8 +112,9 @@ struct tile_sums {
         SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) of[i][v] = vector(typename Storage::scalar(0));
     }
   }
-  void before_step(const operands&, typename Storage::cursor*) noexcept {}
-  void after_step(const operands&, const typename Storage::cursor*) noexcept {}
+  /// How many of the next `steps` steps may be taken before `pause` is called.
+  index_t resume(const operands&, typename Storage::cursor*, index_t steps) noexcept { return steps; }
+  void pause(const operands&, const typename Storage::cursor*) noexcept {}
   void end(const operands& t) noexcept {
     SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
@@ -137,16 +138,20 @@ struct tile_sums<Storage, Rows, Vectors> {
     if (t.accumulate) return;
     for (std::size_t v = 0; v < vectors; ++v) std::fill_n(t.sums[v], Rows * lanes, scalar(0));
   }
-  void before_step(const operands& t, typename Storage::cursor* w) noexcept {
-    if (left > 0) return;
-    left = Storage::block;
-    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].enter();
-    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
-      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-        of[i][v] = Storage::start(t.factors[index_t(i) * t.factor_jump + block]);
+  index_t resume(const operands& t, typename Storage::cursor* w, index_t steps) noexcept {
+    if (left == 0) {
+      left = Storage::block;
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].enter();
+      SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+          of[i][v] = Storage::start(t.factors[index_t(i) * t.factor_jump + block]);
+    }
+    const index_t some = (std::min)(steps, left);
+    left -= some;
+    return some;
   }
-  void after_step(const operands& t, const typename Storage::cursor* w) noexcept {
-    if (--left > 0) return;
+  void pause(const operands& t, const typename Storage::cursor* w) noexcept {
+    if (left > 0) return;
     SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
         scalar* const sums = t.sums[v] + index_t(i) * lanes;
@@ -169,23 +174,25 @@ void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead)
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
     const index_t count = (std::min)(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
-    for (index_t k = 0; k < count; ++k) {
-      sums.before_step(t, w);
-      std::remove_cvref_t<decltype(w[0].next())> weights[vectors];
-      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
-        weights[v] = w[v].next();
-        if constexpr (Vectors == tile_vectors) {
-          prefetch(next[v]);
-          next[v] += ahead.stride;
-        } else if (k % 2 == 0) {
-          prefetch(reinterpret_cast<const std::byte*>(w[v].address) + low_tile_ahead);
+    for (index_t k = 0; k < count;) {
+      const index_t pause = k + sums.resume(t, w, count - k);
+      for (; k < pause; ++k) {
+        std::remove_cvref_t<decltype(w[0].next())> weights[vectors];
+        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
+          weights[v] = w[v].next();
+          if constexpr (Vectors == tile_vectors) {
+            prefetch(next[v]);
+            next[v] += ahead.stride;
+          } else if (k % 2 == 0) {
+            prefetch(reinterpret_cast<const std::byte*>(w[v].address) + low_tile_ahead);
+          }
         }
+        SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+          SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+            sums.of[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums.of[i][v]);
+        a += Order::step;
       }
-      SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
-        SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-          sums.of[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums.of[i][v]);
-      sums.after_step(t, w);
-      a += Order::step;
+      sums.pause(t, w);
     }
     run += t.jump;
     if constexpr (Order::gaps) SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].address += t.weight_gap;
