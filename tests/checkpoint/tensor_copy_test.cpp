@@ -1,4 +1,5 @@
 #include <sluice/checkpoint/tensor_copy.hpp>
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/linear_map.hpp>
 
 #include "../support.hpp"
@@ -101,6 +102,31 @@ TEST_CASE("tensor_copy: every place into every storage and back, bit for bit whe
     check_places<float16_storage, float16>();
     check_places<float16_storage, bfloat16>();
   }
+}
+
+TEMPLATE_TEST_CASE("tensor_copy: weights in codes are read as assigned, and written as decoded", "[checkpoint]",
+                   int8_blocks, int4_blocks) {
+  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {64, 64}, {65, 33}, {130, 131}})
+    for (const bool transposed : {false, true}) {
+      CAPTURE(rows, cols, transposed);
+      const tensor_place place{"", {}, 3, transposed ? 1 : cols, transposed ? rows : 1};
+      const stored_tensor<float> tensor(3 + rows * cols);
+      const auto value = [&](index_t i) {
+        return tensor.values[as_size(3 + i / cols * place.row_stride + i % cols * place.col_stride)];
+      };
+      linear_map<TestType> map(rows, cols), expected(rows, cols);
+      expected.weight().fill(value);
+      tensor_copy copy(map.weight(), place);
+      copy.from = &tensor.info;
+      for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b);
+      CHECK(std::ranges::equal(map.weight().value(), expected.weight().value()));
+      std::vector<float> back(tensor.values.size());
+      copy.write(data_type::f32, 0, std::as_writable_bytes(std::span(back)));
+      const matrix<float> decoded = map.weight().to_matrix();
+      for (index_t i = 0; i < rows * cols; ++i)
+        if (back[as_size(3 + i / cols * place.row_stride + i % cols * place.col_stride)] != decoded.data()[i])
+          FAIL("element " << i);
+    }
 }
 
 TEST_CASE("tensor_copy: types that hold no weights are refused, and doubles that no float is near are counted",

@@ -1,4 +1,6 @@
 #include <sluice/io/model_file.hpp>
+#include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/linear_map.hpp>
 
 #include "failing_allocation.hpp"
 #include "file_cases.hpp"
@@ -7,6 +9,7 @@
 #include "temporary_folder.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -93,6 +96,15 @@ struct ambiguous_model {
 };
 
 }  // namespace
+
+TEST_CASE("model files: weights in codes are saved as numbers and come back as the same codes", "[io]") {
+  linear_map<int8_blocks> map(19, 45), loaded(19, 45);
+  map.weight().fill([](index_t i) { return std::sin(static_cast<float>(i)) * std::exp2(static_cast<float>(i % 5)); });
+  safetensors_writer file;
+  add_parameters(file, map);
+  load_from(loaded, file);
+  CHECK(std::ranges::equal(loaded.weight().value(), map.weight().value()));
+}
 
 TEMPLATE_TEST_CASE("save and load: a model comes back with every value, also its state", "[io]", float, double) {
   const test::temporary_folder folder;

@@ -107,7 +107,7 @@ TEST_CASE("int4_blocks: outputs are those of the decoded weights, bit for bit", 
     const auto decoded = w.stored_as<full_precision<float>>();
     for (const index_t n : {1, 3, 17}) {
       const matrix<float> x = test::random_matrix<float>(n, inputs, 5);
-      CHECK(test::same_bits(test::product(x, w), test::product(x, decoded)));
+      CHECK(test::same_bits(test::packed_product(x, w), test::packed_product(x, decoded)));
     }
   }
 }
@@ -117,7 +117,7 @@ TEST_CASE("int8_blocks: outputs are sums of whole numbers a block, scaled", "[ke
     const auto w = encoded<int8_blocks>(uneven_weights(40, inputs, 6));
     const matrix<float> weights = w.weight().to_matrix();
     const matrix<float> x = test::random_matrix<float>(17, inputs, 7);
-    const matrix<float> y = test::product(x, w);
+    const matrix<float> y = test::packed_product(x, w);
     for (index_t t = 0; t < x.rows(); ++t)
       for (index_t o = 0; o < y.cols(); ++o) {
         double sum = 0, sizes = 0;
@@ -140,8 +140,8 @@ TEST_CASE("int8_blocks: outputs are sums of whole numbers a block, scaled", "[ke
 TEST_CASE("int8_blocks: a row has the same bits alone and among any others", "[kernel][storage]") {
   const auto w = encoded<int8_blocks>(uneven_weights(13 * simd_width<float> + 1, 700, 8));
   const matrix<float> x = test::random_matrix<float>(2 * tile_rows + 1, 700, 9);
-  const matrix<float> all = test::product(x, w);
-  for (const index_t n : {1, 2, 6, 7, 15}) CHECK(test::same_bits(test::product(x.bottomRows(n), w), all.bottomRows(n)));
+  const matrix<float> all = test::packed_product(x, w);
+  for (const index_t n : {index_t(1), index_t(2), index_t(6), index_t(7), x.rows()}) CHECK(test::same_bits(test::packed_product(x.bottomRows(n), w), all.bottomRows(n)));
 }
 
 TEST_CASE("int8_blocks: activations that are NaN, infinite, zero or tiny", "[kernel][storage]") {
@@ -151,7 +151,7 @@ TEST_CASE("int8_blocks: activations that are NaN, infinite, zero or tiny", "[ker
   x(1, 0) = infinity;
   x.row(2).setZero();
   x.row(3).setConstant(0x1p-130F);
-  const matrix<float> y = test::product(x, w);
+  const matrix<float> y = test::packed_product(x, w);
   for (index_t o = 0; o < 3; ++o) {
     CHECK(is_nan(y(0, o)));
     CHECK(!is_a_number(y(1, o)));
@@ -185,7 +185,7 @@ TEST_CASE("linear_map_view: a part of a map is a smaller map", "[kernel][storage
   const matrix<float> x = test::random_matrix<float>(9, inputs, 12);
   linear_map<full_precision<float>> copy(outputs, inputs);
   copy.weight().assign(matrix<float>(numbers.block(first * simd_width<float>, 0, outputs, inputs)));
-  CHECK(test::same_bits(test::product(x, part), test::product(x, copy)));
+  CHECK(test::same_bits(test::packed_product(x, part), test::packed_product(x, copy)));
   CHECK_THROWS_AS(w.view().part(4, simd_width<float> + 1, 50), std::invalid_argument);
   CHECK_THROWS_AS(w.view().part(0, 1, 51), std::invalid_argument);
 }

@@ -9,7 +9,7 @@
 using namespace sluice;
 using namespace sluice::kernel;
 using test::packed_matrix;
-using test::product;
+using test::packed_product;
 
 namespace {
 
@@ -41,16 +41,16 @@ TEMPLATE_TEST_CASE("multiply_panels: equals the product in double, for every sha
   const matrix<TestType> x = test::random_matrix<TestType>(n, inputs, 4);
   const matrix<double> expected =
       x.template cast<double>() * w.weight().to_matrix().template cast<double>().transpose();
-  CHECK(difference(product(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
+  CHECK(difference(packed_product(x, w), expected) <= static_cast<double>(test::bound<TestType>(inputs, 16)));
 }
 
 TEMPLATE_TEST_CASE("multiply_panels: a row has the same bits alone and among any others", "[kernel][gemm]", float,
                    double) {
   const auto w = random_map<TestType>(13 * simd_width<TestType> + 1, 700, 5);
   const matrix<TestType> x = test::random_matrix<TestType>(3 * tile_rows + 1, 700, 6);
-  const matrix<TestType> all = product(x, w);
+  const matrix<TestType> all = packed_product(x, w);
   for (index_t n = 1; n <= x.rows(); ++n)
-    CHECK(test::same_bits(product(x.bottomRows(n), w), all.bottomRows(n)));
+    CHECK(test::same_bits(packed_product(x.bottomRows(n), w), all.bottomRows(n)));
 }
 
 TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float values give, bit for bit",
@@ -59,7 +59,7 @@ TEMPLATE_TEST_CASE("multiply_panels: sixteen-bit weights give what their float v
   const auto half = w.template stored_as<TestType>();
   const auto widened = half.template stored_as<full_precision<float>>();
   const matrix<float> x = test::random_matrix<float>(GENERATE(index_t(1), index_t(3), index_t(17)), 45, 8);
-  CHECK(test::same_bits(product(x, half), product(x, widened)));
+  CHECK(test::same_bits(packed_product(x, half), packed_product(x, widened)));
   const double most = w.weight().to_matrix().cwiseAbs().maxCoeff();
   const double unit = std::same_as<TestType, bfloat16_storage> ? 0x1p-8 : 0x1p-11;
   CHECK((half.weight().to_matrix() - w.weight().to_matrix()).cwiseAbs().maxCoeff() <= unit * most);

@@ -30,7 +30,7 @@ struct packed_matrix {
 
 /// y = x W^T through multiply_panels.
 template <PanelledMap Map>
-matrix<typename Map::storage::scalar> product(const matrix<typename Map::storage::scalar>& x, const Map& w) {
+matrix<typename Map::storage::scalar> packed_product(const matrix<typename Map::storage::scalar>& x, const Map& w) {
   using Storage = typename Map::storage;
   using scalar = typename Storage::scalar;
   constexpr index_t lanes = simd_width<scalar>;

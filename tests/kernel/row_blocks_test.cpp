@@ -36,7 +36,7 @@ TEMPLATE_TEST_CASE("pack_block: every number in its place, zeros after the last"
   const row_blocks rows(10, n);
   for (index_t b = 0; b < rows.count(); ++b)
     pack_block(
-        to, rows, b, [&](index_t i) { return &x(n - 1 - (i - 10), 0); }, [](index_t i) { return TestType(i % 2 + 1); });
+        storage(), to, rows, b, [&](index_t i) { return &x(n - 1 - (i - 10), 0); }, [](index_t i) { return TestType(i % 2 + 1); });
   for (index_t b = 0; b < rows.count(); ++b)
     for (index_t i = 0; i < rows.size(b); ++i)
       for (index_t k = 0; k < packed::pitch(inputs); ++k) {

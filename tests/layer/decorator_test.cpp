@@ -1,6 +1,7 @@
 #include <sluice/layer/decorator.hpp>
 
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
@@ -62,9 +63,13 @@ static_assert(TrainableLayer<doubled_layer<layer_type>>);
 static_assert(TrainableLayer<shared_expert_layer<doubled_layer<layer_type>, swiglu<float>, true>>);
 static_assert(TrainableLayer<output_bias_layer<layer_type>> && TrainableLayer<normalized_layer<layer_type, rms_norm<float>>>);
 
-using read_only_layer = decltype(inner_layer().stored_as<bfloat16_storage>());
+using read_only_bank = bank_ref<const expert_bank<swiglu<float>>>;
+using read_only_layer = moe_layer<top_k_router<float>, read_only_bank>;
+using read_only_expert = lambda_expert<float, detail::nothing_forward>;
 static_assert(MixtureLayer<doubled_layer<read_only_layer>> && !TrainableLayer<doubled_layer<read_only_layer>>);
-static_assert(!TrainableLayer<shared_expert_layer<layer_type, swiglu<float, bfloat16_storage>>>);
+static_assert(!TrainableLayer<shared_expert_layer<layer_type, read_only_expert>>);
+// Weights that are only read train nothing themselves, and do not keep the rest from it.
+static_assert(TrainableLayer<decltype(inner_layer().stored_as<bfloat16_storage>())>);
 
 template <typename Layer>
 matrix<float> infer(const Layer& layer, const matrix<float>& x) {
