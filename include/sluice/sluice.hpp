@@ -21,6 +21,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/latent_bank.hpp>
+#include <sluice/expert/linear.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>
@@ -36,6 +37,7 @@
 #include <sluice/gate/selectors.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/layer/beside.hpp>

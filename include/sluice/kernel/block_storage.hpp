@@ -45,7 +45,7 @@ template <int Most>
 kernel::simd<std::int32_t> block_codes(const kernel::simd<float>& x) noexcept {
   using vector = kernel::simd<float>;
   // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
-  const vector within = xsimd::min(xsimd::max(x, vector(-float(Most))), vector(float(Most)));
+  const vector within = (xsimd::min)((xsimd::max)(x, vector(-float(Most))), vector(float(Most)));
   return kernel::cast_bits<std::int32_t>(within + vector(0x1.8p23F)) - kernel::simd<std::int32_t>(bits_of(0x1.8p23F));
 }
 
@@ -134,7 +134,7 @@ struct int8_blocks : detail::scaled_blocks<127> {
     words most(0);
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       numbers[i] = kernel::load(x + index_t(i) * lanes) * scales(multiplier);
-      most = xsimd::max(most, kernel::cast_bits<std::int32_t>(numbers[i]) & words(0x7FFFFFFF));
+      most = (xsimd::max)(most, kernel::cast_bits<std::int32_t>(numbers[i]) & words(0x7FFFFFFF));
     }
     std::array<std::int32_t, as_size(detail::scaled_inputs)> codes;
     most.store_unaligned(codes.data());
