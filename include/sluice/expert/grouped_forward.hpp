@@ -55,10 +55,12 @@ public:
     if (!is_direct && maps > 0) m.h_rows.reserve(rows * full_rows::pitch(hidden));
     if (m.keep)
       for (auto& z : m.z) z.reserve(rows * full_rows::pitch(hidden));
-    m.h_factors.reserve(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
+    if constexpr (SumsInBlocks<last_storage>)
+      m.h_factors.reserve(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
     m.h.reserve(rows * kernel::packed_rows<last_storage>::pitch(hidden));
     if (maps == 0) return;
-    m.x_factors.reserve(rows * kernel::packed_rows<first_storage>::row_factors(inputs));
+    if constexpr (SumsInBlocks<first_storage>)
+      m.x_factors.reserve(rows * kernel::packed_rows<first_storage>::row_factors(inputs));
     m.x.reserve(rows * kernel::packed_rows<first_storage>::pitch(inputs));
   }
   static bool has_room(const memory& m, index_t rows, index_t inputs) {
@@ -122,11 +124,13 @@ private:
     m_.outputs.resize(waiting_outputs(rows, outputs_));
     if constexpr (maps > 0) {
       m_.x.resize(rows * kernel::packed_rows<first_storage>::pitch(inputs_));
-      m_.x_factors.resize(rows * kernel::packed_rows<first_storage>::row_factors(inputs_));
+      if constexpr (SumsInBlocks<first_storage>)
+        m_.x_factors.resize(rows * kernel::packed_rows<first_storage>::row_factors(inputs_));
       if constexpr (!is_direct) m_.h_rows.resize(rows * full_rows::pitch(hidden));
     }
     m_.h.resize(rows * kernel::packed_rows<last_storage>::pitch(hidden));
-    m_.h_factors.resize(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
+    if constexpr (SumsInBlocks<last_storage>)
+      m_.h_factors.resize(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
     for (auto& z : m_.z) z.resize(m_.keep ? rows * full_rows::pitch(hidden) : 0);
     m_.is_spent = false;
   }
