@@ -39,6 +39,21 @@ TEST_CASE("random_source: a draw depends on seed, step, site and position, and o
   CHECK(draws.size() == 8);
 }
 
+TEST_CASE("random_source: whatever the random words are, a uniform draw is neither 0 nor 1", "[core][random]") {
+  constexpr auto unit = &detail::between_zero_and_one;
+  constexpr std::uint32_t most = 0xffffffff;
+  CHECK(unit(0, 0) == 0x1p-54);
+  CHECK(unit(most, most) == 1 - 0x1p-53);
+  CHECK(unit(most, most - 63) == 1 - 0x1p-53);       // the low six bits are not used
+  CHECK(unit(most, most - 64) == 1 - 0x1p-52);       // a step below: a tie, which goes to the even neighbour
+  CHECK(unit(0x80000000, 0) == 0.5);
+  CHECK(unit(0x7fffffff, most) == 0.5 - 0x1p-54);
+  for (const double u : {unit(0, 0), unit(most, most)}) {
+    CHECK(std::isfinite(std::log(u)));
+    CHECK(std::isfinite(std::log(-std::log(u))));
+  }
+}
+
 TEST_CASE("random_source: moments of the three distributions", "[core][random]") {
   // n = 10^5 draws; each mean is allowed 5 standard deviations of itself.
   const index_t n = 100000;

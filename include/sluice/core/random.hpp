@@ -56,6 +56,13 @@ constexpr random_block philox_4x32_10(random_block counter, std::uint32_t key0, 
   return counter;
 }
 
+/// 53 of 64 bits, moved half a step off zero. The uppermost number would round to 1 and is kept a step below it.
+constexpr double between_zero_and_one(std::uint32_t high, std::uint32_t low) noexcept {
+  constexpr double steps = 9007199254740992.0;
+  const double step = static_cast<double>(high >> 5) * 67108864.0 + static_cast<double>(low >> 6) + 0.5;
+  return (step < steps ? step : steps - 1) / steps;
+}
+
 }  // namespace detail
 
 class random_source {
@@ -126,11 +133,8 @@ private:
     return detail::philox_4x32_10(counter, static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
   }
 
-  /// 53 random bits, moved half a step off zero.
   static double unit(const block_t& bits, std::size_t first) {
-    const std::uint64_t high = bits[first] >> 5;
-    const std::uint64_t low = bits[first + 1] >> 6;
-    return (static_cast<double>(high) * 67108864.0 + static_cast<double>(low) + 0.5) / 9007199254740992.0;
+    return detail::between_zero_and_one(bits[first], bits[first + 1]);
   }
 
   std::uint64_t seed_ = 0;
