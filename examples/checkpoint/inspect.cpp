@@ -48,9 +48,11 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
   block_summary s;
   s.name = to_string(block);
   s.layout = std::string(names.layout().name);
-  std::uint64_t in_experts = 0;
+  const auto table = names.place_of("router.rule.table", config.vocabulary, config.top_k);
+  std::uint64_t in_experts = 0, in_table = 0;
   for (const sluice::located_tensor& tensor : model.files().tensors()) {
     if (!names.owns(tensor.info.name)) continue;
+    if (table && tensor.info.name == table->tensor) in_table = tensor.info.elements();
     const std::string name = tensor.info.name.substr(names.prefix().size());
     tensor_group& group = s.tensors[without_expert(name)];
     group.shape = tensor.info.shape;
@@ -66,9 +68,12 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
     const auto [rows, cols] = sluice::expert_layout::extent_of(part, names.extent());
     in_experts += static_cast<std::uint64_t>(rows * cols);
   }
+  const auto k = static_cast<std::uint64_t>(config.top_k);
   const std::uint64_t all_experts = in_experts * static_cast<std::uint64_t>(config.experts);
-  if (s.parameters >= all_experts)
-    s.active = s.parameters - all_experts + in_experts * static_cast<std::uint64_t>(config.top_k);
+  if (s.parameters >= all_experts + in_table) {
+    s.active = s.parameters - all_experts - in_table + in_experts * k;
+    if (in_table > 0) s.active += k;  // the row of the token's id
+  }
   return s;
 }
 

@@ -103,6 +103,19 @@ TEST_CASE("checkpoint: every family is made, inspected, run and traced", "[check
   }
 }
 
+TEST_CASE("checkpoint: of a table of experts by token id, a token uses one row", "[checkpoint]") {
+  const temporary_folder folder("table");
+  const std::string model = quoted(folder.file("model"));
+  REQUIRE(checkpoint(folder, "make " + model + " --family deepseek_v4 --experts 6 --layers 2").code == 0);
+  const auto layers = nlohmann::json::parse(checkpoint(folder, "inspect --json " + model).out).at("layers");
+  REQUIRE(layers.size() == 2);
+  // Router 6 x 64, shared expert and two of the others of 3 x 64 x 32; then 2 of 1000 x 2 in the table, or 6 biases.
+  const int both = 6 * 64 + (1 + 2) * 3 * 64 * 32;
+  CHECK(layers.at(0).at("parameters") == both + 4 * 3 * 64 * 32 + 1000 * 2);
+  CHECK(layers.at(0).at("active_parameters_a_token") == both + 2);
+  CHECK(layers.at(1).at("active_parameters_a_token") == both + 6);
+}
+
 TEST_CASE("checkpoint: exit codes and messages", "[checkpoint]") {
   const temporary_folder folder("errors");
   const std::string model = quoted(folder.file("model"));
