@@ -22,7 +22,7 @@ namespace sluice::inline SLUICE_ISA {
 /// What the weights of experts are kept as; arithmetic is in the layer's scalar.
 enum class weight_type { as_scalar, bfloat16, float16 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class published_layer {
 public:
   virtual ~published_layer() = default;

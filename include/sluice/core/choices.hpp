@@ -18,7 +18,7 @@ namespace sluice::inline SLUICE_ISA {
 
 inline constexpr index_t no_expert = -1;
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct choice_table {
   index_t tokens = 0;
   index_t top_k = 0;

@@ -52,7 +52,7 @@ struct initial_values {
 /// A weight matrix may be kept in panels (core/matrix_layout.hpp). value() and gradient() are the memory as it lies,
 /// which is all that an optimiser needs; whoever cares which element is which uses for_each_place, to_matrix and
 /// assign.
-template <std::floating_point Scalar, typename Element = Scalar>
+template <FloatOrDouble Scalar, typename Element = Scalar>
 class parameter {
 public:
   using scalar = Scalar;

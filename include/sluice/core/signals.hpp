@@ -16,7 +16,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct score_signals {
   matrix_buffer<Scalar> clean;
   matrix_buffer<Scalar> noisy_storage;  ///< [T,E] if has_noise, else unused
@@ -28,7 +28,7 @@ struct score_signals {
   const matrix_buffer<Scalar>& noisy() const noexcept { return has_noise ? noisy_storage : clean; }
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct score_gradients {
   matrix_buffer<Scalar> clean;
   matrix_buffer<Scalar> noisy;      ///< [T,E] if the signals have noise, else empty: use noisy_or_clean()

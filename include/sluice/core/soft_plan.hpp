@@ -23,13 +23,13 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// Gradients with respect to a soft plan, both [T,S].
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct soft_plan_gradient {
   matrix_buffer<Scalar> dispatch;
   matrix_buffer<Scalar> combine;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class soft_plan {
 public:
   using scalar = Scalar;

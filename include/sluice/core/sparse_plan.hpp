@@ -37,13 +37,13 @@ struct dropped_assignment {
 };
 
 /// Gradients with respect to a sparse plan, one entry an assignment in plan order.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct sparse_plan_gradient {
   buffer<Scalar> weight;
   buffer<Scalar> input_scale;  ///< empty if the plan has no input scales
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class sparse_plan {
 public:
   using scalar = Scalar;

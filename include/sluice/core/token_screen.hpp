@@ -20,7 +20,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class token_screen {
 public:
   using view = Eigen::Ref<const matrix<Scalar>, 0, Eigen::OuterStride<>>;

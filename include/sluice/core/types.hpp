@@ -45,6 +45,23 @@ constexpr std::size_t as_size(index_t count) noexcept { return static_cast<std::
 /// Marks a count that is known only at run time.
 inline constexpr index_t dynamic = -1;
 
+namespace detail {
+
+template <typename T>
+consteval bool explain_scalar() {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
+                "sluice: the scalar of routers, experts and layers is float or double; weights of 16 bits are a storage "
+                "of experts, such as bfloat16_storage");
+  return true;
+}
+
+}  // namespace detail
+
+/// The scalar of class templates. Another type is an error there and then, with a sentence, and no overload or
+/// specialisation is tried instead: where one should be, std::floating_point is the constraint.
+template <typename T>
+concept FloatOrDouble = detail::explain_scalar<T>();
+
 template <typename Scalar>
 using matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
@@ -71,17 +88,6 @@ template <typename M, typename Scalar>
 concept ReadableRows = std::is_same_v<typename M::Scalar, Scalar> && (has_rows<M> || !has_memory<M>);
 template <typename M, typename Scalar>
 concept WritableRows = std::is_same_v<typename M::Scalar, Scalar> && has_memory<M> && has_rows<M> && is_writable<M>;
-
-template <typename T>
-struct scalar_check {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "sluice: the scalar of routers, experts and layers is float or double; weights of 16 bits are a storage "
-                "of experts, such as bfloat16_storage");
-  using type = std::conditional_t<std::is_floating_point_v<T>, T, float>;
-};
-/// T. Default arguments are made of it where T could be another type: the first error is then a sentence.
-template <typename T>
-using checked_scalar = typename scalar_check<T>::type;
 
 template <typename M, typename Scalar>
 consteval bool explain_rows() {

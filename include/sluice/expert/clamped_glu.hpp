@@ -19,7 +19,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct clamped_gating {
   using vector = kernel::simd<Scalar>;
 

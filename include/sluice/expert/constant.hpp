@@ -15,7 +15,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class constant_expert {
 public:
   using scalar = Scalar;

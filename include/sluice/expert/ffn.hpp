@@ -13,7 +13,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, Activation<Scalar> Phi = relu, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, Activation<Scalar> Phi = relu, WeightStorage Storage = full_precision<Scalar>>
 class ffn : public grouped_expert<ffn<Scalar, Phi, Storage>, Scalar> {
 public:
   using scalar = Scalar;
@@ -84,7 +84,7 @@ public:
   }
 
 private:
-  template <std::floating_point S, Activation<S> P, WeightStorage W>
+  template <FloatOrDouble S, Activation<S> P, WeightStorage W>
   friend class ffn;
 
   vector with_bias(index_t column, const vector& z) const {

@@ -41,7 +41,7 @@ using gating_of = std::conditional_t<Activation<Phi, Scalar>, activated_gate<Phi
 
 }  // namespace detail
 
-template <std::floating_point Scalar, typename Phi = silu, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, typename Phi = silu, WeightStorage Storage = full_precision<Scalar>>
   requires(Activation<Phi, Scalar> || Gating<Phi, Scalar>)
 class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar> {
 public:
@@ -143,7 +143,7 @@ public:
   }
 
 private:
-  template <std::floating_point S, typename P, WeightStorage W>
+  template <FloatOrDouble S, typename P, WeightStorage W>
     requires(Activation<P, S> || Gating<P, S>)
   friend class gated_ffn;
 

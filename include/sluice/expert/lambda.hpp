@@ -20,7 +20,7 @@ namespace sluice::inline SLUICE_ISA {
 /// Stands in the place of a backward function that there is not.
 struct no_backward {};
 
-template <std::floating_point Scalar, typename Forward, typename Backward = no_backward>
+template <FloatOrDouble Scalar, typename Forward, typename Backward = no_backward>
 class lambda_expert {
   static_assert(std::invocable<const Forward&, tokens_in<Scalar>, tokens_out<Scalar>>,
                 "sluice: make_expert needs a forward function (tokens_in<scalar> x, tokens_out<scalar> y) that is "

@@ -12,7 +12,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, WeightStorage Storage = full_precision<Scalar>>
 class linear_expert : public grouped_expert<linear_expert<Scalar, Storage>, Scalar> {
 public:
   using scalar = Scalar;
@@ -57,7 +57,7 @@ public:
   }
 
 private:
-  template <std::floating_point S, WeightStorage W>
+  template <FloatOrDouble S, WeightStorage W>
   friend class linear_expert;
 
   bool has_bias_;

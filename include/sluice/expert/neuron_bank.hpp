@@ -19,7 +19,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, Activation<Scalar> Phi = gelu>
+template <FloatOrDouble Scalar, Activation<Scalar> Phi = gelu>
 class neuron_bank {
 public:
   using scalar = Scalar;

@@ -10,7 +10,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class identity_expert {
 public:
   using scalar = Scalar;
@@ -25,7 +25,7 @@ private:
   index_t width_;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class zero_expert {
 public:
   using scalar = Scalar;

@@ -42,7 +42,7 @@ void normalize_backward(const Scalar* out, const Scalar* dout, index_t count, Sc
 
 }  // namespace detail
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class cosine_gate {
 public:
   using scalar = Scalar;

@@ -11,7 +11,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class linear_gate {
 public:
   using scalar = Scalar;

@@ -10,7 +10,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class no_gate {
 public:
   using scalar = Scalar;

@@ -35,7 +35,7 @@ inline initial_values initial_codes(double gamma) { return initial_values::unifo
 inline initial_values initial_mixing() { return initial_values::uniform(0.05); }
 }  // namespace detail
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class static_selectors {
 public:
   using scalar = Scalar;
@@ -74,7 +74,7 @@ private:
   parameter<Scalar> mixing_;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class linear_selectors {
 public:
   using scalar = Scalar;

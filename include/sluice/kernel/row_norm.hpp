@@ -85,7 +85,7 @@ void backward_of_used_rows(Norm& norm, tokens_in<Scalar> x, matrix_buffer<Scalar
 
 }  // namespace detail
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class no_norm {
 public:
   using scalar = Scalar;
@@ -99,7 +99,7 @@ public:
   }
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class unit_norm {
 public:
   using scalar = Scalar;
@@ -140,7 +140,7 @@ private:
   Scalar epsilon_;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class rms_norm {
 public:
   using scalar = Scalar;
@@ -201,7 +201,7 @@ private:
   parameter<Scalar> gain_;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class layer_norm {
 public:
   using scalar = Scalar;

@@ -86,7 +86,7 @@ concept WeightStorage = std::floating_point<typename S::scalar> && std::default_
 };
 
 /// What storages of one element a weight share: element l of step k of a panel belongs to lane l.
-template <std::floating_point Scalar, typename Element>
+template <FloatOrDouble Scalar, typename Element>
 struct element_storage {
   using scalar = Scalar;
   using element = Element;
@@ -123,7 +123,7 @@ struct element_storage {
   }
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct full_precision : element_storage<Scalar, Scalar> {};
 
 template <typename Half>

@@ -31,7 +31,7 @@ const_matrix_map<Scalar> no_inputs(index_t tokens) {
   return {nullptr, tokens, 0};
 }
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class embedding_layer {
 public:
   using scalar = Scalar;

@@ -134,7 +134,7 @@ private:
 
 }  // namespace detail
 
-template <std::floating_point Scalar, index_t D, index_t H, index_t E, index_t K, index_t T,
+template <FloatOrDouble Scalar, index_t D, index_t H, index_t E, index_t K, index_t T,
           MadeOfLinearMaps Expert = swiglu<Scalar>>
 class fixed_moe_layer {
   static_assert(D >= 1 && H >= 1 && E >= 1 && T >= 1 && 1 <= K && K <= E,

@@ -15,7 +15,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class kept_rows {
 public:
   void keep(tokens_in<Scalar> x, const routing_context<Scalar>& context) {

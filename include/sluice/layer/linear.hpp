@@ -20,7 +20,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class linear_layer {
 public:
   using scalar = Scalar;

@@ -29,7 +29,7 @@ enum class on_target { divide, keep };
 /// lambda and its update. lambda is a state parameter, so it is saved with the model. One controller may serve all
 /// layers of a model, as in the paper: give every layer's loss shared_l1{controller}, and call step() once after the
 /// layers' after_step.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class adaptive_l1 {
 public:
   struct options {
@@ -104,7 +104,7 @@ private:
 };
 
 /// Refers to a controller that several layers share; it must outlive them.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class shared_l1 {
 public:
   explicit shared_l1(adaptive_l1<Scalar>& controller) : controller_(&controller) {}

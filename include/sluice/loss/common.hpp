@@ -21,7 +21,6 @@
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 
-
 namespace sluice::inline SLUICE_ISA {
 
 /// Which of the router's logits a loss reads.
@@ -90,7 +89,7 @@ Scalar mean_over_groups(double coefficient, const routing_context<Scalar>& conte
 }
 
 /// The probabilities of one group, one row a token.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class group_probabilities {
 public:
   group_probabilities(const matrix_buffer<Scalar>& logits, const routing_context<Scalar>& context, token_range group,

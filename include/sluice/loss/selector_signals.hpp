@@ -16,7 +16,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct selector_signals {
   index_t experts = 0;
   matrix_buffer<Scalar> selectors;
@@ -30,7 +30,7 @@ struct selector_signals {
   Scalar* selector(index_t n, index_t i) noexcept { return selectors.row(n) + i * experts; }
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct selector_gradients {
   matrix_buffer<Scalar> selectors;
   matrix_buffer<Scalar> mixing;

@@ -22,7 +22,7 @@
 namespace sluice::inline SLUICE_ISA::reference {
 
 /// A plan as dense matrices.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct dense_plan {
   matrix<Scalar> dispatch;      ///< [T,S]
   matrix<Scalar> combine;       ///< [T,S]
@@ -77,7 +77,7 @@ inline expert_rows one_row_for(const index_t& expert, index_t experts) {
 
 }  // namespace detail
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct forward_result {
   dense_plan<Scalar> plan;
   matrix<Scalar> z;  ///< [S,D] what the experts saw
@@ -85,7 +85,7 @@ struct forward_result {
   matrix<Scalar> y;  ///< [T,D']
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct backward_result {
   matrix<Scalar> dx;         ///< [T,D], without the router's own share
   matrix<Scalar> ddispatch;  ///< [T,S]

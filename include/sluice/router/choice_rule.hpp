@@ -37,7 +37,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// What is the same for all tokens of a call.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct choice_call {
   const routing_context<Scalar>& context;
   index_t tokens;   ///< T
@@ -46,7 +46,7 @@ struct choice_call {
 };
 
 /// One token of a call.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct choice_row : choice_call<Scalar> {
   index_t token;
   const Scalar* logits;  ///< [E] those to choose by: the gate's and noise
@@ -56,7 +56,7 @@ struct choice_row : choice_call<Scalar> {
 };
 
 /// What was chosen for a token, as backward sees it.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct weighed_experts {
   std::span<const index_t> ids;
   const Scalar* weights;
@@ -64,7 +64,7 @@ struct weighed_experts {
 };
 
 /// One group of a call, for rules that choose for all of its tokens together.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct choice_batch : choice_call<Scalar> {
   token_range group;
   std::span<const index_t> routable;    ///< the group's tokens without padding and without NaN, ascending

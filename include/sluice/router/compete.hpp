@@ -69,10 +69,10 @@ inline std::vector<std::vector<std::uint8_t>> schedule_competitions(index_t laye
 }
 
 /// The base router's signals, and the results of the competition.
-template <std::floating_point Scalar, typename BaseSignals>
+template <FloatOrDouble Scalar, typename BaseSignals>
 struct competition_signals : BaseSignals, competition_results<Scalar> {};
 
-template <std::floating_point Scalar, typename BaseGradients>
+template <FloatOrDouble Scalar, typename BaseGradients>
 struct competition_gradients : BaseGradients {
   matrix_buffer<Scalar> responses;
   matrix_buffer<Scalar> similarity;

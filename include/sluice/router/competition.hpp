@@ -29,7 +29,7 @@ namespace sluice::inline SLUICE_ISA {
 enum class response { norm, mean_softplus };
 
 /// What a competition showed, all tokens of a call. Without a competition the arrays have no rows.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct competition_results {
   bool competing = false;
   matrix_buffer<Scalar> responses;   ///< [T,E] a
@@ -47,7 +47,7 @@ struct competition_results {
 };
 
 /// The competition for one token. Outputs come as f(e), a pointer to expert e's row of `width` numbers.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class competition {
 public:
   competition(response form, index_t width) : form_(form), width_(width) {}

@@ -13,7 +13,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class dense_router {
 public:
   using scalar = Scalar;

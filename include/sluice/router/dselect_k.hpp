@@ -36,7 +36,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar, SelectorGate GateType = linear_selectors<Scalar>>
+template <FloatOrDouble Scalar, SelectorGate GateType = linear_selectors<Scalar>>
 class dselect_k_router {
 public:
   using scalar = Scalar;

@@ -34,7 +34,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct top_any_signals {
   matrix_buffer<Scalar> logits;      ///< [T,E] c
   matrix_buffer<Scalar> scores;      ///< [T,E] s, zero for padding
@@ -46,7 +46,7 @@ struct top_any_signals {
   buffer<Scalar> lengths;            ///< [E] |W_e|
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct top_any_gradients {
   matrix_buffer<Scalar> active;
   matrix_buffer<Scalar> directions;
@@ -60,7 +60,7 @@ struct top_any_gradients {
   }
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class top_any_router {
 public:
   using scalar = Scalar;

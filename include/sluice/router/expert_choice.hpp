@@ -36,10 +36,10 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>,
-          typename Noise = no_noise<Scalar>>
+template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>>
 class expert_choice_router {
   static_assert(explain_differentiable_gate<GateType>());
+  static_assert(explain_noise<Noise, Scalar>());
 
 public:
   using scalar = Scalar;

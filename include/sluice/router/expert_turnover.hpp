@@ -23,7 +23,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// What was seen since the last clear(). Records of several tapes or machines add up.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct turnover_record {
   index_t tokens = 0;
   buffer<index_t> activations;

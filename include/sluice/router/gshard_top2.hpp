@@ -31,7 +31,7 @@ namespace sluice::inline SLUICE_ISA {
 /// What happens to the choices of a token after its first.
 enum class further_choices { all, none, threshold, random };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct choice_policy {
   further_choices policy = further_choices::random;
   std::vector<Scalar> threshold = {Scalar(0.2)};  ///< one for all ranks, or one each for the ranks 1, 2, ...
@@ -39,7 +39,7 @@ struct choice_policy {
 };
 
 /// The rule of GShard routing, for one token.
-template <std::floating_point Scalar, index_t TopK = dynamic>
+template <FloatOrDouble Scalar, index_t TopK = dynamic>
 class gshard_rule {
 public:
   static constexpr random_site thinning_site{"gshard.thinning"};
@@ -133,8 +133,8 @@ private:
 
 /// sluice::gshard_router<float> router{64, 8, {.top_k = 2}, position_capacity(capacity_limit::gshard({1.25, 2.0}))};
 /// Without a capacity policy: position, ceil(cf k T / E), cf 1.25 in training and 2 at inference.
-template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = position_capacity>
+template <FloatOrDouble Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<Scalar>, typename Capacity = position_capacity>
 class gshard_router
     : public token_choice_router<GateType, gshard_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using rule_type = gshard_rule<Scalar, TopK>;

@@ -90,7 +90,7 @@ inline matrix<index_t> balanced_hash(std::span<const index_t> occurrences, index
 }
 
 /// Every expert of a token weighs the same, whatever the scores.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct even_weights {
   void score(const choice_row<Scalar>& row, Scalar* scores) const { std::fill_n(scores, row.experts, Scalar(0)); }
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
@@ -100,7 +100,7 @@ struct even_weights {
 };
 
 /// The rule of hash routing, for one token.
-template <std::floating_point Scalar, typename Weights = even_weights<Scalar>>
+template <FloatOrDouble Scalar, typename Weights = even_weights<Scalar>>
 class hash_rule {
 public:
   hash_rule(const matrix<index_t>& table, Weights weights = {})
@@ -190,7 +190,7 @@ private:
 };
 
 /// sluice::hash_router<float> router(sluice::no_gate<float>(64, 8), sluice::balanced_hash(counts, 8));
-template <typename Scalar, typename GateType = no_gate<detail::checked_scalar<Scalar>>,
+template <FloatOrDouble Scalar, typename GateType = no_gate<Scalar>,
           typename Weights = even_weights<Scalar>, typename Capacity = dropless, index_t Experts = dynamic>
 class hash_router
     : public token_choice_router<GateType, hash_rule<Scalar, Weights>, no_noise<Scalar>, Capacity, Experts> {

@@ -37,7 +37,7 @@ namespace sluice::inline SLUICE_ISA {
 enum class moe_plus_plus_weights { released, mixtral };
 
 /// The rule of MoE++ routing, for one token.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class moe_plus_plus_rule {
 public:
   struct options {
@@ -139,7 +139,7 @@ private:
 };
 
 /// sluice::moe_plus_plus_router<float> router{64, 12, {.top_k = 2}};     a first layer: GateType two_layer_gate<float>
-template <typename Scalar, typename GateType = residual_gate<two_layer_gate<detail::checked_scalar<Scalar>>>,
+template <FloatOrDouble Scalar, typename GateType = residual_gate<two_layer_gate<Scalar>>,
           typename Capacity = dropless>
 class moe_plus_plus_router
     : public token_choice_router<GateType, moe_plus_plus_rule<Scalar>, no_noise<Scalar>, Capacity> {

@@ -7,6 +7,10 @@
 /// z [T,E] are standard normal draws at noise_site, position t*E + e. Without training nothing is
 /// added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero.
 /// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
+///
+/// A noise of your own has a tape and these:
+///   apply(x, context, seen, tape)                    fills seen.noisy_storage and seen.noise_std, or says has_noise = false
+///   backward(x, context, seen, dnoisy, dstd, tape, dx)    called where there was noise
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -16,16 +20,35 @@
 #include <sluice/kernel/logistic.hpp>
 
 #include <limits>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 inline constexpr random_site noise_site("selection noise");
 
+template <typename N, typename Scalar>
+concept NoisePolicy = HasTape<N> &&
+    requires(N& noise, tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
+             const matrix_buffer<Scalar>& d, typename N::tape& tape, tokens_out<Scalar> dx) {
+      std::as_const(noise).apply(x, context, seen, tape);
+      noise.backward(x, context, seen, d, d, tape, dx);
+    };
+
+/// static_assert(explain_noise<my_noise, float>()): the first error says what is asked for.
+template <typename N, typename Scalar>
+consteval bool explain_noise() {
+  static_assert(NoisePolicy<N, Scalar>,
+                "sluice: noise needs a member type `tape`, `void apply(tokens_in<scalar> x, const "
+                "routing_context<scalar>&, score_signals<scalar>& seen, tape&) const` and `void backward(x, context, "
+                "seen, dnoisy, dstd, tape&, tokens_out<scalar> dx)`, for the scalar of the gate");
+  return NoisePolicy<N, Scalar>;
+}
+
 namespace detail {
 inline constexpr index_t noise_block = 1024;  // draws a task: about 50 microseconds of work
 }  // namespace detail
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct no_noise {
   struct tape {};
 
@@ -38,7 +61,7 @@ struct no_noise {
                 const matrix_buffer<Scalar>&, const matrix_buffer<Scalar>&, tape&, tokens_out<Scalar>) {}
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class gaussian_noise : public no_noise<Scalar> {
 public:
   using typename no_noise<Scalar>::tape;
@@ -68,7 +91,7 @@ private:
   Scalar std_;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class learned_noise {
 public:
   struct tape {

@@ -14,8 +14,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// sluice::noisy_top_k_router<float> router{64, 8, {.top_k = 2, .noise_std = 1}};
-template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = dropless>
+template <FloatOrDouble Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<Scalar>, typename Capacity = dropless>
 class noisy_top_k_router
     : public token_choice_router<GateType, softmax_rule<Scalar, TopK>, gaussian_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, softmax_rule<Scalar, TopK>, gaussian_noise<Scalar>, Capacity, Experts>;
@@ -35,8 +35,8 @@ public:
              gaussian_noise<Scalar>(o.noise_std), std::move(capacity)) {}
 };
 
-template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = dropless>
+template <FloatOrDouble Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<Scalar>, typename Capacity = dropless>
 class learned_noise_top_k_router
     : public token_choice_router<GateType, softmax_rule<Scalar, TopK>, learned_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, softmax_rule<Scalar, TopK>, learned_noise<Scalar>, Capacity, Experts>;

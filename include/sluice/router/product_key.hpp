@@ -27,7 +27,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// What the heads chose: column h·k + rank, best first. Padding has no_expert.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct product_key_signals {
   index_t heads = 0;
   index_t top_k = 0;              ///< experts per head of this call
@@ -36,7 +36,7 @@ struct product_key_signals {
   matrix_buffer<Scalar> weights;
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct product_key_gradients {
   matrix_buffer<Scalar> scores;  ///< from losses and callers, besides what comes through the weights
 
@@ -47,7 +47,7 @@ struct product_key_gradients {
 
 enum class product_key_weights { softmax, relu };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class product_key_router {
 public:
   using scalar = Scalar;

@@ -26,7 +26,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>>
+template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>>
 class relu_router {
   static_assert(explain_differentiable_gate<GateType>());
 

@@ -40,7 +40,7 @@ namespace sluice::inline SLUICE_ISA {
 enum class expert_scores { sigmoid, sqrt_softplus, softmax };
 
 /// The rule of sigmoid routing, for one token.
-template <std::floating_point Scalar, index_t TopK = dynamic>
+template <FloatOrDouble Scalar, index_t TopK = dynamic>
 class sigmoid_rule {
 public:
   struct options {
@@ -218,8 +218,8 @@ private:
 };
 
 /// sluice::sigmoid_router<float> router{64, 8, {.top_k = 2}};
-template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Capacity = dropless>
+template <FloatOrDouble Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<Scalar>, typename Capacity = dropless>
 class sigmoid_router
     : public token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, sigmoid_rule<Scalar, TopK>, no_noise<Scalar>, Capacity, Experts>;

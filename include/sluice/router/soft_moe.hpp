@@ -52,8 +52,11 @@ inline index_t soft_moe_slots(index_t tokens, index_t experts, double factor = 1
 /// What a padding token gets.
 enum class padding_output { zero, mean_of_slots };
 
-template <std::floating_point Scalar, RowNorm TokenNorm = unit_norm<Scalar>, RowNorm SlotNorm = unit_norm<Scalar>>
+template <FloatOrDouble Scalar, RowNorm TokenNorm = unit_norm<Scalar>, RowNorm SlotNorm = unit_norm<Scalar>>
 class soft_moe_router {
+  static_assert(std::is_same_v<typename TokenNorm::scalar, Scalar> && std::is_same_v<typename SlotNorm::scalar, Scalar>,
+                "sluice: Soft MoE's router and its norms need the same scalar");
+
 public:
   using scalar = Scalar;
   using plan = soft_plan<Scalar>;

@@ -28,7 +28,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// The rule of SparseMixer routing, for one token.
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class sparse_mixer_rule {
 public:
   static constexpr random_site site{"sparse_mixer.round"};
@@ -149,7 +149,7 @@ private:
 };
 
 /// sluice::sparse_mixer_router<float> router{4096, 16, {.top_k = 2, .jitter = 0.01f}};
-template <typename Scalar, typename GateType = linear_gate<detail::checked_scalar<Scalar>>>
+template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>>
 class sparse_mixer_router : public token_choice_router<GateType, sparse_mixer_rule<Scalar>> {
   using base = token_choice_router<GateType, sparse_mixer_rule<Scalar>>;
 

@@ -22,8 +22,8 @@ namespace sluice::inline SLUICE_ISA {
 /// sluice::switch_router<float> router{64, 8, {.jitter = 0.01, .factor = {1.25, 2.0}}};
 /// Another gate, jittered or not, or another capacity policy: switch_router<float, dynamic, Gate, Capacity>(gate,
 /// capacity).
-template <typename Scalar, index_t Experts = dynamic,
-          typename GateType = jittered_gate<linear_gate<detail::checked_scalar<Scalar>>>, typename Capacity = position_capacity>
+template <FloatOrDouble Scalar, index_t Experts = dynamic,
+          typename GateType = jittered_gate<linear_gate<Scalar>>, typename Capacity = position_capacity>
 class switch_router : public token_choice_router<GateType, softmax_rule<Scalar>, no_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, softmax_rule<Scalar>, no_noise<Scalar>, Capacity, Experts>;
 

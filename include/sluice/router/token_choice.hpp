@@ -37,6 +37,7 @@ template <typename GateType, typename Rule, typename Noise = no_noise<detail::sc
 class token_choice_router {
   static_assert(explain_differentiable_gate<GateType>());
   static_assert(explain_choice_rule<Rule, detail::scalar_of<GateType>>());
+  static_assert(explain_noise<Noise, detail::scalar_of<GateType>>());
   static_assert(explain_capacity<Capacity, detail::scalar_of<GateType>>());
 
 public:

@@ -30,7 +30,7 @@ namespace sluice::inline SLUICE_ISA {
 enum class weighting { pre, post, renorm };
 
 /// The rule of top-k routing, for one token.
-template <std::floating_point Scalar, index_t TopK = dynamic>
+template <FloatOrDouble Scalar, index_t TopK = dynamic>
 class softmax_rule {
 public:
   struct options {
@@ -130,8 +130,8 @@ private:
 };
 
 /// sluice::top_k_router<float> router{64, 8, {.top_k = 2}};
-template <typename Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
-          typename GateType = linear_gate<detail::checked_scalar<Scalar>>, typename Noise = no_noise<Scalar>,
+template <FloatOrDouble Scalar, index_t Experts = dynamic, index_t TopK = dynamic,
+          typename GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>,
           typename Capacity = dropless>
 class top_k_router : public token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts> {
   using base = token_choice_router<GateType, softmax_rule<Scalar, TopK>, Noise, Capacity, Experts>;

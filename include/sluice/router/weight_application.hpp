@@ -28,7 +28,7 @@ enum class weight_use {
   straight_through,  ///< on the output, and its gradient also comes through the input, as if dispatch = 1 + w - stop(w)
 };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct weight_application {
   weight_use use = weight_use::output;
   Scalar input_factor = 1;              ///< every expert's input is multiplied by this (MoE++: k)

@@ -29,7 +29,7 @@ struct capacity_check_options {
 
 namespace detail {
 
-template <typename Policy, std::floating_point Scalar>
+template <typename Policy, FloatOrDouble Scalar>
 class capacity_probe {
 public:
   using table = choice_table<Scalar>;

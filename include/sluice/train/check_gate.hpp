@@ -20,7 +20,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct gate_check_options {
   std::uint64_t seed = 1;
   index_t tokens = 67;                ///< more than two blocks of rows

@@ -25,7 +25,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct layer_check_options {
   std::uint64_t seed = 1;
   index_t tokens = 37;                ///< more than a block of rows

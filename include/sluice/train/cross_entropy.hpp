@@ -41,7 +41,7 @@ struct cross_entropy_result {
 /// Mean or sum over the labelled rows.
 enum class reduction { mean, sum };
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct softmax_cross_entropy {
   double label_smoothing = 0;  ///< 0 .. 1, shared by all classes
   index_t ignored = -1;        ///< the label of rows that do not count

@@ -68,7 +68,7 @@ auto for_optimized(F f) {
 
 }  // namespace detail
 
-template <std::floating_point Scalar, std::size_t Arrays>
+template <FloatOrDouble Scalar, std::size_t Arrays>
 class optimizer_state {
   /// The parameter that an entry belongs to; 0 after copying.
   struct entry_owner {

@@ -18,7 +18,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 class sgd {
 public:
   using scalar = Scalar;

@@ -12,7 +12,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <std::floating_point Scalar>
+template <FloatOrDouble Scalar>
 struct router_check_options {
   std::uint64_t seed = 1;             ///< of tokens, experts and draws; the router keeps its own parameters
   index_t tokens = 67;                ///< more than two blocks of rows, so that threads have something to share
