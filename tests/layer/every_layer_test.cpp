@@ -22,7 +22,11 @@
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
+#include <sluice/loss/load.hpp>
+#include <sluice/loss/router_z.hpp>
+#include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/compete.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
@@ -119,10 +123,10 @@ private:
   typename Layer::tape tape_;
 };
 
-template <typename Router>
-auto layer_of(Router router) {
+template <typename Router, typename... Losses>
+auto layer_of(Router router, Losses... losses) {
   const index_t count = router.experts();
-  return moe_layer{std::move(router), expert_bank<swiglu<float>>{count, width, 11, {.bias = true}}};
+  return moe_layer{std::move(router), expert_bank<swiglu<float>>{count, width, 11, {.bias = true}}, losses...};
 }
 
 auto unlike_banks() {
@@ -159,7 +163,9 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("top-k", layer_of(top_2));
   add("top-k, cosine gate", layer_of(top_k_router<float, dynamic, dynamic, cosine_gate<float>>{
                                 cosine_gate<float>(width, experts), {.top_k = 2}}));
-  add("noisy top-k", layer_of(noisy_top_k_router<float>{width, experts}));
+  add("noisy top-k, with losses",
+      layer_of(noisy_top_k_router<float>{width, experts}, importance_loss{.source = importance_source::sparse_gates},
+               load_loss{}, switch_balance{}, router_z_loss{}, entropy_loss{}));
   add("learned noise", layer_of(learned_noise_top_k_router<float>{width, experts}));
   add("Switch", layer_of(switch_router<float>{width, experts}));
   add("GShard", layer_of(gshard_router<float>{width, experts}));

@@ -88,6 +88,14 @@ Scalar mean_over_groups(double coefficient, const routing_context<Scalar>& conte
   return sum;
 }
 
+template <typename Loss, std::floating_point Scalar, typename Plan>
+Scalar mean_over_groups(const Loss& loss, const score_signals<Scalar>& seen, const Plan& plan,
+                        const routing_context<Scalar>& context, score_gradients<Scalar>& gradients) {
+  return mean_over_groups(loss.coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
+    return loss.group_value(seen, plan, context, group, scale, gradients);
+  });
+}
+
 /// The probabilities of one group, one row a token.
 template <FloatOrDouble Scalar>
 class group_probabilities {

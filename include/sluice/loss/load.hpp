@@ -39,9 +39,7 @@ struct load_loss {
   template <std::floating_point Scalar>
   Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                     const routing_context<Scalar>& context, score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
-      return group_value(seen, plan, context, group, scale, gradients);
-    });
+    return detail::mean_over_groups(*this, seen, plan, context, gradients);
   }
 
   /// Throws std::invalid_argument if the router's noise is not of the form that was asked for.

@@ -17,9 +17,7 @@ struct router_z_loss {
   template <std::floating_point Scalar, typename Plan>
   Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
                     score_gradients<Scalar>& gradients) const {
-    return detail::mean_over_groups(coefficient, context, seen.clean.rows(), [&](index_t group, double scale) {
-      return group_value(seen, plan, context, group, scale, gradients);
-    });
+    return detail::mean_over_groups(*this, seen, plan, context, gradients);
   }
 
   template <std::floating_point Scalar, typename Plan>
