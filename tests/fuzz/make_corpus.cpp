@@ -23,12 +23,20 @@ file_map files_of(const std::string& ending, const std::vector<std::vector<file_
   return files;
 }
 
+/// Of kernels, besides: one output of 514 inputs, whose sum goes on behind the part of a row that is multiplied at once.
+file_map kernel_cases() {
+  file_map files = sluice::test::drawn_cases(14, 3, 60);
+  for (const char storage : {4, 5, 6, 7})
+    files["long_" + std::to_string(storage)] = std::string{storage, 0, 0, static_cast<char>(208), 4, 0, 0, 3};
+  return files;
+}
+
 std::map<std::string, file_map> corpora() {
   using namespace file_cases;
   return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
           {"index", files_of(".json", {valid_indices(), malformed_indices()})},
-          {"kernels", sluice::test::drawn_cases(14, 3, 60)},
-          {"routing", sluice::test::drawn_cases(9, 5, 180)}};
+          {"kernels", kernel_cases()},
+          {"routing", sluice::test::drawn_cases(10, 5, 180)}};
 }
 
 std::string content(const std::filesystem::path& path) {

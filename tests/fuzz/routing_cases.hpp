@@ -1,6 +1,5 @@
-// Routers for the fuzz target of routing: a gate that copies logits from the context, and a rule, a noise and a
-// capacity policy that are each one of several, so that the engine of token choice is compiled once for all that can be
-// put together.
+// Routers for the fuzz target of routing: a gate, a rule, a noise and a capacity policy that are each one of several, so
+// that the engine of token choice is compiled once for all that can be put together.
 #pragma once
 
 #include <sluice/capacity/batch_priority.hpp>
@@ -8,7 +7,12 @@
 #include <sluice/capacity/position.hpp>
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
+#include <sluice/gate/jitter.hpp>
+#include <sluice/gate/normalized.hpp>
+#include <sluice/gate/residual.hpp>
+#include <sluice/gate/standardized.hpp>
 #include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/hash.hpp>
 #include <sluice/router/moe_plus_plus.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/rule_calls.hpp>
@@ -21,6 +25,8 @@
 
 #include <algorithm>
 #include <span>
+#include <tuple>
+#include <type_traits>
 #include <variant>
 
 namespace sluice::test {
@@ -47,7 +53,58 @@ private:
   matrix<float>* dlogits_;
 };
 
-/// The same for selectors: codes and mixing logits are columns of the features, from the first again after the last.
+/// The gate above, a gate that decorates it, or one that reads x.
+class any_gate {
+  template <typename... Gates>
+  struct one_of {
+    using gate = std::variant<Gates...>;
+    using tape = std::tuple<typename Gates::tape...>;
+  };
+  using kinds = one_of<features_gate, added_jitter_gate<features_gate>, scaled_jitter_gate<features_gate>,
+                       standardized_gate<features_gate>, residual_gate<features_gate>, jittered_gate<linear_gate<float>>,
+                       normalized_gate<linear_gate<float>, rms_norm<float>>>;
+
+public:
+  using scalar = float;
+  using gates = kinds::gate;
+  using tape = kinds::tape;
+
+  any_gate(gates gate) : gate_(std::move(gate)) {}
+
+  index_t inputs() const {
+    return std::visit([](const auto& g) { return g.inputs(); }, gate_);
+  }
+  index_t experts() const {
+    return std::visit([](const auto& g) { return g.experts(); }, gate_);
+  }
+  void forward(tokens_in<float> x, const routing_context<float>& context, tokens_out<float> logits, tape& t) const {
+    std::visit([&](const auto& g) { g.forward(x, context, logits, own(g, t)); }, gate_);
+  }
+  void backward(tokens_in<float> x, const routing_context<float>& context, tokens_in<float> dlogits, tape& t,
+                tokens_out<float> dx) {
+    std::visit([&](auto& g) { g.backward(x, context, dlogits, own(g, t), dx); }, gate_);
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    std::visit(
+        [&]<typename Gate>(Gate& g) {
+          if constexpr (HasParameters<std::remove_const_t<Gate>>) Gate::visit_parameters(g, visit);
+        },
+        self.gate_);
+  }
+
+private:
+  template <typename Gate>
+  static typename Gate::tape& own(const Gate&, tape& t) {
+    return std::get<typename Gate::tape>(t);
+  }
+
+  gates gate_;
+};
+static_assert(explain_differentiable_gate<any_gate>());
+
+/// The same as features_gate for selectors: codes and mixing logits are columns of the features, from the first again after the last.
 class features_selectors {
 public:
   using scalar = float;
@@ -125,6 +182,28 @@ private:
 };
 static_assert(explain_choice_rule<any_rule, float>());
 
+/// What weighs experts that a table has chosen.
+class any_weights {
+public:
+  using rules = std::variant<even_weights<float>, softmax_rule<float>, sigmoid_rule<float>>;
+
+  any_weights(rules rule) : rule_(std::move(rule)) {}
+  const rules& held() const { return rule_; }
+
+  void score(const choice_row<float>& row, float* scores) const {
+    std::visit([&](const auto& r) { r.score(row, scores); }, rule_);
+  }
+  void weigh(const choice_row<float>& row, std::span<const index_t> ids, float* weights) const {
+    std::visit([&](const auto& r) { r.weigh(row, ids, weights); }, rule_);
+  }
+  void backward(const choice_row<float>& row, const weighed_experts<float>& weighed, float* dlogits) const {
+    std::visit([&](const auto& r) { r.backward(row, weighed, dlogits); }, rule_);
+  }
+
+private:
+  rules rule_;
+};
+
 class any_noise {
 public:
   using noises = std::variant<no_noise<float>, gaussian_noise<float>, learned_noise<float>>;
@@ -169,6 +248,6 @@ private:
   policies policy_;
 };
 
-using any_token_choice = token_choice_router<features_gate, any_rule, any_noise, any_capacity>;
+using any_token_choice = token_choice_router<any_gate, any_rule, any_noise, any_capacity>;
 
 }  // namespace sluice::test

@@ -1,5 +1,5 @@
-// Any bytes are a batch, its logits among them bit by bit, and a router: every rule of token choice with every noise
-// and capacity policy, and all routers that are classes of their own. Whatever the logits hold, NaN, infinities and
+// Any bytes are a batch, its logits among them bit by bit, and a router: every rule of token choice with every gate,
+// noise and capacity policy, and all routers that are classes of their own. Whatever the logits hold, NaN, infinities and
 // ties too,
 //   plans are consistent: ids in range, at most k distinct ones a token, experts' rows in order, capacities respected
 //   choices and weights are those of the rule, worked out in double, and no weight of a valid token is NaN
@@ -10,7 +10,10 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/constant.hpp>
 #include <sluice/expert/ffn.hpp>
+#include <sluice/expert/simple.hpp>
+#include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/compete.hpp>
@@ -98,6 +101,8 @@ struct batch {
   matrix<float> x;         ///< [T,D]
   std::vector<std::uint8_t> mask;
   std::vector<index_t> groups;
+  matrix<float> previous;          ///< [T,E] logits of the layer before, for gates that read them
+  std::vector<index_t> token_ids;  ///< for routers that read them
   bool training;
   random_source random;
   bool is_wild = false;  ///< x may hold infinities and numbers whose squares overflow
@@ -130,17 +135,26 @@ struct batch {
     is_wild = true;
     for (index_t i = 0; i < x.size(); ++i) x.data()[i] = draw_logit(bytes);
   }
+  void draw_previous(byte_reader& bytes) {
+    previous = matrix<float>(tokens, experts);
+    bit_stream bits(bytes.byte());
+    for (index_t i = 0; i < previous.size(); ++i) previous.data()[i] = float(bits.uniform());
+    if (bytes.flag() && tokens > 0) previous(bytes.byte() % tokens, bytes.byte() % experts) = quiet_nan<float>();
+  }
 
   context_t context(executor_ref executor = {}) const {
     context_t c;
     c.training = training, c.random = random, c.token_mask = mask, c.groups = groups, c.features = features;
+    c.token_ids = token_ids;
+    if (previous.cols() > 0) c.previous_logits = previous;
     c.executor = executor;
     return c;
   }
   bool is_padding(index_t t) const { return !mask.empty() && mask[as_size(t)] == 0; }
   bool holds_nan(index_t t, bool reads_features) const {
-    return any_nan(&x(t, 0), width) || (reads_features && any_nan(&features(t, 0), experts));
+    return any_nan(&x(t, 0), width) || (reads_features && any_nan(&features(t, 0), experts)) || previous_holds_nan(t);
   }
+  bool previous_holds_nan(index_t t) const { return previous.cols() > 0 && any_nan(&previous(t, 0), experts); }
   /// The same batch, but padding and tokens that hold NaN hold something else.
   batch with_other_garbage() const {
     batch other = *this;
@@ -148,6 +162,8 @@ struct batch {
       const float filler = is_padding(t) ? (t % 2 == 0 ? quiet_nan<float>() : 1e30F) : quiet_nan<float>();
       if (is_padding(t) || any_nan(&x(t, 0), width)) other.x.row(t).setConstant(filler);
       if (is_padding(t) || any_nan(&features(t, 0), experts)) other.features.row(t).setConstant(filler);
+      if (previous.cols() > 0 && (is_padding(t) || previous_holds_nan(t))) other.previous.row(t).setConstant(filler);
+      if (!token_ids.empty() && is_padding(t)) other.token_ids[as_size(t)] = t % 2 == 0 ? -1 : 1000000;
     }
     return other;
   }
@@ -286,35 +302,44 @@ void check_consistency(const outcome<sparse>& o, const batch& b, index_t most_ch
 // ---- the layer ------------------------------------------------------------------------------------------------------
 
 using bank = expert_bank<ffn<float>>;
+using mixed_bank = expert_union<bank, expert_bank<constant_expert<float>>, expert_bank<identity_expert<float>>>;
 
-bank draw_bank(byte_reader& bytes, const batch& b) {
-  bank experts(b.experts,
-               ffn<float>(b.width, bytes.between(1, 9), {.outputs = bytes.between(1, 6), .bias = bytes.flag()}));
+template <typename Experts>
+Experts filled(byte_reader& bytes, Experts experts) {
   bit_stream bits(bytes.byte());
   sluice::detail::for_each_unnamed_parameter(experts,
                                              [&](auto& p) { p.fill([&](index_t) { return float(bits.uniform()); }); });
   return experts;
 }
 
+/// Of three experts or more, some each.
+mixed_bank draw_mixed_bank(byte_reader& bytes, const batch& b, index_t hidden) {
+  const index_t first = bytes.between(1, b.experts - 2), second = bytes.between(1, b.experts - first - 1);
+  return filled(bytes, mixed_bank(bank(first, ffn<float>(b.width, hidden, {.bias = bytes.flag()})),
+                                  expert_bank<constant_expert<float>>(second, b.width),
+                                  expert_bank<identity_expert<float>>(b.experts - first - second, b.width)));
+}
+
 /// How large |y| and its rounding error can be: |W| <= 1 and |x| <= 1, so an expert's hidden numbers are at most (D +
 /// 1) s and its outputs at most H (D + 1) s + 1 with inputs times s. Sums of T, D, H and K terms round once a term.
-double error_bound(const sparse& plan, const bank& experts, index_t t) {
+/// Outputs of constant experts and copies are smaller.
+double error_bound(const sparse& plan, index_t inputs, index_t hidden, index_t t) {
   double bound = 0;
-  const double d = double(experts.inputs()), h = double(experts.expert(0).hidden());
+  const double d = double(inputs), h = double(hidden);
   for (const index_t i : plan.of_token(t))
     bound +=
         std::abs(double(plan.weight(i))) * (h * (d + 1) * std::max(1.0, std::abs(double(plan.input_scale(i)))) + 1);
   return 2 * (d + h + double(plan.of_token(t).size()) + 8) * eps * bound;
 }
-double error_bound(const soft& plan, const bank& experts, index_t) {
-  const double d = double(experts.inputs()), h = double(experts.expert(0).hidden());
+double error_bound(const soft& plan, index_t inputs, index_t hidden, index_t) {
+  const double d = double(inputs), h = double(hidden);
   return 2 * (double(plan.tokens()) + d + h + double(plan.slot_count()) + 8) * eps * (h * (d + 1) + 1);
 }
 
 /// Inference against the reference, and a step of training.
-template <typename Router>
-void check_layer(byte_reader& bytes, const Router& router, const batch& b, index_t top_k) {
-  moe_layer layer{router, draw_bank(bytes, b)};
+template <typename Router, typename Experts>
+void check_layer_of(const Router& router, const Experts& experts, index_t hidden, const batch& b, index_t top_k) {
+  moe_layer layer{router, experts};
   typename decltype(layer)::workspace workspace;
   matrix<float> y(b.tokens, layer.outputs());
   context_t context = b.context();
@@ -324,7 +349,7 @@ void check_layer(byte_reader& bytes, const Router& router, const batch& b, index
   const auto invalid = workspace.plan.invalid_tokens();
   for (index_t t = 0; t < b.tokens; ++t) {
     const bool is_invalid = std::find(invalid.begin(), invalid.end(), t) != invalid.end();
-    const double bound = error_bound(workspace.plan, layer.bank(), t);
+    const double bound = error_bound(workspace.plan, b.width, hidden, t);
     for (index_t d = 0; d < y.cols(); ++d) {
       if (is_invalid)
         demand(is_nan(y(t, d)));
@@ -353,6 +378,18 @@ void check_layer(byte_reader& bytes, const Router& router, const batch& b, index
   demand(all_finite(dx) && all_finite(sluice::detail::parameter_gradients(layer)));
   for (index_t t = 0; t < b.tokens; ++t)
     if (b.is_padding(t) || b.holds_nan(t, false)) demand(dx.row(t).isZero(0));
+}
+
+/// Of every fourth case.
+template <typename Router>
+void check_layer(byte_reader& bytes, const Router& router, const batch& b, index_t top_k) {
+  if (b.is_wild || bytes.below(4) != 1) return;
+  const index_t hidden = bytes.between(1, 9);
+  if constexpr (std::same_as<Router, any_sparse>)
+    if (b.experts >= 3 && bytes.flag())
+      return check_layer_of(router, draw_mixed_bank(bytes, b, hidden), hidden, b, top_k);
+  const ffn<float> expert(b.width, hidden, {.outputs = bytes.between(1, 6), .bias = bytes.flag()});
+  check_layer_of(router, filled(bytes, bank(b.experts, expert)), hidden, b, top_k);
 }
 
 // ---- token choice ---------------------------------------------------------------------------------------------------
@@ -625,12 +662,46 @@ void check_choices(const outcome<sparse>& o, const batch& b, const any_rule& rul
   }
 }
 
+struct drawn_gate {
+  any_gate gate;
+  bool reads_features = true;
+};
+drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
+  const features_gate features(b.width, b.experts, dlogits);
+  switch (bytes.below(12)) {
+    case 1:
+      return {any_gate(added_jitter_gate<features_gate>(features, bytes.flag() ? 0.5 : 0.0))};
+    case 2:
+      return {any_gate(scaled_jitter_gate<features_gate>(features, bytes.flag() ? 0.5 : 0.0))};
+    case 3:
+      if (b.experts < 2) return {any_gate(features)};
+      return {any_gate(standardized_gate<features_gate>(features, bytes.flag() ? 1.0F : 100.0F))};
+    case 4: {
+      b.draw_previous(bytes);
+      return {filled(bytes, any_gate(residual_gate<features_gate>(features)))};
+    }
+    case 5: {
+      const linear_gate<float> linear(b.width, b.experts, {.bias = bytes.flag()});
+      return {filled(bytes, any_gate(jittered_gate<linear_gate<float>>(linear, bytes.flag() ? 0.5 : 0.0))), false};
+    }
+    case 6: {
+      const linear_gate<float> linear(b.width, b.experts);
+      const rms_norm<float> norm(b.width, {.epsilon = 1e-3F});
+      return {filled(bytes, any_gate(normalized_gate<linear_gate<float>, rms_norm<float>>(linear, norm))), false};
+    }
+    default:
+      return {any_gate(features)};
+  }
+}
+
 struct drawn_engine {
   any_token_choice router;
   drawn_k k;
   std::optional<capacity_limit> limit;
+  bool reads_features;
 };
-drawn_engine draw_engine(byte_reader& bytes, const batch& b, matrix<float>* dlogits) {
+drawn_engine draw_engine(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
+  drawn_gate gate = draw_gate(bytes, b, dlogits);
   drawn_k k{};
   any_rule rule = draw_rule(bytes, b, k);
   any_noise noise = draw_noise(bytes, b);
@@ -638,9 +709,9 @@ drawn_engine draw_engine(byte_reader& bytes, const batch& b, matrix<float>* dlog
   constexpr weight_use uses[] = {weight_use::output, weight_use::input, weight_use::straight_through};
   const weight_application<float> application{
       .use = bytes.one_of(uses), .input_factor = bytes.flag() ? 2.0F : 1.0F, .renormalize_after_drop = bytes.flag()};
-  return {any_token_choice(features_gate(b.width, b.experts, dlogits), std::move(rule), std::move(noise),
-                           std::move(capacity.policy), application),
-          k, capacity.limit};
+  return {any_token_choice(std::move(gate.gate), std::move(rule), std::move(noise), std::move(capacity.policy),
+                           application),
+          k, capacity.limit, gate.reads_features};
 }
 
 void check_token_choice(byte_reader& bytes, batch& b) {
@@ -648,9 +719,9 @@ void check_token_choice(byte_reader& bytes, batch& b) {
   const drawn_engine engine = draw_engine(bytes, b, &dlogits);
   const any_sparse router(engine.router);
   const index_t k = engine.k.used();
-  const auto o = check_call(bytes, router, b, engine.k.of_call, &dlogits);
+  const auto o = check_call(bytes, router, b, engine.k.of_call, engine.reads_features ? &dlogits : nullptr);
   check_consistency(o, b, k);
-  if (!o.tape.seen.has_noise) check_only_nan_is_invalid(o, b, true);
+  if (!o.tape.seen.has_noise) check_only_nan_is_invalid(o, b, engine.reads_features);
   check_capacity(o, b, k, engine.limit);
   check_choices(o, b, engine.router.rule(), k, engine.router.application().renormalize_after_drop);
   for (index_t i = 0; i < o.plan.size(); ++i) {
@@ -658,7 +729,7 @@ void check_token_choice(byte_reader& bytes, batch& b) {
     demand(o.plan.weight(i) == engine.router.application().on_output(w));
     demand(o.plan.input_scale(i) == engine.router.application().on_input(w));
   }
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, engine.k.of_call);
+  check_layer(bytes, router, b, engine.k.of_call);
 }
 
 void check_compete(byte_reader& bytes, batch& b) {
@@ -666,10 +737,68 @@ void check_compete(byte_reader& bytes, batch& b) {
   const drawn_engine engine = draw_engine(bytes, b, &dlogits);
   const compete_router router(engine.router, {.responses = bytes.flag() ? response::norm : response::mean_softplus,
                                               .frequency = bytes.flag() ? 1.0 : 0.5});
-  const auto o = check_call(bytes, any_sparse(router), b, engine.k.of_call, &dlogits);
+  const auto o = check_call(bytes, any_sparse(router), b, engine.k.of_call, engine.reads_features ? &dlogits : nullptr);
   check_consistency(o, b, router.competes(b.context()) ? b.experts : engine.k.used());
-  if (!o.tape.seen.has_noise) check_only_nan_is_invalid(o, b, true);
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, engine.k.of_call);
+  if (!o.tape.seen.has_noise) check_only_nan_is_invalid(o, b, engine.reads_features);
+  check_layer(bytes, router, b, engine.k.of_call);
+}
+
+any_weights draw_weights(byte_reader& bytes, index_t experts, index_t k) {
+  switch (bytes.below(3)) {
+    case 0:
+      return any_weights(even_weights<float>());
+    case 1:
+      return any_weights(softmax_rule<float>(
+          {.top_k = k, .weights = bytes.flag() ? weighting::post : weighting::renorm, .constant_weight = true}));
+    default: {
+      constexpr expert_scores scores[] = {expert_scores::sigmoid, expert_scores::sqrt_softplus, expert_scores::softmax};
+      return any_weights(sigmoid_rule<float>(experts, {.top_k = k,
+                                                       .renormalize = bytes.flag(),
+                                                       .constant_weight = true,
+                                                       .selection_bias = false,
+                                                       .scores = bytes.one_of(scores)}));
+    }
+  }
+}
+
+/// Experts are those of the row of the token's id, in its order.
+void check_hash(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  const index_t ids = bytes.between(1, 7);
+  const drawn_k k = draw_k(bytes, 1, b.experts);
+  for (index_t t = 0; t < b.tokens; ++t) b.token_ids.push_back(bytes.below(ids));
+  matrix<index_t> table;
+  if (bytes.flag()) {
+    std::vector<index_t> occurrences;
+    for (index_t id = 0; id < ids; ++id) occurrences.push_back(bytes.byte());
+    table = balanced_hash(occurrences, b.experts, k.own);
+  } else {
+    table = random_hash(ids, b.experts, k.own, random_source(bytes.byte()));
+  }
+  const index_t used = k.of_call == 0 ? k.own : (std::min)(k.of_call, k.own);
+  const hash_router<float, features_gate, any_weights> own(features_gate(b.width, b.experts, &dlogits),
+                                                           {table, draw_weights(bytes, b.experts, k.own)});
+  const any_sparse router(own);
+  const auto o = check_call(bytes, router, b, used, &dlogits);
+  check_consistency(o, b, used);
+  check_only_nan_is_invalid(o, b, true);
+  const auto& weights = own.rule().weights().held();
+  for (index_t t = 0; t < b.tokens; ++t) {
+    if (b.is_padding(t) || b.holds_nan(t, true)) continue;
+    const auto assignments = o.plan.of_token(t);
+    demand(index_t(assignments.size()) == used);
+    std::vector<index_t> chosen;
+    std::vector<float> given;
+    for (const index_t i : assignments) {
+      chosen.push_back(o.plan.expert(i));
+      given.push_back(o.plan.weight(i));
+      demand(chosen.back() == table(b.token_ids[as_size(t)], o.plan.rank(i)));
+      if (weights.index() == 0) demand(given.back() == 1 / float(used));
+    }
+    if (const auto* by_softmax = std::get_if<softmax_rule<float>>(&weights))
+      check_weights(&b.features(t, 0), b.experts, chosen, given, by_softmax->settings());
+  }
+  check_layer(bytes, router, b, used);
 }
 
 // ---- routers that are classes of their own --------------------------------------------------------------------------
@@ -720,7 +849,7 @@ void check_expert_choice(byte_reader& bytes, batch& b) {
       demand(best_left <= worst_taken + 64 * eps);
     }
   }
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 void check_relu(byte_reader& bytes, batch& b) {
@@ -735,7 +864,7 @@ void check_relu(byte_reader& bytes, batch& b) {
       positive += b.features(t, e) > 0;
   demand(o.plan.size() == positive);
   for (index_t i = 0; i < o.plan.size(); ++i) demand(o.plan.weight(i) == b.features(o.plan.token(i), o.plan.expert(i)));
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 void check_dense(byte_reader& bytes, batch& b) {
@@ -745,7 +874,7 @@ void check_dense(byte_reader& bytes, batch& b) {
   check_only_nan_is_invalid(o, b, false);
   for (index_t t = 0; t < b.tokens; ++t)
     demand(index_t(o.plan.of_token(t).size()) == (b.is_padding(t) || b.holds_nan(t, false) ? 0 : b.experts));
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 void check_dselect(byte_reader& bytes, batch& b) {
@@ -767,7 +896,7 @@ void check_dselect(byte_reader& bytes, batch& b) {
     }
     demand(sum <= 1 + 1e-4);
   }
-  if (bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 /// Routers with parameters of their own, which read x: any bits, or numbers that a gradient can be taken of.
@@ -797,7 +926,7 @@ void check_product_key(byte_reader& bytes, batch& b) {
   const auto o = check_call(bytes, router, b, 0, nullptr);
   check_consistency(o, b, heads * k);
   if (!b.is_wild) check_only_nan_is_invalid(o, b, false);
-  if (!b.is_wild && bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 void check_top_any(byte_reader& bytes, batch& b) {
@@ -816,7 +945,7 @@ void check_top_any(byte_reader& bytes, batch& b) {
   for (index_t t = 0; t < b.tokens && !b.training; ++t)
     if (!b.is_padding(t) && std::find(invalid.begin(), invalid.end(), t) == invalid.end())
       demand(!o.plan.of_token(t).empty());
-  if (!b.is_wild && bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 void check_soft(byte_reader& bytes, batch& b) {
@@ -848,13 +977,13 @@ void check_soft(byte_reader& bytes, batch& b) {
       demand(std::abs(sum - (members > 0 ? 1.0 : 0.0)) <= 64 * eps);
     }
   }
-  if (!b.is_wild && bytes.below(4) == 1) check_layer(bytes, router, b, 0);
+  check_layer(bytes, router, b, 0);
 }
 
 using check = void (*)(byte_reader&, batch&);
 constexpr check checks[] = {&check_token_choice, &check_expert_choice, &check_relu,         &check_dense,
                             &check_dselect,      &check_product_key,   &check_top_any,      &check_soft,
-                            &check_compete,      &check_token_choice,  &check_token_choice, &check_token_choice};
+                            &check_compete,      &check_hash,          &check_token_choice, &check_token_choice};
 
 }  // namespace
 
