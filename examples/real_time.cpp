@@ -43,7 +43,12 @@ void callback(std::span<float> block) noexcept {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto callbacks = static_cast<std::size_t>(std::max(1, argc > 1 ? std::atoi(argv[1]) : 20000));
+  const int wanted = argc > 1 ? std::atoi(argv[1]) : 20000;
+  if (wanted < 1) {
+    std::fprintf(stderr, "usage: real_time [CALLBACKS]\n");
+    return 2;
+  }
+  const auto callbacks = static_cast<std::size_t>(wanted);
   std::vector<double> microseconds(callbacks);
   std::vector<float> block(frames * features);
 

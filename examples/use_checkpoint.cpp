@@ -60,6 +60,10 @@ void fine_tune(const sluice::checkpoint_model& model, const std::filesystem::pat
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 3 || (argc > 1 && *argv[1] == '-')) {
+    std::cerr << "usage: use_checkpoint [FOLDER [LAYER]]\n";
+    return 2;
+  }
   try {
     const std::filesystem::path folder = argc > 1 ? argv[1] : write_small_model();
     const sluice::index_t number = argc > 2 ? std::atoi(argv[2]) : 1;

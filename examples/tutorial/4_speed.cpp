@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <iomanip>
 #include <iostream>
 #include <vector>
 
@@ -40,7 +41,11 @@ double time_of(const Model& model, index_t tokens, int repetitions, executor_ref
 }
 
 int main(int argc, char** argv) {
-  const int repetitions = std::max(1, argc > 1 ? std::atoi(argv[1]) : 51);
+  const int repetitions = argc > 1 ? std::atoi(argv[1]) : 51;
+  if (repetitions < 1) {
+    std::cerr << "usage: tutorial_4_speed [REPETITIONS]\n";
+    return 2;
+  }
   // begin config
   std::cout << to_string(config()) << "\n\n";
   // end config
@@ -52,9 +57,14 @@ int main(int argc, char** argv) {
   thread_pool pool;                                          // as many threads as the machine runs at once
   // end rounded
 
-  std::cout << "tokens   float   float, threads   bfloat16   bfloat16, threads     (microseconds a token)\n";
-  for (const index_t tokens : {1, 8, 64})
-    std::cout << tokens << "   " << time_of(model, tokens, repetitions, {}) << "   "
-              << time_of(model, tokens, repetitions, pool) << "   " << time_of(rounded, tokens, repetitions, {}) << "   "
-              << time_of(rounded, tokens, repetitions, pool) << '\n';
+  std::cout << "Microseconds a token, medians of " << repetitions << " calls:\n\n"
+            << "tokens      float   +threads   bfloat16   +threads\n"
+            << std::fixed << std::setprecision(1);
+  for (const index_t tokens : {1, 8, 64}) {
+    std::cout << std::setw(6) << tokens;
+    for (const double time : {time_of(model, tokens, repetitions, {}), time_of(model, tokens, repetitions, pool),
+                              time_of(rounded, tokens, repetitions, {}), time_of(rounded, tokens, repetitions, pool)})
+      std::cout << std::setw(11) << time;
+    std::cout << '\n';
+  }
 }
