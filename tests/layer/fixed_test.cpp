@@ -20,9 +20,9 @@ void check_equal(const Layer& layer, matrix<typename Fixed::scalar> x) {
   const auto copy = std::make_unique<Fixed>(*fixed);
   const auto scratch = std::make_unique<typename Fixed::workspace>();
   std::memset(static_cast<void*>(scratch.get()), 0x7f, sizeof *scratch);  // holds anything, also what was never written
-  for (const index_t tokens : {Fixed::most_tokens(), index_t(1), index_t(0), index_t(5)}) {
-    const matrix<scalar> part = x.topRows(tokens);
-    matrix<scalar> expected(tokens, x.cols()), got = matrix<scalar>::Constant(tokens, x.cols(), 7);
+  for (const index_t count : {Fixed::most_tokens(), index_t(1), index_t(0), index_t(5)}) {
+    const matrix<scalar> part = x.topRows(count);
+    matrix<scalar> expected(count, x.cols()), got = matrix<scalar>::Constant(count, x.cols(), 7);
     typename Layer::workspace workspace;
     layer.forward(part, expected, workspace);
     REQUIRE(copy->forward(test::span_of(part), test::span_of(got), *scratch));

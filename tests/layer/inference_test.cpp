@@ -31,8 +31,8 @@ matrix<typename Layer::scalar> infer(const Layer& layer, const matrix<typename L
 template <typename Router>
 auto inferring(Router router, std::uint64_t seed = 3) {
   using scalar = typename Router::scalar;
-  const index_t experts = router.experts(), width = router.inputs();
-  moe_layer layer{std::move(router), expert_bank<gated_ffn<scalar>>{experts, width, 11}};
+  const index_t count = router.experts(), inputs = router.inputs();
+  moe_layer layer{std::move(router), expert_bank<gated_ffn<scalar>>{count, inputs, 11}};
   initialize(layer, seed);
   return layer;
 }

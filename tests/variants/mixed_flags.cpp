@@ -7,8 +7,8 @@
 
 #include <cstdio>
 
-using step = border::results(const std::vector<float>& x, const std::vector<float>& dy);
-extern step training_step_sse2, training_step_avx2, training_step_avx512;
+using step_function = border::results(const std::vector<float>& x, const std::vector<float>& dy);
+extern step_function training_step_sse2, training_step_avx2, training_step_avx512;
 
 int main() {
   // Before anything else: from here on a function of the standard library may come from any of the objects.
