@@ -27,6 +27,7 @@
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -193,9 +194,7 @@ namespace detail {
 
 struct ignore_parameters {
   template <typename Thing>
-  void operator()(const char*, Thing&) const {}
-  template <typename Thing>
-  void operator()(const std::string&, Thing&) const {}
+  void operator()(std::string_view, Thing&) const {}
 };
 
 template <typename T>
@@ -219,7 +218,7 @@ void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
   if constexpr (detail::is_parameter<plain>) {
     f(prefix, object);
   } else if constexpr (HasParameters<plain>) {
-    plain::visit_parameters(object, [&](const auto& name, auto& part) {
+    plain::visit_parameters(object, [&](std::string_view name, auto& part) {
       const std::string own(name);  // empty: the part is the whole of what bears the name before it
       for_each_parameter(part, f, prefix.empty() ? own : own.empty() ? prefix : prefix + '.' + own);
     });
@@ -235,7 +234,7 @@ void for_each_unnamed_parameter(Object& object, F&& f) {
   if constexpr (is_parameter<plain>)
     f(object);
   else if constexpr (HasParameters<plain>)
-    plain::visit_parameters(object, [&](const auto&, auto& part) { for_each_unnamed_parameter(part, f); });
+    plain::visit_parameters(object, [&](std::string_view, auto& part) { for_each_unnamed_parameter(part, f); });
 }
 
 }  // namespace detail

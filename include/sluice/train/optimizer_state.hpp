@@ -36,10 +36,10 @@ void for_each_keyed_parameter(Object& object, F&& f, std::uint64_t key = 1469598
   if constexpr (is_parameter<plain>) {
     f(key, object);
   } else if constexpr (HasParameters<plain>) {
-    plain::visit_parameters(object, [&](const auto& name, auto& part) {
+    plain::visit_parameters(object, [&](std::string_view name, auto& part) {
       std::uint64_t longer = key;
       const auto add = [&](char c) { longer = (longer ^ static_cast<unsigned char>(c)) * 1099511628211u; };
-      for (const char c : std::string_view(name)) add(c);
+      for (const char c : name) add(c);
       add('.');
       for_each_keyed_parameter(part, f, longer);
     });
