@@ -34,7 +34,7 @@ double timed(const contestant& c, std::int64_t repetition) {
   return seconds_between(begin, steady_clock::now());
 }
 
-timing summarize(std::vector<double> seconds) {
+timing timing_of(std::vector<double> seconds) {
   if (seconds.empty()) return {};
   std::sort(seconds.begin(), seconds.end());
   const std::size_t half = seconds.size() / 2;
@@ -83,7 +83,7 @@ std::vector<timing> runner::race(const std::string& title, const std::vector<con
   benchmark::RunSpecifiedBenchmarks(&times);
   benchmark::ClearRegisteredBenchmarks();
   std::vector<timing> found;
-  for (const contestant& c : contestants) found.push_back(summarize(times.of(name_of(c))));
+  for (const contestant& c : contestants) found.push_back(timing_of(times.of(name_of(c))));
   return found;
 }
 

@@ -29,8 +29,8 @@ struct trained_names {
 /// Trains a layer for two steps and tells which parameters moved.
 template <typename Layer>
 trained_names train(Layer& layer) {
-  std::map<std::string, matrix<double>> before;
-  for_each_parameter(layer, [&](const std::string& name, const auto& p) { before[name] = p.to_matrix(); });
+  test::held_parameters before, after;
+  for_each_parameter(layer, before);
   adamw<double> optimizer{{.learning_rate = 1e-2}};
   typename Layer::tape tape;
   const auto x = test::random_matrix<double>(20, layer.inputs(), 5);
@@ -42,12 +42,21 @@ trained_names train(Layer& layer) {
     optimizer.step(layer);
     zero_gradients(layer);
   }
+  for_each_parameter(layer, after);
   trained_names names;
-  for_each_parameter(layer, [&](const std::string& name, const auto& p) {
-    (p.to_matrix() == before[name] ? names.kept : names.changed).push_back(name);
-  });
+  for (std::size_t i = 0; i < before.all.size(); ++i) {
+    const auto& [name, values] = after.all[i];
+    (values == before.all[i].second ? names.kept : names.changed).push_back(name);
+  }
   return names;
 }
+
+/// What is trained below: every other type would be compiled for nothing.
+template <typename Layer>
+inline constexpr bool is_trained_here =
+    std::same_as<Layer, olmoe_layer<double>> || std::same_as<Layer, qwen2_moe_layer<double>> ||
+    std::same_as<Layer, deepseek_v3_layer<double>> || std::same_as<Layer, gpt_oss_layer<double>> ||
+    std::same_as<Layer, jetmoe_layer<double>> || std::same_as<Layer, phimoe_layer<double>>;
 
 template <typename Layer>
 auto& router_of(Layer& layer) {
@@ -153,37 +162,42 @@ TEST_CASE("layer_tensors: a loaded layer is fine-tuned, the router alone or all,
   file.save(folder / "in.safetensors");
   const checkpoint_model model(folder / "in.safetensors", test::small_config(family));
   with_published_type<double>(model.config(), {.layer = 0}, [&]<typename Layer>(std::type_identity<Layer>) {
-    Layer layer = load_layer<Layer>(model, {.layer = 0});
-    if (router_only) {
-      for_each_parameter(layer, [](const std::string&, auto& p) { p.set_frozen(true); });
-      for_each_parameter(router_of(layer), [](const std::string&, auto& p) { p.set_frozen(false); });
-    }
-    const trained_names names = train(layer);
-    for (const std::string& name : names.changed) {
-      CAPTURE(name);
-      if (router_only) CHECK(name.find("router.") != std::string::npos);
-    }
-    CHECK(!names.changed.empty());
-    for (const std::string& name : names.kept) {
-      CAPTURE(name);
-      if (!router_only)
-        CHECK(name.find("router.rule.bias") != std::string::npos);  // changes with the load, not by gradients
-    }
-    write_back(model, layer, folder / "out.safetensors");
-    const checkpoint_model again(folder / "out.safetensors", model.config());
-    Layer loaded = load_layer<Layer>(again, {.layer = 0});
-    std::vector<matrix<double>> values;
-    for_each_parameter(layer, [&](const std::string&, const auto& p) { values.push_back(p.to_matrix()); });
-    std::size_t i = 0;
-    for_each_parameter(loaded, [&](const std::string& name, const auto& p) {
-      CAPTURE(name);
-      CHECK(test::same_bits(p.to_matrix(), values[i++]));
-    });
-    const safetensors_reader a(folder / "in.safetensors"), b(folder / "out.safetensors");
-    REQUIRE(a.tensors().size() == b.tensors().size());
-    for (const tensor_info& t : a.tensors()) {
-      CHECK(b.at(t.name).shape == t.shape);
-      CHECK(b.at(t.name).dtype == t.dtype);
+    if constexpr (is_trained_here<Layer>) {
+      Layer layer = load_layer<Layer>(model, {.layer = 0});
+      if (router_only) {
+        for_each_parameter(layer, [](const std::string&, auto& p) { p.set_frozen(true); });
+        for_each_parameter(router_of(layer), [](const std::string&, auto& p) { p.set_frozen(false); });
+      }
+      const trained_names names = train(layer);
+      for (const std::string& name : names.changed) {
+        CAPTURE(name);
+        if (router_only) CHECK(name.find("router.") != std::string::npos);
+      }
+      CHECK(!names.changed.empty());
+      for (const std::string& name : names.kept) {
+        CAPTURE(name);
+        if (!router_only)
+          CHECK(name.find("router.rule.bias") != std::string::npos);  // changes with the load, not by gradients
+      }
+      write_back(model, layer, folder / "out.safetensors");
+      const checkpoint_model again(folder / "out.safetensors", model.config());
+      Layer loaded = load_layer<Layer>(again, {.layer = 0});
+      test::held_parameters written, read;
+      for_each_parameter(layer, written);
+      for_each_parameter(loaded, read);
+      REQUIRE(read.all.size() == written.all.size());
+      for (std::size_t i = 0; i < read.all.size(); ++i) {
+        CAPTURE(read.all[i].first);
+        CHECK(test::same_bits(read.all[i].second, written.all[i].second));
+      }
+      const safetensors_reader a(folder / "in.safetensors"), b(folder / "out.safetensors");
+      REQUIRE(a.tensors().size() == b.tensors().size());
+      for (const tensor_info& t : a.tensors()) {
+        CHECK(b.at(t.name).shape == t.shape);
+        CHECK(b.at(t.name).dtype == t.dtype);
+      }
+    } else {
+      FAIL("the type of this family is not among those that are trained here");
     }
   });
 }

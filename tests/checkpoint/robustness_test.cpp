@@ -1,9 +1,8 @@
 // A damaged or exhausted world: nothing crashes, leaks or half-changes.
 #include "small_models.hpp"
 
-#include <sluice/checkpoint/published_layer.hpp>
-
 #include "../io/failing_allocation.hpp"
+#include "published_layers.hpp"
 
 #include <fstream>
 #include <memory>

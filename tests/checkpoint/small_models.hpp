@@ -7,8 +7,10 @@
 #include "../support.hpp"
 #include "published_files.hpp"
 
+#include <algorithm>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace sluice::test {
@@ -64,50 +66,56 @@ inline model_config small_config(model_family family) {
 
 inline block_weights small_weights(std::uint64_t seed) { return block_weights::random(4, 6, 5, 7, seed); }
 
-/// Calls f(name, parameter, the numbers it should hold in row-major order).
-template <typename Layer, typename F>
-void for_each_expected(const Layer& layer, const block_weights& w, F&& f) {
-  for_each_parameter(layer, [&](const std::string& full_name, const auto& p) {
-    std::string name = full_name;
-    while (name.starts_with("layer.")) name = name.substr(6);
-    if (name.starts_with("experts.")) {
-      const auto dot = name.find('.', 8);
-      const index_t e = std::stoll(name.substr(8, dot - 8));
-      const std::string part = name.substr(dot + 1);
-      const std::map<std::string, const std::vector<double>*> all{{"gate", &w.gate},       {"up", &w.up},
-                                                                  {"down", &w.down},       {"gate_bias", &w.gate_bias},
-                                                                  {"up_bias", &w.up_bias}, {"down_bias", &w.down_bias}};
-      const auto& numbers = *all.at(part);
-      f(full_name, p, published::slice(numbers, e, static_cast<index_t>(numbers.size()) / w.E));
-    } else {
-      const std::map<std::string, const std::vector<double>*> all{{"router.gate.weight", &w.router},
-                                                                  {"router.gate.bias", &w.router_bias},
-                                                                  {"router.rule.bias", &w.selection_bias},
-                                                                  {"shared.gate", &w.shared_gate},
-                                                                  {"shared.up", &w.shared_up},
-                                                                  {"shared.down", &w.shared_down},
-                                                                  {"shared_gate", &w.shared_router},
-                                                                  {"bias", &w.output_bias}};
-      f(full_name, p, *all.at(name));
-    }
-  });
+/// The parameters of a layer by name, in whatever they are kept. One visitor for layers of all types: what layers have in common is
+/// compiled once.
+struct held_parameters {
+  std::vector<std::pair<std::string, matrix<double>>> all;
+
+  template <typename Scalar, typename Element>
+  void operator()(const std::string& name, const parameter<Scalar, Element>& p) {
+    all.emplace_back(name, p.to_matrix().template cast<double>());
+  }
+};
+
+/// The numbers that the parameter of that name should hold, in row-major order.
+inline std::vector<double> expected_numbers(std::string name, const block_weights& w) {
+  while (name.starts_with("layer.")) name = name.substr(6);
+  if (name.starts_with("experts.")) {
+    const auto dot = name.find('.', 8);
+    const index_t e = std::stoll(name.substr(8, dot - 8));
+    const std::map<std::string, const std::vector<double>*> all{{"gate", &w.gate},       {"up", &w.up},
+                                                                {"down", &w.down},       {"gate_bias", &w.gate_bias},
+                                                                {"up_bias", &w.up_bias}, {"down_bias", &w.down_bias}};
+    const auto& numbers = *all.at(name.substr(dot + 1));
+    return published::slice(numbers, e, static_cast<index_t>(numbers.size()) / w.E);
+  }
+  const std::map<std::string, const std::vector<double>*> all{{"router.gate.weight", &w.router},
+                                                              {"router.gate.bias", &w.router_bias},
+                                                              {"router.rule.bias", &w.selection_bias},
+                                                              {"shared.gate", &w.shared_gate},
+                                                              {"shared.up", &w.shared_up},
+                                                              {"shared.down", &w.shared_down},
+                                                              {"shared_gate", &w.shared_router},
+                                                              {"bias", &w.output_bias}};
+  return *all.at(name);
 }
 
-/// Whether every parameter of a layer holds its numbers exactly.
+/// Whether every parameter holds its numbers exactly.
+inline void check_hold(const held_parameters& held, const block_weights& w) {
+  for (const auto& [name, values] : held.all) {
+    CAPTURE(name);
+    const std::vector<double> expected = expected_numbers(name, w);
+    REQUIRE(values.size() == static_cast<index_t>(expected.size()));
+    CHECK(std::equal(expected.begin(), expected.end(), values.data()));
+  }
+  CHECK(held.all.size() >= 4 * 2 + 1);
+}
+
 template <typename Layer>
 void check_holds(const Layer& layer, const block_weights& w) {
-  std::size_t parameters = 0;
-  for_each_expected(layer, w, [&](const std::string& name, const auto& p, const std::vector<double>& expected) {
-    CAPTURE(name);
-    ++parameters;
-    REQUIRE(p.size() == static_cast<index_t>(expected.size()));
-    const auto m = p.to_matrix();
-    bool equal = true;
-    for (index_t i = 0; i < p.size(); ++i)
-      equal = equal && static_cast<double>(m.data()[i]) == expected[static_cast<std::size_t>(i)];
-    CHECK(equal);
-  });
-  CHECK(parameters >= 4 * 2 + 1);
+  held_parameters held;
+  for_each_parameter(layer, held);
+  check_hold(held, w);
 }
 
 }  // namespace sluice::test
