@@ -27,14 +27,17 @@ void spread_keys(Router& router, std::uint64_t seed) {
   std::copy_n(keys.data(), keys.size(), router.keys().data());
 }
 
-/// All n² sums of one head and token, sorted: the larger sum first, then the lower expert.
+/// The k largest of all n² sums of one head and token: the larger sum first, then the lower expert.
 template <typename Scalar>
 std::vector<index_t> search_everything(const matrix<Scalar>& s1, const matrix<Scalar>& s2, index_t token, index_t k) {
   const index_t n = s1.cols();
   std::vector<index_t> ids(static_cast<std::size_t>(n * n));
   for (std::size_t e = 0; e < ids.size(); ++e) ids[e] = static_cast<index_t>(e);
   const auto sum = [&](index_t e) { return s1(token, e / n) + s2(token, e % n); };
-  std::stable_sort(ids.begin(), ids.end(), [&](index_t a, index_t b) { return order_key(sum(a)) > order_key(sum(b)); });
+  std::partial_sort(ids.begin(), ids.begin() + k, ids.end(), [&](index_t a, index_t b) {
+    const auto key_a = order_key(sum(a)), key_b = order_key(sum(b));
+    return key_a != key_b ? key_a > key_b : a < b;
+  });
   ids.resize(static_cast<std::size_t>(k));
   return ids;
 }
