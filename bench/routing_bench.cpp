@@ -1,6 +1,7 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/router/dense_softmax.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
@@ -90,6 +91,7 @@ void routing_cases(session& s) {
   time_router(s, "expert_choice", sluice::expert_choice_router<float>(width, experts));
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
+  time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
   time_router(s, "relu", sluice::relu_router<float>(width, experts));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));

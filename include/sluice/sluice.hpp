@@ -73,6 +73,7 @@
 #include <sluice/router/compete.hpp>
 #include <sluice/router/competition.hpp>
 #include <sluice/router/dense.hpp>
+#include <sluice/router/dense_softmax.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>

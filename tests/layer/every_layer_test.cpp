@@ -28,6 +28,7 @@
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/compete.hpp>
+#include <sluice/router/dense_softmax.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
@@ -173,6 +174,8 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("SparseMixer", layer_of(sparse_mixer_router<float>{width, experts}));
   add("expert choice", layer_of(expert_choice_router<float>{width, experts}));
   add("ReLU", layer_of(relu_router<float>{width, experts}));
+  add("dense softmax", layer_of(dense_softmax_router<float>{width, experts}));
+  add("dense softmax, a union", moe_layer{dense_softmax_router<float>{width, experts}, unlike_banks()});
   add("Soft MoE", layer_of(soft_moe_router<float>{width, experts}));
   add("DSelect-k", layer_of(dselect_k_router<float>{width, experts}));
   add("DynMoE", layer_of(top_any_router<float>{width, experts, {.schedule = {.period = 3, .window = 2}}}));

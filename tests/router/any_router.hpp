@@ -4,6 +4,7 @@
 
 #include <sluice/core/choices.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/dense_plan.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/core/soft_plan.hpp>

@@ -4,7 +4,7 @@
 ///   Z = Disp^T X  [S,D]      U[s] = f_expert[s](Z[s])  [S,D']      Y = Comb U  [T,D']
 ///   dU = Comb^T dY      dComb = dY U^T      dZ[s] = f'(Z[s])^T dU[s]      dX = Disp dZ      dDisp = X dZ^T
 ///
-/// A sparse plan has one column an assignment, in plan order: Disp holds its input scale, Comb its weight, so
+/// A sparse or dense plan has one column a row, in plan order: Disp holds its input scale, Comb its weight, so
 /// dComb(token(i), i) is the gradient of weight i. A soft plan has one column a slot and group. Token and column that
 /// do not meet (zero in both matrices) are left out of sums, so NaN stays where it is. Invalid tokens meet nothing and
 /// get NaN. Slow on purpose.
@@ -13,7 +13,6 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/soft_plan.hpp>
-#include <sluice/core/sparse_plan.hpp>
 
 #include <algorithm>
 #include <array>
@@ -23,7 +22,7 @@ namespace sluice::inline SLUICE_ISA::reference {
 
 /// A plan as dense matrices.
 template <FloatOrDouble Scalar>
-struct dense_plan {
+struct written_plan {
   matrix<Scalar> dispatch;      ///< [T,S]
   matrix<Scalar> combine;       ///< [T,S]
   std::vector<index_t> expert;  ///< [S]
@@ -33,23 +32,26 @@ struct dense_plan {
   index_t columns() const { return dispatch.cols(); }
 };
 
-template <std::floating_point Scalar>
-dense_plan<Scalar> write_out(const sparse_plan<Scalar>& plan) {
-  dense_plan<Scalar> dense;
-  dense.dispatch = matrix<Scalar>::Zero(plan.tokens(), plan.size());
-  dense.combine = matrix<Scalar>::Zero(plan.tokens(), plan.size());
-  for (index_t i = 0; i < plan.size(); ++i) {
-    dense.dispatch(plan.token(i), i) = plan.input_scale(i);
-    dense.combine(plan.token(i), i) = plan.weight(i);
-    dense.expert.push_back(plan.expert(i));
-  }
+template <RoutedPlan Plan>
+written_plan<typename Plan::scalar> write_out(const Plan& plan) {
+  using scalar = typename Plan::scalar;
+  const routed_rows<scalar> rows = plan.routed();
+  written_plan<scalar> dense;
+  dense.dispatch = matrix<scalar>::Zero(plan.tokens(), plan.rows());
+  dense.combine = matrix<scalar>::Zero(plan.tokens(), plan.rows());
+  for (const auto& [expert, begin, end] : rows.by_expert)
+    for (index_t i = begin; i < end; ++i) {
+      dense.dispatch(rows.token(i), i) = rows.input_scale(i);
+      dense.combine(rows.token(i), i) = rows.weight(i);
+      dense.expert.push_back(expert);
+    }
   dense.invalid.assign(plan.invalid_tokens().begin(), plan.invalid_tokens().end());
   return dense;
 }
 
 template <std::floating_point Scalar>
-dense_plan<Scalar> write_out(const soft_plan<Scalar>& plan) {
-  dense_plan<Scalar> dense;
+written_plan<Scalar> write_out(const soft_plan<Scalar>& plan) {
+  written_plan<Scalar> dense;
   dense.dispatch = matrix<Scalar>::Zero(plan.tokens(), plan.rows());
   dense.combine = matrix<Scalar>::Zero(plan.tokens(), plan.rows());
   dense.expert.resize(static_cast<std::size_t>(plan.rows()));
@@ -79,7 +81,7 @@ inline expert_rows one_row_for(const index_t& expert, index_t experts) {
 
 template <FloatOrDouble Scalar>
 struct forward_result {
-  dense_plan<Scalar> plan;
+  written_plan<Scalar> plan;
   matrix<Scalar> z;  ///< [S,D] what the experts saw
   matrix<Scalar> u;  ///< [S,D'] what they said
   matrix<Scalar> y;  ///< [T,D']

@@ -12,14 +12,15 @@
 namespace sluice::inline SLUICE_ISA::detail {
 
 /// The layer's gradients of the plan, at the places where the reference has them.
-template <typename Scalar>
-double plan_gradient_difference(const sparse_plan<Scalar>& plan, const sparse_plan_gradient<Scalar>& d,
-                                const reference::backward_result<Scalar>& expected) {
+template <RoutedPlan Plan>
+double plan_gradient_difference(const Plan& plan, const typename Plan::gradient& d,
+                                const reference::backward_result<typename Plan::scalar>& expected) {
   double worst = 0;
-  for (index_t i = 0; i < plan.size(); ++i) {
-    worst = (std::max)(worst, largest_difference(&d.weight[i], &expected.dcombine(plan.token(i), i), 1));
-    if (plan.has_input_scale())
-      worst = (std::max)(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(plan.token(i), i), 1));
+  const auto rows = plan.routed();
+  for (index_t i = 0; i < plan.rows(); ++i) {
+    worst = (std::max)(worst, largest_difference(&d.weight[i], &expected.dcombine(rows.token(i), i), 1));
+    if (rows.input_scales != nullptr)
+      worst = (std::max)(worst, largest_difference(&d.input_scale[i], &expected.ddispatch(rows.token(i), i), 1));
   }
   return worst;
 }

@@ -1,6 +1,7 @@
 /// Plans and parameters as lists of numbers, so that the conformance kit can compare them.
 #pragma once
 
+#include <sluice/core/dense_plan.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/soft_plan.hpp>
 #include <sluice/core/sparse_plan.hpp>
@@ -25,6 +26,16 @@ template <typename Scalar>
 std::vector<Scalar> words_about(const soft_plan<Scalar>& plan, index_t token) {
   std::vector<Scalar> words(plan.dispatch().row(token), plan.dispatch().row(token) + plan.slot_count());
   words.insert(words.end(), plan.combine().row(token), plan.combine().row(token) + plan.slot_count());
+  return words;
+}
+
+template <typename Scalar>
+std::vector<Scalar> words_about(const dense_plan<Scalar>& plan, index_t token) {
+  std::vector<Scalar> words;
+  const auto routed = plan.routed_tokens();
+  for (index_t j = 0; j < static_cast<index_t>(routed.size()); ++j)
+    if (routed[as_size(j)] == token)
+      for (index_t e = 0; e < plan.experts(); ++e) words.push_back(plan.weight(e, j));
   return words;
 }
 
@@ -65,6 +76,10 @@ std::vector<index_t> choices_of(const sparse_plan<Scalar>& plan) {
 }
 template <typename Scalar>
 std::vector<index_t> choices_of(const soft_plan<Scalar>&) {
+  return {};
+}
+template <typename Scalar>
+std::vector<index_t> choices_of(const dense_plan<Scalar>&) {
   return {};
 }
 

@@ -153,7 +153,7 @@ property_result conservation(router_probe<Router>& probe) {
     }
     return pass(std::to_string(plan.size()) + " kept, " + std::to_string(plan.dropped().size()) + " dropped");
   } else {
-    return skip("a soft plan drops nothing");
+    return skip("a plan of this kind drops nothing");
   }
 }
 
