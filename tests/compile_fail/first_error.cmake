@@ -14,7 +14,7 @@ else()
 endif()
 
 set(ENV{LC_ALL} C) # the word "error" and plain quotes, whatever the user's language
-execute_process(COMMAND ${COMPILER} ${FLAGS} ${flags} -fsyntax-only ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
+execute_process(COMMAND ${COMPILER} ${FLAGS} ${flags} -fsyntax-only -fmax-errors=1 ${SOURCE} ERROR_VARIABLE said RESULT_VARIABLE result)
 if(result EQUAL 0)
   message(FATAL_ERROR "compiles, and must not: ${SOURCE}")
 endif()
