@@ -6,19 +6,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
-namespace sluice::test {
+#include "demand.hpp"
 
-/// What a fuzzer reports as a crash, with the line that asked for it.
-inline void demand(bool condition, int line = __builtin_LINE()) {
-  if (condition) return;
-  std::fprintf(stderr, "line %d: not so\n", line);
-  std::abort();
-}
+namespace sluice::test {
 
 class byte_reader {
 public:

@@ -3,23 +3,22 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
 
-namespace {
+#include "demand.hpp"
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what a fuzzer reports as a crash
-}
+using sluice::test::demand;
+
+namespace {
 
 std::optional<sluice::model_config> parse(std::string_view text) {
   try {
     return sluice::parse_model_config(text, "fuzz");
   } catch (const sluice::file_error& error) {
-    require(std::strlen(error.what()) < 2000);
+    demand(std::strlen(error.what()) < 2000);
     return std::nullopt;
   }
 }
@@ -29,8 +28,8 @@ std::optional<sluice::model_config> parse(std::string_view text) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto config = parse({reinterpret_cast<const char*>(data), size});
   if (!config) return 0;
-  require(config->top_k >= 1 && config->top_k <= config->experts);
-  require(!config->moe_layers.empty() || !config->decoder_moe_layers.empty());
-  require(parse(sluice::to_json(*config)) == config);
+  demand(config->top_k >= 1 && config->top_k <= config->experts);
+  demand(!config->moe_layers.empty() || !config->decoder_moe_layers.empty());
+  demand(parse(sluice::to_json(*config)) == config);
   return 0;
 }

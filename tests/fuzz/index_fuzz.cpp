@@ -6,24 +6,23 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
 
-namespace {
+#include "demand.hpp"
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what a fuzzer reports as a crash
-}
+using sluice::test::demand;
+
+namespace {
 
 std::optional<sluice::checkpoint_index> parse(std::span<const std::byte> bytes) {
   try {
     return sluice::parse_checkpoint_index(bytes, "fuzz");
   } catch (const sluice::file_error& error) {
-    require(std::strlen(error.what()) < 2500);
+    demand(std::strlen(error.what()) < 2500);
     return std::nullopt;
   }
 }
@@ -36,11 +35,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   const std::filesystem::path folder = "folder";
   for (const auto& [tensor, shard] : index->weight_map) {
-    require((folder / shard).lexically_normal().parent_path() == folder);
-    require(shard.find('\0') == std::string::npos && !shard.empty() && shard != "." && shard != "..");
+    demand((folder / shard).lexically_normal().parent_path() == folder);
+    demand(shard.find('\0') == std::string::npos && !shard.empty() && shard != "." && shard != "..");
   }
   const std::string text = nlohmann::json{{"metadata", index->metadata}, {"weight_map", index->weight_map}}.dump();
   const std::optional<sluice::checkpoint_index> again = parse(std::as_bytes(std::span<const char>(text)));
-  require(again && again->metadata == index->metadata && again->weight_map == index->weight_map);
+  demand(again && again->metadata == index->metadata && again->weight_map == index->weight_map);
   return 0;
 }

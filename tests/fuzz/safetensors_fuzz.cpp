@@ -5,18 +5,17 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-namespace {
+#include "demand.hpp"
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what a fuzzer reports as a crash
-}
+using sluice::test::demand;
+
+namespace {
 
 /// Reads the tensor as T; a refusal must be a file_error and the same one that `obstacle` foretells.
 template <typename T>
@@ -24,18 +23,18 @@ void read_as(const sluice::safetensors_reader& file, const sluice::tensor_info& 
   const bool refused = !sluice::safetensors_reader::obstacle<T>(tensor, tensor.elements()).empty();
   try {
     const std::vector<T> values = file.read_vector<T>(tensor.name);
-    require(!refused && values.size() == tensor.elements());
+    demand(!refused && values.size() == tensor.elements());
   } catch (const sluice::file_error&) {
-    require(refused);
+    demand(refused);
   }
 }
 
 void check_same(const sluice::safetensors_reader& a, const sluice::safetensors_reader& b) {
-  require(a.metadata() == b.metadata() && a.tensors().size() == b.tensors().size());
+  demand(a.metadata() == b.metadata() && a.tensors().size() == b.tensors().size());
   for (const sluice::tensor_info& tensor : a.tensors()) {
     const sluice::tensor_info& twin = b.at(tensor.name);
-    require(twin.dtype == tensor.dtype && twin.type_name() == tensor.type_name() && twin.shape == tensor.shape);
-    require(std::ranges::equal(twin.bytes, tensor.bytes));
+    demand(twin.dtype == tensor.dtype && twin.type_name() == tensor.type_name() && twin.shape == tensor.shape);
+    demand(std::ranges::equal(twin.bytes, tensor.bytes));
   }
 }
 
@@ -43,7 +42,7 @@ std::optional<sluice::safetensors_reader> parse(std::span<const std::byte> bytes
   try {
     return sluice::safetensors_reader::from_bytes(bytes, "fuzz");
   } catch (const sluice::file_error& error) {
-    require(std::strlen(error.what()) < 2000);
+    demand(std::strlen(error.what()) < 2000);
     return std::nullopt;
   }
 }
