@@ -63,7 +63,7 @@ int run_program(int argc, char** argv) {
   run_c->add_option("--output", run_o.output, "safetensors file for the outputs, as layers.L.y [T,D]");
 
   trace_options trace_o;
-  auto* const trace_c = app.add_subcommand("trace", "The same, and says which tokens go to which experts");
+  auto* const trace_c = app.add_subcommand("trace", "Does what run does, and says which tokens go to which experts");
   add_layer_options(*trace_c, trace_o);
   trace_c->add_option("--csv", trace_o.csv, "every choice: token,layer,rank,expert,weight");
   trace_c->add_option("--json", trace_o.json, "per layer: load, entropy, co-activation");
