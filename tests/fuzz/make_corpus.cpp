@@ -36,7 +36,7 @@ std::map<std::string, file_map> corpora() {
   return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
           {"index", files_of(".json", {valid_indices(), malformed_indices()})},
           {"kernels", kernel_cases()},
-          {"routing", sluice::test::drawn_cases(10, 5, 180)}};
+          {"routing", sluice::test::drawn_cases(11, 5, 180)}};
 }
 
 std::string content(const std::filesystem::path& path) {

@@ -18,6 +18,7 @@
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/compete.hpp>
 #include <sluice/router/dense.hpp>
+#include <sluice/router/dense_softmax.hpp>
 #include <sluice/router/dselect_k.hpp>
 #include <sluice/router/dynmoe.hpp>
 #include <sluice/router/expert_choice.hpp>
@@ -43,8 +44,10 @@ namespace {
 using context_t = routing_context<float>;
 using sparse = sparse_plan<float>;
 using soft = soft_plan<float>;
+using dense = dense_plan<float>;
 using any_sparse = any_router<float, sparse>;
 using any_soft = any_router<float, soft>;
+using any_dense = any_router<float, dense>;
 
 constexpr double eps = std::numeric_limits<float>::epsilon();
 
@@ -186,6 +189,10 @@ void draw_gradient(const sparse& plan, bit_stream& bits, sparse::gradient& g) {
   g.input_scale.resize(plan.has_input_scale() ? plan.size() : 0);
   for (auto* numbers : {&g.weight, &g.input_scale})
     for (float& v : *numbers) v = static_cast<float>(bits.uniform());
+}
+void draw_gradient(const dense& plan, bit_stream& bits, dense::gradient& g) {
+  g.weight.resize(plan.rows());
+  for (float& v : g.weight) v = static_cast<float>(bits.uniform());
 }
 void draw_gradient(const soft& plan, bit_stream& bits, soft::gradient& g) {
   for (auto* m : {&g.dispatch, &g.combine}) {
@@ -330,6 +337,10 @@ double error_bound(const sparse& plan, index_t inputs, index_t hidden, index_t t
     bound +=
         std::abs(double(plan.weight(i))) * (h * (d + 1) * std::max(1.0, std::abs(double(plan.input_scale(i)))) + 1);
   return 2 * (d + h + double(plan.of_token(t).size()) + 8) * eps * bound;
+}
+double error_bound(const dense& plan, index_t inputs, index_t hidden, index_t) {
+  const double d = double(inputs), h = double(hidden);
+  return 2 * (d + h + double(plan.experts()) + 8) * eps * (h * (d + 1) + 1);
 }
 double error_bound(const soft& plan, index_t inputs, index_t hidden, index_t) {
   const double d = double(inputs), h = double(hidden);
@@ -877,6 +888,23 @@ void check_dense(byte_reader& bytes, batch& b) {
   check_layer(bytes, router, b, 0);
 }
 
+void check_dense_softmax(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  const any_dense router(dense_softmax_router<float, features_gate>(features_gate(b.width, b.experts, &dlogits)));
+  const auto o = check_call(bytes, router, b, 0, &dlogits);
+  check_only_nan_is_invalid(o, b, true);
+  const matrix<float> weights = o.plan.dense_weights();
+  for (index_t t = 0; t < b.tokens; ++t) {
+    if (b.is_padding(t) || b.holds_nan(t, true)) {
+      demand(weights.row(t).isZero(0));
+      continue;
+    }
+    const std::vector<double> p = exact_softmax(&b.features(t, 0), all_experts(b.experts));
+    for (index_t e = 0; e < b.experts; ++e) demand(std::abs(double(weights(t, e)) - p[as_size(e)]) <= 64 * eps);
+  }
+  check_layer(bytes, router, b, 0);
+}
+
 void check_dselect(byte_reader& bytes, batch& b) {
   constexpr float gammas[] = {1, 0.1F, 100};
   const dselect_k_router<float, features_selectors> own(
@@ -981,9 +1009,10 @@ void check_soft(byte_reader& bytes, batch& b) {
 }
 
 using check = void (*)(byte_reader&, batch&);
-constexpr check checks[] = {&check_token_choice, &check_expert_choice, &check_relu,         &check_dense,
-                            &check_dselect,      &check_product_key,   &check_top_any,      &check_soft,
-                            &check_compete,      &check_hash,          &check_token_choice, &check_token_choice};
+constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_relu,          &check_dense,
+                            &check_dselect,       &check_product_key,   &check_top_any,       &check_soft,
+                            &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
+                            &check_token_choice};
 
 }  // namespace
 
