@@ -45,9 +45,18 @@ void store(Scalar* to, const simd<Scalar>& v) noexcept {
   v.store_unaligned(to);
 }
 
-/// a * b + c, fused where the instruction set can.
+/// a * b + c, rounded once where the instruction set can. For AVX-512 some versions of xsimd write a product and a sum,
+/// which a compiler fuses in one place and not in another: the same sum would have other bits there.
 template <typename Scalar>
 simd<Scalar> multiply_add(const simd<Scalar>& a, const simd<Scalar>& b, const simd<Scalar>& c) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(simd<Scalar>) == 64) {
+    if constexpr (sizeof(Scalar) == 4)
+      return _mm512_fmadd_ps(a, b, c);
+    else
+      return _mm512_fmadd_pd(a, b, c);
+  }
+#endif
   return xsimd::fma(a, b, c);
 }
 
