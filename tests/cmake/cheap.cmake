@@ -6,12 +6,17 @@ function(sluice_quick_to_compile target)
   target_compile_options(${target} PRIVATE ${SLUICE_QUICK_TESTS})
 endfunction()
 
-# sluice_quick_program(<target>): so is a program that tests run, whose sources are compiled together as those of tests are.
-function(sluice_quick_program target)
-  sluice_quick_to_compile(${target})
+# sluice_compile_together(<target>): as the sources of tests are, for targets of other folders.
+function(sluice_compile_together target)
   if(SLUICE_TESTS_TOGETHER)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${SLUICE_TESTS_TOGETHER})
   endif()
+endfunction()
+
+# sluice_quick_program(<target>): a program that tests run and whose speed nobody looks at.
+function(sluice_quick_program target)
+  sluice_quick_to_compile(${target})
+  sluice_compile_together(${target})
 endfunction()
 
 # sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which run long or for many, are optimised a little.

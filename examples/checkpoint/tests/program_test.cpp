@@ -17,7 +17,7 @@ using shared::testing::temporary_folder;
 
 namespace {
 
-outcome checkpoint(const temporary_folder& folder, const std::string& arguments) {
+outcome run_tool(const temporary_folder& folder, const std::string& arguments) {
   return shared::testing::run_program(CHECKPOINT_PROGRAM, folder, arguments);
 }
 
@@ -35,34 +35,34 @@ bool is_complaint(const outcome& o, int code, const std::string& part) {
 TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoint]") {
   const temporary_folder folder("checkpoint");
   const std::string model = quoted(folder.file("model")), file = folder.file("y.safetensors");
-  REQUIRE(checkpoint(folder, "make " + model + " --family qwen2_moe --experts 6 --layers 3").code == 0);
+  REQUIRE(run_tool(folder, "make " + model + " --family qwen2_moe --experts 6 --layers 3").code == 0);
 
-  const outcome shown = checkpoint(folder, "inspect " + model);
+  const outcome shown = run_tool(folder, "inspect " + model);
   CHECK(shown.code == 0);
   CHECK(holds(shown.out, "qwen2_moe"));
   CHECK(holds(shown.out, "experts.{}.down_proj.weight"));
-  const auto json = nlohmann::json::parse(checkpoint(folder, "inspect --json " + model).out);
+  const auto json = nlohmann::json::parse(run_tool(folder, "inspect --json " + model).out);
   CHECK(json.at("experts") == 6);
   CHECK(json.at("layers").size() == 3);
   // Router 6 x 64, shared expert 3 x 64 x 64 and its gate, two experts of 3 x 64 x 32.
   CHECK(json.at("layers").at(0).at("active_parameters_a_token") == 6 * 64 + 3 * 64 * 64 + 64 + 2 * 3 * 64 * 32);
 
-  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --output " + quoted(file)).code == 0);
+  CHECK(run_tool(folder, "run " + model + " --tokens 20 --output " + quoted(file)).code == 0);
   const std::string other = folder.file("z.safetensors");
-  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --threads 2 --output " + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "run " + model + " --tokens 20 --threads 2 --output " + quoted(other)).code == 0);
   CHECK(contents(file) == contents(other));
   CHECK(sluice::safetensors_reader(file).at("layers.2.y").shape == std::vector<std::int64_t>{20, 64});
-  CHECK(checkpoint(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 0);
   // The weights are bfloat16's numbers: as float they are the same, as float16 they are not.
-  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --dtype bfloat16 --output " + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "run " + model + " --tokens 20 --dtype bfloat16 --output " + quoted(other)).code == 0);
   CHECK(contents(file) == contents(other));
-  CHECK(checkpoint(folder, "run " + model + " --tokens 20 --seed 2 --output " + quoted(other)).code == 0);
-  CHECK(checkpoint(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 1);
-  CHECK(checkpoint(folder, "compare " + quoted(file) + ' ' + quoted(other)).code == 0);
-  CHECK(checkpoint(folder, "run " + model + " --layer 1 --input " + quoted(file + ":layers.0.y")).code == 0);
+  CHECK(run_tool(folder, "run " + model + " --tokens 20 --seed 2 --output " + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "compare --tolerance 0 " + quoted(file) + ' ' + quoted(other)).code == 1);
+  CHECK(run_tool(folder, "compare " + quoted(file) + ' ' + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "run " + model + " --layer 1 --input " + quoted(file + ":layers.0.y")).code == 0);
 
   const std::string csv = folder.file("t.csv"), summary = folder.file("t.json"), svg = folder.file("t.svg");
-  CHECK(checkpoint(folder, "trace " + model + " --tokens 20 --csv " + quoted(csv) + " --json " + quoted(summary) +
+  CHECK(run_tool(folder, "trace " + model + " --tokens 20 --csv " + quoted(csv) + " --json " + quoted(summary) +
                                " --svg " + quoted(svg))
             .code == 0);
   const std::string lines = contents(csv);
@@ -72,10 +72,10 @@ TEST_CASE("checkpoint: make, inspect, run, compare, trace, convert", "[checkpoin
   CHECK(shared::testing::xml_fault(contents(svg)).empty());
 
   const std::string converted = quoted(folder.file("converted"));
-  CHECK(checkpoint(folder, "convert " + model + ' ' + converted + " --dtype float --layout stacked --shard-bytes 60000")
+  CHECK(run_tool(folder, "convert " + model + ' ' + converted + " --dtype float --layout stacked --shard-bytes 60000")
             .code == 0);
   CHECK(std::filesystem::exists(folder.file("converted/model.safetensors.index.json")));
-  CHECK(checkpoint(folder, "run " + converted + " --tokens 20 --output " + quoted(other)).code == 0);
+  CHECK(run_tool(folder, "run " + converted + " --tokens 20 --output " + quoted(other)).code == 0);
   CHECK(contents(file) == contents(other));
 }
 
@@ -88,26 +88,26 @@ TEST_CASE("checkpoint: every family is made, inspected, run and traced", "[check
                                    "arctic"}) {
     CAPTURE(family);
     const std::string model = quoted(folder.file(family));
-    const outcome made = checkpoint(folder, "make " + model + " --family " + family);
+    const outcome made = run_tool(folder, "make " + model + " --family " + family);
     CAPTURE(made.error);
     CHECK(made.code == 0);
-    CHECK(checkpoint(folder, "inspect " + model).code == 0);
-    CHECK(checkpoint(folder, "run " + model + " --dtype bfloat16").code == 0);
-    CHECK(checkpoint(folder, "trace " + model).code == 0);
+    CHECK(run_tool(folder, "inspect " + model).code == 0);
+    CHECK(run_tool(folder, "run " + model + " --dtype bfloat16").code == 0);
+    CHECK(run_tool(folder, "trace " + model).code == 0);
     if (family == "phimoe") continue;  // SparseMixer takes two
     const std::string single = quoted(folder.file(family + "_1"));
-    const outcome one = checkpoint(folder, "make " + single + " --top-k 1 --family " + family);
+    const outcome one = run_tool(folder, "make " + single + " --top-k 1 --family " + family);
     CAPTURE(one.error);
     CHECK(one.code == 0);
-    CHECK(checkpoint(folder, "run " + single).code == 0);
+    CHECK(run_tool(folder, "run " + single).code == 0);
   }
 }
 
 TEST_CASE("checkpoint: of a table of experts by token id, a token uses one row", "[checkpoint]") {
   const temporary_folder folder("table");
   const std::string model = quoted(folder.file("model"));
-  REQUIRE(checkpoint(folder, "make " + model + " --family deepseek_v4 --experts 6 --layers 2").code == 0);
-  const auto layers = nlohmann::json::parse(checkpoint(folder, "inspect --json " + model).out).at("layers");
+  REQUIRE(run_tool(folder, "make " + model + " --family deepseek_v4 --experts 6 --layers 2").code == 0);
+  const auto layers = nlohmann::json::parse(run_tool(folder, "inspect --json " + model).out).at("layers");
   REQUIRE(layers.size() == 2);
   // Router 6 x 64, shared expert and two of the others of 3 x 64 x 32; then 2 of 1000 x 2 in the table, or 6 biases.
   const int both = 6 * 64 + (1 + 2) * 3 * 64 * 32;
@@ -119,48 +119,48 @@ TEST_CASE("checkpoint: of a table of experts by token id, a token uses one row",
 TEST_CASE("checkpoint: exit codes and messages", "[checkpoint]") {
   const temporary_folder folder("errors");
   const std::string model = quoted(folder.file("model"));
-  REQUIRE(checkpoint(folder, "make " + model).code == 0);
-  CHECK(checkpoint(folder, "--help").code == 0);
-  CHECK(checkpoint(folder, "run --help").code == 0);
-  CHECK(is_complaint(checkpoint(folder, ""), 2, ""));
-  CHECK(is_complaint(checkpoint(folder, "fly " + model), 2, ""));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --dtype int4"), 2, "int4"));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --tokens 1e3"), 2, "--tokens needs a whole number"));
-  CHECK(is_complaint(checkpoint(folder, "make " + quoted(folder.file("x")) + " --family gpt5"), 2,
+  REQUIRE(run_tool(folder, "make " + model).code == 0);
+  CHECK(run_tool(folder, "--help").code == 0);
+  CHECK(run_tool(folder, "run --help").code == 0);
+  CHECK(is_complaint(run_tool(folder, ""), 2, ""));
+  CHECK(is_complaint(run_tool(folder, "fly " + model), 2, ""));
+  CHECK(is_complaint(run_tool(folder, "run " + model + " --dtype int4"), 2, "int4"));
+  CHECK(is_complaint(run_tool(folder, "run " + model + " --tokens 1e3"), 2, "--tokens needs a whole number"));
+  CHECK(is_complaint(run_tool(folder, "make " + quoted(folder.file("x")) + " --family gpt5"), 2,
                      "known are: switch_transformers"));
-  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x")) + " --layout sideways"), 2,
+  CHECK(is_complaint(run_tool(folder, "convert " + model + ' ' + quoted(folder.file("x")) + " --layout sideways"), 2,
                      "sideways"));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --layer 7"), 3,
+  CHECK(is_complaint(run_tool(folder, "run " + model + " --layer 7"), 3,
                      "layers.7 is no mixture of experts; these are: layers.0, layers.1"));
-  CHECK(is_complaint(checkpoint(folder, "inspect " + quoted(folder.file("absent"))), 3, "absent"));
-  CHECK(is_complaint(checkpoint(folder, "run " + model + " --output " + quoted(folder.file("no/such/y.safetensors"))),
+  CHECK(is_complaint(run_tool(folder, "inspect " + quoted(folder.file("absent"))), 3, "absent"));
+  CHECK(is_complaint(run_tool(folder, "run " + model + " --output " + quoted(folder.file("no/such/y.safetensors"))),
                      3, "y.safetensors"));
 
   const std::string weights = folder.file("model/model.safetensors");
   const std::string whole = contents(weights);
   folder.file_with("model/model.safetensors", whole.substr(0, whole.size() - 1));
-  CHECK(is_complaint(checkpoint(folder, "run " + model), 3, "model.safetensors"));
-  CHECK(is_complaint(checkpoint(folder, "convert " + model + ' ' + quoted(folder.file("x"))), 3, "model.safetensors"));
+  CHECK(is_complaint(run_tool(folder, "run " + model), 3, "model.safetensors"));
+  CHECK(is_complaint(run_tool(folder, "convert " + model + ' ' + quoted(folder.file("x"))), 3, "model.safetensors"));
   CHECK_FALSE(std::filesystem::exists(folder.file("x")));
   folder.file_with("model/model.safetensors", whole);
   folder.file_with("model/config.json", "{\"model_type\": \"olmoe\"}");
-  CHECK(is_complaint(checkpoint(folder, "inspect " + model), 3, "config.json"));
+  CHECK(is_complaint(run_tool(folder, "inspect " + model), 3, "config.json"));
 }
 
 TEST_CASE("checkpoint: strict about the layers it runs, and what it rounds, keeps or passes over is said",
           "[checkpoint]") {
   const temporary_folder folder("strict");
   const std::string model = quoted(folder.file("model")), out = quoted(folder.file("out"));
-  REQUIRE(checkpoint(folder, "make " + model + " --family deepseek_v3 --experts 4 --dtype float").code == 0);
-  const outcome half = checkpoint(folder, "run " + model + " --dtype float16");
+  REQUIRE(run_tool(folder, "make " + model + " --family deepseek_v3 --experts 4 --dtype float").code == 0);
+  const outcome half = run_tool(folder, "run " + model + " --dtype float16");
   CHECK(half.code == 0);
   CHECK(holds(half.out, "values were rounded"));
-  CHECK_FALSE(holds(checkpoint(folder, "run " + model).out, "rounded"));
-  const outcome converted = checkpoint(folder, "convert " + model + ' ' + out + " --dtype bfloat16");
+  CHECK_FALSE(holds(run_tool(folder, "run " + model).out, "rounded"));
+  const outcome converted = run_tool(folder, "convert " + model + ' ' + out + " --dtype bfloat16");
   CHECK(converted.code == 0);
   CHECK(holds(converted.out, "values were rounded, "));
   CHECK(holds(converted.out, "2 tensors of state kept the type they had"));
-  CHECK(checkpoint(folder, "trace " + out).code == 0);
+  CHECK(run_tool(folder, "trace " + out).code == 0);
 
   // The same with a tensor more in a block and a number that is beyond float16.
   const std::string path = folder.file("model/model.safetensors");
@@ -178,13 +178,13 @@ TEST_CASE("checkpoint: strict about the layers it runs, and what it rounds, keep
   changed.save(folder.file("more/model.safetensors"));
   folder.file_with("more/config.json", contents(folder.file("model/config.json")));
   const std::string more = quoted(folder.file("more"));
-  CHECK(is_complaint(checkpoint(folder, "run " + more), 3, "left over \"" + block + "gate.temperature\""));
-  const outcome ignoring = checkpoint(folder, "run " + more + " --ignore 'x*' --ignore '*.gate.temp*'");
+  CHECK(is_complaint(run_tool(folder, "run " + more), 3, "left over \"" + block + "gate.temperature\""));
+  const outcome ignoring = run_tool(folder, "run " + more + " --ignore 'x*' --ignore '*.gate.temp*'");
   CHECK(ignoring.code == 0);
   CHECK(holds(ignoring.out, "not taken: " + block + "gate.temperature"));
-  CHECK(is_complaint(checkpoint(folder, "trace " + more + " --ignore '*.temperature' --dtype float16"), 3,
+  CHECK(is_complaint(run_tool(folder, "trace " + more + " --ignore '*.temperature' --dtype float16"), 3,
                      "unfit \"" + expert + "\": 1 of "));
-  CHECK(is_complaint(checkpoint(folder, "convert " + more + ' ' + quoted(folder.file("x")) + " --dtype float16"), 3,
+  CHECK(is_complaint(run_tool(folder, "convert " + more + ' ' + quoted(folder.file("x")) + " --dtype float16"), 3,
                      "unfit \"" + expert + "\": 1 of "));
   CHECK_FALSE(std::filesystem::exists(folder.file("x/model.safetensors")));
 }
@@ -211,7 +211,7 @@ TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
   const temporary_folder folder("interrupt");
   const std::string model = folder.file("model"), out = folder.file("out");
   REQUIRE(
-      checkpoint(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float")
+      run_tool(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float")
           .code == 0);
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
