@@ -82,6 +82,8 @@ public:
         shape_(on),
         layer_(make_layer<Expert>(on)),
         half_(layer_.template stored_as<sluice::bfloat16_storage>()),
+        bytes_(layer_.template stored_as<sluice::int8_blocks>()),
+        nibbles_(layer_.template stored_as<sluice::int4_blocks>()),
         weights_(peers::weights_of_layer(layer_, on.top_k)) {}
 
   void run(const layer_case& c) {
@@ -101,8 +103,14 @@ public:
     };
 
     if (c.routing == "uniform" && threads > 1) {
-      contestants.push_back(layer_contestant("sluice_bfloat16", half_, data, executor, y));
-      rows_of_report.push_back(row<half_expert>(data, "sluice", threads));
+      const auto add_rounded = [&]<typename Stored>(const layer_of<Stored>& rounded) {
+        contestants.push_back(
+            layer_contestant("sluice_" + std::string(storage<Stored>::name), rounded, data, executor, y));
+        rows_of_report.push_back(row<Stored>(data, "sluice", threads));
+      };
+      add_rounded(half_);
+      add_rounded(bytes_);
+      add_rounded(nibbles_);
     }
     if (c.with_peers && !c.cached && rows_of_report.front().done.flops <= stream_flops) {
       const auto stream = std::make_shared<peers::weight_stream>(weights_, threads);
@@ -152,8 +160,6 @@ public:
   }
 
 private:
-  using half_expert = sluice::swiglu<float, sluice::bfloat16_storage>;
-
   case_data make_case(const layer_case& c) {
     case_data data{
         c.name(shape_), c.routing, c.routing != "uniform", c.cached, random_batches(c.rows, shape_.inputs, 11), {}, {}};
@@ -265,7 +271,9 @@ private:
   session& session_;
   shape shape_;
   layer_of<Expert> layer_;
-  layer_of<half_expert> half_;  ///< the same layer with its weights rounded
+  layer_of<sluice::swiglu<float, sluice::bfloat16_storage>> half_;  ///< the same layer with its weights rounded
+  layer_of<sluice::swiglu<float, sluice::int8_blocks>> bytes_;
+  layer_of<sluice::swiglu<float, sluice::int4_blocks>> nibbles_;
   peers::layer_weights weights_;
   std::unique_ptr<peers::dense_ffn<Expert>> dense_;  // made when first needed
 };

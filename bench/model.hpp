@@ -3,6 +3,7 @@
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/kernel/block_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -32,6 +33,18 @@ template <>
 struct storage<sluice::swiglu<float, sluice::bfloat16_storage>> {
   static constexpr const char* name = "bfloat16";
   static constexpr double bytes = 2;
+};
+
+/// Codes, and a scale of two bytes for 32 of them.
+template <>
+struct storage<sluice::swiglu<float, sluice::int8_blocks>> {
+  static constexpr const char* name = "int8";
+  static constexpr double bytes = 1 + 2 / 32.0;
+};
+template <>
+struct storage<sluice::swiglu<float, sluice::int4_blocks>> {
+  static constexpr const char* name = "int4";
+  static constexpr double bytes = 0.5 + 2 / 32.0;
 };
 
 /// Random weights. The experts of a large layer are copies of one, each in memory of its own: a billion normal numbers would

@@ -131,14 +131,15 @@ std::string skew_section(const session& s) {
 }
 
 std::string storage_section(const session& s) {
-  table t({"case", "T", "ms, float32", "ms, bfloat16", "gain", "of roofline, float32", "of roofline, bfloat16"});
-  for (const record& half : s.found.cases) {
-    if (half.dtype != "bfloat16") continue;
-    const auto* full = find(s.found.cases, half.name, half.tokens, half.routing, half.implementation, half.threads);
+  table t({"case", "T", "storage", "ms, float32", "ms", "gain", "of roofline, float32", "of roofline"});
+  for (const record& rounded : s.found.cases) {
+    if (rounded.dtype == "float32") continue;
+    const auto* full =
+        find(s.found.cases, rounded.name, rounded.tokens, rounded.routing, rounded.implementation, rounded.threads);
     if (full)
-      t.add({half.name, std::to_string(half.tokens), milliseconds(full->median), milliseconds(half.median),
-             significant(full->median / half.median) + " x", percent(full->roofline_fraction()),
-             percent(half.roofline_fraction())});
+      t.add({rounded.name, std::to_string(rounded.tokens), rounded.dtype, milliseconds(full->median),
+             milliseconds(rounded.median), significant(full->median / rounded.median) + " x",
+             percent(full->roofline_fraction()), percent(rounded.roofline_fraction())});
   }
   return t.empty() ? "" : std::string(prose::storage) + t.text();
 }
@@ -257,6 +258,16 @@ std::string memory_section(const session& s) {
   return t.empty() ? "" : std::string(prose::memory) + t.text();
 }
 
+std::string sweep_section(const session& s) {
+  if (s.found.sweep.empty()) return "";
+  const auto weakest = std::min_element(s.found.sweep.begin(), s.found.sweep.end(), [&](const auto& a, const auto& b) {
+    return beside_neighbours(s.found.sweep, a) < beside_neighbours(s.found.sweep, b);
+  });
+  return std::string(prose::sweep) + "The weakest beside its neighbours is D = " + std::to_string(weakest->inputs) +
+         ", H = " + std::to_string(weakest->hidden) + ": " +
+         percent(beside_neighbours(s.found.sweep, *weakest)) + " of what they reach on average.\n\n![sweep](sweep.svg)\n\n";
+}
+
 std::string list_section(const records& all) {
   table t({"case", "T", "routing", "implementation", "threads", "repetitions", "median ms", "fastest ms", "spread",
            "GFLOP/s", "GB/s", "of roofline", "how"});
@@ -278,9 +289,10 @@ std::string markdown(const session& s, const facts& environment) {
   table machine({"machine", ""});
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
-         "Data: `report.csv`; picture: `roofline.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
+         "Data: `report.csv`; pictures: `roofline.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + executor_section(s) + memory_section(s) + list_section(s.found.cases);
+         threads_section(s) + growth_section(s) + routing_section(s) + executor_section(s) + sweep_section(s) +
+         memory_section(s) + list_section(s.found.cases);
 }
 
 }  // namespace bench

@@ -51,10 +51,18 @@ must not hold up the others.
 
 )";
 
-inline constexpr std::string_view storage = R"(## Sixteen-bit weights
+inline constexpr std::string_view storage = R"(## Rounded weights
 
-The same layer after `stored_as<bfloat16_storage>()`, in the same race. Arithmetic stays in float, so the gain ends where the
-weights no longer come from memory.
+The same layer after `stored_as<bfloat16_storage>()`, `stored_as<int8_blocks>()` and `stored_as<int4_blocks>()`, in the same race.
+Arithmetic of `bfloat16` and `int4` stays in float, so their gain ends where the weights no longer come from memory; `int8` is dot
+products of 8 bits, of which a machine may do more than the peak in float32 that its roofline counts.
+
+)";
+
+inline constexpr std::string_view sweep = R"(## Sizes, round and odd
+
+A forward pass of 512 tokens for every pair of D and H, repeated on the same tokens: two experts, one a token, so that it is
+arithmetic that counts. A shape should reach about what its neighbours do.
 
 )";
 

@@ -152,13 +152,7 @@ std::string roofline_svg(const session& s, const facts& environment) {
                  y + static_cast<double>(i / columns) * (panel_height + gap), most);
   if (panels.empty()) body += svg::text(margin, y + 20, 14, "start", "No forward pass was measured in this run.");
   const double height = y + std::max(40.0, static_cast<double>(rows) * (panel_height + gap) - gap) + margin / 2;
-  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" +
-         svg::number(width) + "\" height=\"" + svg::number(height) + "\" viewBox=\"0 0 " + svg::number(width) + " " +
-         svg::number(height) +
-         "\" font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif\" "
-         "fill=\"#1b2127\" role=\"img\">\n<title>" +
-         shared::xml_escaped(title) + "</title>\n<rect width=\"" + svg::number(width) + "\" height=\"" +
-         svg::number(height) + "\" fill=\"#ffffff\"/>\n" + body + "</svg>\n";
+  return shared::svg_picture(width, height, title, body);
 }
 
 }  // namespace bench

@@ -37,6 +37,12 @@ struct executor_time {
   double busy = 0;   ///< the same in the median, while other threads keep all cores busy
 };
 
+/// A forward pass of 512 tokens through experts of this size.
+struct sweep_point {
+  index_t inputs = 0, hidden = 0;
+  double gflops = 0;  ///< at the fastest
+};
+
 /// Bytes.
 struct memory_use {
   shape on;
@@ -57,6 +63,7 @@ struct results {
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
   std::vector<executor_time> executors;
+  std::vector<sweep_point> sweep;
   std::vector<memory_use> memory;
   std::optional<waiting> waited;         ///< of the main thread in the whole run, where the system says
   std::map<std::string, double> checks;  ///< a twin's largest difference from sluice, as a part of the largest output
@@ -90,5 +97,6 @@ void training_cases(session& s);
 void growth_cases(session& s);
 void routing_cases(session& s);
 void executor_cases(session& s);
+void sweep_cases(session& s);
 
 }  // namespace bench

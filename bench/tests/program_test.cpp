@@ -112,7 +112,7 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
   const std::string report = contents(folder.file("deep/report/report.md"));
   for (const char* heading : {"# sluice: benchmark report", "measured limit", "## How to read this", "## Forward pass",
                               "## Even and uneven routing", "## Training step", "## Growth", "## What is not experts",
-                              "## Routers alone", "## Handing out tasks", "## One thread and", "## Memory", "## Every case"})
+                              "## Routers alone", "## Handing out tasks", "## Sizes, round and odd", "## One thread and", "## Memory", "## Every case"})
     CHECK(report.find(heading) != std::string::npos);
   CHECK(report.find("nan") == std::string::npos);
   CHECK(report.find("-nan") == std::string::npos);
@@ -121,6 +121,9 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
   CHECK(svg.starts_with("<?xml"));
   CHECK(svg.find("<svg ") != std::string::npos);
   CHECK(xml_fault(svg) == "");
+  const std::string sweep = contents(folder.file("deep/report/sweep.svg"));
+  CHECK(xml_fault(sweep) == "");
+  CHECK(occurrences(sweep, "<rect") == 1 + 4);  // a background and four shapes
   // Every panel, which ends in the word tokens, has each count on its axis once.
   CHECK(occurrences(svg, ">tokens</text>") > 0);
   CHECK(occurrences(svg, ">1</text>") == occurrences(svg, ">tokens</text>"));
@@ -133,6 +136,7 @@ TEST_CASE("bench: a filter that fits nothing still gives a report", "[bench][pro
   CHECK(o.error == "");
   CHECK(read_csv(contents(folder.file("report/report.csv"))).size() == 1);
   CHECK(xml_fault(contents(folder.file("report/roofline.svg"))) == "");
+  CHECK(xml_fault(contents(folder.file("report/sweep.svg"))) == "");
 }
 
 TEST_CASE("bench: wrong values are explained in one line, with exit code 2", "[bench][program]") {
