@@ -48,7 +48,7 @@ void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t 
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       simd<Scalar> row = load(a + i * lda + p);
       keep_in_register<Scalar>(row);
-      SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = xsimd::fma(row, columns[j], sums[i][j]);
+      SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = multiply_add<Scalar>(row, columns[j], sums[i][j]);
     }
   }
   SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
@@ -73,7 +73,7 @@ void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar
     }
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       const simd<Scalar> factor(a[i * ai + p * ap]);
-      SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = xsimd::fma(factor, columns[j], sums[i][j]);
+      SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = multiply_add<Scalar>(factor, columns[j], sums[i][j]);
     }
   }
   SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) {

@@ -109,7 +109,7 @@ struct element_storage {
   static constexpr index_t bytes(index_t steps) noexcept { return steps * lanes * static_cast<index_t>(sizeof(Element)); }
   static cursor at(const std::byte* address) noexcept { return {reinterpret_cast<const Element*>(address)}; }
   static vector multiply_add(activation a, const vector& w, const vector& sum) noexcept {
-    return xsimd::fma(vector(a), w, sum);
+    return kernel::multiply_add<Scalar>(vector(a), w, sum);
   }
   static activation pack(const Scalar* x, Scalar factor) noexcept { return *x * factor; }
 

@@ -18,10 +18,10 @@ Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
   simd<Scalar> sum1(Scalar(0));
   index_t i = 0;
   for (; i + 2 * width <= count; i += 2 * width) {
-    sum0 = xsimd::fma(load(a + i), load(b + i), sum0);
-    sum1 = xsimd::fma(load(a + i + width), load(b + i + width), sum1);
+    sum0 = multiply_add<Scalar>(load(a + i), load(b + i), sum0);
+    sum1 = multiply_add<Scalar>(load(a + i + width), load(b + i + width), sum1);
   }
-  for (; i + width <= count; i += width) sum0 = xsimd::fma(load(a + i), load(b + i), sum0);
+  for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), load(b + i), sum0);
   Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
   for (; i < count; ++i) sum += a[i] * b[i];
   return sum;
@@ -33,7 +33,7 @@ void add_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexcep
   constexpr index_t width = simd_width<Scalar>;
   const simd<Scalar> factor(alpha);
   index_t i = 0;
-  for (; i + width <= count; i += width) store(y + i, xsimd::fma(factor, load(x + i), load(y + i)));
+  for (; i + width <= count; i += width) store(y + i, multiply_add<Scalar>(factor, load(x + i), load(y + i)));
   for (; i < count; ++i) y[i] += alpha * x[i];
 }
 
