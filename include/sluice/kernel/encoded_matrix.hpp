@@ -25,13 +25,14 @@ public:
   static constexpr index_t lanes = kernel::simd_width<scalar>;
 
   encoded_matrix() = default;
-  /// All zeros. Throws std::invalid_argument if a size is negative or too large.
+  /// Filled where the initial values are a constant. Throws std::invalid_argument if a size is negative or too large.
   encoded_matrix(index_t rows, index_t cols, initial_values initial = {}, Storage format = {})
       : layout_(rows, cols, {lanes, block_columns}), format_(format), initial_(initial) {
     panel_bytes_ = Storage::bytes(blocks() * Storage::block);
     bytes_.assign(panels() * panel_bytes_, std::byte{0});
-    fill([](index_t) { return scalar(0); });
-    has_values_ = size() == 0 || initial.distribution == initial_values::kind::constant;
+    has_values_ = size() == 0;
+    if (initial.distribution == initial_values::kind::constant)
+      fill([&](index_t) { return static_cast<scalar>(initial.scale); });
   }
 
   std::span<const index_t> shape() const noexcept { return shape_; }
