@@ -24,7 +24,7 @@ run(ignored ${LINKER} -r -d --force-group-allocation -o ${OUTPUT}.joined ${OBJEC
 run(sections ${OBJDUMP} -h ${OUTPUT}.joined)
 run(needed ${NM} --undefined-only ${OUTPUT}.joined)
 if(REFUSE_CONSTRUCTORS AND NOT needed MATCHES " __(asan|tsan|msan|ubsan|gcov|llvm_gcov|llvm_profile|sanitizer)_" AND sections MATCHES " [.](init_array|ctors) ")
-  message(FATAL_ERROR "${ENTRY}: the sources hold static objects with constructors (perhaps <iostream>). They would run this variant's "
+  message(FATAL_ERROR "${ENTRY}: the sources hold static objects with constructors (perhaps <iostream>, or Eigen's constants where nothing is optimised). They would run this variant's "
     "instructions when the program starts, on any processor. Make them local to functions.")
 endif()
 
