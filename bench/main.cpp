@@ -1,6 +1,6 @@
 /// Measures the machine and sluice's layers on it, and writes a report.
 ///
-///   sluice_bench                  everything: about ten minutes, bench-report/report.md, report.csv, roofline.svg and sweep.svg
+///   sluice_bench                  everything, into bench-report/report.md, report.csv, roofline.svg and sweep.svg
 ///   sluice_bench --quick          a minute or two;  --filter olmoe  some cases;  --help  what else there is
 #include <cerrno>
 #include <cstdlib>

@@ -259,7 +259,7 @@ private:
 
   /// Whether experts of this map may have gradients of its weights.
   template <typename Map>
-  static constexpr bool is_learned = is_trainable_storage<typename std::remove_cvref_t<Map>::storage>;
+  static constexpr bool is_learned = is_trainable_storage<storage_of_map<Map>>;
 
   void gradients(const auto& expert_of) {
     const auto work = [](const active_rows& own, index_t width) {

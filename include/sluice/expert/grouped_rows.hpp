@@ -18,17 +18,20 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-/// The storages of an expert's maps: that of the first ones, which share packed rows, and that of the last.
+template <typename Map>
+using storage_of_map = typename std::remove_cvref_t<Map>::storage;
+
+/// The storage of an expert's last map, and that of its first ones, which share packed rows.
 template <typename E>
-struct storages_of {
-  using last = typename std::remove_cvref_t<decltype(std::declval<const E&>().last_map())>::storage;
-  using first = last;
+using last_storage_of = storage_of_map<decltype(std::declval<const E&>().last_map())>;
+template <typename E>
+struct first_storage_of {
+  using type = last_storage_of<E>;
 };
 template <typename E>
   requires(E::first_maps > 0)
-struct storages_of<E> {
-  using last = typename std::remove_cvref_t<decltype(std::declval<const E&>().last_map())>::storage;
-  using first = typename std::remove_cvref_t<decltype(std::declval<const E&>().first_map(0))>::storage;
+struct first_storage_of<E> {
+  using type = storage_of_map<decltype(std::declval<const E&>().first_map(0))>;
 };
 
 template <typename E>
@@ -57,8 +60,8 @@ namespace detail {
 template <typename Expert>
 struct grouped_memory {
   using scalar = typename Expert::scalar;
-  using first_storage = typename storages_of<Expert>::first;
-  using last_storage = typename storages_of<Expert>::last;
+  using first_storage = typename first_storage_of<Expert>::type;
+  using last_storage = last_storage_of<Expert>;
   /// The rows of an expert that has some.
   struct active_rows : row_range {
     index_t lane_group;  ///< the first group of theirs, where rows lie in lanes

@@ -8,8 +8,8 @@
 ///   scale = bfloat16(largest |w| of the block / largest q);  q = w / scale, rounded to nearest, ties to even
 ///
 /// Scales of eight bits make every decoded weight a float exactly, and encoding decoded weights again gives the same codes
-/// and scales. A block with NaN is NaN all through, one with infinity is NaN where it was zero and infinite elsewhere; a
-/// block of activations likewise. Blocks whose largest number is below 2^-118 count as zero.
+/// and scales. A block with NaN is NaN all through; in one with infinity all that is not infinite becomes NaN. A block of
+/// activations with either makes its row's sums NaN. Blocks whose largest number is below 2^-118 count as zero.
 ///
 /// In memory a block is the L scales of its lanes and then its codes, in steps: four codes a lane, each plus 128, as the
 /// instruction wants them; or words of eight codes a lane, each plus 8, the first input in the lowest bits.

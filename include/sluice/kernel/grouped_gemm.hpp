@@ -24,11 +24,8 @@ inline constexpr index_t second_level_bytes = 512 * 1024 / 5 * 4;
 /// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes, whose sums take
 /// 18 KB of stack.
 template <typename Storage>
-inline constexpr index_t chunk_blocks = [] {
-  constexpr auto unit = static_cast<index_t>(sizeof(typename Storage::activation));
-  constexpr index_t most = (second_level_bytes - 2 * tile_vectors * Storage::bytes(k_block)) / (tile_rows * k_block * unit);
-  return most;
-}();
+inline constexpr index_t chunk_blocks = (second_level_bytes - 2 * tile_vectors * Storage::bytes(k_block)) /
+                                        (tile_rows * k_block * index_t(sizeof(typename Storage::activation)));
 
 namespace detail {
 

@@ -70,8 +70,7 @@ public:
       : weight_(detail::weight_of<Storage>::make(
             outputs, inputs, initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0),
             format)),
-        format_(format),
-        panel_bytes_(detail::panel_bytes<Storage>(inputs)) {}
+        format_(format) {}
 
   index_t inputs() const noexcept { return weight_.cols(); }
   index_t outputs() const noexcept { return weight_.rows(); }
@@ -82,9 +81,9 @@ public:
   const Storage& format() const noexcept { return format_; }
   index_t panels() const noexcept { return (outputs() + lanes - 1) / lanes; }
   const std::byte* panel(index_t p) const noexcept {
-    return reinterpret_cast<const std::byte*>(weight_.data()) + p * panel_bytes_;
+    return reinterpret_cast<const std::byte*>(weight_.data()) + p * detail::panel_bytes<Storage>(inputs());
   }
-  linear_map_view<Storage> view() const noexcept { return {panel(0), panel_bytes_, outputs(), inputs(), format_}; }
+  linear_map_view<Storage> view() const noexcept { return {panel(0), detail::panel_bytes<Storage>(inputs()), outputs(), inputs(), format_}; }
 
   /// Panel p of the gradient; null if there is none, as of frozen weights.
   scalar* gradient_panel(index_t p) noexcept {
@@ -115,7 +114,6 @@ private:
 
   weight_type weight_;
   SLUICE_NO_UNIQUE_ADDRESS Storage format_{};
-  index_t panel_bytes_ = 0;
 };
 
 static_assert(PanelledMap<linear_map<full_precision<float>>> && PanelledMap<linear_map_view<bfloat16_storage>>);
