@@ -3,10 +3,10 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "reference_step.hpp"
 #include "support.hpp"
 
 #include <vector>
@@ -129,24 +129,9 @@ TEMPLATE_TEST_CASE("grouped experts: forward and backward equal the readable ref
   auto layer = make_layer<TestType, swiglu<TestType>>();
   const matrix<TestType> x = test::random_matrix<TestType>(tokens, width, 1);
   const matrix<TestType> dy = test::random_matrix<TestType>(tokens, width, 2);
-  matrix<TestType> y(tokens, width), dx(tokens, width);
-  typename decltype(layer)::tape tape;
-  layer.forward(x, y, tape);
-  auto bank = layer.bank();
-  const auto expected = reference::forward(tape.plan, bank, x);
   // Terms of size up to 4, three experts, dot products of width + hidden.
-  const TestType bound = 3 * test::bound<TestType>(width + hidden, 4);
-  CHECK(test::largest_difference(y, expected.y) <= bound);
-  layer.backward(dy, dx, tape);
-  reference::backward(expected, bank, x, dy);
-  std::vector<matrix<TestType>> gradients;
-  for_each_parameter(bank, [&](const std::string&, auto& p) { gradients.push_back(p.gradient_matrix()); });
-  std::size_t i = 0;
-  for_each_parameter(layer.bank(), [&](const std::string& name, auto& p) {
-    CAPTURE(name);
-    CHECK(test::largest_difference(p.gradient_matrix(), gradients[i++]) <=
-          test::bound<TestType>(tokens + width + hidden, 32));
-  });
+  test::check_against_reference(layer, x, dy, 3 * test::bound<TestType>(width + hidden, 4),
+                                test::bound<TestType>(tokens + width + hidden, 32));
 }
 
 TEMPLATE_TEST_CASE("grouped experts: a token has the same bits alone and in any batch", "[expert]", float, double) {

@@ -5,12 +5,12 @@
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/check_layer.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "reference_step.hpp"
 #include "support.hpp"
 
 #include <vector>
@@ -51,12 +51,14 @@ auto layer_of(expert_bank<Expert> bank) {
   return layer;
 }
 
-template <typename Layer, typename Scalar>
-matrix<Scalar> output_of(const Layer& layer, const matrix<Scalar>& x) {
-  typename Layer::workspace ws;
-  matrix<Scalar> y(x.rows(), layer.outputs());
-  layer.forward(x, y, ws);
-  return y;
+/// What a training step sends to the tokens.
+template <typename Layer>
+matrix<float> dx_of(Layer& layer, const matrix<float>& x, const matrix<float>& dy) {
+  typename Layer::tape tape;
+  matrix<float> y(x.rows(), layer.outputs()), dx(x.rows(), layer.inputs());
+  layer.forward(x, y, tape);
+  layer.backward(dy, dx, tape);
+  return dx;
 }
 
 }  // namespace
@@ -106,21 +108,7 @@ TEMPLATE_TEST_CASE("linear_expert: forward and backward equal the readable refer
   layer.bank().expert(1).bias().fill([](index_t i) { return static_cast<TestType>(0.01 * static_cast<double>(i)); });
   const matrix<TestType> x = test::random_matrix<TestType>(60, 83, 1);
   const matrix<TestType> dy = test::random_matrix<TestType>(60, 41, 2);
-  matrix<TestType> y(60, 41), dx(60, 83);
-  typename decltype(layer)::tape tape;
-  layer.forward(x, y, tape);
-  auto bank = layer.bank();
-  const auto expected = reference::forward(tape.plan, bank, x);
-  CHECK(test::largest_difference(y, expected.y) <= 2 * test::bound<TestType>(83, 4));
-  layer.backward(dy, dx, tape);
-  reference::backward(expected, bank, x, dy);
-  std::vector<matrix<TestType>> gradients;
-  for_each_parameter(bank, [&](const std::string&, auto& p) { gradients.push_back(p.gradient_matrix()); });
-  std::size_t i = 0;
-  for_each_parameter(layer.bank(), [&](const std::string& name, auto& p) {
-    CAPTURE(name);
-    CHECK(test::largest_difference(p.gradient_matrix(), gradients[i++]) <= test::bound<TestType>(60 + 83, 32));
-  });
+  test::check_against_reference(layer, x, dy, 2 * test::bound<TestType>(83, 4), test::bound<TestType>(60 + 83, 32));
 }
 
 TEST_CASE("linear_expert: every promise of a layer, with weights on outputs and on inputs", "[expert]") {
@@ -140,14 +128,7 @@ TEST_CASE("frozen experts: no gradients, no memory for them, dx as before, bit f
   for (index_t e = 0; e < 4; ++e)
     for_each_parameter(frozen.bank().expert(e), [](const std::string&, parameter<float>& p) { p.set_frozen(true); });
   const matrix<float> x = test::random_matrix<float>(33, 40, 1), dy = test::random_matrix<float>(33, 40, 2);
-  const auto dx_of = [&](auto& layer) {
-    typename std::remove_cvref_t<decltype(layer)>::tape tape;
-    matrix<float> y(33, 40), dx(33, 40);
-    layer.forward(x, y, tape);
-    layer.backward(dy, dx, tape);
-    return dx;
-  };
-  CHECK(test::same_bits(dx_of(frozen), dx_of(learned)));
+  CHECK(test::same_bits(dx_of(frozen, x, dy), dx_of(learned, x, dy)));
   CHECK(test::same_bits(frozen.router().gate().weight().gradient_matrix(), learned.router().gate().weight().gradient_matrix()));
   CHECK(frozen.bank().expert(0).gate().gradient().empty());
   CHECK(frozen.bank().expert(0).down().gradient().empty());
@@ -157,7 +138,7 @@ TEST_CASE("frozen experts: no gradients, no memory for them, dx as before, bit f
   optimizer.step(frozen);
   CHECK(test::same_bits(frozen.bank().expert(0).up().to_matrix(), before));
   frozen.bank().expert(0).up().set_frozen(false);
-  dx_of(frozen);
+  dx_of(frozen, x, dy);
   CHECK(!frozen.bank().expert(0).up().gradient().empty());
 }
 
@@ -167,14 +148,7 @@ TEMPLATE_TEST_CASE("rounded experts: gradients pass through them to the router a
   auto rounded = learned.template stored_as<TestType>();
   auto widened = rounded.template stored_as<full_precision<float>>();
   const matrix<float> x = test::random_matrix<float>(33, 40, 1), dy = test::random_matrix<float>(33, 40, 2);
-  const auto run = [&](auto& layer) {
-    typename std::remove_cvref_t<decltype(layer)>::tape tape;
-    matrix<float> y(33, 40), dx(33, 40);
-    layer.forward(x, y, tape);
-    layer.backward(dy, dx, tape);
-    return dx;
-  };
-  const matrix<float> dx = run(rounded), expected = run(widened);
+  const matrix<float> dx = dx_of(rounded, x, dy), expected = dx_of(widened, x, dy);
   const matrix<float> gate = rounded.router().gate().weight().gradient_matrix();
   if constexpr (std::same_as<TestType, int8_blocks>) {
     // Its activations are rounded too, by up to 2^-8 of the largest of 32: of that size gradients differ, not more.
