@@ -25,38 +25,39 @@ inline quads load_quads(const std::byte* from) noexcept {
   return q;
 }
 
+namespace detail {
+
+using halves = simd<std::int16_t>;
+
+/// Lane by lane the sum of the products of two halves.
+inline simd<std::int32_t> multiply_halves(const halves& a, const halves& b) noexcept {
+#if defined(__AVX512BW__)
+  return _mm512_madd_epi16(a, b);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return _mm256_madd_epi16(a, b);
+#elif defined(__SSE2__) && !defined(__AVX__)
+  return _mm_madd_epi16(a, b);
+#else
+  const auto x = cast_bits<std::int32_t>(a), y = cast_bits<std::int32_t>(b);
+  return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+#endif
+}
+
+}  // namespace detail
+
 inline simd<std::int32_t> add_dot_product(const simd<std::int32_t>& sum, const quads& weights, quad numbers) noexcept {
   std::int32_t broadcast;
   std::memcpy(&broadcast, numbers.data(), sizeof broadcast);
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
   return _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(broadcast));
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
   return _mm256_dpbusd_avx_epi32(sum, weights, _mm256_set1_epi32(broadcast));
-#elif defined(__AVX512BW__)
-  const __m512i even = _mm512_and_si512(weights, _mm512_set1_epi16(0xFF)), odd = _mm512_srli_epi16(weights, 8);
-  const __m512i n = _mm512_set1_epi32(broadcast);
-  const __m512i products = _mm512_add_epi32(_mm512_madd_epi16(even, _mm512_srai_epi16(_mm512_slli_epi16(n, 8), 8)),
-                                            _mm512_madd_epi16(odd, _mm512_srai_epi16(n, 8)));
-  return _mm512_add_epi32(sum, products);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  const __m256i even = _mm256_and_si256(weights, _mm256_set1_epi16(0xFF)), odd = _mm256_srli_epi16(weights, 8);
-  const __m256i n = _mm256_set1_epi32(broadcast);
-  const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(n, 8), 8)),
-                                            _mm256_madd_epi16(odd, _mm256_srai_epi16(n, 8)));
-  return _mm256_add_epi32(sum, products);
-#elif defined(__SSE2__) && !defined(__AVX__)
-  const __m128i even = _mm_and_si128(weights, _mm_set1_epi16(0xFF)), odd = _mm_srli_epi16(weights, 8);
-  const __m128i n = _mm_set1_epi32(broadcast);
-  const __m128i products = _mm_add_epi32(_mm_madd_epi16(even, _mm_srai_epi16(_mm_slli_epi16(n, 8), 8)),
-                                         _mm_madd_epi16(odd, _mm_srai_epi16(n, 8)));
-  return _mm_add_epi32(sum, products);
 #else
-  simd<std::int32_t> total = sum;
-  for (std::size_t g = 0; g < numbers.size(); ++g) {
-    const quads weight = (weights >> (8 * static_cast<int>(g))) & quads(0xFFU);
-    total = total + cast_bits<std::int32_t>(weight) * simd<std::int32_t>(numbers[g]);
-  }
-  return total;
+  // Numbers 0 and 2 are the lower bytes of the halves, 1 and 3 the upper ones.
+  const quads low(0x00FF00FFU);
+  const auto even = cast_bits<std::int16_t>(weights & low), odd = cast_bits<std::int16_t>((weights >> 8) & low);
+  const auto n = cast_bits<std::int16_t>(simd<std::int32_t>(broadcast));
+  return sum + detail::multiply_halves(even, (n << 8) >> 8) + detail::multiply_halves(odd, n >> 8);
 #endif
 }
 

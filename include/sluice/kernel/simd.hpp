@@ -110,11 +110,11 @@ void add_weighted(Scalar weight, const simd<Scalar>& v, index_t count, Scalar* o
   }
 }
 
-/// The bits of floating-point lanes as integers, or of integers as floating-point lanes.
+/// The bits of floating-point lanes as integers or of integers as floating-point lanes, or as lanes of another size.
 template <typename To, typename From>
 simd<To> cast_bits(const xsimd::batch<From>& v) noexcept {
-  static_assert(sizeof(To) == sizeof(From));
   simd<To> result;  // by memcpy: xsimd 10 changed what the template argument of its own cast means
+  static_assert(sizeof result.data == sizeof v.data);
   std::memcpy(&result.data, &v.data, sizeof v.data);
   return result;
 }
