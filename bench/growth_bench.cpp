@@ -3,7 +3,7 @@
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/product_key.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include <algorithm>

@@ -1,18 +1,18 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
-#include <sluice/router/dense_softmax.hpp>
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/dynmoe.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/hash.hpp>
-#include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/soft_moe.hpp>
-#include <sluice/router/switch_top1.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/every_expert/dense_softmax.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/fixed/hash.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
+#include <sluice/router/threshold/relu.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/switch_top1.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <numeric>
 #include <string>

@@ -5,10 +5,10 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/dselect.hpp>
 #include <sluice/loss/relu_l1.hpp>
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/threshold/relu.hpp>
 
 #include "families.hpp"
 

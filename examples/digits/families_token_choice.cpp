@@ -2,11 +2,11 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/switch_top1.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/switch_top1.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "families.hpp"
 

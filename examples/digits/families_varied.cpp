@@ -7,10 +7,10 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/competition.hpp>
 #include <sluice/loss/dynmoe.hpp>
-#include <sluice/router/compete.hpp>
-#include <sluice/router/dynmoe.hpp>
-#include <sluice/router/moe_plus_plus.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/over_training/compete.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
+#include <sluice/router/tokens_choose/moe_plus_plus.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "families.hpp"
 

@@ -2,10 +2,10 @@
 #include <sluice/capacity/batch_priority.hpp>
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/switch_top1.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/switch_top1.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

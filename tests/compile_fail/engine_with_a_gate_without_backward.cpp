@@ -1,5 +1,5 @@
 // expect: sluice: gate needs .void backward
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "unfinished_parts.hpp"
 

@@ -3,7 +3,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/importance.hpp>
-#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
 
 using namespace sluice;
 

@@ -2,7 +2,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "unfinished_parts.hpp"
 

@@ -1,6 +1,6 @@
 // expect: sluice: auxiliary loss needs .scalar operator
 
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 struct my_loss {
   template <typename Signals, typename Plan, typename Context, typename Gradients>

@@ -1,5 +1,5 @@
 // expect: sluice: noise needs a member type `tape`, `void apply
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 using namespace sluice;
 

@@ -1,5 +1,5 @@
 // expect: sluice: gate needs .void backward
-#include <sluice/router/relu.hpp>
+#include <sluice/router/threshold/relu.hpp>
 
 #include "unfinished_parts.hpp"
 

@@ -1,7 +1,7 @@
 // expect: sluice: capacity policy needs `void serve\(
 #include <sluice/gate/linear.hpp>
 #include <sluice/router/token_choice.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 using namespace sluice;
 

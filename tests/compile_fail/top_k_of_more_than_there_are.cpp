@@ -1,4 +1,4 @@
 // expect: sluice: top_k_router needs 1 <= TopK <= Experts
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 sluice::top_k_router<float, 4, 5> router{64};

@@ -1,7 +1,7 @@
 # cmake -DSOURCE=<root> -P: include/sluice/README.md has a row for every folder, which names exactly the headers in it.
 cmake_policy(VERSION 3.21)
 file(READ ${SOURCE}/include/sluice/README.md map)
-file(GLOB folders RELATIVE ${SOURCE}/include/sluice ${SOURCE}/include/sluice/*)
+file(GLOB_RECURSE folders LIST_DIRECTORIES true RELATIVE ${SOURCE}/include/sluice ${SOURCE}/include/sluice/*)
 set(complaints "")
 foreach(folder IN LISTS folders)
   if(NOT IS_DIRECTORY ${SOURCE}/include/sluice/${folder})

@@ -9,8 +9,8 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/soft_moe.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -5,7 +5,7 @@
 #include <sluice/expert/lambda.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/importance.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>

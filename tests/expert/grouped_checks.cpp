@@ -3,7 +3,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "reference_step.hpp"

@@ -2,7 +2,7 @@
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "io/messages.hpp"
 #include "router/layer_checks.hpp"

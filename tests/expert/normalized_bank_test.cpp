@@ -3,7 +3,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/simple.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "layer/layer_promises.hpp"
 #include "router/layer_checks.hpp"

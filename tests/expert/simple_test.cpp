@@ -4,7 +4,7 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/initialize.hpp>
 

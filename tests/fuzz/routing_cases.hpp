@@ -11,15 +11,15 @@
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/standardized.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/hash.hpp>
-#include <sluice/router/moe_plus_plus.hpp>
+#include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/rule_calls.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/sparse_mixer.hpp>
 #include <sluice/router/token_choice.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/moe_plus_plus.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "../router/batch_rule.hpp"
 

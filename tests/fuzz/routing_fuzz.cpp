@@ -16,15 +16,15 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/reference/naive_moe.hpp>
-#include <sluice/router/compete.hpp>
-#include <sluice/router/dense.hpp>
-#include <sluice/router/dense_softmax.hpp>
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/dynmoe.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/product_key.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/every_expert/dense.hpp>
+#include <sluice/router/every_expert/dense_softmax.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/over_training/compete.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
+#include <sluice/router/threshold/relu.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/train/conformance/plan_words.hpp>
 
 #include "../router/any_router.hpp"

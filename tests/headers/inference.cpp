@@ -3,7 +3,7 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 int main() {
   sluice::moe_layer layer{sluice::top_k_router<float>{16, 4, {.top_k = 2}},

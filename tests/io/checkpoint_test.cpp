@@ -3,7 +3,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/io/model_file.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/initialize.hpp>
 

@@ -9,8 +9,8 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/product_key.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -4,7 +4,7 @@
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_normalized.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "layer_promises.hpp"
 #include "router/layer_checks.hpp"

@@ -10,8 +10,8 @@
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/importance.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -5,10 +5,10 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/reference/naive_moe.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/soft_moe.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/threshold/relu.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -5,7 +5,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 

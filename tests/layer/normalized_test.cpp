@@ -4,7 +4,7 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/shared_expert.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "layer_promises.hpp"
 #include "router/layer_checks.hpp"

@@ -5,7 +5,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/importance.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "layer_promises.hpp"

@@ -1,6 +1,6 @@
 #include <sluice/layer/moe_layer.hpp>
 
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -9,7 +9,7 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/loss/importance.hpp>
-#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/train/initialize.hpp>
 #if SLUICE_TEST_WITH_IO
 #include <sluice/io/model_file.hpp>

@@ -4,7 +4,7 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/relu_l1.hpp>
-#include <sluice/router/relu.hpp>
+#include <sluice/router/threshold/relu.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "support.hpp"

@@ -6,7 +6,7 @@
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "any_loss.hpp"

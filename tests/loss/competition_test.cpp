@@ -1,14 +1,14 @@
 #include <sluice/loss/competition.hpp>
 
-#include <sluice/router/compete.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/over_training/compete.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "any_loss.hpp"
 
 using namespace sluice;
 
-// What they compute is tested with the router, in tests/router/compete_test.cpp.
+// What they compute is tested with the router, in tests/router/over_training/compete_test.cpp.
 TEST_CASE("competition losses: every promise of a loss", "[loss][competition][conformance]") {
   compete_router router{top_k_router<double>{6, 5, {.top_k = 2}}, {.frequency = 1}};
   initialize(router, 3);

@@ -2,7 +2,7 @@
 
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
-#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "any_loss.hpp"

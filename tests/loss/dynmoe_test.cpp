@@ -1,6 +1,6 @@
 #include <sluice/loss/dynmoe.hpp>
 
-#include <sluice/router/dynmoe.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 

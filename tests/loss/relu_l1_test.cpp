@@ -2,7 +2,7 @@
 
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
-#include <sluice/router/relu.hpp>
+#include <sluice/router/threshold/relu.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "any_loss.hpp"

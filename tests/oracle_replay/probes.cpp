@@ -9,9 +9,9 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/loss/dynmoe.hpp>
-#include <sluice/router/dynmoe.hpp>
-#include <sluice/router/moe_plus_plus.hpp>
-#include <sluice/router/product_key.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
+#include <sluice/router/tokens_choose/moe_plus_plus.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
 
 namespace oracle {
 namespace {

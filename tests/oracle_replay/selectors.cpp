@@ -8,8 +8,8 @@
 #include <sluice/loss/dselect.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/loss/router_z.hpp>
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/relu.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/threshold/relu.hpp>
 
 namespace oracle {
 namespace {

@@ -5,7 +5,7 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/normalized.hpp>
-#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
 
 namespace oracle {
 namespace {

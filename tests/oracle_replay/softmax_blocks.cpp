@@ -8,8 +8,8 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 namespace oracle {
 namespace {

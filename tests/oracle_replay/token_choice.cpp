@@ -12,9 +12,9 @@
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/gshard_top2.hpp>
-#include <sluice/router/noisy_top_k.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <numbers>
 

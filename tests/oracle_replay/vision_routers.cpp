@@ -8,8 +8,8 @@
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 namespace oracle {
 namespace {

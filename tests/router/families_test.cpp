@@ -1,8 +1,8 @@
 // What all routers promise, for those in which experts choose tokens, tokens are mixed, or the number of experts is learned.
-#include <sluice/router/dselect_k.hpp>
-#include <sluice/router/expert_choice.hpp>
-#include <sluice/router/relu.hpp>
-#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/threshold/relu.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "any_router.hpp"

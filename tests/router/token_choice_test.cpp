@@ -4,7 +4,7 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
 
 #include "token_choice_support.hpp"
 

@@ -3,7 +3,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/clip.hpp>
 #include <sluice/train/initialize.hpp>

@@ -9,7 +9,7 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/loss/router_z.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

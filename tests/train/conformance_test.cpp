@@ -3,7 +3,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/simple.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "../support.hpp"
 #include "plain_router.hpp"

@@ -4,7 +4,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"

@@ -3,8 +3,8 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/soft_moe.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/cross_entropy.hpp>
 #include <sluice/train/initialize.hpp>
 

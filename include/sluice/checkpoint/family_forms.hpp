@@ -5,7 +5,7 @@
 #pragma once
 
 #include <sluice/checkpoint/model_family.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 
 #include <array>
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <sluice/core/types.hpp>
-#include <sluice/router/group_limit.hpp>
+#include <sluice/router/tokens_choose/group_limit.hpp>
 
 #include <algorithm>
 #include <array>

@@ -43,10 +43,10 @@
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/output_normalized.hpp>
 #include <sluice/layer/shared_expert.hpp>
-#include <sluice/router/hash.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
-#include <sluice/router/sparse_mixer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/fixed/hash.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <cmath>
 #include <type_traits>

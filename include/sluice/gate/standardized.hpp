@@ -6,7 +6,7 @@
 /// A row of equal logits has no deviation and is left as it is, gradient included; so is one with an infinity, or whose
 /// squares are infinite. E = 1 is refused. NaN stays in its row. The router's `signals` hold the scaled logits; those
 /// before are in the tape. MoE++ scales inside its selection instead, so that the logits it hands to the next layer are
-/// not scaled (router/moe_plus_plus.hpp). Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
+/// not scaled (router/tokens_choose/moe_plus_plus.hpp). Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -22,7 +22,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/kernel/gemm.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include <sluice/router/product_key.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
 
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/kernel/row_norm.hpp>
@@ -7,7 +7,7 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../support.hpp"
+#include "support.hpp"
 
 #include <set>
 

@@ -1,4 +1,4 @@
-#include <sluice/router/dynmoe.hpp>
+#include <sluice/router/threshold/dynmoe.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
@@ -10,7 +10,7 @@
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/sgd.hpp>
 
-#include "../support.hpp"
+#include "support.hpp"
 
 #if defined(__SSE__)
 #include <xmmintrin.h>

@@ -14,7 +14,7 @@
 /// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is
 /// wanted (inference with published checkpoints; a gate that learns from its losses only).
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
-/// limit keeps the experts of the best groups only (router/group_limit.hpp).
+/// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp).
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974.
 #pragma once
 
@@ -22,8 +22,8 @@
 #include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
-#include <sluice/router/group_limit.hpp>
 #include <sluice/router/token_choice.hpp>
+#include <sluice/router/tokens_choose/group_limit.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

@@ -1,4 +1,4 @@
-#include <sluice/router/moe_plus_plus.hpp>
+#include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 
 #include <sluice/capacity/position.hpp>
 #include <sluice/expert/bank.hpp>
@@ -7,11 +7,11 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/moe_layer.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../support.hpp"
+#include "support.hpp"
 
 using namespace sluice;
 

@@ -9,7 +9,7 @@
 /// 2021, arXiv:2106.05974, eq. 2;  Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5.
 #pragma once
 
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

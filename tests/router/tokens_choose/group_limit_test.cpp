@@ -1,6 +1,6 @@
-#include <sluice/router/group_limit.hpp>
+#include <sluice/router/tokens_choose/group_limit.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 

@@ -1,4 +1,4 @@
-#include <sluice/router/soft_moe.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
@@ -6,7 +6,7 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/loss/router_z.hpp>
 
-#include "layer_checks.hpp"
+#include "router/layer_checks.hpp"
 
 using namespace sluice;
 

@@ -22,7 +22,7 @@
 
 #include <sluice/capacity/position.hpp>
 #include <sluice/kernel/top_k.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <vector>
 

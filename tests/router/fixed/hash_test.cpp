@@ -1,11 +1,11 @@
-#include <sluice/router/hash.hpp>
+#include <sluice/router/fixed/hash.hpp>
 
 #include <sluice/core/parameter.hpp>
 #include <sluice/gate/linear.hpp>
-#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 #include <algorithm>
 #include <cmath>

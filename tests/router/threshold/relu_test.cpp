@@ -1,12 +1,12 @@
-#include <sluice/router/relu.hpp>
+#include <sluice/router/threshold/relu.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/loss/router_z.hpp>
 
-#include "layer_checks.hpp"
-#include "token_choice_support.hpp"
+#include "router/layer_checks.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

@@ -1,8 +1,8 @@
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <sluice/capacity/position.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

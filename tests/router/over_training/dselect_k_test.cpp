@@ -1,4 +1,4 @@
-#include <sluice/router/dselect_k.hpp>
+#include <sluice/router/over_training/dselect_k.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
@@ -6,7 +6,7 @@
 #include <sluice/loss/dselect.hpp>
 #include <sluice/train/adamw.hpp>
 
-#include "layer_checks.hpp"
+#include "router/layer_checks.hpp"
 
 using namespace sluice;
 

@@ -1,8 +1,8 @@
-#include <sluice/router/dense.hpp>
+#include <sluice/router/every_expert/dense.hpp>
 
 
-#include "../support.hpp"
-#include "any_router.hpp"
+#include "support.hpp"
+#include "router/any_router.hpp"
 
 using namespace sluice;
 

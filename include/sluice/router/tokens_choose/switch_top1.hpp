@@ -15,7 +15,7 @@
 #include <sluice/capacity/position.hpp>
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/linear.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

@@ -1,8 +1,8 @@
-#include <sluice/router/switch_top1.hpp>
+#include <sluice/router/tokens_choose/switch_top1.hpp>
 
 #include <sluice/capacity/random.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

@@ -14,7 +14,7 @@
 /// inference's single choices included; 1/k_t is a constant. With g the gradient of the weights and that of losses:
 ///   dd[t,e] = (g[t,e] / k_t + dactive[t,e]) 1[s > h];  ds = dd;  dh[e] = - sum over t of dd[t,e];  the rest is exact
 ///
-/// Training calls record into the tape what adapt() goes by (router/expert_turnover.hpp); the new expert's row of W
+/// Training calls record into the tape what adapt() goes by (router/threshold/expert_turnover.hpp); the new expert's row of W
 /// becomes unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step() counts
 /// steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D),
 /// G zero. Guo et al. 2024, arXiv:2405.14297.
@@ -27,7 +27,7 @@
 #include <sluice/core/token_screen.hpp>
 #include <sluice/gate/cosine.hpp>
 #include <sluice/kernel/logistic.hpp>
-#include <sluice/router/expert_turnover.hpp>
+#include <sluice/router/threshold/expert_turnover.hpp>
 
 #include <algorithm>
 #include <cmath>

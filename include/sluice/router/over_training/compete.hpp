@@ -6,20 +6,20 @@
 ///
 /// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners'
 /// weights once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they
-/// came from (router/competition.hpp). k is that of the base router, or of the call. The base router's scores then have
+/// came from (router/over_training/competition.hpp). k is that of the base router, or of the call. The base router's scores then have
 /// gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert has every token and
 /// nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base
 /// router have no say in it.
 ///
 /// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A
 /// token whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs:
-/// router/competition.hpp. Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
+/// router/over_training/competition.hpp. Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
-#include <sluice/router/competition.hpp>
+#include <sluice/router/over_training/competition.hpp>
 
 #include <algorithm>
 #include <utility>

@@ -1,6 +1,6 @@
-#include <sluice/router/sigmoid_top_k.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

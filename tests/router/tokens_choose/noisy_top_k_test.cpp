@@ -1,8 +1,8 @@
-#include <sluice/router/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
 
 #include <sluice/capacity/batch_priority.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

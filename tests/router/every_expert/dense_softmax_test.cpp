@@ -1,4 +1,4 @@
-#include <sluice/router/dense_softmax.hpp>
+#include <sluice/router/every_expert/dense_softmax.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/constant.hpp>
@@ -6,8 +6,8 @@
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/router_z.hpp>
 
-#include "any_router.hpp"
-#include "layer_checks.hpp"
+#include "router/any_router.hpp"
+#include "router/layer_checks.hpp"
 
 using namespace sluice;
 

@@ -1,9 +1,9 @@
-#include <sluice/router/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/sparse_mixer.hpp>
 
 #include <sluice/train/initialize.hpp>
 
-#include "../io/messages.hpp"
-#include "token_choice_support.hpp"
+#include "io/messages.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

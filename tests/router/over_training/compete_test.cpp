@@ -1,4 +1,4 @@
-#include <sluice/router/compete.hpp>
+#include <sluice/router/over_training/compete.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
@@ -7,11 +7,11 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/loss/competition.hpp>
 #include <sluice/loss/switch_balance.hpp>
-#include <sluice/router/top_k.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
-#include "../support.hpp"
+#include "support.hpp"
 
 using namespace sluice;
 

@@ -1,8 +1,8 @@
-#include <sluice/router/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
 
 #include <sluice/expert/simple.hpp>
 
-#include "token_choice_support.hpp"
+#include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;

@@ -29,8 +29,8 @@
 #include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
-#include <sluice/router/group_limit.hpp>
 #include <sluice/router/token_choice.hpp>
+#include <sluice/router/tokens_choose/group_limit.hpp>
 
 #include <cmath>
 
