@@ -8,6 +8,8 @@
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
+#include <sluice/router/threshold/skip.hpp>
+#include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
@@ -93,6 +95,10 @@ void routing_cases(session& s) {
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
   time_router(s, "relu", sluice::relu_router<float>(width, experts));
+  time_router(s, "top_p", sluice::top_p_router<float>(width, experts, {.threshold = 0.4F}));
+  time_router(s, "skipping, k = 2",
+              sluice::skipping_router<float>(sluice::linear_gate<float>(width, experts),
+                                             sluice::softmax_rule<float>({.top_k = 2})));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
   time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));

@@ -80,9 +80,12 @@
 #include <sluice/router/over_training/competition.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/rule_calls.hpp>
+#include <sluice/router/rule_decorator.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/expert_turnover.hpp>
 #include <sluice/router/threshold/relu.hpp>
+#include <sluice/router/threshold/skip.hpp>
+#include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/group_limit.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>

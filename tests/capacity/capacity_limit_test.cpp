@@ -47,6 +47,8 @@ TEST_CASE("capacity_limit: the other published formulas, by hand", "[capacity]")
   CHECK(of(capacity_limit::gshard(1.0), 17, 2, 4) == 9);               // 8.5
   CHECK(of(capacity_limit::gshard(1.0, 12), 17, 2, 4) == 12);
   CHECK(of(capacity_limit::megatron(1.0), 16, 2, 4) == 8);
+  CHECK(of(capacity_limit::xmoe(1.67, 2), 12, 4, 4) == 6);  // 5.01, whatever k is
+  CHECK(of(capacity_limit::xmoe(1.0), 12, 4, 4) == 8);      // the minimum
   CHECK(of(capacity_limit::st_moe(1.25), 16, 2, 4) == 5);
   CHECK(of(capacity_limit::st_moe(1.0), 12, 2, 3) == 4);
   CHECK(of(capacity_limit::st_moe(2.0), 7, 2, 4) == 4);     // trunc(3.5) = 3, raised to the minimum
@@ -131,4 +133,17 @@ TEST_CASE("capacity_limit: bad options are refused with their numbers", "[capaci
   CHECK_THROWS_WITH(capacity_limit::moe_plus_plus(1, 1, -1, 2), test::contains("-1"));
   CHECK_THROWS_WITH(capacity_limit::gshard(1).shared_by({1, -2}), test::contains("-2"));
   CHECK_THROWS_AS(capacity_limit::tutel(1).shared_by({1, 1}), std::invalid_argument);
+}
+
+TEST_CASE("capacity_limit: experts without a limit take all, and are not counted", "[capacity]") {
+  const capacity_limit limit = capacity_limit::xmoe(1.0, 1).without_limit({3, 0, 3});
+  const capacity_request request{.tokens = 10, .top_k = 2, .experts = 5};
+  CHECK(limit.differs_between_experts());
+  for (index_t e = 0; e < 5; ++e) CHECK(limit.of(request, e) == (e == 0 || e == 3 ? 10 : 4));  // ceil(10 / 3)
+  CHECK(capacity_limit::gshard(1.0).without_limit({1}).of(request) == 5);                      // 20 / 4
+  CHECK(capacity_limit::gshard(1.0).without_limit({}).of(request) == 4);
+  CHECK_THROWS_WITH(limit.of({.tokens = 10, .experts = 3}), test::contains("expert 3") && test::contains("E = 3"));
+  CHECK_THROWS_WITH(capacity_limit::gshard(1.0).without_limit({-1}), test::contains("-1"));
+  CHECK_THROWS_WITH(capacity_limit::gshard(1.0).shared_by({1, 2}).without_limit({1}), test::contains("either"));
+  CHECK_THROWS_WITH(capacity_limit::gshard(1.0).without_limit({1}).shared_by({1, 2}), test::contains("either"));
 }

@@ -33,9 +33,23 @@ TEST_CASE("check_context: a part of the wrong length is named with both numbers"
     c.cluster_ids = ids;
     CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.cluster_ids has 3 entries for 4 tokens");
   }
+  SECTION("protected_tokens") {
+    c.protected_tokens = mask;
+    CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.protected_tokens has 3 entries for 4 tokens");
+  }
   SECTION("previous_logits") {
     c.previous_logits = rows;
     CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.previous_logits has 3 rows for 4 tokens");
+  }
+  SECTION("group_features") {
+    c.group_features = rows;
+    CHECK_THROWS_WITH(check_context(c, 3), "sluice: routing_context.group_features has 3 rows for 1 groups");
+    c.group_features = {};
+    const std::vector<index_t> borders{0, 1, 2, 4};
+    c.groups = borders;
+    c.group_features = rows;
+    check_context(c, 4);
+    return;
   }
   SECTION("features") {
     c.features = rows;

@@ -14,6 +14,8 @@
 #include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/rule_calls.hpp>
+#include <sluice/router/threshold/skip.hpp>
+#include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
@@ -131,7 +133,7 @@ private:
 class any_rule {
 public:
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
-                             moe_plus_plus_rule<float>, balanced_rule<float>>;
+                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, balanced_rule<float>>;
   using tape = balanced_rule<float>::tape;
   static constexpr bool causal = false;
 

@@ -437,7 +437,7 @@ choice_policy<float> draw_policy(byte_reader& bytes) {
 any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   constexpr float scalings[] = {1, 2.5F, -1};
   constexpr float guards[] = {0, 1e-20F, 1e-9F, 0.5F};
-  switch (bytes.below(b.experts < 2 ? 5 : 6)) {
+  switch (bytes.below(b.experts < 2 ? 7 : 8)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -477,6 +477,19 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
     case 4:
       k = draw_k(bytes, 1, b.experts);
       return any_rule(balanced_rule<float>{k.own, bytes.flag()});
+    case 5: {
+      constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
+      constexpr float thresholds[] = {0.9F, 0, 0.4F, 1};
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(top_p_rule<float>(
+          b.experts, {.threshold = bytes.one_of(thresholds), .top_k = k.own, .weights = bytes.one_of(weightings)}));
+    }
+    case 6: {
+      constexpr float ratios[] = {0.5F, 0, 1, 0.01F};
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(skipping_rule<float>(softmax_rule<float>({.top_k = k.own, .constant_weight = true}),
+                                           {.ratio = bytes.one_of(ratios), .in_training = bytes.flag()}));
+    }
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};

@@ -23,7 +23,8 @@ enum class verdict { pass, fail, unsupported };
 
 std::vector<replayer> all_replayers() {
   std::vector<replayer> all;
-  for (const auto& some : {softmax_blocks(), decoder_blocks(), vision_routers(), token_choice(), soft_routers(), selectors(), probes()})
+  for (const auto& some : {softmax_blocks(), decoder_blocks(), vision_routers(), token_choice(), soft_routers(), selectors(), probes(),
+                           thresholds()})
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }

@@ -9,10 +9,13 @@
 ///                       dropped; cf < 0: at most that and k trunc(-cf ceil(T / E))                  arXiv:2206.03382
 ///   fastmoe             C = floor(ceil(cf T) k / E)                                                 arXiv:2103.13262
 ///   moe_plus_plus       C = cf k T times a share that differs: FFN, zero-computation experts        arXiv:2410.07348
+///   xmoe                C = max(minimum, ceil((T / E) cf)), minimum 8: megatron's for k = 1, whatever k is
+///                                                                                               arXiv:2403.18926
 ///   fixed               C as given
 ///
-/// T counts a group's tokens without padding. Training and inference may have factors of their own. Nothing is clamped
-/// silently: C < 1 throws std::invalid_argument with the numbers. Groups in which no choice is made are not asked.
+/// T counts a group's tokens without padding. Training and inference may have factors of their own. Experts that cost
+/// nothing may have no limit (without_limit); E then counts the others. Nothing is clamped silently: C < 1 throws
+/// std::invalid_argument with the numbers. Groups in which no choice is made are not asked.
 #pragma once
 
 #include <sluice/core/choices.hpp>
@@ -77,6 +80,9 @@ public:
     weights.resize(static_cast<std::size_t>(ffn_experts + zero_computation_experts), 1.0);
     return capacity_limit(form::choices, cf, direction).shared_by(std::move(weights));
   }
+  static capacity_limit xmoe(capacity_factor cf, index_t minimum = 8) {
+    return capacity_limit(form::mean_tokens, cf, rounding::up).at_least(minimum);
+  }
   static capacity_limit fixed(index_t training, index_t inference) {
     return {form::fixed, {static_cast<double>(training), static_cast<double>(inference)}, rounding::down};
   }
@@ -87,6 +93,7 @@ public:
   capacity_limit shared_by(std::vector<double> weights) const {
     if (form_ == form::fixed || form_ == form::tutel || form_ == form::fastmoe)
       throw_invalid("this capacity formula has no shares that could differ between experts");
+    if (!unlimited_.empty()) throw_invalid("a capacity has either shares or experts without a limit");
     capacity_limit limit = *this;
     limit.weight_sum_ = 0;
     for (const double weight : weights) {
@@ -111,7 +118,19 @@ public:
     return limit;
   }
 
-  bool differs_between_experts() const noexcept { return !weights_.empty(); }
+  /// These experts take whoever asks, and the capacity of the others is computed as if there were no more than those.
+  /// Not together with shares.
+  capacity_limit without_limit(std::vector<index_t> experts) const {
+    if (!weights_.empty()) throw_invalid("a capacity has either shares or experts without a limit");
+    capacity_limit limit = *this;
+    std::sort(experts.begin(), experts.end());
+    experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+    if (!experts.empty() && experts.front() < 0) throw_invalid("no expert has the number ", experts.front());
+    limit.unlimited_ = std::move(experts);
+    return limit;
+  }
+
+  bool differs_between_experts() const noexcept { return !weights_.empty() || !unlimited_.empty(); }
   bool reads_load() const noexcept { return form_ == form::tutel; }
 
   /// C of an expert. Throws std::invalid_argument if C < 1, or if there are shares for another number of experts.
@@ -124,16 +143,21 @@ public:
   }
   /// The same, which may be below 1: for bounds.
   index_t at(const capacity_request& r, index_t expert = 0) const {
-    if (differs_between_experts() && static_cast<index_t>(weights_.size()) != r.experts)
+    if (!weights_.empty() && static_cast<index_t>(weights_.size()) != r.experts)
       throw_invalid("the capacity has shares for ", weights_.size(), " experts, the router has E = ", r.experts);
+    if (!unlimited_.empty() && unlimited_.back() >= r.experts)
+      throw_invalid("expert ", unlimited_.back(), " has no limit, the router has E = ", r.experts);
+    if (std::binary_search(unlimited_.begin(), unlimited_.end(), expert)) return r.tokens;
+    capacity_request limited = r;
+    limited.experts -= static_cast<index_t>(unlimited_.size());
     const double factor = r.training ? factor_.training : factor_.inference;
-    index_t capacity = (std::max)(formula(r, factor, expert), minimum_);
+    index_t capacity = (std::max)(formula(limited, factor, expert), minimum_);
     if (capacity >= 1 && multiple_of_ > 1) capacity += (multiple_of_ - capacity % multiple_of_) % multiple_of_;
     return capacity;
   }
 
 private:
-  enum class form { fixed, tokens, choices, mean_load, tutel, fastmoe };
+  enum class form { fixed, tokens, choices, mean_load, mean_tokens, tutel, fastmoe };
 
   capacity_limit(form f, capacity_factor cf, rounding direction) : form_(f), round_(direction), factor_(cf) {
     for (const double factor : {cf.training, cf.inference})
@@ -169,8 +193,8 @@ private:
   index_t formula(const capacity_request& r, double factor, index_t expert) const {
     const auto tokens = static_cast<double>(r.tokens);
     const auto choices = static_cast<double>(r.tokens * r.top_k);
-    const double weight = differs_between_experts() ? weights_[static_cast<std::size_t>(expert)] : 1;
-    const double experts = differs_between_experts() ? weight_sum_ : static_cast<double>(r.experts);
+    const double weight = weights_.empty() ? 1 : weights_[static_cast<std::size_t>(expert)];
+    const double experts = weights_.empty() ? static_cast<double>(r.experts) : weight_sum_;
     switch (form_) {
       case form::fixed:
         return static_cast<index_t>(factor);
@@ -182,6 +206,8 @@ private:
         return rounded(quotient(product(product(choices, factor), weight), experts));
       case form::mean_load:
         return rounded(product(quotient(product(choices, weight), experts), factor));
+      case form::mean_tokens:
+        return rounded(product(quotient(product(tokens, weight), experts), factor));
       case form::fastmoe:
         return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
       case form::tutel: {
@@ -201,6 +227,7 @@ private:
   bool at_most_tokens_ = false;
   double weight_sum_ = 0;
   std::vector<double> weights_;
+  std::vector<index_t> unlimited_;  // ascending
 };
 
 /// The limits of all experts for one group: what choice_table::serve() asks.

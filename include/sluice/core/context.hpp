@@ -57,11 +57,15 @@ struct routing_context {
   std::span<const index_t> token_ids{};
   std::span<const index_t> modality_ids{};
   std::span<const index_t> cluster_ids{};
+  /// One entry a token, 1 = keeps all its experts, whatever leaves some out to save work.
+  std::span<const std::uint8_t> protected_tokens{};
   index_t task_id = -1;
   /// Logits [T,E] of the previous mixture layer, for routers that read them (MoE++).
   optional_matrix<Scalar> previous_logits{};
   /// What the router reads instead of, or besides, x: [T,F].
   optional_matrix<Scalar> features{};
+  /// What the router reads of every group: [G,F].
+  optional_matrix<Scalar> group_features{};
   /// Training step, for schedules.
   index_t step = 0;
   /// Threads to use. Serial if left out.
@@ -76,6 +80,9 @@ struct routing_context {
 
   bool is_padding(index_t token) const noexcept {
     return !token_mask.empty() && token_mask[static_cast<std::size_t>(token)] == 0;
+  }
+  bool is_protected(index_t token) const noexcept {
+    return !protected_tokens.empty() && protected_tokens[static_cast<std::size_t>(token)] != 0;
   }
   index_t group_count() const noexcept { return groups.empty() ? 1 : static_cast<index_t>(groups.size()) - 1; }
   token_range group(index_t g, index_t tokens) const noexcept {
@@ -95,11 +102,15 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   check_length("token_ids", context.token_ids.size());
   check_length("modality_ids", context.modality_ids.size());
   check_length("cluster_ids", context.cluster_ids.size());
+  check_length("protected_tokens", context.protected_tokens.size());
   if (context.previous_logits && context.previous_logits.rows != tokens)
     throw_invalid("routing_context.previous_logits has ", context.previous_logits.rows, " rows for ", tokens,
                   " tokens");
   if (context.features && context.features.rows != tokens)
     throw_invalid("routing_context.features has ", context.features.rows, " rows for ", tokens, " tokens");
+  if (context.group_features && context.group_features.rows != context.group_count())
+    throw_invalid("routing_context.group_features has ", context.group_features.rows, " rows for ",
+                  context.group_count(), " groups");
   if (context.groups.empty()) return;
   bool ascending = context.groups.size() > 1 && context.groups.front() == 0 && context.groups.back() == tokens;
   for (std::size_t g = 1; g < context.groups.size(); ++g) ascending &= context.groups[g - 1] <= context.groups[g];

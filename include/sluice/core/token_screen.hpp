@@ -46,6 +46,13 @@ public:
   /// What may be seen of this x, the one that was given last: the copy, or x itself.
   view of(tokens_in<Scalar> x) const { return hidden_ == 0 ? view(x) : view(copy_.map()); }
 
+  /// The context in which all that is hidden is padding: for gates that look at several tokens at once.
+  routing_context<Scalar> visible(const routing_context<Scalar>& context) const {
+    routing_context<Scalar> other = context;
+    if (has_invalid_) other.token_mask = visible_.span();
+    return other;
+  }
+
   bool is_routed(index_t token) const noexcept { return state_[token] == state::routed; }
   bool is_invalid(index_t token) const noexcept { return state_[token] == state::invalid; }
 
@@ -67,6 +74,7 @@ private:
   void hide(tokens_in<Scalar> x, const routing_context<Scalar>& context, bool searches) {
     state_.resize(x.rows());
     copy_.resize(x.rows(), x.cols());
+    visible_.resize(x.rows());
     classify(x, context, [&](index_t token) {
       if (context.is_padding(token)) return state::padding;
       return searches && any_nan(row(x, token), x.cols()) ? state::invalid : state::routed;
@@ -79,7 +87,10 @@ private:
       for (index_t token = begin; token < end; ++token) state_[token] = state_of(token);
     });
     hidden_ = x.rows() - std::count(state_.begin(), state_.end(), state::routed);
+    has_invalid_ = hidden_ != 0 && std::find(state_.begin(), state_.end(), state::invalid) != state_.end();
     if (hidden_ == 0) return;
+    if (has_invalid_)
+      for (index_t token = 0; token < x.rows(); ++token) visible_[token] = is_routed(token);
     context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token)
         if (is_routed(token))
@@ -96,7 +107,9 @@ private:
   }
 
   buffer<state> state_;
+  buffer<std::uint8_t> visible_;  ///< [T] 1 where the token is routed; set where one is invalid
   index_t hidden_ = 0;
+  bool has_invalid_ = false;
   matrix_buffer<Scalar> copy_;
 };
 

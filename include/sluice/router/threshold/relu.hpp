@@ -60,7 +60,10 @@ public:
     t.seen.has_noise = false;
     t.seen.clean.resize(tokens, experts());
     t.screen.score(
-        x, context, [&](tokens_in<Scalar> seen) { gate_.forward(seen, context, t.seen.clean.map(), t.gate); },
+        x, context,
+        [&](tokens_in<Scalar> seen) {
+          gate_.forward(seen, t.screen.visible(context), t.seen.clean.map(), t.gate);
+        },
         [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); }, shows_nan<GateType>);
     t.screen.spoil_invalid(t.seen.clean);
     p.reset(tokens, experts(), tokens * experts());

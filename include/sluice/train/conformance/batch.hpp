@@ -38,11 +38,15 @@ public:
     pick(source.token_ids, rows, token_ids_);
     pick(source.modality_ids, rows, modality_ids_);
     pick(source.cluster_ids, rows, cluster_ids_);
+    pick(source.protected_tokens, rows, protected_tokens_);
     pick(source.previous_logits, rows, previous_logits_);
     pick(source.features, rows, features_);
     std::vector<index_t> everything(static_cast<std::size_t>(all.rows()));
     std::iota(everything.begin(), everything.end(), index_t(0));
     if (rows == everything) groups_.assign(source.groups.begin(), source.groups.end());
+    std::vector<index_t> group_rows(groups_.empty() ? 1 : groups_.size() - 1);
+    std::iota(group_rows.begin(), group_rows.end(), index_t(0));
+    pick(source.group_features, group_rows, group_features_);
   }
 
   routing_context<Scalar> context(bool training, executor_ref executor = {}) const {
@@ -53,9 +57,11 @@ public:
     c.token_ids = token_ids_;
     c.modality_ids = modality_ids_;
     c.cluster_ids = cluster_ids_;
+    c.protected_tokens = protected_tokens_;
     c.groups = groups_;
     if (context_.previous_logits) c.previous_logits = previous_logits_;
     if (context_.features) c.features = features_;
+    if (context_.group_features) c.group_features = group_features_;
     return c;
   }
 
@@ -75,9 +81,11 @@ private:
   std::vector<index_t> token_ids_;
   std::vector<index_t> modality_ids_;
   std::vector<index_t> cluster_ids_;
+  std::vector<std::uint8_t> protected_tokens_;
   std::vector<index_t> groups_;
   matrix<Scalar> previous_logits_;
   matrix<Scalar> features_;
+  matrix<Scalar> group_features_;
 };
 
 /// 0 .. count-1, in order or from a shuffled deck.
