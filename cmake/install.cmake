@@ -5,13 +5,15 @@ include(CMakePackageConfigHelpers)
 set(sluice_package_dir ${CMAKE_INSTALL_DATADIR}/cmake/sluice)
 set(sluice_pkgconfig_dir ${CMAKE_INSTALL_DATADIR}/pkgconfig)
 
-install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/sluice DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp")
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/sluice DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp"
+        PATTERN "routers.csv")
 
 # Documents and examples lie to each other as in the repository, so that their links hold; the reference, if it was written
 # (the target docs), lies beside them.
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE ${PROJECT_SOURCE_DIR}/README.md ${PROJECT_SOURCE_DIR}/CHANGELOG.md
               ${PROJECT_SOURCE_DIR}/CONTRIBUTING.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(FILES ${PROJECT_SOURCE_DIR}/include/sluice/README.md DESTINATION ${CMAKE_INSTALL_DOCDIR}/include/sluice)
+install(FILES ${PROJECT_SOURCE_DIR}/include/sluice/router/routers.csv DESTINATION ${CMAKE_INSTALL_DOCDIR}/include/sluice/router)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/examples DESTINATION ${CMAKE_INSTALL_DOCDIR} PATTERN tests EXCLUDE)
 install(DIRECTORY ${PROJECT_BINARY_DIR}/docs/reference DESTINATION ${CMAKE_INSTALL_DOCDIR} OPTIONAL)
 

@@ -8,7 +8,7 @@ endif()
 file(RENAME ${PREFIX}-first ${PREFIX})
 
 file(GLOB_RECURSE installed RELATIVE ${PREFIX} ${PREFIX}/*)
-set(needed include/sluice/sluice.hpp include/sluice/version.hpp)
+set(needed include/sluice/sluice.hpp include/sluice/version.hpp include/sluice/router/routers.csv)
 foreach(name IN LISTS needed)
   if(NOT name IN_LIST installed)
     message(FATAL_ERROR "${name} was not installed")

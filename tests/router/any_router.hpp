@@ -34,7 +34,69 @@ struct any_router_tape {
   std::unique_ptr<any> own;
 };
 
-/// A copy of a router behind virtual functions; its results are those of the router, bit for bit. Causal and Exact say what the
+/// A router behind virtual functions, and a copy of one. The kit, the table of routers and the fuzzer share it.
+template <typename Scalar, typename Plan>
+struct router_face {
+  using tape = any_router_tape<Scalar>;
+  virtual ~router_face() = default;
+  virtual std::unique_ptr<router_face> clone() const = 0;
+  virtual index_t inputs() const = 0;
+  virtual index_t experts() const = 0;
+  virtual void route(tokens_in<Scalar>, const routing_context<Scalar>&, Plan&, tape&) const = 0;
+  virtual void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const Plan&, const typename Plan::gradient&,
+                        tape&, tokens_out<Scalar>) = 0;
+  virtual void after_step(const routing_statistics&, tape&) = 0;
+  virtual std::vector<std::pair<std::string, parameter<Scalar>*>> parameters() = 0;
+};
+
+template <typename Router>
+struct face_of final : router_face<typename Router::scalar, typename Router::plan> {
+  using scalar = typename Router::scalar;
+  using plan = typename Router::plan;
+  using tape = any_router_tape<scalar>;
+  struct own_tape : tape::any {
+    typename Router::tape it;
+  };
+  explicit face_of(const Router& r) : router(r) {}
+
+  std::unique_ptr<router_face<scalar, plan>> clone() const override { return std::make_unique<face_of>(router); }
+  index_t inputs() const override { return router.inputs(); }
+  index_t experts() const override { return router.experts(); }
+
+  void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const override {
+    if (t.own == nullptr) t.own = std::make_unique<own_tape>();
+    auto& own = inside(t);
+    router.route(x, context, p, own);
+    if constexpr (requires { t.seen = own.seen; }) t.seen = own.seen;
+    if constexpr (requires { t.choices = own.choices; })
+      t.choices = own.choices;
+    else if constexpr (requires { p.dropped(); })
+      t.choices.asked.assign(p.size() + static_cast<index_t>(p.dropped().size()), 1);
+  }
+  void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
+                const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) override {
+    auto& own = inside(t);
+    if constexpr (requires { own.dseen = t.dseen; })
+      own.dseen = t.dseen;
+    else if constexpr (requires { own.dseen.zero_like(own.seen); })
+      own.dseen.zero_like(own.seen);
+    router.backward(x, context, p, dplan, own, dx);
+  }
+  void after_step(const routing_statistics& statistics, tape& t) override {
+    if constexpr (requires { router.after_step(statistics, inside(t)); }) router.after_step(statistics, inside(t));
+  }
+  std::vector<std::pair<std::string, parameter<scalar>*>> parameters() override {
+    std::vector<std::pair<std::string, parameter<scalar>*>> all;
+    for_each_parameter(router, [&](const std::string& name, parameter<scalar>& p) { all.emplace_back(name, &p); });
+    return all;
+  }
+
+  static typename Router::tape& inside(tape& t) { return static_cast<own_tape&>(*t.own).it; }
+
+  Router router;
+};
+
+/// A copy of a router whose type is forgotten; its results are those of the router, bit for bit. Causal and Exact say what the
 /// router's type says.
 template <typename Scalar, typename Plan, bool Causal = true, bool Exact = true>
 class any_router {
@@ -71,63 +133,7 @@ public:
   }
 
 private:
-  struct face {
-    virtual ~face() = default;
-    virtual std::unique_ptr<face> clone() const = 0;
-    virtual index_t inputs() const = 0;
-    virtual index_t experts() const = 0;
-    virtual void route(tokens_in<Scalar>, const routing_context<Scalar>&, Plan&, tape&) const = 0;
-    virtual void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const Plan&, const typename Plan::gradient&,
-                          tape&, tokens_out<Scalar>) = 0;
-    virtual void after_step(const routing_statistics&, tape&) = 0;
-    virtual std::vector<std::pair<std::string, parameter<Scalar>*>> parameters() = 0;
-  };
-
-  template <typename Router>
-  struct face_of final : face {
-    struct own_tape : tape::any {
-      typename Router::tape it;
-    };
-    explicit face_of(const Router& r) : router(r) {}
-
-    std::unique_ptr<face> clone() const override { return std::make_unique<face_of>(router); }
-    index_t inputs() const override { return router.inputs(); }
-    index_t experts() const override { return router.experts(); }
-
-    void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, Plan& p, tape& t) const override {
-      if (t.own == nullptr) t.own = std::make_unique<own_tape>();
-      auto& own = inside(t);
-      router.route(x, context, p, own);
-      if constexpr (requires { t.seen = own.seen; }) t.seen = own.seen;
-      if constexpr (requires { t.choices = own.choices; })
-        t.choices = own.choices;
-      else if constexpr (requires { p.dropped(); })
-        t.choices.asked.assign(p.size() + static_cast<index_t>(p.dropped().size()), 1);
-    }
-    void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const Plan& p,
-                  const typename Plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) override {
-      auto& own = inside(t);
-      if constexpr (requires { own.dseen = t.dseen; })
-        own.dseen = t.dseen;
-      else if constexpr (requires { own.dseen.zero_like(own.seen); })
-        own.dseen.zero_like(own.seen);
-      router.backward(x, context, p, dplan, own, dx);
-    }
-    void after_step(const routing_statistics& statistics, tape& t) override {
-      if constexpr (requires { router.after_step(statistics, inside(t)); }) router.after_step(statistics, inside(t));
-    }
-    std::vector<std::pair<std::string, parameter<Scalar>*>> parameters() override {
-      std::vector<std::pair<std::string, parameter<Scalar>*>> all;
-      for_each_parameter(router, [&](const std::string& name, parameter<Scalar>& p) { all.emplace_back(name, &p); });
-      return all;
-    }
-
-    static typename Router::tape& inside(tape& t) { return static_cast<own_tape&>(*t.own).it; }
-
-    Router router;
-  };
-
-  std::unique_ptr<face> face_;
+  std::unique_ptr<router_face<Scalar, Plan>> face_;
 };
 
 /// What the checks need of a rule: the experts that it chooses for every token, with this number all over its scratch memory.

@@ -8,8 +8,17 @@
 
 #include "router/any_router.hpp"
 #include "router/layer_checks.hpp"
+#include "router/router_table.hpp"
 
 using namespace sluice;
+
+namespace {
+
+const test::table_router dense_softmax_in_table("dense_softmax_router", [] {
+  return test::made(dense_softmax_router<double>{6, 4});
+});
+
+}  // namespace
 
 TEST_CASE("dense_softmax: keeps every promise", "[router][dense_softmax]") {
   dense_softmax_router<double> router{6, 3};

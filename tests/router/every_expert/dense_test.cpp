@@ -1,10 +1,19 @@
 #include <sluice/router/every_expert/dense.hpp>
 
 
-#include "support.hpp"
 #include "router/any_router.hpp"
+#include "router/router_table.hpp"
+#include "support.hpp"
 
 using namespace sluice;
+
+namespace {
+
+const test::table_router dense_in_table("dense_router", [] {
+  return test::made(dense_router<double>{6, 4});
+});
+
+}  // namespace
 
 TEST_CASE("dense_router: keeps every promise", "[router][dense]") {
   const auto report = test::conformance(dense_router<double>{6, 3});

@@ -7,10 +7,15 @@
 #include <sluice/loss/router_z.hpp>
 
 #include "router/layer_checks.hpp"
+#include "router/router_table.hpp"
 
 using namespace sluice;
 
 namespace {
+
+const test::table_router soft_moe_in_table("soft_moe_router", [] {
+  return test::made(soft_moe_router<double>{6, 4, {.slots_per_expert = 2}}, {.training_capacity = 2});
+});
 
 /// Dispatch and combine from the definition, in double.
 struct naive_result {

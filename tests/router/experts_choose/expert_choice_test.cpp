@@ -6,6 +6,7 @@
 #include <sluice/loss/router_z.hpp>
 
 #include "router/layer_checks.hpp"
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
@@ -13,6 +14,10 @@ using test::copy_gate;
 using test::route;
 
 namespace {
+
+const test::table_router expert_choice_in_table("expert_choice_router", [] {
+  return test::made(expert_choice_router<double>{6, 4}, {.training_capacity = 24});
+});
 
 template <typename Scalar>
 using given_choosing = expert_choice_router<Scalar, copy_gate<Scalar>>;  // logits are the input

@@ -5,6 +5,7 @@
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 #include <algorithm>
@@ -15,6 +16,10 @@ using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router hash_in_table("hash_router", [] {
+  return test::made(hash_router<double>{no_gate<double>(6, 4), random_hash(8, 4, 2, random_source(3))}, {.k = 2});
+});
 
 using plain_hash = hash_router<double>;
 using scored_rule = hash_rule<double, sigmoid_rule<double>>;

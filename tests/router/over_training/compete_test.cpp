@@ -11,11 +11,16 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "router/router_table.hpp"
 #include "support.hpp"
 
 using namespace sluice;
 
 namespace {
+
+const test::table_router compete_in_table("compete_router", [] {
+  return test::made(compete_router{top_k_router<double>{6, 4, {.top_k = 2}}, {.frequency = 0.5}}, {.k = 2});
+});
 
 using base_router = top_k_router<double>;
 static_assert(WeighsAfterExperts<compete_router<base_router>>);

@@ -7,10 +7,21 @@
 #include <sluice/train/adamw.hpp>
 
 #include "router/layer_checks.hpp"
+#include "router/router_table.hpp"
 
 using namespace sluice;
 
 namespace {
+
+const test::table_router dselect_k_in_table("dselect_k_router", [] {
+  dselect_k_router<double> router{6, 4};
+  initialize(router, 7);
+  // Codes of which some are settled: at first none are.
+  for_each_parameter(router, [](const std::string&, parameter<double>& p) {
+    for (double& v : p.value()) v *= 50;
+  });
+  return test::made(router, {.seed = 0});
+});
 
 template <typename Scalar>
 using static_router = dselect_k_router<Scalar, static_selectors<Scalar>>;

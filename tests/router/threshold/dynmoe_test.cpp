@@ -10,6 +10,7 @@
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/sgd.hpp>
 
+#include "router/router_table.hpp"
 #include "support.hpp"
 
 #if defined(__SSE__)
@@ -19,6 +20,10 @@
 using namespace sluice;
 
 namespace {
+
+const test::table_router top_any_in_table("top_any_router", [] {
+  return test::made(top_any_router<double>{6, 4});
+});
 
 template <typename Scalar>
 void set(parameter<Scalar>& p, std::initializer_list<double> values) {

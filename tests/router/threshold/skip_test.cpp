@@ -3,12 +3,18 @@
 #include <sluice/capacity/position.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router skipping_in_table("skipping_router", [] {
+  return test::made(skipping_router<double>{linear_gate<double>(6, 4), softmax_rule<double>({.top_k = 2}), {.ratio = 0.5}},
+                    {.k = 2});
+});
 
 template <typename Inner = softmax_rule<double>, typename Capacity = dropless>
 using given_skipping = skipping_router<double, Inner, copy_gate<double>, no_noise<double>, Capacity>;

@@ -1,11 +1,21 @@
 #include <sluice/router/threshold/top_p.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router top_p_in_table("top_p_router", [] {
+  return test::made(top_p_router<double>{linear_gate<double>(6, 4), {.threshold = 0.7}});
+});
+const test::table_router xmoe_in_table("xmoe_router", [] {
+  const position_capacity capacity(capacity_limit::fixed(20));
+  return test::made(xmoe_router<double>{linear_gate<double>(6, 4), {.threshold = 0.7}, {}, capacity},
+                    {.training_capacity = 20});
+});
 
 template <typename Capacity = dropless>
 using given_top_p = top_p_router<double, copy_gate<double>, no_noise<double>, Capacity>;

@@ -2,12 +2,17 @@
 
 #include <sluice/expert/simple.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router gshard_in_table("gshard_router", [] {
+  return test::made(gshard_router<double>{6, 4}, {.k = 2, .training_capacity = 30, .inference_capacity = 48});
+});
 
 template <typename Scalar, typename Capacity = dropless>
 using given_gshard = gshard_router<Scalar, dynamic, dynamic, copy_gate<Scalar>, Capacity>;

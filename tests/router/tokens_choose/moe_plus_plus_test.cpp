@@ -11,11 +11,16 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "router/router_table.hpp"
 #include "support.hpp"
 
 using namespace sluice;
 
 namespace {
+
+const test::table_router moe_plus_plus_in_table("moe_plus_plus_router", [] {
+  return test::made(moe_plus_plus_router<double>{6, 5}, {.k = 2});
+});
 
 using plain_router = moe_plus_plus_router<double, linear_gate<double>>;
 using linked_router = moe_plus_plus_router<double>;

@@ -2,12 +2,20 @@
 
 #include <sluice/capacity/batch_priority.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router noisy_in_table("noisy_top_k_router", [] {
+  return test::made(noisy_top_k_router<double>{6, 4, {.top_k = 2}}, {.k = 2});
+});
+const test::table_router learned_noise_in_table("learned_noise_top_k_router", [] {
+  return test::made(learned_noise_top_k_router<double>{6, 4, {.top_k = 2}}, {.k = 2});
+});
 
 template <typename Scalar>
 using given_noisy = noisy_top_k_router<Scalar, dynamic, dynamic, copy_gate<Scalar>>;

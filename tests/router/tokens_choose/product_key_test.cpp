@@ -7,6 +7,7 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "router/router_table.hpp"
 #include "support.hpp"
 
 #include <set>
@@ -14,6 +15,10 @@
 using namespace sluice;
 
 namespace {
+
+const test::table_router product_key_in_table("product_key_router", [] {
+  return test::made(product_key_router<double>{6, 3, {.heads = 2, .top_k = 2}}, {.k = 4});
+});
 
 struct shape {
   index_t tokens, inputs, keys, heads, k, width;

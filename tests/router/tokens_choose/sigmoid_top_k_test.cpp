@@ -1,11 +1,16 @@
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router sigmoid_in_table("sigmoid_router", [] {
+  return test::made(sigmoid_router<double>{6, 4, {.top_k = 2}}, {.k = 2});
+});
 
 template <typename Scalar>
 using given_sigmoid = sigmoid_router<Scalar, dynamic, dynamic, copy_gate<Scalar>>;

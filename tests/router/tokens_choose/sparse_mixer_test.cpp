@@ -3,12 +3,17 @@
 #include <sluice/train/initialize.hpp>
 
 #include "io/messages.hpp"
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router sparse_mixer_in_table("sparse_mixer_router", [] {
+  return test::made(sparse_mixer_router<double>{6, 4, {.jitter = 0.5}}, {.k = 2});
+});
 
 template <typename Scalar>
 using given_mixer = sparse_mixer_router<Scalar, copy_gate<Scalar>>;

@@ -2,12 +2,17 @@
 
 #include <sluice/capacity/random.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router switch_in_table("switch_router", [] {
+  return test::made(switch_router<double>{6, 4}, {.training_capacity = 15, .inference_capacity = 24});
+});
 
 template <typename Scalar, typename Capacity = position_capacity>
 using given_switch = switch_router<Scalar, dynamic, copy_gate<Scalar>, Capacity>;

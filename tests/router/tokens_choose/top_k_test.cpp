@@ -2,12 +2,17 @@
 
 #include <sluice/capacity/position.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
 using test::copy_gate;
 
 namespace {
+
+const test::table_router top_k_in_table("top_k_router", [] {
+  return test::made(top_k_router<double>{6, 4, {.top_k = 2}}, {.k = 2});
+});
 
 template <typename Scalar, typename Capacity = dropless>
 using given_top_k = top_k_router<Scalar, dynamic, dynamic, copy_gate<Scalar>, no_noise<Scalar>, Capacity>;
