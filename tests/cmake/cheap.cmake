@@ -16,14 +16,15 @@ endfunction()
 # sluice_quick_program(<target>): a program that tests run and whose speed nobody looks at.
 function(sluice_quick_program target)
   sluice_quick_to_compile(${target})
+  sluice_quick_to_run(${target})
   sluice_compile_together(${target})
 endfunction()
 
-# sluice_slow_to_run(<sources>...): those among them named *_checks.cpp, which run long or for many, are optimised a little.
-function(sluice_slow_to_run)
-  if(SLUICE_QUICK_TESTS STREQUAL "-O0")
-    list(FILTER ARGN INCLUDE REGEX "_checks\\.cpp$")
-    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O1 SKIP_PRECOMPILE_HEADERS ON)
+# sluice_quick_to_run(<target>): of the functions that tests/optimised.cpp has too, the target takes the optimised ones. Its object comes
+# first in the link, and so it must be the first one of the target's object libraries.
+function(sluice_quick_to_run target)
+  if(TARGET sluice_test_optimised)
+    target_link_libraries(${target} PRIVATE sluice_test_optimised)
   endif()
 endfunction()
 
