@@ -4,6 +4,8 @@
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/experts_choose/expert_preferred.hpp>
+#include <sluice/router/experts_choose/patch_level.hpp>
 #include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
@@ -91,6 +93,12 @@ void routing_cases(session& s) {
   time_router(s, "gshard", sluice::gshard_router<float>(width, experts));
   time_router(s, "sigmoid, k = 8", sluice::sigmoid_router<float>(width, experts, {.top_k = 8}));
   time_router(s, "expert_choice", sluice::expert_choice_router<float>(width, experts));
+  time_router(s, "expert_choice, 3 a token",
+              sluice::expert_choice_router<float>(width, experts, {.cap = {.most = 3}}));
+  time_router(s, "expert_preferred",
+              sluice::expert_preferred_router<float>(
+                  width, std::vector<double>(static_cast<std::size_t>(experts), 1.0 / static_cast<double>(experts))));
+  time_router(s, "pmoe", sluice::pmoe_router<float>(width, experts, s.asked.smoke ? 2 : 16));
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));

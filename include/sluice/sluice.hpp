@@ -22,6 +22,7 @@
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/linear.hpp>
+#include <sluice/expert/nested_bank.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/expert/normalized_bank.hpp>
 #include <sluice/expert/simple.hpp>
@@ -74,11 +75,16 @@
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/experts_choose/expert_preferred.hpp>
+#include <sluice/router/experts_choose/patch_level.hpp>
+#include <sluice/router/experts_choose/token_cap.hpp>
 #include <sluice/router/fixed/hash.hpp>
+#include <sluice/router/masked/modality_experts.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/over_training/compete.hpp>
 #include <sluice/router/over_training/competition.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/residual_weights.hpp>
 #include <sluice/router/rule_calls.hpp>
 #include <sluice/router/rule_decorator.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>

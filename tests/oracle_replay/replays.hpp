@@ -12,6 +12,8 @@ std::vector<replayer> token_choice();    // noisy_topk, switch, top2_gshard, st_
 std::vector<replayer> soft_routers();    // soft_moe, soft_moe_lucidrains
 std::vector<replayer> selectors();       // dselect_k, remoe
 std::vector<replayer> probes();          // moe_plus_plus, dynmoe, peer
+std::vector<replayer> nested_experts();  // mone_router, mone
+std::vector<replayer> patches();         // pmoe_gate, pmoe
 std::vector<replayer> thresholds();      // xmoe, mc_moe (pruning)
 
 }  // namespace oracle

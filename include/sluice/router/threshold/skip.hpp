@@ -100,8 +100,8 @@ private:
 };
 
 /// Sets the flags of the floor(fraction T) tokens of largest importance to 1, the lower token first among equals, and
-/// leaves the others as they are: for routing_context::protected_tokens. MC-MoE's importance of a token is |x|_1 times the
-/// mean attention that it receives. Throws std::invalid_argument unless sizes agree and 0 <= fraction <= 1.
+/// leaves the others as they are: for routing_context::protected_tokens. MC-MoE's importance of a token is |x|_1 times
+/// the mean attention that it receives. Throws std::invalid_argument unless sizes agree and 0 <= fraction <= 1.
 template <FloatOrDouble Scalar>
 void mark_most_important(std::span<const Scalar> importance, double fraction, std::span<std::uint8_t> flags) {
   if (importance.size() != flags.size())

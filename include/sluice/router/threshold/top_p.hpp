@@ -13,8 +13,8 @@
 /// padding, T = 0 as in router/token_choice.hpp. The same in training and inference. Causal without a capacity.
 ///
 ///   XMoE       xmoe_router<float> router(linear_gate<float>(D, E), {.threshold = 0.9}, {}, capacity)
-///              position_capacity capacity(capacity_limit::xmoe({1, 2})): an overfull expert keeps those for whom it ranks
-///              best, of equal ranks the lower token; loss switch_balance{.share = balance_share::first_choice}
+///              position_capacity capacity(capacity_limit::xmoe({1, 2})): an overfull expert keeps those for whom it
+///              ranks best, of equal ranks the lower token; loss switch_balance{.share = balance_share::first_choice}
 ///              placeholder: a zero_expert in an expert_union, whose number is given to capacity_limit::without_limit;
 ///              it takes mass and work off the others, and the loss counts it
 ///   Top-P      {.threshold = 0.4, .weights = ...} with entropy or balance losses

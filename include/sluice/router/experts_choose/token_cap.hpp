@@ -1,0 +1,114 @@
+/// Expert choice in which a token has at most b experts: prices make crowded tokens dear.
+///
+///   A [E,T] = arg max of  sum of p[t,e] A[e,t] + lambda H(A)      H(A) = - sum of A log A
+///   where expert e takes C[e] tokens, sum over t of A[e,t] = C[e]; token t has sum over e of A[e,t] <= b; 0 <= A <= 1
+///   A[e,t] = min(1, exp((p[t,e] + price[t]) / lambda + u[e])), price[t] <= 0
+///
+/// Two projections take turns, as in Dykstra's method: u[e] so that an expert has its C[e], price[t] so that a token
+/// has b or less. They are exact, the bound 1 included, one sorting of the largest numbers each; it ends when no price
+/// moves, or after `iterations` rounds. Then experts choose by p + price, which is the order of A in every row, in
+/// turns: one token each, the best that has room left. So b is kept even where A has not converged; where A is a matrix
+/// of zeros and ones, as it nearly is for small lambda, the choice is A. If C E > b T, or if turns end badly, slots
+/// stay empty.
+///
+/// Where no token has more than b experts to begin with, nothing is computed. Otherwise a round takes 2 T E
+/// exponentials and partial sorting: the mathematics of this router, tens of times the cost of plain expert choice. In
+/// double. Zhou et al. 2022, arXiv:2202.09368, section 3.2 (lambda 0.001, at most 100 rounds; top-C of A).
+#pragma once
+
+#include <sluice/core/buffer.hpp>
+#include <sluice/core/error.hpp>
+#include <sluice/core/executor.hpp>
+#include <sluice/core/numeric.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct token_cap {
+  index_t most = 0;  ///< b, experts a token may have; 0: any number
+  double lambda = 1e-3;
+  index_t iterations = 100;
+
+  bool limits(index_t experts) const noexcept { return most > 0 && most < experts; }
+
+  /// Throws std::invalid_argument if an option makes no sense.
+  void validate() const {
+    if (most < 0 || iterations < 0 || is_nan(lambda) || !(lambda >= 1e-6) || lambda > 1e6)
+      throw_invalid("a cap on a token's experts needs a number >= 0, rounds >= 0 and lambda from 1e-6 to 1e6, not ",
+                    most, ", ", iterations, " and ", lambda);
+  }
+};
+
+/// The prices of the tokens of one group, and memory for them.
+class token_prices {
+public:
+  /// p(i, e) is the score of the group's i-th token, capacity(e) <= tokens.
+  template <typename Score, typename Capacity>
+  void settle(const token_cap& cap, index_t tokens, index_t experts, Score p, Capacity capacity,
+              const executor_ref& executor) {
+    price_.assign(tokens, 0);
+    before_.resize(tokens);
+    level_.resize(experts);
+    by_expert_.resize(experts, tokens);
+    by_token_.resize((tokens + token_block - 1) / token_block, experts);
+    for (index_t round = 0; round < cap.iterations; ++round) {
+      std::copy(price_.begin(), price_.end(), before_.begin());
+      executor.parallel_blocks(experts, 1, 20 * tokens, [&](index_t e, index_t) {
+        double* numbers = by_expert_.row(e);
+        for (index_t i = 0; i < tokens; ++i) numbers[i] = p(i, e) / cap.lambda + price_[i];
+        level_[e] = level(numbers, tokens, capacity(e));
+      });
+      executor.parallel_blocks(tokens, token_block, 20 * experts, [&](index_t begin, index_t end) {
+        double* numbers = by_token_.row(begin / token_block);
+        for (index_t i = begin; i < end; ++i) {
+          for (index_t e = 0; e < experts; ++e) numbers[e] = p(i, e) / cap.lambda + level_[e];
+          price_[i] = (std::min)(level(numbers, experts, cap.most), 0.0);
+        }
+      });
+      double moved = 0;
+      for (index_t i = 0; i < tokens; ++i) moved = (std::max)(moved, (std::abs)(price_[i] - before_[i]));
+      if (moved < 1e-4) break;
+    }
+    for (double& price : price_.span()) price *= cap.lambda;
+  }
+
+  /// Room for any group of so many tokens.
+  void reserve(index_t tokens, index_t experts) {
+    for (auto* numbers : {&price_, &before_}) numbers->reserve(tokens);
+    level_.reserve(experts);
+    by_expert_.reserve(experts, tokens);
+    by_token_.reserve((tokens + token_block - 1) / token_block, experts);
+  }
+
+  /// What to add to the scores of the group's i-th token.
+  double operator[](index_t i) const noexcept { return price_[i]; }
+
+private:
+  static constexpr index_t token_block = 32;
+
+  /// u with sum over i of min(1, exp(x[i] + u)) = total, for 1 <= total <= count. Changes the order of x.
+  static double level(double* x, index_t count, index_t total) {
+    std::partial_sort(x, x + total, x + count, [](double a, double b) { return a > b; });
+    if (total == count) return -x[count - 1];
+    double largest = x[total - 1], sum = 0;  // of what is surely below 1, then of one more at a time
+    for (index_t i = total; i < count; ++i) sum += std::exp(x[i] - largest);
+    double u = -largest;
+    for (index_t whole = total - 1; whole >= 0; --whole) {  // as if the first `whole` were at 1
+      sum = sum * std::exp(largest - x[whole]) + 1;
+      largest = x[whole];
+      const double next = std::log(static_cast<double>(total - whole)) - largest - std::log(sum);
+      if (largest + next > 0) break;
+      u = next;
+    }
+    return u;
+  }
+
+  buffer<double> price_, before_, level_;
+  matrix_buffer<double> by_expert_;  ///< [E,T] scratch
+  matrix_buffer<double> by_token_;   ///< [blocks of tokens, E] scratch
+};
+
+}  // namespace sluice::inline SLUICE_ISA

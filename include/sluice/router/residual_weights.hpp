@@ -1,0 +1,98 @@
+/// Weights that start at 1 and learn how much of a router's opinion to add: 1 + alpha w.
+///
+///   the plan of another router, its weights w replaced by w' = 1 + alpha w      alpha one number, or one an expert [E]
+///   dw = alpha g,  dalpha = sum over assignments of w g                          g the gradient of w'
+///
+/// With alpha = 0, where it starts, the experts are used as they are, and only alpha has a gradient: it moves first,
+/// the router after it. MoNE scales its nested branches so; CMoE the experts that it carves out of a dense network,
+/// with one alpha an expert. Everything else (choices, drops, ties, NaN, T = 0, causality, what losses see) is the
+/// inner router's. Weights of dropped assignments stay the inner router's.
+/// Jain et al. 2024, arXiv:2407.19985; Pei et al. 2025, arXiv:2502.04416.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/core/parameter.hpp>
+#include <sluice/core/sparse_plan.hpp>
+#include <sluice/core/statistics.hpp>
+
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <typename Inner>
+class residual_weights_router {
+  static_assert(explain_differentiable_router<Inner>());
+  static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
+                "sluice: residual_weights_router changes the weights of a sparse_plan");
+  static_assert(
+      !WeighsAfterExperts<Inner>,
+      "sluice: residual_weights_router cannot change weights that its router fixes after the experts have run");
+
+public:
+  using scalar = typename Inner::scalar;
+  using plan = typename Inner::plan;
+  static constexpr bool causal = is_causal<Inner>;
+  static constexpr bool exact_gradient = has_exact_gradient<Inner>;
+
+  struct tape : Inner::tape {
+    buffer<scalar> inner_weights;  ///< w, in plan order
+    typename plan::gradient dplan;
+  };
+  struct options {
+    double initial = 0;       ///< alpha to begin with
+    bool per_expert = false;  ///< an alpha for every expert
+  };
+
+  explicit residual_weights_router(Inner inner, options o = {}) : inner_(std::move(inner)) {
+    alpha_ = {{o.per_expert ? inner_.experts() : 1}, parameter_role::vector, initial_values::constant(o.initial)};
+  }
+
+  index_t inputs() const noexcept { return inner_.inputs(); }
+  index_t experts() const noexcept { return inner_.experts(); }
+
+  void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
+    inner_.route(x, context, p, t);
+    t.inner_weights.reserve(p.most_rows());
+    t.inner_weights.resize(p.size());
+    for (index_t i = 0; i < p.size(); ++i) {
+      scalar& weight = p.weights()[static_cast<std::size_t>(i)];
+      t.inner_weights[i] = weight;
+      weight = 1 + alpha(p.expert(i)) * weight;
+    }
+  }
+
+  void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
+                const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
+    t.dplan.weight.reserve(p.most_rows());
+    t.dplan.weight.resize(p.size());
+    t.dplan.input_scale = dplan.input_scale;
+    for (index_t i = 0; i < p.size(); ++i) {
+      alpha_.gradient()[place(p.expert(i))] += t.inner_weights[i] * dplan.weight[i];
+      t.dplan.weight[i] = alpha(p.expert(i)) * dplan.weight[i];
+    }
+    inner_.backward(x, context, p, t.dplan, t, dx);
+  }
+
+  void after_step(const routing_statistics& statistics, tape& t) {
+    if constexpr (requires { inner_.after_step(statistics, t); }) inner_.after_step(statistics, t);
+  }
+
+  parameter<scalar>& alpha() noexcept { return alpha_; }
+  Inner& inner() noexcept { return inner_; }
+  const Inner& inner() const noexcept { return inner_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Inner>) Inner::visit_parameters(self.inner_, visit);
+    visit("alpha", self.alpha_);
+  }
+
+private:
+  std::size_t place(index_t expert) const noexcept { return static_cast<std::size_t>(alpha_.size() == 1 ? 0 : expert); }
+  scalar alpha(index_t expert) const noexcept { return alpha_.data()[place(expert)]; }
+
+  Inner inner_;
+  parameter<scalar> alpha_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA
