@@ -12,7 +12,6 @@
 #include <sluice/exec/openmp.hpp>
 #include <sluice/exec/serial.hpp>
 #include <sluice/exec/thread_pool.hpp>
-#include <sluice/expert/activation.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/clamped_glu.hpp>
@@ -38,6 +37,7 @@
 #include <sluice/gate/selectors.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/two_layer.hpp>
+#include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>

@@ -8,8 +8,8 @@
 /// 2022, arXiv:2101.03961 (with ReLU).
 #pragma once
 
-#include <sluice/expert/activation.hpp>
 #include <sluice/expert/grouped_alone.hpp>
+#include <sluice/kernel/activation.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

@@ -10,8 +10,8 @@
 /// NaN stays in its row. Shazeer 2020, arXiv:2002.05202.
 #pragma once
 
-#include <sluice/expert/activation.hpp>
 #include <sluice/expert/grouped_alone.hpp>
+#include <sluice/kernel/activation.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 

@@ -12,7 +12,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
-#include <sluice/expert/activation.hpp>
+#include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <cmath>
@@ -70,8 +70,8 @@ public:
     });
   }
 
-  void backward(tokens_in<Scalar> x, const expert_rows& rows, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
-                tape& t, const executor_ref& executor) {
+  void backward(tokens_in<Scalar> x, const expert_rows& rows, tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t,
+                const executor_ref& executor) {
     const index_t begin = rows.first_row();
     t.dz.resize(t.expert.size());
     executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {

@@ -3,10 +3,12 @@
 ///   no_noise        L' = L
 ///   gaussian_noise  L' = L + (std / E) z              V-MoE: Riquelme et al. 2021, arXiv:2106.05974
 ///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
+///   gumbel_noise    L' = L + zeta                   the largest L' is a draw from softmax(L)
 ///
-/// z [T,E] are standard normal draws at noise_site, position t*E + e. Without training nothing is
-/// added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn starts at zero.
-/// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
+/// z [T,E] are standard normal draws at noise_site, zeta standard Gumbel draws there, position t*E + e. Without
+/// training nothing is added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn
+/// starts at zero. Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds
+/// + z dL').
 ///
 /// A noise of your own has a tape and these:
 ///   apply(x, context, seen, tape)                    fills seen.noisy_storage and seen.noise_std, or says has_noise = false
@@ -72,8 +74,7 @@ public:
       throw_invalid("gaussian_noise needs a finite deviation >= 0, not ", std);
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
-             tape& t) const {
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen, tape& t) const {
     no_noise<Scalar>::apply(x, context, seen, t);
     if (!context.training || std_ == Scalar(0)) return;
     const index_t experts = seen.clean.cols();
@@ -89,6 +90,23 @@ public:
 
 private:
   Scalar std_;
+};
+
+template <FloatOrDouble Scalar>
+class gumbel_noise : public no_noise<Scalar> {
+public:
+  using typename no_noise<Scalar>::tape;
+
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen, tape& t) const {
+    no_noise<Scalar>::apply(x, context, seen, t);
+    if (!context.training) return;
+    seen.has_noise = true;
+    seen.noisy_storage.resize(seen.clean.rows(), seen.clean.cols());
+    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, 100, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i)
+        seen.noisy_storage.data()[i] = seen.clean.data()[i] + static_cast<Scalar>(context.random.gumbel(noise_site, i));
+    });
+  }
 };
 
 template <FloatOrDouble Scalar>
@@ -109,8 +127,7 @@ public:
     weight_ = {{experts, inputs}, parameter_role::weight};
   }
 
-  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
-             tape& t) const {
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen, tape& t) const {
     seen.has_noise = context.training;
     seen.sigma = 0;
     seen.noise_std.clear();

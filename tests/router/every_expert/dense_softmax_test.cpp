@@ -51,7 +51,7 @@ TEST_CASE("dense_softmax: every token goes to every expert by softmax, but for p
   context = {};
   context.top_k = 2;
   CHECK_THROWS_WITH(router.route(x.topRows(2), context, plan, tape),
-                    "sluice: dense_softmax_router uses all of E = 3 experts; the call asks for k = 2");
+                    "sluice: a dense mixture uses all of E = 3 experts; the call asks for k = 2");
   context.top_k = 3;
   CHECK_NOTHROW(router.route(x.topRows(2), context, plan, tape));
   router.route(x.topRows(0), {}, plan, tape);
@@ -75,7 +75,8 @@ TEST_CASE("dense_softmax: the readable reference and central differences, for bo
     CHECK(d.difference <= test::bound<double>(6 + 9 + 5, d.magnitude));
   };
   check(moe_layer{dense_softmax_router<double>{linear_gate<double>(6, 5, {.bias = true})},
-                  expert_bank<swiglu<double>>{5, 6, 9}, importance_loss{.coefficient = 0.1}, router_z_loss{.coefficient = 0.05}},
+                  expert_bank<swiglu<double>>{5, 6, 9}, importance_loss{.coefficient = 0.1},
+                  router_z_loss{.coefficient = 0.05}},
         true);
   check(moe_layer{dense_softmax_router<double>{6, 5}, expert_bank<constant_expert<double>>(5, index_t(6))}, false);
 }

@@ -5,20 +5,17 @@
 ///   dl[t,e] = g[t,e] where active, else 0
 ///
 /// How many experts a token gets is up to the logits: about half of them at first, so a plan has up to T·E assignments
-/// early in training, for which room is made at once. loss/relu_l1.hpp brings the number down to a target. The output is continuous where a logit
-/// crosses 0. A token without positive logits gets no expert and output zero; an expert whose logits are negative for
-/// every token has no gradient. Of a token's experts the one with the lowest index has rank 0. A token that holds NaN,
-/// or whose logits do, gets no expert and output NaN. Padding is not routed. A call may not name a k. Input jitter is a
-/// matter of the gate. Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
-/// arXiv:2412.14711.
+/// early in training, for which room is made at once. loss/relu_l1.hpp brings the number down to a target. The output
+/// is continuous where a logit crosses 0. A token without positive logits gets no expert and output zero; an expert
+/// whose logits are negative for every token has no gradient. Of a token's experts the one with the lowest index has
+/// rank 0. A token that holds NaN, or whose logits do, gets no expert and output NaN. Padding is not routed. A call may
+/// not name a k. Input jitter is a matter of the gate. Wang, Zhu, Chen 2024, "ReMoE: Fully Differentiable
+/// Mixture-of-Experts with ReLU Routing", arXiv:2412.14711.
 #pragma once
 
-#include <sluice/core/concepts.hpp>
-#include <sluice/core/numeric.hpp>
-#include <sluice/core/signals.hpp>
 #include <sluice/core/sparse_plan.hpp>
-#include <sluice/core/token_screen.hpp>
 #include <sluice/gate/linear.hpp>
+#include <sluice/router/scored_router.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -27,45 +24,25 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>>
-class relu_router {
-  static_assert(explain_differentiable_gate<GateType>());
+class relu_router : public scored_router<GateType> {
+  using base = scored_router<GateType>;
 
 public:
-  using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
-  static constexpr bool causal = is_causal<GateType>;
-  static constexpr bool exact_gradient = has_exact_gradient<GateType>;
-
-  struct tape {
-    score_signals<Scalar> seen;
-    score_gradients<Scalar> dseen;
-    token_screen<Scalar> screen;  ///< who is routed, and what the gate saw
-    typename GateType::tape gate;
-    matrix_buffer<Scalar> dlogits;
-  };
+  using typename base::tape;
 
   /// A linear gate without bias.
   relu_router(index_t inputs, index_t experts)
     requires std::constructible_from<GateType, index_t, index_t>
       : relu_router(GateType(inputs, experts)) {}
-  explicit relu_router(GateType gate) : gate_(std::move(gate)) {}
+  explicit relu_router(GateType gate) : base(std::move(gate)) {}
 
-  index_t inputs() const noexcept { return gate_.inputs(); }
-  index_t experts() const noexcept { return gate_.experts(); }
+  using base::experts;
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
-    check_tokens(x, inputs(), context);
     if (context.top_k != 0) throw_invalid("relu_router has no k; the call asks for k = ", context.top_k);
+    this->score(x, context, t);
     const index_t tokens = x.rows();
-    t.seen.has_noise = false;
-    t.seen.clean.resize(tokens, experts());
-    t.screen.score(
-        x, context,
-        [&](tokens_in<Scalar> seen) {
-          gate_.forward(seen, t.screen.visible(context), t.seen.clean.map(), t.gate);
-        },
-        [&](index_t token) { return any_nan(t.seen.clean.row(token), experts()); }, shows_nan<GateType>);
-    t.screen.spoil_invalid(t.seen.clean);
     p.reset(tokens, experts(), tokens * experts());
     for (index_t token = 0; token < tokens; ++token) {
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
@@ -82,22 +59,10 @@ public:
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
-    t.dlogits = t.dseen.clean;
+    this->start_back(t);
     for (index_t i = 0; i < p.size(); ++i) t.dlogits(p.token(i), p.expert(i)) += dplan.weight[i];
-    t.screen.clear_hidden(t.dlogits);
-    gate_.backward(t.screen.of(x), context, t.dlogits.map(), t.gate, dx);
+    this->pull_back(x, context, t, dx);
   }
-
-  GateType& gate() noexcept { return gate_; }
-  const GateType& gate() const noexcept { return gate_; }
-
-  template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    if constexpr (HasParameters<GateType>) visit("gate", self.gate_);
-  }
-
-private:
-  GateType gate_;
 };
 
 static_assert(DifferentiableRouter<relu_router<float>>);

@@ -1,8 +1,10 @@
-/// Activations of feed-forward experts, with their derivatives.
+/// Activations of feed-forward experts and of gates, with their derivatives.
 ///
 ///   relu       max(z, 0), derivative 0 at 0        gelu       z Phi(z), with the error function
 ///   silu       z / (1 + exp(-z))                   gelu_tanh  0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
 ///   sigmoid    1 / (1 + exp(-z))                   squared_relu  max(z, 0)^2, derivative 2 max(z, 0)
+///   elu        z, below 0 exp(z) - 1               hyperbolic_tangent  tanh(z)
+///   no_activation  z
 ///
 /// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on
 /// vectors; written for one number, they run number by number.
@@ -41,7 +43,8 @@ struct relu {
     if constexpr (std::floating_point<V>)
       return z < V(0) ? V(0) : z;
     else
-      return select(z < detail::constant<V>(0), detail::constant<V>(0), z);  // a comparison is false for NaN, which passes
+      return select(z < detail::constant<V>(0), detail::constant<V>(0),
+                    z);  // a comparison is false for NaN, which passes
   }
   template <typename V>
   static V derivative(V z) {
@@ -85,6 +88,49 @@ struct silu {
   static V derivative(V z) {
     const V s = kernel::logistic(z);
     return s * (detail::constant<V>(1) + z * (detail::constant<V>(1) - s));
+  }
+};
+
+struct elu {
+  template <typename V>
+  static V value(V z) {
+    using std::expm1;
+    if constexpr (std::floating_point<V>)
+      return z < V(0) ? expm1(z) : z;
+    else
+      return select(z < detail::constant<V>(0), expm1(z), z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    using std::exp;
+    if constexpr (std::floating_point<V>)
+      return z < V(0) ? exp(z) : V(1);
+    else
+      return select(z < detail::constant<V>(0), exp(z), detail::constant<V>(1));
+  }
+};
+
+struct hyperbolic_tangent {
+  template <typename V>
+  static V value(V z) {
+    using std::tanh;
+    return tanh(z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    const V t = value(z);
+    return detail::constant<V>(1) - t * t;
+  }
+};
+
+struct no_activation {
+  template <typename V>
+  static V value(V z) {
+    return z;
+  }
+  template <typename V>
+  static V derivative(V) {
+    return detail::constant<V>(1);
   }
 };
 

@@ -1,4 +1,4 @@
-#include <sluice/expert/activation.hpp>
+#include <sluice/kernel/activation.hpp>
 
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/vector_math.hpp>
@@ -55,6 +55,10 @@ TEMPLATE_TEST_CASE("activations: values and derivatives, one by one and on vecto
   check<gelu_tanh, TestType>(
       [](double z) { return 0.5 * z * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (z + 0.044715 * z * z * z))); },
       true);
+  check<elu, TestType>([](double z) { return z < 0 ? std::expm1(z) : z; },
+                       false);  // bent once more: its second slope jumps
+  check<hyperbolic_tangent, TestType>([](double z) { return std::tanh(z); }, true);
+  check<no_activation, TestType>([](double z) { return z; }, true);
 }
 
 TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, double) {
@@ -85,6 +89,9 @@ TEMPLATE_TEST_CASE("activations: NaN stays NaN, one by one and on vectors", "[ex
   passes_on(gelu{});
   passes_on(gelu_tanh{});
   passes_on(squared_relu{});
+  passes_on(elu{});
+  passes_on(hyperbolic_tangent{});
+  passes_on(no_activation{});
 }
 
 TEMPLATE_TEST_CASE("activations: far out they are the identity or zero, not NaN", "[expert][activation]", float,
