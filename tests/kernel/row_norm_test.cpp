@@ -89,6 +89,7 @@ TEST_CASE("row_norm: gradients equal central differences", "[kernel][row_norm][g
   check(no_norm<double>());
   check(unit_norm<double>());
   check(unit_norm<double>(5, 2.0));
+  check(gain_only<double>(5));
   check(rms_norm<double>(5));
   check(rms_norm<double>(5, {.epsilon = 0.5}));
   check(layer_norm<double>(5));
@@ -110,6 +111,7 @@ TEST_CASE("row_norm: NaN stays in its row, no rows", "[kernel][row_norm]") {
   };
   check(no_norm<float>());
   check(unit_norm<float>());
+  check(gain_only<float>(4));
   check(rms_norm<float>(4));
   check(layer_norm<float>(4));
 }
@@ -137,6 +139,7 @@ TEST_CASE("row_norm: equal bits for every thread count", "[kernel][row_norm][det
 TEST_CASE("row_norm: refuses what makes no sense", "[kernel][row_norm]") {
   using Catch::Matchers::Contains;
   CHECK_THROWS_WITH((unit_norm<float>{4, -1.0F}), Contains("-1"));
+  CHECK_THROWS_WITH((gain_only<float>{0}), Contains("D = 0"));
   CHECK_THROWS_WITH((rms_norm<float>{0}), Contains("D = 0"));
   CHECK_THROWS_WITH((rms_norm<float>{4, {.epsilon = 0, .smallest = 0}}), Contains("not both 0"));
   CHECK_THROWS_WITH((layer_norm<float>{4, {.epsilon = 0}}), Contains("epsilon = 0"));

@@ -1,10 +1,13 @@
 // Promises that every loss keeps: those of the kit, coefficient, mask, groups, dead experts, memory.
 #include <sluice/loss/common.hpp>
 
+#include <sluice/loss/chosen_balance.hpp>
+#include <sluice/loss/cluster_variance.hpp>
 #include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/router_z.hpp>
+#include <sluice/loss/sparsity.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -32,8 +35,14 @@ void for_each_loss(F&& f) {
   f("balance, survivors", switch_balance{.share = balance_share::survivors});
   f("balance, survivors of both", switch_balance{.share = balance_share::survivors_of_both});
   f("balance, sigmoid", switch_balance{.probability = loss_probability::normalized_sigmoid});
+  f("balance, near rivals", switch_balance{.probability = loss_probability::near_rivals, .jitter = 0.3});
+  f("chosen balance", chosen_balance{.logits = loss_logits::noisy, .temperature = 0.7});
   f("router z", router_z_loss{});
   f("entropy", entropy_loss{});
+  f("entropy of tokens", entropy_loss{.of = entropy_of::tokens});
+  f("entropy, threshold", entropy_loss{.threshold = 3});
+  f("sparsity", sparsity_loss{});
+  f("cluster variance", cluster_variance_loss{.between = 0.5});
 }
 
 }  // namespace
@@ -231,9 +240,9 @@ TEST_CASE("losses: every promise of a loss, with groups", "[loss][conformance]")
   for_each_parameter(learned, [](const std::string& name, parameter<double>& p) {  // its noise starts at zero
     if (name == "noise.weight") p.fill([](index_t i) { return 0.3 * std::sin(static_cast<double>(i)); });
   });
-  test::check_loss_promises(
-      "importance, learned noise",
-      importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased}, learned, context);
+  test::check_loss_promises("importance, learned noise",
+                            importance_loss{.source = importance_source::sparse_gates, .form = variance::unbiased},
+                            learned, context);
   test::check_loss_promises("load, learned noise",
                             load_loss{.noise = load_form::learned_noise, .form = variance::unbiased}, learned, context);
 }

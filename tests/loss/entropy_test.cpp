@@ -42,3 +42,63 @@ TEST_CASE("entropy_loss: an expert of probability zero adds nothing", "[loss]") 
   CHECK(gradient.col(1).isZero(0));
   CHECK(gradient.allFinite());
 }
+
+TEST_CASE("entropy_loss: LIMoE's worked example", "[loss]") {
+  test::loss_case<double> c;
+  matrix<double> p(2, 3);
+  p << .9, .1, 1e-4, .2, .7, .1;
+  c.set_clean(p.array().log().matrix());
+  const auto value = [&](entropy_loss loss) {
+    loss.coefficient = 1;
+    return c.evaluate(loss);
+  };
+  CHECK(std::abs(value({.of = entropy_of::tokens}) - .563945) < 2 * test::six_decimals);
+  CHECK(std::abs(value({}) + .845232) < 2 * test::six_decimals);
+  CHECK(std::abs(value({.threshold = std::log(3)}) - .253381) < 2 * test::six_decimals);
+  CHECK(value({.threshold = .8}) == 0);
+  CHECK(c.gradients.clean.map().isZero(0));
+  c.set_clean(matrix<double>::Zero(2, 3));
+  CHECK(value({.threshold = std::log(3) - 1e-9}) == 0);
+}
+
+TEST_CASE("entropy_loss: a modality's tokens are a batch of their own", "[loss][gradient]") {
+  const auto of = GENERATE(entropy_of::mean, entropy_of::tokens);
+  const entropy_loss own{.coefficient = .7, .of = of, .threshold = 5, .modality = 1};
+  auto c = test::random_case(9, 5, 95);
+  c.mask.assign(9, 1);
+  c.mask[4] = 0;
+  const std::vector<index_t> modality{0, 1, 1, 0, 1, 0, 0, 1, 1};
+  test::loss_case<double> alone;
+  matrix<double> logits(4, 5);
+  logits << c.seen.clean.map().row(1), c.seen.clean.map().row(2), c.seen.clean.map().row(7), c.seen.clean.map().row(8);
+  alone.set_clean(logits);
+  entropy_loss all = own;
+  all.modality = -1;
+  auto context = c.context();
+  CHECK_THROWS_WITH(own(c.seen, c.plan, context, c.gradients), Catch::Matchers::Contains("modality_ids"));
+  context.modality_ids = modality;
+  c.gradients.zero_like(c.seen);
+  CHECK(own(c.seen, c.plan, context, c.gradients) == Approx(alone.evaluate(all)).epsilon(1e-14));
+  index_t row = 0;
+  for (index_t t = 0; t < 9; ++t) {
+    const bool counts = modality[static_cast<std::size_t>(t)] == 1 && t != 4;
+    const matrix<double> expected =
+        counts ? matrix<double>(alone.gradients.clean.map().row(row++)) : matrix<double>::Zero(1, 5);
+    CHECK(test::largest_difference(matrix<double>(c.gradients.clean.map().row(t)), expected) <= test::bound<double>(5));
+  }
+  context.modality_ids = {};
+  entropy_loss none = own;
+  none.modality = 7;
+  context.modality_ids = modality;
+  CHECK(none(c.seen, c.plan, context, c.gradients) == 0);
+}
+
+TEST_CASE("entropy_loss: gradients of thresholds and of tokens equal central differences", "[loss][gradient]") {
+  const auto loss = GENERATE(entropy_loss{.coefficient = .5, .of = entropy_of::tokens},
+                             entropy_loss{.coefficient = .5, .logits = loss_logits::noisy, .threshold = 5});
+  auto c = test::random_case(9, 5, 95);
+  c.groups = {0, 4, 9};
+  const auto report = c.check(loss);
+  INFO(report.describe());
+  CHECK(report.largest_error < 1e-6);
+}

@@ -28,10 +28,21 @@ TEST_CASE("importance_loss: gradients equal central differences", "[loss][gradie
   const auto source = GENERATE(importance_source::probabilities, importance_source::sparse_gates);
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
   auto c = test::random_case(11, 5, 31);
-  const auto report = c.check(importance_loss{.coefficient = 0.7, .source = source, .form = form, .logits = logits});
+  const auto report = c.check(
+      importance_loss{.coefficient = 0.7, .source = source, .form = form, .logits = logits, .cost = {1, 2, 0.5, 1, 3}});
   INFO(report.describe());
   CHECK(report.checked == 2 * 55);
   CHECK(report.largest_error < 1e-6);
+}
+
+TEST_CASE("importance_loss: with latencies 3 and 1 it is zero at shares of a quarter and three", "[loss]") {
+  test::loss_case<double> c;
+  matrix<double> p(2, 2);
+  p << .3, .7, .2, .8;
+  c.set_clean(p.array().log().matrix());
+  CHECK(std::abs(c.evaluate(importance_loss{.cost = {3, 1}})) < 1e-15);
+  CHECK(c.evaluate(importance_loss{.cost = {1, 1}}) == Approx(.25).epsilon(1e-12));
+  CHECK_THROWS_WITH(c.evaluate(importance_loss{.cost = {1}}), Catch::Matchers::Contains("1 costs for 2 experts"));
 }
 
 TEST_CASE("importance_loss: one choice a token gives sparse gates of 1 and no gradient", "[loss]") {

@@ -72,11 +72,11 @@ TEST_CASE("load_loss: Tutel's form compares probabilities with logits", "[loss]"
 
 TEST_CASE("load_loss: gradients equal central differences", "[loss][gradient]") {
   const auto form = GENERATE(variance::population, variance::unbiased);
-  const auto fixed = GENERATE(load_form::fixed_noise, load_form::scores_over_logits);
+  const auto fixed = GENERATE(load_form::fixed_noise, load_form::scores_over_logits, load_form::logits_over_scores);
   const auto k = GENERATE(index_t(1), index_t(3), index_t(5));
   auto c = test::random_case(11, 5, 41);
   c.choose(k, 11);
-  const auto report = c.check(load_loss{.coefficient = 0.6, .noise = fixed, .form = form});
+  const auto report = c.check(load_loss{.coefficient = 0.6, .noise = fixed, .form = form, .cost = {1, 2, 0.5, 1, 3}});
   INFO(report.describe());
   CHECK(report.checked == 110);
   CHECK(report.largest_error < 1e-6);
@@ -99,6 +99,35 @@ TEST_CASE("load_loss: with k = E learned noise counts and has no gradient", "[lo
   CHECK(c.gradients.clean.map().isZero(0));
   CHECK(c.gradients.noisy.map().isZero(0));
   CHECK(c.gradients.noise_std.map().isZero(0));
+}
+
+TEST_CASE("load_loss: ShiftAddViT's form compares logits with probabilities, and costs weigh loads", "[loss]") {
+  auto c = test::random_case(7, 3, 12);
+  c.choose(1, 7);
+  std::vector<double> load(3, 0);
+  for (index_t t = 0; t < 7; ++t) {
+    double p[3];
+    kernel::softmax(c.seen.noisy().row(t), p, 3);
+    std::vector<double> sorted(p, p + 3);
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (index_t e = 0; e < 3; ++e)
+      load[static_cast<std::size_t>(e)] +=
+          normal_cdf((c.seen.clean(t, e) - (c.seen.noisy()(t, e) > sorted[1] ? sorted[1] : sorted[0])) / 0.5);
+  }
+  load[0] *= 6, load[1] *= 4;
+  const load_loss loss{.noise = load_form::logits_over_scores, .form = variance::unbiased, .cost = {6, 4, 1}};
+  CHECK(c.evaluate(loss) == Approx(cv2(load, 1)).epsilon(1e-9));
+  CHECK_THROWS_WITH(c.evaluate(load_loss{.cost = {1, 2}}), Catch::Matchers::Contains("2 costs for 3 experts"));
+}
+
+TEST_CASE("load_loss: without noise it counts if it is told to", "[loss]") {
+  auto c = test::random_case(6, 3, 7);
+  c.seen.has_noise = false;
+  c.choose(1, 6);
+  const load_loss loss{.counts_without_noise = true, .cost = {6, 4, 1}};
+  CHECK(c.evaluate(loss) ==
+        Approx(cv2({double(c.plan.load(0)), double(c.plan.load(1)), double(c.plan.load(2))}, 0)).epsilon(1e-12));
+  CHECK(c.gradients.clean.map().isZero(0));
 }
 
 TEST_CASE("load_loss: without noise it reads nothing", "[loss]") {

@@ -89,12 +89,17 @@ TEST_CASE("switch_balance: falls below 1 where choices and probabilities disagre
 
 TEST_CASE("switch_balance: gradients equal central differences", "[loss][gradient]") {
   const auto share = GENERATE(from_range(every_share.begin(), every_share.end()));
-  const auto probability = GENERATE(loss_probability::softmax, loss_probability::normalized_sigmoid);
+  const auto probability =
+      GENERATE(loss_probability::softmax, loss_probability::normalized_sigmoid, loss_probability::near_rivals);
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
   auto c = test::random_case(11, 5, 61);
   REQUIRE_FALSE(c.plan.dropped().empty());
-  const auto report = c.check(switch_balance{
-      .coefficient = 0.8, .share = share, .logits = logits, .probability = probability, .cost = {1, 2, 0.5, 1, 3}});
+  const auto report = c.check(switch_balance{.coefficient = 0.8,
+                                             .share = share,
+                                             .logits = logits,
+                                             .probability = probability,
+                                             .cost = {1, 2, 0.5, 1, 3},
+                                             .jitter = 0.4});
   INFO(report.describe());
   CHECK(report.checked == 110);
   CHECK(report.largest_error < 1e-6);

@@ -1,6 +1,7 @@
 /// Normalisation of rows, forward and backward: the policies that routers and layers take as their norm.
 ///
 ///   no_norm      y = x
+///   gain_only    y = x * gain                                                     learned gain [D]
 ///   unit_norm    y = x / sqrt(sum x^2 + epsilon)                                  unit length, nothing learned
 ///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain    length sqrt(D), learned gain [D]
 ///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
@@ -97,6 +98,47 @@ public:
                 index_t = 0) {
     dx += dy;
   }
+};
+
+template <FloatOrDouble Scalar>
+class gain_only {
+public:
+  using scalar = Scalar;
+  struct tape {};
+
+  /// Throws std::invalid_argument unless D >= 1.
+  explicit gain_only(index_t width) : gain_({width}, parameter_role::vector, initial_values::constant(1)) {
+    if (width < 1) throw_invalid("gain_only needs D >= 1, not D = ", width);
+  }
+
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape&, const executor_ref& executor) const {
+    executor.parallel_blocks(x.rows(), detail::norm_row_block, x.cols(), [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r)
+        for (index_t c = 0; c < x.cols(); ++c) y(r, c) = x(r, c) * gain_.data()[c];
+    });
+  }
+
+  void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape&, tokens_out<Scalar> dx, const executor_ref& executor,
+                index_t = 0) {
+    Scalar* dgain = gain_.gradient().data();
+    executor.parallel_blocks(x.cols(), detail::norm_column_block, 2 * x.rows(), [&](index_t begin, index_t end) {
+      for (index_t r = 0; r < x.rows(); ++r)
+        for (index_t c = begin; c < end; ++c) {
+          dx(r, c) += dy(r, c) * gain_.data()[c];
+          dgain[c] += dy(r, c) * x(r, c);
+        }
+    });
+  }
+
+  parameter<Scalar>& gain() noexcept { return gain_; }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    visit("gain", self.gain_);
+  }
+
+private:
+  parameter<Scalar> gain_;
 };
 
 template <FloatOrDouble Scalar>
@@ -276,7 +318,7 @@ private:
   parameter<Scalar> bias_;
 };
 
-static_assert(RowNorm<no_norm<float>> && RowNorm<unit_norm<float>> && RowNorm<rms_norm<float>> &&
-              RowNorm<layer_norm<float>>);
+static_assert(RowNorm<no_norm<float>> && RowNorm<gain_only<float>> && RowNorm<unit_norm<float>> &&
+              RowNorm<rms_norm<float>> && RowNorm<layer_norm<float>>);
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -12,14 +12,21 @@
 ///
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
+///          or softmax over the near rivals of the largest L[t]  (kernel/near_rivals.hpp), the others' p being 0
 ///
 /// Sums over tokens and experts are made in double, in one order for every executor.
 #pragma once
 
 #include <sluice/core/context.hpp>
+#include <sluice/core/error.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/kernel/logistic.hpp>
+#include <sluice/kernel/near_rivals.hpp>
+#include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
+
+#include <limits>
+#include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -30,7 +37,7 @@ enum class loss_logits {
 };
 
 /// How a loss turns a row of logits into probabilities.
-enum class loss_probability { softmax, normalized_sigmoid };
+enum class loss_probability { softmax, normalized_sigmoid, near_rivals };
 
 /// Whether a variance over E numbers divides by E, or by E - 1 (then 1e-10 is added to the squared mean below it).
 enum class variance { population, unbiased };
@@ -55,8 +62,8 @@ index_t count_tokens(const routing_context<Scalar>& context, token_range group) 
   return group.size() - padding;
 }
 
-/// f(token) for every token of a group that counts, spread over the executor: f writes to places of that token only, some
-/// numbers for each expert.
+/// f(token) for every token of a group that counts, spread over the executor: f writes to places of that token only,
+/// some numbers for each expert.
 template <std::floating_point Scalar, typename F>
 void for_tokens(const routing_context<Scalar>& context, token_range group, index_t experts, F&& f) {
   context.executor.parallel_blocks(group.size(), 32, 16 * experts, [&](index_t begin, index_t end) {
@@ -101,8 +108,8 @@ template <FloatOrDouble Scalar>
 class group_probabilities {
 public:
   group_probabilities(const matrix_buffer<Scalar>& logits, const routing_context<Scalar>& context, token_range group,
-                      loss_probability form, matrix_buffer<Scalar>& rows)
-      : logits_(logits), context_(context), group_(group), form_(form), rows_(rows) {
+                      loss_probability form, matrix_buffer<Scalar>& rows, double jitter = 0)
+      : logits_(logits), context_(context), group_(group), form_(form), jitter_(jitter), rows_(rows) {
     rows_.resize(group.size(), experts());
     for_tokens(context, group, experts(), [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
   }
@@ -119,7 +126,7 @@ public:
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
         const auto logit = static_cast<double>(logits_(t, e));
-        const double slope = form_ == loss_probability::softmax ? 1 : kernel::logistic(-logit);
+        const double slope = form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1;
         dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });
@@ -128,6 +135,14 @@ public:
 private:
   void fill(const Scalar* logits, Scalar* row) const {
     if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
+    if (form_ == loss_probability::near_rivals) {
+      const Scalar largest = logits[kernel::arg_max(logits, experts())];
+      for (index_t e = 0; e < experts(); ++e)
+        row[e] = kernel::is_near_rival(logits[e], largest, static_cast<Scalar>(jitter_))
+                     ? logits[e]
+                     : -std::numeric_limits<Scalar>::infinity();
+      return kernel::softmax(row, row, experts());
+    }
     const auto sigmoid = [&](index_t e) { return kernel::logistic(static_cast<double>(logits[e])); };
     double sum = 0;
     for (index_t e = 0; e < experts(); ++e) sum += sigmoid(e);
@@ -138,6 +153,7 @@ private:
   const routing_context<Scalar>& context_;
   token_range group_;
   loss_probability form_;
+  double jitter_;
   matrix_buffer<Scalar>& rows_;
 };
 
@@ -155,6 +171,19 @@ inline double cv_squared(const double* v, index_t count, variance form, double* 
   const double value = squares / divisor / square;
   for (index_t e = 0; e < count; ++e)
     derivative[e] = 2 * (v[e] - mean) / (divisor * square) - 2 * value * mean / (static_cast<double>(count) * square);
+  return value;
+}
+
+/// cv_squared of v[e] times what e costs, and scale × its derivative by each v[e]; v is multiplied in place. Without
+/// costs each is 1. Throws std::invalid_argument if there are costs for another number of experts.
+inline double cv_squared_of_costs(const std::vector<double>& cost, double* v, index_t count, variance form,
+                                  double* derivative, double scale) {
+  if (!cost.empty() && static_cast<index_t>(cost.size()) != count)
+    throw_invalid("a loss has ", cost.size(), " costs for ", count, " experts");
+  const auto cost_of = [&](index_t e) { return cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]; };
+  for (index_t e = 0; e < count; ++e) v[e] *= cost_of(e);
+  const double value = cv_squared(v, count, form, derivative);
+  for (index_t e = 0; e < count; ++e) derivative[e] *= scale * cost_of(e);
   return value;
 }
 

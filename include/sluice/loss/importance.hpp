@@ -5,9 +5,12 @@
 ///
 /// The sparse form is the gate of Shazeer et al. and FastMoE: the plan's weights wherever these are a softmax over the
 /// choice (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token.
+/// With costs, importance[e] is multiplied by that of e: latencies, so that slow experts should matter less. 1 + value
+/// is the mean importance loss of SpeechMoE, E sum over e of (mean over t of p[t,e])^2.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp. A group without tokens has value 0.
 /// Riquelme et al. 2021, arXiv:2106.05974, appendix A (population variance);
-/// Shazeer et al. 2017, arXiv:1701.06538, eq. 6-7 (FastMoE, Tutel: unbiased).
+/// Shazeer et al. 2017, arXiv:1701.06538, eq. 6-7 (FastMoE, Tutel: unbiased);
+/// You et al. 2023 (ShiftAddViT), arXiv:2306.06446 (costs).
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -15,6 +18,7 @@
 #include <sluice/loss/common.hpp>
 
 #include <concepts>
+#include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -25,6 +29,7 @@ struct importance_loss {
   importance_source source = importance_source::probabilities;
   variance form = variance::population;
   loss_logits logits = loss_logits::clean;  ///< of the probabilities
+  std::vector<double> cost{};               ///< one an expert; empty means 1
 
   template <std::floating_point Scalar, typename Plan>
   Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
@@ -56,9 +61,7 @@ struct importance_loss {
 private:
   /// Returns scale × cv2 of the E sums and puts its derivative behind them.
   double differentiate(double* sums, index_t experts, double scale) const {
-    const double value = scale * detail::cv_squared(sums, experts, form, sums + experts);
-    for (index_t e = experts; e < 2 * experts; ++e) sums[e] *= scale;
-    return value;
+    return scale * detail::cv_squared_of_costs(cost, sums, experts, form, sums + experts, scale);
   }
 
   template <std::floating_point Scalar>

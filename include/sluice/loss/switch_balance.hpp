@@ -15,7 +15,8 @@
 /// With even probabilities the value is the sum of f: 1, or k for per_token. Other settings:
 ///   DeepSeek-V3, sequence-wise  {.share = per_slot, .logits = clean, .probability = normalized_sigmoid}, a group each
 ///   MoE++                       {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
-///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}
+///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}, or over the largest H
+///   SparseMixer, version one    {.logits = clean, .probability = near_rivals, .jitter = 0.1}
 ///
 /// Choices that were thinned out at random are in no plan and no share. No choice at all gives 0.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp.
@@ -48,6 +49,7 @@ struct switch_balance {
   loss_probability probability = loss_probability::softmax;
   bool times_experts = true;   ///< the factor E
   std::vector<double> cost{};  ///< one an expert; empty means 1
+  double jitter = 0;           ///< of loss_probability::near_rivals
 
   template <std::floating_point Scalar>
   Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
@@ -141,7 +143,7 @@ private:
                       : share == balance_share::per_slot ? tokens * static_cast<double>(seen.top_k)
                                                          : tokens;
     const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range, probability,
-                                                gradients.row_scratch);
+                                                gradients.row_scratch, jitter);
     std::fill_n(p_sums, experts, 0.0);
     p.add_to(p_sums);
     const double factor = scale * (times_experts ? static_cast<double>(experts) : 1.0) / (of * over);

@@ -133,14 +133,23 @@ TEST_CASE("sparse_mixer: training draws among survivors, often as their softmax 
   CHECK(std::abs(static_cast<double>(lessened) - 0.75 * others) < 5 * std::sqrt(others * 0.75 * 0.25));
 }
 
-TEST_CASE("sparse_mixer: the training gradient is GRIN's estimate", "[router][sparse_mixer][gradient]") {
-  // The example of the catalogue of published routers: F_D(m) = c m + q m^2 + r m^3, expected over all draws, is
-  // (0.155710, -0.184737, 0.029027) with p = (.412327, .337585, .250089) and nobody masked.
+TEST_CASE("sparse_mixer: the training gradient is the estimate of its version", "[router][sparse_mixer][gradient]") {
+  // The example of the catalogue of published routers: F_D(m) = c m + q m^2 + r m^3, expected over all draws, with
+  // p = (.412327, .337585, .250089) and nobody masked; version one without the cubic terms.
+  struct estimate {
+    sparse_mixer_version version;
+    double full, lessened, cubic;
+    std::vector<double> expected;
+  };
   const std::vector<double> logits{.3, .1, -.2}, c{1, -.5, 2}, q{.7, .4, -.3}, r{.5, -1.2, .8};
-  const sparse_mixer_rule<double> rule({.top_k = 1, .jitter = 100});
-  std::vector<double> p(3), expected{0.155710, -0.184737, 0.029027}, sum(3, 0.0);
-  const routing_context<double> inference;
+  const auto given =
+      GENERATE_COPY(estimate{sparse_mixer_version::two, 0.25, 1 / 3., 1, {0.155710, -0.184737, 0.029027}},
+                    estimate{sparse_mixer_version::one, 0.5, 0.5, 0, {0.245779, -0.305663, 0.059884}});
+  const sparse_mixer_rule<double> rule({.top_k = 1, .jitter = 100, .version = given.version});
+  std::vector<double> p(3), sum(3, 0.0);
+  const routing_context<double> inference, training = test::training();
   const choice_row<double> row{{inference, 1, 3, 1}, 0, logits.data(), logits.data(), p.data(), nullptr};
+  const choice_row<double> trained{{training, 1, 3, 1}, 0, logits.data(), logits.data(), p.data(), nullptr};
   rule.score(row, p.data());
   for (index_t d = 0; d < 3; ++d) {
     double m = 0;
@@ -148,15 +157,39 @@ TEST_CASE("sparse_mixer: the training gradient is GRIN's estimate", "[router][sp
     CHECK(m == Approx(p[static_cast<std::size_t>(d)]));
     for (const bool full : {true, false}) {
       const auto i = static_cast<std::size_t>(d);
-      const double chance = p[i] * (d == 0 ? (full ? 1 : 0) : (full ? 0.25 : 0.75));
-      const double used = full ? m : m / 3;
-      const double upstream = c[i] + 2 * q[i] * used + 3 * r[i] * used * used;
+      const double chance = p[i] * (d == 0 ? (full ? 1 : 0) : (full ? given.full : 1 - given.full));
+      const double used = full ? m : m * given.lessened;
+      const double upstream = c[i] + 2 * q[i] * used + 3 * given.cubic * r[i] * used * used;
       std::vector<double> dl(3, 0.0);
-      rule.backward(row, {{&d, 1}, &m, &upstream}, dl.data());
+      rule.backward(trained, {{&d, 1}, &m, &upstream}, dl.data());
       for (std::size_t e = 0; e < 3; ++e) sum[e] += chance * dl[e];
     }
   }
-  for (std::size_t e = 0; e < 3; ++e) CHECK(std::abs(sum[e] - expected[e]) < test::printed);
+  for (std::size_t e = 0; e < 3; ++e) CHECK(std::abs(sum[e] - given.expected[e]) < test::printed);
+}
+
+TEST_CASE("sparse_mixer: version one halves half of its surprises and doubles the gradient", "[router][sparse_mixer]") {
+  const index_t T = 4000;
+  const given_mixer<double> router(copy_gate<double>(3, 3),
+                                   {.top_k = 1, .jitter = 0.5, .version = sparse_mixer_version::one});
+  matrix<double> logits(T, 3);
+  for (index_t t = 0; t < T; ++t) logits.row(t) << 1.0, 0.5, -5.0;  // the third is masked
+  const auto result = test::route(router, logits, test::training());
+  const double p = 1 / (1 + std::exp(-0.5));
+  index_t others = 0, lessened = 0;
+  for (index_t t = 0; t < T; ++t) {
+    const double weight = result.tape.choices.weight[t];
+    if (result.tape.choices.expert[t] == 0) {
+      CHECK(weight == Approx(p));
+      continue;
+    }
+    ++others;
+    const bool is_half = weight == Approx((1 - p) / 2);
+    lessened += is_half;
+    if (!is_half) CHECK(weight == Approx(1 - p));
+  }
+  // A binomial count within five deviations.
+  CHECK(std::abs(static_cast<double>(lessened) - others / 2.) < 5 * std::sqrt(static_cast<double>(others)) / 2);
 }
 
 TEST_CASE("sparse_mixer: promises of every token-choice router", "[router][sparse_mixer]") {

@@ -5,18 +5,25 @@
 ///
 ///   inference   chosen = the largest
 ///   training    chosen = largest of L[e] + Gumbel over the survivors; its weight counts in full if it is the largest
-///               or a uniform draw exceeds 3/4, else times 0.3333
+///               or a uniform draw exceeds `full`, else times `lessened`
+///
+///   version   full   lessened   gradient   what is estimated, F(m) the loss where the chosen weight is m, J = dp/dL
+///   one       1/2    1/2        doubled    d/dL of sum over e of p[e] F[e](p[e]): choice and weight      Liu 2023
+///   two       3/4    0.3333     as it is   sum over e of F[e] J[e]: the choice alone                     GRIN
 ///
 /// Weights are not normalised over the choice; they sum to at most k. An expert without rivals has weight exactly 1.
 /// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each turn. At inference that is the
-/// exact gradient; in training it is GRIN's estimate of the gradient through the choice, in which the factor of the
-/// forward pass does not appear. The draws are those at sparse_mixer_rule::site: for round r of token t, E for the
-/// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts
-/// as -infinity. Liu et al. 2024 (GRIN), arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et
-/// al. 2023, arXiv:2310.00811.
+/// exact gradient; in training, doubled in version one, the estimate above, in which `lessened` does not appear. Were
+/// the largest not always counted in full, it would be exact for quadratic F (one), cubic F (two). Version one is top-1
+/// and has a learned vector omega [D] on the output, which is output_normalized_layer with gain_only (kernel/
+/// row_norm.hpp); its balance loss is switch_balance with loss_probability::near_rivals. The draws are those at
+/// sparse_mixer_rule::site: for round r of token t, E for the choice and one for the factor, from position
+/// (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts as -infinity. Liu et al. 2024 (GRIN),
+/// arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et al. 2023, arXiv:2310.00811.
 #pragma once
 
 #include <sluice/gate/linear.hpp>
+#include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
@@ -27,6 +34,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+enum class sparse_mixer_version { one, two };
+
 /// The rule of SparseMixer routing, for one token.
 template <FloatOrDouble Scalar>
 class sparse_mixer_rule {
@@ -36,7 +45,8 @@ public:
 
   struct options {
     index_t top_k = 2;
-    Scalar jitter = Scalar(0.01);
+    Scalar jitter = Scalar(0.01);  ///< version one: 0.1
+    sparse_mixer_version version = sparse_mixer_version::two;
   };
 
   /// Throws std::invalid_argument unless 0 <= jitter.
@@ -48,9 +58,7 @@ public:
   index_t top_k() const noexcept { return options_.top_k; }
 
   /// For capacity policies: the softmax over all experts.
-  void score(const choice_row<Scalar>& row, Scalar* scores) const {
-    kernel::softmax(row.logits, scores, row.experts);
-  }
+  void score(const choice_row<Scalar>& row, Scalar* scores) const { kernel::softmax(row.logits, scores, row.experts); }
 
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
     if (!row.context.training) {
@@ -78,16 +86,18 @@ public:
       const auto factor_draw = [&] {
         return row.context.random.uniform(site, first_draw(row, static_cast<index_t>(r)) + row.experts);
       };
-      if (row.context.training && ids[r] != turn.top() && !(factor_draw() > 0.75)) weights[r] *= Scalar(0.3333);
+      if (row.context.training && ids[r] != turn.top() && !(factor_draw() > (is_first() ? 0.5 : 0.75)))
+        weights[r] *= is_first() ? Scalar(0.5) : Scalar(0.3333);
     }
   }
 
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
     const auto ids = weighed.ids;
+    const Scalar factor = row.context.training && is_first() ? Scalar(2) : Scalar(1);
     for (std::size_t r = 0; r < ids.size(); ++r) {
       const rivals turn(row, ids.first(r), options_.jitter);
       const Scalar sum = turn.sum_of_exponentials();
-      const Scalar pull = weighed.dweights[r] * turn.exponential(ids[r]) / sum;
+      const Scalar pull = factor * weighed.dweights[r] * turn.exponential(ids[r]) / sum;
       dlogits[ids[r]] += pull;
       for (index_t e = 0; e < row.experts; ++e)
         if (turn.include(e)) dlogits[e] -= pull * turn.exponential(e) / sum;
@@ -95,6 +105,8 @@ public:
   }
 
 private:
+  bool is_first() const noexcept { return options_.version == sparse_mixer_version::one; }
+
   static std::span<const index_t> ids_before(const index_t* ids, index_t round) {
     return {ids, static_cast<std::size_t>(round)};
   }
@@ -117,10 +129,7 @@ private:
     bool include(index_t e) const {
       if (e == top_) return true;
       if (is_out(e)) return false;
-      const Scalar m = logits_[top_];
-      const Scalar size = (std::abs)(logits_[e]);
-      const Scalar scale = size > m ? size : m;
-      return !(scale > Scalar(0)) || !((m - logits_[e]) / scale > 2 * jitter_);  // both are 0: no difference
+      return kernel::is_near_rival(logits_[e], logits_[top_], jitter_);
     }
 
     /// exp(L[e] - m), 1 for the largest even where it is infinite.
