@@ -72,3 +72,17 @@ TEST_CASE("initialize: equal seeds, equal bits, other seeds and other names, oth
   // Two arrays of one model are not the same draws scaled.
   CHECK(std::abs((a.normal.map().array() / 0.5 * a.uniform.map().array() / 0.25).mean()) < 5 / 100.0);
 }
+
+TEST_CASE("equalize_rows: rows of one length, and the deviation of before", "[train][initialize]") {
+  several_arrays model;
+  initialize(model, 1);
+  model.normal.map().row(3) *= 40;
+  const double before = moments_of(model.normal).deviation;
+  equalize_rows(model.normal);
+  const matrix<double> w = model.normal.to_matrix();
+  CHECK(moments_of(model.normal).deviation == Approx(before).epsilon(1e-12));
+  for (index_t r = 0; r < w.rows(); ++r) CHECK(w.row(r).norm() == Approx(w.row(0).norm()).epsilon(1e-12));
+  parameter<float> zeros({2, 3}, parameter_role::weight);
+  equalize_rows(zeros);
+  CHECK(zeros.map().isZero(0));
+}

@@ -8,6 +8,8 @@
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/random.hpp>
 
+#include <cmath>
+
 namespace sluice::inline SLUICE_ISA {
 
 inline constexpr random_site initialization_site{5u};
@@ -34,6 +36,24 @@ void initialize(Model& model, std::uint64_t seed) {
       return static_cast<scalar>(initial.scale);
     });
   });
+}
+
+/// Gives all rows of a weight one length and keeps the standard deviation of its numbers: no expert of a gate begins
+/// with louder scores than another. Rows of zeros stay. Csordas et al. 2023 (sigma-MoE), arXiv:2310.10837.
+template <FloatOrDouble Scalar>
+void equalize_rows(parameter<Scalar>& weight) {
+  matrix<Scalar> w = weight.to_matrix();
+  const auto deviation = [&] {
+    const double mean = static_cast<double>(w.mean());
+    return std::sqrt((w.template cast<double>().array() - mean).square().sum());
+  };
+  if (w.size() == 0) return;
+  const double before = deviation();
+  for (index_t r = 0; r < w.rows(); ++r)
+    if (const Scalar length = w.row(r).norm(); length > Scalar(0)) w.row(r) /= length;
+  const double after = deviation();
+  if (after > 0) w *= static_cast<Scalar>(before / after);
+  weight.assign(w);
 }
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -324,6 +324,36 @@ TEST_CASE("sigmoid: the gradient does not vanish where the score rounds to one",
   CHECK(dx(0, 1) == 0);
 }
 
+TEST_CASE("sigmoid: experts that are left out are chosen by nobody in training", "[router][sigmoid]") {
+  const index_t T = 200, E = 6;
+  const given_sigmoid<double> router(
+      E, E, {.top_k = 2, .renormalize = false, .selection_bias = false, .expert_dropout = 0.6});
+  const matrix<double> logits = test::random_matrix<double>(T, E, 5);
+  const auto context = test::training();
+  const auto r = test::route(router, logits, context);
+  index_t none = 0;
+  for (index_t t = 0; t < T; ++t) {
+    std::vector<double> left(as_size(E), -HUGE_VAL);
+    index_t count = 0;
+    for (index_t e = 0; e < E; ++e) {
+      if (context.random.uniform(sigmoid_rule<double>::site, t * E + e) < 0.6) continue;
+      left[as_size(e)] = logits(t, e);
+      ++count;
+    }
+    const auto order = test::sorted_positions(left.data(), E);
+    const auto own = r.plan.of_token(t);
+    REQUIRE(index_t(own.size()) == std::min<index_t>(2, count));
+    none += own.empty();
+    for (std::size_t j = 0; j < own.size(); ++j) {
+      CHECK(r.plan.expert(own[j]) == order[j]);
+      CHECK(r.plan.weight(own[j]) == Approx(1 / (1 + std::exp(-logits(t, order[j])))).epsilon(1e-14));
+    }
+  }
+  CHECK(none > 0);
+  CHECK(test::route(router, logits).plan.size() == 2 * T);
+  CHECK_THROWS_WITH((given_sigmoid<double>(E, E, {.expert_dropout = 1})), test::contains("chance of 1"));
+}
+
 TEST_CASE("sigmoid: bad options are refused with their numbers", "[router][sigmoid]") {
   using router = sigmoid_router<float>;
   CHECK_THROWS_WITH(router(4, 8, {.top_k = 9}), test::contains("k = 9") && test::contains("E = 8"));

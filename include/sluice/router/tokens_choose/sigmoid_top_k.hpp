@@ -19,8 +19,12 @@
 ///   DeepSeek-V3   {.top_k = 8, .scaling = 2.5, .groups = {.groups = 8, .kept = 4, .score = sum_of_two}}
 ///   DeepSeek-V4   {.top_k = 6, .scaling = 1.5, .scores = expert_scores::sqrt_softplus}
 ///   Ernie 4.5     {.top_k = 6, .added_to_sum = 0, .smallest_sum = 1e-12, .scores = expert_scores::softmax}
-///   sigma-MoE     {.renormalize = false, .selection_bias = false}           Csordas et al. 2023, arXiv:2310.10837
+///   sigma-MoE     {.renormalize = false, .selection_bias = false, .expert_dropout = 0.05}      MoEUT: see below
 ///   Llama-4       the same with .top_k = 1, .use = weight_use::input
+/// With expert_dropout a training call leaves every expert out of every token's choice with that chance, drawn at
+/// sigmoid_rule::site, position t E + e; a token may get fewer than k, and none. sigma-MoE's regulariser is
+/// entropy_loss, its initial gate has rows of one length (train/initialize.hpp). Csordas et al. 2023, arXiv:2310.10837;
+/// 2024 (MoEUT), arXiv:2405.16039.
 /// DeepSeek-AI 2024, arXiv:2412.19437, eq. 12-16;  Wang et al. 2024, arXiv:2408.15664.
 #pragma once
 
@@ -32,7 +36,9 @@
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/group_limit.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -43,6 +49,8 @@ enum class expert_scores { sigmoid, sqrt_softplus, softmax };
 template <FloatOrDouble Scalar, index_t TopK = dynamic>
 class sigmoid_rule {
 public:
+  static constexpr random_site site{"sigmoid_top_k.dropout"};
+
   struct options {
     index_t top_k = TopK == dynamic ? 2 : TopK;
     bool renormalize = true;
@@ -56,6 +64,7 @@ public:
     expert_scores scores = expert_scores::sigmoid;
     Scalar smallest_sum = 0;
     bool expert_scale = false;  ///< weights are multiplied by a number of their expert
+    double expert_dropout = 0;  ///< chance of an expert to be left out of a token's choice, in training
   };
 
   /// Throws std::invalid_argument if an option makes no sense.
@@ -68,6 +77,8 @@ public:
     for (const Scalar guard : {o.added_to_sum, o.smallest_sum})
       if (!detail::is_usable(guard) || guard < Scalar(0))
         throw_invalid("a guard on the sum of weights cannot be ", guard);
+    if (is_nan(o.expert_dropout) || o.expert_dropout < 0 || !(o.expert_dropout < 1))
+      throw_invalid("experts cannot be left out with a chance of ", o.expert_dropout);
     set_bias_rate(o.bias_rate);
     refuse_constant_weight(o.top_k);
     if (o.selection_bias) bias_ = {{experts}, parameter_role::state};
@@ -101,15 +112,20 @@ public:
 
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
     const Scalar* choosing = row.scores;
-    if (options_.selection_bias) {
-      for (index_t e = 0; e < row.experts; ++e) row.scratch[e] = row.scores[e] + bias_.data()[e];
+    const bool drops = row.context.training && options_.expert_dropout > 0;
+    if (options_.selection_bias || drops) {
+      for (index_t e = 0; e < row.experts; ++e)
+        row.scratch[e] = drops && is_left_out(row, e) ? -std::numeric_limits<Scalar>::infinity()
+                         : options_.selection_bias    ? row.scores[e] + bias_.data()[e]
+                                                      : row.scores[e];
       choosing = row.scratch;
     }
     if (options_.groups.limits())
       options_.groups.top_k(choosing, row.scratch + row.experts, row.experts, row.k, ids);
     else
       kernel::top_k(choosing, row.experts, row.k, ids);
-    return row.k;
+    if (!drops) return row.k;
+    return std::remove_if(ids, ids + row.k, [&](index_t e) { return is_left_out(row, e); }) - ids;
   }
 
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
@@ -177,6 +193,10 @@ private:
       throw_invalid(
           "k = 1 with renormalised weights gives every weight the same value and the gate no gradient; use "
           "renormalize = false, or set constant_weight");
+  }
+
+  bool is_left_out(const choice_row<Scalar>& row, index_t e) const {
+    return row.context.random.uniform(site, row.token * row.experts + e) < options_.expert_dropout;
   }
 
   static Scalar sum_of(const Scalar* scores, std::span<const index_t> ids) {
