@@ -1,13 +1,17 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
+#include <sluice/router/every_expert/gumbel_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
 #include <sluice/router/experts_choose/expert_preferred.hpp>
 #include <sluice/router/experts_choose/patch_level.hpp>
 #include <sluice/router/fixed/hash.hpp>
+#include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/over_training/mean_active.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/threshold/skip.hpp>
@@ -102,6 +106,10 @@ void routing_cases(session& s) {
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
+  time_router(s, "dense_sigmoid", sluice::dense_sigmoid_router<float>(width, experts));
+  time_router(s, "gumbel_softmax", sluice::gumbel_softmax_router<float>(width, experts));
+  time_router(s, "dense_to_sparse", sluice::dense_to_sparse_router<float>(width, experts));
+  time_router(s, "mean_active, k = 2", sluice::mean_active_router<float>(width, experts, {.top_k = 2}));
   time_router(s, "relu", sluice::relu_router<float>(width, experts));
   time_router(s, "top_p", sluice::top_p_router<float>(width, experts, {.threshold = 0.4F}));
   time_router(s, "skipping, k = 2",

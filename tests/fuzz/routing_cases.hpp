@@ -7,10 +7,12 @@
 #include <sluice/capacity/position.hpp>
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
+#include <sluice/gate/activated.hpp>
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/standardized.hpp>
+#include <sluice/gate/tempered.hpp>
 #include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/rule_calls.hpp>
@@ -64,7 +66,8 @@ class any_gate {
   };
   using kinds = one_of<features_gate, added_jitter_gate<features_gate>, scaled_jitter_gate<features_gate>,
                        standardized_gate<features_gate>, residual_gate<features_gate>, jittered_gate<linear_gate<float>>,
-                       normalized_gate<linear_gate<float>, rms_norm<float>>>;
+                       normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
+                       tempered_gate<linear_gate<float>>>;
 
 public:
   using scalar = float;
@@ -208,7 +211,7 @@ private:
 
 class any_noise {
 public:
-  using noises = std::variant<no_noise<float>, gaussian_noise<float>, learned_noise<float>>;
+  using noises = std::variant<no_noise<float>, gaussian_noise<float>, gumbel_noise<float>, learned_noise<float>>;
   struct tape {
     no_noise<float>::tape none;
     learned_noise<float>::tape learned;

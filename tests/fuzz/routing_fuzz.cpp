@@ -17,11 +17,15 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
+#include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
+#include <sluice/router/every_expert/gumbel_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
 #include <sluice/router/over_training/compete.hpp>
+#include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
+#include <sluice/router/over_training/mean_active.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
@@ -464,7 +468,10 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
     case 2: {
       constexpr float jitters[] = {0.01F, 0, 0.5F, 100};
       k = draw_k(bytes, 1, b.experts);
-      return any_rule(sparse_mixer_rule<float>({.top_k = k.own, .jitter = bytes.one_of(jitters)}));
+      return any_rule(sparse_mixer_rule<float>(
+          {.top_k = k.own,
+           .jitter = bytes.one_of(jitters),
+           .version = bytes.flag() ? sparse_mixer_version::one : sparse_mixer_version::two}));
     }
     case 3: {
       k = draw_k(bytes, 1, b.experts);
@@ -500,7 +507,9 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
 }
 
 any_noise draw_noise(byte_reader& bytes, const batch& b) {
-  switch (bytes.below(3)) {
+  switch (bytes.below(4)) {
+    case 3:
+      return any_noise(gumbel_noise<float>());
     case 1:
       return any_noise(gaussian_noise<float>(bytes.flag() ? 1.0F : 1e3F));
     case 2: {
@@ -713,6 +722,10 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
       const rms_norm<float> norm(b.width, {.epsilon = 1e-3F});
       return {filled(bytes, any_gate(normalized_gate<linear_gate<float>, rms_norm<float>>(linear, norm))), false};
     }
+    case 7:
+      return {filled(bytes, any_gate(activated_gate<features_gate>(features)))};
+    case 8:
+      return {filled(bytes, any_gate(tempered_gate<linear_gate<float>>(linear_gate<float>(b.width, b.experts)))), false};
     default:
       return {any_gate(features)};
   }
@@ -918,6 +931,62 @@ void check_dense_softmax(byte_reader& bytes, batch& b) {
   check_layer(bytes, router, b, 0);
 }
 
+void check_dense_weights(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  constexpr float temperatures[] = {1, 0.3F, 100};
+  const features_gate gate(b.width, b.experts, &dlogits);
+  const bool competes = bytes.flag();
+  const any_dense router =
+      competes ? any_dense(gumbel_softmax_router<float, features_gate>(
+                     gate, {.temperature = bytes.one_of(temperatures), .samples = bytes.between(1, 3)}))
+               : any_dense(dense_sigmoid_router<float, features_gate>(gate));
+  const auto o = check_call(bytes, router, b, 0, &dlogits);
+  check_only_nan_is_invalid(o, b, true);
+  const matrix<float> weights = o.plan.dense_weights();
+  for (index_t t = 0; t < b.tokens; ++t) {
+    double sum = 0;
+    for (index_t e = 0; e < b.experts; ++e) {
+      demand(weights(t, e) >= 0 && weights(t, e) <= 1);
+      sum += double(weights(t, e));
+    }
+    const bool is_hidden = b.is_padding(t) || b.holds_nan(t, true);
+    if (is_hidden || competes) demand(std::abs(sum - (is_hidden ? 0 : 1)) <= 64 * eps);
+  }
+  check_layer(bytes, router, b, 0);
+}
+
+/// Routers that choose many experts a token at first: EvoMoE's, and the form with one k for the batch.
+void check_cooling(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  constexpr double temperatures[] = {1, 0.3, 2};
+  const temperature_schedule cooling{.first = bytes.one_of(temperatures)};
+  const float threshold = bytes.flag() ? 1e-3F : 0;
+  const features_gate gate(b.width, b.experts, &dlogits);
+  const index_t k = bytes.between(1, b.experts);
+  const bool by_batch = bytes.flag();
+  const any_sparse router =
+      by_batch ? any_sparse(mean_active_router<float, features_gate>(
+                     gate, {.top_k = k, .temperature = cooling, .threshold = threshold}))
+               : any_sparse(dense_to_sparse_router<float, features_gate>(
+                     gate, {.temperature = cooling, .threshold = threshold, .gumbel_weights = bytes.flag()}));
+  const auto o = check_call(bytes, router, b, 0, &dlogits);
+  check_consistency(o, b, b.experts);
+  if (!b.training) check_only_nan_is_invalid(o, b, true);
+  const auto invalid = o.plan.invalid_tokens();
+  for (index_t t = 0; t < b.tokens; ++t) {
+    if (b.is_padding(t) || std::find(invalid.begin(), invalid.end(), t) != invalid.end()) continue;
+    const auto own = o.plan.of_token(t);
+    demand(index_t(own.size()) >= (by_batch ? k : 1) && (b.training || index_t(own.size()) == (by_batch ? k : 1)));
+    double sum = 0;
+    for (const index_t i : own) {
+      demand(o.plan.weight(i) >= 0);
+      sum += double(o.plan.weight(i));
+    }
+    demand(sum <= 1 + 64 * eps);
+  }
+  check_layer(bytes, router, b, 0);
+}
+
 void check_dselect(byte_reader& bytes, batch& b) {
   constexpr float gammas[] = {1, 0.1F, 100};
   const dselect_k_router<float, features_selectors> own(
@@ -1025,7 +1094,7 @@ using check = void (*)(byte_reader&, batch&);
 constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_relu,          &check_dense,
                             &check_dselect,       &check_product_key,   &check_top_any,       &check_soft,
                             &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
-                            &check_token_choice};
+                            &check_token_choice,  &check_dense_weights, &check_cooling};
 
 }  // namespace
 

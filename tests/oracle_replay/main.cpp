@@ -23,7 +23,7 @@ enum class verdict { pass, fail, unsupported };
 
 std::vector<replayer> all_replayers() {
   std::vector<replayer> all;
-  for (const auto& some : {softmax_blocks(), decoder_blocks(), vision_routers(), token_choice(), soft_routers(), selectors(), probes(),
+  for (const auto& some : {softmax_blocks(), decoder_blocks(), vision_routers(), token_choice(), soft_routers(), selectors(), probes(), dense_gates(), memory_layers(),
                            thresholds(), nested_experts(), patches()})
     all.insert(all.end(), some.begin(), some.end());
   return all;

@@ -12,8 +12,14 @@ std::vector<replayer> token_choice();    // noisy_topk, switch, top2_gshard, st_
 std::vector<replayer> soft_routers();    // soft_moe, soft_moe_lucidrains
 std::vector<replayer> selectors();       // dselect_k, remoe
 std::vector<replayer> probes();          // moe_plus_plus, dynmoe, peer
+std::vector<replayer> dense_gates();     // gg_moe, kamoe, evomoe, sparsemixer, sigma_moe, shiftaddvit, speechmoe, hmoe
+std::vector<replayer> memory_layers();   // ultramem, ultramem_tdqkr
 std::vector<replayer> nested_experts();  // mone_router, mone
 std::vector<replayer> patches();         // pmoe_gate, pmoe
 std::vector<replayer> thresholds();      // xmoe, mc_moe (pruning)
+
+/// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
+template <typename Scalar>
+void mean_active_gate(oracle_case<Scalar>& c);
 
 }  // namespace oracle

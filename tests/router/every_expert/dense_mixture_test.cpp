@@ -11,6 +11,7 @@
 
 #include "router/any_router.hpp"
 #include "router/layer_checks.hpp"
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
@@ -19,6 +20,13 @@ using test::copy_gate;
 namespace {
 
 using any_mixture = test::any_router<double, dense_plan<double>>;
+
+const test::table_router dense_sigmoid_in_table("dense_sigmoid_router", [] {
+  return test::made(dense_sigmoid_router<double>{6, 4});
+});
+const test::table_router gumbel_softmax_in_table("gumbel_softmax_router", [] {
+  return test::made(gumbel_softmax_router<double>{6, 4, {.samples = 3}});
+});
 
 /// Weights of a user's own: l^2.
 struct squared_logits {

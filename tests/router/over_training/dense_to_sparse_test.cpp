@@ -1,6 +1,7 @@
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/mean_active.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
@@ -10,6 +11,13 @@ namespace {
 
 using given_evo = dense_to_sparse_router<double, copy_gate<double>>;
 using given_mean = mean_active_router<double, copy_gate<double>>;
+
+const test::table_router dense_to_sparse_in_table("dense_to_sparse_router", [] {
+  return test::made(dense_to_sparse_router<double>{6, 4, {.temperature = {2, .3, 100}, .threshold = .15}});
+});
+const test::table_router mean_active_in_table("mean_active_router", [] {
+  return test::made(mean_active_router<double>{6, 4, {.temperature = {2, .3, 100}, .threshold = .15}}, {.k = 1});
+});
 
 /// Fixture F and noise that is replayed, no more than to keep ties away.
 struct noisy_fixture {

@@ -2,6 +2,7 @@
 
 #include <sluice/train/initialize.hpp>
 
+#include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
 using namespace sluice;
@@ -16,6 +17,11 @@ tucker_router filled_tucker(index_t keys, tucker_router::options o) {
   router.keys().update_vectors();
   return router;
 }
+
+const test::table_router tucker_key_in_table("tucker_key_router", [] {
+  const auto router = filled_tucker(2, {.heads = 2, .top_k = 3, .key_width = 3, .rank = 2});
+  return test::made(router, {.k = 6, .seed = 0});
+});
 
 /// All n² scores of one head and core for one token, from the definition.
 matrix<double> all_scores(tucker_router& router, const matrix<double>& x, index_t head, index_t core) {

@@ -1,0 +1,141 @@
+// UltraMem's memory layer: Tucker product keys choose values of a table, in two releases of its configuration.
+#include "layer_run.hpp"
+#include "replays.hpp"
+
+#include <sluice/kernel/row_norm.hpp>
+#include <sluice/router/tokens_choose/tucker_key.hpp>
+
+namespace oracle {
+namespace {
+
+using namespace sluice;
+
+std::vector<index_t> copy_pairs(const matrix_buffer<index_t>& pairs) {
+  return {pairs.data(), pairs.data() + pairs.size()};
+}
+
+/// What the two releases call the same things.
+struct spelling {
+  const char *k, *key_width, *keys, *rank, *value_width;
+  const char *u, *v, *shuffle, *scores, *penalty;
+};
+constexpr spelling first_release{"k",      "kdim",   "key_num", "tucker_rank", "vdim",
+                                 "core_u", "core_v", "shuffle", "scores",      "core_loss"};
+constexpr spelling second_release{"knn",      "key_dim",  "num_keys",      "rank",    "value_dim",
+                                  "tucker_u", "tucker_v", "shuffle_index", "weights", "rank_loss"};
+
+template <typename Scalar, typename Norm>
+void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
+  const auto count = [&](const char* name) { return c.template setting<index_t>(name); };
+  const index_t heads = count("heads"), k = count(names.k), n = count(names.keys), r = count(names.rank), M = count("cores");
+  const index_t expand = count("value_expand"), width = count(names.value_width), piece = width / M;
+  tucker_key_router<Scalar, Norm> router(
+      count("D"), n, {.heads = heads, .top_k = k, .key_width = count(names.key_width), .rank = r, .cores = M}, norm, norm);
+  auto& keys = router.keys();
+  bindings<Scalar> bound, cores;
+  bound.bind("query_proj.weight", router.query_weight());
+  bound.bind("keys", keys.array());
+  bound.bind("query_norm.weight", keys.query_norm().gain());
+  bound.bind("keys_norm.weight", keys.key_norm().gain());
+  // One tensor of all cores, or a tensor each.
+  std::vector<parameter<Scalar>> parts(as_size(M));
+  if (c.has("tucker_core"))
+    bound.bind("tucker_core", keys.core());
+  else
+    for (index_t m = 0; m < M; ++m) {
+      parts[as_size(m)] = {{heads, r, r}, parameter_role::weight};
+      cores.bind("core." + std::to_string(m), parts[as_size(m)]);
+    }
+  bound.load(c);
+  cores.load(c);
+  const index_t each = heads * r * r;
+  for (index_t m = 0; m < M && !c.has("tucker_core"); ++m)
+    std::copy_n(parts[as_size(m)].data(), each, keys.core().data() + m * each);
+  const auto split_gradient = [&] {
+    for (index_t m = 0; m < M && !c.has("tucker_core"); ++m)
+      std::copy_n(keys.core().gradient().data() + m * each, each, parts[as_size(m)].gradient().data());
+  };
+  const auto u = c.numbers(names.u), v = c.numbers(names.v);
+  // The leading vectors that we would find, but for the rounding of those given.
+  keys.update_vectors();
+  for (std::size_t i = 0; i < u.size(); ++i) {
+    const double off = std::max(std::abs(double(keys.row_vectors().value()[i]) - double(u[i])),
+                                std::abs(double(keys.column_vectors().value()[i]) - double(v[i])));
+    if (!(off < 1e-5)) c.fail("the leading singular vectors differ by " + std::to_string(off));
+    keys.row_vectors().value()[i] = u[i];
+    keys.column_vectors().value()[i] = v[i];
+  }
+
+  const matrix<Scalar> x = c.rows("x"), dy = c.rows("grad_out");
+  const routing_context<Scalar> context;
+  typename decltype(router)::plan plan;
+  typename decltype(router)::tape tape;
+  router.route(x, context, plan, tape);
+  const auto pairs = copy_pairs(tape.seen.pair);
+  const auto shuffle = c.integers(names.shuffle);
+  std::vector<index_t> shuffled;
+  for (const index_t pair : pairs) shuffled.push_back(shuffle.at(as_size(pair)));
+  c.check_integers("indices", pairs);
+  c.check_integers("indices_shuffled", shuffled);
+  c.check(names.scores, copy(tape.seen.scores));
+
+  // The table: expert m n² + pair puts out piece m of its value, in its block.
+  const matrix<Scalar> values = c.rows("values"), projection = c.rows("values_proj.weight");
+  const index_t physical = values.rows();
+  matrix<Scalar> blocks = matrix<Scalar>::Zero(x.rows(), expand * width);
+  const auto each_row = [&](auto&& f) {
+    for (index_t i = 0; i < plan.size(); ++i) {
+      const index_t m = plan.expert(i) / (n * n), place = shuffle[as_size(plan.expert(i) % (n * n))];
+      f(i, plan.token(i), place % physical, m * piece, place / physical * width + m * piece);
+    }
+  };
+  each_row([&](index_t i, index_t t, index_t row, index_t from, index_t to) {
+    blocks.block(t, to, 1, piece) += plan.weight(i) * values.block(row, from, 1, piece);
+  });
+  c.check("y", matrix<Scalar>(blocks * projection.transpose()));
+  const matrix<Scalar> dblocks = dy * projection;
+  c.check("grad.values_proj.weight", matrix<Scalar>(dy.transpose() * blocks));
+  matrix<Scalar> dvalues = matrix<Scalar>::Zero(values.rows(), values.cols());
+  typename decltype(plan)::gradient dplan;
+  dplan.weight.resize(plan.size());
+  each_row([&](index_t i, index_t t, index_t row, index_t from, index_t to) {
+    dplan.weight[i] = dblocks.block(t, to, 1, piece).cwiseProduct(values.block(row, from, 1, piece)).sum();
+    dvalues.block(row, from, 1, piece) += plan.weight(i) * dblocks.block(t, to, 1, piece);
+  });
+  c.check("grad.values", dvalues);
+  ensure_gradients(router);
+  zero_gradients(router);
+  tape.dseen.zero_like(tape.seen);
+  matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
+  router.backward(x, context, plan, dplan, tape, dx);
+  c.check("grad.x", dx);
+  bound.check_gradients(c, "grad");
+  split_gradient();
+  cores.check_gradients(c, "grad");
+  zero_gradients(router);
+  c.check(names.penalty, static_cast<Scalar>(keys.core_penalty(1)));
+  split_gradient();
+  bound.check_gradients(c, std::string("grad_") + names.penalty);
+  cores.check_gradients(c, std::string("grad_") + names.penalty);
+}
+
+template <typename Scalar>
+void ultramem(oracle_case<Scalar>& c) {
+  run_memory(c, first_release, layer_norm<Scalar>(c.template setting<index_t>("kdim"), {.epsilon = Scalar(1e-5)}));
+}
+
+template <typename Scalar>
+void ultramem_tdqkr(oracle_case<Scalar>& c) {
+  if (c.template setting<std::string>("norm") != "rms") throw unsupported("norm");
+  run_memory(c, second_release,
+             rms_norm<Scalar>(c.template setting<index_t>("key_dim"), {.epsilon = c.template setting<Scalar>("norm_eps")}));
+}
+
+}  // namespace
+
+std::vector<replayer> memory_layers() {
+  return {{"ultramem", ultramem<float>, ultramem<double>},
+          {"ultramem_tdqkr", ultramem_tdqkr<float>, ultramem_tdqkr<double>}};
+}
+
+}  // namespace oracle
