@@ -182,7 +182,7 @@ void score_screened(const GateType& gate, const Noise& noise, tokens_in<Scalar> 
   t.screen.score(
       x, context,
       [&](tokens_in<Scalar> seen) {
-        gate.forward(seen, context, s.clean.map(), t.gate);
+        gate.forward(seen, t.screen.visible(context), s.clean.map(), t.gate);
         noise.apply(seen, context, s, t.noise);
       },
       [&](index_t token) { return any_nan(s.noisy().row(token), gate.experts()); }, shows_nan<GateType>);
