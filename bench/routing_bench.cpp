@@ -21,6 +21,7 @@
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/switch_top1.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
+#include <sluice/router/tokens_choose/tucker_key.hpp>
 
 #include <numeric>
 #include <string>
@@ -115,6 +116,7 @@ void routing_cases(session& s) {
   time_router(s, "skipping, k = 2",
               sluice::skipping_router<float>(sluice::linear_gate<float>(width, experts),
                                              sluice::softmax_rule<float>({.top_k = 2})));
+  time_router(s, "tucker_key, k = 16", sluice::tucker_key_router<float>(width, experts));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
   time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));

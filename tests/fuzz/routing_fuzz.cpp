@@ -29,6 +29,7 @@
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
+#include <sluice/router/tokens_choose/tucker_key.hpp>
 #include <sluice/train/conformance/plan_words.hpp>
 
 #include "../router/any_router.hpp"
@@ -1039,6 +1040,23 @@ void check_product_key(byte_reader& bytes, batch& b) {
   check_layer(bytes, router, b, 0);
 }
 
+void check_tucker_key(byte_reader& bytes, batch& b) {
+  const index_t keys = bytes.between(1, 3), heads = bytes.between(1, 2), cores = bytes.between(1, 2);
+  const index_t k = bytes.between(1, keys * keys);
+  tucker_key_router<float> own(
+      b.width, keys,
+      {.heads = heads, .top_k = k, .key_width = bytes.between(1, 3), .rank = bytes.between(1, 3), .cores = cores});
+  fill_parameters(bytes, own, b);
+  own.keys().update_vectors();
+  b.experts = own.experts();
+  b.features = matrix<float>::Zero(b.tokens, b.experts);
+  const any_sparse router(own);
+  const auto o = check_call(bytes, router, b, 0, nullptr);
+  check_consistency(o, b, heads * k * cores);
+  if (!b.is_wild) check_only_nan_is_invalid(o, b, false);
+  check_layer(bytes, router, b, 0);
+}
+
 void check_top_any(byte_reader& bytes, batch& b) {
   top_any_router<float> own(b.width, b.experts,
                             {.live = bytes.between(0, b.experts), .temperature = bytes.flag() ? 0.05 : 1.0});
@@ -1094,7 +1112,8 @@ using check = void (*)(byte_reader&, batch&);
 constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_relu,          &check_dense,
                             &check_dselect,       &check_product_key,   &check_top_any,       &check_soft,
                             &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
-                            &check_token_choice,  &check_dense_weights, &check_cooling};
+                            &check_token_choice,  &check_dense_weights, &check_cooling,
+                            &check_tucker_key};
 
 }  // namespace
 

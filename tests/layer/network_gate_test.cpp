@@ -43,5 +43,5 @@ TEST_CASE("network_gate: a deep network as the gate of a router keeps every prom
   CHECK(report.passed());
   std::string names;
   for_each_parameter(router, [&](const std::string& name, const auto&) { names += name + ' '; });
-  CHECK(names.starts_with("gate.0.up gate.0.down"));
+  CHECK(names.starts_with("gate.0.up "));
 }

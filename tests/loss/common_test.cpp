@@ -2,7 +2,6 @@
 #include <sluice/loss/common.hpp>
 
 #include <sluice/loss/chosen_balance.hpp>
-#include <sluice/loss/cluster_variance.hpp>
 #include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
@@ -42,7 +41,6 @@ void for_each_loss(F&& f) {
   f("entropy of tokens", entropy_loss{.of = entropy_of::tokens});
   f("entropy, threshold", entropy_loss{.threshold = 3});
   f("sparsity", sparsity_loss{});
-  f("cluster variance", cluster_variance_loss{.between = 0.5});
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
+#include <sluice/router/over_training/mean_active.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
@@ -584,6 +585,39 @@ void kamoe(oracle_case<Scalar>& c) {
 }
 
 }  // namespace
+
+template <typename Scalar>
+void mean_active_gate(oracle_case<Scalar>& c) {
+  if (c.template setting<std::string>("activation") != "silu_glu") throw unsupported("activation");
+  const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E"), k = c.template setting<index_t>("k");
+  const mean_active_router<Scalar> router(linear_gate<Scalar>(D, E, {.bias = true}),
+                                          {.top_k = k,
+                                           .temperature = {.first = c.template setting<double>("temperature")},
+                                           .threshold = c.template setting<Scalar>("threshold")});
+  std::vector<double> draws;
+  if (c.has("uniform"))  // guarded as the source guards its logarithms
+    for (const double u : c.file().template read_vector<double>("uniform"))
+      draws.push_back(-std::log(1e-10 - std::log(u + 1e-10)));
+  routing_context<Scalar> context;
+  context.training = c.template setting<bool>("train");
+  context.random.replay(noise_site, draws);
+  moe_layer layer{router, expert_bank<swiglu<Scalar>>(E, D, c.template setting<index_t>("H"))};
+  bindings<Scalar> bound;
+  bound.bind("router.weight", layer.router().gate().weight());
+  bound.bind("router.bias", layer.router().gate().bias());
+  bind_gated(bound, layer.bank());
+  bound.load(c);
+  typename decltype(layer)::tape tape;
+  check_task(c, layer, tape, bound, context);
+  c.check("logits", copy(tape.router.seen.clean));
+  c.check("gates", copy(tape.router.scores));
+  c.check("combine", tape.plan.dense_weights());
+  check_chosen(c, tape.plan);
+  const index_t used = static_cast<index_t>(tape.plan.of_token(0).size());
+  c.check_integers("k", std::span(&used, 1));
+}
+template void mean_active_gate(oracle_case<float>&);
+template void mean_active_gate(oracle_case<double>&);
 
 std::vector<replayer> dense_gates() {
   return {{"gg_moe", gg_moe<float>, gg_moe<double>},

@@ -37,19 +37,18 @@ public:
       : relu_router(GateType(inputs, experts)) {}
   explicit relu_router(GateType gate) : base(std::move(gate)) {}
 
-  using base::experts;
-
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     if (context.top_k != 0) throw_invalid("relu_router has no k; the call asks for k = ", context.top_k);
     this->score(x, context, t);
     const index_t tokens = x.rows();
-    p.reset(tokens, experts(), tokens * experts());
+    const index_t experts = this->experts();
+    p.reset(tokens, experts, tokens * experts);
     for (index_t token = 0; token < tokens; ++token) {
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
       if (!t.screen.is_routed(token)) continue;
       const Scalar* logits = t.seen.clean.row(token);
       index_t rank = 0;
-      for (index_t e = 0; e < experts(); ++e)
+      for (index_t e = 0; e < experts; ++e)
         if (logits[e] > 0) p.add(token, e, logits[e], rank++);
     }
     p.finish();
