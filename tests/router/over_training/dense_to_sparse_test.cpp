@@ -74,10 +74,10 @@ TEST_CASE("dense_to_sparse: training activates what exceeds the threshold, best 
 
 TEST_CASE("dense_to_sparse: one expert from a step on, and at inference without noise", "[router][dense_to_sparse]") {
   noisy_fixture f(2);
-  const given_evo router(4, 4, {.temperature = {2, .3, 10}, .threshold = 1e-9, .hard_from = 10});
+  const given_evo router(4, 4, {.temperature = {2, .3, 10}, .threshold = 0, .hard_from = 10});
   const matrix<double> logits = test::fixture_f<double>();
   f.context.step = 9;
-  CHECK(test::route(router, logits, f.context).plan.size() == 16);  // theta is next to nothing: all
+  CHECK(test::route(router, logits, f.context).plan.size() == 16);  // theta is 0: all
   f.context.step = 10;
   const auto hard = test::route(router, logits, f.context);
   const auto inferred = test::route(router, logits);
