@@ -13,7 +13,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
-#include <sluice/expert/activation.hpp>
+#include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/linear.hpp>
 
 #include <algorithm>
