@@ -51,6 +51,21 @@ TEST_CASE("check_context: a part of the wrong length is named with both numbers"
     check_context(c, 4);
     return;
   }
+  SECTION("expert_ids and expert_weights") {
+    c.expert_weights = rows;
+    CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.expert_weights has 3 rows for 4 tokens");
+    const matrix<index_t> experts = matrix<index_t>::Zero(3, 2);
+    c.expert_ids = experts;
+    CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.expert_ids has 3 rows for 4 tokens");
+  }
+  SECTION("sequences") {
+    const std::vector<index_t> borders{0, 2, 3};
+    c.sequences = borders;
+    CHECK_THROWS_WITH(check_context(c, 4),
+                      "sluice: routing_context.sequences must ascend from 0 to the number of tokens, 4; it has 3 entries");
+    CHECK(c.sequence_borders().size() == 3);
+    c.sequences = {};
+  }
   SECTION("features") {
     c.features = rows;
     CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.features has 3 rows for 4 tokens");

@@ -54,6 +54,9 @@ struct routing_context {
   std::span<const std::uint8_t> token_mask{};
   /// Borders of the groups that are routed independently, G+1 ascending numbers from 0 to T. Empty: one group.
   std::span<const index_t> groups{};
+  /// Borders of the sequences in which routers may look back at earlier tokens, ascending as those of groups. Empty:
+  /// the groups are the sequences.
+  std::span<const index_t> sequences{};
   std::span<const index_t> token_ids{};
   std::span<const index_t> modality_ids{};
   std::span<const index_t> cluster_ids{};
@@ -62,6 +65,10 @@ struct routing_context {
   index_t task_id = -1;
   /// Logits [T,E] of the previous mixture layer, for routers that read them (MoE++).
   optional_matrix<Scalar> previous_logits{};
+  /// Experts [T,K] that were chosen elsewhere, best first and no_expert behind them, for routers that follow
+  /// (router/fixed/given.hpp), and the weights that go with them.
+  optional_matrix<index_t> expert_ids{};
+  optional_matrix<Scalar> expert_weights{};
   /// What the router reads instead of, or besides, x: [T,F].
   optional_matrix<Scalar> features{};
   /// What the router reads of every group: [G,F].
@@ -89,6 +96,8 @@ struct routing_context {
     if (groups.empty()) return {0, tokens};
     return {groups[static_cast<std::size_t>(g)], groups[static_cast<std::size_t>(g) + 1]};
   }
+  /// Borders of the sequences; empty: the batch is one.
+  std::span<const index_t> sequence_borders() const noexcept { return sequences.empty() ? groups : sequences; }
 };
 
 /// Throws std::invalid_argument if a part of the context does not fit a batch of this many tokens.
@@ -103,20 +112,27 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   check_length("modality_ids", context.modality_ids.size());
   check_length("cluster_ids", context.cluster_ids.size());
   check_length("protected_tokens", context.protected_tokens.size());
-  if (context.previous_logits && context.previous_logits.rows != tokens)
-    throw_invalid("routing_context.previous_logits has ", context.previous_logits.rows, " rows for ", tokens,
-                  " tokens");
-  if (context.features && context.features.rows != tokens)
-    throw_invalid("routing_context.features has ", context.features.rows, " rows for ", tokens, " tokens");
+  const auto check_rows = [&](const char* name, const auto& rows) {
+    if (rows && rows.rows != tokens)
+      throw_invalid("routing_context.", name, " has ", rows.rows, " rows for ", tokens, " tokens");
+  };
+  check_rows("previous_logits", context.previous_logits);
+  check_rows("expert_ids", context.expert_ids);
+  check_rows("expert_weights", context.expert_weights);
+  check_rows("features", context.features);
   if (context.group_features && context.group_features.rows != context.group_count())
     throw_invalid("routing_context.group_features has ", context.group_features.rows, " rows for ",
                   context.group_count(), " groups");
-  if (context.groups.empty()) return;
-  bool ascending = context.groups.size() > 1 && context.groups.front() == 0 && context.groups.back() == tokens;
-  for (std::size_t g = 1; g < context.groups.size(); ++g) ascending &= context.groups[g - 1] <= context.groups[g];
-  if (!ascending)
-    throw_invalid("routing_context.groups must ascend from 0 to the number of tokens, ", tokens, "; it has ",
-                  context.groups.size(), " entries");
+  const auto check_borders = [&](const char* name, std::span<const index_t> borders) {
+    if (borders.empty()) return;
+    bool ascending = borders.size() > 1 && borders.front() == 0 && borders.back() == tokens;
+    for (std::size_t g = 1; g < borders.size(); ++g) ascending &= borders[g - 1] <= borders[g];
+    if (!ascending)
+      throw_invalid("routing_context.", name, " must ascend from 0 to the number of tokens, ", tokens, "; it has ",
+                    borders.size(), " entries");
+  };
+  check_borders("groups", context.groups);
+  check_borders("sequences", context.sequences);
 }
 
 /// What every router checks first: that x is [T, inputs] and the context fits it. Throws std::invalid_argument.

@@ -40,10 +40,15 @@ public:
     pick(source.cluster_ids, rows, cluster_ids_);
     pick(source.protected_tokens, rows, protected_tokens_);
     pick(source.previous_logits, rows, previous_logits_);
+    pick(source.expert_ids, rows, expert_ids_);
+    pick(source.expert_weights, rows, expert_weights_);
     pick(source.features, rows, features_);
     std::vector<index_t> everything(static_cast<std::size_t>(all.rows()));
     std::iota(everything.begin(), everything.end(), index_t(0));
-    if (rows == everything) groups_.assign(source.groups.begin(), source.groups.end());
+    if (rows == everything) {
+      groups_.assign(source.groups.begin(), source.groups.end());
+      sequences_.assign(source.sequences.begin(), source.sequences.end());
+    }
     std::vector<index_t> group_rows(groups_.empty() ? 1 : groups_.size() - 1);
     std::iota(group_rows.begin(), group_rows.end(), index_t(0));
     pick(source.group_features, group_rows, group_features_);
@@ -59,7 +64,10 @@ public:
     c.cluster_ids = cluster_ids_;
     c.protected_tokens = protected_tokens_;
     c.groups = groups_;
+    c.sequences = sequences_;
     if (context_.previous_logits) c.previous_logits = previous_logits_;
+    if (context_.expert_ids) c.expert_ids = expert_ids_;
+    if (context_.expert_weights) c.expert_weights = expert_weights_;
     if (context_.features) c.features = features_;
     if (context_.group_features) c.group_features = group_features_;
     return c;
@@ -71,7 +79,8 @@ private:
     if (!from.empty())
       for (const index_t r : rows) to.push_back(from[static_cast<std::size_t>(r)]);
   }
-  static void pick(const optional_matrix<Scalar>& from, const std::vector<index_t>& rows, matrix<Scalar>& to) {
+  template <typename T>
+  static void pick(const optional_matrix<T>& from, const std::vector<index_t>& rows, matrix<T>& to) {
     if (!from) return;
     to.resize(static_cast<index_t>(rows.size()), from.cols);
     for (index_t i = 0; i < to.rows(); ++i) to.row(i) = from.map().row(rows[static_cast<std::size_t>(i)]);
@@ -83,6 +92,9 @@ private:
   std::vector<index_t> cluster_ids_;
   std::vector<std::uint8_t> protected_tokens_;
   std::vector<index_t> groups_;
+  std::vector<index_t> sequences_;
+  matrix<index_t> expert_ids_;
+  matrix<Scalar> expert_weights_;
   matrix<Scalar> previous_logits_;
   matrix<Scalar> features_;
   matrix<Scalar> group_features_;
