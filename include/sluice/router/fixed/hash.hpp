@@ -24,6 +24,7 @@
 #include <sluice/core/parameter.hpp>
 #include <sluice/gate/none.hpp>
 #include <sluice/router/token_choice.hpp>
+#include <sluice/router/weighed_rule.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -70,7 +71,7 @@ inline matrix<index_t> balanced_hash(std::span<const index_t> occurrences, index
   const auto count = [&](index_t id) { return occurrences[static_cast<std::size_t>(id)]; };
   std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return count(a) > count(b); });
 
-  using filled = std::pair<index_t, index_t>;  // load, expert
+  using filled = std::pair<index_t, index_t>;                                     // load, expert
   const auto is_fuller = [](const filled& a, const filled& b) { return a > b; };  // the emptiest is the heap's first
   std::vector<filled> heap;
   for (index_t e = 0; e < experts; ++e) heap.emplace_back(0, e);
@@ -89,19 +90,11 @@ inline matrix<index_t> balanced_hash(std::span<const index_t> occurrences, index
   return table;
 }
 
-/// Every expert of a token weighs the same, whatever the scores.
-template <FloatOrDouble Scalar>
-struct even_weights {
-  void score(const choice_row<Scalar>& row, Scalar* scores) const { std::fill_n(scores, row.experts, Scalar(0)); }
-  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
-    std::fill_n(weights, ids.size(), 1 / static_cast<Scalar>(row.k));
-  }
-  void backward(const choice_row<Scalar>&, const weighed_experts<Scalar>&, Scalar*) const {}
-};
-
 /// The rule of hash routing, for one token.
 template <FloatOrDouble Scalar, typename Weights = even_weights<Scalar>>
-class hash_rule {
+class hash_rule : public weighed_by<Scalar, Weights> {
+  using base = weighed_by<Scalar, Weights>;
+
 public:
   hash_rule(const matrix<index_t>& table, Weights weights = {})
       : hash_rule(table.rows(), table.cols(), std::move(weights)) {
@@ -109,15 +102,14 @@ public:
   }
   /// With a table that is still to be loaded or assigned.
   hash_rule(index_t ids, index_t top_k, Weights weights = {})
-      : table_({ids, top_k}, parameter_role::state, initial_values::uniform(0)), weights_(std::move(weights)) {
+      : base(std::move(weights)), table_({ids, top_k}, parameter_role::state, initial_values::uniform(0)) {
     if (top_k < 1) throw_invalid("hash routing needs at least one expert a token, not K = ", top_k);
   }
 
   index_t top_k() const noexcept { return table_.cols(); }
-  const Weights& weights() const noexcept { return weights_; }
 
   void validate(index_t experts) const {
-    if constexpr (requires { weights_.validate(experts); }) weights_.validate(experts);
+    base::validate(experts);
     if (experts > index_t{1} << std::numeric_limits<Scalar>::digits)
       throw_invalid("a table of this precision cannot name each of E = ", experts, " experts");
     if (table_.has_values())
@@ -126,9 +118,8 @@ public:
 
   /// Also of rows that are used: a file or a program may have written anything.
   void validate_call(const choice_call<Scalar>& call) const {
-    if constexpr (requires { weights_.validate_call(call); }) weights_.validate_call(call);
-    if (call.k > top_k())
-      throw_invalid("the table has ", top_k(), " experts a token, the call asks for k = ", call.k);
+    base::validate_call(call);
+    if (call.k > top_k()) throw_invalid("the table has ", top_k(), " experts a token, the call asks for k = ", call.k);
     if (!table_.has_values()) throw_invalid("nobody has set the table of hash routing: give, load or write one");
     if (static_cast<index_t>(call.context.token_ids.size()) != call.tokens)
       throw_invalid("hash routing needs routing_context.token_ids, one for each of ", call.tokens, " tokens");
@@ -141,26 +132,16 @@ public:
     }
   }
 
-  void score(const choice_row<Scalar>& row, Scalar* scores) const { weights_.score(row, scores); }
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
     const Scalar* const experts = row_of(id_of(row.context, row.token));
     for (index_t j = 0; j < row.k; ++j) ids[j] = static_cast<index_t>(experts[j]);
     return row.k;
   }
-  void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
-    weights_.weigh(row, ids, weights);
-  }
-  void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
-    weights_.backward(row, weighed, dlogits);
-  }
-  void after_step(const routing_statistics& statistics) {
-    if constexpr (requires { weights_.after_step(statistics); }) weights_.after_step(statistics);
-  }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     visit("table", self.table_);
-    if constexpr (HasParameters<Weights>) Weights::visit_parameters(self.weights_, visit);
+    base::visit_parameters(self, visit);
   }
 
 private:
@@ -186,12 +167,11 @@ private:
   }
 
   parameter<Scalar> table_;  // whole numbers
-  Weights weights_;
 };
 
 /// sluice::hash_router<float> router(sluice::no_gate<float>(64, 8), sluice::balanced_hash(counts, 8));
-template <FloatOrDouble Scalar, typename GateType = no_gate<Scalar>,
-          typename Weights = even_weights<Scalar>, typename Capacity = dropless, index_t Experts = dynamic>
+template <FloatOrDouble Scalar, typename GateType = no_gate<Scalar>, typename Weights = even_weights<Scalar>,
+          typename Capacity = dropless, index_t Experts = dynamic>
 class hash_router
     : public token_choice_router<GateType, hash_rule<Scalar, Weights>, no_noise<Scalar>, Capacity, Experts> {
   using base = token_choice_router<GateType, hash_rule<Scalar, Weights>, no_noise<Scalar>, Capacity, Experts>;
