@@ -102,8 +102,8 @@ public:
   /// Which parameter this is, wherever it moves: a copy is another one (core/identity.hpp).
   std::uint64_t id() const noexcept { return identity_.number(); }
 
-  /// A frozen parameter is left alone by optimisers. The weights of a linear map, which lie in panels, get no gradient
-  /// either, nor memory for one; that of anything else is still computed.
+  /// A frozen parameter is left alone by optimisers. Experts' weights, which lie in panels, get no gradient either, nor
+  /// memory for one; linear gates leave theirs at zero; that of anything else is still computed.
   void set_frozen(bool frozen) noexcept {
     frozen_ = frozen;
     if (!may_have_gradient()) gradient_ = {};

@@ -1,7 +1,7 @@
 /// Linear gate: one score per expert.
 ///   logits [T,E] = x [T,D] W^T [D,E] (+ b [E])
 /// Parameters: weight [E,D], bias [E] if asked for. NaN in a token gives NaN in all its logits. T = 0 is fine.
-/// Initial values: normal with deviation 1/sqrt(D), bias zero.
+/// Initial values: normal with deviation 1/sqrt(D), bias zero. Frozen parameters get no gradient, x does.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -42,7 +42,7 @@ public:
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_in<Scalar> dlogits, tape&,
                 tokens_out<Scalar> dx) {
     linear_backward(x, weight_, dlogits, dx, context.executor);
-    if (has_bias_) add_column_sums(dlogits, bias_.gradient());
+    if (has_bias_ && bias_.is_learned()) add_column_sums(dlogits, bias_.gradient());
   }
 
   parameter<Scalar>& weight() noexcept { return weight_; }

@@ -1,7 +1,7 @@
 /// Linear maps on rows: y = x W^T with W [out,in], forward and backward, spread over an executor.
 ///
 ///   forward    y [n,out] (+)= x [n,in] W^T
-///   backward   dx [n,in] += dy W;   dW [out,in] += dy^T x
+///   backward   dx [n,in] += dy W;   dW [out,in] += dy^T x, unless W is frozen
 ///
 /// Rows are cut into blocks for y and dx, rows of W for dW; sums run over all of in, out or n in one fixed order. n = 0
 /// leaves everything as it is.
@@ -53,6 +53,7 @@ template <typename Scalar>
 void linear_backward(tokens_in<Scalar> x, parameter<Scalar>& weight, tokens_in<Scalar> dy, tokens_out<Scalar> dx,
                      const executor_ref& executor) {
   linear_backward_inputs(weight, dy, dx, executor);
+  if (!weight.is_learned()) return;
   weight.ensure_gradient();
   executor.parallel_blocks(weight.rows(), detail::linear_weight_block, x.rows() * weight.cols() / 4,
                            [&](index_t begin, index_t end) { linear_backward_weight(x, weight, dy, begin, end); });

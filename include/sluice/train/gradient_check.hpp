@@ -120,7 +120,7 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
     }
   };
   for_each_parameter(model, [&](const std::string& name, parameter<double>& p) {
-    if (p.role() == parameter_role::state) return;
+    if (!p.is_learned()) return;
     check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
   });
   for (const checked_input& input : inputs)
