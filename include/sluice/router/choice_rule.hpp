@@ -18,6 +18,9 @@
 ///   assign(batch, choices, tape)       the same with memory of its own between calls, if it has a member type `tape`
 ///   assigns(context)                   false: this call goes token by token, so there is a choose as well
 /// An assignment that has weights leaves them in choices.weights(token): weigh finds them where it writes its own.
+/// Where their gradient is a matter of all tokens too, it is that of
+///   assign_backward(batch, choices, dweights, tape, dlogits)      dweights(t, j) is that of choices.ids(t)[j]
+/// which adds into dlogits [T,E]. It is called once a group, before backward of its tokens.
 ///
 /// All are const but after_step, and all but assign are called for many tokens at once. assign is called once a group.
 /// A row tells all that is known about its token: the context (step, ids, task) too, so that a mask over experts or a
@@ -98,6 +101,13 @@ template <typename R, typename Scalar>
 concept CanAssignExperts = CanAssignWithTape<R, Scalar> ||
     requires(const R& rule, const choice_batch<Scalar>& batch, choice_table<Scalar>& choices) {
       rule.assign(batch, choices);
+    };
+
+template <typename R, typename Scalar>
+concept CanAssignBackward = CanAssignWithTape<R, Scalar> &&
+    requires(const R& rule, const choice_batch<Scalar>& batch, choice_table<Scalar>& choices,
+             const matrix_buffer<Scalar>& dweights, typename R::tape& tape, matrix_buffer<Scalar>& dlogits) {
+      rule.assign_backward(batch, choices, dweights, tape, dlogits);
     };
 
 /// Whether some calls are assigned and others chosen token by token.

@@ -106,10 +106,23 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     t.dnoisy = t.dseen.noisy_or_clean();
     t.dweights.resize(x.rows(), t.choices.top_k);
-    for_routed({context, x.rows(), experts(), t.choices.top_k}, t, [&](const choice_row<scalar>& row) {
+    const choice_call<scalar> call{context, x.rows(), experts(), t.choices.top_k};
+    const auto collect = [&](const choice_row<scalar>& row) {
       scalar* dw = t.dweights.row(row.token);
       std::fill_n(dw, row.k, scalar(0));
       for (const index_t i : p.of_token(row.token)) dw[p.rank(i)] = application_.gradient(dplan, i);
+      return dw;
+    };
+    if constexpr (CanAssignBackward<Rule, scalar>) {
+      if (detail::assigns(rule_, context)) {
+        for_routed(call, t, collect);
+        for_each_group(call, t, [&](const choice_batch<scalar>& batch) {
+          rule_.assign_backward(batch, t.choices, t.dweights, t.rule, t.dnoisy);
+        });
+      }
+    }
+    for_routed(call, t, [&](const choice_row<scalar>& row) {
+      scalar* const dw = collect(row);
       const auto ids = gather_weighed(t, row.token, dw);
       if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
     });
@@ -178,21 +191,25 @@ private:
       if (!together) weigh(row, detail::choose(rule_, row, t.choices.ids(row.token)), t.choices);
     });
     if (!together) return;
-    for (index_t g = 0; g < call.context.group_count(); ++g) assign(call, call.context.group(g, call.tokens), t);
+    for_each_group(call, t,
+                   [&](const choice_batch<scalar>& batch) { detail::assign(rule_, batch, t.choices, t.rule); });
     for_routed(call, t, [&](const choice_row<scalar>& row) {
       const index_t* ids = t.choices.ids(row.token);
       weigh(row, std::find(ids, ids + row.k, no_expert) - ids, t.choices);
     });
   }
 
-  void assign(const choice_call<scalar>& call, token_range group, tape& t) const {
-    t.routable.clear();
-    for (index_t token = group.begin; token < group.end; ++token)
-      if (t.screen.is_routed(token)) t.routable.push_back(token);
-    if (t.routable.empty()) return;
-    const std::span<const index_t> routable = t.routable.span();
-    const choice_batch<scalar> batch{call, group, routable, t.seen.noisy(), t.seen.clean, t.scores};
-    detail::assign(rule_, batch, t.choices, t.rule);
+  /// f(batch) for every group that has tokens to route.
+  template <typename F>
+  void for_each_group(const choice_call<scalar>& call, tape& t, F&& f) const {
+    for (index_t g = 0; g < call.context.group_count(); ++g) {
+      const token_range group = call.context.group(g, call.tokens);
+      t.routable.clear();
+      for (index_t token = group.begin; token < group.end; ++token)
+        if (t.screen.is_routed(token)) t.routable.push_back(token);
+      if (t.routable.empty()) continue;
+      f(choice_batch<scalar>{call, group, t.routable.span(), t.seen.noisy(), t.seen.clean, t.scores});
+    }
   }
 
   /// Weighs the first `count` experts of a token, which are its choice.

@@ -24,6 +24,9 @@
 /// on all tokens of the group, later ones too: not causal. A call may not name a k. options.cap bounds the experts of a
 /// token (router/experts_choose/token_cap.hpp). With options.modalities experts and tokens of different modalities do
 /// not meet (router/masked/modality_experts.hpp): T, E and softmaxes above are then those of one modality.
+/// What experts compare may be something else than p: a coupling of all tokens with all experts
+/// (router/assigned/coupling.hpp), of which each takes the C largest entries of its column; weights stay what they are. A
+/// coupling goes with neither cap nor modalities.
 /// Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv:2202.09368; noise and capacity
 /// rounding as in V-MoE, arXiv:2106.05974; sigmoid scores as in MoMa, arXiv:2407.21770; softmax over tokens as in pMoE,
 /// arXiv:2306.04073 (router/experts_choose/patch_level.hpp).
@@ -39,6 +42,7 @@
 #include <sluice/kernel/column_softmax.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/router/assigned/coupling.hpp>
 #include <sluice/router/experts_choose/token_cap.hpp>
 #include <sluice/router/masked/modality_experts.hpp>
 #include <sluice/router/noise.hpp>
@@ -50,10 +54,20 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>>
+/// In place of a coupling: experts compare the scores themselves.
+struct no_coupling {
+  struct tape {};
+};
+
+template <FloatOrDouble Scalar, typename GateType = linear_gate<Scalar>, typename Noise = no_noise<Scalar>,
+          typename Compared = no_coupling>
 class expert_choice_router {
   static_assert(explain_differentiable_gate<GateType>());
   static_assert(explain_noise<Noise, Scalar>());
+  static constexpr bool compares_scores = std::same_as<Compared, no_coupling>;
+  static_assert(compares_scores || Coupling<Compared, Scalar>,
+                "sluice: experts compare no_coupling or a coupling; explain_coupling<yours, scalar>() says what is "
+                "missing");
 
 public:
   using scalar = Scalar;
@@ -97,21 +111,28 @@ public:
     token_prices prices;             ///< of the group's tokens, where there is a cap
     buffer<index_t> room;            ///< scratch: experts that each token of the group may still have
     buffer<index_t> next;            ///< [E] scratch: how far down its queue each expert is
+    typename Compared::tape compared;
   };
 
   /// A linear gate without bias.
-  expert_choice_router(index_t inputs, index_t experts,
-                       options o = {}) requires std::constructible_from<GateType, index_t, index_t>
+  expert_choice_router(index_t inputs, index_t experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t>
       : expert_choice_router(GateType(inputs, experts), std::move(o)) {}
   explicit expert_choice_router(GateType gate, options o = {}, Noise noise = Noise{},
-                                weight_application<Scalar> application = {})
-      : gate_(std::move(gate)), noise_(std::move(noise)), options_(std::move(o)), application_(application) {
+                                weight_application<Scalar> application = {}, Compared compared = Compared{})
+      : gate_(std::move(gate)),
+        noise_(std::move(noise)),
+        options_(std::move(o)),
+        application_(application),
+        compared_(std::move(compared)) {
     options_.cap.validate();
     options_.modalities.validate(experts());
     if (!detail::is_usable(application.input_factor))
       throw_invalid("inputs cannot be multiplied by ", application.input_factor);
     if (options_.cap.most > 0 && (options_.scores == score::over_taken || options_.scores == score::even))
       throw_invalid("a cap on a token's experts needs scores within 0 and 1; these are logits");
+    if (!compares_scores && (options_.cap.most > 0 || options_.modalities.divides()))
+      throw_invalid("experts that compare a coupling have no cap on a token's experts, and no modalities");
     if (application.renormalize_after_drop)
       throw_invalid("experts that choose drop nothing, after which weights could be renormalised");
   }
@@ -256,6 +277,11 @@ private:
     t.taken.resize(experts());
     for (index_t e = own.first; e < own.first + own.count; ++e)
       t.taken[e] = (std::min)(capacity(real, context.training, e), t.valid.size());
+    if constexpr (!compares_scores)
+      if (!t.valid.empty())
+        compared_.couple({{context, t.scores.rows(), experts(), 1}, group, t.valid.span(), t.seen.noisy(), t.seen.clean,
+                          t.scores},
+                         t.compared);
     choose(
         context, own, [](index_t) { return Scalar(0); }, t);
     if (options_.cap.limits(own.count) && is_crowded(group, own, t)) choose_under_cap(context, group, own, t);
@@ -335,6 +361,13 @@ private:
     });
   }
 
+  static const matrix_buffer<Scalar>& compared_by(const tape& t) {
+    if constexpr (compares_scores)
+      return t.scores;
+    else
+      return t.compared.coupling;
+  }
+
   /// The best tokens of every expert by score and bonus(i), that of the i-th valid token, come first in its queue.
   template <typename Bonus>
   void choose(const routing_context<Scalar>& context, modality_experts::part own, Bonus bonus, tape& t,
@@ -344,7 +377,7 @@ private:
       candidate* queue = t.queue.row(e);
       for (index_t i = 0; i < t.valid.size(); ++i) {
         const index_t token = t.valid[i];
-        queue[i] = {order_key(static_cast<Scalar>(t.scores(token, e) + bonus(i))), token};
+        queue[i] = {order_key(static_cast<Scalar>(compared_by(t)(token, e) + bonus(i))), token};
       }
       // The order is total, so which candidates end up in front does not depend on the algorithm.
       std::partial_sort(queue, queue + (sorts_all ? t.valid.size() : t.taken[e]), queue + t.valid.size());
@@ -392,6 +425,7 @@ private:
   Noise noise_;
   options options_;
   weight_application<Scalar> application_;
+  SLUICE_NO_UNIQUE_ADDRESS Compared compared_;
 };
 
 static_assert(DifferentiableRouter<expert_choice_router<float>>);
