@@ -76,10 +76,9 @@ struct face_of final : router_face<typename Router::scalar, typename Router::pla
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) override {
     auto& own = inside(t);
-    if constexpr (requires { own.dseen = t.dseen; })
-      own.dseen = t.dseen;
-    else if constexpr (requires { own.dseen.zero_like(own.seen); })
-      own.dseen.zero_like(own.seen);
+    if constexpr (requires { own.dseen.zero_like(own.seen); }) own.dseen.zero_like(own.seen);
+    if constexpr (requires(score_gradients<scalar>& scores) { scores = own.dseen; })  // which may hold more
+      static_cast<score_gradients<scalar>&>(own.dseen) = t.dseen;
     router.backward(x, context, p, dplan, own, dx);
   }
   void after_step(const routing_statistics& statistics, tape& t) override {
