@@ -134,7 +134,8 @@ public:
   double value(const RouterTape& t) const {
     double sum = 0;
     each(t, [&](const matrix_buffer<Scalar>& signal, index_t site) {
-      for (index_t i = 0; i < signal.size(); ++i) sum += factor(site, i) * static_cast<double>(signal.data()[i]);
+      for (index_t i = 0; i < signal.size(); ++i)
+        if (!is_infinite(signal.data()[i])) sum += factor(site, i) * static_cast<double>(signal.data()[i]);
     });
     return sum;
   }
@@ -150,6 +151,9 @@ private:
   static constexpr bool has_scores = requires(RouterTape & t) {
     t.seen.clean, t.seen.has_noise, t.seen.noise_std, t.dseen.clean, t.dseen.noisy, t.dseen.noise_std;
   };
+
+  /// The logit of an expert that is masked out: it does not move.
+  static bool is_infinite(const Scalar& v) { return (std::abs)(order_key(v)) == infinity_bits<Scalar>; }
 
   template <typename F>
   static void each(const RouterTape& t, F&& f) {
