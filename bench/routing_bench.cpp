@@ -1,6 +1,9 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/router/assigned/balanced_assignment.hpp>
+#include <sluice/router/assigned/sinkhorn.hpp>
+#include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
@@ -8,10 +11,16 @@
 #include <sluice/router/experts_choose/expert_choice.hpp>
 #include <sluice/router/experts_choose/expert_preferred.hpp>
 #include <sluice/router/experts_choose/patch_level.hpp>
+#include <sluice/router/fixed/given.hpp>
 #include <sluice/router/fixed/hash.hpp>
+#include <sluice/router/fixed/random_partition.hpp>
+#include <sluice/router/masked/id_mask.hpp>
+#include <sluice/router/masked/prototypes.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/over_training/mean_active.hpp>
+#include <sluice/router/over_training/scheduled_k.hpp>
+#include <sluice/router/over_training/stable.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/threshold/skip.hpp>
@@ -45,7 +54,7 @@ sluice::routing_context<float> context_with(sluice::thread_pool& pool) {
 }
 
 template <typename Router>
-void time_router(session& s, const std::string& name, Router router) {
+void time_router(session& s, const std::string& name, Router router, bool training = false) {
   const std::string title = "router " + name;
   if (!s.wants(title)) return;
   sluice::initialize(router, /*seed=*/5);
@@ -53,8 +62,12 @@ void time_router(session& s, const std::string& name, Router router) {
   const token_rows x = random_tokens(s.asked.smoke ? 4 : 512, router.inputs(), 31);
   std::vector<sluice::index_t> ids(static_cast<std::size_t>(x.rows()));
   std::iota(ids.begin(), ids.end(), sluice::index_t{0});
+  sluice::matrix<sluice::index_t> experts(x.rows(), 1);
+  for (sluice::index_t t = 0; t < x.rows(); ++t) experts(t, 0) = t % router.experts();
   auto context = context_with(pool);
+  context.training = training;
   context.token_ids = ids;
+  context.expert_ids = experts;
   typename Router::plan plan;
   typename Router::tape tape;
   const contestant route{name, [](std::int64_t) {}, [&](std::int64_t) { router.route(x, context, plan, tape); }};
@@ -106,6 +119,22 @@ void routing_cases(session& s) {
   time_router(s, "pmoe", sluice::pmoe_router<float>(width, experts, s.asked.smoke ? 2 : 16));
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
+  time_router(s, "given", sluice::given_router<float>(sluice::no_gate<float>(width, experts)));
+  time_router(s, "random_partition, in training", sluice::random_partition_router<float>(width, experts), true);
+  time_router(s, "smoe_dropout, k = 2", sluice::smoe_dropout_router<float>(width, experts, {.schedule = {{.last = 2}}}));
+  time_router(s, "stable", sluice::stable_router<float>(sluice::linear_gate<float>(width, experts),
+                                                        sluice::token_id_gate<float>(width, experts, 512)));
+  time_router(s, "sinkhorn, k = 2", sluice::sinkhorn_router<float>(width, experts, sluice::sinkhorn_router_options::vmoe(2)));
+  time_router(s, "sinkhorn by Megatron, in training",
+              sluice::sinkhorn_router<float>(width, experts, sluice::sinkhorn_router_options::megatron(1)), true);
+  time_router(s, "sinkhorn_expert_choice", sluice::sinkhorn_expert_choice_router<float>(width, experts));
+  time_router(s, "sparse_expert_choice", sluice::sparse_expert_choice_router<float>(width, experts));
+  time_router(s, "sparse_token_choice, k = 2", sluice::sparse_token_choice_router<float>(width, experts, {.top_k = 2}));
+  time_router(s, "base, in training", sluice::base_router<float>(width, experts), true);
+  const std::vector<sluice::index_t> seen_by_all(512, 1);
+  time_router(s, "mask_moe", sluice::mask_moe_router<float>(sluice::masked_gate<sluice::linear_gate<float>>(
+                                 sluice::linear_gate<float>(width, experts), sluice::frequency_mask(seen_by_all, experts))));
+  time_router(s, "prototypes, k = 2", sluice::prototype_router<float>(width, experts));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
   time_router(s, "dense_sigmoid", sluice::dense_sigmoid_router<float>(width, experts));
   time_router(s, "gumbel_softmax", sluice::gumbel_softmax_router<float>(width, experts));

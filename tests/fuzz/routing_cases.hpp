@@ -8,11 +8,16 @@
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
 #include <sluice/gate/activated.hpp>
+#include <sluice/gate/frozen.hpp>
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/normalized.hpp>
+#include <sluice/gate/random.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/tempered.hpp>
+#include <sluice/router/assigned/balanced_assignment.hpp>
+#include <sluice/router/assigned/sinkhorn.hpp>
+#include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/noise.hpp>
 #include <sluice/router/rule_calls.hpp>
@@ -67,7 +72,7 @@ class any_gate {
   using kinds = one_of<features_gate, added_jitter_gate<features_gate>, scaled_jitter_gate<features_gate>,
                        standardized_gate<features_gate>, residual_gate<features_gate>, jittered_gate<linear_gate<float>>,
                        normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
-                       tempered_gate<linear_gate<float>>>;
+                       tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>>;
 
 public:
   using scalar = float;
@@ -135,9 +140,13 @@ private:
 
 class any_rule {
 public:
+  using sinkhorn_rule = coupling_rule<float, sinkhorn_coupling<float>, sigmoid_rule<float>>;
+  using sparse_rule = coupling_rule<float, sparse_row_coupling<float>, sigmoid_rule<float>>;
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
-                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, balanced_rule<float>>;
-  using tape = balanced_rule<float>::tape;
+                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, balanced_rule<float>,
+                             sinkhorn_rule, sparse_rule, balanced_assignment_rule<float>>;
+  using tape = std::tuple<detail::no_rule_tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,
+                          balanced_assignment_rule<float>::tape>;
   static constexpr bool causal = false;
 
   explicit any_rule(rules rule) : rule_(std::move(rule)) {}
@@ -170,7 +179,15 @@ public:
     return std::visit([&](const auto& r) { return detail::assigns(r, context); }, rule_);
   }
   void assign(const choice_batch<float>& batch, choice_table<float>& choices, tape& t) const {
-    if (const auto* r = std::get_if<balanced_rule<float>>(&rule_)) r->assign(batch, choices, t);
+    std::visit([&](const auto& r) { detail::assign(r, batch, choices, own(r, t)); }, rule_);
+  }
+  void assign_backward(const choice_batch<float>& batch, choice_table<float>& choices,
+                       const matrix_buffer<float>& dweights, tape& t, matrix_buffer<float>& dlogits) const {
+    std::visit(
+        [&]<typename Rule>(const Rule& r) {
+          if constexpr (CanAssignBackward<Rule, float>) r.assign_backward(batch, choices, dweights, own(r, t), dlogits);
+        },
+        rule_);
   }
   bool keeps(const choice_row<float>& row, index_t rank, float weight) const {
     return std::visit([&](const auto& r) { return detail::keeps(r, row, rank, weight); }, rule_);
@@ -183,6 +200,11 @@ public:
   }
 
 private:
+  template <typename Rule>
+  static detail::rule_tape<Rule>& own(const Rule&, tape& t) {
+    return std::get<detail::rule_tape<Rule>>(t);
+  }
+
   rules rule_;
 };
 static_assert(explain_choice_rule<any_rule, float>());

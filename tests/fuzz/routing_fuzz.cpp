@@ -22,6 +22,8 @@
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/fixed/given.hpp>
+#include <sluice/router/fixed/random_partition.hpp>
 #include <sluice/router/over_training/compete.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
@@ -111,6 +113,7 @@ struct batch {
   std::vector<index_t> groups;
   matrix<float> previous;          ///< [T,E] logits of the layer before, for gates that read them
   std::vector<index_t> token_ids;  ///< for routers that read them
+  matrix<index_t> expert_ids;      ///< [T,K] for routers that follow
   bool training;
   random_source random;
   bool is_wild = false;  ///< x may hold infinities and numbers whose squares overflow
@@ -154,6 +157,7 @@ struct batch {
     context_t c;
     c.training = training, c.random = random, c.token_mask = mask, c.groups = groups, c.features = features;
     c.token_ids = token_ids;
+    if (expert_ids.cols() > 0) c.expert_ids = expert_ids;
     if (previous.cols() > 0) c.previous_logits = previous;
     c.executor = executor;
     return c;
@@ -172,6 +176,7 @@ struct batch {
       if (is_padding(t) || any_nan(&features(t, 0), experts)) other.features.row(t).setConstant(filler);
       if (previous.cols() > 0 && (is_padding(t) || previous_holds_nan(t))) other.previous.row(t).setConstant(filler);
       if (!token_ids.empty() && is_padding(t)) other.token_ids[as_size(t)] = t % 2 == 0 ? -1 : 1000000;
+      if (expert_ids.cols() > 0 && is_padding(t)) other.expert_ids.row(t).setConstant(1000000);
     }
     return other;
   }
@@ -442,7 +447,10 @@ choice_policy<float> draw_policy(byte_reader& bytes) {
 any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   constexpr float scalings[] = {1, 2.5F, -1};
   constexpr float guards[] = {0, 1e-20F, 1e-9F, 0.5F};
-  switch (bytes.below(b.experts < 2 ? 7 : 8)) {
+  const auto weights = [&](expert_scores scores) {
+    return sigmoid_rule<float>(b.experts, {.top_k = k.own, .renormalize = false, .selection_bias = false, .scores = scores});
+  };
+  switch (bytes.below(b.experts < 2 ? 10 : 11)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -498,6 +506,25 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
       return any_rule(skipping_rule<float>(softmax_rule<float>({.top_k = k.own, .constant_weight = true}),
                                            {.ratio = bytes.one_of(ratios), .in_training = bytes.flag()}));
     }
+    case 7: {
+      k = draw_k(bytes, 1, b.experts);
+      const sinkhorn_options forms[] = {sinkhorn_options::vmoe(), sinkhorn_options::megatron(),
+                                        sinkhorn_options::blackmamba(), sinkhorn_options::s_base()};
+      const sinkhorn_options form = bytes.one_of(forms);
+      const bool by_entries = bytes.flag() && !form.subtracts;
+      return any_rule(any_rule::sinkhorn_rule(sinkhorn_coupling<float>(form), weights(expert_scores::softmax),
+                                              {.top_k = k.own,
+                                               .training_only = !by_entries && bytes.flag(),
+                                               .weigh_by_coupling = by_entries,
+                                               .weigh_clean = bytes.flag()}));
+    }
+    case 8:
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(any_rule::sparse_rule(sparse_row_coupling<float>(), weights(expert_scores::softmax),
+                                            {.top_k = k.own, .weigh_clean = bytes.flag()}));
+    case 9:
+      k = draw_k(bytes, 1, 1);
+      return any_rule(balanced_assignment_rule<float>(b.experts));
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};
@@ -727,6 +754,10 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
       return {filled(bytes, any_gate(activated_gate<features_gate>(features)))};
     case 8:
       return {filled(bytes, any_gate(tempered_gate<linear_gate<float>>(linear_gate<float>(b.width, b.experts)))), false};
+    case 9:
+      return {filled(bytes, any_gate(frozen_gate<linear_gate<float>>(b.width, b.experts))), false};
+    case 10:
+      return {any_gate(random_gate<float>(b.width, b.experts)), false};
     default:
       return {any_gate(features)};
   }
@@ -839,6 +870,48 @@ void check_hash(byte_reader& bytes, batch& b) {
   check_layer(bytes, router, b, used);
 }
 
+/// Equal parts in training, every expert at inference.
+void check_partition(byte_reader& bytes, batch& b) {
+  const any_sparse router(random_partition_router<float>(b.width, b.experts));
+  const auto o = check_call(bytes, router, b, 0, nullptr);
+  check_consistency(o, b, b.training ? 1 : b.experts);
+  check_only_nan_is_invalid(o, b, false);
+  const context_t context = b.context();
+  for (index_t g = 0; g < context.group_count(); ++g) {
+    index_t routed = 0;
+    std::vector<index_t> part(as_size(b.experts), 0);
+    for (index_t t = context.group(g, b.tokens).begin; t < context.group(g, b.tokens).end; ++t) {
+      routed += !b.is_padding(t) && !b.holds_nan(t, false);
+      for (const index_t i : o.plan.of_token(t)) ++part[as_size(o.plan.expert(i))];
+    }
+    for (index_t e = 0; e < b.experts; ++e)
+      demand(part[as_size(e)] == (b.training ? routed / b.experts + (e < routed % b.experts) : routed));
+  }
+  check_layer(bytes, router, b, 0);
+}
+
+/// Experts are those that were given, up to the first that is none.
+void check_given(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  const drawn_k k = draw_k(bytes, 1, b.experts);
+  b.expert_ids = random_hash(b.tokens, b.experts, k.own, random_source(bytes.byte()));
+  for (index_t t = 0; t < b.tokens; ++t) b.expert_ids.row(t).tail(bytes.below(k.own + 1)).setConstant(no_expert);
+  const index_t used = k.of_call == 0 ? k.own : (std::min)(k.of_call, k.own);
+  const given_router<float, features_gate, any_weights> own(features_gate(b.width, b.experts, &dlogits),
+                                                            draw_weights(bytes, b.experts, k.own));
+  const any_sparse router(own);
+  const auto o = check_call(bytes, router, b, used, &dlogits);
+  check_consistency(o, b, used);
+  check_only_nan_is_invalid(o, b, true);
+  for (index_t t = 0; t < b.tokens; ++t) {
+    if (b.is_padding(t) || b.holds_nan(t, true)) continue;
+    index_t rank = 0;
+    for (const index_t i : o.plan.of_token(t)) demand(o.plan.expert(i) == b.expert_ids(t, rank++));
+    demand(rank == used || b.expert_ids(t, rank) == no_expert);
+  }
+  check_layer(bytes, router, b, used);
+}
+
 // ---- routers that are classes of their own --------------------------------------------------------------------------
 
 void check_expert_choice(byte_reader& bytes, batch& b) {
@@ -888,6 +961,29 @@ void check_expert_choice(byte_reader& bytes, batch& b) {
     }
   }
   check_layer(bytes, router, b, 0);
+}
+
+/// By a coupling: the promises of every plan, and as many tokens as an expert may take.
+template <typename Router>
+void check_coupled_experts(byte_reader& bytes, batch& b, const Router& own, matrix<float>& dlogits) {
+  const any_sparse router(own);
+  const auto o = check_call(bytes, router, b, 0, &dlogits);
+  check_consistency(o, b, b.experts);
+  check_only_nan_is_invalid(o, b, true);
+  check_layer(bytes, router, b, 0);
+}
+void check_sinkhorn_experts(byte_reader& bytes, batch& b) {
+  using router_type = sinkhorn_expert_choice_router<float, features_gate>;
+  matrix<float> dlogits;
+  router_type::options options;
+  options.capacity = draw_limit(bytes);
+  check_coupled_experts(bytes, b, router_type(features_gate(b.width, b.experts, &dlogits), options), dlogits);
+}
+void check_sparse_experts(byte_reader& bytes, batch& b) {
+  using router_type = sparse_expert_choice_router<float, features_gate>;
+  matrix<float> dlogits;
+  check_coupled_experts(
+      bytes, b, router_type(features_gate(b.width, b.experts, &dlogits), {.capacity = draw_limit(bytes)}), dlogits);
 }
 
 void check_relu(byte_reader& bytes, batch& b) {
@@ -1113,7 +1209,8 @@ constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_r
                             &check_dselect,       &check_product_key,   &check_top_any,       &check_soft,
                             &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
                             &check_token_choice,  &check_dense_weights, &check_cooling,
-                            &check_tucker_key};
+                            &check_tucker_key,    &check_partition,     &check_given,
+                            &check_sinkhorn_experts, &check_sparse_experts};
 
 }  // namespace
 

@@ -76,8 +76,8 @@ public:
 
   // ---- comparison -------------------------------------------------------------------------------------------------
 
-  /// Compares expected.<name>, if the file has it, with ours.
-  void check(const std::string& name, std::span<const Scalar> ours, double relative_tolerance = 0) {
+  /// Compares expected.<name>, if the file has it, with ours. Tolerances are for files that name their own.
+  void check(const std::string& name, std::span<const Scalar> ours, double relative_tolerance = 0, double tolerance = 0) {
     const std::string tensor = "expected." + name;
     if (!has(tensor)) return;
     compared_.insert(tensor);
@@ -92,12 +92,12 @@ public:
     for (std::size_t i = 0; i < theirs.size(); ++i) {
       const double b = static_cast<double>(theirs[i]);
       const double error = std::abs(static_cast<double>(ours[i]) - b);
-      const double limit = std::max(bound(b, largest, gradient), relative_tolerance * std::abs(b));
+      const double limit = std::max({bound(b, largest, gradient), relative_tolerance * std::abs(b), tolerance});
       note(tensor, error, limit);
     }
   }
-  void check(const std::string& name, const sluice::matrix<Scalar>& ours) {
-    check(name, std::span<const Scalar>(ours.data(), static_cast<std::size_t>(ours.size())));
+  void check(const std::string& name, const sluice::matrix<Scalar>& ours, double relative_tolerance = 0, double tolerance = 0) {
+    check(name, std::span<const Scalar>(ours.data(), static_cast<std::size_t>(ours.size())), relative_tolerance, tolerance);
   }
   void check(const std::string& name, Scalar ours, double relative_tolerance = 0) {
     check(name, std::span<const Scalar>(&ours, 1), relative_tolerance);

@@ -17,6 +17,9 @@ std::vector<replayer> memory_layers();   // ultramem, ultramem_tdqkr
 std::vector<replayer> nested_experts();  // mone_router, mone
 std::vector<replayer> patches();         // pmoe_gate, pmoe
 std::vector<replayer> thresholds();      // xmoe, mc_moe (pruning)
+std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout
+std::vector<replayer> assigned_routers();  // sinkhorn, blackmamba, base_layer, ksparse_ot
+std::vector<replayer> stable_routers();  // stablemoe
 
 /// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
 template <typename Scalar>

@@ -1,4 +1,5 @@
 // Routers without top-k: DSelect-k's selectors and ReMoE's ReLU, with their losses and the controller.
+#include "couplings.hpp"
 #include "layer_run.hpp"
 #include "replays.hpp"
 
@@ -8,6 +9,7 @@
 #include <sluice/loss/dselect.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/loss/router_z.hpp>
+#include <sluice/router/assigned/sinkhorn_coupling.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/threshold/relu.hpp>
 
@@ -128,6 +130,8 @@ void z_loss(oracle_case<Scalar>& c) {
   const sparse_plan<Scalar> plan;
   c.check("z_loss", router_z_loss{.coefficient = c.template setting<double>("z_coeff")}(seen, plan, {}, gradients));
   c.check("grad_z_loss.logits", copy(gradients.clean));
+  // Where it stops depends on the data; 1e-5 is the file's own tolerance.
+  c.check("sinkhorn", copy(coupling_of(sinkhorn_coupling<Scalar>(sinkhorn_options::megatron()), logits).coupling), 0, 1e-5);
 }
 
 template <typename Scalar>

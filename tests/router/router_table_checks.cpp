@@ -58,7 +58,7 @@ enum class tokens_of { chance, one_direction, one_token };
 
 struct whole_batch {
   matrix<double> x, previous_logits, features;
-  std::vector<index_t> token_ids, modality_ids, cluster_ids, groups;
+  std::vector<index_t> token_ids, modality_ids, cluster_ids, expert_ids, groups;
 
   /// `kind`: independent tokens, tokens that lean to one side, or one token many times.
   template <typename Router>
@@ -77,16 +77,18 @@ struct whole_batch {
     token_ids = ids(o.vocabulary, 0);
     modality_ids = ids(o.modalities, T);
     cluster_ids = ids(o.clusters, 2 * T);
+    expert_ids = ids(router.experts(), 3 * T);
     groups = {0, T / 4, T / 2, T};
     if (kind == tokens_of::one_direction) x.rowwise() += random_matrix<double>(1, x.cols(), seed + 400).row(0);
     if (kind != tokens_of::one_token) return;
     for (matrix<double>* m : {&x, &previous_logits, &features}) *m = m->row(0).eval().replicate(T, 1);
-    for (auto* all : {&token_ids, &modality_ids, &cluster_ids}) std::fill(all->begin(), all->end(), all->front());
+    for (auto* all : {&token_ids, &modality_ids, &cluster_ids, &expert_ids}) std::fill(all->begin(), all->end(), all->front());
   }
 };
 
 const std::set<std::string> known_fields{"random",      "step",    "groups",          "token_ids", "modality_ids",
-                                         "cluster_ids", "task_id", "previous_logits", "features"};
+                                         "cluster_ids", "task_id", "previous_logits", "features",
+                                         "expert_ids"};
 
 /// The first `tokens` of a batch, and the fields of the context that a router is to be given.
 struct call_of {
@@ -109,6 +111,7 @@ struct call_of {
     if (fields.count("previous_logits") != 0)
       context.previous_logits = {b.previous_logits.data(), tokens, b.previous_logits.cols()};
     if (fields.count("features") != 0) context.features = {b.features.data(), tokens, b.features.cols()};
+    if (fields.count("expert_ids") != 0) context.expert_ids = {b.expert_ids.data(), tokens, 1};
   }
 };
 
@@ -413,6 +416,7 @@ private:
     if (field == "task_id") changed.task_id = options_.tasks - 1;
     if (field == "previous_logits") changed.previous_logits = other.previous_logits;
     if (field == "features") changed.features = other.features;
+    if (field == "expert_ids") changed.expert_ids = {other.expert_ids.data(), table_tokens, 1};
     return calls;
   }
 
