@@ -3,7 +3,9 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include "team.hpp"
 
@@ -27,8 +29,13 @@ private:
   std::map<std::string, std::vector<double>> seconds_;
 };
 
+/// Threads of whoever ran before spin for a while before they sleep, those of OpenMP for milliseconds, and on a machine with no
+/// processor left over they would take the place of the next contestant's.
+constexpr std::chrono::milliseconds rest{15};
+
 double timed(const contestant& c, std::int64_t repetition) {
   c.prepare(repetition);
+  std::this_thread::sleep_for(rest);
   const auto begin = steady_clock::now();
   c.call(repetition);
   return seconds_between(begin, steady_clock::now());

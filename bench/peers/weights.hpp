@@ -1,6 +1,7 @@
 /// The weights of a layer's experts as plain row-major matrices: one copy that all twins share.
 #pragma once
 
+#include <sluice/core/huge_pages.hpp>
 #include <sluice/core/types.hpp>
 
 #include <vector>
@@ -22,10 +23,19 @@ struct layer_weights {
   index_t top_k = 0;
 };
 
+/// A copy in huge pages, as sluice's own weights are: the twins' memory is no slower.
+inline matrix in_huge_pages(const matrix& m) {
+  matrix copy(m.rows(), m.cols());
+  sluice::detail::ask_for_huge_pages(copy.data(), static_cast<std::size_t>(copy.size()) * sizeof(float));
+  copy = m;
+  return copy;
+}
+
 /// The only place that knows how sluice's experts hold their weights.
 template <typename Expert>
 expert_weights weights_of(Expert& expert) {
-  return {expert.gate().to_matrix(), expert.up().to_matrix(), expert.down().to_matrix()};
+  return {in_huge_pages(expert.gate().to_matrix()), in_huge_pages(expert.up().to_matrix()),
+          in_huge_pages(expert.down().to_matrix())};
 }
 
 template <typename Layer>

@@ -2,10 +2,11 @@
 ///
 /// resize() keeps the capacity and leaves new elements unset, so a warm forward call allocates nothing and clears
 /// nothing. Copies copy the used part. Elements are trivially copyable and aligned to 64 bytes (one cache line, one
-/// AVX-512 vector).
+/// AVX-512 vector); large ones lie in huge pages where the system gives them (core/huge_pages.hpp).
 #pragma once
 
 #include <sluice/core/checked_size.hpp>
+#include <sluice/core/huge_pages.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
@@ -95,6 +96,7 @@ private:
   void grow(index_t capacity) {
     const index_t bytes = checked_product(capacity, static_cast<index_t>(sizeof(T)));
     T* fresh = static_cast<T*>(::operator new(static_cast<std::size_t>(bytes), alignment));
+    detail::ask_for_huge_pages(fresh, static_cast<std::size_t>(bytes));
     if (size_ > 0) std::memcpy(fresh, data_, static_cast<std::size_t>(size_) * sizeof(T));
     release(data_);
     data_ = fresh;
