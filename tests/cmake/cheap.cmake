@@ -1,9 +1,15 @@
 # What keeps tests cheap to compile.
 set(SLUICE_QUICK_TESTS "" CACHE STRING "How to compile what neither measures speed nor tests kernels, for example -O0")
 
-# sluice_quick_to_compile(<target>): the target is such a one. With -O0 GCC takes half the time or less.
+set(SLUICE_HALF_OPTIMISED_TESTS "" CACHE STRING "Kinds of those that are compiled with -O1 all the same")
+
+# sluice_quick_to_compile(<target> [<kind>]): the target is such a one. With -O0 GCC takes half the time or less.
 function(sluice_quick_to_compile target)
-  target_compile_options(${target} PRIVATE ${SLUICE_QUICK_TESTS})
+  if(ARGC GREATER 1 AND ARGV1 IN_LIST SLUICE_HALF_OPTIMISED_TESTS)
+    target_compile_options(${target} PRIVATE -O1)
+  else()
+    target_compile_options(${target} PRIVATE ${SLUICE_QUICK_TESTS})
+  endif()
 endfunction()
 
 # sluice_compile_together(<target>): as the sources of tests are, for targets of other folders.
