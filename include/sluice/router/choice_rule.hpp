@@ -22,7 +22,7 @@
 ///   assign_backward(batch, choices, dweights, tape, dlogits)      dweights(t, j) is that of choices.ids(t)[j]
 /// which adds into dlogits [T,E]. It is called once a group, before backward of its tokens.
 ///
-/// All are const but after_step, and all but assign are called for many tokens at once. assign is called once a group.
+/// All are const but after_step. assign and assign_backward run once a group, all others for many tokens at once.
 /// A row tells all that is known about its token: the context (step, ids, task) too, so that a mask over experts or a
 /// schedule is a rule. Padding and tokens with NaN among their logits are not shown to a rule; infinities are.
 /// ids given to weigh and backward may be fewer than were chosen, where weights are computed after a capacity drop.
