@@ -5,9 +5,9 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
+#include <sluice/train/conformance.hpp>
 
 #include "gate/gate_check.hpp"
-#include "router/any_router.hpp"
 
 using namespace sluice;
 
@@ -38,7 +38,7 @@ TEST_CASE("network_gate: a deep network as the gate of a router keeps every prom
   const auto gate = deep_gate<double>(6, 4);
   top_k_router<double, dynamic, dynamic, std::remove_const_t<decltype(gate)>> router{gate, {.top_k = 2}};
   initialize(router, 3);
-  const auto report = test::conformance(router);
+  const auto report = check_router(router);
   INFO(report.describe());
   CHECK(report.passed());
   std::string names;

@@ -39,7 +39,8 @@ struct squared_logits {
 };
 
 template <typename Router>
-matrix<double> weights_of(const Router& router, const matrix<double>& x, const routing_context<double>& context = {}) {
+matrix<double> mixture_weights(const Router& router, const matrix<double>& x,
+                               const routing_context<double>& context = {}) {
   return test::route(router, x, context).plan.dense_weights();
 }
 
@@ -60,7 +61,7 @@ TEST_CASE("dense_mixture: weights of one's own are a function of a row of logits
   initialize(router, 1);
   const matrix<double> x = test::random_matrix<double>(6, 5, 2);
   const matrix<double> logits = x * router.gate().weight().to_matrix().transpose();
-  CHECK(test::largest_difference(weights_of(router, x), matrix<double>(logits.cwiseProduct(logits))) <=
+  CHECK(test::largest_difference(mixture_weights(router, x), matrix<double>(logits.cwiseProduct(logits))) <=
         test::bound<double>(5, 16.0));
   const auto report = test::conformance(router);
   INFO(report.describe());
@@ -76,7 +77,7 @@ TEST_CASE("dense_mixture: bad fits are refused with their numbers", "[router][de
   CHECK_THROWS_WITH((gumbel_softmax_router<double>(4, 3, {.samples = 0})), test::contains("E = 3 and 0"));
   routing_context<double> context;
   context.top_k = 2;
-  CHECK_THROWS_WITH(weights_of(dense_sigmoid_router<double>(3, 3), matrix<double>::Zero(1, 3), context),
+  CHECK_THROWS_WITH(mixture_weights(dense_sigmoid_router<double>(3, 3), matrix<double>::Zero(1, 3), context),
                     test::contains("all of E = 3 experts; the call asks for k = 2"));
 }
 
@@ -85,7 +86,7 @@ TEST_CASE("dense_sigmoid: every expert is weighed on its own", "[router][dense_s
   matrix<double> logits(2, 3), expected(2, 3);
   logits << 0, std::log(3), -std::log(4), HUGE_VAL, -HUGE_VAL, 0;
   expected << .5, .75, .2, 1, 0, .5;
-  CHECK(test::largest_difference(weights_of(router, logits), expected) <= test::bound<double>(1));
+  CHECK(test::largest_difference(mixture_weights(router, logits), expected) <= test::bound<double>(1));
   dense_sigmoid_router<double> learned(6, 3);
   initialize(learned, 1);
   const auto report = test::conformance(learned);
@@ -104,7 +105,7 @@ TEST_CASE("gumbel_softmax: training perturbs every row by its own draws, inferen
     for (index_t e = 0; e < 4; ++e) row.push_back((logits(t, e) + noise(e)) / 0.5);
     return test::naive_softmax(row.data(), 4);
   };
-  const matrix<double> trained = weights_of(router, logits, context), inferred = weights_of(router, logits);
+  const matrix<double> trained = mixture_weights(router, logits, context), inferred = mixture_weights(router, logits);
   const auto& draws = router.weights().draws();
   for (index_t t = 0; t < 4; ++t) {
     const auto p = softmax_of(
@@ -116,17 +117,17 @@ TEST_CASE("gumbel_softmax: training perturbs every row by its own draws, inferen
       CHECK(std::abs(inferred(t, e) - mean) <= test::bound<double>(4));
     }
   }
-  CHECK(test::same_bits(weights_of(router, logits), inferred));
+  CHECK(test::same_bits(mixture_weights(router, logits), inferred));
 }
 
 TEST_CASE("gumbel_softmax: a high temperature makes weights even, a low one and many draws the softmax",
           "[router][gumbel_softmax]") {
   const matrix<double> logits = test::fixture_f<double>();
   const gumbel_softmax_router<double, copy_gate<double>> hot(4, 4, {.temperature = 1e9});
-  CHECK(test::largest_difference(weights_of(hot, logits), matrix<double>::Constant(4, 4, .25)) < 1e-7);
+  CHECK(test::largest_difference(mixture_weights(hot, logits), matrix<double>::Constant(4, 4, .25)) < 1e-7);
   const index_t M = 20000;
   const gumbel_softmax_router<double, copy_gate<double>> cold(4, 4, {.temperature = 1e-4, .samples = M});
-  const matrix<double> weights = weights_of(cold, logits);
+  const matrix<double> weights = mixture_weights(cold, logits);
   for (index_t t = 0; t < 4; ++t) {
     const auto p = test::naive_softmax(&logits(t, 0), 4);
     // Counts of M draws within five deviations of the binomial.
@@ -155,9 +156,9 @@ TEST_CASE("dense mixtures with gates for them: trained temperature, activation, 
     test::fill_normal(gate.bias(), 33);
     return gate;
   };
-  const matrix<double> expected = weights_of(dense_softmax_router<double, linear_gate<double>>(plain()), x);
+  const matrix<double> expected = mixture_weights(dense_softmax_router<double, linear_gate<double>>(plain()), x);
   const auto near_plain = [&](auto gate) {
-    return test::largest_difference(weights_of(dense_softmax_router<double, decltype(gate)>(gate), x), expected);
+    return test::largest_difference(mixture_weights(dense_softmax_router<double, decltype(gate)>(gate), x), expected);
   };
   CHECK(near_plain(tempered_gate(activated_gate<linear_gate<double>, no_activation>(plain()))) <=
         test::bound<double>(8));
@@ -166,7 +167,7 @@ TEST_CASE("dense mixtures with gates for them: trained temperature, activation, 
   // tau -> infinity: even; tau -> 0: one-hot at the arg max
   const auto at = [&](double tau) {
     tempered_gate gate{activated_gate{plain()}, tau};
-    return weights_of(dense_softmax_router<double, decltype(gate)>(gate), x);
+    return mixture_weights(dense_softmax_router<double, decltype(gate)>(gate), x);
   };
   CHECK(test::largest_difference(at(1e9), matrix<double>::Constant(7, 3, 1 / 3.)) < 1e-8);
   const matrix<double> cold = at(1e-9);
