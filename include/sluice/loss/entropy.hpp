@@ -6,8 +6,10 @@
 ///   tokens    mean over t of H(p[t]),  H(p) = - sum over e of p[e] log p[e]     makes every token sure of its experts
 ///   p[t] = softmax(L[t]),  q[e] = mean over t of p[t,e]
 ///
-/// Gradients: mean    c[e] = (log q[e] + 1) / T, none where H(q) > tau           tokens  dL[t,j] = -p[j] (log p[j] + H)
-/// / T With a modality, tokens of others count nowhere: LIMoE has for text
+/// Gradients:
+///   mean      c[e] = (log q[e] + 1) / T, none where H(q) > tau;  then the softmax's
+///   tokens    dL[t,j] = -p[t,j] (log p[t,j] + H(p[t])) / T
+/// With a modality, tokens of others count nowhere: LIMoE has for text
 ///   entropy_loss{.of = tokens, .modality = text}, entropy_loss{.threshold = log S, .modality = text}
 /// and for images the second alone, with log S for about S experts; a group without tokens of the modality has value 0.
 /// 0 log 0 is 0. A negative coefficient turns the mean's round and concentrates it (HMoE's entropy term).

@@ -7,8 +7,8 @@
 ///
 /// z [T,E] are standard normal draws at noise_site, zeta standard Gumbel draws there, position t*E + e. Without
 /// training nothing is added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn
-/// starts at zero. Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds
-/// + z dL').
+/// starts at zero.
+/// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
 ///
 /// A noise of your own has a tape and these:
 ///   apply(x, context, seen, tape)                    fills seen.noisy_storage and seen.noise_std, or says has_noise = false
