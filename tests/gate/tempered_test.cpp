@@ -48,6 +48,18 @@ TEST_CASE("tempered, activated and transformed gates: executors, NaN, no tokens,
   CHECK(names == "weight offset temperature ");
 }
 
+TEST_CASE("activated_gate: no gradient is no gradient, whatever the logit", "[gate]") {
+  activated_gate<linear_gate<double>, gelu> gate(linear_gate<double>(1, 2));
+  gate.inner().weight().map() << 1, 1;
+  matrix<double> x(2, 1), dlogits = matrix<double>::Zero(2, 2);
+  x << quiet_nan<double>(), 2;
+  dlogits(1, 0) = 1;
+  decltype(gate)::tape tape;
+  const matrix<double> dx = test::pull_back(gate, x, dlogits, test::training_context<double>(), tape);
+  CHECK(tape.dlogits.map().row(0).isZero(0));
+  CHECK(dx(1, 0) == gelu::derivative(2.0));
+}
+
 TEST_CASE("tempered_gate: refuses temperatures that are none", "[gate]") {
   for (const double tau : {0.0, -1.0, HUGE_VAL, quiet_nan<double>()})
     CHECK_THROWS_AS(tempered_gate(linear_gate<float>(3, 2), tau), std::invalid_argument);

@@ -49,7 +49,10 @@ public:
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
     for_rows(x.rows(), context, [&](index_t r) {
-      for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = dlogits(r, e) * Phi::derivative(t.logits(r, e));
+      for (index_t e = 0; e < this->experts(); ++e) {
+        const scalar d = dlogits(r, e);  // 0 for hidden tokens, whose logits may be anything
+        t.dlogits(r, e) = d == scalar(0) ? scalar(0) : d * Phi::derivative(t.logits(r, e));
+      }
     });
     add_column_sums(dlogits, offset_.gradient());
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);
