@@ -21,13 +21,13 @@ const test::table_router base_in_table("base_router", [] {
   return test::made(base_router<double>{6, 4}, {.training_capacity = 12});
 });
 
-using exact = exact_assignment<double>;
+using exact_solver = exact_assignment<double>;
 template <typename Solver>
 using base_over_copies = base_router<double, copy_gate<double>, Solver>;
 
 /// What a solver makes of scores [E,N]; every expert has its share, every token its expert.
 template <typename Solver>
-std::vector<index_t> balanced(const matrix<double>& scores, typename Solver::tape& t, executor_ref executor = {}) {
+std::vector<index_t> balanced_by(const matrix<double>& scores, typename Solver::tape& t, executor_ref executor = {}) {
   matrix_buffer<double> copy(scores.rows(), scores.cols());
   copy.map() = scores;
   buffer<index_t> expert_of;
@@ -38,23 +38,23 @@ std::vector<index_t> balanced(const matrix<double>& scores, typename Solver::tap
   return {expert_of.begin(), expert_of.end()};
 }
 template <typename Solver>
-std::vector<index_t> balanced(const matrix<double>& scores) {
+std::vector<index_t> balanced_by(const matrix<double>& scores) {
   typename Solver::tape t;
-  return balanced<Solver>(scores, t);
+  return balanced_by<Solver>(scores, t);
 }
 
-double total(const matrix<double>& scores, const std::vector<index_t>& expert_of) {
+double balance_total(const matrix<double>& scores, const std::vector<index_t>& expert_of) {
   double sum = 0;
   for (index_t t = 0; t < scores.cols(); ++t) sum += scores(expert_of[as_size(t)], t);
   return sum;
 }
 
 /// The best of all balanced assignments.
-double best_total(const matrix<double>& scores) {
+double best_balance_total(const matrix<double>& scores) {
   std::vector<index_t> expert_of;
   for (index_t t = 0; t < scores.cols(); ++t) expert_of.push_back(t / (scores.cols() / scores.rows()));
   double best = -std::numeric_limits<double>::infinity();
-  do best = std::max(best, total(scores, expert_of));
+  do best = std::max(best, balance_total(scores, expert_of));
   while (std::next_permutation(expert_of.begin(), expert_of.end()));
   return best;
 }
@@ -68,10 +68,11 @@ TEST_CASE("balanced_assignment: the exact solver finds the best, the auction com
     const index_t experts = seed % 3 == 0 ? 2 : seed % 3 == 1 ? 3 : 4;
     const index_t tokens = experts == 2 ? 8 : experts == 3 ? 9 : 8;
     const matrix<double> scores = test::random_matrix<double>(experts, tokens, 100 + seed);
-    const double best = best_total(scores);
-    CHECK(std::abs(total(scores, balanced<exact>(scores)) - best) <= test::bound<double>(tokens, 4.0));
+    const double best = best_balance_total(scores);
+    CHECK(std::abs(balance_total(scores, balanced_by<exact_solver>(scores)) - best) <=
+          test::bound<double>(tokens, 4.0));
     const double step = std::max((scores.maxCoeff() - scores.minCoeff()) / 50, 1e-4);
-    const double reached = total(scores, balanced<auction<double>>(scores));
+    const double reached = balance_total(scores, balanced_by<auction<double>>(scores));
     CHECK(reached <= best + test::bound<double>(tokens, 4.0));
     CHECK(reached >= best - static_cast<double>(tokens) * step);
   }
@@ -81,34 +82,36 @@ TEST_CASE("balanced_assignment: a number added to all scores of a token changes 
   const matrix<double> scores = test::random_matrix<double>(4, 20, 7);
   matrix<double> shifted = scores;
   for (index_t t = 0; t < 20; ++t) shifted.col(t).array() += 0.125 * static_cast<double>(t % 7);
-  CHECK(balanced<exact>(shifted) == balanced<exact>(scores));
-  CHECK(std::abs(total(scores, balanced<auction<double>>(shifted)) - total(scores, balanced<exact>(scores))) <=
+  CHECK(balanced_by<exact_solver>(shifted) == balanced_by<exact_solver>(scores));
+  CHECK(std::abs(balance_total(scores, balanced_by<auction<double>>(shifted)) -
+                 balance_total(scores, balanced_by<exact_solver>(scores))) <=
         20 * (shifted.maxCoeff() - shifted.minCoeff()) / 50);
 }
 
 TEST_CASE("balanced_assignment: equal scores, crowds, one expert, no tokens", "[router][base]") {
   for (const auto& [experts, tokens] : {std::array<index_t, 2>{3, 9}, {1, 5}, {4, 4}, {5, 0}}) {
-    CHECK(balanced<exact>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
-    CHECK(balanced<auction<double>>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
+    CHECK(balanced_by<exact_solver>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
+    CHECK(balanced_by<auction<double>>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
   }
   matrix<double> crowd = test::random_matrix<double>(3, 12, 5);
   crowd.row(1).array() += 1000;  // everybody wants expert 1
-  const double best = total(crowd, balanced<exact>(crowd));
-  CHECK(best - total(crowd, balanced<auction<double>>(crowd)) <= 12 * (crowd.maxCoeff() - crowd.minCoeff()) / 50);
+  const double best = balance_total(crowd, balanced_by<exact_solver>(crowd));
+  CHECK(best - balance_total(crowd, balanced_by<auction<double>>(crowd)) <=
+        12 * (crowd.maxCoeff() - crowd.minCoeff()) / 50);
 }
 
 TEST_CASE("balanced_assignment: equal bits for any threads", "[router][base]") {
   const matrix<double> scores = test::random_matrix<double>(7, 70, 9);
-  const auto serial = balanced<auction<double>>(scores);
+  const auto serial = balanced_by<auction<double>>(scores);
   for (const int threads : {2, 3}) {
     test::shuffled_threads pool(threads);
     auction<double>::tape t;
-    CHECK(balanced<auction<double>>(scores, t, pool) == serial);
+    CHECK(balanced_by<auction<double>>(scores, t, pool) == serial);
   }
 }
 
 TEMPLATE_TEST_CASE("base: balanced in training, the best expert at inference, weighed by the sigmoid", "[router][base]",
-                   auction<double>, exact) {
+                   auction<double>, exact_solver) {
   const base_over_copies<TestType> router(copy_gate<double>(4, 4));
   matrix<double> logits = test::random_matrix<double>(14, 4, 3);
   logits.col(2).array() += 1;
@@ -164,7 +167,8 @@ TEST_CASE("base: tokens are blended with what their expert makes of them", "[rou
   const auto report = test::layer_gradients(block, x, test::in_training());
   INFO(report.describe());
   CHECK(report.largest_error < test::gradient_tolerance);
-  CHECK_THROWS_WITH(change_expert(ffn<double>(4, 5, {.outputs = 3})), "sluice: a change needs equal widths, not 4 -> 3");
+  CHECK_THROWS_WITH(change_expert(ffn<double>(4, 5, {.outputs = 3})),
+                    "sluice: a change needs equal widths, not 4 -> 3");
 }
 
 TEST_CASE("base: keeps every promise", "[router][base]") {
@@ -175,5 +179,5 @@ TEST_CASE("base: keeps every promise", "[router][base]") {
     CHECK(report.passed());
   };
   check(base_router<double>{4, 3});
-  check(base_router<double, linear_gate<double>, exact>{4, 3});
+  check(base_router<double, linear_gate<double>, exact_solver>{4, 3});
 }

@@ -19,11 +19,11 @@ const test::table_router stable_in_table("stable_router", [] {
                     {.k = 1, .training_capacity = 24});
 });
 
-using stable = stable_router<double>;
+using word_stable = stable_router<double>;
 
-stable some_stable(index_t first_stage = 10, index_t inputs = 4, index_t experts = 3, index_t ids = 7) {
-  stable router(linear_gate<double>(inputs, experts), token_id_gate<double>(inputs, experts, ids, 5),
-                {.first_stage = first_stage});
+word_stable some_stable(index_t first_stage = 10, index_t inputs = 4, index_t experts = 3, index_t ids = 7) {
+  word_stable router(linear_gate<double>(inputs, experts), token_id_gate<double>(inputs, experts, ids, 5),
+                     {.first_stage = first_stage});
   initialize(router, 3);
   return router;
 }
@@ -45,7 +45,7 @@ routing_context<double> with_stage(const std::vector<index_t>& ids, bool trainin
 }  // namespace
 
 TEST_CASE("stable: first its own best expert, then the one that its id foretells", "[router][stable]") {
-  const stable router = some_stable();
+  const word_stable router = some_stable();
   const matrix<double> x = 3 * test::random_matrix<double>(12, 4, 2);
   const auto ids = ids_for(12);
   const auto check = [&](bool training, index_t step, bool by_itself) {
@@ -55,7 +55,8 @@ TEST_CASE("stable: first its own best expert, then the one that its id foretells
     for (index_t t = 0; t < 12; ++t) {
       const index_t e = result.tape.base.choices.expert[t];
       CHECK(e == test::sorted_positions(by_itself ? seen.clean.row(t) : seen.distilled.row(t), 3)[0]);
-      CHECK(std::abs(result.tape.base.choices.weight[t] - 1 / (1 + std::exp(-seen.clean(t, e)))) <= test::bound<double>(4));
+      CHECK(std::abs(result.tape.base.choices.weight[t] - 1 / (1 + std::exp(-seen.clean(t, e)))) <=
+            test::bound<double>(4));
     }
   };
   check(true, 9, true);
@@ -72,7 +73,8 @@ TEST_CASE("stable: first its own best expert, then the one that its id foretells
   CHECK_THROWS_WITH(test::route(router, x, context), test::contains("k = 2"));
   CHECK_THROWS_WITH(test::route(router, x), test::contains("token_ids"));
   CHECK_THROWS_WITH(some_stable(-1), test::contains("-1 steps"));
-  CHECK_THROWS_WITH(stable(linear_gate<double>(4, 3), token_id_gate<double>(4, 5, 7)), test::contains("equal D and E"));
+  CHECK_THROWS_WITH(word_stable(linear_gate<double>(4, 3), token_id_gate<double>(4, 5, 7)),
+                    test::contains("equal D and E"));
   CHECK(test::route(router, matrix<double>(0, 4)).plan.size() == 0);
 }
 
@@ -93,11 +95,13 @@ TEST_CASE("stable: losses by hand", "[router][stable][loss]") {
   stable_gradients<double> gradients;
   gradients.zero_like(seen);
   const double balance = stable_balance{.coefficient = 1}(seen, plan, {}, gradients);
-  CHECK(std::abs(balance - (1.701553 - .25 * 3 * .5 * 2)) <= test::printed_numbers);  // the others: (3 - 4)/4 of 1.5 each
+  CHECK(std::abs(balance - (1.701553 - .25 * 3 * .5 * 2)) <=
+        test::printed_numbers);  // the others: (3 - 4)/4 of 1.5 each
   CHECK(std::abs(gradients.clean(1, 0) - .5 * .731059 * .268941) <= test::printed_numbers);
   CHECK(gradients.clean(1, 1) == 0);
   gradients.zero_like(seen);
-  CHECK(std::abs(distillation{.coefficient = 2}(seen, plan, {}, gradients) - 24 * std::log(3)) <= test::bound<double>(12, 24.0));
+  CHECK(std::abs(distillation{.coefficient = 2}(seen, plan, {}, gradients) - 24 * std::log(3)) <=
+        test::bound<double>(12, 24.0));
   CHECK(std::abs(gradients.distilled(5, 0) - 2 * (1.0 / 3 - 1)) <= test::bound<double>(3));
   CHECK(std::abs(gradients.distilled(5, 1) - 2 * (1.0 / 3)) <= test::bound<double>(3));
   seen.is_first_stage = false;
@@ -110,8 +114,9 @@ TEST_CASE("stable: gradients of a block in both stages, with drops; only the fir
   const std::vector<index_t> ids = ids_for(9);
   stable_router<double> router(linear_gate<double>(4, 3), token_id_gate<double>(4, 3, 7, 5), {.first_stage = 10},
                                position_capacity(capacity_limit::fixed(2)));
-  residual_layer block{moe_layer{router, expert_bank<change_expert<ffn<double, silu>>>(3, change_expert(ffn<double, silu>(4, 5))),
-                                 stable_balance{}, distillation{}}};
+  residual_layer block{
+      moe_layer{router, expert_bank<change_expert<ffn<double, silu>>>(3, change_expert(ffn<double, silu>(4, 5))),
+                stable_balance{}, distillation{}}};
   initialize(block, 5);
   const matrix<double> x = test::random_matrix<double>(9, 4, 2);
   for (const index_t step : {0, 10}) {
@@ -125,9 +130,11 @@ TEST_CASE("stable: gradients of a block in both stages, with drops; only the fir
     block.forward(x, y, tape, context);
     CHECK((tape.loss() != 0) == (step == 0));
     CHECK(!tape.layer.plan.dropped().empty());
-    for (const auto& d : tape.layer.plan.dropped()) CHECK(matrix<double>(y.row(d.token)) == matrix<double>(x.row(d.token)));
+    for (const auto& d : tape.layer.plan.dropped())
+      CHECK(matrix<double>(y.row(d.token)) == matrix<double>(x.row(d.token)));
     index_t learned = 0;
-    for_each_parameter(block.router().distilled(), [&](const std::string&, const auto& p) { learned += p.is_learned(); });
+    for_each_parameter(block.router().distilled(),
+                       [&](const std::string&, const auto& p) { learned += p.is_learned(); });
     CHECK(learned == (step == 0 ? 2 : 0));
   }
 }
