@@ -12,6 +12,7 @@
 #include <sluice/exec/openmp.hpp>
 #include <sluice/exec/serial.hpp>
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/expert/activated.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/change.hpp>
@@ -30,6 +31,7 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/gate/activated.hpp>
 #include <sluice/gate/cluster_dropout.hpp>
+#include <sluice/gate/connected.hpp>
 #include <sluice/gate/cosine.hpp>
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/frozen.hpp>
@@ -37,11 +39,13 @@
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/joined.hpp>
 #include <sluice/gate/linear.hpp>
+#include <sluice/gate/margin.hpp>
 #include <sluice/gate/masked.hpp>
 #include <sluice/gate/none.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/gate/random.hpp>
+#include <sluice/gate/recurrent.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/selectors.hpp>
 #include <sluice/gate/spline_map.hpp>
@@ -65,10 +69,12 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/multi_gate.hpp>
 #include <sluice/layer/network_gate.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/output_normalized.hpp>
+#include <sluice/layer/recurrent.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
@@ -101,6 +107,7 @@
 #include <sluice/router/assigned/sparse_coupling.hpp>
 #include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/choice_rule.hpp>
+#include <sluice/router/every_expert/deep_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
 #include <sluice/router/every_expert/dense_mixture.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
@@ -161,6 +168,7 @@
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/optimizer_state.hpp>
+#include <sluice/train/reroute.hpp>
 #include <sluice/train/schedule.hpp>
 #include <sluice/train/sgd.hpp>
 #include <sluice/version.hpp>

@@ -8,6 +8,7 @@
 #include <sluice/capacity/probability.hpp>
 #include <sluice/capacity/random.hpp>
 #include <sluice/gate/activated.hpp>
+#include <sluice/gate/connected.hpp>
 #include <sluice/gate/frozen.hpp>
 #include <sluice/gate/jitter.hpp>
 #include <sluice/gate/normalized.hpp>
@@ -72,7 +73,8 @@ class any_gate {
   using kinds = one_of<features_gate, added_jitter_gate<features_gate>, scaled_jitter_gate<features_gate>,
                        standardized_gate<features_gate>, residual_gate<features_gate>, jittered_gate<linear_gate<float>>,
                        normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
-                       tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>>;
+                       tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>,
+                       connected_gate<features_gate>>;
 
 public:
   using scalar = float;

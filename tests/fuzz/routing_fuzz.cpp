@@ -758,6 +758,12 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
       return {filled(bytes, any_gate(frozen_gate<linear_gate<float>>(b.width, b.experts))), false};
     case 10:
       return {any_gate(random_gate<float>(b.width, b.experts)), false};
+    case 11: {
+      std::vector<std::uint8_t> connected(static_cast<std::size_t>(b.experts));
+      for (auto& one : connected) one = bytes.flag();
+      connected.back() = 1;
+      return {any_gate(connected_gate<features_gate>(features, connected))};
+    }
     default:
       return {any_gate(features)};
   }

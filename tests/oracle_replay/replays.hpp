@@ -24,5 +24,6 @@ std::vector<replayer> stable_routers();  // stablemoe
 /// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
 template <typename Scalar>
 void mean_active_gate(oracle_case<Scalar>& c);
+std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

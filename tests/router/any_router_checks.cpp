@@ -164,6 +164,7 @@ SLUICE_TEST_CONFORMANCE(double, sparse_plan, false, true)
 SLUICE_TEST_CONFORMANCE(double, sparse_plan, true, false)
 SLUICE_TEST_CONFORMANCE(double, soft_plan, false, true)
 SLUICE_TEST_CONFORMANCE(double, dense_plan, true, true)
+SLUICE_TEST_CONFORMANCE(double, dense_plan, false, true)
 
 template void check_promises_of(const any_router<float, sparse_plan<float>>&, index_t, bool, const chooser<float>&);
 template void check_promises_of(const any_router<double, sparse_plan<double>>&, index_t, bool, const chooser<double>&);

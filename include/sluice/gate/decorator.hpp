@@ -5,6 +5,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/statistics.hpp>
 
 #include <concepts>
 #include <utility>
@@ -36,6 +37,13 @@ public:
 
   index_t inputs() const noexcept { return inner_.inputs(); }
   index_t experts() const noexcept { return inner_.experts(); }
+
+  template <typename Tape>
+  void after_step(const routing_statistics& statistics, Tape& t)
+    requires requires(Inner& inner) { inner.after_step(statistics, t.inner); }
+  {
+    inner_.after_step(statistics, t.inner);
+  }
 
   Inner& inner() noexcept { return inner_; }
   const Inner& inner() const noexcept { return inner_; }

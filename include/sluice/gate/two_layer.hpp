@@ -1,9 +1,9 @@
-/// Two-layer gate: logits [T,E] = tanh(x [T,D] W1^T) W2^T.
+/// Two-layer gate: logits [T,E] = phi(x [T,D] W1^T) W2^T, phi = tanh (MoE++) or ReLU (deep mixtures).
 ///
 /// Parameters: weight1 W1 [H,D], weight2 W2 [E,H], no biases; H is 8E unless told otherwise.
-/// Gradients: da = dlogits W2;  dz = da (1 - a^2);  dx += dz W1;  dW2 += dlogits^T a;  dW1 += dz^T x
+/// Gradients: da = dlogits W2;  dz = da (1 - a^2), or da where a > 0;  dx += dz W1;  dW2 += dlogits^T a;  dW1 += dz^T x
 /// NaN in a token gives NaN in all its logits. T = 0 is fine. Initial values: normal with deviation 1/sqrt(fan-in).
-/// Jin et al. 2024 (MoE++), arXiv:2410.07348, released code.
+/// Jin et al. 2024 (MoE++), arXiv:2410.07348, released code; Eigen, Ranzato, Sutskever 2014, arXiv:1312.4314.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -13,20 +13,23 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+enum class gate_activation { tanh, relu };
+
 template <FloatOrDouble Scalar>
 class two_layer_gate {
 public:
   using scalar = Scalar;
   struct tape {
-    matrix_buffer<Scalar> a;  ///< [T,H] tanh(x W1^T)
+    matrix_buffer<Scalar> a;  ///< [T,H] phi(x W1^T)
     matrix_buffer<Scalar> da;
   };
   struct options {
     index_t hidden = 0;  ///< H; 0 means 8E
+    gate_activation activation = gate_activation::tanh;
   };
 
   /// Throws std::invalid_argument unless D >= 1, E >= 1 and H >= 0.
-  two_layer_gate(index_t inputs, index_t experts, options o = {}) {
+  two_layer_gate(index_t inputs, index_t experts, options o = {}) : activation_(o.activation) {
     if (inputs < 1 || experts < 1 || o.hidden < 0)
       throw_invalid("two_layer_gate needs D >= 1, E >= 1 and H >= 0, not D = ", inputs, ", E = ", experts,
                     ", H = ", o.hidden);
@@ -45,7 +48,8 @@ public:
     t.a.resize(x.rows(), hidden());
     linear_forward<Scalar>(x, weight1_, t.a.map(), context.executor);
     for_rows(t, context, [&](index_t r) {
-      for (index_t h = 0; h < hidden(); ++h) t.a(r, h) = std::tanh(t.a(r, h));
+      for (index_t h = 0; h < hidden(); ++h)
+        t.a(r, h) = is_tanh() ? std::tanh(t.a(r, h)) : t.a(r, h) < Scalar(0) ? Scalar(0) : t.a(r, h);  // NaN stays
     });
     linear_forward<Scalar>(t.a.map(), weight2_, logits, context.executor);
   }
@@ -56,7 +60,8 @@ public:
     t.da.set_zero(x.rows(), hidden());
     linear_backward<Scalar>(t.a.map(), weight2_, dlogits, t.da.map(), context.executor);
     for_rows(t, context, [&](index_t r) {
-      for (index_t h = 0; h < hidden(); ++h) t.da(r, h) *= 1 - t.a(r, h) * t.a(r, h);
+      for (index_t h = 0; h < hidden(); ++h)
+        t.da(r, h) *= is_tanh() ? 1 - t.a(r, h) * t.a(r, h) : static_cast<Scalar>(t.a(r, h) > Scalar(0));
     });
     linear_backward<Scalar>(x, weight1_, t.da.map(), dx, context.executor);
   }
@@ -71,6 +76,8 @@ public:
   }
 
 private:
+  bool is_tanh() const noexcept { return activation_ == gate_activation::tanh; }
+
   template <typename F>
   static void for_rows(const tape& t, const routing_context<Scalar>& context, F&& f) {
     const index_t work = 16 * t.a.cols();
@@ -79,6 +86,7 @@ private:
     });
   }
 
+  gate_activation activation_;
   parameter<Scalar> weight1_;
   parameter<Scalar> weight2_;
 };

@@ -10,6 +10,7 @@
 #include <sluice/core/concepts.hpp>
 
 #include <concepts>
+#include <tuple>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -53,6 +54,20 @@ namespace detail {
 
 /// What backward of a layer that cannot be trained returns.
 struct refused {};
+
+/// Calls f(memory) for the workspaces or tapes of the layers inside one: wrapped, beside, in a sequence, a task each, a round each.
+template <typename Memory, typename F>
+void for_each_inner(Memory& memory, F&& f) {
+  if constexpr (requires { memory.other; }) f(memory.other);
+  if constexpr (requires { memory.layer; })
+    f(memory.layer);
+  else if constexpr (requires { memory.layers; })
+    std::apply([&](auto&... one) { (f(one), ...); }, memory.layers);
+  else if constexpr (requires { memory.tasks.begin(); })
+    for (auto& one : memory.tasks) f(one);
+  else if constexpr (requires { memory.rounds.begin(); })
+    for (auto& one : memory.rounds) f(one);
+}
 
 }  // namespace detail
 

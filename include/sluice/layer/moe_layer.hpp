@@ -112,6 +112,7 @@ public:
     matrix_buffer<scalar> drows;
     matrix_buffer<scalar> doutputs;
     typename plan_type::gradient dplan;
+    bool is_planned = false;  ///< whether the last call took the plan as it was
 
     scalar loss() const {
       scalar sum = 0;
@@ -153,14 +154,8 @@ public:
   /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
     detail::check_forward<moe_layer, scalar>(*this, x, y, context);
-    t.record.check_values(*this);
-    t.record.forget();
-    t.context = context;
-    t.x.resize(x.rows(), x.cols());
-    t.x.map() = x;
-    // Whatever padding holds, even NaN, it must not reach the sums over tokens of the backward pass.
-    for (index_t token = 0; token < x.rows(); ++token)
-      if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
+    keep(x, t, context);
+    t.is_planned = false;
     router_.route(t.x.map(), context, t.plan, t.router);
     apply(t.x.map(), y, t, context, true);
     if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
@@ -178,6 +173,17 @@ public:
     ws.record.check_values(*this);
     ws.record.forget();
     apply(x, y, ws, context, false);
+  }
+
+  /// The same for training: the plan in the tape is a given thing. backward then leaves the gradients of its weights in t.dplan, and the router
+  /// and the auxiliary losses, which had no say, get none.
+  void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context = {}) const {
+    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    keep(x, t, context);
+    t.is_planned = true;
+    apply(t.x.map(), y, t, context, true);
+    t.losses.fill(scalar(0));
+    t.record.keep(this, t.plan.rows());
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
@@ -200,7 +206,7 @@ public:
     }
     if constexpr (fused)
       if (!t.is_apart) backward_whole(dy, dx, t);
-    router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
+    if (!t.is_planned) router_.backward(t.x.map(), t.context, t.plan, t.dplan, t.router, dx);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
     requires(!(DifferentiableRouter<Router> && DifferentiableBank<Experts> && detail::HasPassesBack<plan_type>))
@@ -260,6 +266,18 @@ public:
 
 private:
   static constexpr bool may_be_apart = !fused || WeighsAfterExperts<Router>;
+
+  /// Keeps what backward needs besides the plan.
+  void keep(tokens_in<scalar> x, tape& t, const context_type& context) const {
+    t.record.check_values(*this);
+    t.record.forget();
+    t.context = context;
+    t.x.resize(x.rows(), x.cols());
+    t.x.map() = x;
+    // Whatever padding holds, even NaN, it must not reach the sums over tokens of the backward pass.
+    for (index_t token = 0; token < x.rows(); ++token)
+      if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
+  }
 
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
     // A plan that was not finished has rows of no experts.

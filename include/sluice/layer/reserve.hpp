@@ -15,7 +15,6 @@
 #include <sluice/core/statistics.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -27,11 +26,7 @@ namespace detail {
 template <typename Memory, typename F>
 void for_each_memory(Memory& memory, F&& f) {
   f(memory);
-  if constexpr (requires { memory.other; }) for_each_memory(memory.other, f);
-  if constexpr (requires { memory.layer; })
-    for_each_memory(memory.layer, f);
-  else if constexpr (requires { memory.layers; })
-    std::apply([&](auto&... one) { (for_each_memory(one, f), ...); }, memory.layers);
+  for_each_inner(memory, [&](auto& inner) { for_each_memory(inner, f); });
 }
 
 }  // namespace detail
@@ -62,7 +57,9 @@ void reserve(Layer& layer, Memory& memory, index_t tokens,
   }
   // The mask ends with this call, and nothing was counted.
   detail::for_each_memory(memory, [&, next = std::size_t(0)](auto& own) mutable {
-    if constexpr (requires { own.statistics; }) own.statistics = counters[next++];
+    // Memory that was not there before has counted nothing else.
+    if constexpr (requires { own.statistics; })
+      own.statistics = next < counters.size() ? counters[next++] : routing_statistics{};
     if constexpr (requires { own.record.forget(); }) own.record.forget();
   });
 }

@@ -9,7 +9,8 @@
 /// Gradients: dlogit = policy (c - sum of policy c) with c = 2 (policy - target) / (T E) ...; those of the outputs go
 /// by way of responses and cosines through the router's backward_outputs. The published code of the second release
 /// detaches the target, that of the first does not, and weighs the sum of imitation and balance by 5. Means are over
-/// the tokens that are not padding, of all groups together. NaN in such a token makes the value NaN.
+/// the tokens that are not padding, of all groups together; the balance is that of a group, and its mean over groups
+/// that have tokens (the second release takes each sequence as one). NaN in such a token makes the value NaN.
 /// Pham et al. 2024, arXiv:2402.02526; Nguyen et al. 2025, arXiv:2505.13380.
 #pragma once
 
@@ -29,21 +30,29 @@ concept CompetitionSignals = requires(const S& s) {
 
 namespace detail {
 
-/// Calls f(token) for every token that competed and returns their number.
+/// Calls f(token) for every token of the group that competed and returns their number.
 template <CompetitionSignals Signals, typename F>
-index_t for_contests(const Signals& s, F&& f) {
+index_t for_contests(const Signals& s, token_range group, F&& f) {
   index_t tokens = 0;
-  for (index_t t = 0; t < s.winners.rows(); ++t)
+  for (index_t t = group.begin; t < group.end; ++t)
     if (s.winners(t, 0) != no_expert) {
       f(t);
       ++tokens;
     }
   return tokens;
 }
+template <CompetitionSignals Signals, typename F>
+index_t for_contests(const Signals& s, F&& f) {
+  return for_contests(s, {0, s.winners.rows()}, f);
+}
 
 template <CompetitionSignals Signals>
+double contests(const Signals& s, token_range group) {
+  return static_cast<double>(for_contests(s, group, [](index_t) {}));
+}
+template <CompetitionSignals Signals>
 double contests(const Signals& s) {
-  return static_cast<double>(for_contests(s, [](index_t) {}));
+  return contests(s, {0, s.winners.rows()});
 }
 
 /// d += p (c - sum of p c): the gradient of a softmax p.
@@ -117,27 +126,39 @@ struct contest_balance {
   bool all_winners = false;
 
   template <CompetitionSignals Signals, typename Plan, std::floating_point Scalar, typename Gradients>
-  Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>&, Gradients& d) const {
+  Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>& context, Gradients& d) const {
     if (coefficient == 0 || !s.competing) return 0;
+    const auto group = [&](index_t g) { return context.group(g, s.winners.rows()); };
+    index_t groups = 0;
+    for (index_t g = 0; g < context.group_count(); ++g) groups += detail::contests(s, group(g)) > 0;
+    double sum = 0;
+    for (index_t g = 0; g < context.group_count(); ++g)
+      if (detail::contests(s, group(g)) > 0) sum += group_value(s, group(g), coefficient / static_cast<double>(groups), d);
+    return static_cast<Scalar>(sum);
+  }
+
+private:
+  template <CompetitionSignals Signals, typename Gradients>
+  double group_value(const Signals& s, token_range group, double share, Gradients& d) const {
     const index_t experts = s.responses.cols();
     const index_t counted = all_winners ? s.winners.cols() : 1;
-    const double tokens = detail::contests(s);
+    const double tokens = detail::contests(s, group);
     d.sum_scratch.assign(experts, 0);
-    detail::for_contests(s, [&](index_t t) {
+    detail::for_contests(s, group, [&](index_t t) {
       for (index_t j = 0; j < counted; ++j)
         d.sum_scratch[s.winners(t, j)] += 1 / (tokens * static_cast<double>(counted));
     });
     d.row_scratch.resize(1, experts);
-    const double scale = coefficient * static_cast<double>(experts) / tokens;
+    const double scale = share * static_cast<double>(experts) / tokens;
     double sum = 0;
-    detail::for_contests(s, [&](index_t t) {
-      Scalar* p = d.row_scratch.data();
+    detail::for_contests(s, group, [&](index_t t) {
+      auto* p = d.row_scratch.data();
       kernel::softmax(s.responses.row(t), p, experts);
       for (index_t e = 0; e < experts; ++e) sum += d.sum_scratch[e] * static_cast<double>(p[e]);
       detail::add_softmax_gradient(
           p, [&](index_t e) { return scale * d.sum_scratch[e]; }, d.responses.row(t), experts);
     });
-    return sum == 0 ? Scalar(0) : static_cast<Scalar>(scale * sum);
+    return scale * sum;
   }
 };
 

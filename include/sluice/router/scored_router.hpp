@@ -14,6 +14,7 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
+#include <sluice/core/statistics.hpp>
 #include <sluice/core/token_screen.hpp>
 #include <sluice/router/noise.hpp>
 
@@ -43,6 +44,14 @@ public:
 
   index_t inputs() const noexcept { return gate_.inputs(); }
   index_t experts() const noexcept { return gate_.experts(); }
+
+  /// Updates what the gate learns without gradients, once per optimiser step.
+  template <typename Tape>
+  void after_step(const routing_statistics& statistics, Tape& t)
+    requires requires(GateType& gate, typename GateType::tape& own) { gate.after_step(statistics, own); }
+  {
+    gate_.after_step(statistics, t.gate);
+  }
 
   GateType& gate() noexcept { return gate_; }
   const GateType& gate() const noexcept { return gate_; }

@@ -137,8 +137,9 @@ public:
     gate_.backward(seen, context, t.dclean.map(), t.gate, dx);
   }
 
-  /// Updates what the rule learns without gradients, such as a selection bias, once per optimiser step.
-  void after_step(const routing_statistics& statistics, tape&) {
+  /// Updates what gate and rule learn without gradients, such as a selection bias, once per optimiser step.
+  void after_step(const routing_statistics& statistics, tape& t) {
+    if constexpr (requires { gate_.after_step(statistics, t.gate); }) gate_.after_step(statistics, t.gate);
     if constexpr (requires { rule_.after_step(statistics); }) rule_.after_step(statistics);
   }
 

@@ -43,16 +43,10 @@ auto choices_in(const Tape& tape) {
   std::vector<index_t> all;
   if constexpr (requires { choices_of(tape.plan); })
     all = choices_of(tape.plan);
-  [[maybe_unused]] const auto append = [&](const auto& one) {
+  for_each_inner(tape, [&](const auto& one) {
     const auto inner = choices_in(one);
     all.insert(all.end(), inner.begin(), inner.end());
-  };
-  if constexpr (requires { tape.other; }) append(tape.other);
-  if constexpr (requires { tape.layer; }) {
-    append(tape.layer);
-  } else if constexpr (requires { tape.layers; }) {
-    std::apply([&](const auto&... one) { (append(one), ...); }, tape.layers);
-  }
+  });
   return all;
 }
 
