@@ -143,6 +143,7 @@ void smoe_dropout(oracle_case<Scalar>& c) {
   const auto kind = c.template setting<std::string>("kind");
   if (kind == "schedule") return check_schedules(c);
   if (kind == "gate") return check_frozen_gate(c);
+  if (kind == "dense_to_sparse") return mean_active_gate(c);
   throw unsupported("kind " + kind);
 }
 
