@@ -15,6 +15,7 @@
 #include <sluice/router/fixed/hash.hpp>
 #include <sluice/router/fixed/random_partition.hpp>
 #include <sluice/router/masked/id_mask.hpp>
+#include <sluice/router/masked/per_sample.hpp>
 #include <sluice/router/masked/prototypes.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
@@ -117,6 +118,10 @@ void routing_cases(session& s) {
               sluice::expert_preferred_router<float>(
                   width, std::vector<double>(static_cast<std::size_t>(experts), 1.0 / static_cast<double>(experts))));
   time_router(s, "pmoe", sluice::pmoe_router<float>(width, experts, s.asked.smoke ? 2 : 16));
+  time_router(s, "mobile_vmoe",
+              sluice::mobile_vmoe_router<float>(sluice::per_group_gate<sluice::linear_gate<float>>(width, experts),
+                                                {.top_k = 1, .weights = sluice::weighting::pre}));
+  time_router(s, "straight_through", sluice::straight_through_router<float>(width, experts));
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "given", sluice::given_router<float>(sluice::no_gate<float>(width, experts)));

@@ -11,7 +11,9 @@
 #include <sluice/gate/connected.hpp>
 #include <sluice/gate/frozen.hpp>
 #include <sluice/gate/jitter.hpp>
+#include <sluice/gate/noisy.hpp>
 #include <sluice/gate/normalized.hpp>
+#include <sluice/gate/per_group.hpp>
 #include <sluice/gate/random.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/standardized.hpp>
@@ -29,6 +31,7 @@
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "../router/batch_rule.hpp"
@@ -74,7 +77,8 @@ class any_gate {
                        standardized_gate<features_gate>, residual_gate<features_gate>, jittered_gate<linear_gate<float>>,
                        normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
                        tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>,
-                       connected_gate<features_gate>>;
+                       connected_gate<features_gate>, per_group_gate<linear_gate<float>>,
+                       noisy_gate<features_gate>>;
 
 public:
   using scalar = float;
@@ -145,7 +149,8 @@ public:
   using sinkhorn_rule = coupling_rule<float, sinkhorn_coupling<float>, sigmoid_rule<float>>;
   using sparse_rule = coupling_rule<float, sparse_row_coupling<float>, sigmoid_rule<float>>;
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
-                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, balanced_rule<float>,
+                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, straight_through_rule<float>,
+                             balanced_rule<float>,
                              sinkhorn_rule, sparse_rule, balanced_assignment_rule<float>>;
   using tape = std::tuple<detail::no_rule_tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,
                           balanced_assignment_rule<float>::tape>;
@@ -235,7 +240,7 @@ private:
 
 class any_noise {
 public:
-  using noises = std::variant<no_noise<float>, gaussian_noise<float>, gumbel_noise<float>, learned_noise<float>>;
+  using noises = std::variant<no_noise<float>, gaussian_noise<float>, gumbel_noise<float>, logistic_noise<float>, learned_noise<float>>;
   struct tape {
     no_noise<float>::tape none;
     learned_noise<float>::tape learned;

@@ -22,12 +22,14 @@
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
+#include <sluice/router/experts_choose/expert_preferred.hpp>
 #include <sluice/router/fixed/given.hpp>
 #include <sluice/router/fixed/random_partition.hpp>
 #include <sluice/router/over_training/compete.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
 #include <sluice/router/over_training/mean_active.hpp>
+#include <sluice/router/residual_weights.hpp>
 #include <sluice/router/threshold/dynmoe.hpp>
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
@@ -112,7 +114,7 @@ struct batch {
   std::vector<std::uint8_t> mask;
   std::vector<index_t> groups;
   matrix<float> previous;          ///< [T,E] logits of the layer before, for gates that read them
-  std::vector<index_t> token_ids;  ///< for routers that read them
+  std::vector<index_t> token_ids, modality_ids;  ///< for routers that read them
   matrix<index_t> expert_ids;      ///< [T,K] for routers that follow
   bool training;
   random_source random;
@@ -156,7 +158,7 @@ struct batch {
   context_t context(executor_ref executor = {}) const {
     context_t c;
     c.training = training, c.random = random, c.token_mask = mask, c.groups = groups, c.features = features;
-    c.token_ids = token_ids;
+    c.token_ids = token_ids, c.modality_ids = modality_ids;
     if (expert_ids.cols() > 0) c.expert_ids = expert_ids;
     if (previous.cols() > 0) c.previous_logits = previous;
     c.executor = executor;
@@ -175,7 +177,8 @@ struct batch {
       if (is_padding(t) || any_nan(&x(t, 0), width)) other.x.row(t).setConstant(filler);
       if (is_padding(t) || any_nan(&features(t, 0), experts)) other.features.row(t).setConstant(filler);
       if (previous.cols() > 0 && (is_padding(t) || previous_holds_nan(t))) other.previous.row(t).setConstant(filler);
-      if (!token_ids.empty() && is_padding(t)) other.token_ids[as_size(t)] = t % 2 == 0 ? -1 : 1000000;
+      for (auto* ids : {&other.token_ids, &other.modality_ids})
+        if (!ids->empty() && is_padding(t)) (*ids)[as_size(t)] = t % 2 == 0 ? -1 : 1000000;
       if (expert_ids.cols() > 0 && is_padding(t)) other.expert_ids.row(t).setConstant(1000000);
     }
     return other;
@@ -450,7 +453,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   const auto weights = [&](expert_scores scores) {
     return sigmoid_rule<float>(b.experts, {.top_k = k.own, .renormalize = false, .selection_bias = false, .scores = scores});
   };
-  switch (bytes.below(b.experts < 2 ? 10 : 11)) {
+  switch (bytes.below(b.experts < 2 ? 11 : 12)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -525,6 +528,9 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
     case 9:
       k = draw_k(bytes, 1, 1);
       return any_rule(balanced_assignment_rule<float>(b.experts));
+    case 10:
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(straight_through_rule<float>(b.experts, {.top_k = k.own}));
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};
@@ -535,9 +541,11 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
 }
 
 any_noise draw_noise(byte_reader& bytes, const batch& b) {
-  switch (bytes.below(4)) {
+  switch (bytes.below(5)) {
     case 3:
       return any_noise(gumbel_noise<float>());
+    case 4:
+      return any_noise(logistic_noise<float>(bytes.flag() ? 1.0F : 1e3F));
     case 1:
       return any_noise(gaussian_noise<float>(bytes.flag() ? 1.0F : 1e3F));
     case 2: {
@@ -729,7 +737,7 @@ struct drawn_gate {
 };
 drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
   const features_gate features(b.width, b.experts, dlogits);
-  switch (bytes.below(12)) {
+  switch (bytes.below(15)) {
     case 1:
       return {any_gate(added_jitter_gate<features_gate>(features, bytes.flag() ? 0.5 : 0.0))};
     case 2:
@@ -764,6 +772,12 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
       connected.back() = 1;
       return {any_gate(connected_gate<features_gate>(features, connected))};
     }
+    case 12: {
+      const linear_gate<float> linear(b.width, b.experts);
+      return {filled(bytes, any_gate(per_group_gate<linear_gate<float>>(linear))), false};
+    }
+    case 13:
+      return {any_gate(noisy_gate<features_gate>(features, {.temperature = 0.5F, .noise_std = 0.5F}))};
     default:
       return {any_gate(features)};
   }
@@ -925,45 +939,114 @@ void check_expert_choice(byte_reader& bytes, batch& b) {
   matrix<float> dlogits;
   router_type::options options;
   options.capacity = draw_limit(bytes);
-  options.scores = bytes.flag() ? router_type::score::sigmoid : router_type::score::softmax;
-  const router_type own(features_gate(b.width, b.experts, &dlogits), options, draw_noise(bytes, b));
+  using score = router_type::score;
+  constexpr score scores[] = {score::softmax, score::sigmoid, score::over_tokens, score::over_taken, score::even};
+  options.scores = bytes.one_of(scores);
+  const bool by_logits = options.scores == score::over_taken || options.scores == score::even;
+  if (!by_logits) options.cap = {.most = bytes.below(4), .iterations = 5};
+  const weight_application<float> application{.use = bytes.flag() ? weight_use::input : weight_use::output};
+  if (b.experts >= 2 && bytes.flag()) {
+    const index_t first = bytes.between(1, b.experts - 1);
+    options.modalities = std::vector<index_t>{first, b.experts - first};
+    for (index_t t = 0; t < b.tokens; ++t) b.modality_ids.push_back(bytes.below(2));
+  }
+  const bool is_capped = options.cap.limits(b.experts);
+  const router_type own(features_gate(b.width, b.experts, &dlogits), options, draw_noise(bytes, b), application);
   const any_sparse router(own);
   const auto o = check_call(bytes, router, b, 0, &dlogits);
-  check_consistency(o, b, b.experts);
+  check_consistency(o, b, is_capped ? options.cap.most : b.experts);
   if (!o.tape.seen.has_noise) check_only_nan_is_invalid(o, b, true);
   // Every expert takes as many tokens of every group as it may, and none that is worse than one it leaves.
   const context_t context = b.context();
-  const matrix<float> weights = o.plan.dense_weights();
+  matrix<float> weights = o.plan.dense_weights();
+  if (application.use == weight_use::input)
+    for (index_t i = 0; i < o.plan.size(); ++i) weights(o.plan.token(i), o.plan.expert(i)) = o.plan.input_scale(i);
   for (index_t g = 0; g < context.group_count(); ++g) {
     const token_range group = context.group(g, b.tokens);
-    index_t real = 0;
-    std::vector<index_t> valid;
-    for (index_t t = group.begin; t < group.end; ++t) {
-      if (b.is_padding(t)) continue;
-      ++real;
-      const auto invalid = o.plan.invalid_tokens();
-      if (std::find(invalid.begin(), invalid.end(), t) == invalid.end()) valid.push_back(t);
-    }
-    for (index_t e = 0; e < b.experts && real > 0; ++e) {
-      double worst_taken = std::numeric_limits<double>::infinity(), best_left = -1;
-      index_t taken = 0;
-      for (const index_t t : valid) {
-        const float* row = o.tape.seen.noisy().row(t);
-        const double score = options.scores == router_type::score::softmax
-                                 ? exact_softmax(row, all_experts(b.experts))[as_size(e)]
-                                 : 1 / (1 + std::exp(-double(row[e])));
-        const auto own_experts = o.plan.of_token(t);
-        const bool is_taken =
-            std::any_of(own_experts.begin(), own_experts.end(), [&](index_t i) { return o.plan.expert(i) == e; });
-        taken += is_taken;
-        if (is_taken) demand(std::abs(double(weights(t, e)) - score) <= 64 * eps);
-        if (is_taken)
-          worst_taken = std::min(worst_taken, score);
-        else
-          best_left = std::max(best_left, score);
+    for (index_t e = 0; e < b.experts; ++e) {
+      const index_t modality = options.modalities.served_by(e);
+      const auto [first, count] = options.modalities.of(modality, b.experts);
+      index_t real = 0;
+      std::vector<index_t> valid;
+      for (index_t t = group.begin; t < group.end; ++t) {
+        if (b.is_padding(t) || options.modalities.modality(context, t) != modality) continue;
+        ++real;
+        const auto invalid = o.plan.invalid_tokens();
+        if (std::find(invalid.begin(), invalid.end(), t) == invalid.end()) valid.push_back(t);
       }
-      demand(taken == (std::min)(own.capacity(real, b.training, e), index_t(valid.size())));
-      demand(best_left <= worst_taken + 64 * eps);
+      if (real == 0) continue;
+      double worst_taken = std::numeric_limits<double>::infinity(), best_left = -worst_taken;
+      index_t taken = 0;
+      std::vector<float> column, taken_column;
+      std::vector<index_t> takers;
+      const auto is_taken = [&](index_t t) {
+        const auto own_experts = o.plan.of_token(t);
+        return std::any_of(own_experts.begin(), own_experts.end(), [&](index_t i) { return o.plan.expert(i) == e; });
+      };
+      for (const index_t t : valid) {
+        column.push_back(o.tape.seen.noisy()(t, e));
+        if (is_taken(t)) taken_column.push_back(column.back()), takers.push_back(t);
+      }
+      const auto over_tokens =
+          column.empty() ? std::vector<double>() : exact_softmax(column.data(), all_experts(index_t(column.size())));
+      for (std::size_t i = 0; i < valid.size(); ++i) {
+        const index_t t = valid[i];
+        const float* row = o.tape.seen.noisy().row(t);
+        const double own_score = options.scores == score::softmax
+                                     ? exact_softmax(row + first, all_experts(count))[as_size(e - first)]
+                                 : options.scores == score::sigmoid     ? 1 / (1 + std::exp(-double(row[e])))
+                                 : options.scores == score::over_tokens ? over_tokens[i]
+                                                                        : double(row[e]);
+        taken += is_taken(t);
+        if (is_taken(t))
+          worst_taken = std::min(worst_taken, own_score);
+        else
+          best_left = std::max(best_left, own_score);
+        if (is_taken(t) && !by_logits) demand(std::abs(double(weights(t, e)) - own_score) <= 64 * eps);
+        if (is_taken(t) && options.scores == score::even) demand(weights(t, e) == 1);
+      }
+      if (options.scores == score::over_taken && !takers.empty()) {
+        const auto expected = exact_softmax(taken_column.data(), all_experts(index_t(takers.size())));
+        for (std::size_t i = 0; i < takers.size(); ++i)
+          demand(std::abs(double(weights(takers[i], e)) - expected[i]) <= 64 * eps);
+      }
+      const index_t most = (std::min)(own.capacity(real, b.training, e), index_t(valid.size()));
+      demand(is_capped ? taken <= most : taken == most);
+      demand(is_capped || best_left <= worst_taken + 64 * eps);
+    }
+  }
+  check_layer(bytes, router, b, 0);
+}
+
+/// Every valid token has one expert; experts have their budgets, and the first one the rest.
+void check_expert_preferred(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  std::vector<double> shares;
+  double left = 1;
+  for (index_t e = 0; e < b.experts; ++e) {
+    shares.push_back(left * double(bytes.below(5)) / 4);
+    left -= shares.back();
+  }
+  using inner = expert_preferred_router<float, features_gate>;
+  residual_weights_router<inner> own(inner(features_gate(b.width, b.experts, &dlogits), shares),
+                                     {.initial = bytes.flag() ? 0.5 : 0, .per_expert = bytes.flag()});
+  const any_sparse router(own);
+  const auto o = check_call(bytes, router, b, 0, &dlogits);
+  check_consistency(o, b, 1);
+  check_only_nan_is_invalid(o, b, true);
+  const context_t context = b.context();
+  for (index_t g = 0; g < context.group_count(); ++g) {
+    const token_range group = context.group(g, b.tokens);
+    std::vector<index_t> load(as_size(b.experts), 0);
+    index_t valid = 0;
+    for (index_t t = group.begin; t < group.end; ++t)
+      for (const index_t i : o.plan.of_token(t)) ++valid, ++load[as_size(o.plan.expert(i))];
+    index_t expected = 0;
+    for (index_t t = group.begin; t < group.end; ++t) expected += !b.is_padding(t) && !b.holds_nan(t, true);
+    demand(valid == expected);
+    for (index_t e = 1; e < b.experts; ++e) {
+      const auto budget = index_t(shares[as_size(e)] * double(valid));
+      demand(load[as_size(e)] <= budget && (load[0] == 0 || load[as_size(e)] == budget));
     }
   }
   check_layer(bytes, router, b, 0);
@@ -1216,7 +1299,7 @@ constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_r
                             &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
                             &check_token_choice,  &check_dense_weights, &check_cooling,
                             &check_tucker_key,    &check_partition,     &check_given,
-                            &check_sinkhorn_experts, &check_sparse_experts};
+                            &check_sinkhorn_experts, &check_sparse_experts, &check_expert_preferred};
 
 }  // namespace
 

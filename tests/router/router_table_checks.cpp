@@ -57,7 +57,7 @@ std::vector<std::string> words_in(std::string_view text) {
 enum class tokens_of { chance, one_direction, one_token };
 
 struct whole_batch {
-  matrix<double> x, previous_logits, features;
+  matrix<double> x, previous_logits, features, group_features;
   std::vector<index_t> token_ids, modality_ids, cluster_ids, expert_ids, groups;
 
   /// `kind`: independent tokens, tokens that lean to one side, or one token many times.
@@ -67,6 +67,7 @@ struct whole_batch {
     x = random_matrix<double>(T, router.inputs(), seed);
     previous_logits = random_matrix<double>(T, router.experts(), seed + 100);
     features = random_matrix<double>(T, o.feature_width, seed + 200);
+    group_features = random_matrix<double>(3, o.feature_width, seed + 250);
     const random_source random(seed + 300);
     const auto ids = [&](index_t below, index_t first) {
       std::vector<index_t> all;
@@ -88,7 +89,7 @@ struct whole_batch {
 
 const std::set<std::string> known_fields{"random",      "step",    "groups",          "token_ids", "modality_ids",
                                          "cluster_ids", "task_id", "previous_logits", "features",
-                                         "expert_ids"};
+                                         "expert_ids",  "group_features"};
 
 /// The first `tokens` of a batch, and the fields of the context that a router is to be given.
 struct call_of {
@@ -112,6 +113,8 @@ struct call_of {
       context.previous_logits = {b.previous_logits.data(), tokens, b.previous_logits.cols()};
     if (fields.count("features") != 0) context.features = {b.features.data(), tokens, b.features.cols()};
     if (fields.count("expert_ids") != 0) context.expert_ids = {b.expert_ids.data(), tokens, 1};
+    if (fields.count("group_features") != 0)
+      context.group_features = {b.group_features.data(), 1, b.group_features.cols()};
   }
 };
 
@@ -409,7 +412,10 @@ private:
     std::array<call_of, 2> calls{call_of(b, fields_, training), call_of(b, fields_, training)};
     routing_context<double>& changed = calls[1].context;
     if (field == "random") changed.random = random_source(12);
-    if (field == "groups") changed.groups = b.groups;
+    if (field == "groups") {
+      changed.groups = b.groups;
+      if (changed.group_features) changed.group_features = b.group_features;
+    }
     if (field == "token_ids") changed.token_ids = other.token_ids;
     if (field == "modality_ids") changed.modality_ids = other.modality_ids;
     if (field == "cluster_ids") changed.cluster_ids = other.cluster_ids;
@@ -417,6 +423,8 @@ private:
     if (field == "previous_logits") changed.previous_logits = other.previous_logits;
     if (field == "features") changed.features = other.features;
     if (field == "expert_ids") changed.expert_ids = {other.expert_ids.data(), table_tokens, 1};
+    if (field == "group_features")
+      changed.group_features = {other.group_features.data(), 1, other.group_features.cols()};
     return calls;
   }
 

@@ -3,6 +3,7 @@
 ///   no_noise        L' = L
 ///   gaussian_noise  L' = L + (std / E) z              V-MoE: Riquelme et al. 2021, arXiv:2106.05974
 ///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
+///   logistic_noise  L' = L + scale (zeta - zeta')   MoMa: Lin et al. 2024, arXiv:2407.21770
 ///   gumbel_noise    L' = L + zeta                   the largest L' is a draw from softmax(L)
 ///
 /// z [T,E] are standard normal draws at noise_site, zeta standard Gumbel draws there, position t*E + e. Without
@@ -107,6 +108,38 @@ public:
         seen.noisy_storage.data()[i] = seen.clean.data()[i] + static_cast<Scalar>(context.random.gumbel(noise_site, i));
     });
   }
+};
+
+/// The difference of two Gumbel draws, at noise_site position 2 (t*E + e) and the next: sigmoid(L' / tau) is then a
+/// sample of a relaxed coin. With a temperature tau the logits are those over tau, and scale is 1 / tau.
+template <FloatOrDouble Scalar>
+class logistic_noise : public no_noise<Scalar> {
+public:
+  using typename no_noise<Scalar>::tape;
+
+  /// Throws std::invalid_argument if the scale is negative.
+  explicit logistic_noise(Scalar scale = 1) : scale_(scale) {
+    if (is_nan(scale) || scale < 0 || scale > (std::numeric_limits<Scalar>::max)() / 2)
+      throw_invalid("logistic_noise needs a finite scale >= 0, not ", scale);
+  }
+
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen,
+             tape& t) const {
+    no_noise<Scalar>::apply(x, context, seen, t);
+    if (!context.training || scale_ == Scalar(0)) return;
+    seen.has_noise = true;
+    seen.noisy_storage.resize(seen.clean.rows(), seen.clean.cols());
+    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, 100, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i) {
+        const double difference =
+            context.random.gumbel(noise_site, 2 * i) - context.random.gumbel(noise_site, 2 * i + 1);
+        seen.noisy_storage.data()[i] = seen.clean.data()[i] + scale_ * static_cast<Scalar>(difference);
+      }
+    });
+  }
+
+private:
+  Scalar scale_;
 };
 
 template <FloatOrDouble Scalar>

@@ -153,8 +153,8 @@ class expert_preferred_router : public token_choice_router<GateType, expert_pref
 
 public:
   /// A linear gate with a bias.
-  expert_preferred_router(index_t inputs,
-                          std::vector<double> shares) requires std::same_as<GateType, linear_gate<Scalar>>
+  expert_preferred_router(index_t inputs, std::vector<double> shares)
+    requires std::same_as<GateType, linear_gate<Scalar>>
       : expert_preferred_router(GateType(inputs, static_cast<index_t>(shares.size()), {.bias = true}), shares) {}
   expert_preferred_router(GateType gate, std::vector<double> shares, Noise noise = {})
       : base(std::move(gate), expert_preferred_rule<Scalar>(std::move(shares)), std::move(noise)) {}

@@ -30,8 +30,8 @@ class pmoe_router : public expert_choice_router<Scalar, GateType> {
 
 public:
   /// Throws std::invalid_argument if patches < 1.
-  pmoe_router(index_t inputs, index_t experts, index_t patches,
-              patch_gate form = patch_gate::over_patches) requires std::constructible_from<GateType, index_t, index_t>
+  pmoe_router(index_t inputs, index_t experts, index_t patches, patch_gate form = patch_gate::over_patches)
+    requires std::constructible_from<GateType, index_t, index_t>
       : pmoe_router(GateType(inputs, experts), patches, form) {}
   pmoe_router(GateType gate, index_t patches, patch_gate form = patch_gate::over_patches)
       : base(std::move(gate), {.capacity = capacity_limit::fixed(patches), .scores = scores_of(form)}, {},

@@ -1,6 +1,7 @@
 /// Hash routing: a table says which experts a token has, by its id.
 ///
-///   table [V,K]   S = table[id of t]   w = weights of S      ids come in routing_context::token_ids, 0 <= id < V
+///   table [V,K]   S = table[id of t]   w = weights of S      ids come in routing_context::token_ids, 0 <= id < V,
+///                                                            or in modality_ids or cluster_ids (id_source)
 ///
 /// The choice learns nothing and looks at no score. What weighs it is a rule of its own, of which score, weigh and
 /// backward are used:
@@ -90,19 +91,24 @@ inline matrix<index_t> balanced_hash(std::span<const index_t> occurrences, index
   return table;
 }
 
+/// Which ids of the context a table is read by.
+enum class id_source { token, modality, cluster };
+
 /// The rule of hash routing, for one token.
 template <FloatOrDouble Scalar, typename Weights = even_weights<Scalar>>
 class hash_rule : public weighed_by<Scalar, Weights> {
   using base = weighed_by<Scalar, Weights>;
 
 public:
-  hash_rule(const matrix<index_t>& table, Weights weights = {})
-      : hash_rule(table.rows(), table.cols(), std::move(weights)) {
+  hash_rule(const matrix<index_t>& table, Weights weights = {}, id_source source = id_source::token)
+      : hash_rule(table.rows(), table.cols(), std::move(weights), source) {
     table_.fill([&](index_t i) { return static_cast<Scalar>(table.data()[i]); });
   }
   /// With a table that is still to be loaded or assigned.
-  hash_rule(index_t ids, index_t top_k, Weights weights = {})
-      : base(std::move(weights)), table_({ids, top_k}, parameter_role::state, initial_values::uniform(0)) {
+  hash_rule(index_t ids, index_t top_k, Weights weights = {}, id_source source = id_source::token)
+      : base(std::move(weights)),
+        table_({ids, top_k}, parameter_role::state, initial_values::uniform(0)),
+        source_(source) {
     if (top_k < 1) throw_invalid("hash routing needs at least one expert a token, not K = ", top_k);
   }
 
@@ -121,8 +127,8 @@ public:
     base::validate_call(call);
     if (call.k > top_k()) throw_invalid("the table has ", top_k(), " experts a token, the call asks for k = ", call.k);
     if (!table_.has_values()) throw_invalid("nobody has set the table of hash routing: give, load or write one");
-    if (static_cast<index_t>(call.context.token_ids.size()) != call.tokens)
-      throw_invalid("hash routing needs routing_context.token_ids, one for each of ", call.tokens, " tokens");
+    if (static_cast<index_t>(ids_of(call.context).size()) != call.tokens)
+      throw_invalid("hash routing needs routing_context.", name_of_ids(), ", one for each of ", call.tokens, " tokens");
     for (index_t t = 0; t < call.tokens; ++t) {
       if (call.context.is_padding(t)) continue;
       const index_t id = id_of(call.context, t);
@@ -145,8 +151,16 @@ public:
   }
 
 private:
-  static index_t id_of(const routing_context<Scalar>& context, index_t token) {
-    return context.token_ids[static_cast<std::size_t>(token)];
+  std::span<const index_t> ids_of(const routing_context<Scalar>& context) const noexcept {
+    return source_ == id_source::token      ? context.token_ids
+           : source_ == id_source::modality ? context.modality_ids
+                                            : context.cluster_ids;
+  }
+  const char* name_of_ids() const noexcept {
+    return source_ == id_source::token ? "token_ids" : source_ == id_source::modality ? "modality_ids" : "cluster_ids";
+  }
+  index_t id_of(const routing_context<Scalar>& context, index_t token) const {
+    return ids_of(context)[static_cast<std::size_t>(token)];
   }
   const Scalar* row_of(index_t id) const { return table_.data() + id * top_k(); }
 
@@ -167,6 +181,7 @@ private:
   }
 
   parameter<Scalar> table_;  // whole numbers
+  id_source source_;
 };
 
 /// sluice::hash_router<float> router(sluice::no_gate<float>(64, 8), sluice::balanced_hash(counts, 8));

@@ -103,8 +103,8 @@ public:
   using options = typename top_p_rule<Scalar>::options;
 
   /// A linear gate without bias.
-  explicit top_p_router(index_t inputs, index_t experts = Experts, options o = {}) requires
-      std::constructible_from<GateType, index_t, index_t> && std::default_initializable<Capacity>
+  explicit top_p_router(index_t inputs, index_t experts = Experts, options o = {})
+    requires std::constructible_from<GateType, index_t, index_t> && std::default_initializable<Capacity>
       : top_p_router(GateType(inputs, experts), o) {}
 
   /// Any gate, noise and capacity policy.
