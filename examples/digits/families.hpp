@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "progress.hpp"
 #include "train.hpp"
 
 namespace digits {

@@ -12,7 +12,6 @@
 
 #include "dataset.hpp"
 #include "families.hpp"
-#include "file.hpp"
 #include "heatmap.hpp"
 #include "options.hpp"
 #include "progress.hpp"

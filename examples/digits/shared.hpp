@@ -3,6 +3,7 @@
 
 #include "../shared/colour.hpp"
 #include "../shared/error.hpp"
+#include "../shared/file.hpp"
 #include "../shared/number_option.hpp"
 #include "../shared/progress_line.hpp"
 #include "../shared/svg.hpp"

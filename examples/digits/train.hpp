@@ -1,6 +1,7 @@
 /// Trains the model once and measures it: the loop that a newcomer copies.
 #pragma once
 
+#include <sluice/core/dense_plan.hpp>
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/layer/dense.hpp>
@@ -11,13 +12,13 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "model.hpp"
-#include "progress.hpp"
 #include "result.hpp"
 
 namespace digits {
@@ -32,6 +33,7 @@ struct training {
   int threads = 1;
   patch_shape patch = patch_shape::square;
   bool route_per_image = false;  // the router looks at all tokens of an image, or else at all tokens of the batch
+  std::function<void(const batch&, context&)> complete;  // fills in what a router reads besides the tokens
 };
 
 namespace detail {
@@ -73,13 +75,24 @@ inline void add_weights(const sluice::soft_plan<float>& plan, const std::vector<
       weight(labels[static_cast<std::size_t>(t / tokens)], s / plan.slots_per_expert()) += plan.combine()(t, s);
 }
 
+inline void add_weights(const sluice::dense_plan<float>& plan, const std::vector<index_t>& labels, index_t tokens,
+                        Eigen::MatrixXd& weight) {
+  const auto routed = plan.routed_tokens();
+  for (index_t e = 0; e < plan.experts(); ++e)
+    for (std::size_t j = 0; j < routed.size(); ++j)
+      weight(labels[static_cast<std::size_t>(routed[j] / tokens)], e) += plan.weight(e, static_cast<index_t>(j));
+}
+
 /// Share of the tokens that no expert works on.
 inline double share_without_expert(const sluice::sparse_plan<float>& plan) {
   index_t without = 0;
   for (index_t t = 0; t < plan.tokens(); ++t) without += plan.of_token(t).empty();
   return static_cast<double>(without) / static_cast<double>(plan.tokens());
 }
-inline double share_without_expert(const sluice::soft_plan<float>&) { return 0; }
+template <typename Plan>
+double share_without_expert(const Plan&) {
+  return 0;
+}
 
 /// What the last forward call's routing says about the layer.
 template <typename Mixture, typename Tape>
@@ -116,8 +129,10 @@ void describe_routing(const sluice::dense_layer<Expert>&, const Tape&, const std
 
 }  // namespace detail
 
-template <typename Mixture>
-result train(Mixture mixture, const dataset& data, const training& how, progress& shown) {
+/// The watcher hears of every epoch, watcher.epoch(number, of, mean loss, share of correct images); if it wants, with the model:
+/// watcher.trained(model, tape).
+template <typename Mixture, typename Watcher>
+result train(Mixture mixture, const dataset& data, const training& how, Watcher& watcher) {
   const sluice::random_source random(how.seed);
   sluice::thread_pool threads(how.threads);
   const auto call = [&](const batch& b, bool training, index_t step) {
@@ -126,6 +141,7 @@ result train(Mixture mixture, const dataset& data, const training& how, progress
     c.random = random.at_step(static_cast<std::uint64_t>(step));
     c.step = step;
     if (how.route_per_image) c.groups = b.groups;
+    if (how.complete) how.complete(b, c);
     c.executor = threads;
     return c;
   };
@@ -164,7 +180,8 @@ result train(Mixture mixture, const dataset& data, const training& how, progress
       // What is learned without gradients, such as a bias that balances the load.
       model.mixture().after_step(tape.mixture);
     }
-    shown.epoch(static_cast<int>(epoch) + 1, how.epochs, loss / static_cast<double>(batches),
+    if constexpr (requires { watcher.trained(std::as_const(model), tape); }) watcher.trained(std::as_const(model), tape);
+    watcher.epoch(static_cast<int>(epoch) + 1, how.epochs, loss / static_cast<double>(batches),
                 static_cast<double>(correct) / static_cast<double>(images));
   }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;

@@ -1,6 +1,6 @@
-#include "file.hpp"
 #include "heatmap.hpp"
 #include "progress.hpp"
+#include "shared.hpp"
 #include "table.hpp"
 
 #include <cstdlib>

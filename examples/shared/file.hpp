@@ -10,9 +10,9 @@
 #include <string_view>
 #include <system_error>
 
-#include "shared.hpp"
+#include "error.hpp"
 
-namespace digits {
+namespace shared {
 
 /// Puts `text` into a new file beside `path`, then gives it that name. Throws input_error with the system's reason.
 /// A link is followed; what is no regular file (/dev/null, a pipe) is written to as it is, for a name is all that a
@@ -47,4 +47,4 @@ inline void write_file(const std::string& path, std::string_view text, bool rena
 /// Throws input_error now if write_file(path, ...) would fail later, after a minute of training.
 inline void require_writable(const std::string& path) { write_file(path, "", false); }
 
-}  // namespace digits
+}  // namespace shared
