@@ -1,9 +1,12 @@
 // report.md: the machine, the tables, and how to read them.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "markdown_table.hpp"
@@ -221,6 +224,39 @@ std::string growth_section(const session& s) {
   return out;
 }
 
+/// A row a router, a column a number of experts: microseconds a token, and how often the time of the plain router, where that is most.
+std::string routers_section(const session& s) {
+  std::vector<std::int64_t> sizes;
+  std::vector<std::string> names;
+  std::map<std::pair<std::string, std::int64_t>, double> time;
+  std::int64_t tokens = 0;
+  for (const router_time& t : s.found.routers) {
+    if (std::find(sizes.begin(), sizes.end(), t.experts) == sizes.end()) sizes.push_back(t.experts);
+    if (std::find(names.begin(), names.end(), t.name) == names.end()) names.push_back(t.name);
+    time[{t.name, t.experts}] = 1e6 * t.median / static_cast<double>(t.tokens);
+    tokens = t.tokens;
+  }
+  if (names.empty()) return "";
+  const std::string plain = "top_k, k = 2";
+  std::vector<std::string> head{"router"};
+  for (const std::int64_t experts : sizes) head.push_back("E = " + std::to_string(experts));
+  head.push_back("times " + plain);
+  table routers(head);
+  for (const std::string& name : names) {
+    std::vector<std::string> row{name};
+    double most = 0;
+    for (const std::int64_t experts : sizes) {
+      const auto own = time.find({name, experts}), other = time.find({plain, experts});
+      row.push_back(own == time.end() ? "" : significant(own->second));
+      if (own != time.end() && other != time.end()) most = std::max(most, own->second / other->second);
+    }
+    row.push_back(most > 0 ? fixed(most, 2) : "");
+    routers.add(row);
+  }
+  return "## Routers alone\n\nInference, D = " + std::string(s.asked.smoke ? "32" : "256 (product keys: 512)") + ", T = " +
+         std::to_string(tokens) + ", from tokens to plan: microseconds a token.\n\n" + routers.text();
+}
+
 std::string routing_section(const session& s) {
   std::string out;
   table stages(
@@ -229,14 +265,7 @@ std::string routing_section(const session& s) {
     stages.add({t.on.name, std::to_string(t.tokens), milliseconds(t.route), milliseconds(t.gather),
                 milliseconds(t.combine), milliseconds(t.whole), percent((t.route + t.gather + t.combine) / t.whole)});
   if (!stages.empty()) out += std::string(prose::stages) + stages.text();
-  table routers({"router", "T", "ms", "us a token", "spread"});
-  for (const router_time& t : s.found.routers)
-    routers.add({t.name, std::to_string(t.tokens), milliseconds(t.median),
-                 significant(1e6 * t.median / static_cast<double>(t.tokens)), fixed(t.median / t.fastest, 2)});
-  if (!routers.empty())
-    out += "## Routers alone\n\nInference, " + std::string(s.asked.smoke ? "D = 32, E = 8" : "D = 1024, E = 64") +
-           ", from tokens to plan.\n\n" + routers.text();
-  return out;
+  return out + routers_section(s);
 }
 
 std::string executor_section(const session& s) {

@@ -4,6 +4,7 @@
 #include <sluice/router/assigned/balanced_assignment.hpp>
 #include <sluice/router/assigned/sinkhorn.hpp>
 #include <sluice/router/assigned/sparse_transport.hpp>
+#include <sluice/router/every_expert/deep_moe.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
@@ -28,6 +29,7 @@
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/switch_top1.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
@@ -56,7 +58,7 @@ sluice::routing_context<float> context_with(sluice::thread_pool& pool) {
 
 template <typename Router>
 void time_router(session& s, const std::string& name, Router router, bool training = false) {
-  const std::string title = "router " + name;
+  const std::string title = "router " + name + " E=" + std::to_string(router.experts());
   if (!s.wants(title)) return;
   sluice::initialize(router, /*seed=*/5);
   sluice::thread_pool pool(s.asked.threads);
@@ -73,7 +75,7 @@ void time_router(session& s, const std::string& name, Router router, bool traini
   typename Router::tape tape;
   const contestant route{name, [](std::int64_t) {}, [&](std::int64_t) { router.route(x, context, plan, tape); }};
   const timing t = s.run.race(title, {route}).front();
-  s.found.routers.push_back({name, x.rows(), t.median, t.fastest});
+  s.found.routers.push_back({name, router.experts(), x.rows(), t.median, t.fastest});
 }
 
 /// Routing, gathering and combining are timed as the calls that do them; a layer that fuses some of them into its products
@@ -101,10 +103,8 @@ void time_stages(session& s, const shape& on, std::int64_t rows) {
   s.found.stages.push_back({on, rows, t[0].median, t[1].median, t[2].median, t[3].median});
 }
 
-}  // namespace
-
-void routing_cases(session& s) {
-  const index_t width = s.asked.smoke ? 32 : 1024, experts = s.asked.smoke ? 8 : 64;
+/// Every router on tokens of this width, with so many experts.
+void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "top_k, k = 2", sluice::top_k_router<float>(width, experts, {.top_k = 2}));
   time_router(s, "top_k, k = 8", sluice::top_k_router<float>(width, experts, {.top_k = 8}));
   time_router(s, "noisy_top_k, k = 2", sluice::noisy_top_k_router<float>(width, experts));
@@ -141,6 +141,7 @@ void routing_cases(session& s) {
                                  sluice::linear_gate<float>(width, experts), sluice::frequency_mask(seen_by_all, experts))));
   time_router(s, "prototypes, k = 2", sluice::prototype_router<float>(width, experts));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
+  time_router(s, "deep_moe", sluice::deep_moe_router<float>(width, experts));
   time_router(s, "dense_sigmoid", sluice::dense_sigmoid_router<float>(width, experts));
   time_router(s, "gumbel_softmax", sluice::gumbel_softmax_router<float>(width, experts));
   time_router(s, "dense_to_sparse", sluice::dense_to_sparse_router<float>(width, experts));
@@ -150,10 +151,22 @@ void routing_cases(session& s) {
   time_router(s, "skipping, k = 2",
               sluice::skipping_router<float>(sluice::linear_gate<float>(width, experts),
                                              sluice::softmax_rule<float>({.top_k = 2})));
-  time_router(s, "tucker_key, k = 16", sluice::tucker_key_router<float>(width, experts));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
   time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));
+}
+
+}  // namespace
+
+void routing_cases(session& s) {
+  // Narrow tokens: the product of the gate, which most have alike, shall not hide what a router does with its scores.
+  if (s.asked.smoke)
+    time_routers(s, 32, 8);
+  else
+    for (const index_t experts : {8, 64, 256}) time_routers(s, 256, experts);
+  const index_t keys = s.asked.smoke ? 4 : 1024;
+  time_router(s, "product_key, 8 heads", sluice::product_key_router<float>(s.asked.smoke ? 32 : 512, keys));
+  time_router(s, "tucker_key, k = 16", sluice::tucker_key_router<float>(s.asked.smoke ? 32 : 512, keys));
 
   if (s.asked.smoke) return time_stages(s, tiny(), 4);
   for (const shape& on : published_shapes())

@@ -25,6 +25,7 @@ struct stage_times {
 
 struct router_time {
   std::string name;
+  std::int64_t experts = 0;
   std::int64_t tokens = 0;
   double median = 0, fastest = 0;  ///< seconds
 };
