@@ -57,9 +57,11 @@ TEST_CASE("multi_gate_layer: a task is the dense mixture of its gate over the co
   }
 }
 
-TEST_CASE("multi_gate_layer: experts are visited and stepped once, also after a move or a copy", "[layer][multi_gate]") {
+TEST_CASE("multi_gate_layer: experts are visited and stepped once, also after a move or a copy",
+          "[layer][multi_gate]") {
   using layer_type = multi_gate_layer<top_k_router<double>, mmoe_bank>;
-  auto first = std::make_unique<layer_type>(std::vector(3, top_k_router<double>{4, 5, {.top_k = 2}}), mmoe_bank{5, 4, 3});
+  auto first =
+      std::make_unique<layer_type>(std::vector(3, top_k_router<double>{4, 5, {.top_k = 2}}), mmoe_bank{5, 4, 3});
   initialize(*first, 1);
   CHECK(parameter_count(*first) == parameter_count(first->bank()) + 3 * 20);
   layer_type copy = *first;
@@ -110,7 +112,8 @@ TEST_CASE("connected_gate: a cut expert has weight and gradient exactly 0", "[la
   CHECK(cut.row(0).cwiseAbs().maxCoeff() > 0);
 }
 
-TEST_CASE("exclusive_experts: the first half of the experts have a task each, or lack one", "[layer][multi_gate][gate]") {
+TEST_CASE("exclusive_experts: the first half of the experts have a task each, or lack one",
+          "[layer][multi_gate][gate]") {
   for (const auto form : {expert_diversity::exclusivity, expert_diversity::exclusion}) {
     const auto connected = exclusive_experts(9, 3, random_source(4), form);
     REQUIRE(connected.size() == 3);
@@ -126,5 +129,6 @@ TEST_CASE("exclusive_experts: the first half of the experts have a task each, or
   CHECK_THROWS_WITH(exclusive_experts(4, 2, random_source(4), expert_diversity::exclusion, 1.5), test::contains("1.5"));
   CHECK_THROWS_WITH(mmoe_gate(linear_gate<double>(4, 3), {1, 1}), test::contains("E = 3"));
   CHECK_THROWS_WITH(mmoe_gate(linear_gate<double>(4, 3), {0, 0, 0}), test::contains("none of E = 3"));
-  CHECK_THROWS_WITH((multi_gate_layer(std::vector<mmoe_router>{}, mmoe_bank{3, 4, 3})), test::contains("a router a task"));
+  CHECK_THROWS_WITH((multi_gate_layer(std::vector<mmoe_router>{}, mmoe_bank{3, 4, 3})),
+                    test::contains("a router a task"));
 }

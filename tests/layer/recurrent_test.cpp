@@ -22,8 +22,8 @@ using rethinking_router = top_k_router<double, dynamic, dynamic, recurrent_gate<
 using rethinking_bank = expert_bank<ffn<double, silu>>;
 
 auto rethinking(index_t rounds) {
-  recurrent_layer layer{moe_layer{rethinking_router{recurrent_gate<double>(6, 4, 5), {.top_k = 2}}, rethinking_bank{4, 6, 3},
-                                  importance_loss{.coefficient = 0.1}},
+  recurrent_layer layer{moe_layer{rethinking_router{recurrent_gate<double>(6, 4, 5), {.top_k = 2}},
+                                  rethinking_bank{4, 6, 3}, importance_loss{.coefficient = 0.1}},
                         {.rounds = rounds}};
   initialize(layer, 3);
   return layer;
@@ -80,7 +80,8 @@ TEST_CASE("recurrent_layer: one round is the layer, from a state of zero", "[lay
   CHECK(test::same_bits(y, own));
 }
 
-TEST_CASE("recurrent_layer: a round reads x and what the round before made, and its router the state", "[layer][recurrent]") {
+TEST_CASE("recurrent_layer: a round reads x and what the round before made, and its router the state",
+          "[layer][recurrent]") {
   const auto layer = rethinking(2);
   const matrix<double> x = test::random_matrix<double>(7, 6, 2);
   matrix<double> y(7, 6), first(7, 6), second(7, 6);

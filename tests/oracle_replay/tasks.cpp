@@ -1,4 +1,5 @@
-// A gate a task over common experts (MMoE, MMoE-Ex), competition in its second form (CompeteSMoE), re-routing at test time (R2-T2).
+// A gate a task over common experts (MMoE, MMoE-Ex), competition in its second form (CompeteSMoE), re-routing at test
+// time (R2-T2).
 #include "layer_run.hpp"
 #include "replays.hpp"
 
@@ -15,11 +16,12 @@ namespace {
 
 using namespace sluice;
 
-// ---- MMoE ------------------------------------------------------------------------------------------------------------
+// ---- MMoE
+// ------------------------------------------------------------------------------------------------------------
 
-/// The source's experts are recurrent or small dense networks; the files have relu(W x + b) or two maps, on the whole token or on each of its
-/// steps. All of these are one map, a ReLU, and perhaps another map, of fixed structure: an expert with two matrices that a mask keeps sparse
-/// would hide what is compared, so this one is written out.
+/// The source's experts are recurrent or small dense networks; the files have relu(W x + b) or two maps, on the whole
+/// token or on each of its steps. All of these are one map, a ReLU, and perhaps another map, of fixed structure: an
+/// expert with two matrices that a mask keeps sparse would hide what is compared, so this one is written out.
 ///   out = second relu(first z + first_bias) + second_bias for each of the steps z of a token; without a second map the ReLU's output
 template <typename Scalar>
 class step_expert {
@@ -104,7 +106,8 @@ template <typename Scalar>
 matrix<Scalar> stacked(const matrix<Scalar>& beside, index_t tasks) {
   const index_t width = beside.cols() / tasks;
   matrix<Scalar> one(tasks * beside.rows(), width);
-  for (index_t q = 0; q < tasks; ++q) one.middleRows(q * beside.rows(), beside.rows()) = beside.middleCols(q * width, width);
+  for (index_t q = 0; q < tasks; ++q)
+    one.middleRows(q * beside.rows(), beside.rows()) = beside.middleCols(q * width, width);
   return one;
 }
 
@@ -116,7 +119,8 @@ mmoe_layer<Scalar> make_mmoe(typename step_expert<Scalar>::form form, index_t ta
   const step_expert<Scalar> expert(form);
   const linear_gate<Scalar> gate(expert.inputs(), experts, {.bias = true});
   return {std::vector(static_cast<std::size_t>(tasks), dense_softmax_router<Scalar>(gate)),
-          expert_bank<step_expert<Scalar>>(experts, expert), {.task_bias = true}};
+          expert_bank<step_expert<Scalar>>(experts, expert),
+          {.task_bias = true}};
 }
 
 template <typename Scalar>
@@ -213,8 +217,8 @@ void mmoe_sequence(oracle_case<Scalar>& c) {
   bound.check_gradients(c, "grad");
 }
 
-/// relu(out.weight (x kernel) + out.bias), one number: expert e writes it into its own column, so that the sum over experts is the list of
-/// products that the towers of the source read.
+/// relu(out.weight (x kernel) + out.bias), one number: expert e writes it into its own column, so that the sum over
+/// experts is the list of products that the towers of the source read.
 template <typename Scalar>
 class column_expert {
 public:
@@ -302,9 +306,12 @@ void mmoe_tabular(oracle_case<Scalar>& c) {
   const matrix<Scalar> dy = c.rows("grad_out");
   matrix<Scalar> y(tasks, x.rows());
   std::vector<Scalar> dtower, dtower_bias, dhead, dhead_bias;
-  const auto append = [](std::vector<Scalar>& to, const matrix<Scalar>& m) { to.insert(to.end(), m.data(), m.data() + m.size()); };
+  const auto append = [](std::vector<Scalar>& to, const matrix<Scalar>& m) {
+    to.insert(to.end(), m.data(), m.data() + m.size());
+  };
   for (index_t q = 0; q < tasks; ++q) {
-    const matrix<Scalar> tower = matrix_of("tower.weight", q, units, experts), head = matrix_of("head.weight", q, 1, units);
+    const matrix<Scalar> tower = matrix_of("tower.weight", q, units, experts),
+                         head = matrix_of("head.weight", q, 1, units);
     const matrix<Scalar> own = products.middleCols(q * experts, experts);
     matrix<Scalar> inside = own * tower.transpose();
     inside.rowwise() += matrix_of("tower.bias", q, 1, units).row(0);
@@ -335,11 +342,13 @@ void mmoe(oracle_case<Scalar>& c) {
   throw unsupported("kind " + kind);
 }
 
-// ---- CompeteSMoE, second version -------------------------------------------------------------------------------------
+// ---- CompeteSMoE, second version
+// -------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void competesmoe(oracle_case<Scalar>& c) {
-  const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E"), k = c.template setting<index_t>("k");
+  const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E"),
+             k = c.template setting<index_t>("k");
   if (c.template setting<std::string>("activation") != "silu_glu") throw unsupported("experts that are not SwiGLU");
   const auto sequences = c.template setting<index_t>("B"), length = c.template setting<index_t>("N");
   std::vector<index_t> borders;
@@ -378,7 +387,8 @@ void competesmoe(oracle_case<Scalar>& c) {
   run("balance_loss", contest_balance{});
 }
 
-// ---- R2-T2 -----------------------------------------------------------------------------------------------------------
+// ---- R2-T2
+// -----------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void r2t2(oracle_case<Scalar>& c) {
@@ -390,14 +400,16 @@ void r2t2(oracle_case<Scalar>& c) {
   c.check_integers("neighbours", near.reference);
   c.check("similarity", near.similarity);
 
-  // The file's model: logits of a reference = sum over experts of weight times what they put out, and its cross-entropy.
+  // The file's model: logits of a reference = sum over experts of weight times what they put out, and its
+  // cross-entropy.
   std::vector<Scalar> path, gradient_at_first(static_cast<std::size_t>(E), 0);
   std::vector<Scalar> weights = c.numbers("weights");
   index_t evaluations = 0;
   const auto loss = [&](index_t reference, std::span<const Scalar> r, std::span<Scalar> dr) {
     const const_matrix_map<Scalar> out(outputs.data() + reference * E * classes, E, classes);
     if (evaluations % near.size() == 0 && evaluations > 0) path.insert(path.end(), r.begin(), r.end());
-    Eigen::Matrix<Scalar, 1, Eigen::Dynamic> logits = Eigen::Map<const Eigen::Matrix<Scalar, 1, Eigen::Dynamic>>(r.data(), E) * out;
+    Eigen::Matrix<Scalar, 1, Eigen::Dynamic> logits =
+        Eigen::Map<const Eigen::Matrix<Scalar, 1, Eigen::Dynamic>>(r.data(), E) * out;
     const Scalar largest = logits.maxCoeff();
     const Scalar sum = (logits.array() - largest).exp().sum();
     const auto label = static_cast<index_t>(labels[static_cast<std::size_t>(reference)]);

@@ -1,4 +1,5 @@
-// The table of routers (include/sluice/router/routers.csv), and who stands for its rows: each router's own test says how to make one,
+// The table of routers (include/sluice/router/routers.csv), and who stands for its rows: each router's own test says
+// how to make one,
 //   const test::table_router top_k_in_table("top_k_router", [] {
 //     return test::made(top_k_router<double>{6, 4, {.top_k = 2}}, {.k = 2});
 //   });

@@ -59,8 +59,9 @@ TEST_CASE("reroute: kernel regression goes towards the mean of the neighbours' w
   std::vector<double> best{.6, .4, 0};
   CHECK(kernel_reroute<double>(best, two_near, reference_weights, distance_to_reference) == 0);
   CHECK(best == std::vector<double>{.6, .4, 0});
-  CHECK_THROWS_WITH(kernel_reroute<double>(std::span<double>(best).first(2), two_near, reference_weights, distance_to_reference),
-                    test::contains("row of 2 weights"));
+  CHECK_THROWS_WITH(
+      kernel_reroute<double>(std::span<double>(best).first(2), two_near, reference_weights, distance_to_reference),
+      test::contains("row of 2 weights"));
 }
 
 TEST_CASE("reroute: mode finding goes to the nearest mode and stays on the simplex", "[train][reroute]") {
@@ -78,12 +79,13 @@ TEST_CASE("reroute: mode finding goes to the nearest mode and stays on the simpl
 }
 
 TEST_CASE("reroute: descent on a layer's routing weights makes the neighbours' loss smaller", "[train][reroute]") {
-  // Test sample and references are tokens of one layer; a reference's loss is the distance of its output from what it wants.
+  // Test sample and references are tokens of one layer; a reference's loss is the distance of its output from what it
+  // wants.
   moe_layer layer{top_k_router<double>{5, 4, {.top_k = 3}}, expert_bank<ffn<double, silu>>{4, 5, 6}};
   initialize(layer, 3);
   const matrix<double> x = test::random_matrix<double>(6, 5, 2), wanted = test::random_matrix<double>(6, 5, 4);
-  const auto near = nearest_references<double>(matrix<double>(x.bottomRows(5)),
-                                               std::span<const double>(x.data(), 5), 3);
+  const auto near =
+      nearest_references<double>(matrix<double>(x.bottomRows(5)), std::span<const double>(x.data(), 5), 3);
   decltype(layer)::tape tape;
   matrix<double> y(1, 5), dx(1, 5), dy(1, 5);
   const auto loss = [&](index_t reference, std::span<const double> r, std::span<double> dr) {

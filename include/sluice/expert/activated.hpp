@@ -1,10 +1,11 @@
 /// One linear map and an activation as an expert: y = phi(W x + b).
 ///
-///   x [n,D]  weight W [D',D]  bias b [D']  y [n,D'], n may be 0        phi: kernel/activation.hpp, ReLU unless told otherwise
+///   x [n,D]  weight W [D',D]  bias b [D']  y [n,D'], n may be 0
+///   phi of kernel/activation.hpp, ReLU unless told otherwise
 ///   dz = dy phi'(z);  dx = dz W;  dW += dz^T x;  db += column sums of dz
 ///
-/// What deep mixtures of experts and other stacks of single layers are made of. NaN stays in its row. Initial values: normal with deviation
-/// 1/sqrt(D), bias zero. Eigen, Ranzato, Sutskever 2014, arXiv:1312.4314.
+/// What deep mixtures of experts and other stacks of single layers are made of. NaN stays in its row. Initial values:
+/// normal with deviation 1/sqrt(D), bias zero. Eigen, Ranzato, Sutskever 2014, arXiv:1312.4314.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

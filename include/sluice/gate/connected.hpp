@@ -1,15 +1,18 @@
-/// A gate that is connected to some of the experts only: the others have logit -infinity, so weight and gradient exactly 0.
+/// A gate that is connected to some of the experts only: the others have logit -infinity, so weight and gradient
+/// exactly 0.
 ///
 ///   logits[t,e] = gate(x)[t,e] where connected[e], else -infinity         dlogits~ = dlogits where connected, else 0
 ///
-/// With a gate a task over shared experts (layer/multi_gate.hpp) it makes experts exclusive (MMoE-Ex). exclusive_experts draws who is
-/// connected: the first floor(E share) experts are each given a task at random;
+/// With a gate a task over shared experts (layer/multi_gate.hpp) it makes experts exclusive (MMoE-Ex).
+/// exclusive_experts draws who is connected: the first floor(E share) experts are each given a task at random;
 ///   exclusivity   such an expert is connected to its task alone          exclusion   to every task but its own
-/// and at least one expert stays with all tasks. The released code only starts with a zero row of the gate's weights and trains it on: its logit
-/// is the bias, not -infinity, and it drifts. For that form set those rows of a linear gate to 0 after initialize(), without this gate.
+/// and at least one expert stays with all tasks. The released code only starts with a zero row of the gate's weights
+/// and trains it on: its logit is the bias, not -infinity, and it drifts. For that form set those rows of a linear gate
+/// to 0 after initialize(), without this gate.
 ///
-/// A router needs as many connected experts as it chooses: a top-k router would take cut ones as its last choices, with weight 0. NaN and T = 0
-/// as the inner gate. Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert Diversity", arXiv:2106.10595.
+/// A router needs as many connected experts as it chooses: a top-k router would take cut ones as its last choices, with
+/// weight 0. NaN and T = 0 as the inner gate. Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert
+/// Diversity", arXiv:2106.10595.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -34,7 +37,8 @@ public:
     matrix_buffer<scalar> dlogits;  ///< of the inner gate
   };
 
-  /// 1 where the gate is connected. Throws std::invalid_argument unless there is an entry an expert and one is connected.
+  /// 1 where the gate is connected. Throws std::invalid_argument unless there is an entry an expert and one is
+  /// connected.
   connected_gate(Inner inner, std::vector<std::uint8_t> connected)
       : gate_decorator<Inner>(std::move(inner)), connected_(std::move(connected)) {
     if (static_cast<index_t>(connected_.size()) != this->experts())
@@ -77,8 +81,10 @@ enum class expert_diversity { exclusivity, exclusion };
 
 inline constexpr random_site exclusive_experts_site{"exclusive_experts.task"};
 
-/// For every task the experts that its gate is connected to. Throws std::invalid_argument unless E, Q >= 1 and 0 <= share <= 1.
-inline std::vector<std::vector<std::uint8_t>> exclusive_experts(index_t experts, index_t tasks, const random_source& random,
+/// For every task the experts that its gate is connected to. Throws std::invalid_argument unless E, Q >= 1 and 0 <=
+/// share <= 1.
+inline std::vector<std::vector<std::uint8_t>> exclusive_experts(index_t experts, index_t tasks,
+                                                                const random_source& random,
                                                                 expert_diversity form = expert_diversity::exclusivity,
                                                                 double share = 0.5) {
   if (experts < 1 || tasks < 1 || !(share >= 0 && share <= 1))

@@ -3,14 +3,16 @@
 ///   p = softmax of the logits     G_e = sum over the training tokens so far of p_e     margin m >= 0
 ///   token after token:  logits[t,e] = -infinity where G_e - (mean of G) > m;  then G += softmax of what is left
 ///
-/// So a token's weights are those of the open experts, divided by their sum; closed ones have weight and gradient exactly 0, and G is a constant
-/// to gradients. No G is ever more than m + 1 above the mean, and one expert is always open. At inference, and with a margin of infinity
-/// (the second phase of training, set_margin), the inner gate alone scores. G goes on from call to call in a state, "ahead" [E], as its
-/// distances from the mean, which do not grow; it moves by after_step, from the last training call of the tape.
+/// So a token's weights are those of the open experts, divided by their sum; closed ones have weight and gradient
+/// exactly 0, and G is a constant to gradients. No G is ever more than m + 1 above the mean, and one expert is always
+/// open. At inference, and with a margin of infinity (the second phase of training, set_margin), the inner gate alone
+/// scores. G goes on from call to call in a state, "ahead" [E], as its distances from the mean, which do not grow; it
+/// moves by after_step, from the last training call of the tape.
 ///
-/// Tokens are looked at in their order, one after the other: that is what is computed, and takes T E steps on one thread. Padding and tokens
-/// with NaN among their logits are passed by. Not causal. Eigen, Ranzato, Sutskever 2014, "Learning Factored Representations in a Deep Mixture
-/// of Experts", arXiv:1312.4314; the margin's size is not given there.
+/// Tokens are looked at in their order, one after the other: that is what is computed, and takes T E steps on one
+/// thread. Padding and tokens with NaN among their logits are passed by. Not causal. Eigen, Ranzato, Sutskever 2014,
+/// "Learning Factored Representations in a Deep Mixture of Experts", arXiv:1312.4314; the margin's size is not given
+/// there.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -1,14 +1,16 @@
 /// A gate with a memory: a GRU reads the token and the state of the round before, and its new state gives the logits.
 ///
-///   x [T,D]   h [T,S] = context.features, or 0 if the call has none         a = W x + b [3S],  c = U h + d [3S], each (r, z, n)
-///   r = sigmoid(a_r + c_r);  z = sigmoid(a_z + c_z);  n = tanh(a_n + r c_n);  h' = (1 - z) n + z h;   logits = h' V^T [T,E]
+///   x [T,D]   h [T,S] = context.features, or 0 if the call has none
+///   a = W x + b [3S],  c = U h + d [3S],  each (r, z, n)
+///   r = sigmoid(a_r + c_r);  z = sigmoid(a_z + c_z);  n = tanh(a_n + r c_n);
+///   h' = (1 - z) n + z h;  logits = h' V^T [T,E]
 ///
-/// tape.state is h', what the next round gets as features. What that round sends back is added to dh' from tape.dstate, [T,S] if somebody set
-/// it, before backward; backward leaves the gradient of h in tape.dprevious. layer/recurrent.hpp runs the rounds. Parameters: input_weight W
-/// [3S,D], state_weight U [3S,S], input_bias b, state_bias d, output_weight V [E,S]. NaN in a token or its state gives NaN in all its logits.
-/// T = 0 is fine. Initial values: normal with deviation 1/sqrt(fan-in), biases zero.
-/// Cho et al. 2014, arXiv:1406.1078, in the form in which the reset gate acts on U h; recurrent routing: Tang et al. 2025 (GRAPHMOE),
-/// arXiv:2501.07890, of which only the abstract was at hand.
+/// tape.state is h', what the next round gets as features. What that round sends back is added to dh' from tape.dstate,
+/// [T,S] if somebody set it, before backward; backward leaves the gradient of h in tape.dprevious. layer/recurrent.hpp
+/// runs the rounds. Parameters: input_weight W [3S,D], state_weight U [3S,S], input_bias b, state_bias d, output_weight
+/// V [E,S]. NaN in a token or its state gives NaN in all its logits. T = 0 is fine. Initial values: normal with
+/// deviation 1/sqrt(fan-in), biases zero. Cho et al. 2014, arXiv:1406.1078, in the form in which the reset gate acts on
+/// U h; recurrent routing: Tang et al. 2025 (GRAPHMOE), arXiv:2501.07890, of which only the abstract was at hand.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -39,7 +41,9 @@ public:
   recurrent_gate(index_t inputs, index_t experts, index_t state) {
     if (inputs < 1 || experts < 1 || state < 1)
       throw_invalid("recurrent_gate needs D, E and S >= 1, not ", inputs, ", ", experts, " and ", state);
-    const auto normal = [](index_t fan_in) { return initial_values::normal(1 / std::sqrt(static_cast<double>(fan_in))); };
+    const auto normal = [](index_t fan_in) {
+      return initial_values::normal(1 / std::sqrt(static_cast<double>(fan_in)));
+    };
     input_weight_ = {{3 * state, inputs}, parameter_role::weight, normal(inputs)};
     state_weight_ = {{3 * state, state}, parameter_role::weight, normal(state)};
     input_bias_ = {{3 * state}, parameter_role::vector};
@@ -135,7 +139,8 @@ private:
     return !context.is_padding(token) && any_nan(h.data + token * h.cols, h.cols);
   }
 
-  /// The state of the round before, zero where there is none: a NaN in it reaches no gradient, and padding may hold anything.
+  /// The state of the round before, zero where there is none: a NaN in it reaches no gradient, and padding may hold
+  /// anything.
   void keep_previous(index_t tokens, const routing_context<Scalar>& context, tape& t) const {
     t.previous.set_zero(tokens, state());
     if (!context.features) return;

@@ -55,7 +55,8 @@ namespace detail {
 /// What backward of a layer that cannot be trained returns.
 struct refused {};
 
-/// Calls f(memory) for the workspaces or tapes of the layers inside one: wrapped, beside, in a sequence, a task each, a round each.
+/// Calls f(memory) for the workspaces or tapes of the layers inside one: wrapped, beside, in a sequence, a task each, a
+/// round each.
 template <typename Memory, typename F>
 void for_each_inner(Memory& memory, F&& f) {
   if constexpr (requires { memory.other; }) f(memory.other);

@@ -86,8 +86,8 @@ public:
   using plan_type = typename Router::plan;
   using context_type = routing_context<scalar>;
   static constexpr bool causal = is_causal<Router>;
-  /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart in
-  /// the calls in which it does.
+  /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart
+  /// in the calls in which it does.
   static constexpr bool fused = CanRunPlan<Experts, plan_type>;
 
   /// What a forward call needs besides x and y. One per thread; keeps its memory.
@@ -175,8 +175,8 @@ public:
     apply(x, y, ws, context, false);
   }
 
-  /// The same for training: the plan in the tape is a given thing. backward then leaves the gradients of its weights in t.dplan, and the router
-  /// and the auxiliary losses, which had no say, get none.
+  /// The same for training: the plan in the tape is a given thing. backward then leaves the gradients of its weights in
+  /// t.dplan, and the router and the auxiliary losses, which had no say, get none.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context = {}) const {
     detail::check_forward<moe_layer, scalar>(*this, x, y, context);
     keep(x, t, context);

@@ -1,19 +1,22 @@
 /// Several gates over one bank of experts, a gate a task (MMoE): every task weighs the same experts in its own way.
 ///
-///   x [T,D] -> y [T, Q D']     columns q D' .. (q+1) D' - 1 are task q's:  y_q[t] = sum over e of w_q[t,e] f_e(x[t]) (+ b_q)
+///   x [T,D] -> y [T, Q D'],  columns q D' .. (q+1) D' - 1 are task q's
+///   y_q[t] = sum over e of w_q[t,e] f_e(x[t]) (+ b_q)
 ///   dx = sum over tasks of their dx;  the experts' gradients add up likewise;  db_q = sum over t and columns of dy_q
 ///
-///   multi_gate_layer layer{std::vector(3, dense_softmax_router<float>{64, 8}), expert_bank<swiglu<float>>{8, 64, 128}};
-///   multi_gate_layer layer{routers, experts, {.task_bias = true}, importance_loss{}};          // the loss for each task
+///   multi_gate_layer layer{std::vector(3, dense_softmax_router<float>{64, 8}), experts};
+///   multi_gate_layer layer{routers, experts, {.task_bias = true}, importance_loss{}};       // the loss for each task
 ///
-/// Any router will do; dense_softmax_router is MMoE's. A task is a moe_layer over the bank by reference (expert/bank_ref.hpp), which
-/// `task(q)` shows: a caller whose tasks have different batches runs that layer alone. The experts run for each task on what its router sends
-/// them. Task q is called with context.for_layer(q) and task_id = q, so that tasks draw apart. For exclusive experts (MMoE-Ex) give the gates
-/// gate/connected.hpp. b_q is one number a task, zero at first, added to every column of tokens that are not padding.
+/// Any router will do; dense_softmax_router is MMoE's. A task is a moe_layer over the bank by reference
+/// (expert/bank_ref.hpp), which `task(q)` shows: a caller whose tasks have different batches runs that layer alone. The
+/// experts run for each task on what its router sends them. Task q is called with context.for_layer(q) and task_id = q,
+/// so that tasks draw apart. For exclusive experts (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a
+/// task, zero at first, added to every column of tokens that are not padding.
 ///
-/// The calls and the memory rules are those of moe_layer; padding gets zero, a token with NaN gets NaN in every task. Parameters: "experts",
-/// "task.0" ... "task.Q-1", "task_bias". Causal if the router is. Equal bits for every executor and thread count.
-/// Ma et al. 2018, "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts".
+/// The calls and the memory rules are those of moe_layer; padding gets zero, a token with NaN gets NaN in every task.
+/// Parameters: "experts", "task.0" ... "task.Q-1", "task_bias". Causal if the router is. Equal bits for every executor
+/// and thread count. Ma et al. 2018, "Modeling Task Relationships in Multi-task Learning with Multi-gate
+/// Mixture-of-Experts".
 #pragma once
 
 #include <sluice/expert/bank_ref.hpp>
@@ -108,9 +111,7 @@ public:
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires TrainableLayer<task_layer>
-  {
+  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<task_layer> {
     t.record.validate(this);
     detail::check_backward<multi_gate_layer, scalar>(*this, dy, dx, t.tokens);
     ensure_gradients(*this);
@@ -125,9 +126,7 @@ public:
         if (!t.context.is_padding(token)) bias_.gradient()[as_size(q)] += own.row(token).sum();
     }
   }
-  detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
-    requires(!TrainableLayer<task_layer>)
-  {
+  detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&) requires(!TrainableLayer<task_layer>) {
     static_assert(explain_training());
     return {};
   }

@@ -1,18 +1,21 @@
 /// A mixture that thinks again: the layer runs R times, and its router remembers what it thought (recurrent routing).
 ///
-///   u_1 = x,  h_0 = 0;    round r = 1 .. R:  h_r = GRU(u_r, h_{r-1});  o_r = experts chosen and weighed by h_r, on u_r;  u_{r+1} = x + o_r
+///   u_1 = x,  h_0 = 0;    round r = 1 .. R:
+///   h_r = GRU(u_r, h_{r-1});  o_r = experts chosen and weighed by h_r, on u_r;  u_{r+1} = x + o_r
 ///   y = o_R
 ///
 ///   using router = top_k_router<float, dynamic, dynamic, recurrent_gate<float>>;
 ///   recurrent_layer layer{moe_layer{router{recurrent_gate<float>(64, 8, 16), {.top_k = 2}}, experts}, {.rounds = 3}};
 ///
-/// The layer's router has a gate/recurrent.hpp as its gate; a round hands its state to the next one as context.features, and backward goes
-/// through all rounds. Round r draws from context.for_layer(r). Losses of the rounds add up: give them 1/R of the coefficient for their mean.
-/// With one round it is the layer whose gate starts from 0. The layer needs D' = D.
+/// The layer's router has a gate/recurrent.hpp as its gate; a round hands its state to the next one as
+/// context.features, and backward goes through all rounds. Round r draws from context.for_layer(r). Losses of the
+/// rounds add up: give them 1/R of the coefficient for their mean. With one round it is the layer whose gate starts
+/// from 0. The layer needs D' = D.
 ///
-/// This is our reading of GRAPHMOE (Tang et al. 2025, arXiv:2501.07890), of which the abstract was at hand: experts as nodes that hear of each
-/// other through a virtual node, in rounds of routing with a recurrent cell. Which cell, how many rounds, and how the virtual node enters are
-/// not in it; the name graph_moe stays free for its exact form. Padding gets zero, a token with NaN gets NaN; causal if the layer is.
+/// This is our reading of GRAPHMOE (Tang et al. 2025, arXiv:2501.07890), of which the abstract was at hand: experts as
+/// nodes that hear of each other through a virtual node, in rounds of routing with a recurrent cell. Which cell, how
+/// many rounds, and how the virtual node enters are not in it; the name graph_moe stays free for its exact form.
+/// Padding gets zero, a token with NaN gets NaN; causal if the layer is.
 #pragma once
 
 #include <sluice/layer/call_checks.hpp>
@@ -30,8 +33,9 @@ struct recurrent_options {
 template <typename Layer>
 class recurrent_layer {
   static_assert(explain_layer<Layer>());
-  static_assert(requires(typename Layer::tape& t) { t.router.gate.state, t.router.gate.dstate, t.router.gate.dprevious; },
-                "sluice: recurrent_layer needs a layer whose router has a recurrent gate (gate/recurrent.hpp)");
+  static_assert(
+      requires(typename Layer::tape & t) { t.router.gate.state, t.router.gate.dstate, t.router.gate.dprevious; },
+      "sluice: recurrent_layer needs a layer whose router has a recurrent gate (gate/recurrent.hpp)");
 
 public:
   using scalar = typename Layer::scalar;
@@ -101,9 +105,7 @@ public:
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
-    requires TrainableLayer<Layer>
-  {
+  void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<Layer> {
     t.record.validate(this);
     detail::check_backward<recurrent_layer, scalar>(*this, dy, dx, t.tokens);
     dx.setZero();
@@ -119,9 +121,7 @@ public:
       t.dy.map() = t.du.map();
     }
   }
-  detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)
-    requires(!TrainableLayer<Layer>)
-  {
+  detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&) requires(!TrainableLayer<Layer>) {
     static_assert(explain_training());
     return {};
   }

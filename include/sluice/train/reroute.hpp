@@ -1,24 +1,25 @@
 /// R2-T2: re-routing at test time. The routing weights of one sample move to where those of its neighbours do well.
 ///
-/// There are references: samples that the model answered correctly, each with an embedding [F], routing weights [E] and an answer. The
-/// neighbourhood of a test sample are the N references whose embeddings are the most similar to its own (cosine), s_i the similarities. Then
-/// the weights r [E] of the test sample change, in one of three ways:
+/// There are references: samples that the model answered correctly, each with an embedding [F], routing weights [E] and
+/// an answer. The neighbourhood of a test sample are the N references whose embeddings are the most similar to its own
+/// (cosine), s_i the similarities. Then the weights r [E] of the test sample change, in one of three ways:
 ///
-///   descend_reroute      steps times r -= Adam of the gradient of  L(r) = sum of s_i loss_i(r) / sum of s_i,  at a cosine rate.
-///                        loss_i(r): of reference i under the weights r. They are neither clipped nor normalised.
-///   kernel_reroute       m = sum of s_i r_i / sum of s_i;   r = (1 - a) r + a m with the a of 0, 1/n, ... 1 whose L is the least
+///   descend_reroute      steps times r -= Adam of the gradient of  L(r) = sum of s_i loss_i(r) / sum of s_i,  at a
+///                        cosine rate. loss_i(r): of reference i under the weights r, neither clipped nor normalised
+///   kernel_reroute       m = sum of s_i r_i / sum of s_i;   r = (1 - a) r + a m with the a of 0, 1/n, ... 1 whose L is
+///                        the least
 ///   mode_reroute         steps times r = (1 - a) r + a m,   m the mean of the r_i weighed by exp(-|r - r_i|² / 2 h²)
 ///
-/// The second needs no gradient, the third not even a loss; both keep r on the simplex if it and all r_i are. The weights of a layer are
-/// plan.weights(); layer.forward_planned runs it with others, and its training form, followed by backward, leaves their gradient in
-/// tape.dplan.weight.
+/// The second needs no gradient, the third not even a loss; both keep r on the simplex if it and all r_i are. The
+/// weights of a layer are plan.weights(); layer.forward_planned runs it with others, and its training form, followed by
+/// backward, leaves their gradient in tape.dplan.weight.
 ///
 ///   const auto near = nearest_references(embeddings, embedding, 5);
 ///   descend_reroute(weights, near, [&](index_t reference, auto r, auto dr) { ...dr += dloss/dr; return loss; });
 ///
-/// Equal similarities: the lower reference; equal L: the smaller a. A similarity that is negative or NaN counts as 0; if all do, the neighbours
-/// count alike. The second and third form are as the paper's text has them: their grids are ours.
-/// Li, Li, Zhou 2025, "R2-T2: Re-Routing in Test-Time for Multimodal Mixture-of-Experts", arXiv:2502.20395.
+/// Equal similarities: the lower reference; equal L: the smaller a. A similarity that is negative or NaN counts as 0;
+/// if all do, the neighbours count alike. The second and third form are as the paper's text has them: their grids are
+/// ours. Li, Li, Zhou 2025, "R2-T2: Re-Routing in Test-Time for Multimodal Mixture-of-Experts", arXiv:2502.20395.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -52,13 +53,14 @@ struct neighbourhood {
   }
 };
 
-/// The `count` rows of references [R,F] whose cosine with the query [F] is the largest; of a zero vector it is 0. Throws
-/// std::invalid_argument if the widths differ or there are fewer references.
+/// The `count` rows of references [R,F] whose cosine with the query [F] is the largest; of a zero vector it is 0.
+/// Throws std::invalid_argument if the widths differ or there are fewer references.
 template <FloatOrDouble Scalar>
-neighbourhood<Scalar> nearest_references(const matrix<Scalar>& references, std::span<const Scalar> query, index_t count) {
+neighbourhood<Scalar> nearest_references(const matrix<Scalar>& references, std::span<const Scalar> query,
+                                         index_t count) {
   if (static_cast<index_t>(query.size()) != references.cols() || count < 1 || count > references.rows())
-    throw_invalid("nearest_references needs an embedding of width ", references.cols(), " and 1 <= N <= ", references.rows(),
-                  ", not a width of ", query.size(), " and N = ", count);
+    throw_invalid("nearest_references needs an embedding of width ", references.cols(),
+                  " and 1 <= N <= ", references.rows(), ", not a width of ", query.size(), " and N = ", count);
   const Eigen::Map<const Eigen::Matrix<Scalar, 1, Eigen::Dynamic>> q(query.data(), references.cols());
   std::vector<Scalar> cosine(as_size(references.rows()));
   for (index_t i = 0; i < references.rows(); ++i) {
@@ -76,11 +78,12 @@ namespace detail {
 
 template <typename Scalar>
 void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& near) {
-  if (weights.empty() || near.size() < 1) throw_invalid("re-routing needs weights and neighbours; there are ", weights.size(),
-                                                        " and ", near.size());
+  if (weights.empty() || near.size() < 1)
+    throw_invalid("re-routing needs weights and neighbours; there are ", weights.size(), " and ", near.size());
 }
 template <typename Scalar>
-void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& near, const matrix<Scalar>& of_references) {
+void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& near,
+                   const matrix<Scalar>& of_references) {
   check_reroute(weights, near);
   const index_t last = *std::max_element(near.reference.begin(), near.reference.end());
   if (of_references.cols() != static_cast<index_t>(weights.size()) || of_references.rows() <= last)
@@ -102,7 +105,8 @@ struct descend_options {
   double last_rate = 1e-5;
 };
 
-/// loss(reference, weights, dweights) adds the gradient of the loss to dweights and returns the loss. Returns L before every step.
+/// loss(reference, weights, dweights) adds the gradient of the loss to dweights and returns the loss. Returns L before
+/// every step.
 template <FloatOrDouble Scalar, typename Loss>
 std::vector<Scalar> descend_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, Loss&& loss,
                                     descend_options o = {}) {
@@ -166,8 +170,8 @@ void mode_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, 
                   mode_options o = {}) {
   detail::check_reroute<Scalar>(weights, near, of_references);
   if (o.steps < 0 || !(o.step >= 0 && o.step <= 1) || !(o.bandwidth > 0))
-    throw_invalid("mode_reroute needs steps >= 0, a step in 0..1 and a bandwidth above 0, not ", o.steps, ", ", o.step, " and ",
-                  o.bandwidth);
+    throw_invalid("mode_reroute needs steps >= 0, a step in 0..1 and a bandwidth above 0, not ", o.steps, ", ", o.step,
+                  " and ", o.bandwidth);
   const auto row = [&](index_t i) {
     return std::span<const Scalar>(of_references.row(near.reference[as_size(i)]).data(), weights.size());
   };

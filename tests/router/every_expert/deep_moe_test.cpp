@@ -54,9 +54,10 @@ TEST_CASE("deep_moe_router: keeps every promise", "[router][deep_moe]") {
   CHECK(report.passed());
 }
 
-TEST_CASE("margin_gate: an expert that is ahead by more than the margin is closed, token after token", "[router][deep_moe]") {
-  // Three tokens with shares (.7, .2, .1), margin .5. Ahead of the mean before each: (0, 0, 0); (.7 - 1/3, ...) = (.367, -.133, -.233);
-  // (.733, ...): the first is closed for the third token, and its mass goes to the others.
+TEST_CASE("margin_gate: an expert that is ahead by more than the margin is closed, token after token",
+          "[router][deep_moe]") {
+  // Three tokens with shares (.7, .2, .1), margin .5. Ahead of the mean before each: (0, 0, 0); (.7 - 1/3, ...) =
+  // (.367, -.133, -.233); (.733, ...): the first is closed for the third token, and its mass goes to the others.
   const auto gate = gate_of_shares(3, 0.5);
   matrix<double> shares(3, 3);
   shares << .7, .2, .1, .7, .2, .1, .7, .2, .1;
@@ -74,7 +75,8 @@ TEST_CASE("margin_gate: an expert that is ahead by more than the margin is close
   CHECK(test::largest_difference(shares_of(free, shares, tape), shares) <= test::bound<double>(3));
 }
 
-TEST_CASE("margin_gate: goes on where the last step ended, and nobody gets further than margin + 1", "[router][deep_moe]") {
+TEST_CASE("margin_gate: goes on where the last step ended, and nobody gets further than margin + 1",
+          "[router][deep_moe]") {
   auto gate = gate_of_shares(4, 0.25);
   matrix<double> shares(5, 4);
   for (index_t t = 0; t < 5; ++t) shares.row(t) << .85, .05, .05, .05;
@@ -100,8 +102,8 @@ TEST_CASE("margin_gate: padding and NaN are passed by; a margin is not negative"
   shares_gate::tape tape;
   matrix<double> logits(4, 2);
   gate.forward(x, context, logits, tape);
-  CHECK(logits(2, 0) == 5);                                             // the first that counts
-  CHECK(logits(3, 0) == -std::numeric_limits<double>::infinity());      // the second
+  CHECK(logits(2, 0) == 5);                                         // the first that counts
+  CHECK(logits(3, 0) == -std::numeric_limits<double>::infinity());  // the second
   CHECK_THROWS_WITH(gate_of_shares(2, -1), test::contains("-1"));
   CHECK_THROWS_AS(gate_of_shares(2, quiet_nan<double>()), std::invalid_argument);
 }
