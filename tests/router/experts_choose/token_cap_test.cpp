@@ -53,8 +53,8 @@ double best_total(const matrix<double>& p, index_t capacity, index_t most, index
 }  // namespace
 
 TEST_CASE("token_cap: fixture F with at most two experts a token", "[router][expert_choice][token_cap]") {
-  // Without a cap token 1 has three experts (0.276, 0.167, 0.102). Expert 3 gives it up for token 2: 0.0648 of it is the
-  // cheapest exchange.
+  // Without a cap token 1 has three experts. Cheapest is that expert 1 takes token 0 (0.236883) in its place (0.276004):
+  // token 2, by which expert 3 would lose less, has two experts already.
   const auto plan = test::route(capped_choice(4, 2, {.most = 2}), test::fixture_f<double>()).plan;
   CHECK(plan.size() == 8);
   CHECK(most_experts(plan) == 2);

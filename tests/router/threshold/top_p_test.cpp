@@ -27,7 +27,7 @@ matrix<double> worked_row() {
   return logits;
 }
 
-std::vector<index_t> experts_of(const sparse_plan<double>& plan, index_t token) {
+std::vector<index_t> top_p_experts(const sparse_plan<double>& plan, index_t token) {
   std::vector<index_t> experts;
   for (const index_t i : plan.of_token(token)) experts.push_back(plan.expert(i));
   return experts;
@@ -58,7 +58,7 @@ TEST_CASE("top_p: the worked example", "[router][top_p]") {
   CAPTURE(r.threshold);
   const auto plan = test::route(given_top_p<>(copy_gate<double>(4, 4), {.threshold = r.threshold}), worked_row()).plan;
   const std::vector<index_t> best{2, 0, 3, 1};
-  CHECK(experts_of(plan, 0) == std::vector<index_t>(best.begin(), best.begin() + std::ptrdiff_t(r.experts)));
+  CHECK(top_p_experts(plan, 0) == std::vector<index_t>(best.begin(), best.begin() + std::ptrdiff_t(r.experts)));
   const double p[] = {0.5, 0.3, 0.15, 0.05};
   for (const index_t i : plan.of_token(0)) CHECK(std::abs(plan.weight(i) - p[plan.rank(i)]) <= test::bound<double>(4));
 }
@@ -76,7 +76,7 @@ TEST_CASE("top_p: equals the definition, of few experts and of many", "[router][
   for (index_t t = 0; t < 30; ++t) {
     const auto expected = naive_top_p(&logits(t, 0), E, most == 0 ? E : most, threshold);
     longest = std::max(longest, expected.size());
-    CHECK(experts_of(plan, t) == expected);
+    CHECK(top_p_experts(plan, t) == expected);
   }
   if (E == 40 && threshold > 0.9) CHECK(longest == std::size_t(most == 0 ? 40 : most));  // past the first few
 }
@@ -108,8 +108,8 @@ TEST_CASE("top_p: equal logits go to the lower expert; infinity takes all the ma
   matrix<double> logits = matrix<double>::Zero(2, 4);
   logits(1, 2) = std::numeric_limits<double>::infinity();
   const auto plan = test::route(given_top_p<>(copy_gate<double>(4, 4), {.threshold = 0.6}), logits).plan;
-  CHECK(experts_of(plan, 0) == std::vector<index_t>{0, 1, 2});
-  CHECK(experts_of(plan, 1) == std::vector<index_t>{2});
+  CHECK(top_p_experts(plan, 0) == std::vector<index_t>{0, 1, 2});
+  CHECK(top_p_experts(plan, 1) == std::vector<index_t>{2});
 }
 
 TEST_CASE("top_p: an overfull expert keeps those for whom it ranks best", "[router][top_p][xmoe]") {
@@ -120,8 +120,8 @@ TEST_CASE("top_p: an overfull expert keeps those for whom it ranks best", "[rout
                                                       position_capacity(capacity_limit::fixed(3)));
   const auto plan = test::route(router, logits).plan;
   CHECK(plan.load(0) == 3);
-  CHECK(experts_of(plan, 0) == std::vector<index_t>{1, 0});  // of equal ranks the lower token
-  CHECK(experts_of(plan, 1) == std::vector<index_t>{1});
+  CHECK(top_p_experts(plan, 0) == std::vector<index_t>{1, 0});  // of equal ranks the lower token
+  CHECK(top_p_experts(plan, 1) == std::vector<index_t>{1});
   REQUIRE(plan.dropped().size() == 2);
   CHECK(plan.dropped()[0].token == 1);
   CHECK(plan.dropped()[0].rank == 1);
@@ -172,7 +172,7 @@ TEST_CASE("top_p: no token, padding, NaN", "[router][top_p]") {
   const auto plan = test::route(router, logits, context).plan;
   CHECK(plan.of_token(1).empty());
   CHECK(plan.of_token(2).empty());
-  CHECK(experts_of(plan, 0) == naive_top_p(&logits(0, 0), 4, 4, 0.9));
+  CHECK(top_p_experts(plan, 0) == naive_top_p(&logits(0, 0), 4, 4, 0.9));
   REQUIRE(plan.invalid_tokens().size() == 1);
 }
 
