@@ -211,7 +211,7 @@ TEST_CASE("checkpoint: Ctrl-C leaves no half-written file", "[checkpoint]") {
   const temporary_folder folder("interrupt");
   const std::string model = folder.file("model"), out = folder.file("out");
   REQUIRE(
-      run_tool(folder, "make " + quoted(model) + " --layers 12 --experts 32 --width 256 --hidden 256 --dtype float")
+      run_tool(folder, "make " + quoted(model) + " --layers 2 --experts 32 --width 256 --hidden 256 --dtype float")
           .code == 0);
   const pid_t child = ::fork();
   REQUIRE(child >= 0);

@@ -152,7 +152,7 @@ TEST_CASE("sinkhorn: weights and inference of every published form", "[router][s
   check(sinkhorn_choices::s_base(3), true, false);
 }
 
-TEST_CASE("sinkhorn: noise chooses, the logits before it weigh; or entries of the coupling do", "[router][sinkhorn]") {
+TEST_CASE("sinkhorn: noise chooses, the logits before it weigh, or entries of the coupling do", "[router][sinkhorn]") {
   const matrix<double> logits = test::random_matrix<double>(12, 4, 22);
   const sinkhorn_router<double, copy_gate<double>, gaussian_noise<double>, position_capacity> router(
       copy_gate<double>(4, 4), sinkhorn_choices::vmoe(2), gaussian_noise<double>(8),

@@ -91,7 +91,7 @@ TEST_CASE("margin_gate: goes on where the last step ended, and nobody gets furth
   }
 }
 
-TEST_CASE("margin_gate: padding and NaN are passed by; a margin is not negative", "[router][deep_moe][nan]") {
+TEST_CASE("margin_gate: padding and NaN are passed by, a margin is not negative", "[router][deep_moe][nan]") {
   const auto gate = gate_of_shares(2, 0);
   matrix<double> x(4, 2);
   x << 5, 0, quiet_nan<double>(), 0, 5, 0, 0, 0;

@@ -76,7 +76,7 @@ TEST_CASE("expert_preferred: shares of nested experts", "[router][expert_preferr
   }
 }
 
-TEST_CASE("expert_preferred: equal scores go to the lower token; groups have budgets of their own",
+TEST_CASE("expert_preferred: equal scores go to the lower token, groups have budgets of their own",
           "[router][expert_preferred][ties]") {
   given_preferred router(copy_gate<double>(2, 2), {0.5, 0.5});
   const std::vector<index_t> borders{0, 2, 2, 7};

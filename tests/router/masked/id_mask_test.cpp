@@ -98,7 +98,7 @@ TEST_CASE("id_mask: rare ids are spread evenly, frequent ones see as many as ask
   CHECK_THROWS_WITH(frequency_mask(occurrences, 7, {.visible = 8}), test::contains("visible = 8, E = 7"));
 }
 
-TEST_CASE("id_mask: gradients, of a balance loss too; one visible expert gives the gate none", "[router][id_mask][gradient]") {
+TEST_CASE("id_mask: gradients, of a balance loss too, one visible expert gives the gate none", "[router][id_mask][gradient]") {
   const std::vector<index_t> ids{0, 1, 2, 0, 0, 2, 1, 0, 2};
   using linear = masked_gate<linear_gate<double>>;
   moe_layer layer{mask_moe_router<double>(linear(linear_gate<double>(5, 4), some_mask()), {.top_k = 2}),

@@ -55,7 +55,7 @@ TEST_CASE("scheduled_k: every shape by hand, in both directions", "[router][sche
                       test::contains("between 1 and 2^31, not " + std::to_string(first)));
 }
 
-TEST_CASE("scheduled_k: a frozen random router whose k grows in training; any k at inference",
+TEST_CASE("scheduled_k: a frozen random router whose k grows in training, any k at inference",
           "[router][scheduled_k]") {
   smoe_dropout_router<double> router{5, 8, {.schedule = {{.first = 1, .last = 8, .steps = 70}}}};
   initialize(router, 3);

@@ -109,7 +109,7 @@ TEST_CASE("stable: losses by hand", "[router][stable][loss]") {
   CHECK(distillation{}(seen, plan, {}, gradients) == 0);
 }
 
-TEST_CASE("stable: gradients of a block in both stages, with drops; only the first teaches the distilled gate",
+TEST_CASE("stable: gradients of a block in both stages, with drops, only the first teaches the distilled gate",
           "[router][stable][gradient]") {
   const std::vector<index_t> ids = ids_for(9);
   stable_router<double> router(linear_gate<double>(4, 3), token_id_gate<double>(4, 3, 7, 5), {.first_stage = 10},

@@ -53,7 +53,7 @@ TEST_CASE("skip: what is left is weighed as the rule weighs", "[router][skip]") 
   CHECK(std::abs(raw.dense_weights()(0, 0) - 0.643914) < test::printed);
 }
 
-TEST_CASE("skip: ratio 0 is the rule itself; equals of the best stay", "[router][skip][ties]") {
+TEST_CASE("skip: ratio 0 is the rule itself, equals of the best stay", "[router][skip][ties]") {
   const matrix<double> logits = test::random_matrix<double>(30, 4, 211);
   const top_k_router<double, dynamic, dynamic, copy_gate<double>> plain(4, 4, {.top_k = 2});
   CHECK(test::plan_bits(test::route(skipping_top_two(0), logits).plan) ==

@@ -104,7 +104,7 @@ TEST_CASE("top_p: a call's k is the most a token gets", "[router][top_p]") {
   CHECK(test::plan_bits(one.plan) == test::plan_bits(test::route(top1, test::fixture_f<double>()).plan));
 }
 
-TEST_CASE("top_p: equal logits go to the lower expert; infinity takes all the mass", "[router][top_p][ties]") {
+TEST_CASE("top_p: equal logits go to the lower expert, infinity takes all the mass", "[router][top_p][ties]") {
   matrix<double> logits = matrix<double>::Zero(2, 4);
   logits(1, 2) = std::numeric_limits<double>::infinity();
   const auto plan = test::route(given_top_p<>(copy_gate<double>(4, 4), {.threshold = 0.6}), logits).plan;

@@ -29,13 +29,13 @@ namespace detail {
 
 /// Gives every token that has no expert yet to the one with room that scores it highest.
 template <typename Scalar>
-void assign_the_rest(const matrix_buffer<Scalar>& scores, index_t per_expert, buffer<index_t>& load,
+void assign_the_rest(const matrix_buffer<Scalar>& scores, index_t most, buffer<index_t>& load,
                      buffer<index_t>& expert_of) {
   for (index_t token = 0; token < scores.cols(); ++token) {
     if (expert_of[token] >= 0) continue;
     index_t best = -1;
     for (index_t e = 0; e < scores.rows(); ++e)
-      if (load[e] < per_expert && (best < 0 || scores(e, token) > scores(best, token))) best = e;
+      if (load[e] < most && (best < 0 || scores(e, token) > scores(best, token))) best = e;
     expert_of[token] = best;
     ++load[best];
   }

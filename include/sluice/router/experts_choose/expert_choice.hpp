@@ -158,6 +158,7 @@ public:
     t.rank.assign(tokens, 0);
     t.valid.reserve(tokens);
     t.queue.resize(experts(), tokens);
+    t.taken.resize(experts());
     if (options_.cap.limits(experts())) {
       t.prices.reserve(tokens, experts());
       t.room.reserve(tokens);
@@ -274,7 +275,6 @@ private:
     }
     if (real == 0) return;
     const modality_experts::part own = options_.modalities.of(modality, experts());
-    t.taken.resize(experts());
     for (index_t e = own.first; e < own.first + own.count; ++e)
       t.taken[e] = (std::min)(capacity(real, context.training, e), t.valid.size());
     if constexpr (!compares_scores)
