@@ -57,9 +57,11 @@ void reserve(Layer& layer, Memory& memory, index_t tokens,
   }
   // The mask ends with this call, and nothing was counted.
   detail::for_each_memory(memory, [&, next = std::size_t(0)](auto& own) mutable {
-    // Memory that was not there before has counted nothing else.
-    if constexpr (requires { own.statistics; })
-      own.statistics = next < counters.size() ? counters[next++] : routing_statistics{};
+    if constexpr (requires { own.statistics; }) {
+      // Memory that was not there before has counted nothing else. Copied, counters keep the room that they have.
+      if (next == counters.size()) counters.emplace_back();
+      own.statistics = counters[next++];
+    }
     if constexpr (requires { own.record.forget(); }) own.record.forget();
   });
 }
