@@ -14,8 +14,8 @@
 /// weights of a layer are plan.weights(); layer.forward_planned runs it with others, and its training form, followed by
 /// backward, leaves their gradient in tape.dplan.weight.
 ///
-///   const auto near = nearest_references(embeddings, embedding, 5);
-///   descend_reroute(weights, near, [&](index_t reference, auto r, auto dr) { ...dr += dloss/dr; return loss; });
+///   const auto nearest = nearest_references(embeddings, embedding, 5);
+///   descend_reroute(weights, nearest, [&](index_t reference, auto r, auto dr) { ...dr += dloss/dr; return loss; });
 ///
 /// Equal similarities: the lower reference; equal L: the smaller a. A similarity that is negative or NaN counts as 0;
 /// if all do, the neighbours count alike. The second and third form are as the paper's text has them: their grids are
@@ -67,25 +67,25 @@ neighbourhood<Scalar> nearest_references(const matrix<Scalar>& references, std::
     const Scalar norms = references.row(i).norm() * q.norm();
     cosine[as_size(i)] = norms == 0 ? Scalar(0) : references.row(i).dot(q) / norms;
   }
-  neighbourhood<Scalar> near;
-  near.reference.resize(as_size(count));
-  kernel::top_k(cosine.data(), references.rows(), count, near.reference.data());
-  for (const index_t i : near.reference) near.similarity.push_back(cosine[as_size(i)]);
-  return near;
+  neighbourhood<Scalar> nearest;
+  nearest.reference.resize(as_size(count));
+  kernel::top_k(cosine.data(), references.rows(), count, nearest.reference.data());
+  for (const index_t i : nearest.reference) nearest.similarity.push_back(cosine[as_size(i)]);
+  return nearest;
 }
 
 namespace detail {
 
 template <typename Scalar>
-void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& near) {
-  if (weights.empty() || near.size() < 1)
-    throw_invalid("re-routing needs weights and neighbours; there are ", weights.size(), " and ", near.size());
+void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& nearest) {
+  if (weights.empty() || nearest.size() < 1)
+    throw_invalid("re-routing needs weights and neighbours; there are ", weights.size(), " and ", nearest.size());
 }
 template <typename Scalar>
-void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& near,
+void check_reroute(std::span<const Scalar> weights, const neighbourhood<Scalar>& nearest,
                    const matrix<Scalar>& of_references) {
-  check_reroute(weights, near);
-  const index_t last = *std::max_element(near.reference.begin(), near.reference.end());
+  check_reroute(weights, nearest);
+  const index_t last = *std::max_element(nearest.reference.begin(), nearest.reference.end());
   if (of_references.cols() != static_cast<index_t>(weights.size()) || of_references.rows() <= last)
     throw_invalid("re-routing needs a row of ", weights.size(), " weights for each reference up to ", last, ", not [",
                   of_references.rows(), ", ", of_references.cols(), "]");
@@ -108,9 +108,9 @@ struct descend_options {
 /// loss(reference, weights, dweights) adds the gradient of the loss to dweights and returns the loss. Returns L before
 /// every step.
 template <FloatOrDouble Scalar, typename Loss>
-std::vector<Scalar> descend_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, Loss&& loss,
+std::vector<Scalar> descend_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& nearest, Loss&& loss,
                                     descend_options o = {}) {
-  detail::check_reroute<Scalar>(weights, near);
+  detail::check_reroute<Scalar>(weights, nearest);
   if (o.steps < 0) throw_invalid("re-routing cannot take ", o.steps, " steps");
   parameter<Scalar> moved({static_cast<index_t>(weights.size())}, parameter_role::vector);
   std::copy(weights.begin(), weights.end(), moved.data());
@@ -119,10 +119,10 @@ std::vector<Scalar> descend_reroute(std::span<Scalar> weights, const neighbourho
   std::vector<Scalar> losses, dloss(weights.size());
   for (index_t step = 0; step < o.steps; ++step) {
     Scalar sum = 0;
-    for (index_t i = 0; i < near.size(); ++i) {
+    for (index_t i = 0; i < nearest.size(); ++i) {
       std::fill(dloss.begin(), dloss.end(), Scalar(0));
-      const Scalar share = near.share(i);
-      sum += share * loss(near.reference[as_size(i)], std::span<const Scalar>(std::as_const(moved).value()),
+      const Scalar share = nearest.share(i);
+      sum += share * loss(nearest.reference[as_size(i)], std::span<const Scalar>(std::as_const(moved).value()),
                           std::span<Scalar>(dloss));
       for (std::size_t e = 0; e < dloss.size(); ++e) moved.gradient()[e] += share * dloss[e];
     }
@@ -136,22 +136,22 @@ std::vector<Scalar> descend_reroute(std::span<Scalar> weights, const neighbourho
 
 /// loss(reference, weights) returns the loss. `candidates` is n. Returns the a that was taken.
 template <FloatOrDouble Scalar, typename Loss>
-Scalar kernel_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, const matrix<Scalar>& of_references,
-                      Loss&& loss, index_t candidates = 10) {
-  detail::check_reroute<Scalar>(weights, near, of_references);
+Scalar kernel_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& nearest,
+                      const matrix<Scalar>& of_references, Loss&& loss, index_t candidates = 10) {
+  detail::check_reroute<Scalar>(weights, nearest, of_references);
   if (candidates < 1) throw_invalid("re-routing needs a step to choose, not ", candidates);
   std::vector<Scalar> mean(weights.size(), 0), tried(weights.size());
-  for (index_t i = 0; i < near.size(); ++i)
+  for (index_t i = 0; i < nearest.size(); ++i)
     for (std::size_t e = 0; e < mean.size(); ++e)
-      mean[e] += near.share(i) * of_references(near.reference[as_size(i)], static_cast<index_t>(e));
+      mean[e] += nearest.share(i) * of_references(nearest.reference[as_size(i)], static_cast<index_t>(e));
   Scalar best = 0, least = 0;
   for (index_t c = 0; c <= candidates; ++c) {
     const Scalar a = static_cast<Scalar>(c) / static_cast<Scalar>(candidates);
     std::copy(weights.begin(), weights.end(), tried.begin());
     detail::move_weights<Scalar>(tried, mean, a);
     Scalar sum = 0;
-    for (index_t i = 0; i < near.size(); ++i)
-      sum += near.share(i) * loss(near.reference[as_size(i)], std::span<const Scalar>(tried));
+    for (index_t i = 0; i < nearest.size(); ++i)
+      sum += nearest.share(i) * loss(nearest.reference[as_size(i)], std::span<const Scalar>(tried));
     if (c == 0 || sum < least) best = a, least = sum;
   }
   detail::move_weights<Scalar>(weights, mean, best);
@@ -166,19 +166,19 @@ struct mode_options {
 
 /// Towards the place where the weights of the neighbours are the densest.
 template <FloatOrDouble Scalar>
-void mode_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, const matrix<Scalar>& of_references,
+void mode_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& nearest, const matrix<Scalar>& of_references,
                   mode_options o = {}) {
-  detail::check_reroute<Scalar>(weights, near, of_references);
+  detail::check_reroute<Scalar>(weights, nearest, of_references);
   if (o.steps < 0 || !(o.step >= 0 && o.step <= 1) || !(o.bandwidth > 0))
     throw_invalid("mode_reroute needs steps >= 0, a step in 0..1 and a bandwidth above 0, not ", o.steps, ", ", o.step,
                   " and ", o.bandwidth);
   const auto row = [&](index_t i) {
-    return std::span<const Scalar>(of_references.row(near.reference[as_size(i)]).data(), weights.size());
+    return std::span<const Scalar>(of_references.row(nearest.reference[as_size(i)]).data(), weights.size());
   };
-  std::vector<double> distance(as_size(near.size()));
+  std::vector<double> distance(as_size(nearest.size()));
   std::vector<Scalar> mean(weights.size());
   for (index_t step = 0; step < o.steps; ++step) {
-    for (index_t i = 0; i < near.size(); ++i) {
+    for (index_t i = 0; i < nearest.size(); ++i) {
       distance[as_size(i)] = 0;
       for (std::size_t e = 0; e < weights.size(); ++e) {
         const double d = static_cast<double>(weights[e]) - static_cast<double>(row(i)[e]);
@@ -186,12 +186,12 @@ void mode_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& near, 
       }
     }
     // Against the nearest: the sum cannot underflow to 0.
-    const double nearest = *std::min_element(distance.begin(), distance.end());
+    const double least = *std::min_element(distance.begin(), distance.end());
     std::fill(mean.begin(), mean.end(), Scalar(0));
     double sum = 0;
-    for (const double d : distance) sum += std::exp((nearest - d) / (2 * o.bandwidth * o.bandwidth));
-    for (index_t i = 0; i < near.size(); ++i) {
-      const double kernel = std::exp((nearest - distance[as_size(i)]) / (2 * o.bandwidth * o.bandwidth));
+    for (const double d : distance) sum += std::exp((least - d) / (2 * o.bandwidth * o.bandwidth));
+    for (index_t i = 0; i < nearest.size(); ++i) {
+      const double kernel = std::exp((least - distance[as_size(i)]) / (2 * o.bandwidth * o.bandwidth));
       for (std::size_t e = 0; e < mean.size(); ++e) mean[e] += static_cast<Scalar>(kernel / sum) * row(i)[e];
     }
     detail::move_weights<Scalar>(weights, mean, static_cast<Scalar>(o.step));

@@ -324,6 +324,25 @@ TEST_CASE("sigmoid: the gradient does not vanish where the score rounds to one",
   CHECK(dx(0, 1) == 0);
 }
 
+TEST_CASE("sigmoid: scores that nearly vanish give gradients that are numbers", "[router][sigmoid][gradient]") {
+  const given_sigmoid<float> router(2, 2, {.top_k = 2, .selection_bias = false, .added_to_sum = 0});
+  for (const float low : {-60.0F, -87.0F, -95.2F, -103.0F}) {
+    CAPTURE(low);
+    matrix<float> logits(1, 2);
+    logits << low, -236.7F;
+    given_sigmoid<float> own = router;
+    auto result = test::route(own, logits);
+    result.tape.dseen.zero_like(result.tape.seen);
+    sparse_plan_gradient<float> gradient;
+    gradient.weight.resize(result.plan.size());
+    for (index_t i = 0; i < result.plan.size(); ++i) gradient.weight[i] = result.plan.expert(i) == 0 ? 1.0F : -2.0F;
+    matrix<float> dx = matrix<float>::Zero(1, 2);
+    own.backward(logits, {}, result.plan, gradient, result.tape, dx);
+    CHECK(dx.array().isFinite().all());
+    CHECK(std::abs(dx(0, 0)) <= 1e-6F);  // the weights are 1 and 0, whatever the first logit is
+  }
+}
+
 TEST_CASE("sigmoid: experts that are left out are chosen by nobody in training", "[router][sigmoid]") {
   const index_t T = 200, E = 6;
   const given_sigmoid<double> router(

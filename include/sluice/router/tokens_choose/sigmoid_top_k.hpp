@@ -151,9 +151,10 @@ public:
     Scalar pull = 0;  // of the softmax's sum on every expert
     for (std::size_t j = 0; j < ids.size(); ++j) {
       const index_t e = ids[j];
-      const Scalar dscore = (factor_of(e) * dweights[j] - inner) / total;
-      dlogits[e] += dscore * slope(row, e);
-      pull += dscore * row.scores[e];
+      // By total in the end: it may be as small as the slope, and a quotient by it alone be infinite.
+      const Scalar push = factor_of(e) * dweights[j] - inner;
+      dlogits[e] += push * (slope(row, e) / total);
+      pull += push * (row.scores[e] / total);
     }
     if (options_.scores == expert_scores::softmax)
       for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= pull * row.scores[e];
