@@ -2,6 +2,7 @@
 #include <sluice/router/experts_choose/expert_choice.hpp>
 #include <sluice/router/experts_choose/expert_preferred.hpp>
 #include <sluice/router/experts_choose/patch_level.hpp>
+#include <sluice/router/experts_choose/predicted_choice.hpp>
 
 #include "subject.hpp"
 
@@ -12,6 +13,13 @@ std::vector<subject> experts_choose() {
   return {{"expert_choice_router", "Expert choice",
            [](const task_sizes& s) {
              return make_policy(expert_choice_router<float>{s.width, s.experts});
+           },
+           grouping::by_sample},
+          {"taught_choice_router", "Expert choice that teaches a predictor (MoMa)",
+           [](const task_sizes& s) {
+             using chooses = expert_choice_router<float>;
+             const chooses best(s.width, s.experts, {.scores = chooses::score::sigmoid});
+             return make_policy(taught_choice_router<float>{best, two_layer_gate<float>(s.width, s.experts)});
            },
            grouping::by_sample},
           {"expert_preferred_router", "Expert-preferred (MoNE's router)",

@@ -4,14 +4,17 @@
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/residual_weights.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
+#include <sluice/router/tokens_choose/importance_score.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/switch_top1.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/router/tokens_choose/tucker_key.hpp>
+#include <sluice/router/universal_expert.hpp>
 
 #include "subject.hpp"
 
@@ -66,6 +69,16 @@ std::vector<subject> tokens_choose() {
       {"tucker_key_router", "Tucker keys (UltraMem), 9 experts",
        [](const task_sizes& s) {
          return make_policy(tucker_key_router<float>{s.width, 3, {.heads = 1, .top_k = 2}});
+       }},
+      {"importance_score_router", "Top-1, best items first (Sparse-MLP)",
+       [=](const task_sizes& s) { return make_policy(importance_score_router<float>{s.width, s.experts}, balance); }},
+      {"straight_through_router", "Top-k, weight 1, straight through (AdvMoE)",
+       [=](const task_sizes& s) {
+         return make_policy(straight_through_router<float>{s.width, s.experts, {.top_k = 2}}, balance);
+       }},
+      {"universal_expert_router", "Top-k and a universal expert (MoCLE)",
+       [=](const task_sizes& s) {
+         return make_policy(universal_expert_router{top_k_router<float>{s.width, s.experts - 1, {.top_k = 2}}});
        }},
       {"residual_weights_router", "Top-k, weights 1 + alpha w",
        [=](const task_sizes& s) {
