@@ -1,5 +1,5 @@
-# cmake -DSOURCE=<root> [-DCHECK=ON] -P: writes README.md's table of routers from include/sluice/router/routers.csv, or checks that it is
-# what would be written, and that the headers, routers and losses that the table names are there.
+# cmake -DSOURCE=<root> [-DCHECK=ON] -P: writes README.md's table of routers from include/sluice/router/routers.csv, room by room as the
+# map describes them, or checks that it is what would be written, and that the headers, routers and losses that the table names are there.
 cmake_policy(VERSION 3.21)
 set(table ${SOURCE}/include/sluice/router/routers.csv)
 set(complaints "")
@@ -53,6 +53,9 @@ foreach(header IN LISTS headers)
 endforeach()
 
 set(rows "")
+set(rooms "")
+set(room "")
+file(READ ${SOURCE}/include/sluice/README.md map)
 file(READ ${table} rest)
 string(FIND "${rest}" "\n" length) # the names of the columns
 math(EXPR length "${length} + 1")
@@ -86,6 +89,19 @@ while(rest MATCHES "^([^\n]+)\n")
     string(REPLACE " " ", " uses "${f9}")
     string(APPEND reads " (${uses})")
     string(STRIP "${reads}" reads)
+  endif()
+  set(previous ${room})
+  get_filename_component(room ${f1} DIRECTORY)
+  if(NOT room STREQUAL previous)
+    if(room IN_LIST rooms)
+      string(APPEND complaints "\n  ${f0} stands apart from the others of ${room}/")
+    endif()
+    list(APPEND rooms ${room})
+    set(about "around another router")
+    if(NOT room STREQUAL "router" AND map MATCHES "\n\\| `${room}/` \\| ([^|]+) \\|")
+      set(about "${CMAKE_MATCH_1}")
+    endif()
+    string(APPEND rows "| **${room}/** | | **${about}** | | | | | | |\n")
   endif()
   string(APPEND rows "| `${f0}` | `${f1}` | ${f2} | ${f5} | ${f6} | ${f4} | ${f7} | ${reads} | ${papers} |\n")
 endwhile()
