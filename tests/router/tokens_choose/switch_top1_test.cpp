@@ -101,9 +101,10 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
   // The jitter is the product of x with recorded draws; the experts' rows are not touched by it.
   std::vector<double> draws(40 * 6);
   matrix<double> jittered = x;
+  volatile double epsilon = 0.1;  // no constant: with -ffast-math the compiler may add up constants in another order
   for (std::size_t i = 0; i < draws.size(); ++i) {
     draws[i] = random_source(8).uniform(random_site::user_site, index_t(i));
-    jittered.data()[i] *= 1 - 0.1 + 2 * 0.1 * draws[i];
+    jittered.data()[i] *= 1 - epsilon + 2 * epsilon * draws[i];
   }
   routing_context<double> context = test::training();
   context.random.replay(input_jitter_site, draws);

@@ -114,7 +114,8 @@ TEST_CASE("tucker_key: every promise of a router, and gradients of keys, cores, 
   const auto report = test::conformance(router);
   INFO(report.describe());
   CHECK(report.passed());
-  const auto gradients = test::check_router_gradients(router, 6, 82, {});
+  // Few tokens: what a difference is off by grows with the sum that it is of.
+  const auto gradients = test::check_router_gradients(router, 3, 82, {});
   INFO(gradients.describe());
   CHECK(gradients.largest_error < 1e-6);
 }
