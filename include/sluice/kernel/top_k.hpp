@@ -2,15 +2,17 @@
 ///
 /// NaN counts as -infinity, +infinity is a value, equal scores: the lower index comes first.
 ///
-/// Scores enter a sorted list one by one, but few get that far: whole vectors are compared with the worst of the list,
-/// and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
+/// Scores enter a sorted list one by one (a heap for k > 32, which costs count log k), but few get that far: whole vectors
+/// are compared with the worst of the list, and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
 /// groups' maxima has k scores at or above it, so nothing below it can be chosen.
 #pragma once
 
 #include <sluice/kernel/order.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <limits>
+#include <numeric>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
@@ -60,6 +62,28 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   return -largest_lane<key>(negated);
 }
 
+inline constexpr index_t longest_list = 32;
+
+/// top_k for many: a heap with the worst in front. The order is total, so this is the list that insertion would make.
+template <typename Scalar>
+void top_k_by_heap(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
+  const auto is_before = [scores](index_t a, index_t b) {
+    const auto key_a = order_key(scores[a]), key_b = order_key(scores[b]);
+    return key_a != key_b ? key_a > key_b : a < b;
+  };
+  index_t* const end = ids + k;
+  std::iota(ids, end, index_t{0});
+  if (k == count) return std::sort(ids, end, is_before);
+  std::make_heap(ids, end, is_before);
+  for (index_t i = k; i < count; ++i) {
+    if (!is_before(i, ids[0])) continue;
+    std::pop_heap(ids, end, is_before);
+    end[-1] = i;
+    std::push_heap(ids, end, is_before);
+  }
+  std::sort_heap(ids, end, is_before);
+}
+
 }  // namespace detail
 
 /// ids[0..k): positions of the k largest scores, best first. Needs k <= count.
@@ -67,6 +91,7 @@ template <typename Scalar>
 void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
   using key = ordered_bits<Scalar>;
   if (k == 0) return;
+  if (k > detail::longest_list) return detail::top_k_by_heap(scores, count, k, ids);
   const bool has_bound = k <= detail::top_k_groups && count > detail::top_k_groups;
   const key bound = has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>;
   key threshold = bound - 1;  // what exceeds this may enter: at first also what equals the bound

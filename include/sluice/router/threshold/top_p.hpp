@@ -27,7 +27,6 @@
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <algorithm>
-#include <numeric>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -62,7 +61,7 @@ public:
     Scalar mass = row.scores[ids[0]];
     for (index_t count = 1; count < row.k; ++count) {
       if (!(mass < threshold_)) return count;
-      if (count == few) sort_all(row, ids);
+      if (count == few) kernel::top_k(row.logits, row.experts, row.k, ids);
       mass += row.scores[ids[count]];
     }
     return row.k;
@@ -76,18 +75,7 @@ public:
   }
 
 private:
-  /// Inserting this many into a sorted list costs less than sorting; a row rarely needs more.
-  static constexpr index_t likely_enough = 8;
-
-  /// ids[0..k): the k best of all experts, whose order is total.
-  static void sort_all(const choice_row<Scalar>& row, index_t* ids) {
-    if (row.k < row.experts) return kernel::top_k(row.logits, row.experts, row.k, ids);
-    std::iota(ids, ids + row.k, index_t{0});
-    std::sort(ids, ids + row.k, [&](index_t a, index_t b) {
-      const auto key_a = order_key(row.logits[a]), key_b = order_key(row.logits[b]);
-      return key_a != key_b ? key_a > key_b : a < b;
-    });
-  }
+  static constexpr index_t likely_enough = 8;  // a row rarely needs more
 
   Scalar threshold_;
   softmax_rule<Scalar> weigher_;
