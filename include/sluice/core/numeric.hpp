@@ -1,7 +1,7 @@
 /// Comparisons of floating-point numbers that hold under every compiler flag.
 ///
-/// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares floating-point values: the bits
-/// are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity
+/// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares a floating-point value that may be
+/// NaN: the bits are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity
 /// is a value like any other.
 #pragma once
 
@@ -49,6 +49,20 @@ ordered_bits<Scalar> order_key(const Scalar& value) noexcept {
   const bits_t magnitude = bits & (std::numeric_limits<bits_t>::max)();
   if (magnitude > detail::infinity_bits<Scalar>) return -detail::infinity_bits<Scalar>;
   return bits < 0 ? -magnitude : magnitude;
+}
+
+/// What options are asked; NaN is refused, whatever the compiler assumes about it.
+template <std::floating_point Scalar>
+bool is_at_least(const Scalar& value, std::type_identity_t<Scalar> low) noexcept {
+  return !is_nan(value) && value >= low;
+}
+template <std::floating_point Scalar>
+bool is_above(const Scalar& value, std::type_identity_t<Scalar> low) noexcept {
+  return !is_nan(value) && value > low;
+}
+template <std::floating_point Scalar>
+bool is_between(const Scalar& value, std::type_identity_t<Scalar> low, std::type_identity_t<Scalar> high) noexcept {
+  return is_at_least(value, low) && value <= high;
 }
 
 /// A quiet NaN that no compiler flag can fold away.

@@ -44,7 +44,7 @@ public:
   cluster_dropout_gate(Inner inner, options o) : base(std::move(inner)), options_(o) {
     if (o.cluster < 1 || this->experts() % o.cluster != 0)
       throw_invalid("E = ", this->experts(), " experts do not make clusters of ", o.cluster);
-    if (!(o.rate >= 0 && o.rate <= 1)) throw_invalid("experts cannot be dropped at a rate of ", o.rate);
+    if (!is_between(o.rate, 0, 1)) throw_invalid("experts cannot be dropped at a rate of ", o.rate);
   }
 
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {

@@ -87,7 +87,7 @@ inline std::vector<std::vector<std::uint8_t>> exclusive_experts(index_t experts,
                                                                 const random_source& random,
                                                                 expert_diversity form = expert_diversity::exclusivity,
                                                                 double share = 0.5) {
-  if (experts < 1 || tasks < 1 || !(share >= 0 && share <= 1))
+  if (experts < 1 || tasks < 1 || !is_between(share, 0, 1))
     throw_invalid("exclusive_experts needs E, Q >= 1 and a share in 0..1, not ", experts, ", ", tasks, " and ", share);
   std::vector<std::vector<std::uint8_t>> connected(as_size(tasks), std::vector<std::uint8_t>(as_size(experts), 1));
   const auto drawn = static_cast<index_t>(std::floor(static_cast<double>(experts) * share));

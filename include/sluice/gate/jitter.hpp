@@ -12,6 +12,7 @@
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/linear.hpp>
 
@@ -41,7 +42,7 @@ void draw_factors(const routing_context<Scalar>& context, random_site site, inde
 }
 
 inline double checked_epsilon(const char* gate, double epsilon) {
-  if (!(epsilon >= 0 && epsilon < 1)) throw_invalid(gate, " needs 0 <= epsilon < 1, not ", epsilon);
+  if (!is_between(epsilon, 0, 1) || epsilon == 1) throw_invalid(gate, " needs 0 <= epsilon < 1, not ", epsilon);
   return epsilon;
 }
 

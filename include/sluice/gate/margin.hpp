@@ -47,7 +47,7 @@ public:
   }
 
   void set_margin(scalar margin) {
-    if (is_nan(margin) || margin < scalar(0)) throw_invalid("margin_gate needs a margin >= 0, not ", margin);
+    if (!is_at_least(margin, 0)) throw_invalid("margin_gate needs a margin >= 0, not ", margin);
     margin_ = margin;
   }
   scalar margin() const noexcept { return margin_; }

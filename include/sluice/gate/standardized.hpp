@@ -70,7 +70,7 @@ public:
   explicit standardized_gate(Inner inner, scalar target = 1)
       : gate_decorator<Inner>(std::move(inner)), target_(target) {
     if (this->experts() < 2) throw_invalid("standardized_gate needs E >= 2: one number has no deviation");
-    if (!(target > 0)) throw_invalid("standardized_gate needs a deviation > 0, not ", target);
+    if (!is_above(target, 0)) throw_invalid("standardized_gate needs a deviation > 0, not ", target);
   }
   standardized_gate(index_t inputs, index_t experts, scalar target = 1)
     requires std::constructible_from<Inner, index_t, index_t>

@@ -15,6 +15,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/executor.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
@@ -149,7 +150,7 @@ public:
 
   /// The width is not needed. Throws std::invalid_argument if epsilon is negative.
   explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6)) : epsilon_(epsilon) {
-    if (!(epsilon >= 0)) throw_invalid("unit_norm needs epsilon >= 0, not ", epsilon);
+    if (!is_at_least(epsilon, 0)) throw_invalid("unit_norm needs epsilon >= 0, not ", epsilon);
   }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
@@ -195,7 +196,7 @@ public:
   /// Throws std::invalid_argument unless D >= 1 and some epsilon or floor keeps a zero row finite.
   explicit rms_norm(index_t width, options o = {})
       : options_(o), gain_({width}, parameter_role::vector, initial_values::constant(1)) {
-    if (width < 1 || !(o.epsilon >= 0) || !(o.smallest >= 0) || o.epsilon + o.smallest == Scalar(0))
+    if (width < 1 || !is_at_least(o.epsilon, 0) || !is_at_least(o.smallest, 0) || o.epsilon + o.smallest == Scalar(0))
       throw_invalid("rms_norm needs D >= 1, epsilon >= 0 and floor >= 0, not both 0; D = ", width,
                     ", epsilon = ", o.epsilon, ", floor = ", o.smallest);
   }
@@ -256,7 +257,7 @@ public:
   /// Throws std::invalid_argument unless D >= 1 and epsilon > 0.
   explicit layer_norm(index_t width, options o = {})
       : options_(o), gain_({width}, parameter_role::vector, initial_values::constant(1)) {
-    if (width < 1 || !(o.epsilon > 0))
+    if (width < 1 || !is_above(o.epsilon, 0))
       throw_invalid("layer_norm needs D >= 1 and epsilon > 0, not D = ", width, ", epsilon = ", o.epsilon);
     if (o.bias) bias_ = {{width}, parameter_role::vector};
   }

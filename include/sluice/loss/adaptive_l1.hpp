@@ -14,6 +14,7 @@
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/statistics.hpp>
 
@@ -47,7 +48,7 @@ public:
         lambda_({1}, parameter_role::state, initial_values::constant(o.initial)) {
     if (top_k < 1 || top_k > experts)
       throw_invalid("adaptive_l1 needs 1 <= k <= E, not k = ", top_k, " with E = ", experts);
-    if (!(o.initial > 0) || !(o.multiplier > 1))
+    if (!is_above(o.initial, 0) || !is_above(o.multiplier, 1))
       throw_invalid("adaptive_l1 needs a first coefficient above 0 and a multiplier above 1, not ", o.initial, " and ",
                     o.multiplier);
   }

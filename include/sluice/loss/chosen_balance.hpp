@@ -12,6 +12,7 @@
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/loss/common.hpp>
 
@@ -33,7 +34,7 @@ struct chosen_balance {
   Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
                      score_gradients<Scalar>& gradients) const {
-    if (!(temperature > 0)) throw_invalid("chosen_balance needs a temperature > 0, not ", temperature);
+    if (!is_above(temperature, 0)) throw_invalid("chosen_balance needs a temperature > 0, not ", temperature);
     const token_range range = context.group(group, seen.clean.rows());
     const auto tokens = static_cast<double>(detail::count_tokens(context, range));
     if (tokens == 0) return 0;

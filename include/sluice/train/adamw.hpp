@@ -14,6 +14,7 @@
 #pragma once
 
 #include <sluice/core/executor.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/train/optimizer_state.hpp>
 
 #include <cmath>
@@ -35,8 +36,9 @@ public:
 
   /// Throws std::invalid_argument unless rate, decay >= 0, epsilon > 0 and 0 <= beta < 1.
   explicit adamw(options o = {}) : options_(o) {
-    const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
-    if (!(o.learning_rate >= 0) || !(o.weight_decay >= 0) || !(o.epsilon > 0) || !is_beta(o.beta1) || !is_beta(o.beta2))
+    const auto is_beta = [](double beta) { return is_between(beta, 0, 1) && beta < 1; };
+    if (!is_at_least(o.learning_rate, 0) || !is_at_least(o.weight_decay, 0) || !is_above(o.epsilon, 0) ||
+        !is_beta(o.beta1) || !is_beta(o.beta2))
       throw_invalid("adamw needs learning rate and weight decay >= 0, epsilon > 0 and betas in [0, 1), not ",
                     o.learning_rate, ", ", o.weight_decay, ", ", o.epsilon, ", ", o.beta1, ", ", o.beta2);
   }

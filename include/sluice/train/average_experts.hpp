@@ -16,6 +16,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 
 #include <algorithm>
@@ -84,7 +85,7 @@ concept HoldsExperts = HasScalar<Bank> && HasExpertCount<Bank> && requires(Bank&
 template <HoldsExperts Bank>
 void average_experts(Bank& bank, double beta) {
   using scalar = typename Bank::scalar;
-  if (!(beta >= 0 && beta <= 1)) throw_invalid("experts are averaged with 0 <= beta <= 1, not ", beta);
+  if (!is_between(beta, 0, 1)) throw_invalid("experts are averaged with 0 <= beta <= 1, not ", beta);
   using expert_type = std::remove_reference_t<decltype(bank.expert(0))>;
   std::vector<expert_type*> experts;
   for (index_t e = 0; e < bank.experts(); ++e) experts.push_back(&bank.expert(e));

@@ -89,7 +89,7 @@ struct softmax_cross_entropy {
   /// neither a class nor `ignored`.
   cross_entropy_result operator()(tokens_in<Scalar> logits, std::span<const index_t> labels,
                                   tokens_out<Scalar> dlogits) const {
-    if (!(label_smoothing >= 0 && label_smoothing <= 1))
+    if (!is_between(label_smoothing, 0, 1))
       throw_invalid("label_smoothing is a share between 0 and 1, not ", label_smoothing);
     cross_entropy_result result;
     result.labelled = detail::count_labels<Scalar>(logits, labels, ignored, dlogits);

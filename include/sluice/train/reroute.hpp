@@ -169,7 +169,7 @@ template <FloatOrDouble Scalar>
 void mode_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& nearest, const matrix<Scalar>& of_references,
                   mode_options o = {}) {
   detail::check_reroute<Scalar>(weights, nearest, of_references);
-  if (o.steps < 0 || !(o.step >= 0 && o.step <= 1) || !(o.bandwidth > 0))
+  if (o.steps < 0 || !is_between(o.step, 0, 1) || !is_above(o.bandwidth, 0))
     throw_invalid("mode_reroute needs steps >= 0, a step in 0..1 and a bandwidth above 0, not ", o.steps, ", ", o.step,
                   " and ", o.bandwidth);
   const auto row = [&](index_t i) {

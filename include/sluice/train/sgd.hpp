@@ -14,6 +14,7 @@
 #pragma once
 
 #include <sluice/core/executor.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/train/optimizer_state.hpp>
 
 namespace sluice::inline SLUICE_ISA {
@@ -32,7 +33,7 @@ public:
 
   /// Throws std::invalid_argument if a number is negative, or for Nesterov's form without momentum.
   explicit sgd(options o = {}) : options_(o) {
-    if (!(o.learning_rate >= 0) || !(o.momentum >= 0) || !(o.weight_decay >= 0))
+    if (!is_at_least(o.learning_rate, 0) || !is_at_least(o.momentum, 0) || !is_at_least(o.weight_decay, 0))
       throw_invalid("sgd needs learning rate, momentum and weight decay >= 0, not ", o.learning_rate, ", ", o.momentum,
                     ", ", o.weight_decay);
     if (o.nesterov && o.momentum == 0) throw_invalid("sgd: Nesterov's form needs a momentum");

@@ -20,6 +20,7 @@
 
 #include <sluice/capacity/capacity_limit.hpp>
 #include <sluice/core/buffer.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/assigned/coupling.hpp>
@@ -101,7 +102,7 @@ public:
       : limit_(std::move(entries)), options_(checked(o)) {}
 
   static sparse_coupling_options checked(sparse_coupling_options o) {
-    if (!(o.gamma > 0) || o.steps < 1 || !(o.learning_rate >= 0))
+    if (!is_above(o.gamma, 0) || o.steps < 1 || !is_at_least(o.learning_rate, 0))
       throw_invalid("a sparse coupling needs gamma > 0, steps >= 1 and a learning rate >= 0, not ", o.gamma, ", ",
                     o.steps, " and ", o.learning_rate);
     return o;

@@ -43,7 +43,7 @@ namespace sluice::inline SLUICE_ISA {
 /// std::invalid_argument if that is less than 1.
 inline index_t soft_moe_slots(index_t tokens, index_t experts, double factor = 1) {
   const double wanted = static_cast<double>(tokens) * factor / static_cast<double>(experts);
-  if (experts < 1 || !(wanted >= 0) || std::nearbyint(wanted) < 1)
+  if (experts < 1 || !is_at_least(wanted, 0) || std::nearbyint(wanted) < 1)
     throw_invalid("soft_moe_slots: T = ", tokens, ", E = ", experts, " and factor ", factor,
                   " give less than one slot an expert");
   return static_cast<index_t>(std::nearbyint(wanted));
@@ -89,7 +89,7 @@ public:
 
   soft_moe_router(index_t inputs, index_t experts, options o, TokenNorm token_norm, SlotNorm slot_norm)
       : options_(o), token_norm_(std::move(token_norm)), slot_norm_(std::move(slot_norm)) {
-    if (inputs < 1 || experts < 1 || o.slots_per_expert < 1 || !(o.noise_std >= 0))
+    if (inputs < 1 || experts < 1 || o.slots_per_expert < 1 || !is_at_least(o.noise_std, 0))
       throw_invalid("soft_moe_router needs D >= 1, E >= 1, slots >= 1 and noise_std >= 0, not D = ", inputs,
                     ", E = ", experts, ", slots = ", o.slots_per_expert, ", noise_std = ", o.noise_std);
     slots_ = {{experts, o.slots_per_expert, inputs},

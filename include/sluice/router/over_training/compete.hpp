@@ -6,10 +6,10 @@
 ///
 /// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners'
 /// weights once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they
-/// came from (router/over_training/competition.hpp). k is that of the base router, or of the call. The base router's scores then have
-/// gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert has every token and
-/// nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and noise of the base
-/// router have no say in it.
+/// came from (router/over_training/competition.hpp). k is that of the base router, or of the call. The base router's
+/// scores then have gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert has
+/// every token and nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and
+/// noise of the base router have no say in it.
 ///
 /// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A
 /// token whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs:
@@ -17,6 +17,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/router/over_training/competition.hpp>
@@ -43,7 +44,7 @@ struct competition_options {
 /// 1.
 inline std::vector<std::vector<std::uint8_t>> schedule_competitions(index_t layers, index_t steps, double frequency,
                                                                     index_t most, const random_source& random) {
-  if (layers < 0 || steps < 0 || most < 0 || !(frequency >= 0 && frequency <= 1))
+  if (layers < 0 || steps < 0 || most < 0 || !is_between(frequency, 0, 1))
     throw_invalid("schedule_competitions needs layers, steps, most >= 0 and 0 <= frequency <= 1, not ", layers, ", ",
                   steps, ", ", most, ", ", frequency);
   std::vector<std::vector<std::uint8_t>> lists(static_cast<std::size_t>(layers),
@@ -115,7 +116,7 @@ public:
 
   /// Throws std::invalid_argument unless 0 <= frequency <= 1 and warm_up >= 0.
   explicit compete_router(Base base, competition_options o = {}) : base_(std::move(base)), options_(std::move(o)) {
-    if (!(options_.frequency >= 0 && options_.frequency <= 1) || options_.warm_up < 0)
+    if (!is_between(options_.frequency, 0, 1) || options_.warm_up < 0)
       throw_invalid("compete_router needs 0 <= frequency <= 1 and warm_up >= 0, not ", options_.frequency, " and ",
                     options_.warm_up);
   }

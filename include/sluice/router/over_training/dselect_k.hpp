@@ -129,7 +129,7 @@ private:
   static constexpr std::size_t most_bits = 63;
 
   static options checked(index_t inputs, index_t experts, options o) {
-    if (inputs < 1 || experts < 1 || o.selectors < 1 || !(o.gamma > 0))
+    if (inputs < 1 || experts < 1 || o.selectors < 1 || !is_above(o.gamma, 0))
       throw_invalid("dselect_k_router needs D >= 1, E >= 1, k >= 1 and gamma > 0, not D = ", inputs, ", E = ", experts,
                     ", k = ", o.selectors, ", gamma = ", o.gamma);
     return o;

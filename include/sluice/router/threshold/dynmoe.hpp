@@ -14,10 +14,10 @@
 /// inference's single choices included; 1/k_t is a constant. With g the gradient of the weights and that of losses:
 ///   dd[t,e] = (g[t,e] / k_t + dactive[t,e]) 1[s > h];  ds = dd;  dh[e] = - sum over t of dd[t,e];  the rest is exact
 ///
-/// Training calls record into the tape what adapt() goes by (router/threshold/expert_turnover.hpp); the new expert's row of W
-/// becomes unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step() counts
-/// steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation 1/sqrt(D),
-/// G zero. Guo et al. 2024, arXiv:2405.14297.
+/// Training calls record into the tape what adapt() goes by (router/threshold/expert_turnover.hpp); the new expert's
+/// row of W becomes unserved / |unserved|, its threshold 0, and the network in its place stays as it was. after_step()
+/// counts steps and adapts on schedule; what it did stays in tape.change. Initial values: W normal with deviation
+/// 1/sqrt(D), G zero. Guo et al. 2024, arXiv:2405.14297.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -91,7 +91,7 @@ public:
       : options_(o),
         gate_(inputs, experts,
               {.scale = 1 / o.temperature, .trainable_scale = o.learn_temperature, .largest_scale = largest_scale}) {
-    if (o.live < 0 || o.live > experts || !(o.temperature > 0))
+    if (o.live < 0 || o.live > experts || !is_above(o.temperature, 0))
       throw_invalid("top_any_router needs 0 <= live <= E and a temperature > 0, not live = ", o.live, ", E = ", experts,
                     ", temperature ", o.temperature);
     o.schedule.validate();
