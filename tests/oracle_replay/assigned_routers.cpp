@@ -250,7 +250,7 @@ void base_layer(oracle_case<Scalar>& c) {
   residual_layer layer{moe_layer{base_router<Scalar>(D, E), expert_bank<expert_type>(E, expert)}};
   bindings<Scalar> bound;
   bound.bind("router.centroids", layer.router().gate().weight());
-  bind_sublayers(bound, layer.bank(), [](auto& e) -> auto& { return e.expert(); });
+  bind_sublayers(bound, layer.bank(), [](auto& e) -> auto& { return e.inner(); });
   bound.load(c);
   routing_context<Scalar> context;
   context.training = c.template setting<bool>("train");

@@ -104,7 +104,7 @@ void run_stable(oracle_case<Scalar>& c) {
   bindings<Scalar> bound, distilled;
   bind_router(bound, layer.router());
   bind_distilled(distilled, layer.router());
-  bind_sublayers(bound, layer.bank(), [](auto& e) -> auto& { return e.expert(); });
+  bind_sublayers(bound, layer.bank(), [](auto& e) -> auto& { return e.inner(); });
   bound.load(c);
   distilled.load(c);
   const matrix<Scalar> x = order.read(c.rows("x"));

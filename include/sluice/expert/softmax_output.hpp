@@ -7,7 +7,7 @@
 /// own names. NaN stays in its row. Jordan and Jacobs 1994, "Hierarchical Mixtures of Experts and the EM Algorithm".
 #pragma once
 
-#include <sluice/core/concepts.hpp>
+#include <sluice/expert/decorator.hpp>
 #include <sluice/kernel/softmax.hpp>
 
 #include <utility>
@@ -15,51 +15,38 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Expert>
-class softmax_output {
-  static_assert(explain_expert<Expert>());
+class softmax_output : public expert_decorator<Expert> {
+  using base = expert_decorator<Expert>;
 
 public:
-  using scalar = typename Expert::scalar;
+  using typename base::scalar;
 
-  explicit softmax_output(Expert expert) : expert_(std::move(expert)) {}
+  explicit softmax_output(Expert expert) : base(std::move(expert)) {}
 
-  index_t inputs() const noexcept { return expert_.inputs(); }
-  index_t outputs() const noexcept { return expert_.outputs(); }
   /// What the expert saves, y, and room for the gradient of f.
-  index_t saved_columns() const noexcept { return expert_.saved_columns() + 2 * outputs(); }
+  index_t saved_columns() const noexcept { return base::saved_columns() + 2 * this->outputs(); }
 
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tokens_out<scalar> saved) const {
-    expert_.forward(x, y, saved.leftCols(expert_.saved_columns()));
+    this->inner().forward(x, y, saved.leftCols(base::saved_columns()));
     for (index_t r = 0; r < y.rows(); ++r) {
       scalar* row = y.data() + r * y.outerStride();
-      kernel::softmax(row, row, outputs());
+      kernel::softmax(row, row, this->outputs());
     }
-    saved.middleCols(expert_.saved_columns(), outputs()) = y;
+    saved.middleCols(base::saved_columns(), this->outputs()) = y;
   }
 
   void backward(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> saved, tokens_out<scalar> dx)
     requires DifferentiableExpert<Expert>
   {
-    const auto y = saved.middleCols(expert_.saved_columns(), outputs());
-    auto df = saved.rightCols(outputs());
+    const auto y = saved.middleCols(base::saved_columns(), this->outputs());
+    auto df = saved.rightCols(this->outputs());
     for (index_t r = 0; r < dy.rows(); ++r) {
       scalar inner = 0;
-      for (index_t c = 0; c < outputs(); ++c) inner += y(r, c) * dy(r, c);
-      for (index_t c = 0; c < outputs(); ++c) df(r, c) = y(r, c) * (dy(r, c) - inner);
+      for (index_t c = 0; c < this->outputs(); ++c) inner += y(r, c) * dy(r, c);
+      for (index_t c = 0; c < this->outputs(); ++c) df(r, c) = y(r, c) * (dy(r, c) - inner);
     }
-    expert_.backward(x, df, saved.leftCols(expert_.saved_columns()), dx);
+    this->inner().backward(x, df, saved.leftCols(base::saved_columns()), dx);
   }
-
-  Expert& inner() noexcept { return expert_; }
-  const Expert& inner() const noexcept { return expert_; }
-
-  template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    if constexpr (HasParameters<Expert>) Expert::visit_parameters(self.expert_, visit);
-  }
-
-private:
-  Expert expert_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -10,18 +10,17 @@
 /// Jain et al. 2024, arXiv:2407.19985; Pei et al. 2025, arXiv:2502.04416.
 #pragma once
 
-#include <sluice/core/concepts.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/sparse_plan.hpp>
-#include <sluice/core/statistics.hpp>
+#include <sluice/router/router_decorator.hpp>
 
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Inner>
-class residual_weights_router {
-  static_assert(explain_differentiable_router<Inner>());
+class residual_weights_router : public router_decorator<Inner> {
+  using base = router_decorator<Inner>;
   static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
                 "sluice: residual_weights_router changes the weights of a sparse_plan");
   static_assert(
@@ -29,10 +28,8 @@ class residual_weights_router {
       "sluice: residual_weights_router cannot change weights that its router fixes after the experts have run");
 
 public:
-  using scalar = typename Inner::scalar;
-  using plan = typename Inner::plan;
-  static constexpr bool causal = is_causal<Inner>;
-  static constexpr bool exact_gradient = has_exact_gradient<Inner>;
+  using typename base::plan;
+  using typename base::scalar;
 
   struct tape : Inner::tape {
     buffer<scalar> inner_weights;  ///< w, in plan order
@@ -43,15 +40,12 @@ public:
     bool per_expert = false;  ///< an alpha for every expert
   };
 
-  explicit residual_weights_router(Inner inner, options o = {}) : inner_(std::move(inner)) {
-    alpha_ = {{o.per_expert ? inner_.experts() : 1}, parameter_role::vector, initial_values::constant(o.initial)};
+  explicit residual_weights_router(Inner inner, options o = {}) : base(std::move(inner)) {
+    alpha_ = {{o.per_expert ? this->experts() : 1}, parameter_role::vector, initial_values::constant(o.initial)};
   }
 
-  index_t inputs() const noexcept { return inner_.inputs(); }
-  index_t experts() const noexcept { return inner_.experts(); }
-
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
-    inner_.route(x, context, p, t);
+    this->inner().route(x, context, p, t);
     t.inner_weights.reserve(p.most_rows());
     t.inner_weights.resize(p.size());
     for (index_t i = 0; i < p.size(); ++i) {
@@ -70,20 +64,14 @@ public:
       alpha_.gradient()[place(p.expert(i))] += t.inner_weights[i] * dplan.weight[i];
       t.dplan.weight[i] = alpha(p.expert(i)) * dplan.weight[i];
     }
-    inner_.backward(x, context, p, t.dplan, t, dx);
-  }
-
-  void after_step(const routing_statistics& statistics, tape& t) {
-    if constexpr (requires { inner_.after_step(statistics, t); }) inner_.after_step(statistics, t);
+    this->inner().backward(x, context, p, t.dplan, t, dx);
   }
 
   parameter<scalar>& alpha() noexcept { return alpha_; }
-  Inner& inner() noexcept { return inner_; }
-  const Inner& inner() const noexcept { return inner_; }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
-    if constexpr (HasParameters<Inner>) Inner::visit_parameters(self.inner_, visit);
+    base::visit_parameters(self, visit);
     visit("alpha", self.alpha_);
   }
 
@@ -91,7 +79,6 @@ private:
   std::size_t place(index_t expert) const noexcept { return static_cast<std::size_t>(alpha_.size() == 1 ? 0 : expert); }
   scalar alpha(index_t expert) const noexcept { return alpha_.data()[place(expert)]; }
 
-  Inner inner_;
   parameter<scalar> alpha_;
 };
 

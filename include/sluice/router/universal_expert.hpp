@@ -12,25 +12,22 @@
 /// Gou et al. 2023, "Mixture of Cluster-conditional LoRA Experts", arXiv:2312.12379.
 #pragma once
 
-#include <sluice/core/concepts.hpp>
 #include <sluice/core/sparse_plan.hpp>
-#include <sluice/core/statistics.hpp>
+#include <sluice/router/router_decorator.hpp>
 
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Inner>
-class universal_expert_router {
-  static_assert(explain_differentiable_router<Inner>());
+class universal_expert_router : public router_decorator<Inner> {
+  using base = router_decorator<Inner>;
   static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
                 "sluice: universal_expert_router adds an expert to a sparse_plan");
 
 public:
-  using scalar = typename Inner::scalar;
-  using plan = typename Inner::plan;
-  static constexpr bool causal = is_causal<Inner>;
-  static constexpr bool exact_gradient = has_exact_gradient<Inner>;
+  using typename base::plan;
+  using typename base::scalar;
 
   struct tape {
     typename Inner::tape inner;
@@ -42,13 +39,12 @@ public:
     bool by_best = false;  ///< own experts are multiplied by the largest weight once more
   };
 
-  explicit universal_expert_router(Inner inner, options o = {}) : inner_(std::move(inner)), options_(o) {}
+  explicit universal_expert_router(Inner inner, options o = {}) : base(std::move(inner)), options_(o) {}
 
-  index_t inputs() const noexcept { return inner_.inputs(); }
-  index_t experts() const noexcept { return inner_.experts() + 1; }
+  index_t experts() const noexcept { return base::experts() + 1; }
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
-    inner_.route(x, context, t.own, t.inner);
+    this->inner().route(x, context, t.own, t.inner);
     const plan& own = t.own;
     const index_t tokens = x.rows();
     t.is_hidden.assign(tokens, 0);
@@ -70,7 +66,7 @@ public:
         p.add(token, own.expert(i), weight, own.rank(i), own.input_scale(i));
         rank = own.rank(i) + 1;
       }
-      p.add(token, inner_.experts(), 1 - largest, rank);
+      p.add(token, base::experts(), 1 - largest, rank);
     }
     for (const auto& refused : own.dropped()) p.add_dropped(refused);
     p.finish();
@@ -97,20 +93,10 @@ public:
       t.down.weight[best] += dlargest;
     }
     if constexpr (requires { t.inner.dseen.zero_like(t.inner.seen); }) t.inner.dseen.zero_like(t.inner.seen);
-    inner_.backward(x, context, own, t.down, t.inner, dx);
+    this->inner().backward(x, context, own, t.down, t.inner, dx);
   }
 
-  void after_step(const routing_statistics& statistics, tape& t) {
-    if constexpr (requires { inner_.after_step(statistics, t.inner); }) inner_.after_step(statistics, t.inner);
-  }
-
-  Inner& inner() noexcept { return inner_; }
-  const Inner& inner() const noexcept { return inner_; }
-
-  template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    if constexpr (HasParameters<Inner>) Inner::visit_parameters(self.inner_, visit);
-  }
+  void after_step(const routing_statistics& statistics, tape& t) { base::after_step(statistics, t.inner); }
 
 private:
   /// The assignment of a token's largest weight, -1 if it has none.
@@ -121,7 +107,6 @@ private:
     return best;
   }
 
-  Inner inner_;
   options options_;
 };
 

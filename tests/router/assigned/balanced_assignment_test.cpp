@@ -160,7 +160,7 @@ TEST_CASE("base: tokens are blended with what their expert makes of them", "[rou
   for (index_t i = 0; i < plan.size(); ++i) {
     const index_t t = plan.token(i);
     matrix<double> made(1, 4), saved(1, block.bank().expert(0).saved_columns());
-    block.bank().expert(plan.expert(i)).expert().forward(x.row(t), made, saved);
+    block.bank().expert(plan.expert(i)).inner().forward(x.row(t), made, saved);
     const matrix<double> blend = plan.weight(i) * made + (1 - plan.weight(i)) * x.row(t);
     CHECK(test::largest_difference(matrix<double>(y.row(t)), blend) <= test::bound<double>(8, y.cwiseAbs().maxCoeff()));
   }

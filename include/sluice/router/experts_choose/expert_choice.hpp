@@ -43,6 +43,7 @@
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/router/assigned/coupling.hpp>
+#include <sluice/router/experts_choose/token_candidate.hpp>
 #include <sluice/router/experts_choose/token_cap.hpp>
 #include <sluice/router/masked/modality_experts.hpp>
 #include <sluice/router/noise.hpp>
@@ -83,15 +84,7 @@ public:
     modality_experts modalities{};  ///< experts take tokens of their modality only
   };
 
-  /// A token that an expert could take.
-  struct candidate {
-    ordered_bits<Scalar> key;
-    index_t token;
-    /// Best first; of equals the lower token.
-    bool operator<(const candidate& other) const noexcept {
-      return key != other.key ? key > other.key : token < other.token;
-    }
-  };
+  using candidate = token_candidate<Scalar>;
 
   struct tape {
     score_signals<Scalar> seen;

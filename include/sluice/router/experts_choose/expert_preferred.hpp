@@ -18,6 +18,7 @@
 #include <sluice/capacity/dropless.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/router/experts_choose/token_candidate.hpp>
 #include <sluice/router/token_choice.hpp>
 
 #include <algorithm>
@@ -77,14 +78,7 @@ inline std::vector<double> nested_shares(index_t experts, double effective, nest
 template <FloatOrDouble Scalar>
 class expert_preferred_rule {
 public:
-  /// A token that an expert could take.
-  struct candidate {
-    ordered_bits<Scalar> key;
-    index_t token;
-    bool operator<(const candidate& other) const noexcept {
-      return key != other.key ? key > other.key : token < other.token;
-    }
-  };
+  using candidate = token_candidate<Scalar>;
   struct tape {
     buffer<candidate> queue;
   };
