@@ -11,7 +11,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "../shared/number_option.hpp"
+#include "../shared/command_line.hpp"
 #include "commands.hpp"
 #include "interrupt.hpp"
 #include "words.hpp"

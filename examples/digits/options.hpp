@@ -102,16 +102,7 @@ inline std::optional<options> parse_options(int argc, const char* const* argv, s
   app.add_flag("--quiet", o.quiet, "show no progress");
   app.add_flag("--bar", o.bar, "draw the progress bar even when it does not go to a terminal");
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    out << app.help();
-    return std::nullopt;
-  } catch (const CLI::ParseError& e) {
-    std::string message = e.what();
-    std::replace(message.begin(), message.end(), '\n', ' ');
-    throw input_error(message + " (--help shows what is possible)");
-  }
+  if (!shared::parse(app, argc, argv, out)) return std::nullopt;
   if (o.quiet && o.bar) throw input_error("--quiet and --bar contradict each other");
   if (patch != "square" && patch != "row") throw input_error("--patch needs square or row, not " + in_quotes(patch));
   o.patch = patch == "row" ? patch_shape::row : patch_shape::square;

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "../shared/colour.hpp"
+#include "../shared/command_line.hpp"
 #include "../shared/error.hpp"
 #include "../shared/file.hpp"
-#include "../shared/number_option.hpp"
 #include "../shared/progress_line.hpp"
 #include "../shared/svg.hpp"
 #include "../shared/text.hpp"

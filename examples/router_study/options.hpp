@@ -12,8 +12,8 @@
 #include <system_error>
 #include <vector>
 
+#include "../shared/command_line.hpp"
 #include "../shared/error.hpp"
-#include "../shared/number_option.hpp"
 
 // The build says where the project's data lie, so that the program runs from any folder.
 #ifndef SLUICE_EXAMPLE_DATA
@@ -61,16 +61,7 @@ inline std::optional<options> parse_options(int argc, const char* const* argv, c
   app.add_option("--csv", o.csv, "write a row a training as CSV")->type_name("FILE");
   app.add_flag("--quiet", o.quiet, "show no progress");
   app.add_flag("--bar", o.bar, "draw the progress bar even when it does not go to a terminal");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    out << app.help();
-    return std::nullopt;
-  } catch (const CLI::ParseError& e) {
-    std::string message = e.what();
-    std::replace(message.begin(), message.end(), '\n', ' ');
-    throw input_error(message + " (--help shows what is possible)");
-  }
+  if (!shared::parse(app, argc, argv, out)) return std::nullopt;
   if (list) {
     for (const std::string& name : known) out << name << '\n';
     return std::nullopt;

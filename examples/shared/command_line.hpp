@@ -1,9 +1,11 @@
-/// Options of a command line that take a number.
+/// Command lines: options that take a number, and what is said of a wrong one.
 #pragma once
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <charconv>
+#include <ostream>
 #include <string>
 #include <system_error>
 
@@ -22,6 +24,21 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, Integer& target,
                         ", not " + in_quotes(text));
   };
   return app.add_option_function<std::string>(name, read, help)->type_name("N");
+}
+
+/// False if help was asked for, which is then written to `out`. Throws input_error, in one line, if something is wrong.
+inline bool parse(CLI::App& app, int argc, const char* const* argv, std::ostream& out) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    out << app.help();
+    return false;
+  } catch (const CLI::ParseError& e) {
+    std::string message = e.what();
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    throw input_error(message + " (--help shows what is possible)");
+  }
+  return true;
 }
 
 }  // namespace shared
