@@ -223,6 +223,21 @@ void score_screened(const GateType& gate, const Noise& noise, tokens_in<Scalar> 
   if (s.has_noise) t.screen.spoil_invalid(s.noisy_storage);
 }
 
+/// The way back: t.dnoisy, gradients of what was chosen by, to those of the noise, of the gate and of x.
+template <typename GateType, typename Noise, typename Tape, typename Scalar = typename GateType::scalar>
+void pull_back_screened(GateType& gate, Noise& noise, tokens_in<Scalar> x, const routing_context<Scalar>& context,
+                        Tape& t, tokens_out<Scalar> dx) {
+  const auto seen = t.screen.of(x);
+  t.screen.clear_hidden(t.dnoisy);
+  t.dclean = t.dnoisy;
+  if (t.seen.has_noise) {
+    t.dclean.map() += t.dseen.clean.map();
+    t.screen.clear_hidden(t.dclean);
+    noise.backward(seen, context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
+  }
+  gate.backward(seen, context, t.dclean.map(), t.gate, dx);
+}
+
 }  // namespace detail
 
 }  // namespace sluice::inline SLUICE_ISA

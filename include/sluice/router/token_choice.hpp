@@ -126,15 +126,7 @@ public:
       const auto ids = gather_weighed(t, row.token, dw);
       if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
     });
-    const auto seen = t.screen.of(x);
-    t.screen.clear_hidden(t.dnoisy);
-    t.dclean = t.dnoisy;
-    if (t.seen.has_noise) {
-      t.dclean.map() += t.dseen.clean.map();
-      t.screen.clear_hidden(t.dclean);
-      noise_.backward(seen, context, t.seen, t.dnoisy, t.dseen.noise_std, t.noise, dx);
-    }
-    gate_.backward(seen, context, t.dclean.map(), t.gate, dx);
+    detail::pull_back_screened(gate_, noise_, x, context, t, dx);
   }
 
   /// Updates what gate and rule learn without gradients, such as a selection bias, once per optimiser step.

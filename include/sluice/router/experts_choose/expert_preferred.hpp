@@ -18,7 +18,7 @@
 #include <sluice/capacity/dropless.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
-#include <sluice/router/experts_choose/token_candidate.hpp>
+#include <sluice/router/experts_choose/token_queues.hpp>
 #include <sluice/router/token_choice.hpp>
 
 #include <algorithm>
