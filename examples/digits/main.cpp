@@ -1,6 +1,6 @@
 /// Trains one small model on handwritten digits once per router and shows what the routers learned.
 ///
-///   digits                     every router, a table, and digits_routing.svg
+///   digits                     all routers it knows, a table, and digits_routing.svg
 ///   digits --router top_k      one of them;  --help says what else there is
 #include <algorithm>
 #include <cstdlib>

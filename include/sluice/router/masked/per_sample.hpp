@@ -21,8 +21,8 @@
 
 #include <sluice/gate/cluster.hpp>
 #include <sluice/gate/identity.hpp>
-#include <sluice/gate/per_group.hpp>
 #include <sluice/gate/noisy.hpp>
+#include <sluice/gate/per_group.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/router/universal_expert.hpp>
