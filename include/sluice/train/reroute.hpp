@@ -141,9 +141,11 @@ Scalar kernel_reroute(std::span<Scalar> weights, const neighbourhood<Scalar>& ne
   detail::check_reroute<Scalar>(weights, nearest, of_references);
   if (candidates < 1) throw_invalid("re-routing needs a step to choose, not ", candidates);
   std::vector<Scalar> mean(weights.size(), 0), tried(weights.size());
-  for (index_t i = 0; i < nearest.size(); ++i)
+  for (index_t i = 0; i < nearest.size(); ++i) {
+    const Scalar share = nearest.share(i);
     for (std::size_t e = 0; e < mean.size(); ++e)
-      mean[e] += nearest.share(i) * of_references(nearest.reference[as_size(i)], static_cast<index_t>(e));
+      mean[e] += share * of_references(nearest.reference[as_size(i)], static_cast<index_t>(e));
+  }
   Scalar best = 0, least = 0;
   for (index_t c = 0; c <= candidates; ++c) {
     const Scalar a = static_cast<Scalar>(c) / static_cast<Scalar>(candidates);
