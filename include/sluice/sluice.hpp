@@ -1,4 +1,4 @@
-/// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile) and exec/tbb.hpp (needs oneTBB).
+/// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile), codebook/ and exec/tbb.hpp (needs oneTBB).
 #pragma once
 
 #include <sluice/capacity/batch_priority.hpp>
@@ -60,6 +60,7 @@
 #include <sluice/gate/tucker_keys.hpp>
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/activation.hpp>
+#include <sluice/kernel/best_code.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>

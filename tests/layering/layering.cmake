@@ -1,6 +1,6 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- train, io, reference;   io <- checkpoint
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
 cmake_minimum_required(VERSION 3.21)
@@ -13,6 +13,7 @@ set(loss_may core kernel)
 set(router_may core kernel gate capacity loss)
 set(expert_may core kernel gate capacity loss)
 set(layer_may core kernel gate capacity loss router expert)
+set(codebook_may core kernel gate capacity loss router expert layer)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
@@ -79,8 +80,8 @@ foreach(header IN LISTS headers)
     endif()
     if(header STREQUAL "sluice/sluice.hpp")
       list(APPEND umbrella_includes ${target})
-      if(target MATCHES "^sluice/(io|checkpoint)/")
-        refuse("${header}: includes <${target}>; io/ and checkpoint/ are included by those who read files")
+      if(target MATCHES "^sluice/(io|checkpoint|codebook)/")
+        refuse("${header}: includes <${target}>; io/, checkpoint/ and codebook/ are included by those who use them")
       endif()
     elseif(room AND target MATCHES "^sluice/([^/]+)/")
       if(NOT CMAKE_MATCH_1 STREQUAL room AND NOT CMAKE_MATCH_1 IN_LIST ${room}_may)
@@ -92,7 +93,7 @@ foreach(header IN LISTS headers)
   endforeach()
 endforeach()
 
-# The umbrella brings everything, directly or through what it includes, but io/ and the executors that need a library.
+# The umbrella brings everything, directly or through what it includes, but io/, codebook/ and the executors that need a library.
 set(reached ${umbrella_includes})
 set(queue ${umbrella_includes})
 while(queue)
@@ -111,7 +112,7 @@ while(queue)
 endwhile()
 set(not_in_umbrella sluice/sluice.hpp sluice/exec/openmp.hpp sluice/exec/tbb.hpp)
 foreach(header IN LISTS headers)
-  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint)/")
+  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint|codebook)/")
     refuse("sluice/sluice.hpp: does not bring <${header}>")
   endif()
 endforeach()

@@ -31,6 +31,8 @@ public:
   }
 
   index_t rows() const noexcept { return x_.rows(); }
+  /// Whether a row is neither padding nor NaN.
+  bool counts(index_t t) const noexcept { return counts_[t] != 0; }
   const_matrix_map<Scalar> x() const noexcept { return x_.map(); }
 
   /// dy with zeros in the rows that do not count; valid until the next call.

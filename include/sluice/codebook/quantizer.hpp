@@ -1,0 +1,168 @@
+/// What every quantiser is: a layer whose output is a code, and the code's number.
+///
+///   x [T,D] -> ids [T,M] -> y [T,D]          M numbers a token: one, or one a stage or part
+///
+///   encode(x, ids, workspace)    decode(ids, y)    and the calls of a layer: forward, backward, after_step
+///
+/// A class of your own derives from quantizer_base, as layers derive from layer_decorator:
+///
+///   class rounding : public quantizer_base<rounding, float> {
+///     friend quantizer_base<rounding, float>;
+///     void encode_rows(x, ids, memory, context) const;       // ids of every row
+///     void decode_rows(ids, y, executor) const;              // rows of no_code are not looked at
+///     void quantize(tape, y, context) const;                 // training: from tape.kept.x() to tape.ids, y and tape.value
+///     void quantize_backward(dy, dx, tape);                  // dx is zero at first; the loss's part is added here too
+///   };
+///
+/// (tests/codebook/quantizer_test.cpp has it whole.) Padding gets no_code and zero, a token that holds NaN gets no_code
+/// and NaN; neither reaches a gradient or a statistic: rows of tape.kept.x() and of dy are zero there, and
+/// tape.kept.counts(t) says so. y may be x, dx may not be dy. T = 0 is fine. Inference is const and thread-safe, a
+/// workspace a thread; equal bits for every executor and thread count.
+#pragma once
+
+#include <sluice/kernel/best_code.hpp>
+#include <sluice/layer/call_checks.hpp>
+#include <sluice/layer/decorator.hpp>
+#include <sluice/layer/kept_rows.hpp>
+#include <sluice/layer/mixture_layer.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <typename Q>
+concept CanEncode = requires(const Q& quantizer, tokens_in<typename Q::scalar> x, tokens_out<index_t> ids,
+                             typename Q::workspace& workspace, const typename Q::context_type& context) {
+  quantizer.encode(x, ids, workspace, context);
+};
+template <typename Q>
+concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_out<typename Q::scalar> y) {
+  quantizer.decode(ids, y);
+  { quantizer.code_columns() } -> std::convertible_to<index_t>;
+  { quantizer.codes(index_t()) } -> std::convertible_to<index_t>;
+};
+template <typename Q>
+concept Quantizer = TrainableLayer<Q> && CanEncode<Q> && CanDecode<Q>;
+
+/// Derived also has inputs(), code_columns() and codes(column). OwnMemory is what encode needs, OwnTape what training
+/// does.
+template <typename Derived, FloatOrDouble Scalar, typename OwnMemory = detail::no_memory, typename OwnTape = OwnMemory>
+class quantizer_base {
+public:
+  using scalar = Scalar;
+  using context_type = routing_context<Scalar>;
+  static constexpr bool causal = true;
+
+  struct workspace : OwnMemory {
+    matrix_buffer<index_t> ids;
+    detail::forward_record record;
+  };
+  struct tape : OwnTape {
+    kept_rows<Scalar> kept;
+    matrix_buffer<index_t> ids;  ///< [T,M]
+    context_type context;
+    Scalar value = 0;            ///< of all losses
+    detail::forward_record record;
+
+    Scalar loss() const { return value; }
+  };
+
+  index_t outputs() const noexcept { return self().inputs(); }
+
+  /// ids [T,M] of x [T,D]. Throws std::invalid_argument if shapes do not fit.
+  void encode(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const context_type& context = {}) const {
+    if (x.cols() != self().inputs() || ids.rows() != x.rows() || ids.cols() != self().code_columns())
+      throw_invalid("the quantiser encodes [T, ", self().inputs(), "] as [T, ", self().code_columns(), "]; x is [", x.rows(),
+                    ", ", x.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
+    check_context(context, x.rows());
+    ws.record.check_values(self());
+    self().encode_rows(x, ids, ws, context);
+    for (index_t t = 0; t < x.rows(); ++t)
+      if (context.is_padding(t) || any_nan(row(x, t), x.cols())) ids.row(t).setConstant(no_code);
+  }
+
+  /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number that is no
+  /// code.
+  void decode(tokens_in<index_t> ids, tokens_out<Scalar> y, const executor_ref& executor = {}) const {
+    if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != outputs())
+      throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", outputs(), "]; ids are [", ids.rows(),
+                    ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
+    check_initialized(self());
+    for (index_t t = 0; t < ids.rows(); ++t)
+      for (index_t m = 0; m < ids.cols(); ++m)
+        if (ids(t, m) != no_code && (ids(t, m) < 0 || ids(t, m) >= self().codes(m)))
+          throw_invalid("token ", t, " has the code ", ids(t, m), " in column ", m, ", which has ", self().codes(m));
+    self().decode_rows(ids, y, executor);
+    for (index_t t = 0; t < ids.rows(); ++t)
+      if (is_hidden(ids, t)) y.row(t).setZero();
+  }
+
+  /// Inference: y [T,D] is overwritten. Throws std::invalid_argument if shapes do not fit.
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& ws, const context_type& context = {}) const {
+    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    ws.record.forget();
+    ws.record.check_values(self());
+    ws.ids.resize(x.rows(), self().code_columns());
+    encode(x, ws.ids.map(), ws, context);
+    self().decode_rows(ws.ids.map(), y, context.executor);
+    hide(ws.ids.map(), y, context);
+  }
+
+  /// Training, with training = true and everything else of the context left out.
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t) const {
+    context_type context;
+    context.training = true;
+    forward(x, y, t, context);
+  }
+  /// What the context refers to must live until after_step has returned.
+  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
+    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    t.record.forget();
+    t.record.check_values(self());
+    t.context = context;
+    t.kept.keep(x, context);
+    t.ids.resize(x.rows(), self().code_columns());
+    self().quantize(t, y, context);
+    for (index_t token = 0; token < x.rows(); ++token)
+      if (!t.kept.counts(token)) std::fill_n(t.ids.row(token), t.ids.cols(), no_code);
+    hide(t.ids.map(), y, context);
+    t.record.keep(this);
+  }
+
+  /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
+  void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
+    t.record.validate(this);
+    detail::check_backward<Derived, Scalar>(self(), dy, dx, t.kept.rows());
+    ensure_gradients(self());
+    const auto gradient = t.kept.of_gradient(dy, t.context.executor);
+    dx.setZero();
+    self().quantize_backward(gradient, dx, t);
+  }
+
+  void after_step(tape&) {}
+
+  /// The quantiser as it is: another storage is a matter of experts.
+  template <typename Storage>
+  Derived stored_as() const {
+    return self();
+  }
+
+  index_t workspace_bytes(index_t rows, bool training = false) const {
+    const auto number = static_cast<index_t>(sizeof(Scalar));
+    return rows * (self().code_columns() * static_cast<index_t>(sizeof(index_t)) + (training ? 2 * outputs() * number : 0));
+  }
+
+protected:
+  static const Scalar* row(tokens_in<Scalar> m, index_t r) { return m.data() + r * m.outerStride(); }
+
+private:
+  Derived& self() noexcept { return static_cast<Derived&>(*this); }
+  const Derived& self() const noexcept { return static_cast<const Derived&>(*this); }
+
+  /// Later columns of a token that is not hidden may be no_code too: stages that are left out.
+  static bool is_hidden(tokens_in<index_t> ids, index_t t) { return ids(t, 0) == no_code; }
+  static void hide(tokens_in<index_t> ids, tokens_out<Scalar> y, const context_type& context) {
+    for (index_t t = 0; t < ids.rows(); ++t)
+      if (is_hidden(ids, t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
+  }
+};
+
+}  // namespace sluice::inline SLUICE_ISA
