@@ -10,7 +10,8 @@
 ///     friend quantizer_base<rounding, float>;
 ///     void encode_rows(x, ids, memory, context) const;       // ids of every row
 ///     void decode_rows(ids, y, executor) const;              // rows of no_code are not looked at
-///     void quantize(tape, y, context) const;                 // training: from tape.kept.x() to tape.ids, y and tape.value
+///     void assign(tape, context) const;                      // training: from tape.kept.x() to tape.ids
+///     void quantize(tape, y, context) const;                 // and, with the ids of hidden tokens gone, y and tape.value
 ///     void quantize_backward(dy, dx, tape);                  // dx is zero at first; the loss's part is added here too
 ///   };
 ///
@@ -120,9 +121,10 @@ public:
     t.context = context;
     t.kept.keep(x, context);
     t.ids.resize(x.rows(), self().code_columns());
-    self().quantize(t, y, context);
+    self().assign(t, context);
     for (index_t token = 0; token < x.rows(); ++token)
       if (!t.kept.counts(token)) std::fill_n(t.ids.row(token), t.ids.cols(), no_code);
+    self().quantize(t, y, context);
     hide(t.ids.map(), y, context);
     t.record.keep(this);
   }
