@@ -2,20 +2,21 @@
 ///
 ///   x [T,D] -> ids [T,M] -> y [T,D]          M numbers a token: one, or one a stage or part
 ///
-///   encode(x, ids, workspace)    decode(ids, y)    and the calls of a layer: forward, backward, after_step
+///   encode(x, ids, workspace)   decode(ids, y, workspace)   and the calls of a layer: forward, backward, after_step
 ///
 /// A class of your own derives from quantizer_base, as layers derive from layer_decorator:
 ///
 ///   class rounding : public quantizer_base<rounding, float> {
 ///     friend quantizer_base<rounding, float>;
 ///     void encode_rows(x, ids, memory, context) const;       // ids of every row
-///     void decode_rows(ids, y, executor) const;              // rows of no_code are not looked at
+///     void decode_rows(ids, y, memory, executor) const;      // rows that begin with no_code may become anything
 ///     void assign(tape, context) const;                      // training: from tape.kept.x() to tape.ids
 ///     void quantize(tape, y, context) const;                 // and, with the ids of hidden tokens gone, y and tape.value
 ///     void quantize_backward(dy, dx, tape);                  // dx is zero at first; the loss's part is added here too
 ///   };
 ///
-/// (tests/codebook/quantizer_test.cpp has it whole.) Padding gets no_code and zero, a token that holds NaN gets no_code
+/// (tests/codebook/quantizer_test.cpp has it whole.) One that makes something of its parameters first, for encode_rows and
+/// decode_rows alike, hides prepare(memory, executor). Padding gets no_code and zero, a token that holds NaN gets no_code
 /// and NaN; neither reaches a gradient or a statistic: rows of tape.kept.x() and of dy are zero there, and
 /// tape.kept.counts(t) says so. y may be x, dx may not be dy. T = 0 is fine. Inference is const and thread-safe, a
 /// workspace a thread; equal bits for every executor and thread count.
@@ -35,8 +36,9 @@ concept CanEncode = requires(const Q& quantizer, tokens_in<typename Q::scalar> x
   quantizer.encode(x, ids, workspace, context);
 };
 template <typename Q>
-concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_out<typename Q::scalar> y) {
-  quantizer.decode(ids, y);
+concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_out<typename Q::scalar> y,
+                             typename Q::workspace& workspace) {
+  quantizer.decode(ids, y, workspace);
   { quantizer.code_columns() } -> std::convertible_to<index_t>;
   { quantizer.codes(index_t()) } -> std::convertible_to<index_t>;
 };
@@ -75,23 +77,23 @@ public:
                     ", ", x.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
     check_context(context, x.rows());
     ws.record.check_values(self());
-    self().encode_rows(x, ids, ws, context);
-    for (index_t t = 0; t < x.rows(); ++t)
-      if (context.is_padding(t) || any_nan(row(x, t), x.cols())) ids.row(t).setConstant(no_code);
+    self().prepare(ws, context.executor);
+    encode_seen(x, ids, ws, context);
   }
 
   /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number that is no
   /// code.
-  void decode(tokens_in<index_t> ids, tokens_out<Scalar> y, const executor_ref& executor = {}) const {
+  void decode(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws, const executor_ref& executor = {}) const {
     if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != outputs())
       throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", outputs(), "]; ids are [", ids.rows(),
                     ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
-    check_initialized(self());
+    ws.record.check_values(self());
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < ids.cols(); ++m)
         if (ids(t, m) != no_code && (ids(t, m) < 0 || ids(t, m) >= self().codes(m)))
           throw_invalid("token ", t, " has the code ", ids(t, m), " in column ", m, ", which has ", self().codes(m));
-    self().decode_rows(ids, y, executor);
+    self().prepare(ws, executor);
+    self().decode_rows(ids, y, ws, executor);
     for (index_t t = 0; t < ids.rows(); ++t)
       if (is_hidden(ids, t)) y.row(t).setZero();
   }
@@ -102,8 +104,9 @@ public:
     ws.record.forget();
     ws.record.check_values(self());
     ws.ids.resize(x.rows(), self().code_columns());
-    encode(x, ws.ids.map(), ws, context);
-    self().decode_rows(ws.ids.map(), y, context.executor);
+    self().prepare(ws, context.executor);
+    encode_seen(x, ws.ids.map(), ws, context);
+    self().decode_rows(ws.ids.map(), y, ws, context.executor);
     hide(ws.ids.map(), y, context);
   }
 
@@ -153,11 +156,17 @@ public:
   }
 
 protected:
-  static const Scalar* row(tokens_in<Scalar> m, index_t r) { return m.data() + r * m.outerStride(); }
+  void prepare(OwnMemory&, const executor_ref&) const {}
 
 private:
   Derived& self() noexcept { return static_cast<Derived&>(*this); }
   const Derived& self() const noexcept { return static_cast<const Derived&>(*this); }
+
+  void encode_seen(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const context_type& context) const {
+    self().encode_rows(x, ids, ws, context);
+    for (index_t t = 0; t < x.rows(); ++t)
+      if (context.is_padding(t) || any_nan(x.data() + t * x.outerStride(), x.cols())) ids.row(t).setConstant(no_code);
+  }
 
   /// Later columns of a token that is not hidden may be no_code too: stages that are left out.
   static bool is_hidden(tokens_in<index_t> ids, index_t t) { return ids(t, 0) == no_code; }
