@@ -19,7 +19,8 @@
 /// decode_rows alike, hides prepare(memory, executor). Padding gets no_code and zero, a token that holds NaN gets no_code
 /// and NaN; neither reaches a gradient or a statistic: rows of tape.kept.x() and of dy are zero there, and
 /// tape.kept.counts(t) says so. y may be x, dx may not be dy. T = 0 is fine. Inference is const and thread-safe, a
-/// workspace a thread; equal bits for every executor and thread count.
+/// workspace a thread; equal bits for every executor and thread count. Gradients that pass a choice are estimates
+/// (exact_gradient), which check_layer leaves to tests of their formulas.
 #pragma once
 
 #include <sluice/kernel/best_code.hpp>
@@ -53,6 +54,7 @@ public:
   using scalar = Scalar;
   using context_type = routing_context<Scalar>;
   static constexpr bool causal = true;
+  static constexpr bool exact_gradient = false;  ///< what passes a choice is an estimate
 
   struct workspace : OwnMemory {
     matrix_buffer<index_t> ids;

@@ -57,7 +57,7 @@ constexpr bool has_exact_gradients() {
   else if constexpr (requires(Layer& layer) { layer.router(); })
     return has_exact_gradient<std::remove_cvref_t<decltype(std::declval<Layer&>().router())>>;
   else
-    return true;
+    return has_exact_gradient<Layer>;  // a quantiser's is an estimate
 }
 
 /// Whether f throws std::invalid_argument; true where there are no exceptions to see it by.
@@ -259,7 +259,7 @@ property_result layer_gradients(layer_probe<Layer>& probe) {
   if constexpr (!layer_probe<Layer>::trains) {
     return skip("the layer has no backward");
   } else if constexpr (!has_exact_gradients<Layer>()) {
-    return skip("the router's gradient is an estimate (exact_gradient = false)");
+    return skip("the gradient is an estimate (exact_gradient = false)");
   } else if constexpr (!std::same_as<typename Layer::scalar, double>) {
     return skip("differences need double; check the layer's double form as well");
   } else {

@@ -2,7 +2,7 @@
 ///
 /// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others'
 /// values, and the values do not depend on how an array is kept. States (selection biases, controllers, masks) keep the
-/// values that their constructors gave them.
+/// values that their constructors gave them, unless those are meant to be random (codes that are moving averages).
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -14,16 +14,17 @@ namespace sluice::inline SLUICE_ISA {
 
 inline constexpr random_site initialization_site{5u};
 
-/// Overwrites every learned parameter of the model. Equal seeds give equal bits.
+/// Overwrites every learned parameter of the model, and states of random initial values. Equal seeds give equal bits.
 template <typename Model>
 void initialize(Model& model, std::uint64_t seed) {
   for_each_parameter(model, [&](const std::string& name, auto& p) {
     using scalar = typename std::remove_reference_t<decltype(p)>::scalar;
-    if (p.role() == parameter_role::state) return;
+    const initial_values initial = p.initial();
+    const bool is_random = initial.distribution != initial_values::kind::constant && initial.scale != 0;
+    if (p.role() == parameter_role::state && !is_random) return;
     std::uint64_t stream = 1469598103934665603u;  // FNV-1a of the name
     for (const char c : name) stream = (stream ^ static_cast<unsigned char>(c)) * 1099511628211u;
     const random_source random(seed ^ stream);
-    const initial_values initial = p.initial();
     p.fill([&](index_t i) -> scalar {
       switch (initial.distribution) {
         case initial_values::kind::normal:

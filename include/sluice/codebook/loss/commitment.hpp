@@ -1,0 +1,87 @@
+/// What ties tokens and codes together: the losses of VQ-VAE, as means over all T D numbers of tokens that have a code.
+///
+///   encoder   |x - sg[q]|^2     pulls x to its code:   dx += 2 encoder (x - q) / (T D)
+///   codebook  |sg[x] - q|^2     pulls the code to x:   dq += 2 codebook (q - x) / (T D)
+///
+/// Published weights: 0.25 and 1. Several programs and their checkpoints have them the other way round ("legacy"), so
+/// both are here. Codes that do not learn by gradients have no codebook term. Tokens are added up in order, a code's
+/// gradient too.
+/// van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning", equation 3.
+#pragma once
+
+#include <sluice/codebook/code_sums.hpp>
+#include <sluice/codebook/quantized_batch.hpp>
+#include <sluice/core/numeric.hpp>
+#include <sluice/kernel/vector_math.hpp>
+
+namespace sluice::inline SLUICE_ISA {
+
+struct commitment_loss {
+  using role = loss_role;
+  template <typename Scalar>
+  struct memory {
+    code_sums<Scalar> sums;
+    buffer<Scalar> errors;  ///< |x - q|^2 of a token
+  };
+
+  double encoder = 0.25;
+  double codebook = 1;
+
+  /// Throws std::invalid_argument unless both weights are at least 0.
+  void validate() const {
+    if (!is_at_least(encoder, 0.0) || !is_at_least(codebook, 0.0))
+      throw_invalid("commitment_loss needs weights >= 0, not ", encoder, " and ", codebook);
+  }
+
+  template <typename Scalar>
+  Scalar value(const quantized_batch<Scalar>& batch, memory<Scalar>& m, bool codes_learn) const {
+    m.errors.resize(batch.tokens());
+    batch.context.executor.parallel_blocks(batch.tokens(), 32, batch.width(), [&](index_t begin, index_t end) {
+      for (index_t t = begin; t < end; ++t) m.errors[t] = batch.has_code(t) ? squared_error(batch, t) : Scalar(0);
+    });
+    Scalar sum = 0;
+    for (const Scalar error : m.errors) sum += error;
+    return (weight<Scalar>(encoder, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) * sum;
+  }
+
+  /// Adds to dx [T,D] and, if it has rows, to dcodes [C,D].
+  template <typename Scalar>
+  void backward(const quantized_batch<Scalar>& batch, tokens_out<Scalar> dx, matrix_map<Scalar> dcodes,
+                memory<Scalar>& m) const {
+    const Scalar to_code = 2 * weight<Scalar>(encoder, batch), to_token = 2 * weight<Scalar>(codebook, batch);
+    batch.context.executor.parallel_blocks(batch.tokens(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
+      for (index_t t = begin; t < end; ++t) {
+        if (!batch.has_code(t)) continue;
+        const Scalar *x = batch.row(t), *q = batch.code_of(t);
+        Scalar* d = dx.data() + t * dx.outerStride();
+        for (index_t i = 0; i < batch.width(); ++i) d[i] += to_code * (x[i] - q[i]);
+      }
+    });
+    if (dcodes.rows() == 0 || to_token == 0) return;
+    sum_by_code(batch.x, batch.ids, batch.code_count(), m.sums, batch.context.executor);
+    batch.context.executor.parallel_blocks(batch.code_count(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
+      for (index_t c = begin; c < end; ++c) {
+        const auto count = static_cast<Scalar>(m.sums.counts[c]);
+        const Scalar *code = batch.codes.data() + c * batch.width(), *sum = m.sums.sums.row(c);
+        Scalar* d = dcodes.data() + c * batch.width();
+        for (index_t i = 0; i < batch.width(); ++i) d[i] += to_token * (count * code[i] - sum[i]);
+      }
+    });
+  }
+
+private:
+  template <typename Scalar>
+  static Scalar weight(double of, const quantized_batch<Scalar>& batch) {
+    return batch.counted == 0 ? Scalar(0) : static_cast<Scalar>(of / static_cast<double>(batch.counted * batch.width()));
+  }
+
+  template <typename Scalar>
+  static Scalar squared_error(const quantized_batch<Scalar>& batch, index_t t) {
+    const Scalar *x = batch.row(t), *q = batch.code_of(t);
+    Scalar sum = 0;
+    for (index_t i = 0; i < batch.width(); ++i) sum += (x[i] - q[i]) * (x[i] - q[i]);
+    return sum;
+  }
+};
+
+}  // namespace sluice::inline SLUICE_ISA
