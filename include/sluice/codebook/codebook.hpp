@@ -1,0 +1,18 @@
+/// The whole room: quantisers, their codebooks and policies.
+#pragma once
+
+#include <sluice/codebook/assign/nearest.hpp>
+#include <sluice/codebook/code_search.hpp>
+#include <sluice/codebook/code_sums.hpp>
+#include <sluice/codebook/code_usage.hpp>
+#include <sluice/codebook/codes/learned.hpp>
+#include <sluice/codebook/codes/mapped.hpp>
+#include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/gradient/rotation.hpp>
+#include <sluice/codebook/gradient/straight_through.hpp>
+#include <sluice/codebook/loss/commitment.hpp>
+#include <sluice/codebook/metric.hpp>
+#include <sluice/codebook/nearest.hpp>
+#include <sluice/codebook/quantized_batch.hpp>
+#include <sluice/codebook/quantizer.hpp>
+#include <sluice/codebook/vector_quantizer.hpp>
