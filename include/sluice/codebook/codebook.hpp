@@ -15,4 +15,6 @@
 #include <sluice/codebook/nearest.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/quantizer.hpp>
+#include <sluice/codebook/structure/quantizer_decorator.hpp>
+#include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>

@@ -78,9 +78,8 @@ public:
       throw_invalid("the quantiser encodes [T, ", self().inputs(), "] as [T, ", self().code_columns(), "]; x is [", x.rows(),
                     ", ", x.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
     check_context(context, x.rows());
-    ws.record.check_values(self());
-    self().prepare(ws, context.executor);
-    encode_seen(x, ids, ws, context);
+    prepare_call(ws, context.executor);
+    encode_prepared(x, ids, ws, context);
   }
 
   /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number that is no
@@ -89,12 +88,26 @@ public:
     if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != outputs())
       throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", outputs(), "]; ids are [", ids.rows(),
                     ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
-    ws.record.check_values(self());
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < ids.cols(); ++m)
         if (ids(t, m) != no_code && (ids(t, m) < 0 || ids(t, m) >= self().codes(m)))
           throw_invalid("token ", t, " has the code ", ids(t, m), " in column ", m, ", which has ", self().codes(m));
+    prepare_call(ws, executor);
+    decode_prepared(ids, y, ws, executor);
+  }
+
+  /// The parts of encode and decode, for quantisers that hold this one: after one prepare_call, as many of the others as
+  /// the call needs, with shapes and codes that fit.
+  void prepare_call(workspace& ws, const executor_ref& executor) const {
+    ws.record.check_values(self());
     self().prepare(ws, executor);
+  }
+  void encode_prepared(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const context_type& context) const {
+    self().encode_rows(x, ids, ws, context);
+    for (index_t t = 0; t < x.rows(); ++t)
+      if (context.is_padding(t) || any_nan(x.data() + t * x.outerStride(), x.cols())) ids.row(t).setConstant(no_code);
+  }
+  void decode_prepared(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws, const executor_ref& executor) const {
     self().decode_rows(ids, y, ws, executor);
     for (index_t t = 0; t < ids.rows(); ++t)
       if (is_hidden(ids, t)) y.row(t).setZero();
@@ -104,10 +117,9 @@ public:
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& ws, const context_type& context = {}) const {
     detail::check_forward<Derived, Scalar>(self(), x, y, context);
     ws.record.forget();
-    ws.record.check_values(self());
     ws.ids.resize(x.rows(), self().code_columns());
-    self().prepare(ws, context.executor);
-    encode_seen(x, ws.ids.map(), ws, context);
+    prepare_call(ws, context.executor);
+    encode_prepared(x, ws.ids.map(), ws, context);
     self().decode_rows(ws.ids.map(), y, ws, context.executor);
     hide(ws.ids.map(), y, context);
   }
@@ -163,12 +175,6 @@ protected:
 private:
   Derived& self() noexcept { return static_cast<Derived&>(*this); }
   const Derived& self() const noexcept { return static_cast<const Derived&>(*this); }
-
-  void encode_seen(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const context_type& context) const {
-    self().encode_rows(x, ids, ws, context);
-    for (index_t t = 0; t < x.rows(); ++t)
-      if (context.is_padding(t) || any_nan(x.data() + t * x.outerStride(), x.cols())) ids.row(t).setConstant(no_code);
-  }
 
   /// Later columns of a token that is not hidden may be no_code too: stages that are left out.
   static bool is_hidden(tokens_in<index_t> ids, index_t t) { return ids(t, 0) == no_code; }

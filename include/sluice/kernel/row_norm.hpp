@@ -2,7 +2,7 @@
 ///
 ///   no_norm      y = x
 ///   gain_only    y = x * gain                                                     learned gain [D]
-///   unit_norm    y = x / sqrt(sum x^2 + epsilon)                                  unit length, nothing learned
+///   unit_norm    y = x / max(sqrt(sum x^2 + epsilon), floor)                      unit length, nothing learned
 ///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain    length sqrt(D), learned gain [D]
 ///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
 ///
@@ -148,17 +148,23 @@ public:
   using scalar = Scalar;
   using tape = detail::norm_tape<Scalar>;
 
-  /// The width is not needed. Throws std::invalid_argument if epsilon is negative.
-  explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6)) : epsilon_(epsilon) {
-    if (!is_at_least(epsilon, 0)) throw_invalid("unit_norm needs epsilon >= 0, not ", epsilon);
+  /// The width is not needed; rows shorter than the floor are divided by it. Throws std::invalid_argument if epsilon or
+  /// the floor is negative.
+  explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6), Scalar smallest = 0)
+      : epsilon_(epsilon), smallest_(smallest) {
+    if (!is_at_least(epsilon, 0) || !is_at_least(smallest, 0))
+      throw_invalid("unit_norm needs epsilon >= 0 and floor >= 0, not ", epsilon, " and ", smallest);
   }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
     t.scale.resize(x.rows());
+    t.at_floor.resize(x.rows());
     executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar* row = x.data() + r * x.outerStride();
-        t.scale[r] = 1 / std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+        t.at_floor[r] = length < smallest_;
+        t.scale[r] = 1 / (t.at_floor[r] ? smallest_ : length);
         kernel::copy_scaled(t.scale[r], row, y.data() + r * y.outerStride(), x.cols());
       }
     });
@@ -173,6 +179,7 @@ public:
         const Scalar* upstream = dy.data() + r * dy.outerStride();
         const Scalar s = t.scale[first + r];
         kernel::add_scaled(s, upstream, dx.data() + r * dx.outerStride(), x.cols());
+        if (t.at_floor[first + r]) continue;
         kernel::add_scaled(-s * s * s * kernel::dot(row, upstream, x.cols()), row, dx.data() + r * dx.outerStride(),
                            x.cols());
       }
@@ -181,6 +188,7 @@ public:
 
 private:
   Scalar epsilon_;
+  Scalar smallest_;
 };
 
 template <FloatOrDouble Scalar>
