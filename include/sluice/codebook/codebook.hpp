@@ -15,6 +15,9 @@
 #include <sluice/codebook/nearest.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/quantizer.hpp>
+#include <sluice/codebook/search/code_packing.hpp>
+#include <sluice/codebook/search/cost_tables.hpp>
+#include <sluice/codebook/search/product_codes.hpp>
 #include <sluice/codebook/structure/quantizer_decorator.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
