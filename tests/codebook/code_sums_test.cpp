@@ -11,7 +11,8 @@ std::vector<index_t> ids_with_gaps(index_t tokens, index_t codes, index_t stride
   std::vector<index_t> ids(as_size(tokens * stride), -7);
   for (index_t t = 0; t < tokens; ++t)
     ids[as_size(t * stride)] =
-        static_cast<index_t>(std::floor(static_cast<double>(codes + 1) * random.uniform(random_site::user_site, t))) - 1;
+        static_cast<index_t>(std::floor(static_cast<double>(codes + 1) * random.uniform(random_site::user_site, t))) -
+        1;
   return ids;
 }
 
@@ -49,7 +50,8 @@ TEMPLATE_TEST_CASE("sum_by_code: counts and sums, in the order of the tokens", "
     CHECK(weighed.counts[c] == count);
     CHECK(weighed.weights[c] == weight);
     CHECK(test::same_bits(matrix<S>(sum.row(0)), matrix<S>(plain.sums.map().row(c))));
-    CHECK(test::largest_difference(matrix<S>(sum.row(1)), matrix<S>(weighed.sums.map().row(c))) <= test::bound<S>(count, 4));
+    CHECK(test::largest_difference(matrix<S>(sum.row(1)), matrix<S>(weighed.sums.map().row(c))) <=
+          test::bound<S>(count, 4));
   }
 }
 

@@ -17,7 +17,8 @@ matrix<Scalar> whole_numbers(index_t rows, index_t cols, std::uint64_t seed) {
 }
 
 template <typename Scalar>
-std::vector<index_t> best_by_loop(const matrix<Scalar>& x, const matrix<Scalar>& keys, std::span<const Scalar> offsets) {
+std::vector<index_t> best_by_loop(const matrix<Scalar>& x, const matrix<Scalar>& keys,
+                                  std::span<const Scalar> offsets) {
   std::vector<index_t> ids;
   for (index_t t = 0; t < x.rows(); ++t) {
     index_t best = no_code;
@@ -36,8 +37,8 @@ std::vector<index_t> best_by_loop(const matrix<Scalar>& x, const matrix<Scalar>&
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("nearest_codes: keys of others, keys of its own, with offsets and without", "[codebook][nearest]", float,
-                   double) {
+TEMPLATE_TEST_CASE("nearest_codes: keys of others, keys of its own, with offsets and without", "[codebook][nearest]",
+                   float, double) {
   using S = TestType;
   const index_t T = 70, C = 45, D = 11;
   const matrix<S> x = whole_numbers<S>(T, D, 1), keys = whole_numbers<S>(C, D, 2);
@@ -69,14 +70,22 @@ TEMPLATE_TEST_CASE("nearest_codes: keys of others, keys of its own, with offsets
   CHECK_THROWS_AS(nearest_codes<S>(x, search, ids, nullptr, scratch), std::invalid_argument);
 }
 
-TEMPLATE_TEST_CASE("nearest_codes: equal bits for any thread count", "[codebook][nearest][threads]", float, double) {
+TEMPLATE_TEST_CASE("nearest_codes: equal bits for any thread count, however tokens and codes are cut",
+                   "[codebook][nearest][threads]", float, double) {
   using S = TestType;
-  const matrix<S> x = test::random_matrix<S>(150, 19, 3), keys = test::random_matrix<S>(77, 19, 4);
+  struct shape {
+    index_t t, c, d;
+  };
+  const auto s = GENERATE(shape{150, 77, 19}, shape{5, 3000, 4}, shape{1, 1100, 3}, shape{1100, 40, 2});
+  CAPTURE(s.t, s.c, s.d);
+  matrix<S> x = test::random_matrix<S>(s.t, s.d, 3), keys = test::random_matrix<S>(s.c, s.d, 4);
+  keys.row(s.c - 1) = keys.row(s.c / 2) = keys.row(1) = 10 * keys.row(0);  // equal codes in several parts
+  if (s.t > 1) x(s.t - 1, 0) = quiet_nan<S>();
   code_search<S> search;
-  search.set_keys({keys.data(), 77, 19});
+  search.set_keys({keys.data(), s.c, s.d});
   nearest_scratch<S> scratch;
-  matrix<index_t> ids(150, 1), others(150, 1);
-  matrix<S> scores(150, 1), other_scores(150, 1);
+  matrix<index_t> ids(s.t, 1), others(s.t, 1);
+  matrix<S> scores(s.t, 1), other_scores(s.t, 1);
   nearest_codes<S>(x, search, ids, scores.data(), scratch);
   for (const int threads : {1, 2, 3, 8}) {
     test::shuffled_threads executor(threads);

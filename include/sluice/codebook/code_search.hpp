@@ -2,9 +2,9 @@
 ///
 ///   score of code c for a row x  =  x . keys[c] + offsets[c]          kernel/best_code.hpp says which code is best
 ///
-/// Keys are a view of somebody's matrix, a codebook's own, or a copy that belongs to the search, for keys that are made of a
-/// codebook: normalised, say. set_keys is as cheap as a pointer, so that a codebook's memory may move between calls.
-/// Buffers grow to the largest size seen and stay.
+/// Keys are a view of somebody's matrix, a codebook's own, or a copy that belongs to the search, for keys that are made
+/// of a codebook: normalised, say. set_keys is as cheap as a pointer, so that a codebook's memory may move between
+/// calls. Buffers grow to the largest size seen and stay.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

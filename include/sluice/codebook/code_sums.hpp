@@ -1,6 +1,6 @@
 /// How many tokens went to each code, and what they add up to: what k-means and moving averages learn from.
 ///
-///   counts[c] = number of t with ids[t] = c        sums[c] = sum over those t of x[t]                 x [T,D], sums [C,D]
+///   counts[c] = number of t with ids[t] = c        sums[c] = sum over those t of x[t]        x [T,D], sums [C,D]
 ///
 /// With weights, sums[c] adds weight[t] x[t] and weights[c] adds weight[t]. Tokens of no_code are not looked at; codes
 /// without a token get zeros. Every code adds its tokens one after the other, as they come in the batch: equal bits for

@@ -52,6 +52,28 @@ simd_keys<Scalar> order_keys(const simd<Scalar>& v) noexcept {
   return select_lanes(magnitude > keys(infinity_key<Scalar>), keys(-infinity_key<Scalar>), key);
 }
 
+/// Lanes where a is greater than b; where a is NaN it is not. b holds no NaN.
+template <typename Scalar>
+auto greater_lanes(const simd<Scalar>& a, const simd<Scalar>& b) noexcept {
+#if defined(__FAST_MATH__)
+  return order_keys<Scalar>(a) > order_keys<Scalar>(b);
+#else
+  return a > b;
+#endif
+}
+
+/// Lane by lane a where a comparison of numbers, or of their bits, holds, b elsewhere. Bits are copied.
+template <typename Scalar>
+simd<Scalar> pick_lanes(const xsimd::batch_bool<Scalar>& lanes, const simd<Scalar>& a, const simd<Scalar>& b) noexcept {
+  return xsimd::select(lanes, a, b);
+}
+template <typename Scalar>
+simd<Scalar> pick_lanes(const xsimd::batch_bool<ordered_bits<Scalar>>& lanes, const simd<Scalar>& a,
+                        const simd<Scalar>& b) noexcept {
+  using bits = ordered_bits<Scalar>;
+  return cast_bits<Scalar>(select_lanes<bits>(lanes, cast_bits<bits>(a), cast_bits<bits>(b)));
+}
+
 /// The number that has this order key; -infinity for that of NaN, +0 for that of -0.
 template <typename Scalar>
 Scalar number_of_key(ordered_bits<Scalar> key) noexcept {

@@ -15,6 +15,7 @@ SLUICE_END_VECTOR_LIBRARY
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 static_assert(XSIMD_VERSION_MAJOR * 100 + XSIMD_VERSION_MINOR >= 801, "sluice: xsimd 8.1 or newer is needed");
 
@@ -147,6 +148,51 @@ std::uint64_t lane_bits(const xsimd::batch_bool<Int>& lanes) noexcept {
     SLUICE_UNROLL for (index_t i = 0; i < simd_width<Int>; ++i) bits |= static_cast<std::uint64_t>(set[i]) << i;
     return bits;
   }
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SLUICE_SHUFFLES_LANES 1
+#endif
+#endif
+
+#if defined(SLUICE_SHUFFLES_LANES)
+namespace detail {
+
+/// The lanes of two vectors by turns, from lane `From` on: a, b, a, b ...
+template <index_t From, typename Register, index_t... Lane>
+Register interleave(const Register& a, const Register& b, std::integer_sequence<index_t, Lane...>) noexcept {
+  constexpr index_t width = sizeof...(Lane);
+  return __builtin_shufflevector(a, b, static_cast<int>(From + Lane / 2 + Lane % 2 * width)...);
+}
+
+}  // namespace detail
+#endif
+
+/// Rows become columns: lane j of rows[i] and lane i of rows[j] change places.
+template <typename Scalar>
+void transpose(simd<Scalar> (&rows)[as_size(simd_width<Scalar>)]) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+#if defined(SLUICE_SHUFFLES_LANES)
+  // Dealing the two halves of the rows out by turns moves one bit of a number's row to its column.
+  constexpr std::make_integer_sequence<index_t, width> lanes;
+  SLUICE_UNROLL for (index_t step = 1; step < width; step *= 2) {
+    simd<Scalar> dealt[as_size(width)];
+    SLUICE_UNROLL for (index_t i = 0; i < width / 2; ++i) {
+      dealt[2 * i].data = detail::interleave<0>(rows[i].data, rows[i + width / 2].data, lanes);
+      dealt[2 * i + 1].data = detail::interleave<width / 2>(rows[i].data, rows[i + width / 2].data, lanes);
+    }
+    SLUICE_UNROLL for (index_t i = 0; i < width; ++i) rows[i] = dealt[i];
+  }
+#else
+  Scalar numbers[as_size(width)][as_size(width)];
+  for (index_t i = 0; i < width; ++i) {
+    Scalar row[as_size(width)];
+    store<Scalar>(row, rows[i]);
+    for (index_t j = 0; j < width; ++j) numbers[j][i] = row[j];
+  }
+  for (index_t i = 0; i < width; ++i) rows[i] = load(numbers[i]);
+#endif
 }
 
 /// Sum of the lanes, always in the same order.

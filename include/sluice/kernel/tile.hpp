@@ -162,10 +162,11 @@ struct tile_sums<Storage, Rows, Vectors> {
   void end(const operands&) noexcept {}
 };
 
-template <typename Storage, typename Order, int Rows, int Vectors>
-void tile(const tile_operands<Storage, Vectors>& t, const prefetch_ahead& ahead) noexcept {
+/// Sums says where the sums begin and what becomes of them; its operands are tile_operands or derive from them.
+template <typename Storage, typename Order, int Rows, int Vectors, typename Sums = tile_sums<Storage, Rows, Vectors>>
+void tile(const typename Sums::operands& t, const prefetch_ahead& ahead) noexcept {
   constexpr std::size_t rows = as_size(Rows), vectors = as_size(Vectors);
-  tile_sums<Storage, Rows, Vectors> sums;
+  Sums sums;
   sums.begin(t);
   typename Storage::cursor w[vectors];
   SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] = t.weights[v];
