@@ -97,6 +97,7 @@ TEST_CASE("row_norm: gradients equal central differences", "[kernel][row_norm][g
   check(gain_only<double>(5));
   check(rms_norm<double>(5));
   check(rms_norm<double>(5, {.epsilon = 0.5}));
+  check(rms_norm<double>(5, {.epsilon = 0.5, .bias = true}));
   check(layer_norm<double>(5));
   check(layer_norm<double>(5, {.epsilon = 0.5, .bias = true}));
   check(rms_norm<double>(5, {.smallest = 100}));  // all rows below the floor: linear in x

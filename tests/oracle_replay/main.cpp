@@ -23,10 +23,28 @@ enum class verdict { pass, fail, unsupported };
 
 std::vector<replayer> all_replayers() {
   std::vector<replayer> all;
-  for (const auto& some : {softmax_blocks(), decoder_blocks(), vision_routers(), token_choice(), soft_routers(), selectors(), probes(), tasks(), dense_gates(), memory_layers(),
-                           thresholds(), nested_experts(), patches(), per_sample(),
-                           fixed_routers(), assigned_routers(), stable_routers(),
-                           code_search_systems()})
+  for (const auto& some : {
+           softmax_blocks(),
+           decoder_blocks(),
+           vision_routers(),
+           token_choice(),
+           soft_routers(),
+           selectors(),
+           probes(),
+           tasks(),
+           dense_gates(),
+           memory_layers(),
+           thresholds(),
+           nested_experts(),
+           patches(),
+           per_sample(),
+           fixed_routers(),
+           assigned_routers(),
+           stable_routers(),
+           code_search_systems(),
+           vector_codebooks(),
+           code_attention(),
+       })
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <sluice/codebook/assign/nearest.hpp>
+#include <sluice/codebook/attention/quantized_attention.hpp>
+#include <sluice/codebook/attention/window_and_cache.hpp>
 #include <sluice/codebook/code_search.hpp>
 #include <sluice/codebook/code_sums.hpp>
 #include <sluice/codebook/code_usage.hpp>
 #include <sluice/codebook/codes/learned.hpp>
 #include <sluice/codebook/codes/mapped.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/divergence_frontier.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
 #include <sluice/codebook/gradient/straight_through.hpp>
 #include <sluice/codebook/loss/commitment.hpp>

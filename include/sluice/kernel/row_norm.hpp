@@ -3,7 +3,7 @@
 ///   no_norm      y = x
 ///   gain_only    y = x * gain                                                     learned gain [D]
 ///   unit_norm    y = x / max(sqrt(sum x^2 + epsilon), floor)                      unit length, nothing learned
-///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain    length sqrt(D), learned gain [D]
+///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain (+ bias)    length sqrt(D), learned gain [D]
 ///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
 ///
 /// All have forward(x, y, tape, executor) const and backward(x, dy, tape, dx, executor), which adds into dx and into
@@ -199,6 +199,7 @@ public:
   struct options {
     Scalar epsilon = 0;               ///< added to the mean square (language models: 1e-6 or 1e-5)
     Scalar smallest = Scalar(1e-12);  ///< the floor: rows shorter than this are divided by it
+    bool bias = false;
   };
 
   /// Throws std::invalid_argument unless D >= 1 and some epsilon or floor keeps a zero row finite.
@@ -207,6 +208,7 @@ public:
     if (width < 1 || !is_at_least(o.epsilon, 0) || !is_at_least(o.smallest, 0) || o.epsilon + o.smallest == Scalar(0))
       throw_invalid("rms_norm needs D >= 1, epsilon >= 0 and floor >= 0, not both 0; D = ", width,
                     ", epsilon = ", o.epsilon, ", floor = ", o.smallest);
+    if (o.bias) bias_ = {{width}, parameter_role::vector};
   }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
@@ -220,6 +222,8 @@ public:
         t.at_floor[r] = length < options_.smallest;
         t.scale[r] = std::sqrt(width) / (t.at_floor[r] ? options_.smallest : length);
         for (index_t c = 0; c < x.cols(); ++c) y(r, c) = row[c] * t.scale[r] * gain_.data()[c];
+        if (options_.bias)
+          for (index_t c = 0; c < x.cols(); ++c) y(r, c) += bias_.data()[c];
       }
     });
   }
@@ -237,19 +241,23 @@ public:
         for (index_t c = 0; c < x.cols(); ++c) dx(r, c) += s * (gain_.data()[c] * dy(r, c) - x(r, c) * inner);
       }
     });
-    detail::add_gain_gradients<false>(x, dy, t, first, gain_.gradient(), std::span<Scalar>{}, executor);
+    detail::add_gain_gradients<false>(x, dy, t, first, gain_.gradient(),
+                                      options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
   }
 
   parameter<Scalar>& gain() noexcept { return gain_; }
+  parameter<Scalar>& bias() noexcept { return bias_; }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     visit("gain", self.gain_);
+    if (self.options_.bias) visit("bias", self.bias_);
   }
 
 private:
   options options_;
   parameter<Scalar> gain_;
+  parameter<Scalar> bias_;
 };
 
 template <FloatOrDouble Scalar>

@@ -3,7 +3,8 @@
 ///   const conformance_report report = check_layer(residual_layer{moe_layer{...}});
 ///
 /// Tested are: zero tokens; padding gets zero and reaches nothing; a NaN token gets NaN, reaches no gradient of a
-/// parameter and, if the layer is causal, no other token; equal bits for equal calls, for used memory and for 1, 2, 3
+/// parameter and, if the layer is causal, no other token (where tokens see each other, mixes_tokens, the others are as
+/// if it were padding); equal bits for equal calls, for used memory and for 1, 2, 3
 /// and 8 threads, and for calls at the same time; y may be x, or that is refused, and what would be silently wrong is
 /// refused: outputs that lie partly in inputs, dx in dy, backward without its forward call; a second backward call
 /// gives the same; no call changes a parameter; every parameter has a name of its own; gradients of x and parameters
@@ -83,6 +84,7 @@ public:
   using batch = picked_batch<scalar>;
   static constexpr bool trains = TrainableLayer<Layer>;
   static constexpr bool causal = is_causal<Layer>;
+  static constexpr bool mixes_tokens = requires { requires Layer::mixes_tokens; };
 
   struct results {
     matrix<scalar> y;
@@ -152,10 +154,12 @@ property_result layer_hidden_tokens(Probe& probe, bool padding) {
   auto b = probe.everything();
   matrix<scalar> dy = probe.cotangent(b.x.rows());
   typename Probe::tape t;
-  if (padding) b.mask.assign(static_cast<std::size_t>(b.x.rows()), 1);
-  for (index_t row = 2; padding && row < b.x.rows(); row += 3) b.mask[static_cast<std::size_t>(row)] = 0;
+  const bool masked = padding || Probe::mixes_tokens;
+  if (masked) b.mask.assign(static_cast<std::size_t>(b.x.rows()), 1);
+  for (index_t row = 2; masked && row < b.x.rows(); row += 3) b.mask[static_cast<std::size_t>(row)] = 0;
   const auto clean = probe.step(b, t, dy);
   const matrix<scalar> inferred = probe.infer(b);
+  if (!padding) b.mask.clear();
   for (index_t row = 2; row < b.x.rows(); row += 3) b.x.row(row).setConstant(quiet_nan<scalar>());
   const auto spoiled = probe.step(b, t, dy);
   const matrix<scalar> spoiled_inferred = probe.infer(b);

@@ -2,8 +2,8 @@
 ///
 /// After a step, with n_c tokens of code c and s_c their sum:
 ///   N_c <- decay N_c + (1 - decay) n_c      M_c <- decay M_c + (1 - decay) s_c
-///   c   <- M_c / N~_c,   N~_c = (N_c + epsilon) / (sum of N + C epsilon) * sum of N
-/// The smoothing keeps the sum of N and keeps codes that nobody chose finite. With unit_length the new codes are scaled
+///   c   <- M_c / max(N~_c, least_size),   N~_c = (N_c + epsilon) / (sum of N + C epsilon) * sum of N
+/// The smoothing keeps the sum of N; it, or least_size, keeps codes that nobody chose finite. With unit_length the new codes are scaled
 /// to length 1. A batch without tokens changes nothing. Sums run in the order of tokens.
 ///
 /// Several processes add up their counts and sums and give them to update(). Initial values: codes uniform in (-1/C,
@@ -28,6 +28,7 @@ namespace sluice::inline SLUICE_ISA {
 struct moving_average_options {
   double decay = 0.99;
   double epsilon = 1e-5;
+  double least_size = 0;
   bool unit_length = false;
   double initial_size = 1;  ///< N of a code before its first step
 };
@@ -41,12 +42,15 @@ public:
     code_sums<Scalar> sums;
   };
 
-  /// Throws std::invalid_argument unless C, D >= 1, 0 <= decay < 1, epsilon > 0 and initial_size >= 0.
+  /// Throws std::invalid_argument unless C, D >= 1, 0 <= decay < 1, epsilon, least_size and initial_size are
+  /// at least 0, and one of epsilon and least_size is not 0.
   moving_average_codes(index_t codes, index_t width, moving_average_options o = {}) : options_(o) {
     if (codes < 1 || width < 1) throw_invalid("moving_average_codes needs C, D >= 1, not ", codes, ", ", width);
-    if (!is_at_least(o.decay, 0.0) || o.decay >= 1 || !is_above(o.epsilon, 0.0) || !is_at_least(o.initial_size, 0.0))
-      throw_invalid("moving_average_codes needs 0 <= decay < 1, epsilon > 0 and initial_size >= 0, not ", o.decay, ", ",
-                    o.epsilon, " and ", o.initial_size);
+    if (!is_at_least(o.decay, 0.0) || o.decay >= 1 || !is_at_least(o.epsilon, 0.0) || !is_at_least(o.least_size, 0.0) ||
+        !is_above(o.epsilon + o.least_size, 0.0) || !is_at_least(o.initial_size, 0.0))
+      throw_invalid("moving_average_codes needs 0 <= decay < 1, epsilon, least_size and initial_size >= 0 and one of the first "
+                    "two above 0, not ",
+                    o.decay, ", ", o.epsilon, ", ", o.least_size, " and ", o.initial_size);
     table_ = {{codes, width}, parameter_role::state, initial_values::uniform(1 / static_cast<double>(codes))};
     sizes_ = {{codes}, parameter_role::state, initial_values::constant(o.initial_size)};
     sums_ = {{codes, width}, parameter_role::state};
@@ -79,13 +83,15 @@ public:
     }
     const auto epsilon = static_cast<Scalar>(options_.epsilon);
     const Scalar smoothing = total / (total + static_cast<Scalar>(codes()) * epsilon);
+    const auto least = static_cast<Scalar>(options_.least_size);
     Scalar *sums = sums_.data(), *table = table_.data();
     executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
       for (index_t c = begin; c < end; ++c) {
         Scalar* sum = sums + c * inputs();
         kernel::copy_scaled(decay, sum, sum, inputs());
         kernel::add_scaled(rest, batch.sums.row(c), sum, inputs());
-        kernel::copy_scaled(1 / ((sizes_.value()[as_size(c)] + epsilon) * smoothing), sum, table + c * inputs(), inputs());
+        const Scalar size = std::max((sizes_.value()[as_size(c)] + epsilon) * smoothing, least);
+        kernel::copy_scaled(1 / size, sum, table + c * inputs(), inputs());
         if (options_.unit_length) scale_to_unit(table + c * inputs());
       }
     });
