@@ -25,7 +25,8 @@ quantized_attention<double> attention_case(index_t codes = 4) {
 matrix<double> attended_by_hand(quantized_attention<double>& a, const matrix<double>& x, const matrix<index_t>* codes_of_key) {
   const index_t T = x.rows(), D = x.cols(), M = a.options().window, dk = 3, dv = 4;
   const auto projected = [&](parameter<double>& w) { return matrix<double>(x * w.to_matrix().transpose()); };
-  const matrix<double> queries = projected(a.query()), keys = projected(a.key()), values = projected(a.value());
+  const auto silu_of = [](const matrix<double>& z) { return matrix<double>(z.array() / (1 + (-z.array()).exp())); };
+  const matrix<double> queries = projected(a.query()), keys = projected(a.key()), values = silu_of(projected(a.value()));
   matrix<double> features(M + 1, D);
   for (index_t d = 0; d <= M; ++d)
     for (index_t i = 0; i < D; ++i) {
@@ -58,8 +59,7 @@ matrix<double> attended_by_hand(quantized_attention<double>& a, const matrix<dou
       gated.row(i).segment(h * dv, dv) = (p / p.sum()).transpose() * values.topRows(i + 1).middleCols(h * dv, dv);
     }
   }
-  const matrix<double> z = projected(a.gate());
-  gated.array() *= z.array() / (1 + (-z.array()).exp());
+  gated.array() *= silu_of(projected(a.gate())).array();
   return gated * a.output().to_matrix().transpose();
 }
 

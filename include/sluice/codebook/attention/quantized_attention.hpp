@@ -2,7 +2,7 @@
 ///
 ///   x [T,D] -> q, k [T, heads dk], v, z [T, heads dv];  q and k: root mean square 1 a head, then times dk^(-1/4)
 ///   k^ = code nearest to k (codebook/vector_quantizer.hpp), a codebook a head
-///   a = causal attention of q over k^ and v in linear time (codebook/attention/window_and_cache.hpp)
+///   a = causal attention of q over k^ and silu(v) in linear time (codebook/attention/window_and_cache.hpp)
 ///   y = (a * silu(z)) W_out
 ///   position term: r_d = features(d) W_r dk^(-1/4),   features(d) = [sin(d / length^(2i/D)), cos(d / length^(2i/D))]
 ///
@@ -59,7 +59,7 @@ public:
     buffer<std::uint8_t> is_seen;  ///< [T] 0 where a token is hidden
     matrix_buffer<Scalar> biases;  ///< [2, heads dk] of content and of position, scaled
     matrix_buffer<Scalar> queries, keys, values, gates;  ///< projections
-    matrix_buffer<Scalar> q, k, coded, relative, attended, gated;
+    matrix_buffer<Scalar> q, k, v, coded, relative, attended, gated;
     typename unit_norm<Scalar>::tape q_norm, k_norm;
     std::vector<KeyMemory> key;
     std::vector<detail::head_memory<Scalar>> head;  ///< a sequence and head each
@@ -147,6 +147,7 @@ public:
       t.dgates.data()[i] = d * t.attended.data()[i] * silu::derivative(z);
     }
     attend_backward(t);
+    for (index_t i = 0; i < t.dvalues.size(); ++i) t.dvalues.data()[i] *= silu::derivative(t.values.data()[i]);
     for (index_t h = 0; h < options_.heads; ++h)
       codebooks_[as_size(h)].backward(key_part(t.dcoded.map(), h), key_part(t.dk.map(), h), t.key[as_size(h)]);
     t.dqueries.set_zero(rows, key_columns());
@@ -172,7 +173,7 @@ public:
   }
 
   index_t workspace_bytes(index_t rows, bool training = false) const {
-    const index_t numbers = (5 + (training ? 6 : 0)) * key_columns() + (4 + (training ? 4 : 0)) * value_columns();
+    const index_t numbers = (5 + (training ? 6 : 0)) * key_columns() + (5 + (training ? 4 : 0)) * value_columns();
     const index_t caches = training ? (rows / options_.block + 1) * options_.heads * options_.codes * (1 + options_.value_width) : 0;
     return (rows * numbers + caches) * static_cast<index_t>(sizeof(Scalar));
   }
@@ -251,6 +252,8 @@ private:
     project(gate_, m.gates);
     normalize(m.queries, m.q, m.q_norm, executor);
     normalize(m.keys, m.k, m.k_norm, executor);
+    m.v.resize(x.rows(), value_columns());
+    kernel::transform(m.v.size(), [](auto z) { return silu::value(z); }, m.v.data(), m.values.data());
     m.relative.resize(features_.rows(), key_columns());
     linear_forward(features_, relative_, m.relative.map(), executor);
     m.relative.map() *= scale();
@@ -290,7 +293,7 @@ private:
             .window = options_.window,
             .q = m.q.data() + s.begin * key_columns() + first,
             .k = m.coded.data() + s.begin * key_columns() + first,
-            .v = m.values.data() + s.begin * value_columns() + h * options_.value_width,
+            .v = m.v.data() + s.begin * value_columns() + h * options_.value_width,
             .key_stride = key_columns(),
             .value_stride = value_columns(),
             .ids = key.ids.data() + s.begin,
@@ -311,7 +314,7 @@ private:
     context.executor.parallel_for(tasks, [&](index_t task) {
       const auto view = head_of(m, context, task);
       detail::attention_head<Scalar> head(view, m.head[as_size(task)], std::same_as<Memory, tape>);
-      head.forward(m.attended.data() + (view.v - m.values.data()));
+      head.forward(m.attended.data() + (view.v - m.v.data()));
     });
   }
 
@@ -324,7 +327,7 @@ private:
     t.parts.set_zero(tasks, (features_.rows() + 2) * dk);  // a task's share of du, dv_bias and dr
     t.context.executor.parallel_for(tasks, [&](index_t task) {
       const auto view = head_of(t, t.context, task);
-      const auto key_place = view.q - t.q.data(), value_place = view.v - t.values.data();
+      const auto key_place = view.q - t.q.data(), value_place = view.v - t.v.data();
       Scalar* part = t.parts.row(task);
       detail::attention_head<Scalar>(view, t.head[as_size(task)], true)
           .backward(t.dattended.data() + value_place, {.dq = t.dq.data() + key_place,

@@ -5,10 +5,9 @@
 ///   dx = lambda R^T dy = lambda (dy - 2 (w . dy) w + 2 (v . dy) u)
 ///
 /// The angle between dx and x is that between dy and q, and |dx| = lambda |dy|; where x is its code dx = dy. The output
-/// is the code itself, and no gradient reaches it. |x| and |q| are taken as at least 1e-6, as are, beside them, lengths
-/// of u + v: where u = -v no rotation is the shortest, and dx = lambda (dy + 2 (v . dy) u) is what remains. A tiny x makes
-/// lambda large; clip gradients if yours are. Two published forms add 1e-6 to the norms or take the greater of both; the
-/// results differ by as much.
+/// is the code itself, and no gradient reaches it. Norms are max(|x|, 1e-6); the authors' program has |x| + 1e-6 (adds),
+/// and as its output lambda R x, which is the code but for a millionth. |u + v| is at least 1e-6: where u = -v no rotation
+/// is the shortest, and dx = lambda (dy + 2 (v . dy) u). A tiny x makes lambda large; clip gradients if yours are.
 /// Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", section 4.
 #pragma once
 
@@ -22,6 +21,8 @@ namespace sluice::inline SLUICE_ISA {
 
 struct rotation {
   using role = gradient_role;
+
+  bool adds = false;  ///< |x| + 1e-6 in the place of max(|x|, 1e-6)
 
   /// Adds to dx [T,D].
   template <typename Scalar, typename Memory>
@@ -37,11 +38,12 @@ struct rotation {
 private:
   /// dx += lambda R^T dy. With a = 1/|x| and b = 1/|q|, w is along a x + b q.
   template <typename Scalar>
-  static void turn_back(const Scalar* x, const Scalar* q, const Scalar* dy, Scalar* dx, index_t count) {
+  void turn_back(const Scalar* x, const Scalar* q, const Scalar* dy, Scalar* dx, index_t count) const {
     constexpr Scalar least = Scalar(1e-6);
-    const Scalar a = 1 / std::max(std::sqrt(kernel::dot(x, x, count)), least);
-    const Scalar b = 1 / std::max(std::sqrt(kernel::dot(q, q, count)), least);
-    const Scalar lambda = a / b, q_dy = kernel::dot(q, dy, count);
+    const auto guarded = [&](Scalar length) { return adds ? length + least : std::max(length, least); };
+    const Scalar code_length = std::sqrt(kernel::dot(q, q, count));
+    const Scalar a = 1 / guarded(std::sqrt(kernel::dot(x, x, count))), b = 1 / guarded(code_length);
+    const Scalar lambda = a * (adds ? code_length : 1 / b), q_dy = kernel::dot(q, dy, count);
     Scalar sum_length = 0, sum_dy = 0;  // of u + v itself: products of x and q would cancel where they are opposite
     for (index_t i = 0; i < count; ++i) {
       const Scalar sum = a * x[i] + b * q[i];
