@@ -21,6 +21,9 @@
 #include <sluice/codebook/search/code_packing.hpp>
 #include <sluice/codebook/search/cost_tables.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
+#include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/quantizer_decorator.hpp>
+#include <sluice/codebook/structure/quantizer_list.hpp>
+#include <sluice/codebook/structure/residual.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>

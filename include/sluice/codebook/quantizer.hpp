@@ -29,6 +29,9 @@
 #include <sluice/layer/kept_rows.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
+#include <type_traits>
+#include <utility>
+
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Q>
@@ -45,6 +48,15 @@ concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_
 };
 template <typename Q>
 concept Quantizer = TrainableLayer<Q> && CanEncode<Q> && CanDecode<Q>;
+
+/// The ids [T,M] of the last training forward call on this tape of a quantiser, which may lie in a tape inside.
+template <typename Q>
+const matrix_buffer<index_t>& training_ids(const typename Q::tape& tape) {
+  if constexpr (requires { tape.ids; })
+    return tape.ids;
+  else
+    return training_ids<std::remove_cvref_t<decltype(std::declval<const Q&>().quantizer())>>(Q::quantizer_tape(tape));
+}
 
 /// Derived also has inputs(), code_columns() and codes(column). OwnMemory is what encode needs, OwnTape what training
 /// does.
