@@ -41,6 +41,7 @@ std::vector<replayer> all_replayers() {
            fixed_routers(),
            assigned_routers(),
            stable_routers(),
+           clusters(),
            code_search_systems(),
            vector_codebooks(),
            code_attention(),

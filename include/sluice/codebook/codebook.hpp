@@ -11,8 +11,11 @@
 #include <sluice/codebook/codes/mapped.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
 #include <sluice/codebook/divergence_frontier.hpp>
+#include <sluice/codebook/empty_codes.hpp>
+#include <sluice/codebook/first_codes.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
 #include <sluice/codebook/gradient/straight_through.hpp>
+#include <sluice/codebook/kmeans.hpp>
 #include <sluice/codebook/loss/commitment.hpp>
 #include <sluice/codebook/metric.hpp>
 #include <sluice/codebook/nearest.hpp>

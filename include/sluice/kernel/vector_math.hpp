@@ -1,4 +1,4 @@
-/// Row operations that every sum in sluice is made of: dot, axpy, scaled copy.
+/// Row operations that every sum in sluice is made of: dot, squared difference, axpy, scaled copy.
 ///
 /// The order of additions depends on the length only, never on alignment or on the thread count, so equal inputs give
 /// equal bits. Nothing is read or written past count.
@@ -24,6 +24,21 @@ Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
   for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), load(b + i), sum0);
   Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
   for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+/// Sum over i of (a[i] - b[i])^2.
+template <typename Scalar>
+Scalar squared_difference(const Scalar* a, const Scalar* b, index_t count) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  simd<Scalar> sums(Scalar(0));
+  index_t i = 0;
+  for (; i + width <= count; i += width) {
+    const simd<Scalar> difference = load(a + i) - load(b + i);
+    sums = multiply_add<Scalar>(difference, difference, sums);
+  }
+  Scalar sum = sum_lanes<Scalar>(sums);
+  for (; i < count; ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
   return sum;
 }
 
