@@ -35,6 +35,8 @@ public:
 
   index_t parts() const noexcept { return parts_; }
   index_t codes() const noexcept { return codes_; }
+  /// P, of a query as its parts see it.
+  index_t width() const noexcept { return parts_ * part_width_; }
   /// Entries of the table of one query.
   index_t size() const noexcept { return parts_ * codes_; }
 
@@ -81,7 +83,7 @@ private:
   template <typename F>
   void each_number(Scalar* table, F&& add) const {
     std::fill_n(table, size(), Scalar(0));
-    for (index_t p = 0; p < parts_ * part_width_; ++p) add(p, by_number_.row(p), table + p / part_width_ * codes_);
+    for (index_t p = 0; p < width(); ++p) add(p, by_number_.row(p), table + p / part_width_ * codes_);
   }
 
   index_t parts_ = 0;
