@@ -44,7 +44,7 @@ std::vector<replayer> all_replayers() {
            clusters(),
            code_search_systems(),
            vector_codebooks(),
-           code_attention(),
+           code_readers(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

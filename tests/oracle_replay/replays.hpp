@@ -28,7 +28,7 @@ std::vector<replayer> code_search_systems();  // pq
 template <typename Scalar>
 void mean_active_gate(oracle_case<Scalar>& c);
 std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_taming, mauve
-std::vector<replayer> code_attention();  // transformer_vq
+std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

@@ -17,7 +17,9 @@
 #include <sluice/codebook/gradient/straight_through.hpp>
 #include <sluice/codebook/kmeans.hpp>
 #include <sluice/codebook/loss/commitment.hpp>
+#include <sluice/codebook/mask_and_replace.hpp>
 #include <sluice/codebook/metric.hpp>
+#include <sluice/codebook/modulated_norm.hpp>
 #include <sluice/codebook/nearest.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/quantizer.hpp>

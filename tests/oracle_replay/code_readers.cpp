@@ -1,8 +1,9 @@
-// Attention over quantised keys: Transformer-VQ.
+// What reads codes: Transformer-VQ's attention, MoVQ's norm.
 #include "binding.hpp"
 #include "replays.hpp"
 
 #include <sluice/codebook/attention/quantized_attention.hpp>
+#include <sluice/codebook/modulated_norm.hpp>
 #include <sluice/layer/normalized.hpp>
 
 namespace oracle {
@@ -93,10 +94,73 @@ void replay_transformer_vq(oracle_case<Scalar>& c) {
   c.check("c_sum_after", sums_after);
 }
 
+// ---- MoVQ ------------------------------------------------------------------------------------------------------------
+
+/// [B,C,H,W] as pixels of channels, and back.
+template <typename Scalar>
+matrix<Scalar> pixels_of(const std::vector<Scalar>& values, index_t images, index_t channels, index_t pixels) {
+  matrix<Scalar> m(images * pixels, channels);
+  for (index_t b = 0; b < images; ++b)
+    for (index_t c = 0; c < channels; ++c)
+      for (index_t p = 0; p < pixels; ++p) m(b * pixels + p, c) = values.at(as_size((b * channels + c) * pixels + p));
+  return m;
+}
+template <typename Scalar>
+std::vector<Scalar> maps_of(const matrix<Scalar>& m, index_t images) {
+  const index_t pixels = m.rows() / images;
+  std::vector<Scalar> values;
+  for (index_t b = 0; b < images; ++b)
+    for (index_t c = 0; c < m.cols(); ++c)
+      for (index_t p = 0; p < pixels; ++p) values.push_back(m(b * pixels + p, c));
+  return values;
+}
+
+template <typename Scalar>
+void replay_movq(oracle_case<Scalar>& c) {
+  const auto size = [&](const char* name) { return c.template setting<index_t>(name); };
+  const index_t B = size("B"), C = size("C"), Z = size("Z");
+  const bool convolution = c.template setting<bool>("add_conv");
+  modulated_norm<Scalar> norm{{.channels = C, .code_width = Z, .groups = size("groups"), .height = size("H"), .width = size("W"),
+                               .code_height = size("h"), .code_columns = size("w"), .convolution = convolution}};
+  bindings<Scalar> b;
+  b.bind("norm_layer.weight", norm.gain());
+  b.bind("norm_layer.bias", norm.bias());
+  b.bind("conv_y.weight", norm.scale());
+  b.bind("conv_y.bias", norm.scale_bias());
+  b.bind("conv_b.weight", norm.shift());
+  b.bind("conv_b.bias", norm.shift_bias());
+  b.load(c);
+  // The window's places come before its channels here, behind them there.
+  const auto moved = [&](index_t i) { return i / (9 * Z) * 9 * Z + i % Z * 9 + i % (9 * Z) / Z; };
+  if (convolution) {
+    const auto weight = c.numbers("conv.weight"), bias = c.numbers("conv.bias");
+    norm.convolution().fill([&](index_t i) { return weight.at(as_size(moved(i))); });
+    norm.convolution_bias().fill([&](index_t i) { return bias.at(as_size(i)); });
+  }
+  const auto x = pixels_of(c.numbers("x"), B, C, size("H") * size("W"));
+  const auto q = pixels_of(c.numbers("zq"), B, Z, size("h") * size("w"));
+  const auto dy = pixels_of(c.numbers("grad_out"), B, C, size("H") * size("W"));
+  matrix<Scalar> y(x.rows(), C), dx(x.rows(), C), dq(q.rows(), Z);
+  typename modulated_norm<Scalar>::tape tape;
+  norm.forward(x, q, y, tape);
+  norm.backward(dy, dx, dq, tape);
+  c.check("y", maps_of(y, B));
+  c.check("grad.x", maps_of(dx, B));
+  c.check("grad.zq", maps_of(dq, B));
+  b.check_gradients(c, "grad");
+  if (convolution) {
+    std::vector<Scalar> weight(as_size(norm.convolution().size())), bias(norm.convolution_bias().gradient().begin(), norm.convolution_bias().gradient().end());
+    for (index_t i = 0; i < norm.convolution().size(); ++i) weight.at(as_size(moved(i))) = norm.convolution().gradient()[as_size(i)];
+    c.check("grad.conv.weight", weight);
+    c.check("grad.conv.bias", bias);
+  }
+}
+
 }  // namespace
 
-std::vector<replayer> code_attention() {
-  return {{"transformer_vq", replay_transformer_vq<float>, replay_transformer_vq<double>}};
+std::vector<replayer> code_readers() {
+  return {{"transformer_vq", replay_transformer_vq<float>, replay_transformer_vq<double>},
+          {"movq", replay_movq<float>, replay_movq<double>}};
 }
 
 }  // namespace oracle
