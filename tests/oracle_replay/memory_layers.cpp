@@ -34,7 +34,13 @@ void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
   auto& keys = router.keys();
   bindings<Scalar> bound, cores;
   bound.bind("query_proj.weight", router.query_weight());
-  bound.bind("keys", keys.array());
+  // Files have a key as (d, r).
+  parameter<Scalar> columns({heads, 2, n, keys.width() * r}, parameter_role::weight);
+  const auto each_key_number = [&](auto&& f) {
+    for (index_t i = 0; i < columns.size(); ++i)
+      f(i, (i / (keys.width() * r) * r + i % r) * keys.width() + i / r % keys.width());
+  };
+  bound.bind("keys", columns);
   bound.bind("query_norm.weight", keys.query_norm().gain());
   bound.bind("keys_norm.weight", keys.key_norm().gain());
   // One tensor of all cores, or a tensor each.
@@ -48,10 +54,14 @@ void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
     }
   bound.load(c);
   cores.load(c);
+  each_key_number([&](index_t file, index_t own) { keys.array().data()[own] = columns.data()[file]; });
   const index_t each = heads * r * r;
   for (index_t m = 0; m < M && !c.has("tucker_core"); ++m)
     std::copy_n(parts[as_size(m)].data(), each, keys.core().data() + m * each);
-  const auto split_gradient = [&] {
+  const auto give_gradients = [&] {
+    each_key_number([&](index_t file, index_t own) {
+      columns.gradient()[as_size(file)] = keys.array().gradient()[as_size(own)];
+    });
     for (index_t m = 0; m < M && !c.has("tucker_core"); ++m)
       std::copy_n(keys.core().gradient().data() + m * each, each, parts[as_size(m)].gradient().data());
   };
@@ -109,12 +119,12 @@ void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
   matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
   router.backward(x, context, plan, dplan, tape, dx);
   c.check("grad.x", dx);
+  give_gradients();
   bound.check_gradients(c, "grad");
-  split_gradient();
   cores.check_gradients(c, "grad");
   zero_gradients(router);
   c.check(names.penalty, static_cast<Scalar>(keys.core_penalty(1)));
-  split_gradient();
+  give_gradients();
   bound.check_gradients(c, std::string("grad_") + names.penalty);
   cores.check_gradients(c, std::string("grad_") + names.penalty);
 }

@@ -46,6 +46,10 @@ consteval bool explain_row_norm() {
   return RowNorm<N>;
 }
 
+/// Whether y = x: who would normalise a row once for many uses can take it as it is.
+template <RowNorm N>
+inline constexpr bool leaves_rows = requires { N::leaves_rows; };
+
 namespace detail {
 
 inline constexpr index_t norm_row_block = 32;
@@ -92,6 +96,7 @@ class no_norm {
 public:
   using scalar = Scalar;
   struct tape {};
+  static constexpr bool leaves_rows = true;
 
   explicit no_norm(index_t = 0) {}
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape&, const executor_ref&) const { y = x; }

@@ -7,9 +7,8 @@
 /// The search is exact (gate/product_keys.hpp). Equal scores: the lower expert. A NaN in a token, among its
 /// similarities or among its k best scores makes it invalid. Padding is not routed and may hold anything. T = 0 gives
 /// an empty plan.
-/// Heads choose on their own and may agree. A plan names an expert once a token, so equal choices of a token share one
-/// assignment with the sum of their weights, whose gradient goes to each of them: the layer is linear in the weights,
-/// so nothing is lost. With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
+/// Heads choose on their own and may agree: equal choices of a token share one assignment with the sum of their weights
+/// (joined_choices.hpp). With separate_experts, head h has experts h n² ... of its own, heads·n² in all.
 /// Choices of weight max(score, 0) = 0 send no output and no gradient and are left out of the plan.
 /// Work per token is 2·heads·n·d for the search whatever E is; of length E are only the counters of the statistics.
 /// Initial values: query_weight normal with deviation 1/sqrt(D), keys 0.02. He 2024 (PEER), arXiv:2407.04153.
@@ -21,6 +20,7 @@
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/router/tokens_choose/joined_choices.hpp>
 
 #include <cmath>
 
@@ -67,7 +67,7 @@ public:
     product_key_gradients<Scalar> dseen;
     token_screen<Scalar> screen;    ///< who is routed, and what the queries are made of
     matrix_buffer<Scalar> queries;  ///< [T, 2·heads·d]
-    matrix_buffer<index_t> place;   ///< [T, heads·k] which assignment of its token a choice joined, or -1
+    joined_choices place;           ///< which assignment of its token a choice has
     typename product_keys<Scalar>::tape search;
     matrix_buffer<Scalar> dscores;
     matrix_buffer<Scalar> dqueries;
@@ -106,7 +106,7 @@ public:
         [&](index_t token) { return t.search.invalid[token] != 0; });
     t.seen.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.cols(), [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) {
         if (t.screen.is_routed(token))
           weigh(t.seen, token);
@@ -121,7 +121,7 @@ public:
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dscores = t.dseen.scores;
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.cols(), [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
     });
     keys_.backward(t.queries, t.seen.expert, t.dscores, t.dqueries, context.executor);
@@ -171,38 +171,26 @@ private:
     }
   }
 
-  /// Numbers a token's assignments; equal choices share one. Those of one head are distinct.
+  /// Heads with experts of their own never agree.
+  index_t block(index_t k) const noexcept { return options_.separate_experts ? heads() * k : k; }
+
   void join(tape& t, index_t token) const {
-    const index_t* expert = t.seen.expert.row(token);
-    index_t* place = t.place.row(token);
-    index_t places = 0;
-    for (index_t s = 0; s < t.place.cols(); ++s) {
-      place[s] = -1;
-      if (expert[s] == no_expert) continue;
-      if (options_.weights == product_key_weights::relu && t.seen.weights(token, s) == Scalar(0)) continue;
-      const index_t others = options_.separate_experts ? 0 : s / t.seen.top_k * t.seen.top_k;
-      for (index_t earlier = 0; earlier < others && place[s] < 0; ++earlier)
-        if (expert[earlier] == expert[s]) place[s] = place[earlier];
-      if (place[s] < 0) place[s] = places++;
-    }
+    t.place.join(token, t.seen.expert.row(token), block(t.seen.top_k), [&](index_t s) {
+      const bool is_zero = options_.weights == product_key_weights::relu && t.seen.weights(token, s) == Scalar(0);
+      return t.seen.expert(token, s) != no_expert && !is_zero;
+    });
   }
 
   void fill(const tape& t, plan& p) const {
     const index_t k = t.seen.top_k;
-    p.reset(t.place.rows(), experts(), t.place.size());
-    for (index_t token = 0; token < t.place.rows(); ++token) {
-      const index_t* place = t.place.row(token);
+    p.reset(t.place.tokens(), experts(), t.place.tokens() * t.place.choices());
+    for (index_t token = 0; token < t.place.tokens(); ++token) {
       const Scalar* weights = t.seen.weights.row(token);
-      index_t places = 0;
-      for (index_t s = 0; s < t.place.cols(); ++s) {
-        if (place[s] != places) continue;  // left out, or joined an earlier one
-        Scalar weight = weights[s];
-        if (!options_.separate_experts)
-          for (index_t later = (s / k + 1) * k; later < t.place.cols(); ++later)
-            if (place[later] == places) weight += weights[later];
+      t.place.for_each_place(token, [&](index_t place, index_t s) {
+        const Scalar weight = t.place.sum(token, s, block(k), [&](index_t choice) { return weights[choice]; });
         const index_t first_expert = options_.separate_experts ? s / k * keys_.pairs() : 0;
-        p.add(token, first_expert + t.seen.expert(token, s), weight, places++);
-      }
+        p.add(token, first_expert + t.seen.expert(token, s), weight, place);
+      });
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
     }
     p.finish();
@@ -216,7 +204,7 @@ private:
       const index_t place = t.place(token, s);
       return place < 0 ? Scalar(0) : dplan.weight[own[static_cast<std::size_t>(place)]];
     };
-    for (index_t first = 0; first < t.place.cols(); first += k) {
+    for (index_t first = 0; first < t.place.choices(); first += k) {
       if (options_.weights == product_key_weights::relu) {
         for (index_t s = first; s < first + k; ++s) t.dscores(token, s) += dweight(s);
         continue;

@@ -8,11 +8,12 @@
 /// physical value and to one of the blocks of an output that a linear map reads (implicit value expansion), which is a
 /// matter of the bank.
 /// Heads choose on their own and may agree; equal choices of a token share M assignments with the sums of their
-/// weights, as in product_key_router. Weights may be negative and do not sum to 1. The search rests on u and v, which
+/// weights (joined_choices.hpp). Weights may be negative and do not sum to 1. The search rests on u and v, which
 /// router.keys().update_vectors() makes anew from the cores, before training and now and then within it; core_penalty
 /// is a loss on parameters, to be called beside backward. A token with NaN, or among whose similarities or scores there
 /// is NaN, is invalid. Padding is not routed. Equal scores: the lower pair. T = 0 gives an empty plan. Work per token
-/// 2 heads n r d. Initial values: query_weight normal with deviation 1/sqrt(D).
+/// 2 heads n r d, and as much a call for the norm of the keys, which folded() does away with. Initial values:
+/// query_weight normal with deviation 1/sqrt(D).
 /// Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
 #pragma once
 
@@ -21,6 +22,7 @@
 #include <sluice/core/token_screen.hpp>
 #include <sluice/gate/tucker_keys.hpp>
 #include <sluice/kernel/linear.hpp>
+#include <sluice/router/tokens_choose/joined_choices.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -41,7 +43,7 @@ struct tucker_key_gradients {
   void zero_like(const tucker_key_signals<Scalar>& seen) { scores.set_zero(seen.scores.rows(), seen.scores.cols()); }
 };
 
-template <FloatOrDouble Scalar, RowNorm Norm = rms_norm<Scalar>>
+template <FloatOrDouble Scalar, RowNorm QueryNorm = rms_norm<Scalar>, RowNorm KeyNorm = QueryNorm>
 class tucker_key_router {
 public:
   using scalar = Scalar;
@@ -60,15 +62,15 @@ public:
     tucker_key_gradients<Scalar> dseen;
     token_screen<Scalar> screen;    ///< who is routed, and what the queries are made of
     matrix_buffer<Scalar> queries;  ///< [T, 2d]
-    matrix_buffer<index_t> place;   ///< [T, heads·k] which of its token's pairs a choice is, or -1
-    typename tucker_keys<Scalar, Norm>::tape search;
+    joined_choices place;           ///< which of its token's pairs a choice is
+    typename tucker_keys<Scalar, QueryNorm, KeyNorm>::tape search;
     matrix_buffer<Scalar> dscores;
     matrix_buffer<Scalar> dqueries;
   };
 
   /// n keys a half, hence M n² experts. Norms of queries and keys have width d. Throws std::invalid_argument if a count
   /// is below 1 or k > min(k, n)².
-  tucker_key_router(index_t inputs, index_t keys, options o, Norm query_norm, Norm key_norm)
+  tucker_key_router(index_t inputs, index_t keys, options o, QueryNorm query_norm, KeyNorm key_norm)
       : options_(o),
         keys_(o.heads, keys, width_of(inputs, o), o.rank, o.cores, std::move(query_norm), std::move(key_norm)) {
     if (inputs < 1) throw_invalid("tucker_key_router needs D >= 1, not ", inputs);
@@ -78,7 +80,7 @@ public:
                      initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};
   }
   tucker_key_router(index_t inputs, index_t keys, options o = {})
-      : tucker_key_router(inputs, keys, o, Norm(width_of(inputs, o)), Norm(width_of(inputs, o))) {}
+      : tucker_key_router(inputs, keys, o, QueryNorm(width_of(inputs, o)), KeyNorm(width_of(inputs, o))) {}
 
   index_t inputs() const noexcept { return query_weight_.cols(); }
   index_t experts() const noexcept { return keys_.cores() * keys_.pairs(); }
@@ -97,10 +99,10 @@ public:
         },
         [&](index_t token) { return t.search.invalid[token] != 0; });
     t.place.resize(x.rows(), t.seen.pair.cols());
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.cols(), [&](index_t begin, index_t end) {
+    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
       for (index_t token = begin; token < end; ++token) join(t, token, k);
     });
-    fill(t, p);
+    fill(t, k, p);
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
@@ -109,7 +111,7 @@ public:
     t.dscores = t.dseen.scores;
     for (index_t token = 0; token < x.rows(); ++token) {
       const auto own = p.of_token(token);
-      for (index_t c = 0; c < t.place.cols(); ++c)
+      for (index_t c = 0; c < t.place.choices(); ++c)
         for (index_t m = 0; m < M && t.place(token, c) >= 0; ++m)
           t.dscores(token, c * M + m) += dplan.weight[own[as_size(t.place(token, c) * M + m)]];
     }
@@ -117,8 +119,18 @@ public:
     linear_backward(t.screen.of(x), query_weight_, t.dqueries.map(), dx, context.executor);
   }
 
+  /// The same router, with the same bits, whose keys are normalised already: for inference, in which a call then reads
+  /// keys for its search only.
+  auto folded() const {
+    tucker_key_router<Scalar, QueryNorm, no_norm<Scalar>> other(
+        inputs(), keys_.keys(), {keys_.heads(), top_k(), keys_.width(), keys_.rank(), keys_.cores()});
+    other.query_weight() = query_weight_;
+    other.keys() = keys_.folded();
+    return other;
+  }
+
   parameter<Scalar>& query_weight() noexcept { return query_weight_; }
-  tucker_keys<Scalar, Norm>& keys() noexcept { return keys_; }
+  tucker_keys<Scalar, QueryNorm, KeyNorm>& keys() noexcept { return keys_; }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
@@ -134,47 +146,33 @@ private:
   }
   index_t candidates(index_t k) const noexcept { return (std::min)(k, keys_.keys()); }
 
-  /// Numbers a token's pairs; equal choices of several heads share one number. Who is not routed has none.
+  /// Who is not routed chose nothing.
   static void join(tape& t, index_t token, index_t k) {
     index_t* pair = t.seen.pair.row(token);
-    index_t* place = t.place.row(token);
-    if (!t.screen.is_routed(token)) {
-      std::fill_n(pair, t.place.cols(), no_expert);
-      std::fill_n(place, t.place.cols(), index_t(-1));
-      std::fill_n(t.seen.scores.row(token), t.seen.scores.cols(), Scalar(0));
-      return;
-    }
-    index_t places = 0;
-    for (index_t c = 0; c < t.place.cols(); ++c) {
-      place[c] = -1;
-      for (index_t earlier = 0; earlier < c / k * k && place[c] < 0; ++earlier)
-        if (pair[earlier] == pair[c]) place[c] = place[earlier];
-      if (place[c] < 0) place[c] = places++;
-    }
+    if (t.screen.is_routed(token)) return t.place.join(token, pair, k, [](index_t) { return true; });
+    std::fill_n(pair, t.seen.pair.cols(), no_expert);
+    std::fill_n(t.seen.scores.row(token), t.seen.scores.cols(), Scalar(0));
+    t.place.leave_out(token);
   }
 
-  void fill(const tape& t, plan& p) const {
+  void fill(const tape& t, index_t k, plan& p) const {
     const index_t M = keys_.cores();
-    p.reset(t.place.rows(), experts(), t.place.size() * M);
-    for (index_t token = 0; token < t.place.rows(); ++token) {
-      index_t places = 0;
-      for (index_t c = 0; c < t.place.cols(); ++c) {
-        if (t.place(token, c) != places) continue;
+    p.reset(t.place.tokens(), experts(), t.place.tokens() * t.place.choices() * M);
+    for (index_t token = 0; token < t.place.tokens(); ++token) {
+      t.place.for_each_place(token, [&](index_t place, index_t first) {
         for (index_t m = 0; m < M; ++m) {
-          Scalar weight = 0;
-          for (index_t later = c; later < t.place.cols(); ++later)
-            if (t.place(token, later) == places) weight += t.seen.scores(token, later * M + m);
-          p.add(token, m * keys_.pairs() + t.seen.pair(token, c), weight, places * M + m);
+          const Scalar weight =
+              t.place.sum(token, first, k, [&](index_t choice) { return t.seen.scores(token, choice * M + m); });
+          p.add(token, m * keys_.pairs() + t.seen.pair(token, first), weight, place * M + m);
         }
-        ++places;
-      }
+      });
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
     }
     p.finish();
   }
 
   options options_;
-  tucker_keys<Scalar, Norm> keys_;
+  tucker_keys<Scalar, QueryNorm, KeyNorm> keys_;
   parameter<Scalar> query_weight_;
 };
 
