@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <vector>
 
 using namespace sluice;
@@ -22,16 +23,18 @@ const test::table_router base_in_table("base_router", [] {
 });
 
 using exact_solver = exact_assignment<double>;
+using greedy_solver = greedy_assignment<double>;
 template <typename Solver>
 using base_over_copies = base_router<double, copy_gate<double>, Solver>;
 
 /// What a solver makes of scores [E,N]; every expert has its share, every token its expert.
 template <typename Solver>
-std::vector<index_t> balanced_by(const matrix<double>& scores, typename Solver::tape& t, executor_ref executor = {}) {
+std::vector<index_t> balanced_by(const matrix<double>& scores, typename Solver::tape& t,
+                                 const assignment_call& call = {}) {
   matrix_buffer<double> copy(scores.rows(), scores.cols());
   copy.map() = scores;
   buffer<index_t> expert_of;
-  Solver().assign(copy, executor, t, expert_of);
+  Solver().assign(copy, call, t, expert_of);
   std::vector<index_t> load(static_cast<std::size_t>(scores.rows()), 0);
   for (const index_t e : expert_of) ++load.at(static_cast<std::size_t>(e));
   for (const index_t l : load) CHECK(l == scores.cols() / scores.rows());
@@ -78,6 +81,32 @@ TEST_CASE("balanced_assignment: the exact solver finds the best, the auction com
   }
 }
 
+TEST_CASE("balanced_assignment: greedily, experts take their best of what is left, in an order that is drawn",
+          "[router][base]") {
+  const matrix<double> scores = test::random_matrix<double>(3, 12, 8);
+  std::set<std::vector<index_t>> orders;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    const assignment_call call{.random = random_source(seed), .first_draw = 6};
+    greedy_solver::tape t;
+    const auto expert_of = balanced_by<greedy_solver>(scores, t, call);
+    std::vector<index_t> order{0, 1, 2};
+    std::sort(order.begin(), order.end(), [&](index_t a, index_t b) {
+      return call.random.uniform(greedy_solver::site, 6 + a) < call.random.uniform(greedy_solver::site, 6 + b);
+    });
+    orders.insert(order);
+    // Whoever comes later has nothing that an earlier one would rather have had.
+    for (std::size_t i = 0; i < 3; ++i)
+      for (std::size_t j = i + 1; j < 3; ++j)
+        for (index_t own = 0; own < 12; ++own)
+          for (index_t other = 0; other < 12; ++other)
+            if (expert_of[as_size(own)] == order[i] && expert_of[as_size(other)] == order[j])
+              CHECK(scores(order[i], own) >= scores(order[i], other));
+    CHECK(balance_total(scores, expert_of) <=
+          balance_total(scores, balanced_by<exact_solver>(scores)) + test::bound<double>(12, 4.0));
+  }
+  CHECK(orders.size() == 6);
+}
+
 TEST_CASE("balanced_assignment: a number added to all scores of a token changes nothing", "[router][base]") {
   const matrix<double> scores = test::random_matrix<double>(4, 20, 7);
   matrix<double> shifted = scores;
@@ -92,6 +121,7 @@ TEST_CASE("balanced_assignment: equal scores, crowds, one expert, no tokens", "[
   for (const auto& [experts, tokens] : {std::array<index_t, 2>{3, 9}, {1, 5}, {4, 4}, {5, 0}}) {
     CHECK(balanced_by<exact_solver>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
     CHECK(balanced_by<auction<double>>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
+    CHECK(balanced_by<greedy_solver>(matrix<double>::Constant(experts, tokens, 0.5)).size() == as_size(tokens));
   }
   matrix<double> crowd = test::random_matrix<double>(3, 12, 5);
   crowd.row(1).array() += 1000;  // everybody wants expert 1
@@ -106,12 +136,12 @@ TEST_CASE("balanced_assignment: equal bits for any threads", "[router][base]") {
   for (const int threads : {2, 3}) {
     test::shuffled_threads pool(threads);
     auction<double>::tape t;
-    CHECK(balanced_by<auction<double>>(scores, t, pool) == serial);
+    CHECK(balanced_by<auction<double>>(scores, t, {.executor = pool}) == serial);
   }
 }
 
 TEMPLATE_TEST_CASE("base: balanced in training, the best expert at inference, weighed by the sigmoid", "[router][base]",
-                   auction<double>, exact_solver) {
+                   auction<double>, exact_solver, greedy_solver) {
   const base_over_copies<TestType> router(copy_gate<double>(4, 4));
   matrix<double> logits = test::random_matrix<double>(14, 4, 3);
   logits.col(2).array() += 1;
@@ -180,4 +210,5 @@ TEST_CASE("base: keeps every promise", "[router][base]") {
   };
   check(base_router<double>{4, 3});
   check(base_router<double, linear_gate<double>, exact_solver>{4, 3});
+  check(base_router<double, linear_gate<double>, greedy_solver>{4, 3});
 }

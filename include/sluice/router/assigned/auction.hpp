@@ -20,6 +20,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/kernel/top_k.hpp>
+#include <sluice/router/assigned/assignment_solver.hpp>
 
 #include <algorithm>
 
@@ -66,7 +67,7 @@ public:
   };
 
   /// expert_of[token] for finite scores [E, m E], with m tokens an expert.
-  void assign(const matrix_buffer<Scalar>& scores, const executor_ref& executor, tape& t,
+  void assign(const matrix_buffer<Scalar>& scores, const assignment_call& call, tape& t,
               buffer<index_t>& expert_of) const {
     const index_t experts = scores.rows(), tokens = scores.cols(), each = tokens / experts;
     t.load.assign(experts, 0);
@@ -82,11 +83,11 @@ public:
     t.bid.resize(tokens);
     t.bidder.assign(tokens, -1);
     for (; t.rounds < most_rounds; ++t.rounds) {
-      for_experts(executor, experts, tokens,
+      for_experts(call.executor, experts, tokens,
                   [&](index_t e) { kernel::top_k(t.value.row(e), tokens, each + 1, t.wanted.row(e)); });
       if (collect_bids(step, t.rounds < patient_rounds, t)) break;
       for (index_t token = 0; token < tokens; ++token) t.price[token] += t.bid[token];
-      for_experts(executor, experts, tokens, [&](index_t e) {
+      for_experts(call.executor, experts, tokens, [&](index_t e) {
         Scalar* const value = t.value.row(e);
         const Scalar* const score = scores.row(e);
         for (index_t token = 0; token < tokens; ++token)

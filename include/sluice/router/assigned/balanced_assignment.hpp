@@ -5,6 +5,7 @@
 ///   training    every token has one expert and every expert at most m = ceil(n/E) of the group's n tokens, exactly m
 ///               if E divides n; sum of s over the assignment as large as the solver gets it:
 ///                 auction            as published (router/assigned/auction.hpp)
+///                 greedy_assignment  experts in random order take their best (router/assigned/greedy_assignment.hpp)
 ///                 exact_assignment   the best there is (router/assigned/exact_assignment.hpp)
 ///   inference   e = the largest of s[t], however many that gives an expert
 ///
@@ -24,8 +25,10 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/order.hpp>
+#include <sluice/router/assigned/assignment_solver.hpp>
 #include <sluice/router/assigned/auction.hpp>
 #include <sluice/router/assigned/exact_assignment.hpp>
+#include <sluice/router/assigned/greedy_assignment.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/weighed_rule.hpp>
@@ -36,23 +39,11 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// Gives N = m E tokens to E experts by scores [E,N], m tokens each.
-template <typename S, typename Scalar>
-concept AssignmentSolver = HasTape<S> && requires(const S& solver, const matrix_buffer<Scalar>& scores,
-                                                  const executor_ref& executor, typename S::tape& tape,
-                                                  buffer<index_t>& expert_of) {
-  solver.assign(scores, executor, tape, expert_of);
-  tape.reserve(index_t(), index_t());
-};
-
 /// The rule of balanced assignment, for one group.
 template <FloatOrDouble Scalar, typename Solver = auction<Scalar>>
 class balanced_assignment_rule : public weighed_by<Scalar, sigmoid_rule<Scalar>> {
   using base = weighed_by<Scalar, sigmoid_rule<Scalar>>;
-  static_assert(AssignmentSolver<Solver, Scalar>,
-                "sluice: assignment solver needs a member type `tape` with `reserve(experts, tokens)`, and `void "
-                "assign(const matrix_buffer<scalar>& scores, const executor_ref&, tape&, buffer<index_t>& expert_of) "
-                "const`");
+  static_assert(explain_assignment_solver<Solver, Scalar>());
 
 public:
   struct tape {
@@ -84,7 +75,8 @@ public:
     const auto count = static_cast<index_t>(batch.routable.size());
     t.scores.resize(batch.experts, rounded_up(count, batch.experts));
     fill(batch, t.scores);
-    solver_.assign(t.scores, batch.context.executor, t.solver, t.expert_of);
+    const assignment_call call{batch.context.executor, batch.context.random, batch.group.begin * batch.experts};
+    solver_.assign(t.scores, call, t.solver, t.expert_of);
     for (index_t i = 0; i < count; ++i) choices.ids(batch.routable[static_cast<std::size_t>(i)])[0] = t.expert_of[i];
   }
 
@@ -138,5 +130,6 @@ private:
 static_assert(explain_choice_rule<balanced_assignment_rule<float>, float>());
 static_assert(DifferentiableRouter<base_router<float>>);
 static_assert(DifferentiableRouter<base_router<double, linear_gate<double>, exact_assignment<double>>>);
+static_assert(DifferentiableRouter<base_router<float, linear_gate<float>, greedy_assignment<float>>>);
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -10,7 +10,7 @@
 #pragma once
 
 #include <sluice/core/buffer.hpp>
-#include <sluice/core/executor.hpp>
+#include <sluice/router/assigned/assignment_solver.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -37,7 +37,7 @@ public:
   };
 
   /// expert_of[token] for finite scores [E, m E], with m tokens an expert.
-  void assign(const matrix_buffer<Scalar>& scores, const executor_ref&, tape& t, buffer<index_t>& expert_of) const {
+  void assign(const matrix_buffer<Scalar>& scores, const assignment_call&, tape& t, buffer<index_t>& expert_of) const {
     const index_t experts = scores.rows(), tokens = scores.cols(), each = tokens / experts;
     expert_of.assign(tokens, -1);
     if (tokens == 0) return;
