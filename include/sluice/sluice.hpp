@@ -180,6 +180,7 @@
 #include <sluice/train/diversify.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
+#include <sluice/train/model_part.hpp>
 #include <sluice/train/optimizer_state.hpp>
 #include <sluice/train/reroute.hpp>
 #include <sluice/train/schedule.hpp>
