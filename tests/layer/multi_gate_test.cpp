@@ -3,15 +3,21 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/gate/connected.hpp>
+#include <sluice/expert/lambda.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
+#include <sluice/router/every_expert/soft_moe.hpp>
+#include <sluice/router/experts_choose/patch_level.hpp>
+#include <sluice/router/over_training/compete.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/check_layer.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../io/messages.hpp"
 #include "../support.hpp"
+
+#include <set>
 
 using namespace sluice;
 
@@ -55,6 +61,94 @@ TEST_CASE("multi_gate_layer: a task is the dense mixture of its gate over the co
     own.array() += q == 1 ? 0.25 : 0.0;
     CHECK(test::largest_difference(matrix<double>(y.middleCols(5 * q, 5)), own) <= test::bound<double>(20));
   }
+}
+
+TEST_CASE("multi_gate_layer: an expert runs once on every token that any task sends it", "[layer][multi_gate]") {
+  index_t rows = 0;
+  const auto counting = make_expert<double>(4, 4, [&rows](tokens_in<double> x, tokens_out<double> y) {
+    rows += x.rows();
+    y = x;
+  });
+  using bank_type = expert_bank<std::remove_const_t<decltype(counting)>>;
+  const matrix<double> x = test::random_matrix<double>(9, 4, 2);
+  matrix<double> y(9, 12);
+  {
+    multi_gate_layer layer(std::vector(3, dense_softmax_router<double>{4, 5}), bank_type(5, counting));
+    initialize(layer, 1);
+    decltype(layer)::workspace workspace;
+    layer.forward(x, y, workspace);
+    CHECK(rows == 9 * 5);
+  }
+  rows = 0;
+  multi_gate_layer layer(std::vector(3, top_k_router<double>{4, 5, {.top_k = 2}}), bank_type(5, counting));
+  initialize(layer, 1);
+  decltype(layer)::workspace workspace;
+  layer.forward(x, y, workspace);
+  std::set<std::pair<index_t, index_t>> wanted;
+  for (const auto& task : workspace.tasks)
+    for (index_t i = 0; i < task.plan.size(); ++i) wanted.emplace(task.plan.token(i), task.plan.expert(i));
+  CHECK(rows == index_t(wanted.size()));
+  CHECK(rows < 3 * 2 * 9);
+}
+
+namespace {
+
+/// Outputs, dx and gradients are those of the tasks' own layers, one after the other.
+template <typename Router>
+void check_tasks_alone(const std::vector<Router>& routers, const routing_context<double>& context) {
+  multi_gate_layer layer(routers, mmoe_bank{4, 6, 3});
+  initialize(layer, 5);
+  auto alone = layer;
+  const index_t T = 11, Q = layer.tasks();
+  const matrix<double> x = test::random_matrix<double>(T, 6, 2), dy = test::random_matrix<double>(T, 6 * Q, 3);
+  matrix<double> y(T, 6 * Q), dx(T, 6), own_y(T, 6), own_dx(T, 6), sum = matrix<double>::Zero(T, 6);
+  typename decltype(layer)::tape tape;
+  layer.forward(x, y, tape, context);
+  layer.backward(dy, dx, tape);
+  zero_gradients(alone);
+  for (index_t q = 0; q < Q; ++q) {
+    auto own = context.for_layer(q);
+    own.task_id = q;
+    typename decltype(layer)::task_layer::tape one;
+    alone.task(q).forward(x, own_y, one, own);
+    CHECK(test::largest_difference(matrix<double>(y.middleCols(6 * q, 6)), own_y) <=
+          test::bound<double>(40, 1 + own_y.cwiseAbs().maxCoeff()));
+    alone.task(q).backward(matrix<double>(dy.middleCols(6 * q, 6)), own_dx, one);
+    sum += own_dx;
+  }
+  CHECK(test::largest_difference(dx, sum) <= test::bound<double>(200, 1 + sum.cwiseAbs().maxCoeff()));
+  std::vector<std::vector<double>> gradients;
+  for_each_parameter(alone, [&](const std::string&, parameter<double>& p) {
+    gradients.emplace_back(p.gradient().begin(), p.gradient().end());
+  });
+  for_each_parameter(layer, [&, next = std::size_t(0)](const std::string& name, parameter<double>& p) mutable {
+    CAPTURE(name);
+    const auto& expected = gradients[next++];
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      CHECK(std::abs(p.gradient()[i] - expected[i]) <= test::bound<double>(200, 10 + std::abs(expected[i])));
+  });
+}
+
+}  // namespace
+
+TEST_CASE("multi_gate_layer: tasks whose rows are shared, scaled, mixed or weighed late are what they are alone",
+          "[layer][multi_gate]") {
+  routing_context<double> context;
+  context.training = true;
+  context.random = random_source(1);
+  check_tasks_alone(std::vector(3, dense_softmax_router<double>{6, 4}), context);
+  check_tasks_alone(std::vector(3, top_k_router<double>{6, 4, {.top_k = 2}}), context);
+  check_tasks_alone(std::vector(2, soft_moe_router<double>{6, 4, {.slots_per_expert = 2}}), context);
+  check_tasks_alone(std::vector(2, compete_router{top_k_router<double>{6, 4, {.top_k = 2}}, {.frequency = 1}}), context);
+  check_tasks_alone(std::vector(2, pmoe_router<double>{6, 4, 3}), context);
+}
+
+TEST_CASE("multi_gate_layer: keeps every promise when tasks choose", "[layer][multi_gate]") {
+  multi_gate_layer layer(std::vector(2, top_k_router<double>{6, 4, {.top_k = 2}}), mmoe_bank{4, 6, 4}, {});
+  initialize(layer, 3);
+  const auto report = check_layer(layer);
+  INFO(report.describe());
+  CHECK(report.passed());
 }
 
 TEST_CASE("multi_gate_layer: experts are visited and stepped once, also after a move or a copy",

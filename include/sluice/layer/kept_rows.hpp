@@ -15,6 +15,20 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+/// A copy of x without what padding holds, which may be NaN and must not reach the sums over tokens of a backward pass.
+/// Tokens with NaN stay as they are, for who routes them.
+template <typename Scalar>
+void keep_without_padding(tokens_in<Scalar> x, const routing_context<Scalar>& context, matrix_buffer<Scalar>& kept) {
+  kept.resize(x.rows(), x.cols());
+  kept.map() = x;
+  for (index_t t = 0; t < x.rows(); ++t)
+    if (context.is_padding(t)) std::fill_n(kept.row(t), x.cols(), Scalar(0));
+}
+
+}  // namespace detail
+
 template <FloatOrDouble Scalar>
 class kept_rows {
 public:

@@ -26,6 +26,7 @@
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
 #include <sluice/layer/call_checks.hpp>
+#include <sluice/layer/kept_rows.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
 #include <algorithm>
@@ -158,12 +159,18 @@ public:
     t.is_planned = false;
     router_.route(t.x.map(), context, t.plan, t.router);
     apply(t.x.map(), y, t, context, true);
+    evaluate_losses(t);
+    t.record.keep(this, t.plan.rows());
+  }
+
+  /// The end of a training forward call, for who has routed by router() and runs the experts himself
+  /// (layer/multi_gate.hpp): the losses see what was routed into t.plan by t.router, with t.context.
+  void evaluate_losses(tape& t) const {
     if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
       t.router.dseen.zero_like(t.router.seen);
     if constexpr (sizeof...(Losses) > 0 && requires { t.router.dseen.reserve_scratch(index_t()); })
-      t.router.dseen.reserve_scratch(context.group_count());
+      t.router.dseen.reserve_scratch(t.context.group_count());
     evaluate_losses(t, loss_context(t), std::index_sequence_for<Losses...>{});
-    t.record.keep(this, t.plan.rows());
   }
 
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
@@ -272,11 +279,7 @@ private:
     t.record.check_values(*this);
     t.record.forget();
     t.context = context;
-    t.x.resize(x.rows(), x.cols());
-    t.x.map() = x;
-    // Whatever padding holds, even NaN, it must not reach the sums over tokens of the backward pass.
-    for (index_t token = 0; token < x.rows(); ++token)
-      if (context.is_padding(token)) std::fill_n(t.x.row(token), x.cols(), scalar(0));
+    detail::keep_without_padding<scalar>(x, context, t.x);
   }
 
   void apply(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context, bool keep) const {
@@ -357,12 +360,12 @@ private:
   static context_type loss_context(tape& t) {
     context_type context = t.context;
     if (sizeof...(Losses) == 0) return context;
-    t.counted.reserve(t.x.rows());
+    t.counted.reserve(t.plan.tokens());
     t.counted.clear();
     const auto invalid = t.plan.invalid_tokens();
     if (invalid.empty()) return context;
-    t.counted.resize(t.x.rows());
-    for (index_t token = 0; token < t.x.rows(); ++token) t.counted[token] = !context.is_padding(token);
+    t.counted.resize(t.plan.tokens());
+    for (index_t token = 0; token < t.plan.tokens(); ++token) t.counted[token] = !context.is_padding(token);
     for (const index_t token : invalid) t.counted[token] = 0;
     context.token_mask = t.counted.span();
     return context;

@@ -7,11 +7,13 @@
 ///   multi_gate_layer layer{std::vector(3, dense_softmax_router<float>{64, 8}), experts};
 ///   multi_gate_layer layer{routers, experts, {.task_bias = true}, importance_loss{}};       // the loss for each task
 ///
-/// Any router will do; dense_softmax_router is MMoE's. A task is a moe_layer over the bank by reference
-/// (expert/bank_ref.hpp), which `task(q)` shows: a caller whose tasks have different batches runs that layer alone. The
-/// experts run for each task on what its router sends them. Task q is called with context.for_layer(q) and task_id = q,
-/// so that tasks draw apart. For exclusive experts (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a
-/// task, zero at first, added to every column of tokens that are not padding.
+/// Any router will do; dense_softmax_router is MMoE's. All tasks route, then each expert runs once, on every token that
+/// any task sends it (layer/joined_rows.hpp), then each task weighs what it asked for: with dense gates that is E
+/// evaluations of the batch for any number of tasks, forward and backward. Rows that a router scales or mixes are its
+/// task's own. Task q routes with context.for_layer(q) and task_id = q, so that tasks draw apart. For exclusive experts
+/// (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a task, zero at first, added to every column of tokens
+/// that are not padding. `task(q)` is a moe_layer over the bank by reference (expert/bank_ref.hpp): a caller whose tasks
+/// have different batches runs that layer alone.
 ///
 /// The calls and the memory rules are those of moe_layer; padding gets zero, a token with NaN gets NaN in every task.
 /// Parameters: "experts", "task.0" ... "task.Q-1", "task_bias". Causal if the router is. Equal bits for every executor
@@ -20,6 +22,8 @@
 #pragma once
 
 #include <sluice/expert/bank_ref.hpp>
+#include <sluice/layer/joined_rows.hpp>
+#include <sluice/layer/kept_rows.hpp>
 #include <sluice/layer/moe_layer.hpp>
 
 #include <algorithm>
@@ -41,21 +45,29 @@ public:
   using context_type = typename task_layer::context_type;
   static constexpr bool causal = task_layer::causal;
 
-  struct workspace {
-    std::vector<typename task_layer::workspace> tasks;
-    matrix_buffer<scalar> x;  ///< a copy where y is to replace it
-  };
-  struct tape {
-    std::vector<typename task_layer::tape> tasks;
-    matrix_buffer<scalar> x;
-    matrix_buffer<scalar> dx;  ///< of one task
-    context_type context;
+private:
+  /// What a forward call needs, with what each task has of its own: plan, router, statistics.
+  template <typename TaskMemory>
+  struct memory {
+    std::vector<TaskMemory> tasks;
+    joined_rows joined;
+    typename Bank::tape experts;
+    matrix_buffer<scalar> rows, outputs;          ///< the bank's
+    matrix_buffer<scalar> own_rows, own_outputs;  ///< scratch: those of one task
     detail::forward_record record;
-    index_t tokens = 0;
+  };
+
+public:
+  struct workspace : memory<typename task_layer::workspace> {};
+  struct tape : memory<typename task_layer::tape> {
+    matrix_buffer<scalar> x;
+    matrix_buffer<scalar> drows, doutputs;  ///< the bank's
+    matrix_buffer<scalar> own_doutputs;     ///< scratch: those of one task
+    context_type context;
 
     scalar loss() const {
       scalar sum = 0;
-      for (const auto& task : tasks) sum += task.loss();
+      for (const auto& task : this->tasks) sum += task.loss();
       return sum;
     }
   };
@@ -93,7 +105,10 @@ public:
 
   /// Inference: y [T, Q D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    run(x, y, ws, context);
+    detail::check_forward<multi_gate_layer, scalar>(*this, x, y, context);
+    ws.record.check_values(*this);
+    ws.record.forget();
+    run(x, y, ws, context, false);
   }
   /// Training, with training = true and everything else of the context left out.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t) const {
@@ -103,27 +118,55 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
+    detail::check_forward<multi_gate_layer, scalar>(*this, x, y, context);
+    t.record.check_values(*this);
     t.record.forget();
-    run(x, y, t, context);
     t.context = context;
-    t.tokens = x.rows();
+    detail::keep_without_padding<scalar>(x, context, t.x);
+    run(t.x.map(), y, t, context, true);
+    for (index_t q = 0; q < tasks(); ++q) {
+      t.tasks[as_size(q)].context = task_context(context, q);
+      tasks_[as_size(q)].evaluate_losses(t.tasks[as_size(q)]);
+    }
     t.record.keep(this);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<task_layer> {
     t.record.validate(this);
-    detail::check_backward<multi_gate_layer, scalar>(*this, dy, dx, t.tokens);
+    detail::check_backward<multi_gate_layer, scalar>(*this, dy, dx, t.x.rows());
     ensure_gradients(*this);
+    const executor_ref& executor = t.context.executor;
     dx.setZero();
-    t.dx.resize(dx.rows(), dx.cols());
+    const auto [most, most_of_one] = most_rows(t);
+    t.doutputs.reserve(most, experts_.outputs());
+    t.drows.reserve(most, inputs());
+    t.own_doutputs.reserve(most_of_one, experts_.outputs());
+    t.doutputs.set_zero(t.joined.rows(), experts_.outputs());
     for (index_t q = 0; q < tasks(); ++q) {
-      const auto own = dy.middleCols(q * experts_.outputs(), experts_.outputs());
-      tasks_[as_size(q)].backward(own, t.dx.map(), t.tasks[as_size(q)]);
-      dx += t.dx.map();
-      if (!has_bias_) continue;
-      for (index_t token = 0; token < dy.rows(); ++token)
-        if (!t.context.is_padding(token)) bias_.gradient()[as_size(q)] += own.row(token).sum();
+      auto& own = t.tasks[as_size(q)];
+      const auto columns = dy.middleCols(q * experts_.outputs(), experts_.outputs());
+      for (auto* m : {&t.own_outputs, &t.own_doutputs}) m->resize(own.plan.rows(), experts_.outputs());
+      t.joined.collect(q, t.outputs, t.own_outputs, executor);
+      combine_backward(own.plan, columns, t.own_outputs.map(), t.own_doutputs.map(), own.dplan, executor);
+      if constexpr (WeighsAfterExperts<Router>)
+        if (Router& router = tasks_[as_size(q)].router(); router.needs_outputs(own.context, own.plan, own.router))
+          router.backward_outputs(t.own_outputs.map(), own.context, own.plan, own.dplan, own.router,
+                                  t.own_doutputs.map());
+      t.joined.add(q, t.own_doutputs, t.doutputs, executor);
+      for (index_t token = 0; has_bias_ && token < dy.rows(); ++token)
+        if (!t.context.is_padding(token)) bias_.gradient()[as_size(q)] += columns.row(token).sum();
+    }
+    t.drows.resize(t.joined.rows(), inputs());
+    experts_.backward(t.rows.map(), t.joined.by_expert(), t.doutputs.map(), t.drows.map(), t.experts, executor);
+    for (index_t q = 0; q < tasks(); ++q) {
+      auto& own = t.tasks[as_size(q)];
+      if (t.joined.owns_rows(q)) {
+        t.own_rows.resize(own.plan.rows(), inputs());
+        t.joined.take(q, t.drows, t.own_rows, executor);
+        dispatch_backward(own.plan, t.x.map(), t.own_rows.map(), dx, own.dplan, executor);
+      }
+      tasks_[as_size(q)].router().backward(t.x.map(), own.context, own.plan, own.dplan, own.router, dx);
     }
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&) requires(!TrainableLayer<task_layer>) {
@@ -147,10 +190,11 @@ public:
     return other;
   }
 
+  /// Bytes that the experts of a workspace (or tape) will take for `rows` assignments a task.
   index_t workspace_bytes(index_t rows, bool training = false) const {
-    index_t bytes = rows * inputs() * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
-    for (const task_layer& task : tasks_) bytes += task.workspace_bytes(rows, training);
-    return bytes;
+    const index_t all = rows * tasks();
+    return detail::bank_bytes(experts_, all, training) +
+           (all + rows) * (inputs() + experts_.outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
   }
 
   task_layer& task(index_t q) noexcept { return tasks_[as_size(q)]; }
@@ -173,27 +217,76 @@ private:
     for (task_layer& task : tasks_) task.bank().rebind(experts_);
   }
 
+  static context_type task_context(const context_type& context, index_t q) {
+    context_type own = context.for_layer(q);
+    own.task_id = q;
+    return own;
+  }
+
+  /// Whether rows of the plan are tokens as they are.
+  static joined_rows::part part_of(const typename Router::plan& plan) {
+    joined_rows::part part{plan.by_expert()};
+    if constexpr (RoutedPlan<typename Router::plan>)
+      if (plan.routed().input_scales == nullptr) part.tokens = plan.routed().tokens;
+    return part;
+  }
+
+  /// The most rows that the bank and one task can have with as many tokens.
   template <typename Memory>
-  void run(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
-    detail::check_forward<multi_gate_layer, scalar>(*this, x, y, context);
-    if (m.tasks.size() != tasks_.size()) m.tasks.resize(tasks_.size());
-    if (inputs() == outputs()) m.x.reserve(x.rows(), inputs());  // a later call may be in place
-    if (x.data() != y.data()) return run_tasks(x, y, m, context);
-    m.x.resize(x.rows(), x.cols());
-    m.x.map() = x;
-    run_tasks(m.x.map(), y, m, context);
+  std::pair<index_t, index_t> most_rows(const Memory& m) const {
+    index_t shared = 0, own = 0, of_one = 0;
+    for (const auto& task : m.tasks) {
+      const index_t rows = task.plan.most_rows();
+      (part_of(task.plan).tokens == nullptr ? own : shared) += rows;
+      of_one = (std::max)(of_one, rows);
+    }
+    const index_t tokens = m.tasks.front().plan.tokens();
+    return {own + (std::min)(shared, tokens * experts()), of_one};
   }
 
   template <typename Memory>
-  void run_tasks(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
+  void run(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, bool keep) const {
+    const executor_ref& executor = context.executor;
+    if (m.tasks.size() != tasks_.size()) m.tasks.resize(tasks_.size());
     for (index_t q = 0; q < tasks(); ++q) {
-      context_type own = context.for_layer(q);
-      own.task_id = q;
+      auto& own = m.tasks[as_size(q)];
+      tasks_[as_size(q)].router().route(x, task_context(context, q), own.plan, own.router);
+    }
+    const auto [most, most_of_one] = most_rows(m);
+    m.joined.reserve(tasks(), x.rows(), experts(), most_of_one * tasks());
+    m.rows.reserve(most, inputs());
+    m.outputs.reserve(most, experts_.outputs());
+    m.own_rows.reserve(most_of_one, inputs());
+    m.own_outputs.reserve(most_of_one, experts_.outputs());
+    if constexpr (requires { experts_.prepare(m.experts, most, keep); }) experts_.prepare(m.experts, most, keep);
+
+    m.joined.join(tasks(), x.rows(), experts(), [&](index_t q) { return part_of(m.tasks[as_size(q)].plan); });
+    m.rows.resize(m.joined.rows(), inputs());
+    m.outputs.resize(m.joined.rows(), experts_.outputs());
+    for (index_t q = 0; q < tasks(); ++q) {
+      if (!m.joined.owns_rows(q)) continue;
+      m.own_rows.resize(m.tasks[as_size(q)].plan.rows(), inputs());
+      dispatch(m.tasks[as_size(q)].plan, x, m.own_rows.map(), executor);
+      m.joined.spread(q, m.own_rows, m.rows, executor);
+    }
+    experts_.forward(m.rows.map(), m.joined.by_expert(), m.outputs.map(), m.experts, executor);
+    index_t padding = 0;
+    for (index_t token = 0; token < x.rows(); ++token) padding += context.is_padding(token);
+    for (index_t q = 0; q < tasks(); ++q) {
+      auto& own = m.tasks[as_size(q)];
+      m.own_outputs.resize(own.plan.rows(), experts_.outputs());
+      m.joined.collect(q, m.outputs, m.own_outputs, executor);
+      if constexpr (WeighsAfterExperts<Router>) {
+        const context_type given = task_context(context, q);
+        const Router& router = tasks_[as_size(q)].router();
+        if (router.needs_outputs(given, own.plan, own.router))
+          router.weigh(m.own_outputs.map(), given, own.plan, own.router);
+      }
       auto columns = y.middleCols(q * experts_.outputs(), experts_.outputs());
-      tasks_[as_size(q)].forward(x, columns, m.tasks[as_size(q)], own);
-      if (!has_bias_) continue;
-      for (index_t token = 0; token < y.rows(); ++token)
+      combine(own.plan, m.own_outputs.map(), columns, executor);
+      for (index_t token = 0; has_bias_ && token < y.rows(); ++token)
         if (!context.is_padding(token)) columns.row(token).array() += bias_.data()[q];
+      own.statistics.count(own.plan, padding);
     }
   }
 
