@@ -118,6 +118,20 @@ TEST_CASE("switch_balance: costs and the factor E", "[loss]") {
   CHECK_THROWS_WITH(c.evaluate(switch_balance{.cost = {1, 1}}), Catch::Matchers::Contains("2 costs for 4 experts"));
 }
 
+TEST_CASE("switch_balance: by device, only the devices' loads count", "[loss][gradient]") {
+  auto c = test::fixture_f(2);
+  const switch_balance loss{.coefficient = 1, .share = balance_share::first_choice, .device_experts = 2};
+  // f = (3/4, 1/4, 0, 0): both experts of the first device count (3/4 + 1/4) / 2.
+  CHECK(c.evaluate(loss) == Approx(4 * 0.5 * (p[0] + p[1])).margin(4 * test::six_decimals));
+  CHECK(c.evaluate(switch_balance{.coefficient = 1, .device_experts = 4}) == Approx(1).epsilon(1e-14));
+  auto random = test::random_case(11, 6, 62);
+  const auto report = random.check(switch_balance{.coefficient = 0.8, .share = balance_share::per_slot, .device_experts = 3});
+  INFO(report.describe());
+  CHECK(report.largest_error < 1e-6);
+  CHECK_THROWS_WITH(c.evaluate(switch_balance{.device_experts = 3}),
+                    Catch::Matchers::Contains("4 experts into devices of 3"));
+}
+
 TEST_CASE("switch_balance: sequence-wise balance of sigmoid scores", "[loss]") {
   auto c = test::random_case(8, 4, 71);
   c.groups = {0, 3, 8};

@@ -13,6 +13,8 @@
 ///   survivors_of_both     the same, and P is divided by their number too, not by T      FastMoE's Switch gate
 ///
 /// With even probabilities the value is the sum of f: 1, or k for per_token. Other settings:
+///   DeepSeekMoE, by device      {.share = per_slot, .device_experts = E / devices}: for each device's experts, which
+///                               stand together, f is their mean f, so that only devices need be equally busy
 ///   DeepSeek-V3, sequence-wise  {.share = per_slot, .logits = clean, .probability = normalized_sigmoid}, a group each
 ///   MoE++                       {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
 ///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}, or over the largest H
@@ -20,7 +22,8 @@
 ///
 /// Choices that were thinned out at random are in no plan and no share. No choice at all gives 0.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp.
-/// Fedus, Zoph, Shazeer 2022, arXiv:2101.03961, eq. 4-6; Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1.
+/// Fedus, Zoph, Shazeer 2022, arXiv:2101.03961, eq. 4-6; Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1;
+/// Dai et al. 2024 (DeepSeekMoE), arXiv:2401.06066, eq. 12-17.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -28,6 +31,7 @@
 #include <sluice/loss/common.hpp>
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -50,6 +54,7 @@ struct switch_balance {
   bool times_experts = true;   ///< the factor E
   std::vector<double> cost{};  ///< one an expert; empty means 1
   double jitter = 0;           ///< of loss_probability::near_rivals
+  index_t device_experts = 1;  ///< experts with one f, the mean of theirs
 
   template <std::floating_point Scalar>
   Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
@@ -61,7 +66,7 @@ struct switch_balance {
     });
   }
 
-  /// Throws std::invalid_argument unless there is no cost or one an expert.
+  /// Throws std::invalid_argument unless there is no cost or one an expert, and devices have equally many experts.
   template <std::floating_point Scalar>
   Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
@@ -78,6 +83,8 @@ private:
     const index_t experts = plan.experts();
     if (!cost.empty() && static_cast<index_t>(cost.size()) != experts)
       throw_invalid("switch_balance has ", cost.size(), " costs for ", experts, " experts");
+    if (device_experts < 1 || experts % device_experts != 0)
+      throw_invalid("switch_balance cannot part ", experts, " experts into devices of ", device_experts);
     sums.assign((2 + last - first) * experts, 0);
     double* choices = sums.data() + 2 * experts;
     for (index_t g = first; g < last; ++g, choices += experts)
@@ -149,7 +156,9 @@ private:
     const double factor = scale * (times_experts ? static_cast<double>(experts) : 1.0) / (of * over);
     double value = 0;
     for (index_t e = 0; e < experts; ++e) {
-      c[e] = factor * choices[e] * (cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]);
+      const double* of_device = choices + e / device_experts * device_experts;
+      const double of_all = std::accumulate(of_device, of_device + device_experts, 0.0);
+      c[e] = factor * of_all / static_cast<double>(device_experts) * (cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]);
       value += c[e] * p_sums[e];
     }
     p.backward(c, detail::logits_of(gradients, logits));
