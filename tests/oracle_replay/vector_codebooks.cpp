@@ -1,5 +1,6 @@
 // Vector quantisers of one codebook: vq, simvq, rotation_trick, vq_taming; MAUVE.
 #include "binding.hpp"
+#include "quantizer_step.hpp"
 #include "replays.hpp"
 
 #include <sluice/codebook/codes/mapped.hpp>
@@ -13,22 +14,6 @@ namespace oracle {
 namespace {
 
 using namespace sluice;
-
-/// A training step: what it gives, and what dy alone and the losses alone give to x and the parameters.
-template <typename Q, typename Scalar = typename Q::scalar>
-struct quantizer_step {
-  matrix<Scalar> y;
-  typename Q::tape tape;
-
-  quantizer_step(const Q& q, const matrix<Scalar>& x) : y(x.rows(), x.cols()) { q.forward(x, y, tape); }
-
-  matrix<Scalar> backward(Q& q, const matrix<Scalar>& dy) {
-    matrix<Scalar> dx(dy.rows(), dy.cols());
-    zero_gradients(q);
-    q.backward(dy, dx, tape);
-    return dx;
-  }
-};
 
 template <typename Scalar>
 std::vector<index_t> first_column(const matrix_buffer<index_t>& ids) {
@@ -79,7 +64,7 @@ void replay_moving_averages(oracle_case<Scalar>& c, Make&& make, CodebookOf&& co
     c.check(at_step("y", s), step.y);
     c.check_integers(at_step("indices", s), first_column<Scalar>(step.tape.ids));
     c.check(at_step("commit_loss", s), step.tape.loss());
-    if (s == 0) c.check("grad_commit_loss.x", step.backward(q, matrix<Scalar>::Zero(dy.rows(), dy.cols())));
+    if (s == 0) c.check("grad_commit_loss.x", step.backward_of_losses(q));
     q.after_step(step.tape);
     auto& codes = codebook_of(q);
     c.check(at_step("cluster_size_after", s), codes.sizes().to_matrix());
@@ -137,7 +122,7 @@ void replay_simvq(oracle_case<Scalar>& c) {
     c.check("commit_loss", step.tape.loss());
     c.check("grad.x", plain.backward(without_loss, dy));
     c.check("grad.transform.weight", without_loss.codebook().weight().gradient_matrix());
-    c.check("grad_commit_loss.x", step.backward(q, matrix<Scalar>::Zero(dy.rows(), dy.cols())));
+    c.check("grad_commit_loss.x", step.backward_of_losses(q));
     c.check("grad_commit_loss.transform.weight", q.codebook().weight().gradient_matrix());
   };
   if (c.template setting<bool>("rotation_trick"))
@@ -226,7 +211,7 @@ void replay_taming(oracle_case<Scalar>& c) {
     c.check_integers("indices", first_column<Scalar>(step.tape.ids));
     c.check("loss", step.tape.loss());
     c.check("grad.x", plain.backward(without_loss, dy));
-    c.check("grad_loss.x", step.backward(q, matrix<Scalar>::Zero(dy.rows(), dy.cols())));
+    c.check("grad_loss.x", step.backward_of_losses(q));
     c.check("grad_loss.codebook", q.codebook().table().gradient_matrix());
   };
   if (c.template setting<bool>("l2_normalize"))

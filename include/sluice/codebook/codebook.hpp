@@ -30,8 +30,10 @@
 #include <sluice/codebook/search/product_codes.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
+#include <sluice/codebook/structure/product.hpp>
 #include <sluice/codebook/structure/quantizer_decorator.hpp>
 #include <sluice/codebook/structure/quantizer_list.hpp>
 #include <sluice/codebook/structure/residual.hpp>
+#include <sluice/codebook/structure/shared_product.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
