@@ -45,7 +45,6 @@ std::vector<replayer> all_replayers() {
            code_search_systems(),
            vector_codebooks(),
            code_readers(),
-           code_attention(),
            residual_codebooks(),
        })
     all.insert(all.end(), some.begin(), some.end());
