@@ -51,6 +51,7 @@ int run(const options& o) {
   training_cases(s);
   growth_cases(s);
   routing_cases(s);
+  codebook_cases(s);
   executor_cases(s);
   sweep_cases(s);
   s.refresh_limits();

@@ -268,6 +268,20 @@ std::string routing_section(const session& s) {
   return out + routers_section(s);
 }
 
+std::string codebook_section(const session& s) {
+  table t({"C", "D", "T", "threads", "search ms", "GFLOP/s", "of the peak", "keys, GB/s", "k-means round / search",
+           "moving average / search", "spread"});
+  for (const codebook_time& c : s.found.codebooks) {
+    const auto numbers = static_cast<double>(c.codes * c.width);
+    const double gflops = 2e-9 * numbers * static_cast<double>(c.tokens) / c.fastest;
+    const auto beside = [&](double seconds) { return seconds > 0 ? fixed(seconds / c.fastest, 2) : "-"; };
+    t.add({std::to_string(c.codes), std::to_string(c.width), std::to_string(c.tokens), std::to_string(c.threads),
+           milliseconds(c.fastest), fixed(gflops, 0), percent(gflops / s.limits_of(c.threads).gflops),
+           fixed(4e-9 * numbers / c.fastest, 1), beside(c.cluster), beside(c.average), fixed(c.median / c.fastest, 2)});
+  }
+  return t.empty() ? "" : std::string(prose::codebooks) + t.text();
+}
+
 std::string executor_section(const session& s) {
   table t({"executor", "threads", "nothing to do, us", "32 tasks, free cores, us", "32 tasks, busy cores, us"});
   for (const executor_time& e : s.found.executors)
@@ -320,7 +334,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + executor_section(s) + sweep_section(s) +
+         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

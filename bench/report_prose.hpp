@@ -115,6 +115,14 @@ the share is an upper bound.
 
 )";
 
+inline constexpr std::string_view codebooks = R"(## Codebooks
+
+The nearest of C codes for T tokens of width D, counted as 2 T C D operations, at the fastest call. A round of k-means and a
+step of moving averages include their search. Few tokens read the keys once: there the keys' GB/s count, from the level of
+memory that holds them.
+
+)";
+
 inline constexpr std::string_view executors = R"(## Handing out tasks
 
 One call of `parallel_for`: with a task a thread that does nothing, and with 32 tasks of some five microseconds. The first two

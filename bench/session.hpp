@@ -30,6 +30,15 @@ struct router_time {
   double median = 0, fastest = 0;  ///< seconds
 };
 
+/// Seconds of a codebook's calls; those of learning are 0 where they were not measured.
+struct codebook_time {
+  std::int64_t codes = 0, width = 0, tokens = 0;
+  int threads = 1;
+  double median = 0, fastest = 0;  ///< of the search
+  double cluster = 0;              ///< a round of k-means, search included, the fastest
+  double average = 0;              ///< a step of moving averages, search included, the fastest
+};
+
 /// Seconds of a call of parallel_for.
 struct executor_time {
   std::string name;
@@ -63,6 +72,7 @@ struct results {
   records cases;
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
+  std::vector<codebook_time> codebooks;
   std::vector<executor_time> executors;
   std::vector<sweep_point> sweep;
   std::vector<memory_use> memory;
@@ -97,6 +107,7 @@ void layer_cases(session& s);
 void training_cases(session& s);
 void growth_cases(session& s);
 void routing_cases(session& s);
+void codebook_cases(session& s);
 void executor_cases(session& s);
 void sweep_cases(session& s);
 
