@@ -210,6 +210,17 @@ concept HasParameters = requires(T& object) {
   T::visit_parameters(object, detail::ignore_parameters{});
 };
 
+namespace detail {
+
+/// "experts.3" and "gate" are "experts.3.gate". An empty name: the part is the whole of what bears the name before it.
+inline std::string joined_name(const std::string& prefix, std::string_view name) {
+  if (prefix.empty()) return std::string(name);
+  if (name.empty()) return prefix;
+  return (prefix + '.').append(name);
+}
+
+}  // namespace detail
+
 /// Calls f(name, parameter) for every parameter of an object, depth first, in a fixed order, with names such as
 /// "experts.3.gate.weight". Objects without parameters are fine.
 template <typename Object, typename F>
@@ -219,8 +230,7 @@ void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
     f(prefix, object);
   } else if constexpr (HasParameters<plain>) {
     plain::visit_parameters(object, [&](std::string_view name, auto& part) {
-      const std::string own(name);  // empty: the part is the whole of what bears the name before it
-      for_each_parameter(part, f, prefix.empty() ? own : own.empty() ? prefix : prefix + '.' + own);
+      for_each_parameter(part, f, detail::joined_name(prefix, name));
     });
   }
 }
@@ -237,18 +247,62 @@ void for_each_unnamed_parameter(Object& object, F&& f) {
     plain::visit_parameters(object, [&](std::string_view, auto& part) { for_each_unnamed_parameter(part, f); });
 }
 
+// What is asked of the parameters of many classes is a class of its own and no lambda of a template: the way through an expert
+// or a gate is then compiled once, whatever layers they are parts of.
+
+struct ensure_gradient {
+  template <typename Parameter>
+  void operator()(Parameter& p) const {
+    p.ensure_gradient();
+  }
+};
+
+struct zero_gradient {
+  template <typename Parameter>
+  void operator()(Parameter& p) const {
+    p.zero_gradient();
+  }
+};
+
+struct has_values {
+  bool& all;
+
+  template <typename Parameter>
+  void operator()(const Parameter& p) const {
+    all = all && p.has_values();
+  }
+};
+
+struct refuse_without_values {
+  template <typename Parameter>
+  void operator()(const std::string& name, const Parameter& p) const {
+    if (!p.has_values())
+      throw_invalid("nobody has set the parameter \"", name,
+                    "\": call initialize(layer, seed), load a file, or write its values");
+  }
+};
+
+struct count_learned {
+  index_t& count;
+
+  template <typename Parameter>
+  void operator()(const Parameter& p) const {
+    if (p.role() != parameter_role::state) count += p.size();
+  }
+};
+
 }  // namespace detail
 
 /// Makes room for every gradient of an object.
 template <typename Object>
 void ensure_gradients(Object& object) {
-  detail::for_each_unnamed_parameter(object, [](auto& p) { p.ensure_gradient(); });
+  detail::for_each_unnamed_parameter(object, detail::ensure_gradient{});
 }
 
 /// Sets every gradient of an object to zero.
 template <typename Object>
 void zero_gradients(Object& object) {
-  detail::for_each_unnamed_parameter(object, [](auto& p) { p.zero_gradient(); });
+  detail::for_each_unnamed_parameter(object, detail::zero_gradient{});
 }
 
 /// Throws std::invalid_argument, with its name, for a parameter of random initial values that nobody wrote: it holds zeros,
@@ -256,23 +310,15 @@ void zero_gradients(Object& object) {
 template <typename Object>
 void check_initialized(const Object& object, const char* prefix = "") {
   bool all = true;
-  detail::for_each_unnamed_parameter(object, [&](const auto& p) { all = all && p.has_values(); });
-  if (all) return;
-  const auto check_one = [](const std::string& name, const auto& p) {
-    if (!p.has_values())
-      throw_invalid("nobody has set the parameter \"", name,
-                    "\": call initialize(layer, seed), load a file, or write its values");
-  };
-  for_each_parameter(object, check_one, prefix);
+  detail::for_each_unnamed_parameter(object, detail::has_values{all});
+  if (!all) for_each_parameter(object, detail::refuse_without_values{}, prefix);
 }
 
 /// Number of learned numbers in an object.
 template <typename Object>
 index_t parameter_count(const Object& object) {
   index_t count = 0;
-  detail::for_each_unnamed_parameter(object, [&](const auto& p) {
-    if (p.role() != parameter_role::state) count += p.size();
-  });
+  detail::for_each_unnamed_parameter(object, detail::count_learned{count});
   return count;
 }
 

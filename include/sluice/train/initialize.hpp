@@ -14,11 +14,15 @@ namespace sluice::inline SLUICE_ISA {
 
 inline constexpr random_site initialization_site{5u};
 
-/// Overwrites every learned parameter of the model, and states of random initial values. Equal seeds give equal bits.
-template <typename Model>
-void initialize(Model& model, std::uint64_t seed) {
-  for_each_parameter(model, [&](const std::string& name, auto& p) {
-    using scalar = typename std::remove_reference_t<decltype(p)>::scalar;
+namespace detail {
+
+/// A class and no lambda of initialize(): common parts of models are compiled once (core/parameter.hpp).
+struct draw_initial_values {
+  std::uint64_t seed;
+
+  template <typename Parameter>
+  void operator()(const std::string& name, Parameter& p) const {
+    using scalar = typename Parameter::scalar;
     const initial_values initial = p.initial();
     const bool is_random = initial.distribution != initial_values::kind::constant && initial.scale != 0;
     if (p.role() == parameter_role::state && !is_random) return;
@@ -36,7 +40,15 @@ void initialize(Model& model, std::uint64_t seed) {
       }
       return static_cast<scalar>(initial.scale);
     });
-  });
+  }
+};
+
+}  // namespace detail
+
+/// Overwrites every learned parameter of the model, and states of random initial values. Equal seeds give equal bits.
+template <typename Model>
+void initialize(Model& model, std::uint64_t seed) {
+  for_each_parameter(model, detail::draw_initial_values{seed});
 }
 
 /// Gives all rows of a weight one length and keeps the standard deviation of its numbers: no expert of a gate begins
