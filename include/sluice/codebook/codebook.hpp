@@ -2,6 +2,8 @@
 #pragma once
 
 #include <sluice/codebook/assign/nearest.hpp>
+#include <sluice/codebook/attention/averaged_memory.hpp>
+#include <sluice/codebook/attention/memory_attention.hpp>
 #include <sluice/codebook/attention/quantized_attention.hpp>
 #include <sluice/codebook/attention/window_and_cache.hpp>
 #include <sluice/codebook/code_search.hpp>

@@ -98,6 +98,14 @@ struct routing_context {
   }
   /// Borders of the sequences; empty: the batch is one.
   std::span<const index_t> sequence_borders() const noexcept { return sequences.empty() ? groups : sequences; }
+  index_t sequence_count() const noexcept {
+    return sequence_borders().empty() ? 1 : static_cast<index_t>(sequence_borders().size()) - 1;
+  }
+  token_range sequence(index_t s, index_t tokens) const noexcept {
+    const auto borders = sequence_borders();
+    if (borders.empty()) return {0, tokens};
+    return {borders[static_cast<std::size_t>(s)], borders[static_cast<std::size_t>(s) + 1]};
+  }
 };
 
 /// Throws std::invalid_argument if a part of the context does not fit a batch of this many tokens.

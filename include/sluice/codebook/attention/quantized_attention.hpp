@@ -214,14 +214,6 @@ private:
   }
   matrix_map<Scalar> by_head(matrix_buffer<Scalar>& m) const { return {m.data(), m.rows() * options_.heads, options_.key_width}; }
 
-  static index_t sequence_count(const context_type& c) {
-    return c.sequence_borders().empty() ? 1 : static_cast<index_t>(c.sequence_borders().size()) - 1;
-  }
-  static token_range sequence(const context_type& c, index_t s, index_t tokens) {
-    const auto borders = c.sequence_borders();
-    return borders.empty() ? token_range{0, tokens} : token_range{borders[as_size(s)], borders[as_size(s) + 1]};
-  }
-
   void normalize(matrix_buffer<Scalar>& from, matrix_buffer<Scalar>& to, typename unit_norm<Scalar>::tape& t,
                  const executor_ref& executor) const {
     to.resize(from.rows(), from.cols());
@@ -283,7 +275,7 @@ private:
   template <typename Memory>
   detail::head_view<Scalar> head_of(Memory& m, const context_type& context, index_t task) const {
     const index_t h = task % options_.heads, first = h * options_.key_width;
-    const token_range s = sequence(context, task / options_.heads, m.q.rows());
+    const token_range s = context.sequence(task / options_.heads, m.q.rows());
     auto& key = m.key[as_size(h)];
     return {.positions = s.size(),
             .key_width = options_.key_width,
@@ -309,7 +301,7 @@ private:
     kernel::copy_scaled(scale(), content_bias_.data(), m.biases.row(0), key_columns());
     kernel::copy_scaled(scale(), position_bias_.data(), m.biases.row(1), key_columns());
     m.attended.resize(m.q.rows(), value_columns());
-    const index_t tasks = sequence_count(context) * options_.heads;
+    const index_t tasks = context.sequence_count() * options_.heads;
     if (static_cast<index_t>(m.head.size()) < tasks) m.head.resize(as_size(tasks));
     context.executor.parallel_for(tasks, [&](index_t task) {
       const auto view = head_of(m, context, task);
@@ -319,7 +311,7 @@ private:
   }
 
   void attend_backward(tape& t) {
-    const index_t rows = t.q.rows(), tasks = sequence_count(t.context) * options_.heads, dk = options_.key_width;
+    const index_t rows = t.q.rows(), tasks = t.context.sequence_count() * options_.heads, dk = options_.key_width;
     t.dq.set_zero(rows, key_columns());
     t.dcoded.set_zero(rows, key_columns());
     t.dk.resize(rows, key_columns());
