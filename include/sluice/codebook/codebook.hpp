@@ -31,8 +31,10 @@
 #include <sluice/codebook/search/cost_tables.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
+#include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>
+#include <sluice/codebook/structure/pyramid.hpp>
 #include <sluice/codebook/structure/quantizer_decorator.hpp>
 #include <sluice/codebook/structure/quantizer_list.hpp>
 #include <sluice/codebook/structure/residual.hpp>
