@@ -245,3 +245,24 @@ TEST_CASE("top_k: gradients with dropped choices, weighed before or after the dr
   CHECK(dropped > 10);
   CHECK(report.largest_error < 1e-6);
 }
+
+TEST_CASE("top_k: a detached sum weighs as renorm does and learns as pre does", "[router][top_k][gradient]") {
+  matrix<double> logits(1, 3);
+  logits << 1, 2, 0.6;
+  given_top_k<double> router(3, 3, {.top_k = 2, .weights = weighting::renorm_detached});
+  const given_top_k<double> renorm(3, 3, {.top_k = 2, .weights = weighting::renorm});
+  auto result = test::route(router, logits, test::training());
+  CHECK(test::same_bits(result.plan.dense_weights(), test::route(renorm, logits).plan.dense_weights()));
+  // dw = <dy, f> for outputs (1, 0), (0, 2) and dy = (1, -1).
+  sparse_plan_gradient<double> gradient;
+  gradient.weight.assign(2, 0);
+  for (index_t i = 0; i < 2; ++i) gradient.weight[i] = result.plan.expert(i) == 0 ? 1 : -2;
+  result.tape.dseen.zero_like(result.tape.seen);
+  matrix<double> dx = matrix<double>::Zero(1, 3);
+  router.backward(logits, test::training(), result.plan, gradient, result.tape, dx);
+  const double expected[3] = {0.540822, -0.723069, 0.182247};
+  for (index_t e = 0; e < 3; ++e) CHECK(dx(0, e) == Approx(expected[e]).margin(1e-6));
+  // One choice has weight 1 and still a gradient, so it is not refused.
+  CHECK(test::route(given_top_k<double>(3, 3, {.top_k = 1, .weights = weighting::renorm_detached}), logits,
+                    test::training()).plan.weight(0) == 1);
+}

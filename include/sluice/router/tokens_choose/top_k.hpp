@@ -5,17 +5,20 @@
 ///   pre      w = p[e]                      rows sum to less than 1            V-MoE, Switch, OLMoE
 ///   post     w = softmax(L[t] over S)      rows sum to 1                      Shazeer 2017, Mixtral
 ///   renorm   w = p[e] / sum of p over S    rows sum to 1                      GShard, Qwen3
+///   renorm_detached   the same, the sum being a constant in the gradient      mixture of attention heads
 ///
 /// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by
 /// `scaling`.
 /// Gradients: pre     dl[j] = p[j] (g[j] 1[j in S] - sum over S of p g)             dense over all experts
 ///            post    dl[j] = w[j] (g[j] - sum over S of w g)                        for j in S only
+///            renorm_detached  pre's with w for p 1[j in S]: no derivative, by design, and k = 1 has one too
 /// With k = 1, post and renorm weights are constantly 1 and the gate has no gradient from the output: such a router is
 /// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is
 /// wanted (inference with published checkpoints; a gate that learns from its losses only).
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
 /// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp).
-/// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974.
+/// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974; Zhang et al.
+/// 2022 (mixture of attention heads), arXiv:2210.05144.
 #pragma once
 
 #include <sluice/gate/linear.hpp>
@@ -27,7 +30,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class weighting { pre, post, renorm };
+enum class weighting { pre, post, renorm, renorm_detached };
 
 /// The rule of top-k routing, for one token.
 template <FloatOrDouble Scalar, index_t TopK = dynamic>
@@ -83,7 +86,7 @@ public:
     } else {
       Scalar sum = 0;
       for (std::size_t j = 0; j < count; ++j) sum += weights[j] = row.scores[ids[j]];
-      if (options_.weights == weighting::renorm)
+      if (options_.weights != weighting::pre)
         for (std::size_t j = 0; j < count; ++j) weights[j] /= denominator(sum);
     }
     for (std::size_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
@@ -98,7 +101,7 @@ public:
       for (std::size_t j = 0; j < ids.size(); ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
       return;
     }
-    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard). The part of d that moves
+    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard, or detached). The part of d that moves
     // with the chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
     Scalar sum = 0;
     for (const index_t e : ids) sum += row.scores[e];
@@ -113,7 +116,8 @@ public:
 
 private:
   void refuse_constant_weight(index_t k) const {
-    if (k == 1 && options_.weights != weighting::pre && !options_.constant_weight)
+    const bool is_constant = options_.weights == weighting::post || options_.weights == weighting::renorm;
+    if (k == 1 && is_constant && !options_.constant_weight)
       throw_invalid(
           "k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
           "weighting::pre, or set constant_weight");
