@@ -15,6 +15,7 @@
 
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,7 +23,7 @@
 namespace sluice::test {
 
 /// A router's memory of a call. `seen` stays empty if losses see something else than scores. A router without a table of choices
-/// is taken to have asked for what its plan lists.
+/// is taken to have asked for what its plan lists. What a router makes of context.group_features may have a gradient too.
 template <typename Scalar>
 struct any_router_tape {
   struct any {
@@ -31,6 +32,7 @@ struct any_router_tape {
   score_signals<Scalar> seen;
   score_gradients<Scalar> dseen;
   choice_table<Scalar> choices;
+  matrix_buffer<Scalar> dgroup_features;  ///< of a backward call; empty if the router does not read them
   std::unique_ptr<any> own;
 };
 
@@ -79,7 +81,11 @@ struct face_of final : router_face<typename Router::scalar, typename Router::pla
     if constexpr (requires { own.dseen.zero_like(own.seen); }) own.dseen.zero_like(own.seen);
     if constexpr (requires(score_gradients<scalar>& scores) { scores = own.dseen; })  // which may hold more
       static_cast<score_gradients<scalar>&>(own.dseen) = t.dseen;
-    router.backward(x, context, p, dplan, own, dx);
+    if constexpr (DifferentiableRouter<Router>)
+      router.backward(x, context, p, dplan, own, dx);
+    else
+      throw std::logic_error("this router is for inference only");
+    if constexpr (requires { own.gate.group_gradient(); }) t.dgroup_features = own.gate.group_gradient();
   }
   void after_step(const routing_statistics& statistics, tape& t) override {
     if constexpr (requires { router.after_step(statistics, inside(t)); }) router.after_step(statistics, inside(t));
@@ -106,7 +112,7 @@ public:
   static constexpr bool causal = Causal;
   static constexpr bool exact_gradient = Exact;
 
-  template <DifferentiableRouter Router>
+  template <RouterPolicy Router>
   explicit any_router(const Router& router) : face_(std::make_unique<face_of<Router>>(router)) {}
   any_router(const any_router& other) : face_(other.face_->clone()) {}
   any_router(any_router&&) noexcept = default;

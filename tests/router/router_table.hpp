@@ -43,13 +43,14 @@ struct made_router {
       router;
   bool causal;
   bool exact_gradient;
+  bool trains;  ///< whether it has a backward
   made_with options;
 };
 
-template <DifferentiableRouter Router>
+template <RouterPolicy Router>
 made_router made(const Router& router, made_with options = {}) {
   return {any_router<double, typename Router::plan>(router), is_causal<Router>, has_exact_gradient<Router>,
-          std::move(options)};
+          DifferentiableRouter<Router>, std::move(options)};
 }
 
 using router_maker = std::function<made_router()>;
@@ -70,7 +71,7 @@ struct table_row {
   std::string causal;              ///< yes, no
   std::string experts_a_token;     ///< k, 1, at most k, at most 1, varies, all
   std::string tokens_an_expert;    ///< free, at most C, exactly C, all
-  std::string gradient;            ///< exact, estimator, straight-through, none
+  std::string gradient;            ///< exact, estimator, straight-through, none, inference only
   std::vector<std::string> needs;  ///< fields of the context without which a call throws
   std::vector<std::string> uses;   ///< fields that change what it does
   std::vector<std::string> losses;

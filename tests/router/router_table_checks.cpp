@@ -349,7 +349,7 @@ private:
   /// Backward of the router alone against differences of a sum of its weights. Entries at which a choice flips are left out.
   differences compare(bool training, std::uint64_t seed) {
     constexpr index_t tokens = 8;
-    const whole_batch b = batch(tokens_of::chance, seed);
+    whole_batch b = batch(tokens_of::chance, seed);
     call_of call(b, fields_, training, tokens);
     plan_type plan;
     typename Router::tape tape;
@@ -366,8 +366,15 @@ private:
     for_each_parameter(router_, [&](const std::string&, const parameter<double>& p) {
       for (const double g : p.gradient()) found.largest_gradient = std::max(found.largest_gradient, std::abs(g));
     });
+    std::vector<checked_input> inputs{{"x", span_of(call.x), span_of(std::as_const(dx))}};
+    const auto& dgroup = tape.dgroup_features;
+    if (fields_.count("group_features") != 0 && dgroup.size() > 0) {
+      const auto size = as_size(dgroup.size());  // of the one group that there is
+      inputs.push_back({"group_features", {b.group_features.data(), size}, {dgroup.data(), size}});
+      for (const double g : inputs.back().gradient) found.largest_gradient = std::max(found.largest_gradient, std::abs(g));
+    }
     const auto chosen = sluice::detail::choices_of(plan);
-    const auto report = check_gradients(router_, {{"x", span_of(call.x), span_of(std::as_const(dx))}},
+    const auto report = check_gradients(router_, inputs,
                                         [&]() -> std::optional<double> {
                                           plan_type other;
                                           typename Router::tape own;
@@ -383,8 +390,12 @@ private:
 
   void check_gradient() {
     const std::string& kind = row_.gradient;
-    if (kind != "exact" && kind != "estimator" && kind != "straight-through" && kind != "none")
+    if (kind != "exact" && kind != "estimator" && kind != "straight-through" && kind != "none" &&
+        kind != "inference only")
       return complain("gradient cannot be " + kind);
+    if (made_.trains != (kind != "inference only"))
+      return complain(made_.trains ? "it can be trained" : "it has no backward");
+    if (!made_.trains) return;
     if ((kind == "exact" || kind == "none") != made_.exact_gradient)
       complain(std::string("its type says exact_gradient = ") + (made_.exact_gradient ? "true" : "false"));
     if (kind == "estimator" && fields_.count("random") == 0) complain("an estimator that draws nothing");

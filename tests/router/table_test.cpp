@@ -72,6 +72,9 @@ TEST_CASE("table of routers: a row that is wrong is found out", "[router][table]
   CHECK_THAT(complaints("top_k_router", [](row& r) { r.gradient = "none"; }), Contains("it has a gradient"));
   CHECK_THAT(complaints("top_k_router", [](row& r) { r.gradient = "straight-through"; }), Contains("it is exact"));
   CHECK_THAT(complaints("top_any_router", [](row& r) { r.gradient = "exact"; }), Contains("differs from differences"));
+  CHECK_THAT(complaints("top_k_router", [](row& r) { r.gradient = "inference only"; }), Contains("can be trained"));
+  CHECK_THAT(complaints("predicted_choice_router", [](row& r) { r.gradient = "none"; }), Contains("has no backward"));
+  CHECK_THAT(complaints("advmoe_router", [](row& r) { r.gradient = "none"; }), Contains("it has a gradient"));
   CHECK_THAT(complaints("hash_router", [](row& r) { r.gradient = "exact"; }), Contains("all of its gradients are 0"));
   CHECK_THAT(complaints("hash_router", [](row& r) { r.needs.clear(); }), Contains("token_ids"));
   CHECK_THAT(complaints("top_k_router", [](row& r) { r.needs = {"token_ids"}; }),

@@ -25,6 +25,11 @@ const test::table_router taught_in_table("taught_choice_router", [] {
       taught_choice_router<double>{teacher(6, 4, {.scores = teacher::score::sigmoid}), two_layer_gate<double>(6, 4)},
       {.training_capacity = 24});
 });
+const test::table_router predicted_in_table("predicted_choice_router", [] {
+  using teacher = expert_choice_router<double>;
+  const teacher experts(6, 4, {.scores = teacher::score::sigmoid});
+  return test::made(taught_choice_router<double>(experts, two_layer_gate<double>(6, 4)).predicted());
+});
 
 using given_moma = moma_router<double, copy_gate<double>, no_noise<double>>;
 

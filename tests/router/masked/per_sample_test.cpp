@@ -19,6 +19,10 @@ const test::table_router instance_in_table("instance_router", [] {
   using gate = per_group_gate<linear_gate<double>, group_source::group_vector>;
   return test::made(instance_router<double>{gate(6, linear_gate<double>(5, 4)), {.top_k = 2}}, {.k = 2});
 });
+const test::table_router advmoe_in_table("advmoe_router", [] {
+  using gate = per_group_gate<identity_gate<double>, group_source::group_vector>;
+  return test::made(advmoe_router<double>{gate(5, identity_gate<double>(3))}, {.k = 1, .feature_width = 3, .seed = 0});
+});
 const test::table_router mocle_in_table("mocle_router", [] {
   const mocle_gate<double> gate(6, 4, 3, 5, {.temperature = 0.5, .noise_std = 0.5});
   return test::made(mocle_router<double>{gate, {.top_k = 2, .weights = weighting::pre}}, {.k = 2});
