@@ -66,6 +66,7 @@
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/small_svd.hpp>
+#include <sluice/kernel/table_scan.hpp>
 #include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>

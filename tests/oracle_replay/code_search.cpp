@@ -1,9 +1,9 @@
-// Searching with codebooks: product codes, their tables and packing.
+// Searching with codebooks: product codes, inverted lists of them, codes that add up.
 #include "replays.hpp"
 
+#include <sluice/codebook/search/beam_encoder.hpp>
 #include <sluice/codebook/search/code_packing.hpp>
-#include <sluice/codebook/search/cost_tables.hpp>
-#include <sluice/codebook/search/product_codes.hpp>
+#include <sluice/codebook/search/product_index.hpp>
 
 namespace oracle {
 namespace {
@@ -76,8 +76,67 @@ void pq(oracle_case<Scalar>& c) {
   c.check("sdc", by_codes);
 }
 
+template <typename Scalar>
+void ivf_pq(oracle_case<Scalar>& c) {
+  const auto metric = c.template setting<std::string>("metric");
+  if (metric != "l2" && metric != "ip") throw unsupported("metric " + metric);
+  const matrix<Scalar> x = c.rows("x"), queries = c.rows("query");
+  const index_t T = x.rows(), Q = queries.rows(), M = c.axis("codebook", 0), probes = c.template setting<index_t>("nprobe");
+  product_index<Scalar> index(x.cols(), {.parts = M,
+                                         .codes = c.axis("codebook", 1),
+                                         .lists = c.template setting<index_t>("lists"),
+                                         .wanted = metric == "l2" ? closeness::distance : closeness::product,
+                                         .by_residual = c.template setting<bool>("by_residual")});
+  std::ranges::copy(c.numbers("codebook"), index.codes().table().data());
+  index.centers().assign(c.rows("centers"));
+  typename product_index<Scalar>::workspace ws;
+  index.add(x, ws);
+  matrix<index_t> items(T, M + 1);
+  index.items(items);
+  c.check_integers("list", listed(items.leftCols(1)));
+  c.check_integers("indices", listed(items.rightCols(M)));
+  matrix<Scalar> decoded(T, x.cols());
+  index.codes().decode_rotated(items.rightCols(M), decoded);
+  for (index_t t = 0; t < T && index.options().by_residual; ++t) decoded.row(t) += index.centers().map().row(items(t, 0));
+  c.check("decoded", decoded);
+
+  matrix<index_t> ids(Q, T), visited = matrix<index_t>::Zero(Q, T), lists(Q, probes);
+  matrix<Scalar> found(Q, T), scores = matrix<Scalar>::Zero(Q, T), of_centers(Q, index.lists());
+  index.search(queries, ids, found, ws, {.probes = probes});
+  for (index_t q = 0; q < Q; ++q)
+    for (index_t j = 0; j < T; ++j)
+      if (ids(q, j) != no_code) visited(q, ids(q, j)) = 1, scores(q, ids(q, j)) = found(q, j);
+  closest_lists<Scalar>(queries.data(), queries.cols(), Q, ws.centers, of_centers.data(), lists.data(), probes);
+  c.check_integers("probes", listed(lists));
+  c.check_integers("visited", listed(visited));
+  c.check("scores", scores);
+}
+
+template <typename Scalar>
+void additive_rq(oracle_case<Scalar>& c) {
+  const auto bits = c.config().at("nbits").template get<std::vector<index_t>>();
+  std::vector<matrix<Scalar>> tables;
+  for (std::size_t m = 0; m < bits.size(); ++m) tables.push_back(c.rows("codebook." + std::to_string(m)));
+  std::vector<const_matrix_map<Scalar>> stages;
+  for (const auto& table : tables) stages.emplace_back(table.data(), table.rows(), table.cols());
+  const beam_encoder<Scalar> encoder(stages, c.template setting<index_t>("beam"));
+  const matrix<Scalar> x = c.rows("x");
+  matrix<index_t> ids(x.rows(), encoder.columns());
+  typename beam_encoder<Scalar>::workspace ws;
+  encoder.encode(x, ids, ws);
+  c.check_integers("indices", listed(ids));
+  check_packing(c, code_packing(bits), ids);
+  matrix<Scalar> decoded(x.rows(), x.cols());
+  encoder.decode(ids, decoded);
+  c.check("decoded", decoded);
+  c.check("error", matrix<Scalar>((x - decoded).rowwise().squaredNorm()));
+  c.check("norm", matrix<Scalar>(decoded.rowwise().squaredNorm()));
+}
+
 }  // namespace
 
-std::vector<replayer> code_search_systems() { return {{"pq", pq<float>, pq<double>}}; }
+std::vector<replayer> code_search_systems() {
+  return {{"pq", pq<float>, pq<double>}, {"ivf_pq", ivf_pq<float>, ivf_pq<double>}, {"additive_rq", additive_rq<float>, additive_rq<double>}};
+}
 
 }  // namespace oracle

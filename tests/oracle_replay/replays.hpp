@@ -22,7 +22,7 @@ std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout
 std::vector<replayer> assigned_routers();  // sinkhorn, blackmamba, base_layer, ksparse_ot
 std::vector<replayer> stable_routers();  // stablemoe
 std::vector<replayer> clusters();        // kmeans
-std::vector<replayer> code_search_systems();  // pq
+std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq
 
 /// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
 template <typename Scalar>

@@ -25,12 +25,16 @@
 #include <sluice/codebook/nearest.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/quantizer.hpp>
+#include <sluice/codebook/search/beam_encoder.hpp>
 #include <sluice/codebook/search/best_items.hpp>
 #include <sluice/codebook/search/code_blocks.hpp>
 #include <sluice/codebook/search/code_packing.hpp>
 #include <sluice/codebook/search/cost_tables.hpp>
+#include <sluice/codebook/search/inverted_lists.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
+#include <sluice/codebook/search/product_index.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
+#include <sluice/codebook/search/rerank.hpp>
 #include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>
