@@ -74,6 +74,10 @@ TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, 
     for (const bool derivative : {false, true})
       CHECK(on_vector<squared_relu, TestType>(z, derivative) ==
             (derivative ? squared_relu::derivative(z) : squared_relu::value(z)));
+  for (const auto& [z, value, slope] : {std::array<TestType, 3>{-2, -1, 0}, {-1, -1, 1}, {0.25, 0.25, 1}, {1, 1, 1}, {3, 1, 0}}) {
+    CHECK((hard_tanh::value(z) == value && on_vector<hard_tanh, TestType>(z, false) == value));
+    CHECK((hard_tanh::derivative(z) == slope && on_vector<hard_tanh, TestType>(z, true) == slope));
+  }
   CHECK(relu::derivative(TestType(0)) == 0);  // the derivative at the bend is 0 by convention
 }
 
@@ -91,6 +95,7 @@ TEMPLATE_TEST_CASE("activations: NaN stays NaN, one by one and on vectors", "[ex
   passes_on(squared_relu{});
   passes_on(elu{});
   passes_on(hyperbolic_tangent{});
+  passes_on(hard_tanh{});
   passes_on(no_activation{});
 }
 

@@ -46,6 +46,7 @@ std::vector<replayer> all_replayers() {
            vector_codebooks(),
            code_readers(),
            residual_codebooks(),
+           scalar_quantizers(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

@@ -25,6 +25,13 @@
 #include <sluice/codebook/nearest.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/quantizer.hpp>
+#include <sluice/codebook/scalar/binary_spherical.hpp>
+#include <sluice/codebook/scalar/code_entropy.hpp>
+#include <sluice/codebook/scalar/finite_scalar.hpp>
+#include <sluice/codebook/scalar/grid.hpp>
+#include <sluice/codebook/scalar/lookup_free.hpp>
+#include <sluice/codebook/scalar/rounding.hpp>
+#include <sluice/codebook/scalar/sign_quantizer.hpp>
 #include <sluice/codebook/search/beam_encoder.hpp>
 #include <sluice/codebook/search/best_items.hpp>
 #include <sluice/codebook/search/code_blocks.hpp>
@@ -38,10 +45,12 @@
 #include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>
+#include <sluice/codebook/structure/projected.hpp>
 #include <sluice/codebook/structure/pyramid.hpp>
 #include <sluice/codebook/structure/quantizer_decorator.hpp>
 #include <sluice/codebook/structure/quantizer_list.hpp>
 #include <sluice/codebook/structure/residual.hpp>
 #include <sluice/codebook/structure/shared_product.hpp>
+#include <sluice/codebook/structure/soft_clamped.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>

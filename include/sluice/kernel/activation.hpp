@@ -4,7 +4,7 @@
 ///   silu       z / (1 + exp(-z))                   gelu_tanh  0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
 ///   sigmoid    1 / (1 + exp(-z))                   squared_relu  max(z, 0)^2, derivative 2 max(z, 0)
 ///   elu        z, below 0 exp(z) - 1               hyperbolic_tangent  tanh(z)
-///   no_activation  z
+///   hard_tanh  min(max(z, -1), 1), derivative 1 at both ends             no_activation  z
 ///
 /// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on
 /// vectors; written for one number, they run number by number.
@@ -120,6 +120,25 @@ struct hyperbolic_tangent {
   static V derivative(V z) {
     const V t = value(z);
     return detail::constant<V>(1) - t * t;
+  }
+};
+
+struct hard_tanh {
+  template <typename V>
+  static V value(V z) {
+    const V low = detail::constant<V>(-1), high = detail::constant<V>(1);
+    if constexpr (std::floating_point<V>)
+      return z < low ? low : z > high ? high : z;
+    else
+      return select(z < low, low, select(z > high, high, z));  // a comparison is false for NaN, which passes
+  }
+  template <typename V>
+  static V derivative(V z) {
+    using std::fabs;
+    if constexpr (std::floating_point<V>)
+      return fabs(z) <= V(1) ? V(1) : V(0);
+    else
+      return select(fabs(z) <= detail::constant<V>(1), detail::constant<V>(1), detail::constant<V>(0));
   }
 };
 

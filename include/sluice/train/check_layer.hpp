@@ -57,6 +57,10 @@ constexpr bool has_exact_gradients() {
     return has_exact_gradients<std::remove_cvref_t<decltype(std::declval<Layer&>().layer())>>();
   else if constexpr (requires(Layer& layer) { layer.router(); })
     return has_exact_gradient<std::remove_cvref_t<decltype(std::declval<Layer&>().router())>>;
+  else if constexpr (requires(Layer& layer) { layer.template layer<Layer::size - 1>(); })  // one after the other
+    return []<std::size_t... I>(std::index_sequence<I...>) {
+      return (has_exact_gradients<std::remove_cvref_t<decltype(std::declval<Layer&>().template layer<I>())>>() && ...);
+    }(std::make_index_sequence<Layer::size>{});
   else
     return has_exact_gradient<Layer>;  // a quantiser's is an estimate
 }
