@@ -50,6 +50,7 @@ void pack_codes(const code_keys<Scalar>& k, const code_panels<Scalar>& to) noexc
       } else {
         SLUICE_UNROLL for (index_t l = 0; l < lanes; ++l) rows[l] = load_part(from[l] + d, some, Scalar(0));
       }
+      SLUICE_UNROLL for (index_t l = 0; l < lanes; ++l) prefetch(from[l] + lanes * k.stride + d);
       transpose<Scalar>(rows);
       SLUICE_UNROLL for (index_t l = 0; l < lanes; ++l) if (l < some) store<Scalar>(out + (d + l) * lanes, rows[l]);
     }
