@@ -30,7 +30,7 @@ void mean_active_gate(oracle_case<Scalar>& c);
 std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_taming, mauve
 std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> residual_codebooks();  // rvq, rq_vae, encodec_rvq, grouped_rvq
-std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, lfq, bsq
+std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

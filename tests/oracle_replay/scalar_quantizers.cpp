@@ -5,6 +5,8 @@
 #include <sluice/codebook/scalar/binary_spherical.hpp>
 #include <sluice/codebook/scalar/finite_scalar.hpp>
 #include <sluice/codebook/scalar/lookup_free.hpp>
+#include <sluice/codebook/scalar/residual_finite_scalar.hpp>
+#include <sluice/codebook/structure/product.hpp>
 #include <sluice/codebook/structure/projected.hpp>
 #include <sluice/codebook/structure/soft_clamped.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
@@ -126,6 +128,45 @@ void fsq_original(oracle_case<Scalar>& c) {
   run_fsq(c, roundings);
 }
 
+/// expected.indices [T,stage], or [group,T,stage] with several groups: the columns of ids, group after group.
+template <typename Scalar, typename Q>
+void run_residual_fsq(oracle_case<Scalar>& c, const Q& inner, index_t groups) {
+  with_projections(c, inner, [&](auto& quantizer, const bindings<Scalar>& bound) {
+    const step run(quantizer, c.rows("x"), c.rows("grad_out"));
+    const auto ids = run.tape.ids.map();
+    const index_t depth = ids.cols() / groups;
+    std::vector<index_t> by_group;
+    for (index_t g = 0; g < groups; ++g)
+      for (index_t t = 0; t < ids.rows(); ++t)
+        for (index_t j = 0; j < depth; ++j) by_group.push_back(ids(t, g * depth + j));
+    c.check_integers("indices", by_group);
+    c.check("y", run.y);
+    c.check("grad.x", run.dx);
+    bound.check_gradients(c, "grad");
+  });
+}
+
+template <typename Scalar>
+void residual_fsq(oracle_case<Scalar>& c) {
+  const auto levels = c.integers("levels");
+  const auto depth = c.template setting<index_t>("quantizers"), groups = c.template setting<index_t>("groups");
+  std::vector<Scalar> scales;
+  for (const auto& stage : finite_scalar_stages<Scalar>(levels, depth))
+    for (index_t d = 0; d < stage.inputs(); ++d) scales.push_back(stage.rounding(d).scale());
+  c.check("scales", scales);
+  const auto run = [&](const auto& one) {
+    if (groups == 1)
+      run_residual_fsq(c, one, groups);
+    else
+      run_residual_fsq(c, product_quantizer{std::vector(as_size(groups), one)}, groups);
+  };
+  if (c.template setting<bool>("hard_clamp"))
+    run(residual_finite_scalar<Scalar>(levels, depth));
+  else
+    run(residual_quantizer{finite_scalar_stages<Scalar, hyperbolic_tangent>(levels, depth),
+                           {.gradient = residual_gradient::each_stage}});
+}
+
 template <typename Scalar>
 void lfq(oracle_case<Scalar>& c) {
   if (!c.template setting<bool>("train")) throw unsupported("train = false");
@@ -213,6 +254,7 @@ void bsq(oracle_case<Scalar>& c) {
 std::vector<replayer> scalar_quantizers() {
   return {{"fsq", fsq<float>, fsq<double>},
           {"fsq_original", fsq_original<float>, fsq_original<double>},
+          {"residual_fsq", residual_fsq<float>, residual_fsq<double>},
           {"lfq", lfq<float>, lfq<double>},
           {"bsq", bsq<float>, bsq<double>}};
 }

@@ -30,6 +30,7 @@
 #include <sluice/codebook/scalar/finite_scalar.hpp>
 #include <sluice/codebook/scalar/grid.hpp>
 #include <sluice/codebook/scalar/lookup_free.hpp>
+#include <sluice/codebook/scalar/residual_finite_scalar.hpp>
 #include <sluice/codebook/scalar/rounding.hpp>
 #include <sluice/codebook/scalar/sign_quantizer.hpp>
 #include <sluice/codebook/search/beam_encoder.hpp>
