@@ -282,6 +282,17 @@ std::string codebook_section(const session& s) {
   return t.empty() ? "" : std::string(prose::codebooks) + t.text();
 }
 
+std::string scan_section(const session& s) {
+  table t({"N", "M", "Q", "threads", "ms", "ns an item", "table entries, G/s", "of the loads alone", "spread"});
+  for (const scan_time& c : s.found.scans) {
+    const auto items = static_cast<double>(c.items * c.queries);
+    t.add({std::to_string(c.items), std::to_string(c.parts), std::to_string(c.queries), std::to_string(c.threads),
+           milliseconds(c.fastest), fixed(1e9 * c.fastest / items, 2), fixed(1e-9 * items * static_cast<double>(c.parts) / c.fastest, 2),
+           percent(c.loads / c.fastest), fixed(c.median / c.fastest, 2)});
+  }
+  return t.empty() ? "" : std::string(prose::scans) + t.text();
+}
+
 std::string executor_section(const session& s) {
   table t({"executor", "threads", "nothing to do, us", "32 tasks, free cores, us", "32 tasks, busy cores, us"});
   for (const executor_time& e : s.found.executors)
@@ -334,7 +345,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + executor_section(s) + sweep_section(s) +
+         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

@@ -123,6 +123,13 @@ memory that holds them.
 
 )";
 
+inline constexpr std::string_view scans = R"(## Search by codes
+
+The 10 closest of N items of M codes, 256 a part, for Q queries, at the fastest call: M table entries an item and query. Beside
+it as many loads from a table of that size in the first cache and nothing else, which no scan of single entries can beat.
+
+)";
+
 inline constexpr std::string_view executors = R"(## Handing out tasks
 
 One call of `parallel_for`: with a task a thread that does nothing, and with 32 tasks of some five microseconds. The first two

@@ -39,6 +39,14 @@ struct codebook_time {
   double average = 0;              ///< a step of moving averages, search included, the fastest
 };
 
+/// Seconds of a scan of product-quantised items.
+struct scan_time {
+  std::int64_t items = 0, parts = 0, queries = 0;
+  int threads = 1;
+  double median = 0, fastest = 0;
+  double loads = 0;  ///< as many loads from tables of that size and nothing else, the fastest
+};
+
 /// Seconds of a call of parallel_for.
 struct executor_time {
   std::string name;
@@ -73,6 +81,7 @@ struct results {
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
   std::vector<codebook_time> codebooks;
+  std::vector<scan_time> scans;
   std::vector<executor_time> executors;
   std::vector<sweep_point> sweep;
   std::vector<memory_use> memory;
