@@ -138,10 +138,10 @@ public:
     ensure_gradients(*this);
     const executor_ref& executor = t.context.executor;
     dx.setZero();
-    const auto [most, most_of_one] = most_rows(t);
-    t.doutputs.reserve(most, experts_.outputs());
-    t.drows.reserve(most, inputs());
-    t.own_doutputs.reserve(most_of_one, experts_.outputs());
+    const row_counts most = most_rows(t);
+    t.doutputs.reserve(most.of_bank, experts_.outputs());
+    t.drows.reserve(most.of_bank, inputs());
+    t.own_doutputs.reserve(most.of_task, experts_.outputs());
     t.doutputs.set_zero(t.joined.rows(), experts_.outputs());
     for (index_t q = 0; q < tasks(); ++q) {
       auto& own = t.tasks[as_size(q)];
@@ -231,17 +231,20 @@ private:
     return part;
   }
 
+  struct row_counts {
+    index_t of_bank, of_task;
+  };
   /// The most rows that the bank and one task can have with as many tokens.
   template <typename Memory>
-  std::pair<index_t, index_t> most_rows(const Memory& m) const {
-    index_t shared = 0, own = 0, of_one = 0;
+  row_counts most_rows(const Memory& m) const {
+    index_t shared = 0, own = 0, of_task = 0;
     for (const auto& task : m.tasks) {
       const index_t rows = task.plan.most_rows();
       (part_of(task.plan).tokens == nullptr ? own : shared) += rows;
-      of_one = (std::max)(of_one, rows);
+      of_task = (std::max)(of_task, rows);
     }
     const index_t tokens = m.tasks.front().plan.tokens();
-    return {own + (std::min)(shared, tokens * experts()), of_one};
+    return {own + (std::min)(shared, tokens * experts()), of_task};
   }
 
   template <typename Memory>
@@ -252,13 +255,14 @@ private:
       auto& own = m.tasks[as_size(q)];
       tasks_[as_size(q)].router().route(x, task_context(context, q), own.plan, own.router);
     }
-    const auto [most, most_of_one] = most_rows(m);
-    m.joined.reserve(tasks(), x.rows(), experts(), most_of_one * tasks());
-    m.rows.reserve(most, inputs());
-    m.outputs.reserve(most, experts_.outputs());
-    m.own_rows.reserve(most_of_one, inputs());
-    m.own_outputs.reserve(most_of_one, experts_.outputs());
-    if constexpr (requires { experts_.prepare(m.experts, most, keep); }) experts_.prepare(m.experts, most, keep);
+    const row_counts most = most_rows(m);
+    m.joined.reserve(tasks(), x.rows(), experts(), most.of_task * tasks());
+    m.rows.reserve(most.of_bank, inputs());
+    m.outputs.reserve(most.of_bank, experts_.outputs());
+    m.own_rows.reserve(most.of_task, inputs());
+    m.own_outputs.reserve(most.of_task, experts_.outputs());
+    if constexpr (requires { experts_.prepare(m.experts, most.of_bank, keep); })
+      experts_.prepare(m.experts, most.of_bank, keep);
 
     m.joined.join(tasks(), x.rows(), experts(), [&](index_t q) { return part_of(m.tasks[as_size(q)].plan); });
     m.rows.resize(m.joined.rows(), inputs());

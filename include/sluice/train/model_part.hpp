@@ -46,11 +46,7 @@ public:
   template <typename F>
   model_part(Model& model, F&& takes) : model_(std::addressof(model)) {
     for_each_parameter(model, [&](const std::string& name, auto& p) {
-      bool taken;
-      if constexpr (std::invocable<F&, const std::string&, decltype(std::as_const(p))>)
-        taken = takes(name, std::as_const(p));
-      else
-        taken = takes(name);
+      const bool taken = is_taken(takes, name, std::as_const(p));
       names_.push_back(taken ? name : std::string());
       arrays_ += taken;
     });
@@ -80,6 +76,14 @@ public:
   }
 
 private:
+  template <typename F, typename P>
+  static bool is_taken(F& takes, const std::string& name, const P& p) {
+    if constexpr (std::invocable<F&, const std::string&, const P&>)
+      return takes(name, p);
+    else
+      return takes(name);
+  }
+
   template <typename M, typename F>
   void for_each(M& model, F&& f) const {
     if (!fits()) throw_invalid("the part is of a model of ", names_.size(), " parameters, which has others now");
