@@ -34,11 +34,12 @@ function(sluice_quick_to_run target)
   endif()
 endfunction()
 
-# sluice_precompiled(<target> <headers>...): an object library of nothing, whose headers others reuse precompiled; they need its flags.
-function(sluice_precompiled target)
+# sluice_precompiled(<target> <flags> <headers>...): an object library of nothing that links <flags>, whose headers others reuse
+# precompiled; they need its flags.
+function(sluice_precompiled target flags)
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/${target}.cpp CONTENT "")
   add_library(${target} OBJECT ${CMAKE_CURRENT_BINARY_DIR}/${target}.cpp)
-  target_link_libraries(${target} PRIVATE sluice_test_flags)
+  target_link_libraries(${target} PRIVATE ${flags})
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
   target_precompile_headers(${target} PRIVATE ${ARGN})
 endfunction()
