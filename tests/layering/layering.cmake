@@ -1,6 +1,6 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   io <- checkpoint
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   codebook, io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
 cmake_minimum_required(VERSION 3.21)
@@ -17,7 +17,7 @@ set(codebook_may core kernel gate capacity loss router expert layer)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
-set(checkpoint_may core kernel gate capacity loss router expert layer io)
+set(checkpoint_may core kernel gate capacity loss router expert layer codebook io)
 
 # Slow to compile, or not for a library: no public header includes them.
 set(nowhere iostream regex functional random Eigen/Dense Eigen/Eigen)

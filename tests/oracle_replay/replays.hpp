@@ -31,6 +31,8 @@ std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_tami
 std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> residual_codebooks();  // rvq, rq_vae, encodec_rvq, grouped_rvq
 std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
+std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, rq_vae
+std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, lfq, bsq
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

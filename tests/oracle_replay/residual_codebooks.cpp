@@ -1,10 +1,12 @@
-// Quantisers of several codes a token: rvq, rq_vae, encodec_rvq, grouped_rvq.
+// Quantisers of several codes a token: rvq, encodec_rvq, grouped_rvq, dac_rvq, rq_vae.
 #include "binding.hpp"
 #include "quantizer_step.hpp"
 #include "replays.hpp"
 
+#include <sluice/checkpoint/dac_quantizer.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
+#include <sluice/codebook/kmeans.hpp>
 #include <sluice/codebook/structure/product.hpp>
 #include <sluice/codebook/structure/residual.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
@@ -79,8 +81,10 @@ template <typename Scalar, typename Make, typename Codebooks, typename Losses, t
 void replay_training(oracle_case<Scalar>& c, Make&& make, Codebooks&& codebooks, Losses&& losses, CheckIds&& check_ids) {
   const auto x = c.rows("x"), dy = c.rows("grad_out");
   auto q = make(1), without_loss = make(0);
-  load_stacked<Scalar>(c, codebooks(q));
-  load_stacked<Scalar>(c, codebooks(without_loss));
+  if (c.has("codebooks")) {
+    load_stacked<Scalar>(c, codebooks(q));
+    load_stacked<Scalar>(c, codebooks(without_loss));
+  }
   quantizer_step<decltype(q)> step(q, x), plain(without_loss, x);
   c.check("y", step.y);
   check_ids(matrix<index_t>(step.tape.ids.map()));
@@ -138,14 +142,41 @@ void replay_rvq(oracle_case<Scalar>& c) {
 
 // ---- encodec_rvq -----------------------------------------------------------------------------------------------------
 
+/// The first call's k-means, a stage on what the stages before it leave. The source takes the means for sums.
+template <typename Scalar, typename Q>
+std::vector<Scalar> begin_at_means(const oracle_case<Scalar>& c, Q& q) {
+  matrix<Scalar> left = c.rows("x");
+  std::vector<Scalar> means;
+  for (index_t j = 0; j < q.depth(); ++j) {
+    auto& codebook = q.stage(j).codebook();
+    kmeans<Scalar, keep_codes> clusters(codebook.codes(), codebook.inputs(),
+                                        {.rounds = c.template setting<index_t>("kmeans_iters"), .until_settled = false});
+    const auto order = c.integers("permutation.init." + std::to_string(j));
+    matrix<Scalar> first(codebook.codes(), codebook.inputs());
+    for (index_t k = 0; k < first.rows(); ++k) first.row(k) = left.row(order.at(as_size(k)));
+    clusters.begin_at(first);
+    clusters.fit(left);
+    codebook.table().assign(clusters.table());
+    codebook.sums().assign(clusters.table());
+    std::copy(clusters.sizes().begin(), clusters.sizes().end(), codebook.sizes().data());
+    means.insert(means.end(), clusters.table().data(), clusters.table().data() + first.size());
+    matrix<Scalar> value(left.rows(), left.cols());
+    typename std::remove_cvref_t<decltype(q.stage(j))>::workspace ws;
+    q.stage(j).forward(left, value, ws);
+    left -= value;
+  }
+  return means;
+}
+
 template <typename Scalar>
 void replay_encodec(oracle_case<Scalar>& c) {
   const auto quantizers = c.template setting<index_t>("quantizers"), used = c.template setting<index_t>("used");
-  if (c.template setting<index_t>("kmeans_iters") > 0) throw unsupported("k-means on the first batch");
   const auto make = [&](double weight) {
-    const vector_quantizer stage{codes_of_case(c, "codebooks"), commitment_loss{.encoder = weight}};
+    const std::string tensor = c.has("codebooks") ? "codebooks" : "expected.codebooks_after";
+    const vector_quantizer stage{codes_of_case(c, tensor), commitment_loss{.encoder = weight}};
     residual_quantizer q{std::vector(as_size(quantizers), stage), {.gradient = residual_gradient::through_stages}};
     q.use_stages(used);
+    if (c.template setting<index_t>("kmeans_iters") > 0) c.check("kmeans_means", begin_at_means(c, q));
     return q;
   };
   const auto check_ids = [&](const matrix<index_t>& ids) {
@@ -205,6 +236,98 @@ void replay_grouped(oracle_case<Scalar>& c) {
       c.check_integers("indices", by_group);
     });
   });
+}
+
+// ---- dac_rvq ---------------------------------------------------------------------------------------------------------
+
+/// Another stage of the same values with other losses.
+template <typename Scalar>
+dac_stage<Scalar> with_losses(const dac_stage<Scalar>& stage, const commitment_loss& losses) {
+  dac_stage<Scalar> other(stage.inputs(), vector_quantizer(stage.quantizer().codebook(), cosine_similarity{}, losses));
+  std::vector<const parameter<Scalar>*> from;
+  for_each_parameter(stage, [&](const std::string&, const auto& p) { from.push_back(&p); });
+  auto next = from.begin();
+  for_each_parameter(other, [&](const std::string&, auto& p) { p.assign((*next++)->map()); });
+  return other;
+}
+
+/// The gradients of g and v where W = g v / |v|, row by row.
+template <typename Scalar>
+void check_weight_norm(oracle_case<Scalar>& c, const std::string& name, const parameter<Scalar>& weight) {
+  const auto g = c.numbers(name + ".weight_g");
+  const auto dw = weight.gradient_matrix();
+  const auto numbers = c.numbers(name + ".weight_v");
+  const matrix<Scalar> v = Eigen::Map<const matrix<Scalar>>(numbers.data(), dw.rows(), dw.cols());
+  matrix<Scalar> dg(dw.rows(), 1), dv(dw.rows(), dw.cols());
+  for (index_t r = 0; r < dw.rows(); ++r) {
+    const Scalar length = v.row(r).norm();
+    dg(r, 0) = dw.row(r).dot(v.row(r)) / length;
+    dv.row(r) = g.at(as_size(r)) / length * (dw.row(r) - dg(r, 0) / length * v.row(r));
+  }
+  c.check("grad." + name + ".weight_g", dg);
+  c.check("grad." + name + ".weight_v", dv);
+}
+
+template <typename Scalar>
+void replay_dac(oracle_case<Scalar>& c) {
+  // The file's names are those of the codec's checkpoints.
+  const auto loaded = load_dac_quantizer<Scalar>(std::filesystem::path(c.file().file_name()), "quantizers");
+  const auto x = c.rows("x"), dy = c.rows("grad_out");
+  const index_t items = c.axis("x", 0), frames = c.axis("x", 1), depth = loaded.depth();
+  const auto make = [&](double encoder, double codebook, double dropout) {
+    std::vector<dac_stage<Scalar>> stages;
+    for (index_t j = 0; j < depth; ++j)
+      stages.push_back(with_losses(loaded.stage(j), {.encoder = encoder, .codebook = codebook, .over_hidden = true}));
+    return dac_quantizer<Scalar>(std::move(stages), {.gradient = residual_gradient::through_stages, .dropout = dropout});
+  };
+  // ids [B,stage,N] and z of every stage, those too that the dropout leaves out.
+  auto whole = make(0, 0, 0);
+  quantizer_step<decltype(whole)> all(whole, x);
+  std::vector<index_t> ids;
+  for (index_t b = 0; b < items; ++b)
+    for (index_t j = 0; j < depth; ++j)
+      for (index_t n = 0; n < frames; ++n) ids.push_back(all.tape.ids(b * frames + n, j));
+  c.check_integers("indices", ids);
+  index_t width = 0;
+  for (const auto& stage : all.tape.stages) width += stage.z.cols();
+  matrix<Scalar> latents(x.rows(), width);
+  width = 0;
+  for (const auto& stage : all.tape.stages) {
+    latents.middleCols(width, stage.z.cols()) = stage.z.map();
+    width += stage.z.cols();
+  }
+  c.check("latents", latents);
+
+  std::vector<index_t> borders;
+  for (index_t b = 0; b <= items; ++b) borders.push_back(b * frames);
+  std::vector<double> draws;
+  if (c.has("n_quantizers"))
+    for (const index_t n : c.integers("n_quantizers")) {
+      draws.push_back(0.5);
+      draws.push_back((static_cast<double>(std::min(n, depth)) - 0.5) / static_cast<double>(depth));
+    }
+  const double dropout = draws.empty() ? 0 : 1;
+  const routing_context<Scalar> context{
+      .training = true, .random = random_source{}.replay(prefix_dropout_site, draws), .groups = borders};
+  auto plain = make(0, 0, dropout), committed = make(1, 0, dropout), learning = make(0, 1, dropout);
+  quantizer_step<decltype(plain)> step(plain, x, context), commitment(committed, x, context), codes(learning, x, context);
+  c.check("y", step.y);
+  c.check("grad.x", step.backward(plain, dy));
+  c.check("commitment_loss", commitment.tape.loss());
+  c.check("grad_commitment_loss.x", commitment.backward_of_losses(committed));
+  c.check("codebook_loss", codes.tape.loss());
+  codes.backward_of_losses(learning);
+  for (index_t j = 0; j < depth; ++j) {
+    const std::string name = "quantizers." + std::to_string(j);
+    const auto check_projection = [&](const std::string& projection, auto& layer) {
+      check_weight_norm(c, projection, layer.weight());
+      c.check("grad." + projection + ".bias", layer.bias().gradient_matrix());
+    };
+    check_projection(name + ".in_proj", plain.stage(j).project_in());
+    check_projection(name + ".out_proj", plain.stage(j).project_out());
+    c.check("grad_codebook_loss." + name + ".codebook.weight",
+            learning.stage(j).quantizer().codebook().table().gradient_matrix());
+  }
 }
 
 // ---- rq_vae ----------------------------------------------------------------------------------------------------------
@@ -279,6 +402,7 @@ std::vector<replayer> residual_codebooks() {
   return {{"rvq", replay_rvq<float>, replay_rvq<double>},
           {"rq_vae", replay_rq_vae<float>, replay_rq_vae<double>},
           {"encodec_rvq", replay_encodec<float>, replay_encodec<double>},
+          {"dac_rvq", replay_dac<float>, replay_dac<double>},
           {"grouped_rvq", replay_grouped<float>, replay_grouped<double>}};
 }
 

@@ -12,6 +12,7 @@
 #include <sluice/codebook/codes/learned.hpp>
 #include <sluice/codebook/codes/mapped.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/codes/zero_first.hpp>
 #include <sluice/codebook/divergence_frontier.hpp>
 #include <sluice/codebook/empty_codes.hpp>
 #include <sluice/codebook/first_codes.hpp>

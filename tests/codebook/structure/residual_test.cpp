@@ -223,6 +223,26 @@ TEST_CASE("residual_quantizer: dropout leaves later stages out, an item at a tim
   for (index_t t = 0; t < 3 * items; ++t) CHECK(tape.ids(t, 2) != no_code);
 }
 
+TEST_CASE("residual_quantizer: losses of a stage that dropout hides tokens from are means over those it sees, or over all", "[codebook][structure]") {
+  const std::vector<index_t> items{0, 3, 8};
+  const std::vector<double> draws{0.1, 0.1, 0.9};  // the first item keeps one stage, the second both
+  const matrix<double> x = test::random_matrix<double>(8, residual_width, 4), none = matrix<double>::Zero(8, residual_width);
+  for (const bool over_hidden : {false, true}) {
+    const commitment_loss loss{.encoder = 0.5, .codebook = 1, .over_hidden = over_hidden};
+    residual_quantizer rq{std::vector{drawn_stage<double>(1, loss), drawn_stage<double>(2, loss)}, {.dropout = 0.5}};
+    decltype(rq)::tape tape;
+    matrix<double> y(8, residual_width), dx(8, residual_width);
+    rq.forward(x, y, tape, {.training = true, .random = random_source{1}.replay(prefix_dropout_site, draws), .groups = items});
+    REQUIRE(tape.ids(2, 1) == no_code);
+    REQUIRE(tape.ids(3, 1) != no_code);
+    const double errors = (x - y).bottomRows(5).squaredNorm(), tokens = over_hidden ? 8 : 5;
+    CHECK(tape.stages[1].loss() == Approx(1.5 * errors / (tokens * residual_width)));
+    rq.backward(none, dx, tape);
+    CHECK(rq.stage(1).codebook().table().gradient_matrix().colwise().sum().isApprox(
+        -2 / (tokens * residual_width) * (x - y).bottomRows(5).colwise().sum(), 1e-12));
+  }
+}
+
 TEST_CASE("residual_quantizer: with a code at zero no stage makes the error larger", "[codebook][structure]") {
   auto stages = drawn_stages<double>();
   for (auto& stage : stages) stage.codebook().table().map().row(0).setZero();

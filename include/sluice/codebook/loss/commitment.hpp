@@ -26,6 +26,7 @@ struct commitment_loss {
 
   double encoder = 0.25;
   double codebook = 1;
+  bool over_hidden = false;  ///< means over all T tokens of the call, as DAC has them where dropout hides some of a stage
 
   /// Throws std::invalid_argument unless both weights are at least 0.
   void validate() const {
@@ -71,8 +72,9 @@ struct commitment_loss {
 
 private:
   template <typename Scalar>
-  static Scalar weight(double of, const quantized_batch<Scalar>& batch) {
-    return batch.counted == 0 ? Scalar(0) : static_cast<Scalar>(of / static_cast<double>(batch.counted * batch.width()));
+  Scalar weight(double of, const quantized_batch<Scalar>& batch) const {
+    const index_t tokens = over_hidden ? batch.tokens() : batch.counted;
+    return batch.counted == 0 ? Scalar(0) : static_cast<Scalar>(of / static_cast<double>(tokens * batch.width()));
   }
 
   template <typename Scalar>
