@@ -20,4 +20,42 @@ void check_quantizer_promises(Q quantizer, std::uint64_t seed) {
   CHECK(report.find("gradients")->result == outcome::skipped);
 }
 
+/// A loss that stops no gradient: its gradients are those of differences of tape.loss() by every tenth parameter and, unless x
+/// is a constant to it, by x. Choices must not change on the way.
+template <Quantizer Q>
+void check_loss_gradients(Q& q, matrix<double> x, bool reaches_x = true, double tolerance = 1e-7) {
+  typename Q::tape tape;
+  matrix<double> y(x.rows(), q.outputs()), dx(x.rows(), x.cols());
+  const matrix<double> none = matrix<double>::Zero(x.rows(), q.outputs());
+  routing_context<double> context;
+  context.training = true;
+  const auto loss = [&] {
+    q.forward(x, y, tape, context);
+    return static_cast<double>(tape.loss());
+  };
+  loss();
+  zero_gradients(q);
+  q.backward(none, dx, tape);
+  const auto slope_at = [&](double& number) {
+    const double kept = number, step = 1e-5;
+    number = kept + step;
+    const double above = loss();
+    number = kept - step;
+    const double below = loss();
+    number = kept;
+    return (above - below) / (2 * step);
+  };
+  for (index_t i = 0; i < x.size(); i += 10) {
+    CAPTURE(i);
+    CHECK(dx.data()[i] == Approx(reaches_x ? slope_at(x.data()[i]) : 0.0).margin(tolerance));
+  }
+  for_each_parameter(q, [&](const std::string& name, auto& p) {
+    if (!p.is_learned()) return;
+    for (index_t i = 0; i < p.size(); i += p.size() < 20 ? 1 : 10) {
+      CAPTURE(name, i);
+      CHECK(p.gradient()[as_size(i)] == Approx(slope_at(p.data()[i])).margin(tolerance));
+    }
+  });
+}
+
 }  // namespace sluice::test

@@ -58,8 +58,8 @@ const matrix_buffer<index_t>& training_ids(const typename Q::tape& tape) {
     return training_ids<std::remove_cvref_t<decltype(std::declval<const Q&>().quantizer())>>(Q::quantizer_tape(tape));
 }
 
-/// Derived also has inputs(), code_columns() and codes(column). OwnMemory is what encode needs, OwnTape what training
-/// does.
+/// Derived also has inputs(), code_columns() and codes(column), and outputs() if there are not as many as inputs. OwnMemory
+/// is what encode needs, OwnTape what training does.
 template <typename Derived, FloatOrDouble Scalar, typename OwnMemory = detail::no_memory, typename OwnTape = OwnMemory>
 class quantizer_base {
 public:
@@ -97,8 +97,8 @@ public:
   /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number that is no
   /// code.
   void decode(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws, const executor_ref& executor = {}) const {
-    if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != outputs())
-      throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", outputs(), "]; ids are [", ids.rows(),
+    if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != self().outputs())
+      throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", self().outputs(), "]; ids are [", ids.rows(),
                     ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < ids.cols(); ++m)
@@ -163,9 +163,9 @@ public:
     t.record.validate(this);
     detail::check_backward<Derived, Scalar>(self(), dy, dx, t.kept.rows());
     ensure_gradients(self());
-    const auto gradient = t.kept.of_gradient(dy, t.context.executor);
+    t.kept.of_gradient(dy, t.context.executor);
     dx.setZero();
-    self().quantize_backward(gradient, dx, t);
+    self().quantize_backward(t.kept.gradient(), dx, t);
   }
 
   void after_step(tape&) {}
@@ -178,7 +178,8 @@ public:
 
   index_t workspace_bytes(index_t rows, bool training = false) const {
     const auto number = static_cast<index_t>(sizeof(Scalar));
-    return rows * (self().code_columns() * static_cast<index_t>(sizeof(index_t)) + (training ? 2 * outputs() * number : 0));
+    return rows * (self().code_columns() * static_cast<index_t>(sizeof(index_t)) +
+                   (training ? (self().inputs() + self().outputs()) * number : 0));
   }
 
 protected:

@@ -48,7 +48,7 @@ using default_policies =
                             default_policy<loss_role, commitment_loss, Policies...>{}));
 
 template <typename... Policies>
-using all_policies = decltype(std::tuple_cat(std::tuple<Policies...>{}, default_policies<Policies...>{}));
+using all_policies = decltype(std::tuple_cat(std::declval<std::tuple<Policies...>>(), default_policies<Policies...>{}));
 
 /// What a search needs beside x.
 template <typename Codes>
@@ -61,7 +61,8 @@ struct search_memory {
 template <typename Codes, typename... Policies>
 struct vector_tape : search_memory<Codes> {
   typename policy_set<all_policies<Policies...>>::template memories<typename Codes::scalar> memories;
-  code_usage usage;  ///< of this batch
+  code_usage usage;          ///< of this batch
+  buffer<index_t> replaced;  ///< the codes that after_step gave to others
 };
 
 }  // namespace detail
@@ -82,6 +83,7 @@ public:
   using typename base::context_type;
   using typename base::scalar;
   using typename base::tape;
+  static constexpr bool causal = policies::causal;
 
   /// Throws std::invalid_argument if an option of a policy does not fit.
   explicit vector_quantizer(Codes codes, Policies... given)
@@ -94,22 +96,31 @@ public:
   index_t code_columns() const noexcept { return 1; }
   index_t codes(index_t /*column*/ = 0) const noexcept { return codebook_.codes(); }
 
-  /// Lets codes learn from the batch of this tape, then repairs them. Call it once after every training step.
+  /// Lets codes learn from the batch of this tape, then repairs them. Call it once after every training step. What an
+  /// optimiser remembers of codes that were replaced is about other vectors: optimizer.forget_row(table, code) for each
+  /// code in tape.replaced.
   void after_step(tape& t) {
     t.record.validate(this);
     const auto batch = seen(t, t.ids.data());
     codebook_.after_step(batch, t.codes);
-    policies::template for_each<repair_role>(policies_, [&](const auto& repair, auto& memory) {
-      repair.after_step(codebook_, batch, memory);
+    t.replaced.clear();
+    policies::template for_each<repair_role>(policies_, [&](auto& repair, auto& memory) {
+      repair.after_step(codebook_, batch, memory, t.replaced);
     }, t.memories);
   }
 
   Codes& codebook() noexcept { return codebook_; }
   const Codes& codebook() const noexcept { return codebook_; }
+  /// One of the policies, by its type.
+  template <typename Policy>
+  Policy& policy() noexcept {
+    return std::get<Policy>(policies_);
+  }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     visit("codebook", self.codebook_);
+    std::apply([&](auto&... one) { (visit_policy(one, visit), ...); }, self.policies_);
   }
 
 private:
@@ -118,6 +129,11 @@ private:
   template <typename Policy>
   static void check_options(const Policy& policy) {
     if constexpr (requires { policy.validate(); }) policy.validate();
+  }
+
+  template <typename Policy, typename Visitor>
+  static void visit_policy(Policy& policy, Visitor&& visit) {
+    if constexpr (HasParameters<std::remove_const_t<Policy>>) visit(Policy::name, policy);
   }
 
   void prepare(detail::search_memory<Codes>& m, const executor_ref& executor) const { codebook_.evaluate(m.codes, executor); }
@@ -163,20 +179,24 @@ private:
     }, t.memories);
   }
 
-  void quantize_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
+  void quantize_backward(matrix_map<scalar> dy, tokens_out<scalar> dx, tape& t) {
     const auto batch = seen(t, t.ids.data());
     const matrix_map<scalar> dcodes = codebook_.gradient(t.codes);
+    policies::template for_each<loss_role>(policies_, [&](const auto& loss, auto&) {
+      if constexpr (requires { loss.backward_output(batch, dy, dx); }) loss.backward_output(batch, dy, dx);
+    }, t.memories);
     policies::template for_each<gradient_role>(policies_, [&](const auto& gradient, auto& memory) {
       gradient.backward(batch, dy, dx, dcodes, memory);
     }, t.memories);
-    policies::template for_each<loss_role>(policies_, [&](const auto& loss, auto& memory) {
+    policies::template for_each<loss_role>(policies_, [&](auto& loss, auto& memory) {
       loss.backward(batch, dx, dcodes, memory);
     }, t.memories);
     codebook_.backward(t.codes, t.context.executor);
   }
 
   quantized_batch<scalar> seen(tape& t, const index_t* ids) const {
-    return {t.kept.x(), codebook_.evaluated(t.codes), ids, t.usage.total(), t.search, t.scratch, t.context};
+    return {t.kept.x(), codebook_.evaluated(t.codes), ids, t.kept.counts(), ids == nullptr ? 0 : t.usage.total(),
+            t.search,   t.scratch,                    t.context};
   }
 
   Codes codebook_;

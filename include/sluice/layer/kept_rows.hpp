@@ -47,6 +47,7 @@ public:
   index_t rows() const noexcept { return x_.rows(); }
   /// Whether a row is neither padding nor NaN.
   bool counts(index_t t) const noexcept { return counts_[t] != 0; }
+  const std::uint8_t* counts() const noexcept { return counts_.data(); }
   const_matrix_map<Scalar> x() const noexcept { return x_.map(); }
 
   /// dy with zeros in the rows that do not count; valid until the next call.
@@ -58,6 +59,8 @@ public:
     });
     return std::as_const(dy_).map();
   }
+  /// What of_gradient returned, for those who add to it before they go on.
+  matrix_map<Scalar> gradient() noexcept { return dy_.map(); }
 
 private:
   static constexpr index_t rows_per_task = 32;

@@ -116,6 +116,16 @@ public:
     });
   }
 
+  /// What is remembered of a row becomes zero, for a code or an expert that was replaced; the step count stays. Nothing
+  /// happens if the parameter has never been trained.
+  void forget_row(const parameter<Scalar>& p, index_t row) {
+    for (entry& e : entries_) {
+      if (e.owner.id != p.id() || is_empty(e)) continue;
+      for (parameter<Scalar>& array : e.arrays)
+        for (index_t i = row * p.cols(); i < (row + 1) * p.cols(); ++i) array.value()[as_size(p.place(i))] = 0;
+    }
+  }
+
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     for (auto& e : self.entries_) {

@@ -65,6 +65,9 @@ public:
     if (options_.clear_gradients) zero_gradients(model);
   }
 
+  /// Forgets a row of a parameter that now holds something else (train/optimizer_state.hpp).
+  void forget_row(const parameter<Scalar>& p, index_t row) { state_.forget_row(p, row); }
+
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     decltype(self.state_)::visit_parameters(self.state_, visit);

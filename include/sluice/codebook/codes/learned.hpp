@@ -36,8 +36,10 @@ public:
   matrix_map<Scalar> gradient(memory&) { return table_.gradient_map(); }
   void backward(memory&, const executor_ref&) {}
   void after_step(const quantized_batch<Scalar>&, memory&) {}
-  /// An optimiser's memory of the code stays as it is.
-  void replace(index_t code, const Scalar* vector) { std::copy_n(vector, inputs(), table_.data() + code * inputs()); }
+  /// An optimiser's memory of the code stays as it is. How many tokens chose it is counted elsewhere.
+  void replace(index_t code, const Scalar* vector, Scalar /*size*/ = 1) {
+    std::copy_n(vector, inputs(), table_.data() + code * inputs());
+  }
 
   parameter<Scalar>& table() noexcept { return table_; }
   const parameter<Scalar>& table() const noexcept { return table_; }

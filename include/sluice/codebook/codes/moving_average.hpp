@@ -75,26 +75,21 @@ public:
   void update(const code_sums<Scalar>& batch, const executor_ref& executor = {}) {
     begin_sums();
     const Scalar decay = static_cast<Scalar>(options_.decay), rest = static_cast<Scalar>(1 - options_.decay);
-    Scalar total = 0;
     for (index_t c = 0; c < codes(); ++c) {
       Scalar& size = sizes_.data()[c];
       size = decay * size + rest * static_cast<Scalar>(batch.counts[c]);
-      total += size;
     }
-    const auto epsilon = static_cast<Scalar>(options_.epsilon);
-    const Scalar smoothing = total / (total + static_cast<Scalar>(codes()) * epsilon);
-    const auto least = static_cast<Scalar>(options_.least_size);
-    Scalar *sums = sums_.data(), *table = table_.data();
-    executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        Scalar* sum = sums + c * inputs();
-        kernel::copy_scaled(decay, sum, sum, inputs());
-        kernel::add_scaled(rest, batch.sums.row(c), sum, inputs());
-        const Scalar size = std::max((sizes_.value()[as_size(c)] + epsilon) * smoothing, least);
-        kernel::copy_scaled(1 / size, sum, table + c * inputs(), inputs());
-        if (options_.unit_length) scale_to_unit(table + c * inputs());
-      }
+    Scalar* sums = sums_.data();
+    average(executor, [&](index_t c) {
+      Scalar* sum = sums + c * inputs();
+      kernel::copy_scaled(decay, sum, sum, inputs());
+      kernel::add_scaled(rest, batch.sums.row(c), sum, inputs());
     });
+  }
+
+  /// The codes of N and M as they are now: for repairs that come before the codes.
+  void recompute(const executor_ref& executor = {}) {
+    average(executor, [](index_t) {});
   }
 
   /// The code becomes this vector, as if `size` tokens had chosen it.
@@ -119,6 +114,25 @@ public:
 
 private:
   static constexpr index_t codes_per_task = 32;
+
+  /// c = M_c / N~_c for every code, after first(c).
+  template <typename First>
+  void average(const executor_ref& executor, First&& first) {
+    Scalar total = 0;
+    for (const Scalar size : std::as_const(sizes_).value()) total += size;
+    const auto epsilon = static_cast<Scalar>(options_.epsilon);
+    const Scalar smoothing = total / (total + static_cast<Scalar>(codes()) * epsilon);
+    const auto least = static_cast<Scalar>(options_.least_size);
+    Scalar *sums = sums_.data(), *table = table_.data();
+    executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
+      for (index_t c = begin; c < end; ++c) {
+        first(c);
+        const Scalar size = std::max((std::as_const(sizes_).value()[as_size(c)] + epsilon) * smoothing, least);
+        kernel::copy_scaled(1 / size, sums + c * inputs(), table + c * inputs(), inputs());
+        if (options_.unit_length) scale_to_unit(table + c * inputs());
+      }
+    });
+  }
 
   /// A codebook that came from somewhere else has no M yet. After a step M is zero only where the code is.
   void begin_sums() {

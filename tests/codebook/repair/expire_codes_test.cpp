@@ -1,0 +1,123 @@
+#include <sluice/codebook/repair/expire_codes.hpp>
+
+#include <sluice/codebook/codes/counted.hpp>
+#include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/vector_quantizer.hpp>
+#include <sluice/train/adamw.hpp>
+
+#include "../codebook_checks.hpp"
+
+#include <set>
+
+using namespace sluice;
+
+namespace {
+
+constexpr index_t D = 3, C = 8;
+
+/// Codes far away from all tokens but for the first two.
+template <typename Codes>
+auto lonely_quantizer(Codes codes, expire_codes repair) {
+  vector_quantizer q{std::move(codes), repair};
+  matrix<double> table = test::random_matrix<double>(C, D, 3);
+  table.bottomRows(C - 2).array() += 100;
+  q.codebook().table().assign(table);
+  return q;
+}
+
+template <typename Q>
+void step(Q& q, typename Q::tape& tape, const matrix<double>& x, routing_context<double> context = {}) {
+  context.training = true;
+  matrix<double> y(x.rows(), x.cols());
+  q.forward(x, y, tape, context);
+  q.after_step(tape);
+}
+
+}  // namespace
+
+TEST_CASE("expire_codes: codes that nobody chose become different tokens of the batch", "[codebook]") {
+  auto q = lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1});
+  const matrix<double> x = test::random_matrix<double>(40, D, 1);
+  decltype(q)::tape tape;
+  step(q, tape, x, {.random = random_source{1}});
+  REQUIRE(tape.replaced.size() == C - 2);
+  std::set<index_t> taken;
+  for (const index_t c : tape.replaced) {
+    CHECK(c >= 2);
+    index_t token = 0;
+    while (token < 40 && !test::same_bits(x.row(token), q.codebook().table().to_matrix().row(c))) ++token;
+    REQUIRE(token < 40);
+    CHECK(taken.insert(token).second);
+    CHECK(q.codebook().sizes().value()[as_size(c)] == 1);
+  }
+  step(q, tape, x, {.random = random_source{2}});
+  CHECK(tape.usage.used() == C);
+}
+
+TEST_CASE("expire_codes: hidden tokens are no candidates, and a batch without tokens changes nothing",
+          "[codebook][nan]") {
+  auto q =
+      lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0});
+  matrix<double> x = test::random_matrix<double>(6, D, 1);
+  x.row(1).setConstant(quiet_nan<double>());
+  const std::vector<std::uint8_t> mask = {1, 1, 0, 0, 0, 0};
+  decltype(q)::tape tape;
+  step(q, tape, x, {.random = random_source{1}, .token_mask = mask});
+  CHECK(tape.replaced.size() > 0);
+  const matrix<double> codes = q.codebook().table().to_matrix();
+  for (const index_t c : tape.replaced) CHECK(test::same_bits(codes.row(c), x.row(0)));
+  const std::vector<std::uint8_t> nobody(6, 0);
+  step(q, tape, x, {.token_mask = nobody});
+  CHECK(tape.replaced.empty());
+  CHECK(test::same_bits(q.codebook().table().to_matrix(), codes));
+}
+
+TEST_CASE("expire_codes: a small batch is repeated with noise, so that no two codes are the same", "[codebook]") {
+  auto q =
+      lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0.01});
+  const matrix<double> x = test::random_matrix<double>(3, D, 1);
+  decltype(q)::tape tape;
+  step(q, tape, x, {.random = random_source{1}});
+  const matrix<double> codes = q.codebook().table().to_matrix();
+  for (index_t a = 0; a < tape.replaced.size(); ++a) {
+    const Eigen::RowVectorXd code = codes.row(tape.replaced[a]);
+    CHECK((x.rowwise() - code).rowwise().norm().minCoeff() <= 0.01);
+    for (index_t b = 0; b < a; ++b)
+      CHECK_FALSE(test::same_bits(codes.row(tape.replaced[b]), codes.row(tape.replaced[a])));
+  }
+}
+
+TEST_CASE("expire_codes: learned codes that are counted are replaced too, and optimisers forget them", "[codebook]") {
+  auto q = lonely_quantizer(counted_codes{learned_codes<double>{C, D}, {.decay = 0.5}}, expire_codes{.threshold = 1});
+  const matrix<double> x = test::random_matrix<double>(40, D, 1);
+  matrix<double> y(40, D), dx(40, D);
+  adamw<double> optimizer{{}};
+  decltype(q)::tape tape;
+  routing_context<double> context{.training = true, .random = random_source{1}};
+  q.forward(x, y, tape, context);
+  q.backward(matrix<double>::Ones(40, D), dx, tape);
+  q.codebook().table().gradient_map().setOnes();
+  optimizer.step(q);
+  q.after_step(tape);
+  REQUIRE(tape.replaced.size() == C - 2);
+  for (const index_t c : tape.replaced) optimizer.forget_row(q.codebook().table(), c);
+  index_t arrays = 0;
+  for_each_parameter(optimizer, [&](const std::string& name, const parameter<double>& p) {
+    if (p.rows() != C) return;
+    ++arrays;
+    CAPTURE(name);
+    CHECK((p.to_matrix().topRows(2).array() != 0).all());
+    CHECK(p.to_matrix().bottomRows(C - 2).isZero(0));
+  });
+  CHECK(arrays == 2);
+}
+
+TEST_CASE("expire_codes: every promise of a layer", "[codebook][conformance]") {
+  test::check_quantizer_promises(vector_quantizer{counted_codes{learned_codes<double>{C, D}}, expire_codes{}}, 5);
+}
+
+TEST_CASE("expire_codes and counted_codes: what does not fit is refused with its numbers", "[codebook]") {
+  CHECK_THROWS_WITH(lonely_quantizer(moving_average_codes<double>{C, D}, expire_codes{.threshold = -1}),
+                    Catch::Contains("not -1"));
+  CHECK_THROWS_WITH(counted_codes(learned_codes<double>{C, D}, {.decay = 1}), Catch::Contains("not 1"));
+}
