@@ -2,7 +2,10 @@
 ///
 ///   encoder   |x - sg[q]|^2     pulls x to its code:   dx += 2 encoder (x - q) / (T D)
 ///   codebook  |sg[x] - q|^2     pulls the code to x:   dq += 2 codebook (q - x) / (T D)
+///   surrogate |x - y|^2         by the way that dy goes: dy += 2 surrogate (y - x) / (T D), dx the opposite
 ///
+/// The third is for gradients that reach more than the chosen code (codebook/gradient/index_propagation.hpp); with
+/// straight_through it has none.
 /// Published weights: 0.25 and 1. Several programs and their checkpoints have them the other way round ("legacy"), so
 /// both are here. Codes that do not learn by gradients have no codebook term. Tokens are added up in order, a code's
 /// gradient too.
@@ -26,12 +29,13 @@ struct commitment_loss {
 
   double encoder = 0.25;
   double codebook = 1;
+  double surrogate = 0;
   bool over_hidden = false;  ///< means over all T tokens of the call, as DAC has them where dropout hides some of a stage
 
-  /// Throws std::invalid_argument unless both weights are at least 0.
+  /// Throws std::invalid_argument unless all weights are at least 0.
   void validate() const {
-    if (!is_at_least(encoder, 0.0) || !is_at_least(codebook, 0.0))
-      throw_invalid("commitment_loss needs weights >= 0, not ", encoder, " and ", codebook);
+    if (!is_at_least(encoder, 0.0) || !is_at_least(codebook, 0.0) || !is_at_least(surrogate, 0.0))
+      throw_invalid("commitment_loss needs weights >= 0, not ", encoder, ", ", codebook, " and ", surrogate);
   }
 
   template <typename Scalar>
@@ -42,7 +46,26 @@ struct commitment_loss {
     });
     Scalar sum = 0;
     for (const Scalar error : m.errors) sum += error;
-    return (weight<Scalar>(encoder, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) * sum;
+    return (weight<Scalar>(encoder + surrogate, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) * sum;
+  }
+
+  /// What the loss asks of y, before the gradient goes through the choice. Adds to dy and dx [T,D].
+  template <typename Scalar>
+  void backward_output(const quantized_batch<Scalar>& batch, matrix_map<Scalar> dy, tokens_out<Scalar> dx) const {
+    if (surrogate == 0) return;
+    const Scalar factor = 2 * weight<Scalar>(surrogate, batch);
+    batch.context.executor.parallel_blocks(batch.tokens(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
+      for (index_t t = begin; t < end; ++t) {
+        if (!batch.has_code(t)) continue;
+        const Scalar *x = batch.row(t), *q = batch.code_of(t);
+        Scalar *to_output = dy.data() + t * dy.cols(), *to_token = dx.data() + t * dx.outerStride();
+        for (index_t i = 0; i < batch.width(); ++i) {
+          const Scalar d = factor * (q[i] - x[i]);
+          to_output[i] += d;
+          to_token[i] -= d;
+        }
+      }
+    });
   }
 
   /// Adds to dx [T,D] and, if it has rows, to dcodes [C,D].
