@@ -1,10 +1,11 @@
-/// Codes that are a learned linear map of fixed random vectors: every code moves at every step (SimVQ).
+/// Codes that are a learned linear map of random vectors, fixed or learned: every code moves at every step (SimVQ).
 ///
-///   codes [C,D] = basis [C,F] W^T (+ b)      basis: normal with deviation 1/sqrt(F), never learned;   W [D,F], b [D]
-///   dW += dcodes^T basis;   db += sum over codes of dcodes
+///   codes [C,D] = basis [C,F] W^T (+ b)      basis: normal with deviation 1/sqrt(F), not learned;   W [D,F], b [D]
+///   dW += dcodes^T basis;   db += sum over codes of dcodes;   with a learned basis (OptVQ), dbasis += dcodes W
 ///
 /// One map a call, 2 C D F operations, whatever the number of tokens; for inference fold() gives the codes as they are.
-/// Initial W: normal with deviation 1/sqrt(F), b zero. Parameters: "basis" (state), "weight", "bias".
+/// Initial W: normal with deviation 1/sqrt(F), b zero. Parameters: "basis" (state unless it
+/// is learned), "weight", "bias".
 /// Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer".
 #pragma once
 
@@ -18,6 +19,7 @@ namespace sluice::inline SLUICE_ISA {
 
 struct mapped_codes_options {
   bool bias = false;
+  bool learned_basis = false;
 };
 
 template <FloatOrDouble Scalar>
@@ -35,7 +37,7 @@ public:
     if (codes < 1 || width < 1 || basis_width < 1)
       throw_invalid("mapped_codes needs C, D, F >= 1, not ", codes, ", ", width, ", ", basis_width);
     const auto scale = initial_values::normal(1 / std::sqrt(static_cast<double>(basis_width)));
-    basis_ = {{codes, basis_width}, parameter_role::state, scale};
+    basis_ = {{codes, basis_width}, o.learned_basis ? parameter_role::weight : parameter_role::state, scale};
     weight_ = {{width, basis_width}, parameter_role::weight, scale};
     if (has_bias_) bias_ = {{width}, parameter_role::vector};
   }
@@ -61,6 +63,8 @@ public:
       executor.parallel_blocks(inputs(), 32, codes() * weight_.cols() / 4, [&](index_t begin, index_t end) {
         linear_backward_weight(std::as_const(basis_).map(), weight_, std::as_const(m.gradient).map(), begin, end);
       });
+    if (basis_.is_learned())
+      linear_backward_inputs(weight_, std::as_const(m.gradient).map(), basis_.gradient_map(), executor);
     if (has_bias_) add_column_sums(std::as_const(m.gradient).map(), bias_.gradient());
   }
   void after_step(const quantized_batch<Scalar>&, memory&) {}
