@@ -47,6 +47,8 @@ std::vector<replayer> all_replayers() {
            code_readers(),
            residual_codebooks(),
            scalar_quantizers(),
+           codebook_policies(),
+           drawn_codes(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

@@ -21,6 +21,8 @@ std::vector<replayer> thresholds();      // xmoe, mc_moe (pruning)
 std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout
 std::vector<replayer> assigned_routers();  // sinkhorn, blackmamba, base_layer, ksparse_ot
 std::vector<replayer> stable_routers();  // stablemoe
+std::vector<replayer> codebook_policies();  // cvq_vae, vq_kmeans, ibq, optvq, vq_wae
+std::vector<replayer> drawn_codes();     // gumbel_vq, mcquic
 std::vector<replayer> clusters();        // kmeans
 std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq
 
