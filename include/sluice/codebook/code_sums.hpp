@@ -24,6 +24,15 @@ struct code_sums {
 
   buffer<index_t> first;  ///< [C+1]: code c has the tokens order[first[c] .. first[c+1]]
   buffer<index_t> order;  ///< tokens by code, ascending within a code
+
+  /// Room for a batch of so many tokens.
+  void reserve(index_t tokens, index_t codes, index_t width) {
+    counts.reserve(codes);
+    sums.reserve(codes, width);
+    weights.reserve(codes);
+    first.reserve(codes + 1);
+    order.reserve(tokens);
+  }
 };
 
 namespace detail {
@@ -55,6 +64,7 @@ void sort_by_code(const index_t* ids, index_t stride, index_t tokens, index_t co
 template <FloatOrDouble Scalar>
 void sum_by_code(tokens_in<Scalar> x, const index_t* ids, index_t codes, code_sums<Scalar>& out,
                  const executor_ref& executor = {}, index_t ids_stride = 1, const Scalar* weights = nullptr) {
+  out.reserve(x.rows(), codes, x.cols());  // whatever is hidden now
   detail::sort_by_code(ids, ids_stride, x.rows(), codes, out);
   const index_t width = x.cols(), listed = out.order.size();
   out.sums.resize(codes, width);

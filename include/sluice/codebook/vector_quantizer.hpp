@@ -172,6 +172,7 @@ private:
     t.usage.clear(codes());
     t.usage.add(t.ids.data(), t.ids.rows());
     decode_rows(std::as_const(t.ids).map(), y, t, context.executor);
+    if constexpr (requires { codebook_.reserve(t.codes, t.ids.rows()); }) codebook_.reserve(t.codes, t.ids.rows());
     const auto batch = seen(t, t.ids.data());
     t.value = 0;
     policies::template for_each<loss_role>(policies_, [&](const auto& loss, auto& memory) {

@@ -64,6 +64,8 @@ public:
   const_matrix_map<Scalar> evaluated(const memory&) const { return table_.map(); }
   matrix_map<Scalar> gradient(memory&) { return {nullptr, 0, 0}; }
   void backward(memory&, const executor_ref&) {}
+  /// Room for after_step.
+  void reserve(memory& m, index_t tokens) const { m.sums.reserve(tokens, codes(), inputs()); }
 
   void after_step(const quantized_batch<Scalar>& batch, memory& m) {
     if (batch.counted == 0) return;

@@ -81,7 +81,7 @@ struct commitment_loss {
         for (index_t i = 0; i < batch.width(); ++i) d[i] += to_code * (x[i] - q[i]);
       }
     });
-    if (dcodes.rows() == 0 || to_token == 0) return;
+    if (dcodes.rows() == 0 || codebook == 0) return;
     sum_by_code(batch.x, batch.ids, batch.code_count(), m.sums, batch.context.executor);
     batch.context.executor.parallel_blocks(batch.code_count(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
       for (index_t c = begin; c < end; ++c) {

@@ -1,0 +1,81 @@
+#include "../allocation.hpp"
+
+#include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/scalar/binary_spherical.hpp>
+#include <sluice/codebook/scalar/lookup_free.hpp>
+#include <sluice/codebook/scalar/residual_finite_scalar.hpp>
+#include <sluice/codebook/structure/product.hpp>
+#include <sluice/codebook/structure/projected.hpp>
+#include <sluice/codebook/structure/unit_rows.hpp>
+#include <sluice/codebook/vector_quantizer.hpp>
+#include <sluice/layer/reserve.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "../support.hpp"
+
+using namespace sluice;
+using test::allocations;
+
+namespace {
+
+constexpr index_t most_rows = 60, row_width = 8;
+
+/// Rows of any number up to the most, some of them NaN.
+matrix<float> some_rows(std::uint64_t n) {
+  const index_t rows = n % 3 == 0 ? most_rows : static_cast<index_t>(n * 17 % most_rows);
+  matrix<float> x = test::random_matrix<float>(rows, row_width, n);
+  if (n % 4 == 1 && rows > 0) x(rows / 2, 3) = quiet_nan<float>();
+  return x;
+}
+
+/// How many of 20 batches allocate.
+template <typename Run>
+int batches_with_allocations(Run&& run) {
+  int found = 0;
+  for (std::uint64_t n = 0; n < 20; ++n) {
+    const matrix<float> x = some_rows(n);
+    matrix<float> y(x.rows(), row_width), dx(x.rows(), row_width);
+    const long calls = allocations.calls, mallocs = allocations.mallocs;
+    run(x, y, dx, n);
+    found += allocations.calls != calls || allocations.mallocs != mallocs;
+  }
+  return found;
+}
+
+template <Quantizer Q>
+void check_warm_calls(const char* name, Q quantizer) {
+  CAPTURE(name);
+  initialize(quantizer, 1);
+  typename Q::workspace ws;
+  reserve(quantizer, ws, most_rows);
+  matrix_buffer<index_t> ids(most_rows, quantizer.code_columns());
+  CHECK(batches_with_allocations([&](const matrix<float>& x, matrix<float>& y, matrix<float>&, std::uint64_t) {
+          quantizer.forward(x, y, ws);
+          ids.resize(x.rows(), quantizer.code_columns());
+          quantizer.encode(x, ids.map(), ws);
+          quantizer.decode(ids.map(), y, ws);
+        }) == 0);
+  typename Q::tape tape;
+  reserve(quantizer, tape, most_rows);
+  CHECK(batches_with_allocations([&](const matrix<float>& x, matrix<float>& y, matrix<float>& dx, std::uint64_t n) {
+          quantizer.forward(x, y, tape, {.training = true, .random = random_source(2, n)});
+          quantizer.backward(y, dx, tape);
+          quantizer.after_step(tape);
+        }) == 0);
+}
+
+}  // namespace
+
+TEST_CASE("quantisers: once warm, no call allocates", "[codebook][alloc]") {
+  using fsq = finite_scalar_quantizer<float>;
+  check_warm_calls("finite_scalar", fsq{std::vector<index_t>(row_width, 5)});
+  check_warm_calls("lookup_free", lookup_free_quantizer<float>{4, {.codebooks = 2}});
+  check_warm_calls("binary_spherical", unit_rows{binary_spherical_quantizer<float>{row_width, {.group = 4}}});
+  check_warm_calls("projected", projected_quantizer{row_width, fsq{{8, 5, 5}}});
+  check_warm_calls("residual_finite_scalar", projected_quantizer{row_width, residual_finite_scalar<float>({5, 3}, 3)});
+  check_warm_calls("vector_quantizer", vector_quantizer{learned_codes<float>{20, row_width}});
+  check_warm_calls("moving averages", vector_quantizer{moving_average_codes<float>{20, row_width}});
+  check_warm_calls("product",
+                   product_quantizer{std::vector(2, vector_quantizer{learned_codes<float>{20, row_width / 2}})});
+  check_warm_calls("residual", residual_quantizer{vector_quantizer{learned_codes<float>{20, row_width}}, 3});
+}
