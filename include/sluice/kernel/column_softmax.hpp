@@ -12,11 +12,10 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/core/executor.hpp>
-#include <sluice/core/numeric.hpp>
+#include <sluice/kernel/softmax.hpp>
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -41,20 +40,31 @@ void for_each_used(token_range rows, Used& used, index_t first, index_t last, F&
 template <typename Scalar, typename Used>
 void column_softmax(const matrix_buffer<Scalar>& in, token_range rows, Used used, matrix_buffer<Scalar>& out,
                     const executor_ref& executor) {
+  using kernel::simd;
+  constexpr index_t width = kernel::simd_width<Scalar>;
   executor.parallel_blocks(in.cols(), detail::softmax_columns, 16 * rows.size(), [&](index_t first, index_t last) {
-    detail::column_numbers<index_t> best;
-    detail::column_numbers<Scalar> sum{};
-    best.fill(-1);
-    detail::for_each_used(rows, used, first, last, [&](index_t t, index_t s, std::size_t j) {
-      if (best[j] < 0 || order_key(in(t, s)) > order_key(in(best[j], s))) best[j] = t;
-    });
-    detail::for_each_used(rows, used, first, last, [&](index_t t, index_t s, std::size_t j) {
-      const Scalar top = in(best[j], s);
-      // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
-      out(t, s) = order_key(in(t, s)) == order_key(top) ? Scalar(1) : std::exp(in(t, s) - top);
-      sum[j] += out(t, s);
-    });
-    detail::for_each_used(rows, used, first, last, [&](index_t t, index_t s, std::size_t j) { out(t, s) /= sum[j]; });
+    for (index_t s = first; s < last; s += width) {
+      const index_t lanes = (std::min)(width, last - s);
+      const auto load = [&](const Scalar* numbers) {
+        return lanes == width ? kernel::load(numbers) : kernel::load_part(numbers, lanes, Scalar(0));
+      };
+      const auto store = [&](Scalar* numbers, const simd<Scalar>& v) {
+        lanes == width ? kernel::store<Scalar>(numbers, v) : kernel::store_part<Scalar>(numbers, v, lanes);
+      };
+      kernel::simd_keys<Scalar> top(-kernel::infinity_key<Scalar>);
+      for (index_t t = rows.begin; t < rows.end; ++t)
+        if (used(t)) top = (xsimd::max)(top, kernel::order_keys<Scalar>(load(in.row(t) + s)));
+      const simd<Scalar> maximum = kernel::numbers_of_keys<Scalar>(top);
+      simd<Scalar> sum(Scalar(0));
+      for (index_t t = rows.begin; t < rows.end; ++t) {
+        if (!used(t)) continue;
+        const simd<Scalar> e = kernel::detail::exponential<Scalar>(load(in.row(t) + s), top, maximum);
+        store(out.row(t) + s, e);
+        sum += e;
+      }
+      for (index_t t = rows.begin; t < rows.end; ++t)
+        if (used(t)) store(out.row(t) + s, load(out.row(t) + s) / sum);
+    }
   });
 }
 

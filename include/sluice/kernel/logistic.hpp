@@ -6,7 +6,7 @@
 /// stays right where -ffast-math turns it into an approximate reciprocal, for which 1 / infinity is NaN. NaN stays NaN.
 #pragma once
 
-#include <sluice/kernel/simd.hpp>
+#include <sluice/kernel/vector_math.hpp>
 
 #include <cmath>
 
@@ -23,6 +23,13 @@ V logistic(V z) noexcept {
     const V e = exp(-fabs(z));
     return select(z < zero, e, one) / (one + e);
   }
+}
+
+/// out[i] = logistic(in[i]); in and out may be the same.
+template <std::floating_point Scalar>
+void logistic(const Scalar* in, Scalar* out, index_t count) noexcept {
+  transform(
+      count, [](const auto& z) { return logistic(z); }, out, in);
 }
 
 template <std::floating_point Scalar>

@@ -81,6 +81,16 @@ Scalar number_of_key(ordered_bits<Scalar> key) noexcept {
   return key < 0 ? -magnitude : magnitude;
 }
 
+/// number_of_key() of every lane.
+template <typename Scalar>
+simd<Scalar> numbers_of_keys(const simd_keys<Scalar>& keys) noexcept {
+  ordered_bits<Scalar> own[as_size(simd_width<Scalar>)];
+  Scalar numbers[as_size(simd_width<Scalar>)];
+  store<ordered_bits<Scalar>>(own, keys);
+  SLUICE_UNROLL for (index_t i = 0; i < simd_width<Scalar>; ++i) numbers[i] = number_of_key<Scalar>(own[i]);
+  return load(numbers);
+}
+
 /// f(order keys, position of the first lane) for every vector of a row, in order, until f returns true.
 template <typename Scalar, typename F>
 void for_each_keys(const Scalar* values, index_t count, F&& f) noexcept {

@@ -20,32 +20,36 @@ struct exponentials {
 
 namespace detail {
 
+/// exp(v - maximum), lane by lane; `top` has the order keys of the maximum.
+template <typename Scalar>
+simd<Scalar> exponential(const simd<Scalar>& v, const simd_keys<Scalar>& top, const simd<Scalar>& maximum) noexcept {
+  using bits = ordered_bits<Scalar>;
+  const auto power = cast_bits<bits, Scalar>(xsimd::exp(v - maximum));
+  // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
+  const auto capped = select_lanes(order_keys<Scalar>(v) == top, simd<bits>(std::bit_cast<bits>(Scalar(1))), power);
+  const simd<bits> nan(std::bit_cast<bits>(quiet_nan<Scalar>()));
+  return cast_bits<Scalar, bits>(select_lanes(nan_lanes<Scalar>(v), nan, capped));
+}
+
 /// put(exponentials, position, number of lanes) for every vector of exp(in[i] - max), in order; returns maximum and
 /// sum.
 template <typename Scalar, typename Put>
 exponentials<Scalar> for_each_exponential(const Scalar* in, index_t count, Put&& put) noexcept {
   constexpr index_t width = simd_width<Scalar>;
-  using bits = ordered_bits<Scalar>;
-  const bits largest = largest_key(in, count);
+  const ordered_bits<Scalar> largest = largest_key(in, count);
   const simd_keys<Scalar> top(largest);
   const Scalar maximum = number_of_key<Scalar>(largest);
-  const auto exponential = [&](const simd<Scalar>& v) {
-    const auto power = cast_bits<bits, Scalar>(xsimd::exp(v - simd<Scalar>(maximum)));
-    // Equal to the maximum means exp(0), also where both are infinite and the difference would be NaN.
-    const auto capped = select_lanes(order_keys<Scalar>(v) == top, simd<bits>(std::bit_cast<bits>(Scalar(1))), power);
-    const simd<bits> nan(std::bit_cast<bits>(quiet_nan<Scalar>()));
-    return cast_bits<Scalar, bits>(select_lanes(nan_lanes<Scalar>(v), nan, capped));
-  };
+  const simd<Scalar> subtracted(maximum);
   simd<Scalar> sum(Scalar(0));
   index_t i = 0;
   for (; i + width <= count; i += width) {
-    const simd<Scalar> e = exponential(load(in + i));
+    const simd<Scalar> e = exponential<Scalar>(load(in + i), top, subtracted);
     put(e, i, width);
     sum += e;
   }
   if (i < count) {
     Scalar rest[as_size(width)] = {};
-    store_part<Scalar>(rest, exponential(load_part(in + i, count - i, maximum)), count - i);
+    store_part<Scalar>(rest, exponential<Scalar>(load_part(in + i, count - i, maximum), top, subtracted), count - i);
     const simd<Scalar> e = load(rest);
     put(e, i, count - i);
     sum += e;

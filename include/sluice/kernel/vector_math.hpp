@@ -66,17 +66,20 @@ void copy_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexce
   for (; i < count; ++i) y[i] = alpha * x[i];
 }
 
-/// f(vector or number) applied to every element: out[i] = f(in[i]...). f must accept simd<Scalar> and Scalar alike, or
-/// only Scalar, in which case the loop is left to the compiler. A generic lambda that may not fit vectors names its
-/// return type, so that this can be seen without compiling its body.
+/// f(vector or number) applied to every element: out[i] = f(in[i]...). f takes simd<Scalar>, and then the last elements
+/// go through a vector too: equal numbers have equal results wherever they stand, as routers need for ties. If it takes
+/// only Scalar, the loop is left to the compiler. A generic lambda that may not fit vectors names its return type, so
+/// that this can be seen without compiling its body.
 template <typename Scalar, typename F, typename... Inputs>
 void transform(index_t count, F&& f, Scalar* out, const Inputs*... in) {
-  index_t i = 0;
   if constexpr (requires(simd<Scalar> v) { { f((static_cast<void>(in), v)...) } -> std::convertible_to<simd<Scalar>>; }) {
     constexpr index_t width = simd_width<Scalar>;
+    index_t i = 0;
     for (; i + width <= count; i += width) store<Scalar>(out + i, f(load(in + i)...));
+    if (i < count) store_part<Scalar>(out + i, f(load_part(in + i, count - i, Scalar(0))...), count - i);
+  } else {
+    for (index_t i = 0; i < count; ++i) out[i] = f(in[i]...);
   }
-  for (; i < count; ++i) out[i] = f(in[i]...);
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel

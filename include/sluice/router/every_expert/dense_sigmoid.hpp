@@ -20,7 +20,7 @@ namespace sluice::inline SLUICE_ISA {
 struct sigmoid_weights {
   template <FloatOrDouble Scalar>
   void weigh(const mixture_row<Scalar>& row, Scalar* w) const {
-    for (index_t e = 0; e < row.experts; ++e) w[e] = kernel::logistic(row.logits[e]);
+    kernel::logistic(row.logits, w, row.experts);
   }
   template <FloatOrDouble Scalar>
   void backward(const mixture_row<Scalar>& row, const Scalar* w, const Scalar* dw, Scalar* dlogits) const {

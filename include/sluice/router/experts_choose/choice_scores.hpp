@@ -77,7 +77,7 @@ public:
         if (kind_ == kind::softmax)
           score_by_softmax(context, token, row, own);
         else
-          for (index_t e = 0; e < experts_; ++e) own[e] = kernel::logistic(row[e]);
+          kernel::logistic(row, own, experts_);
       }
     });
   }

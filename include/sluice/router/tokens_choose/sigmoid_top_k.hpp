@@ -99,7 +99,7 @@ public:
   void score(const choice_row<Scalar>& row, Scalar* scores) const {
     switch (options_.scores) {
       case expert_scores::sigmoid:
-        for (index_t e = 0; e < row.experts; ++e) scores[e] = kernel::logistic(row.logits[e]);
+        kernel::logistic(row.logits, scores, row.experts);
         break;
       case expert_scores::sqrt_softplus:
         for (index_t e = 0; e < row.experts; ++e) scores[e] = std::sqrt(kernel::softplus(row.logits[e]));
