@@ -69,10 +69,9 @@ public:
   }
   /// Raises the most assignments that a batch of this size can have.
   void reserve(index_t most_assignments) {
-    most_ = (std::max)(most_, most_assignments);
+    reserve_rows(most_assignments);
     pending_.reserve(most_);
-    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_, &place_}) numbers->reserve(most_);
-    for (auto* numbers : {&weight_, &input_scale_}) numbers->reserve(most_);
+    for (auto* numbers : {&place_, &source_}) numbers->reserve(most_);
     reserve_experts(most_);
   }
   void reserve_dropped(index_t most_dropped) { dropped_.reserve(most_dropped); }
@@ -92,8 +91,7 @@ public:
   /// something is outside T and E: a router's mistake must not become a write outside the layer's memory.
   void finish() {
     const index_t n = pending_.size();
-    for (const index_t token : invalid_)
-      if (token < 0 || token >= tokens_) throw_invalid("a plan cannot mark token ", token, " with T = ", tokens_);
+    check_invalid();
     token_offsets_.assign(tokens_ + 1, 0);
     for (const entry& a : pending_) {
       if (a.token < 0 || a.token >= tokens_ || a.expert < 0 || a.expert >= experts_)
@@ -102,22 +100,66 @@ public:
       ++token_offsets_[a.token + 1];
     }
     for (index_t t = 0; t < tokens_; ++t) token_offsets_[t + 1] += token_offsets_[t];
-    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_, &place_}) numbers->resize(n);
-    for (auto* numbers : {&weight_, &input_scale_}) numbers->resize(n);
+    resize_rows(n);
+    for (auto* numbers : {&place_, &source_}) numbers->resize(n);
     find_places();
-    for (index_t i = 0; i < n; ++i) {
-      const entry& a = pending_[i];
-      const index_t place = place_[i];
+    for (index_t i = 0; i < n; ++i) by_token_[token_offsets_[pending_[i].token]++] = place_[i];
+    // In the order of places: in that of adding, every array would be written at as many places as there are experts.
+    for (index_t place = 0; place < n; ++place) {
+      const entry& a = pending_[source_[place]];
       token_[place] = a.token;
       expert_[place] = a.expert;
       rank_[place] = a.rank;
       weight_[place] = a.weight;
       input_scale_[place] = a.input_scale;
-      by_token_[token_offsets_[a.token]++] = place;
     }
     // The offsets served as cursors.
     for (index_t t = tokens_; t > 0; --t) token_offsets_[t] = token_offsets_[t - 1];
     token_offsets_[0] = 0;
+  }
+
+  /// In place of add() and finish(): token t goes to every expert e with row(t)[e] > 0, by weight(t, e); of a token's
+  /// experts the lowest has rank 0. row(t) is null where a token goes nowhere. What routers do that use many experts:
+  /// nothing is sorted, for experts are gone through in order.
+  template <typename Row, typename Weight>
+  void assign_positive(Row row, Weight weight) {
+    check_invalid();
+    reserve_rows(tokens_ * experts_);
+    for (auto* numbers : {&place_, &source_}) numbers->reserve(tokens_);
+    active_.reserve(experts_);
+    offsets_.reserve(experts_ + 1);
+    token_offsets_.resize(tokens_ + 1);
+    token_offsets_[0] = 0;
+    place_.clear();  // the tokens that go anywhere, and in source_ the next place of each in by_token_
+    source_.clear();
+    for (index_t t = 0; t < tokens_; ++t) {
+      const Scalar* numbers = row(t);
+      index_t count = 0;
+      if (numbers != nullptr)
+        for (index_t e = 0; e < experts_; ++e) count += numbers[e] > Scalar(0);
+      token_offsets_[t + 1] = token_offsets_[t] + count;
+      if (count == 0) continue;
+      place_.push_back(t);
+      source_.push_back(token_offsets_[t]);
+    }
+    resize_rows(token_offsets_[tokens_]);
+    for (index_t e = 0, next = 0; e < experts_; ++e) {
+      const index_t first = next;
+      next = find_tokens(e, first, row);
+      if (next == first) continue;
+      begin_expert(e, first);
+      for (index_t i = first; i < next; ++i) {
+        const index_t token = place_[token_[i]];
+        index_t& own = source_[token_[i]];
+        rank_[i] = own - token_offsets_[token];
+        by_token_[own++] = i;
+        token_[i] = token;
+        weight_[i] = weight(token, e);
+      }
+      std::fill(expert_.begin() + first, expert_.begin() + next, e);
+    }
+    input_scale_.fill(Scalar(1));
+    offsets_.push_back(size());
   }
 
   index_t tokens() const noexcept { return tokens_; }
@@ -190,6 +232,34 @@ private:
     Scalar input_scale;
   };
 
+  void check_invalid() const {
+    for (const index_t token : invalid_)
+      if (token < 0 || token >= tokens_) throw_invalid("a plan cannot mark token ", token, " with T = ", tokens_);
+  }
+
+  void reserve_rows(index_t most) {
+    most_ = (std::max)(most_, most);
+    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_}) numbers->reserve(most_);
+    for (auto* numbers : {&weight_, &input_scale_}) numbers->reserve(most_);
+  }
+  void resize_rows(index_t count) {
+    for (auto* numbers : {&token_, &expert_, &rank_, &by_token_}) numbers->resize(count);
+    for (auto* numbers : {&weight_, &input_scale_}) numbers->resize(count);
+  }
+
+  /// Writes into token_ from `first` on which of the tokens in place_ go to an expert; returns where they end. Without a
+  /// branch, which nobody could foresee: every token is written and stays if it goes there.
+  template <typename Row>
+  index_t find_tokens(index_t e, index_t first, Row& row) {
+    const index_t n = place_.size(), end = size();
+    index_t next = first;
+    for (index_t j = 0; j < n && next < end; ++j) {
+      token_[next] = j;
+      next += row(place_[j])[e] > Scalar(0);
+    }
+    return next;
+  }
+
   /// Whether assignments are too few for a counter of every expert. Measured, counting and sorting take equal time at
   /// 10 to 13 experts an assignment for a hundred to a thousand of them, at more for more. Sixteen counters take the
   /// memory of one assignment.
@@ -200,7 +270,7 @@ private:
     const index_t most_active = (std::min)(most, experts_);
     active_.reserve(most_active);
     offsets_.reserve(most_active + 1);
-    scratch_.reserve(is_sparse(most, experts_) ? most : experts_);
+    if (!is_sparse(most, experts_)) counter_.reserve(experts_);
   }
 
   /// Finds the place of every assignment and the experts that have some, in one of two ways to the same result.
@@ -214,32 +284,34 @@ private:
     else
       count();
     offsets_.push_back(n);
-    scratch_.clear();
+    counter_.clear();
   }
 
   void count() {
-    scratch_.assign(experts_, 0);
-    for (const entry& a : pending_) ++scratch_[a.expert];
+    counter_.assign(experts_, 0);
+    for (const entry& a : pending_) ++counter_[a.expert];
     index_t next = 0;
     for (index_t e = 0; e < experts_; ++e) {
-      const index_t load = scratch_[e];
+      const index_t load = counter_[e];
       if (load > 0) begin_expert(e, next);
-      scratch_[e] = next;
+      counter_[e] = next;
       next += load;
     }
-    for (index_t i = 0; i < pending_.size(); ++i) place_[i] = scratch_[pending_[i].expert]++;
+    for (index_t i = 0; i < pending_.size(); ++i) {
+      place_[i] = counter_[pending_[i].expert]++;
+      source_[place_[i]] = i;
+    }
   }
 
   void sort() {
-    scratch_.resize(pending_.size());
-    std::iota(scratch_.begin(), scratch_.end(), index_t(0));
-    std::sort(scratch_.begin(), scratch_.end(), [&](index_t i, index_t j) {
+    std::iota(source_.begin(), source_.end(), index_t(0));
+    std::sort(source_.begin(), source_.end(), [&](index_t i, index_t j) {
       return pending_[i].expert != pending_[j].expert ? pending_[i].expert < pending_[j].expert : i < j;
     });
-    for (index_t place = 0; place < scratch_.size(); ++place) {
-      const index_t expert = pending_[scratch_[place]].expert;
+    for (index_t place = 0; place < source_.size(); ++place) {
+      const index_t expert = pending_[source_[place]].expert;
       if (active_.empty() || active_[active_.size() - 1] != expert) begin_expert(expert, place);
-      place_[scratch_[place]] = place;
+      place_[source_[place]] = place;
     }
   }
 
@@ -255,8 +327,9 @@ private:
   buffer<entry> pending_;
   buffer<index_t> active_;   ///< experts that have assignments, ascending
   buffer<index_t> offsets_;  ///< the first assignment of each of them, and n
-  buffer<index_t> scratch_;  ///< of finish(): a counter an expert, or the assignments in order
-  buffer<index_t> place_;    ///< of finish(): where each assignment goes
+  buffer<index_t> counter_;  ///< of finish(): of each expert
+  buffer<index_t> place_;    ///< of finish(): where each assignment goes, as they were added
+  buffer<index_t> source_;   ///< of finish(): which assignment goes to each place
   buffer<index_t> token_offsets_;
   buffer<index_t> by_token_;
   buffer<index_t> token_;

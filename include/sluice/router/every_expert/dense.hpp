@@ -7,6 +7,7 @@
 /// Padding is not routed. The k of a call is for other layers. T = 0 is fine.
 #pragma once
 
+#include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/sparse_plan.hpp>
@@ -18,7 +19,10 @@ class dense_router {
 public:
   using scalar = Scalar;
   using plan = sparse_plan<Scalar>;
-  struct tape {};
+  struct tape {
+    buffer<Scalar> all;  ///< [E] 1: every expert
+    buffer<std::uint8_t> is_routed;
+  };
 
   /// Throws std::invalid_argument unless D >= 1 and E >= 1.
   dense_router(index_t inputs, index_t experts) : inputs_(inputs), experts_(experts) {
@@ -29,17 +33,19 @@ public:
   index_t inputs() const noexcept { return inputs_; }
   index_t experts() const noexcept { return experts_; }
 
-  void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape&) const {
+  void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
     check_tokens(x, inputs(), context);
-    p.reset(x.rows(), experts_, x.rows() * experts_);
+    p.reset(x.rows(), experts_);
+    t.all.assign(experts_, Scalar(1));
+    t.is_routed.resize(x.rows());
     for (index_t token = 0; token < x.rows(); ++token) {
-      if (context.is_padding(token)) continue;
-      if (any_nan(x.data() + token * x.outerStride(), x.cols()))
-        p.mark_invalid(token);
-      else
-        for (index_t e = 0; e < experts_; ++e) p.add(token, e, Scalar(1), e);
+      const bool is_padding = context.is_padding(token);
+      const bool is_invalid = !is_padding && any_nan(x.data() + token * x.outerStride(), x.cols());
+      if (is_invalid) p.mark_invalid(token);
+      t.is_routed[token] = !is_padding && !is_invalid;
     }
-    p.finish();
+    p.assign_positive([&](index_t token) { return t.is_routed[token] ? t.all.data() : nullptr; },
+                      [](index_t, index_t) { return Scalar(1); });
   }
 
   void backward(tokens_in<Scalar>, const routing_context<Scalar>&, const plan&, const typename plan::gradient&, tape&,

@@ -89,16 +89,11 @@ public:
                  any_nan(t.mixing_logits.row(row_of(token)), selectors());
         });
     select(context, t);
-    p.reset(x.rows(), experts(), x.rows() * experts());
-    for (index_t token = 0; token < x.rows(); ++token) {
+    p.reset(x.rows(), experts());
+    for (index_t token = 0; token < x.rows(); ++token)
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
-      if (!t.screen.is_routed(token)) continue;
-      const index_t n = row_of(token);
-      index_t rank = 0;
-      for (index_t e = 0; e < experts(); ++e)
-        if (t.weights(n, e) > 0) p.add(token, e, t.weights(n, e), rank++);
-    }
-    p.finish();
+    p.assign_positive([&](index_t token) { return t.screen.is_routed(token) ? t.weights.row(row_of(token)) : nullptr; },
+                      [&](index_t token, index_t e) { return t.weights(row_of(token), e); });
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
@@ -151,6 +146,19 @@ private:
     return has_bit(expert, b) ? step.high : step.low;
   }
 
+  /// r[e] of one selector for all experts: bit by bit, the products of the bits so far, which are those of 2^b codes,
+  /// become those of the next. In place, from the last code down: two codes grow out of one at or below them.
+  void multiply_out(const steps& s, Scalar* r) const {
+    r[0] = 1;
+    for (index_t b = 0; b < bits(); ++b) {
+      const auto& step = s[static_cast<std::size_t>(b)];
+      const index_t behind = bits() - 1 - b;  // what is beyond the last expert takes no part
+      const index_t codes = ((experts() - 1) >> behind) + 1;
+      for (index_t code = codes - 1; code > 0; --code) r[code] = r[code / 2] * (code % 2 != 0 ? step.high : step.low);
+      r[0] *= step.low;
+    }
+  }
+
   /// Selectors, mixing and weights of every row.
   void select(const routing_context<Scalar>& context, tape& t) const {
     const index_t rows = t.codes.rows();
@@ -170,11 +178,8 @@ private:
         for (index_t i = 0; i < selectors(); ++i) {
           fill_steps(t, n, i, s);
           Scalar* r = t.seen.selector(n, i);
-          for (index_t e = 0; e < experts(); ++e) {
-            r[e] = 1;
-            for (index_t b = 0; b < bits(); ++b) r[e] *= factor(s, e, b);
-            t.weights(n, e) += t.seen.mixing(n, i) * r[e];
-          }
+          multiply_out(s, r);
+          kernel::add_scaled(t.seen.mixing(n, i), r, t.weights.row(n), experts());
         }
       }
     });

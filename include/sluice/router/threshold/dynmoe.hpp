@@ -126,7 +126,7 @@ public:
       t.record.prepare(experts(), inputs());
       t.change.removed.reserve(experts());
     }
-    p.reset(x.rows(), experts(), x.rows() * experts());
+    p.reset(x.rows(), experts());
     for (index_t token = 0; token < x.rows(); ++token) {
       Scalar* active = s.active.row(token);
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
@@ -139,10 +139,9 @@ public:
         count = 1;
       }
       s.count[token] = count;
-      for (index_t e = 0, rank = 0; e < experts(); ++e)
-        if (active[e] != Scalar(0)) p.add(token, e, 1 / static_cast<Scalar>(count), rank++);
     }
-    p.finish();
+    p.assign_positive([&](index_t token) { return t.screen.is_routed(token) ? s.active.row(token) : nullptr; },
+                      [&](index_t token, index_t) { return 1 / static_cast<Scalar>(s.count[token]); });
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
@@ -237,11 +236,15 @@ private:
     s.active.resize(tokens, experts());
     s.count.assign(tokens, 0);
     context.executor.parallel_blocks(tokens, row_block, 16 * experts(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token)
+      for (index_t token = begin; token < end; ++token) {
+        Scalar* scores = s.scores.row(token);
+        Scalar* active = s.active.row(token);
+        kernel::logistic(s.logits.row(token), scores, experts());
         for (index_t e = 0; e < experts(); ++e) {
-          s.scores(token, e) = is_live(e) ? kernel::logistic(s.logits(token, e)) : Scalar(0);
-          s.active(token, e) = s.scores(token, e) > s.thresholds[e];
+          scores[e] = is_live(e) ? scores[e] : Scalar(0);
+          active[e] = scores[e] > s.thresholds[e] ? Scalar(1) : Scalar(0);
         }
+      }
     });
     t.screen.clear_hidden(s.scores);
     t.screen.clear_hidden(s.active);

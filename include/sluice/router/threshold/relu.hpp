@@ -42,16 +42,12 @@ public:
     this->score(x, context, t);
     const index_t tokens = x.rows();
     const index_t experts = this->experts();
-    p.reset(tokens, experts, tokens * experts);
-    for (index_t token = 0; token < tokens; ++token) {
+    p.reset(tokens, experts);
+    for (index_t token = 0; token < tokens; ++token)
       if (t.screen.is_invalid(token)) p.mark_invalid(token);
-      if (!t.screen.is_routed(token)) continue;
-      const Scalar* logits = t.seen.clean.row(token);
-      index_t rank = 0;
-      for (index_t e = 0; e < experts; ++e)
-        if (logits[e] > 0) p.add(token, e, logits[e], rank++);
-    }
-    p.finish();
+    const matrix_buffer<Scalar>& logits = t.seen.clean;
+    p.assign_positive([&](index_t token) { return t.screen.is_routed(token) ? logits.row(token) : nullptr; },
+                      [&](index_t token, index_t e) { return logits(token, e); });
     // What losses may use as k: the mean number of experts a token got, rounded.
     t.seen.top_k = tokens == 0 ? 1 : (std::max<index_t>)(1, (2 * p.size() + tokens) / (2 * tokens));
   }
