@@ -2,9 +2,10 @@
 ///
 /// NaN counts as -infinity, +infinity is a value, equal scores: the lower index comes first.
 ///
-/// Scores enter a sorted list one by one (a heap for k > 32, which costs count log k), but few get that far: whole vectors
-/// are compared with the worst of the list, and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
-/// groups' maxima has k scores at or above it, so nothing below it can be chosen.
+/// Scores enter a sorted list one by one, but few get that far: whole vectors are compared with the worst of the list,
+/// and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
+/// groups' maxima has k scores at or above it, so nothing below it can be chosen. For k > 32 the k-th largest is found
+/// first, by counting.
 #pragma once
 
 #include <sluice/kernel/order.hpp>
@@ -64,24 +65,40 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
 
 inline constexpr index_t longest_list = 32;
 
-/// top_k for many: a heap with the worst in front. The order is total, so this is the list that insertion would make.
+/// How many keys of a row are at least this one, which is above that of -infinity.
 template <typename Scalar>
-void top_k_by_heap(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
-  const auto is_before = [scores](index_t a, index_t b) {
-    const auto key_a = order_key(scores[a]), key_b = order_key(scores[b]);
-    return key_a != key_b ? key_a > key_b : a < b;
-  };
-  index_t* const end = ids + k;
-  std::iota(ids, end, index_t{0});
-  if (k == count) return std::sort(ids, end, is_before);
-  std::make_heap(ids, end, is_before);
-  for (index_t i = k; i < count; ++i) {
-    if (!is_before(i, ids[0])) continue;
-    std::pop_heap(ids, end, is_before);
-    end[-1] = i;
-    std::push_heap(ids, end, is_before);
+index_t count_from(const Scalar* scores, index_t count, ordered_bits<Scalar> least) noexcept {
+  const simd_keys<Scalar> below(least - 1);
+  index_t found = 0;
+  for_each_keys(scores, count, [&](const simd_keys<Scalar>& keys, index_t) {
+    found += std::popcount(lane_bits(keys > below));
+    return false;
+  });
+  return found;
+}
+
+/// top_k for many: the key of the k-th is found by halving, then what comes before it is sorted.
+template <typename Scalar>
+void top_k_by_halving(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
+  using key = ordered_bits<Scalar>;
+  key low = -infinity_key<Scalar>, high = largest_key(scores, count) + 1;  // k or more from low on, fewer from high on
+  index_t from_low = count, from_high = 0;
+  while (from_low > k && high - 1 > low) {
+    const key middle = std::midpoint(low, high);
+    const index_t from_middle = count_from(scores, count, middle);
+    (from_middle >= k ? low : high) = middle;
+    (from_middle >= k ? from_low : from_high) = from_middle;
   }
-  std::sort_heap(ids, end, is_before);
+  const bool all = from_low == k;  // else low is the key of several, of which the first are wanted
+  index_t found = 0, equals = k - from_high;
+  for (index_t i = 0; i < count && found < k; ++i) {
+    const key own = order_key(scores[i]);
+    if (own > low || (own == low && (all || equals-- > 0))) ids[found++] = i;
+  }
+  std::sort(ids, ids + k, [scores](index_t a, index_t b) {
+    const key key_a = order_key(scores[a]), key_b = order_key(scores[b]);
+    return key_a != key_b ? key_a > key_b : a < b;
+  });
 }
 
 }  // namespace detail
@@ -91,7 +108,7 @@ template <typename Scalar>
 void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcept {
   using key = ordered_bits<Scalar>;
   if (k == 0) return;
-  if (k > detail::longest_list) return detail::top_k_by_heap(scores, count, k, ids);
+  if (k > detail::longest_list) return detail::top_k_by_halving(scores, count, k, ids);
   const bool has_bound = k <= detail::top_k_groups && count > detail::top_k_groups;
   const key bound = has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>;
   key threshold = bound - 1;  // what exceeds this may enter: at first also what equals the bound

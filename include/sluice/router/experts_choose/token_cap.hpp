@@ -12,17 +12,22 @@
 /// stay empty.
 ///
 /// Where no token has more than b experts to begin with, nothing is computed. Otherwise a round takes 2 T E
-/// exponentials and partial sorting: the mathematics of this router, tens of times the cost of plain expert choice. In
-/// double. Zhou et al. 2022, arXiv:2202.09368, section 3.2 (lambda 0.001, at most 100 rounds; top-C of A).
+/// exponentials in double, a selection of C[e] from T for every expert and one of b + 1 from E for every token; a
+/// hundred rounds are 200 exponentials and selections a pair, where a softmax takes one exponential of half the size:
+/// the mathematics of this router, a hundred times the cost of plain expert choice. Zhou et al. 2022, arXiv:2202.09368,
+/// section 3.2 (lambda 0.001, at most 100 rounds; top-C of A).
 #pragma once
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/core/numeric.hpp>
+#include <sluice/kernel/softmax.hpp>
+#include <sluice/kernel/top_k.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 
 namespace sluice::inline SLUICE_ISA {
@@ -53,19 +58,25 @@ public:
     before_.resize(tokens);
     level_.resize(experts);
     by_expert_.resize(experts, tokens);
-    by_token_.resize((tokens + token_block - 1) / token_block, experts);
+    by_token_.resize(tokens, experts);
+    resize_scratch(tokens, experts);
+    executor.parallel_blocks(tokens, token_block, 4 * experts, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i)
+        for (index_t e = 0; e < experts; ++e) by_expert_(e, i) = by_token_(i, e) = p(i, e) / cap.lambda;
+    });
     for (index_t round = 0; round < cap.iterations; ++round) {
       std::copy(price_.begin(), price_.end(), before_.begin());
       executor.parallel_blocks(experts, 1, 20 * tokens, [&](index_t e, index_t) {
-        double* numbers = by_expert_.row(e);
-        for (index_t i = 0; i < tokens; ++i) numbers[i] = p(i, e) / cap.lambda + price_[i];
-        level_[e] = level(numbers, tokens, capacity(e));
+        double* numbers = expert_scratch_.row(e);
+        for (index_t i = 0; i < tokens; ++i) numbers[i] = by_expert_(e, i) + price_[i];
+        level_[e] = level(numbers, tokens, capacity(e), expert_ids_.row(e));
       });
       executor.parallel_blocks(tokens, token_block, 20 * experts, [&](index_t begin, index_t end) {
-        double* numbers = by_token_.row(begin / token_block);
+        double* numbers = token_scratch_.row(begin / token_block);
+        index_t* ids = token_ids_.row(begin / token_block);
         for (index_t i = begin; i < end; ++i) {
-          for (index_t e = 0; e < experts; ++e) numbers[e] = p(i, e) / cap.lambda + level_[e];
-          price_[i] = (std::min)(level(numbers, experts, cap.most), 0.0);
+          for (index_t e = 0; e < experts; ++e) numbers[e] = by_token_(i, e) + level_[e];
+          price_[i] = (std::min)(level(numbers, experts, cap.most, ids), 0.0);
         }
       });
       double moved = 0;
@@ -80,7 +91,11 @@ public:
     for (auto* numbers : {&price_, &before_}) numbers->reserve(tokens);
     level_.reserve(experts);
     by_expert_.reserve(experts, tokens);
-    by_token_.reserve((tokens + token_block - 1) / token_block, experts);
+    by_token_.reserve(tokens, experts);
+    expert_scratch_.reserve(experts, 2 * tokens);
+    expert_ids_.reserve(experts, tokens);
+    token_scratch_.reserve((tokens + token_block - 1) / token_block, 2 * experts);
+    token_ids_.reserve((tokens + token_block - 1) / token_block, experts);
   }
 
   /// What to add to the scores of the group's i-th token.
@@ -89,16 +104,31 @@ public:
 private:
   static constexpr index_t token_block = 32;
 
-  /// u with sum over i of min(1, exp(x[i] + u)) = total, for 1 <= total <= count. Changes the order of x.
-  static double level(double* x, index_t count, index_t total) {
-    std::partial_sort(x, x + total, x + count, [](double a, double b) { return a > b; });
-    if (total == count) return -x[count - 1];
-    double largest = x[total - 1], sum = 0;  // of what is surely below 1, then of one more at a time
-    for (index_t i = total; i < count; ++i) sum += std::exp(x[i] - largest);
+  void resize_scratch(index_t tokens, index_t experts) {
+    expert_scratch_.resize(experts, 2 * tokens);
+    expert_ids_.resize(experts, tokens);
+    token_scratch_.resize((tokens + token_block - 1) / token_block, 2 * experts);
+    token_ids_.resize((tokens + token_block - 1) / token_block, experts);
+  }
+
+  /// u with sum over i of min(1, exp(x[i] + u)) = total, for 1 <= total <= count. Changes x, which has room for 2 count
+  /// numbers, and ids, for total.
+  static double level(double* x, index_t count, index_t total, index_t* ids) {
+    kernel::top_k(x, count, total, ids);
+    double largest = x[ids[total - 1]];
+    if (total == count) return -largest;
+    double* const best = x + count;
+    for (index_t j = 0; j < total; ++j) {
+      best[j] = x[ids[j]];
+      x[ids[j]] = std::numeric_limits<double>::lowest();
+    }
+    // The exponentials of what is surely below 1, then of one more at a time.
+    const auto rest = kernel::sum_exponentials(x, count);
+    double sum = rest.sum * std::exp(rest.maximum - largest);
     double u = -largest;
     for (index_t whole = total - 1; whole >= 0; --whole) {  // as if the first `whole` were at 1
-      sum = sum * std::exp(largest - x[whole]) + 1;
-      largest = x[whole];
+      sum = sum * std::exp(largest - best[whole]) + 1;
+      largest = best[whole];
       const double next = std::log(static_cast<double>(total - whole)) - largest - std::log(sum);
       if (largest + next > 0) break;
       u = next;
@@ -107,8 +137,10 @@ private:
   }
 
   buffer<double> price_, before_, level_;
-  matrix_buffer<double> by_expert_;  ///< [E,T] scratch
-  matrix_buffer<double> by_token_;   ///< [blocks of tokens, E] scratch
+  matrix_buffer<double> by_expert_, by_token_;     ///< [E,T] and [T,E] p / lambda
+  matrix_buffer<double> expert_scratch_;           ///< [E,2T]
+  matrix_buffer<double> token_scratch_;            ///< [blocks of tokens, 2E]
+  matrix_buffer<index_t> expert_ids_, token_ids_;  ///< [E,T] and [blocks of tokens, E] scratch
 };
 
 }  // namespace sluice::inline SLUICE_ISA
