@@ -115,7 +115,7 @@ public:
   const parameter<Scalar>& array() const noexcept { return keys_; }
 
 private:
-  static constexpr index_t token_block = 32;
+  static constexpr index_t token_block = 64;  // all keys are read once for so many tokens
 
   index_t offset(index_t head, index_t key, index_t half) const noexcept {
     return ((head * keys() + key) * 2 + half) * width();
