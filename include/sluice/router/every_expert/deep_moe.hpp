@@ -13,8 +13,9 @@
 ///
 /// The first phase of training goes with the constraint, the second without: router.gate().set_margin(infinity).
 /// layer.after_step(tape) after every step moves what the constraint knows (gate/margin.hpp, where padding, NaN and
-/// order are told). Gradients are exact, those of closed experts 0. Everything else as dense_softmax_router. Eigen,
-/// Ranzato, Sutskever 2014, arXiv:1312.4314.
+/// order are told). The hidden layer is most of the time: unless H is small, several times that of a linear gate
+/// (gate/two_layer.hpp has the count). Gradients are exact, those of closed experts 0. Everything else as
+/// dense_softmax_router. Eigen, Ranzato, Sutskever 2014, arXiv:1312.4314.
 #pragma once
 
 #include <sluice/gate/margin.hpp>

@@ -12,7 +12,8 @@
 /// several experts or by none. What the paper does with the outputs has no axis of tokens, so it is the model's: the
 /// mean over the n patches of an image, experts side by side (a dispatch of the plan and the experts on its rows).
 /// It is expert choice (router/experts_choose/expert_choice.hpp: ties, NaN, T = 0, gradients) within an image, with
-/// scores that compete over patches in place of experts. An l beyond n takes all patches. Initial W normal; no bias, no
+/// scores that compete over patches in place of experts; E selections of l from n and a plan of E l rows an image make
+/// it up to twice a top-2 router where l E is 8 n. An l beyond n takes all patches. Initial W normal; no bias, no
 /// noise, no balance loss. Chowdhury et al. 2023, "Patch-level Routing in Mixture-of-Experts is Provably
 /// Sample-efficient for Convolutional Neural Networks", arXiv:2306.04073.
 #pragma once

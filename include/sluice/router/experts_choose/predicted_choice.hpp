@@ -7,10 +7,12 @@
 ///                            gate's logit. Made by taught.predicted(); for inference, causal, no capacity; a token may
 ///                            have no expert
 ///
-/// Scores must not look at other tokens: sigmoid. Of a token's experts the one with the lowest index has rank 0. With
-/// modalities only experts of the token's own count. Padding, NaN and T = 0 as in expert_choice.hpp; NaN in Z makes a
-/// token invalid when predicting. The predictor is trained after the model, which is frozen then.
-/// Lin et al. 2024 (MoMa's auxiliary routers), arXiv:2407.21770; Raposo et al. 2024, arXiv:2404.02258.
+/// A taught router has two gates: the predictor's H (D + E) products and H activations a token, H = 8E unless told,
+/// come on top of the D E of the other. Scores must not look at other tokens: sigmoid. Of a token's experts the one
+/// with the lowest index has rank 0. With modalities only experts of the token's own count. Padding, NaN and T = 0 as
+/// in expert_choice.hpp; NaN in Z makes a token invalid when predicting. The predictor is trained after the model,
+/// which is frozen then. Lin et al. 2024 (MoMa's auxiliary routers), arXiv:2407.21770; Raposo et al. 2024,
+/// arXiv:2404.02258.
 #pragma once
 
 #include <sluice/gate/two_layer.hpp>

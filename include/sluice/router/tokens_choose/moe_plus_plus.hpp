@@ -1,6 +1,7 @@
 /// MoE++ router: top-k over feed-forward experts and experts that cost nothing, scored with the previous layer's help.
 ///
-///   G [T,E] = W2 tanh(W1 x) + R G_previous        (residual_gate<two_layer_gate>; any gate will do)
+///   G [T,E] = W2 tanh(W1 x) + R G_previous        (residual_gate<two_layer_gate>; any gate will do). The hidden layer of
+///                                                 8E takes 8 (1 + E/D) times the products of a linear gate, R E² more
 ///   S = the k largest of G[t];  z = G[t], or G[t] s / sigma[t] with options.target_deviation s (gate/standardized.hpp)
 ///   released   w = softmax(z over S without the zero experts), and 0 for a zero expert in S: as if its probability
 ///              were removed before the others are divided by their sum
