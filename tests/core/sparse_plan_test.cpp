@@ -266,3 +266,44 @@ TEST_CASE("sparse_plan: check finds an expert that a token has twice", "[core][p
   p.finish();
   CHECK_THROWS_WITH(p.validate(), "sluice: token 1 has expert 2 twice");
 }
+
+TEST_CASE("sparse_plan: the positive pairs of a matrix are the plan that adding them one by one makes", "[core][plan]") {
+  const index_t tokens = GENERATE(0, 1, 5, 40), experts = GENERATE(1, 3, 20);
+  const double share = GENERATE(0.0, 0.3, 1.0);
+  const random_source random(17);
+  matrix_buffer<float> numbers(tokens, experts);
+  for (index_t i = 0; i < numbers.size(); ++i) {
+    const auto position = static_cast<index_t>(i);
+    numbers.data()[i] = static_cast<float>(share - random.uniform(random_site::user_site, position));
+  }
+  const auto goes = [](index_t t) { return t % 5 != 2; };
+  const auto weight = [](index_t t, index_t e) { return static_cast<float>(100 * t + e); };
+  sparse_plan<float> added, assigned;
+  for (auto* p : {&added, &assigned}) {
+    p->reset(tokens, experts);
+    if (tokens > 2) p->mark_invalid(2);
+  }
+  for (index_t t = 0; t < tokens; ++t)
+    for (index_t e = 0, rank = 0; e < experts && goes(t); ++e)
+      if (numbers(t, e) > 0) added.add(t, e, weight(t, e), rank++);
+  added.finish();
+  assigned.assign_positive([&](index_t t) { return goes(t) ? numbers.row(t) : nullptr; }, weight);
+
+  REQUIRE(assigned.size() == added.size());
+  CHECK(assigned.most_rows() == tokens * experts);
+  CHECK(borders(assigned) == borders(added));
+  CHECK_FALSE(assigned.has_input_scale());
+  CHECK(list(assigned.invalid_tokens()) == list(added.invalid_tokens()));
+  for (index_t t = 0; t < tokens; ++t) CHECK(list(assigned.of_token(t)) == list(added.of_token(t)));
+  for (index_t i = 0; i < added.size(); ++i) {
+    CHECK(assigned.token(i) == added.token(i));
+    CHECK(assigned.expert(i) == added.expert(i));
+    CHECK(assigned.rank(i) == added.rank(i));
+    CHECK(assigned.weight(i) == added.weight(i));
+    CHECK(assigned.input_scale(i) == 1);
+  }
+  assigned.reset(tokens, experts);
+  assigned.mark_invalid(tokens);
+  CHECK_THROWS_AS(assigned.assign_positive([](index_t) -> const float* { return nullptr; }, weight),
+                  std::invalid_argument);
+}

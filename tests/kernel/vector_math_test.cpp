@@ -97,6 +97,22 @@ TEMPLATE_TEST_CASE("transform: functions of vectors and of single numbers give t
   }
 }
 
+TEMPLATE_TEST_CASE("transform: equal numbers have equal results wherever they stand", "[kernel][vector][ties]", float,
+                   double) {
+  for (index_t n = 1; n <= 40; ++n) {
+    guarded_array<TestType> x(n, guard::behind), out(n, guard::behind);
+    for (index_t i = 0; i < n; ++i) x.data()[i] = TestType(-1.37);
+    kernel::transform(
+        n,
+        [](const auto& v) {
+          using std::exp;
+          return exp(v);
+        },
+        out.data(), static_cast<const TestType*>(x.data()));
+    for (index_t i = 0; i < n; ++i) CHECK(out.data()[i] == out.data()[0]);
+  }
+}
+
 TEST_CASE("simd: the lanes' sum", "[kernel][vector]") {
   std::vector<double> lanes(static_cast<std::size_t>(kernel::simd_width<double>));
   double sum = 0;

@@ -5,9 +5,11 @@
 /// Where both are 0 there is no difference. Liu et al. 2023, arXiv:2310.00811.
 #pragma once
 
-#include <sluice/core/types.hpp>
+#include <sluice/kernel/order.hpp>
 
+#include <bit>
 #include <cmath>
+#include <limits>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
@@ -16,6 +18,27 @@ bool is_near_rival(Scalar logit, Scalar largest, Scalar jitter) {
   const Scalar size = (std::abs)(logit);
   const Scalar scale = size > largest ? size : largest;
   return !(scale > Scalar(0)) || !((largest - logit) / scale > 2 * jitter);
+}
+
+/// f(e) for the near rivals of the largest, in order. Where 2 jitter < 1 they are those from a bound on, and whole
+/// vectors below it are passed over; the bound is put a little lower than it is, for rounding, and what it lets through
+/// is tested. Of infinite logits, whose differences are NaN, some that add exp(-infinity) = 0 to a sum may be left out.
+template <FloatOrDouble Scalar, typename F>
+void for_each_near_rival(const Scalar* logits, index_t count, Scalar largest, Scalar jitter, F&& f) {
+  constexpr Scalar slack = 16 * std::numeric_limits<Scalar>::epsilon();
+  const Scalar left = 1 - 2 * jitter;
+  const Scalar bound = largest > Scalar(0) ? largest * left : largest / left;
+  const bool has_bound = left > slack;
+  const simd_keys<Scalar> below((has_bound ? order_key(bound - slack * (std::abs)(bound)) : -infinity_key<Scalar>)-1);
+  for_each_keys(logits, count, [&](const simd_keys<Scalar>& keys, index_t first) {
+    std::uint64_t bits = lane_bits(keys > below);
+    if (count - first < simd_width<Scalar>) bits &= (std::uint64_t(1) << (count - first)) - 1;  // without the padding
+    for (; bits != 0; bits &= bits - 1) {
+      const index_t e = first + std::countr_zero(bits);
+      if (is_near_rival(logits[e], largest, jitter)) f(e);
+    }
+    return false;
+  });
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel

@@ -11,15 +11,16 @@
 ///   one       1/2    1/2        doubled    d/dL of sum over e of p[e] F[e](p[e]): choice and weight      Liu 2023
 ///   two       3/4    0.3333     as it is   sum over e of F[e] J[e]: the choice alone                     GRIN
 ///
-/// Weights are not normalised over the choice; they sum to at most k. An expert without rivals has weight exactly 1.
-/// Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i]) over the survivors of each turn. At inference that is the
-/// exact gradient; in training, doubled in version one, the estimate above, in which `lessened` does not appear. Were
-/// the largest not always counted in full, it would be exact for quadratic F (one), cubic F (two). Version one is top-1
-/// and has a learned vector omega [D] on the output, which is output_normalized_layer with gain_only (kernel/
-/// row_norm.hpp); its balance loss is switch_balance with loss_probability::near_rivals. The draws are those at
-/// sparse_mixer_rule::site: for round r of token t, E for the choice and one for the factor, from position
-/// (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts as -infinity. Liu et al. 2024 (GRIN),
-/// arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et al. 2023, arXiv:2310.00811.
+/// Every round looks for its rivals among all E logits again. Weights are not normalised over the choice; they sum to
+/// at most k. An expert without rivals has weight exactly 1. Gradients: dL[i] += g p[chosen] (1[i = chosen] - p[i])
+/// over the survivors of each turn. At inference that is the exact gradient; in training, doubled in version one, the
+/// estimate above, in which `lessened` does not appear. Were the largest not always counted in full, it would be exact
+/// for quadratic F (one), cubic F (two). Version one is top-1 and has a learned vector omega [D] on the output, which
+/// is output_normalized_layer with gain_only (kernel/row_norm.hpp); its balance loss is switch_balance with
+/// loss_probability::near_rivals. The draws are those at sparse_mixer_rule::site: for round r of token t, E for the
+/// choice and one for the factor, from position (t k + r) (E + 1) on. Ties at inference: the lower expert; NaN counts
+/// as -infinity. Liu et al. 2024 (GRIN), arXiv:2409.12136; Abdin et al. 2024 (Phi-3.5-MoE), arXiv:2404.14219; Liu et
+/// al. 2023, arXiv:2310.00811.
 #pragma once
 
 #include <sluice/gate/linear.hpp>
@@ -120,8 +121,11 @@ private:
   public:
     rivals(const choice_row<Scalar>& row, std::span<const index_t> out, Scalar jitter)
         : logits_(row.logits), experts_(row.experts), out_(out), jitter_(jitter) {
+      top_ = kernel::arg_max(logits_, experts_);
+      if (!is_out(top_)) return;
+      top_ = no_expert;
       for (index_t e = 0; e < experts_; ++e)
-        if (!is_out(e) && (top_ == no_expert || order_key(logits_[e]) > order_key(logits_[top_]))) top_ = e;
+        if ((top_ == no_expert || order_key(logits_[e]) > order_key(logits_[top_])) && !is_out(e)) top_ = e;
     }
 
     index_t top() const noexcept { return top_; }
@@ -139,8 +143,9 @@ private:
 
     Scalar sum_of_exponentials() const {
       Scalar sum = 0;
-      for (index_t e = 0; e < experts_; ++e)
-        if (include(e)) sum += exponential(e);
+      kernel::for_each_near_rival(logits_, experts_, logits_[top_], jitter_, [&](index_t e) {
+        if (!is_out(e)) sum += exponential(e);
+      });
       return sum;
     }
 
