@@ -7,6 +7,7 @@
 #include <sluice/codebook/attention/memory_attention.hpp>
 #include <sluice/codebook/attention/quantized_attention.hpp>
 #include <sluice/codebook/attention/window_and_cache.hpp>
+#include <sluice/codebook/code_agreement.hpp>
 #include <sluice/codebook/code_logits.hpp>
 #include <sluice/codebook/code_scores.hpp>
 #include <sluice/codebook/code_search.hpp>
@@ -60,6 +61,7 @@
 #include <sluice/codebook/search/product_index.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
 #include <sluice/codebook/search/rerank.hpp>
+#include <sluice/codebook/structure/modality.hpp>
 #include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>
