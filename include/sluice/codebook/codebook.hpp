@@ -55,6 +55,7 @@
 #include <sluice/codebook/search/best_items.hpp>
 #include <sluice/codebook/search/code_blocks.hpp>
 #include <sluice/codebook/search/code_packing.hpp>
+#include <sluice/codebook/search/cost_bounds.hpp>
 #include <sluice/codebook/search/cost_tables.hpp>
 #include <sluice/codebook/search/inverted_lists.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
