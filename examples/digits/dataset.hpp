@@ -11,7 +11,6 @@
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -48,22 +47,6 @@ constexpr int token_width(patch_shape p) { return pixels_per_image / tokens_per_
 
 namespace detail {
 
-inline std::string read_file(const std::string& path) {
-  constexpr std::size_t largest = std::size_t{64}
-                                  << 20;  // 250 times the real file; keeps /dev/zero from eating the memory
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw input_error(path + ": cannot open the file");
-  std::string text;
-  char block[1 << 16];
-  while (in.read(block, sizeof block), in.gcount() > 0) {
-    text.append(block, static_cast<std::size_t>(in.gcount()));
-    if (text.size() > largest) throw input_error(path + ": larger than 64 MiB, this is not a file of digits");
-  }
-  if (in.bad()) throw input_error(path + ": cannot read the file");
-  if (text.empty()) throw input_error(path + ": the file is empty");
-  return text;
-}
-
 /// One line's 65 numbers, appended to `numbers`. `where` is "file:line" for messages.
 inline void parse_line(std::string_view line, const std::string& where, std::vector<std::uint8_t>& numbers) {
   if (line.ends_with('\r')) line.remove_suffix(1);
@@ -93,7 +76,7 @@ inline void parse_line(std::string_view line, const std::string& where, std::vec
 
 /// Reads `path` and splits it. Throws input_error as said above, also when there are fewer than four images.
 inline dataset read_dataset(const std::string& path) {
-  const std::string text = detail::read_file(path);
+  const std::string text = shared::read_file(path, std::size_t{64} << 20);  // 250 times the real file
   std::vector<std::uint8_t> numbers;
   std::ptrdiff_t images = 0;
   for (std::string_view rest = text; !rest.empty(); ++images)

@@ -29,18 +29,7 @@ inline void print_table(std::ostream& out, const std::vector<outcome>& routers) 
                     fixed(flops / 1000, 1), fixed(load_cv(o.digits), 2), percent(dropped, 1), percent(changed, 1),
                     percent(accuracy(o.clusters), 1), fixed(entropy(o.clusters), 2), fixed(seconds, 1)});
   }
-  std::vector<std::size_t> width(rows.front().size(), 0);
-  for (const auto& row : rows)
-    for (std::size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], row[c].size());
-  for (const auto& row : rows) {
-    std::string line;
-    for (std::size_t c = 0; c < row.size(); ++c) {
-      const std::string space(width[c] - row[c].size(), ' ');
-      line += (c > 0 ? "  " : "") + (c == 1 ? row[c] + space : space + row[c]);
-    }
-    out << line << '\n';
-    if (&row == rows.data()) out << std::string(line.size(), '-') << '\n';
-  }
+  shared::print_columns(out, rows, 1);
 }
 
 /// A row a training. Shares are 0..1, and a decimal point is a point in every locale.

@@ -1,4 +1,4 @@
-/// Writes whole files or nothing: readers see the old file or the new one, never half of it.
+/// Reads whole files, and writes whole files or nothing: readers see the old file or the new one, never half of it.
 #pragma once
 
 #include <cerrno>
@@ -13,6 +13,22 @@
 #include "error.hpp"
 
 namespace shared {
+
+/// The whole of a file that is not empty and not larger than `largest` bytes: /dev/zero must not eat the memory. Throws
+/// input_error.
+inline std::string read_file(const std::string& path, std::size_t largest) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw input_error(path + ": cannot open the file");
+  std::string text;
+  char block[1 << 16];
+  while (in.read(block, sizeof block), in.gcount() > 0) {
+    text.append(block, static_cast<std::size_t>(in.gcount()));
+    if (text.size() > largest) throw input_error(path + ": larger than " + std::to_string(largest >> 20) + " MiB");
+  }
+  if (in.bad()) throw input_error(path + ": cannot read the file");
+  if (text.empty()) throw input_error(path + ": the file is empty");
+  return text;
+}
 
 /// Puts `text` into a new file beside `path`, then gives it that name. Throws input_error with the system's reason.
 /// A link is followed; what is no regular file (/dev/null, a pipe) is written to as it is, for a name is all that a

@@ -1,11 +1,14 @@
 /// Numbers as text, and text cut into fields.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <ostream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace shared {
 
@@ -28,6 +31,22 @@ inline std::string grouped(std::int64_t value) {
 }
 
 inline std::string percent(double share, int digits) { return fixed(100 * share, digits) + " %"; }
+
+/// A table: the first row is its head, columns are aligned to the right but for `left`.
+inline void print_columns(std::ostream& out, const std::vector<std::vector<std::string>>& rows, std::size_t left) {
+  std::vector<std::size_t> width(rows.front().size(), 0);
+  for (const auto& row : rows)
+    for (std::size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], row[c].size());
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t c = 0; c < row.size(); ++c) {
+      const std::string space(width[c] - row[c].size(), ' ');
+      line += (c > 0 ? "  " : "") + (c == left ? row[c] + space : space + row[c]);
+    }
+    out << line << '\n';
+    if (&row == rows.data()) out << std::string(line.size(), '-') << '\n';
+  }
+}
 
 /// Removes the text up to `separator` from the front of `rest` and returns it.
 inline std::string_view take_until(std::string_view& rest, char separator) {
