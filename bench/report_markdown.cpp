@@ -257,6 +257,20 @@ std::string routers_section(const session& s) {
          std::to_string(tokens) + ", from tokens to plan: microseconds a token.\n\n" + routers.text();
 }
 
+std::string neurons_section(const session& s) {
+  table t({"single neurons", "T", "layer", "reading its weights", "times", "arithmetic"});
+  for (const neurons_time& n : s.found.neurons) {
+    const auto a_token = [&](double seconds) { return significant(1e6 * seconds / static_cast<double>(n.tokens)); };
+    t.add({std::to_string(n.experts), std::to_string(n.tokens), a_token(n.layer), a_token(n.reading),
+           fixed(n.layer / n.reading, 2), significant(n.arithmetic / (s.all.gflops * 1e3))});
+  }
+  if (t.empty()) return "";
+  return "## A layer of single neurons\n\nPEER behind product keys: D = 512, 8 heads, 16 neurons a head; microseconds a token. "
+         "Reading: once, the neurons that the tokens go to, the keys and the matrix of the queries. Arithmetic: what the "
+         "multiplications take at this machine's best, at any T.\n\n" +
+         t.text();
+}
+
 std::string routing_section(const session& s) {
   std::string out;
   table stages(
@@ -265,7 +279,7 @@ std::string routing_section(const session& s) {
     stages.add({t.on.name, std::to_string(t.tokens), milliseconds(t.route), milliseconds(t.gather),
                 milliseconds(t.combine), milliseconds(t.whole), percent((t.route + t.gather + t.combine) / t.whole)});
   if (!stages.empty()) out += std::string(prose::stages) + stages.text();
-  return out + routers_section(s);
+  return out + routers_section(s) + neurons_section(s);
 }
 
 std::string codebook_section(const session& s) {

@@ -1,6 +1,8 @@
 // What routing costs: the routers alone, one row each, and the share of a forward pass that is not the experts'.
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/expert/neuron_bank.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/assigned/balanced_assignment.hpp>
 #include <sluice/router/assigned/sinkhorn.hpp>
 #include <sluice/router/assigned/sparse_transport.hpp>
@@ -104,6 +106,56 @@ void time_router(session& s, const std::string& name, Router router, const told&
   const contestant route{name, [](std::int64_t) {}, [&](std::int64_t) { router.route(x, context, plan, tape); }};
   const timing t = s.run.race(title, {route}).front();
   s.found.routers.push_back({name, router.experts(), x.rows(), t.median, t.fastest});
+}
+
+/// PEER: D = 512, 8 heads of 16 single neurons. Every repetition takes the next batch, and what is read beside it are the
+/// neurons that this batch goes to, the keys and the matrix of the queries.
+void time_neurons(session& s, index_t keys) {
+  constexpr index_t width = 512;
+  const std::string title = "neurons N=" + std::to_string(keys * keys);
+  if (!s.wants(title)) return;
+  sluice::product_key_router<float> router(width, keys);
+  sluice::initialize(router, /*seed=*/5);
+  sluice::neuron_bank<float> bank(keys * keys, width);
+  for (auto* table : {&bank.down(), &bank.up()})
+    table->fill([](index_t i) { return static_cast<float>(i * 40503 % 65536 - 32768) * 1e-6F; });
+  sluice::moe_layer layer{std::move(router), std::move(bank)};
+  sluice::thread_pool pool(s.asked.threads);
+  const auto context = context_with(pool);
+  const auto read_rows = [&](const float* numbers, index_t rows, auto&& row) {
+    context.executor.parallel_blocks(rows, 64, width, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i) detail::read<1>(numbers + row(i) * width, width);
+    });
+  };
+  for (const index_t rows : {index_t(1), index_t(s.asked.smoke ? 4 : 512)}) {
+    const std::vector<token_rows> x = random_batches(rows, width, 35);
+    std::vector<plan> plans(x.size());
+    std::vector<std::vector<index_t>> touched(x.size());
+    sluice::product_key_router<float>::tape scratch;
+    for (std::size_t b = 0; b < x.size(); ++b) {
+      layer.router().route(x[b], context, plans[b], scratch);
+      for (const auto& own : plans[b].by_expert()) touched[b].push_back(own.expert);
+    }
+    const auto of = [&](std::int64_t r) { return static_cast<std::size_t>(r) % x.size(); };
+    token_rows y(rows, width);
+    decltype(layer)::workspace workspace;
+    auto& own = layer.router();
+    const auto read = [&](std::int64_t r) {
+      const auto& experts = touched[of(r)];
+      const auto each = [&](index_t i) { return experts[static_cast<std::size_t>(i)]; };
+      const auto all = [](index_t i) { return i; };
+      for (const auto* table : {&layer.bank().down(), &layer.bank().up()})
+        read_rows(table->data(), static_cast<index_t>(experts.size()), each);
+      for (const auto* table : {&own.keys(), &own.query_weight()}) read_rows(table->data(), table->size() / width, all);
+    };
+    const auto flush = [&](std::int64_t r) { s.flush(x[of(r)]); };
+    const auto t = s.run.race(
+        title + " T=" + std::to_string(rows),
+        {{"layer", flush, [&](std::int64_t r) { layer.forward(x[of(r)], y, workspace, context); }}, {"read", flush, read}});
+    const auto searched = static_cast<double>(own.keys().size() + own.query_weight().size());
+    const auto used = static_cast<double>(own.heads() * own.top_k() * 2 * width);
+    s.found.neurons.push_back({layer.experts(), rows, t[0].median, t[1].median, 2 * (searched + used)});
+  }
 }
 
 /// Routing, gathering and combining are timed as the calls that do them; a layer that fuses some of them into its products
@@ -228,6 +280,8 @@ void routing_cases(session& s) {
   const index_t keys = s.asked.smoke ? 4 : 1024;
   time_router(s, "product_key, 8 heads", sluice::product_key_router<float>(s.asked.smoke ? 32 : 512, keys));
   time_router(s, "tucker_key, k = 16", sluice::tucker_key_router<float>(s.asked.smoke ? 32 : 512, keys));
+
+  time_neurons(s, keys);
 
   if (s.asked.smoke) return time_stages(s, tiny(), 4);
   for (const shape& on : published_shapes())

@@ -47,6 +47,13 @@ struct scan_time {
   double loads = 0;  ///< as many loads from tables of that size and nothing else, the fastest
 };
 
+/// A layer of single neurons behind product keys, and reading once the weights that its tokens touch: seconds.
+struct neurons_time {
+  std::int64_t experts = 0, tokens = 0;
+  double layer = 0, reading = 0;  ///< in the median
+  double arithmetic = 0;          ///< FLOP a token
+};
+
 /// Seconds of a call of parallel_for.
 struct executor_time {
   std::string name;
@@ -80,6 +87,7 @@ struct results {
   records cases;
   std::vector<stage_times> stages;
   std::vector<router_time> routers;
+  std::vector<neurons_time> neurons;
   std::vector<codebook_time> codebooks;
   std::vector<scan_time> scans;
   std::vector<executor_time> executors;
