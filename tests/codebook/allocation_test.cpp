@@ -1,6 +1,7 @@
 #include "../allocation.hpp"
 
 #include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/kmeans.hpp>
 #include <sluice/codebook/scalar/binary_spherical.hpp>
 #include <sluice/codebook/scalar/lookup_free.hpp>
 #include <sluice/codebook/scalar/residual_finite_scalar.hpp>
@@ -8,6 +9,7 @@
 #include <sluice/codebook/structure/projected.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
+#include <sluice/exec/thread_pool.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -78,4 +80,37 @@ TEST_CASE("quantisers: once warm, no call allocates", "[codebook][alloc]") {
   check_warm_calls("product",
                    product_quantizer{std::vector(2, vector_quantizer{learned_codes<float>{20, row_width / 2}})});
   check_warm_calls("residual", residual_quantizer{vector_quantizer{learned_codes<float>{20, row_width}}, 3});
+}
+
+TEST_CASE("nearest_codes, kmeans: after the largest batch no call allocates, however it is cut", "[codebook][alloc]") {
+  thread_pool pool(3);
+  const bool threads = GENERATE(false, true);
+  const index_t codes = GENERATE(40, 1100), most = 1500;
+  const executor_ref executor = threads ? executor_ref(pool) : executor_ref();
+  const matrix<float> x = test::random_matrix<float>(most, 4, 1), keys = test::random_matrix<float>(codes, 4, 2);
+  code_search<float> search;
+  search.set_keys({keys.data(), codes, 4});
+  nearest_scratch<float> scratch;
+  matrix<index_t> ids(most, 1);
+  kmeans<float> farthest(codes, 4, {.rounds = 2});
+  kmeans<float, split_codes<float>> split(codes, 4, {.rounds = 2});
+  const auto run = [&](index_t tokens) {
+    nearest_codes<float>(x.topRows(tokens), search, ids.topRows(tokens), nullptr, scratch, executor);
+    const auto cluster = [&](auto& clusters) {
+      clusters.begin_at(keys);
+      clusters.fit(x.topRows(tokens), executor);
+      clusters.learn(x.topRows(tokens), executor);
+      clusters.label(x.topRows(tokens), executor);
+    };
+    cluster(farthest);
+    cluster(split);
+  };
+  run(most);
+  for (const index_t tokens : {1, 13, 15, 100, 511, 513, 1024, 1499}) {
+    const long calls = allocations.calls, mallocs = allocations.mallocs;
+    run(tokens);
+    const bool allocated = allocations.calls != calls || allocations.mallocs != mallocs;
+    CAPTURE(tokens);
+    CHECK_FALSE(allocated);
+  }
 }

@@ -40,6 +40,8 @@ class farthest_tokens {
 public:
   void operator()(const kmeans_round<Scalar>& r, code_sums<Scalar>& sums) {
     const index_t tokens = r.x.rows(), width = r.x.cols();
+    distances_.reserve(tokens);  // also where no code is empty yet: a warm call allocates nothing
+    farthest_.reserve(std::min(tokens, 2 * sums.counts.size()));
     const auto empty = std::count(sums.weights.begin(), sums.weights.end(), Scalar(0));
     if (empty == 0 || tokens == 0) return;
     distances_.resize(tokens);
@@ -85,6 +87,8 @@ public:
 
   void operator()(const kmeans_round<Scalar>& r, code_sums<Scalar>& sums) {
     const index_t codes = sums.counts.size(), width = sums.sums.cols();
+    for (buffer<index_t>* of_tokens : {&owners_, &drawable_, &places_}) of_tokens->reserve(r.x.rows());
+    begins_.reserve(codes);
     if (std::count(sums.weights.begin(), sums.weights.end(), Scalar(0)) == 0) return;
     list(sums);
     for (index_t c = 0; c < codes && !drawable_.empty(); ++c) {
