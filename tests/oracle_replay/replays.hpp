@@ -31,10 +31,8 @@ template <typename Scalar>
 void mean_active_gate(oracle_case<Scalar>& c);
 std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_taming, mauve
 std::vector<replayer> code_readers();  // transformer_vq, movq
-std::vector<replayer> residual_codebooks();  // rvq, rq_vae, encodec_rvq, grouped_rvq
 std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
-std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, rq_vae
-std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, lfq, bsq
+std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

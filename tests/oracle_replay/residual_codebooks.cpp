@@ -1,4 +1,4 @@
-// Quantisers of several codes a token: rvq, encodec_rvq, grouped_rvq, dac_rvq, rq_vae.
+// Quantisers of several codes a token: rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae.
 #include "binding.hpp"
 #include "quantizer_step.hpp"
 #include "replays.hpp"
@@ -7,8 +7,11 @@
 #include <sluice/codebook/codes/moving_average.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
 #include <sluice/codebook/kmeans.hpp>
+#include <sluice/codebook/repair/expire_codes.hpp>
+#include <sluice/codebook/structure/group_projected.hpp>
 #include <sluice/codebook/structure/product.hpp>
 #include <sluice/codebook/structure/residual.hpp>
+#include <sluice/codebook/structure/shared_product.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
 
 namespace oracle {
@@ -65,6 +68,30 @@ moving_average_codes<Scalar> codes_of_case(const oracle_case<Scalar>& c, const s
            .epsilon = c.template setting<double>("eps", 1e-5),
            .initial_size = initial_size}};
 }
+
+/// Restarts of codes with the draws of a case: the i-th call has the i-th draws, and then the first again.
+struct drawn_expiry {
+  using role = repair_role;
+  template <typename Scalar>
+  using memory = expire_codes::memory<Scalar>;
+
+  expire_codes expiry;
+  std::vector<std::vector<double>> draws;
+  std::size_t calls = 0;
+
+  template <typename Codes, typename Scalar>
+  void after_step(Codes& codebook, const quantized_batch<Scalar>& batch, memory<Scalar>& m, buffer<index_t>& replaced) {
+    routing_context<Scalar> drawn = batch.context;
+    drawn.random.replay(expire_codes::site, draws.at(calls++ % draws.size()));
+    expiry.after_step(codebook,
+                      quantized_batch<Scalar>{batch.x, batch.codes, batch.ids, batch.seen, batch.counted, batch.search,
+                                              batch.scratch, drawn},
+                      m, replaced);
+  }
+};
+
+/// The draw that takes this of n candidates.
+double draw_of(index_t candidate, std::size_t n) { return (static_cast<double>(candidate) + 0.5) / static_cast<double>(n); }
 
 /// Calls f(gradient policy).
 template <typename Scalar, typename F>
@@ -210,17 +237,26 @@ void replay_encodec(oracle_case<Scalar>& c) {
 template <typename Scalar>
 void replay_grouped(oracle_case<Scalar>& c) {
   const auto groups = c.template setting<index_t>("groups"), quantizers = c.template setting<index_t>("quantizers");
-  if (c.template setting<bool>("shared")) throw unsupported("expiry in a shared codebook");
+  const auto shared = c.template setting<bool>("shared");
   with_gradient_of_case(c, [&](auto gradient) {
+    const residual_options options{.gradient = residual_gradient::each_stage};
+    // In the case one code dies, of the last stage: nobody searches it before the codes are made once more.
+    drawn_expiry expiry{{.threshold = c.template setting<double>("threshold"), .noise = 0, .recompute = true}, {{}}, 0};
+    if (c.has("permutation.0")) {
+      const auto order = c.integers("permutation.0");
+      expiry.draws.front().assign(as_size(c.template setting<index_t>("codes")), draw_of(order.front(), order.size()));
+    }
     const auto make = [&](double weight) {
-      const vector_quantizer stage{codes_of_case(c, "codebooks"), gradient, commitment_loss{.encoder = weight}};
-      const residual_quantizer part{std::vector(as_size(quantizers), stage), {.gradient = residual_gradient::each_stage}};
+      const vector_quantizer stage{codes_of_case(c, "codebooks"), gradient, commitment_loss{.encoder = weight}, expiry};
+      const residual_quantizer part = shared ? residual_quantizer{stage, quantizers, options}
+                                             : residual_quantizer{std::vector(as_size(quantizers), stage), options};
       return product_quantizer{std::vector(as_size(groups), part)};
     };
     const auto codebooks = [&](auto& q) {
       codebooks_of<Scalar> all;
       for (index_t g = 0; g < groups; ++g)
         for (auto* one : codebooks_of_stages(q.part(g))) all.push_back(one);
+      if (shared) all.resize(1);
       return all;
     };
     const auto losses = [](const auto& tape) {
@@ -330,6 +366,74 @@ void replay_dac(oracle_case<Scalar>& c) {
   }
 }
 
+// ---- kmeans_vq -------------------------------------------------------------------------------------------------------
+
+/// make(encoder, codebook) is the quantiser behind the projection; bind(quantiser, bindings) ties its codes to the file.
+template <typename Scalar, typename Make, typename Bind>
+void run_kmeans_vq(oracle_case<Scalar>& c, Make&& make, Bind&& bind) {
+  const auto groups = c.template setting<index_t>("groups");
+  const auto x = c.rows("x"), dy = c.rows("grad_out");
+  std::vector<index_t> items;
+  for (index_t b = 0; b <= c.axis("x", 0); ++b) items.push_back(b * c.axis("x", 1));
+  const routing_context<Scalar> context{.training = true, .groups = items};
+  const auto projected = [&](double encoder, double codebook) { return group_projected_quantizer{groups, make(encoder, codebook)}; };
+  auto q = projected(c.template setting<double>("gamma"), 1), without_loss = projected(0, 0);
+  const auto bind_all = [&](auto& target) {
+    bindings<Scalar> b;
+    b.bind("projection.0.weight", target.projection());
+    b.bind("projection.1.weight", target.gain());
+    b.bind("projection.1.bias", target.bias());
+    bind(target.quantizer(), b);
+    b.load(c);
+    return b;
+  };
+  const auto bound = bind_all(q), bound_without_loss = bind_all(without_loss);
+  quantizer_step<decltype(q)> step(q, x, context), plain(without_loss, x, context);
+  const matrix<index_t> ids = step.tape.ids.map();
+  c.check("y", step.y);
+  c.check("projected", matrix<Scalar>(step.tape.z.map()));
+  c.check_integers("indices", numbers_of(ids));
+  c.check("kmeans_loss", step.tape.loss());
+  double perplexity = 0;
+  for (index_t g = 0; g < groups; ++g) {
+    code_usage usage(q.codes(g));
+    for (index_t t = 0; t < ids.rows(); ++t) usage.add(&ids(t, g), 1);
+    perplexity += usage.perplexity(1e-7);
+  }
+  c.check("code_perplexity", static_cast<Scalar>(perplexity));
+  c.check("grad.x", plain.backward(without_loss, dy));
+  bound_without_loss.check_gradients(c, "grad");
+  c.check("grad_kmeans_loss.x", step.backward_of_losses(q));
+  bound.check_gradients(c, "grad_kmeans_loss");
+}
+
+template <typename Scalar>
+void replay_kmeans_vq(oracle_case<Scalar>& c) {
+  const auto groups = c.template setting<index_t>("groups");
+  const index_t codes = c.axis("embedding", 0), width = c.axis("embedding", 2);
+  if (c.template setting<bool>("combine_groups")) {
+    run_kmeans_vq(
+        c,
+        [&](double encoder, double codebook) {
+          const commitment_loss loss{.encoder = encoder, .codebook = codebook};
+          return shared_product_quantizer{vector_quantizer{learned_codes<Scalar>(codes, width), loss}, groups};
+        },
+        [](auto& q, bindings<Scalar>& b) { b.bind("embedding", q.part().codebook().table()); });
+    return;
+  }
+  run_kmeans_vq(
+      c,
+      [&](double encoder, double codebook) {
+        const auto share = static_cast<double>(groups);  // a part's mean is over its own columns
+        const commitment_loss loss{.encoder = encoder / share, .codebook = codebook / share};
+        return product_quantizer{std::vector(as_size(groups), vector_quantizer{learned_codes<Scalar>(codes, width), loss})};
+      },
+      [&](auto& q, bindings<Scalar>& b) {
+        for (index_t g = 0; g < groups; ++g)
+          b.bind_at("embedding", q.part(g).codebook().table(), {g * width, groups * width, 1});
+      });
+}
+
 // ---- rq_vae ----------------------------------------------------------------------------------------------------------
 
 /// Patches of an image [B,H,W,D] as vectors (row in patch, column in patch, channel), and back.
@@ -369,31 +473,66 @@ void replay_rq_vae(oracle_case<Scalar>& c) {
   const patches_of_image cut{c.axis("x", 0), c.axis("x", 1), c.axis("x", 2), c.axis("x", 3), shape.at(0), shape.at(1)};
   const index_t depth = shape.at(2);
   const auto x = cut.vectors(c.rows("x")), dy = cut.vectors(c.rows("grad_out"));
-  if (c.template setting<bool>("train")) throw unsupported("restart of codes");
-  if (!c.template setting<bool>("shared")) throw unsupported("separate codebooks without training");
-  const auto make = [&](double weight) {
-    residual_quantizer q{vector_quantizer{codes_of_case(c, "codebook"), commitment_loss{.encoder = weight / static_cast<double>(depth)}}, depth};
-    load_stacked<Scalar>(c, {&q.stage(0).codebook()}, "codebook", "cluster_size_ema", "embed_ema");
-    return q;
+  const auto shared = c.template setting<bool>("shared"), train = c.template setting<bool>("train");
+  const auto of_depth = [&](const std::string& name, index_t j) { return shared ? name : name + '.' + std::to_string(j); };
+  drawn_expiry expiry{{.threshold = 1, .recompute = true}, {}, 0};
+  for (index_t j = 0; train && j < depth; ++j) {
+    const std::string suffix = '.' + std::to_string(j);
+    const auto order = c.integers("permutation" + suffix);
+    std::vector<double> draws;
+    for (index_t k = 0; k < c.axis(of_depth("codebook", j), 0); ++k) draws.push_back(draw_of(order.at(as_size(k)), order.size()));
+    if (c.has("uniform" + suffix))
+      for (const Scalar u : c.numbers("uniform" + suffix)) draws.push_back(static_cast<double>(u));
+    expiry.draws.push_back(std::move(draws));
+  }
+  const auto stage_of = [&](double weight, index_t j) {
+    drawn_expiry own = expiry;
+    if (train && !shared) own.draws = {expiry.draws.at(as_size(j))};
+    vector_quantizer stage{codes_of_case(c, of_depth("codebook", j)), commitment_loss{.encoder = weight / static_cast<double>(depth)}, own};
+    load_stacked<Scalar>(c, {&stage.codebook()}, of_depth("codebook", j), of_depth("cluster_size_ema", j), of_depth("embed_ema", j));
+    return stage;
   };
-  auto q = make(1), without_loss = make(0);
-  quantizer_step<decltype(q)> step(q, x), plain(without_loss, x);
-  c.check("y", cut.image(step.y));
-  c.check_integers("indices", numbers_of(step.tape.ids.map()));
-  c.check("commitment_loss", step.tape.loss());
-  c.check("grad.x", cut.image(plain.backward(without_loss, dy)));
-  c.check("grad_commitment_loss.x", cut.image(step.backward_of_losses(q)));
-  // What a prior is trained on: softmax(-|r_j - c|^2 / 0.7), along the codes that were taken.
-  std::vector<Scalar> soft;
-  const auto codes = q.stage(0).codebook().table().to_matrix();
-  for (index_t t = 0; t < x.rows(); ++t)
-    for (const auto& stage : step.tape.stages) {
-      Eigen::Array<Scalar, Eigen::Dynamic, 1> p = -(codes.rowwise() - stage.kept.x().row(t)).rowwise().squaredNorm() / Scalar(0.7);
-      p = (p - p.maxCoeff()).exp().eval();
-      p /= p.sum();
-      soft.insert(soft.end(), p.begin(), p.end());
+  const auto replay = [&](auto&& make) {
+    auto q = make(1), without_loss = make(0);
+    quantizer_step<decltype(q)> step(q, x), plain(without_loss, x);
+    c.check("y", cut.image(step.y));
+    c.check_integers("indices", numbers_of(step.tape.ids.map()));
+    c.check("commitment_loss", step.tape.loss());
+    c.check("grad.x", cut.image(plain.backward(without_loss, dy)));
+    c.check("grad_commitment_loss.x", cut.image(step.backward_of_losses(q)));
+    if (train) {
+      q.after_step(step.tape);
+      for (index_t j = 0; j < (shared ? 1 : depth); ++j) {
+        auto& codebook = q.stage(j).codebook();
+        c.check(of_depth("codebook_after", j), codebook.table().to_matrix());
+        c.check(of_depth("cluster_size_ema_after", j), codebook.sizes().to_matrix());
+        c.check(of_depth("embed_ema_after", j), codebook.sums().to_matrix());
+      }
+      return;
     }
-  c.check("soft_codes", soft);
+    // What a prior is trained on: softmax(-|r_j - c|^2 / 0.7), along the codes that were taken.
+    std::vector<Scalar> soft;
+    const auto codes = q.stage(0).codebook().table().to_matrix();
+    for (index_t t = 0; t < x.rows(); ++t)
+      for (const auto& stage : step.tape.stages) {
+        Eigen::Array<Scalar, Eigen::Dynamic, 1> p = -(codes.rowwise() - stage.kept.x().row(t)).rowwise().squaredNorm() / Scalar(0.7);
+        p = (p - p.maxCoeff()).exp().eval();
+        p /= p.sum();
+        soft.insert(soft.end(), p.begin(), p.end());
+      }
+    c.check("soft_codes", soft);
+  };
+  if (!shared) {
+    replay([&](double weight) {
+      std::vector stages{stage_of(weight, 0)};
+      for (index_t j = 1; j < depth; ++j) stages.push_back(stage_of(weight, j));
+      return residual_quantizer{std::move(stages)};
+    });
+  } else if (train) {
+    replay([&](double weight) { return residual_quantizer{stage_of(weight, 0), depth, moves_between_depths{}}; });
+  } else {
+    replay([&](double weight) { return residual_quantizer{stage_of(weight, 0), depth}; });
+  }
 }
 
 }  // namespace
@@ -403,6 +542,7 @@ std::vector<replayer> residual_codebooks() {
           {"rq_vae", replay_rq_vae<float>, replay_rq_vae<double>},
           {"encodec_rvq", replay_encodec<float>, replay_encodec<double>},
           {"dac_rvq", replay_dac<float>, replay_dac<double>},
+          {"kmeans_vq", replay_kmeans_vq<float>, replay_kmeans_vq<double>},
           {"grouped_rvq", replay_grouped<float>, replay_grouped<double>}};
 }
 

@@ -60,6 +60,7 @@
 #include <sluice/codebook/search/product_index.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
 #include <sluice/codebook/search/rerank.hpp>
+#include <sluice/codebook/structure/group_projected.hpp>
 #include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>
