@@ -15,7 +15,7 @@
 /// Token choice never takes an entry that is 0, expert choice does, the lowest tokens first. Equal numbers: the lower
 /// expert or token. All numbers are made in the scalar, for every column or row on its own, in one order: equal bits
 /// for any thread count. A step costs n E and a selection of m from each column or row, where a top-k router selects
-/// once: with 20 steps 3 to 8 times as much, and more where m is large. Liu, Puigcerver, Blondel 2023,
+/// once: with 20 steps 4 to 10 times as much, and more where m is large. Liu, Puigcerver, Blondel 2023,
 /// "Sparsity-Constrained Optimal Transport", arXiv:2209.15466; Liu et al. 2024, arXiv:2401.15969.
 #pragma once
 

@@ -7,7 +7,7 @@
 /// S is the smallest set of best experts with a mass of at least the threshold: a sure token has one expert, an unsure
 /// one many. A threshold <= 0 is top-1; at 1 all experts but those of probability 0 are taken, up to rounding of the
 /// mass. What a token takes is sorted and planned: of 256 logits of deviation 1 a mass of 0.4 has 27, which makes this
-/// about twice a top-2 router. k is a bound, E unless options.top_k or a call says less, and plans have room for it.
+/// 2 to 3 times a top-2 router. k is a bound, E unless options.top_k or a call says less, and plans have room for it.
 /// Small experts, E times f of width H / f, are a matter of the experts.
 ///
 /// Gradients: S is a constant, and those of the weights are top_k_router's for S. Equal logits: the lower expert. NaN,
