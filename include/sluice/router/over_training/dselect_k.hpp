@@ -15,10 +15,10 @@
 ///   dZ[i,b] = S'(Z[i,b]) sum over e of alpha[i] G[e] (+1 or -1 by bit b of e) * product over the other bits
 ///   da[i]   = alpha[i] (sum over e of G[e] r[i,e] - sum over e of G[e] weight[e])
 ///
-/// Before bits saturate a token has k 2^m products of a code and a plan of up to E rows: of 256 experts up to three times
-/// the work of a top-2 router. A saturated bit has no gradient and stays. Padding is not routed. NaN in a token, its Z or a gives it no expert
-/// and output NaN. The number of selectors is part of the parameters: a call may not name another k.
-/// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
+/// Before bits saturate a token has k 2^m products of a code and a plan of up to E rows: of 256 experts up to three
+/// times the work of a top-2 router. A saturated bit has no gradient and stays. Padding is not routed. NaN in a token,
+/// its Z or a gives it no expert and output NaN. The number of selectors is part of the parameters: a call may not name
+/// another k. Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
