@@ -61,12 +61,12 @@
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/best_code.hpp>
+#include <sluice/kernel/byte_tables.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/small_svd.hpp>
-#include <sluice/kernel/table_scan.hpp>
 #include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>

@@ -32,27 +32,27 @@ public:
 
   const code_logits<Scalar>& tiles() const noexcept { return logits_; }
 
-  /// dcode += sum over tokens of d[t] dscore[c,t]/dc.
-  void add_gradient(index_t c, const Scalar* d, Scalar* dcode, buffer<Scalar>& scratch) const {
+  /// dcode += sum over tokens of d[t] dscore[c,t]/dc; scratch has room for D numbers.
+  void add_gradient(index_t c, const Scalar* d, Scalar* dcode, Scalar* scratch) const {
     const Scalar* code = codes_ + c * width_;
-    scratch.assign(width_, Scalar(0));
+    std::fill_n(scratch, width_, Scalar(0));
     const Scalar* rows = is_square ? x_ : token_keys_.keys().keys;
     Scalar sum = 0;
     for (index_t t = 0; t < tokens_; ++t) {
       if (d[t] == 0) continue;
-      kernel::add_scaled(d[t], rows + t * width_, scratch.data(), width_);
+      kernel::add_scaled(d[t], rows + t * width_, scratch, width_);
       sum += d[t];
     }
     if constexpr (is_square) {
-      kernel::add_scaled(Scalar(2), scratch.data(), dcode, width_);
+      kernel::add_scaled(Scalar(2), scratch, dcode, width_);
       kernel::add_scaled(-2 * sum, code, dcode, width_);
     } else if constexpr (std::is_same_v<Metric, cosine_similarity>) {
       const Scalar* key = code_keys_.keys().keys + c * width_;
       const Scalar length = std::max(std::sqrt(kernel::dot(code, code, width_)), std::numeric_limits<Scalar>::min());
-      kernel::add_scaled(1 / length, scratch.data(), dcode, width_);
-      kernel::add_scaled(-kernel::dot(key, scratch.data(), width_) / length, key, dcode, width_);
+      kernel::add_scaled(1 / length, scratch, dcode, width_);
+      kernel::add_scaled(-kernel::dot(key, static_cast<const Scalar*>(scratch), width_) / length, key, dcode, width_);
     } else {
-      kernel::add_scaled(Scalar(1), scratch.data(), dcode, width_);
+      kernel::add_scaled(Scalar(1), scratch, dcode, width_);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <sluice/codebook/attention/memory_attention.hpp>
 #include <sluice/codebook/attention/quantized_attention.hpp>
 #include <sluice/codebook/attention/window_and_cache.hpp>
+#include <sluice/codebook/code_agreement.hpp>
 #include <sluice/codebook/code_logits.hpp>
 #include <sluice/codebook/code_scores.hpp>
 #include <sluice/codebook/code_search.hpp>
@@ -54,6 +55,7 @@
 #include <sluice/codebook/search/best_items.hpp>
 #include <sluice/codebook/search/code_blocks.hpp>
 #include <sluice/codebook/search/code_packing.hpp>
+#include <sluice/codebook/search/cost_bounds.hpp>
 #include <sluice/codebook/search/cost_tables.hpp>
 #include <sluice/codebook/search/inverted_lists.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
@@ -61,6 +63,7 @@
 #include <sluice/codebook/search/product_scan.hpp>
 #include <sluice/codebook/search/rerank.hpp>
 #include <sluice/codebook/structure/group_projected.hpp>
+#include <sluice/codebook/structure/modality.hpp>
 #include <sluice/codebook/structure/nested_codebook.hpp>
 #include <sluice/codebook/structure/prefix_dropout.hpp>
 #include <sluice/codebook/structure/product.hpp>

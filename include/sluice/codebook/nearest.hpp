@@ -36,7 +36,7 @@ struct search_cut {
   static search_cut of(index_t tokens, const kernel::code_keys<Scalar>& k, index_t threads) {
     // Packed rows of a chunk take no more than a megabyte of floats; half a thousand rows pay for packing the codes,
     // which come from memory each time.
-    constexpr index_t most_numbers = 1 << 18, most_rows = 4096, fewest_rows = 512, fewest_codes = 512;
+    constexpr index_t most_numbers = 1 << 18, most_rows = 2048, fewest_rows = 512, fewest_codes = 512;
     constexpr index_t most_codes = 1 << 30;  // the kernel counts them in integers as wide as a lane
     constexpr index_t height = kernel::tile_rows;
     const index_t room = std::clamp(most_numbers / std::max<index_t>(k.width, 1), 4 * height, most_rows);

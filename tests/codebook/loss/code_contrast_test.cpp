@@ -50,3 +50,19 @@ TEST_CASE("code_contrast_loss: one token, and none", "[codebook]") {
   test::check_loss_gradients(q, test::random_matrix<double>(2, 4, 1), false);
   test::check_quantizer_promises(q, 5);
 }
+
+TEST_CASE("code_contrast_loss: threads change no bit", "[codebook]") {
+  auto q = contrasting_quantizer<cosine_similarity>(70, 4);
+  const matrix<double> x = test::random_matrix<double>(23, 4, 1), none = matrix<double>::Zero(23, 4);
+  matrix<double> y(23, 4), dx(23, 4);
+  std::vector<matrix<double>> gradients;
+  test::shuffled_threads threads(3);
+  for (const executor_ref& executor : {executor_ref(), executor_ref(threads)}) {
+    decltype(q)::tape tape;
+    q.forward(x, y, tape, {.training = true, .executor = executor});
+    zero_gradients(q);
+    q.backward(none, dx, tape);
+    gradients.push_back(q.codebook().table().gradient_matrix());
+  }
+  CHECK(test::same_bits(gradients[0], gradients[1]));
+}

@@ -31,7 +31,7 @@ struct code_contrast_loss {
     matrix_buffer<index_t> order;     ///< tokens of some codes, worst first as far as that counts
     matrix_buffer<Scalar> gradients;  ///< [C,D]
     buffer<Scalar> losses;            ///< [C]
-    buffer<Scalar> sums;              ///< [D]
+    matrix_buffer<Scalar> sums;       ///< of some codes [.,D]
   };
 
   double coefficient = 1;
@@ -57,14 +57,14 @@ struct code_contrast_loss {
     m.scores.set(batch.codes, std::as_const(m.x).map(), executor);
     m.rows.resize(codes_at_a_time, tokens);
     m.order.resize(codes_at_a_time, tokens);
+    m.sums.resize(codes_at_a_time, width);
     for (index_t first = 0; first < codes; first += codes_at_a_time) {
       const index_t count = std::min(codes_at_a_time, codes - first);
       executor.parallel_blocks(count, 1, tokens * (width / 4 + 16), [&](index_t i, index_t) {
         score(m, first + i, i);
         m.losses[first + i] = contrast(m.rows.row(i), m.order.row(i), tokens, codes);
+        m.scores.add_gradient(first + i, m.rows.row(i), m.gradients.row(first + i), m.sums.row(i));
       });
-      for (index_t i = 0; i < count; ++i)
-        m.scores.add_gradient(first + i, m.rows.row(i), m.gradients.row(first + i), m.sums);
     }
     Scalar sum = 0;
     for (const Scalar loss : m.losses) sum += loss;

@@ -31,10 +31,11 @@ public:
   /// Room for k items, of which the first `taken` were taken by another that had it.
   explicit best_items(std::span<costed_item<Scalar>> room, std::size_t taken = 0) noexcept : room_(room), count_(taken) {}
 
+  bool is_full() const noexcept { return count_ == room_.size(); }
   /// No item that costs more can be taken any more.
   Scalar limit() const noexcept {
     if (room_.empty()) return -std::numeric_limits<Scalar>::infinity();
-    return count_ < room_.size() ? std::numeric_limits<Scalar>::infinity() : room_.front().cost;
+    return is_full() ? room_.front().cost : std::numeric_limits<Scalar>::infinity();
   }
 
   void offer(Scalar cost, index_t id) {
