@@ -1,7 +1,19 @@
 #include "../allocation.hpp"
 
+#include <sluice/codebook/assign/transport.hpp>
+#include <sluice/codebook/codes/counted.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/gradient/index_propagation.hpp>
+#include <sluice/codebook/gumbel_quantizer.hpp>
 #include <sluice/codebook/kmeans.hpp>
+#include <sluice/codebook/loss/code_contrast.hpp>
+#include <sluice/codebook/loss/code_entropy.hpp>
+#include <sluice/codebook/loss/distance_cross_entropy.hpp>
+#include <sluice/codebook/loss/wasserstein.hpp>
+#include <sluice/codebook/mixture_quantizer.hpp>
+#include <sluice/codebook/repair/anchors.hpp>
+#include <sluice/codebook/repair/expire_codes.hpp>
+#include <sluice/codebook/repair/split_most_used.hpp>
 #include <sluice/codebook/scalar/binary_spherical.hpp>
 #include <sluice/codebook/scalar/lookup_free.hpp>
 #include <sluice/codebook/scalar/residual_finite_scalar.hpp>
@@ -79,6 +91,18 @@ TEST_CASE("quantisers: once warm, no call allocates", "[codebook][alloc]") {
   check_warm_calls("moving averages", vector_quantizer{moving_average_codes<float>{20, row_width}});
   check_warm_calls("product",
                    product_quantizer{std::vector(2, vector_quantizer{learned_codes<float>{20, row_width / 2}})});
+  using learned = learned_codes<float>;
+  const learned codes{20, row_width};
+  check_warm_calls("expire_codes", vector_quantizer{moving_average_codes<float>{20, row_width}, expire_codes{}});
+  check_warm_calls("split_most_used", vector_quantizer{counted_codes{codes}, split_most_used{.unused_below = 0.5}});
+  check_warm_calls("anchors", vector_quantizer{codes, cosine_similarity{}, anchors<float>{20, row_width},
+                                               commitment_loss{}, code_contrast_loss{}});
+  check_warm_calls("index_propagation",
+                   vector_quantizer{codes, inner_product{}, index_propagation{}, commitment_loss{}, code_entropy_loss{}});
+  check_warm_calls("transport", vector_quantizer{codes, transport_assignment{}, distance_cross_entropy{}});
+  check_warm_calls("wasserstein", vector_quantizer{codes, wasserstein_loss<float>{20}});
+  check_warm_calls("gumbel", gumbel_quantizer<float>{row_width, row_width, {.entries = 20, .diversity_weight = 1}});
+  check_warm_calls("mixture", mixture_quantizer<float>{2, 20, row_width / 2});
   check_warm_calls("residual", residual_quantizer{vector_quantizer{learned_codes<float>{20, row_width}}, 3});
 }
 

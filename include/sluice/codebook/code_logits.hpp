@@ -41,6 +41,10 @@ public:
     void shares(index_t t, const Scalar* in, Scalar* out, index_t count) const {
       exponentials(in, maxima[t], logs[t], out, count);
     }
+    void reserve(index_t tokens) {
+      maxima.reserve(tokens);
+      logs.reserve(tokens);
+    }
     void resize(index_t tokens) {
       maxima.resize(tokens);
       logs.resize(tokens);
@@ -59,6 +63,11 @@ public:
   void set_distances(const_matrix_map<Scalar> x, const_matrix_map<Scalar> codes, const executor_ref& executor) {
     see(form::distances, x, codes, 1);
     take_norms(x, codes, executor);
+  }
+
+  void reserve(index_t tokens, index_t codes) {
+    token_squares_.reserve(tokens);
+    code_squares_.reserve(codes);
   }
 
   index_t tokens() const noexcept { return tokens_; }

@@ -30,6 +30,13 @@ public:
     }
   }
 
+  void reserve(index_t codes, index_t tokens, index_t width) {
+    logits_.reserve(codes, tokens);
+    if (is_square) return;
+    code_keys_.own_keys(codes, width);
+    token_keys_.own_keys(tokens, width);
+  }
+
   const code_logits<Scalar>& tiles() const noexcept { return logits_; }
 
   /// dcode += sum over tokens of d[t] dscore[c,t]/dc; scratch has room for D numbers.

@@ -221,6 +221,7 @@ private:
         kernel::add_scaled(Scalar(1), dy.data() + i * dy.outerStride() + g * part(),
                            dvalues.data() + (table(g) + t.ids(i, g)) * part(), part());
     }
+    t.dlogits.reserve(tokens, logits_width());
     const bool sampled = t.soft.rows() > 0;
     if (counted == 0 || (!sampled && options_.diversity_weight == 0)) return;
     const Scalar of_loss = -static_cast<Scalar>(options_.diversity_weight / static_cast<double>(logits_width()) /

@@ -136,6 +136,11 @@ private:
     if constexpr (HasParameters<std::remove_const_t<Policy>>) visit(Policy::name, policy);
   }
 
+  template <typename Memory>
+  void make_room(Memory& memory, index_t tokens) const {
+    if constexpr (requires { memory.reserve(tokens, codes(), inputs()); }) memory.reserve(tokens, codes(), inputs());
+  }
+
   void prepare(detail::search_memory<Codes>& m, const executor_ref& executor) const { codebook_.evaluate(m.codes, executor); }
 
   void prepare_search(detail::search_memory<Codes>& m, const executor_ref& executor) const {
@@ -162,6 +167,8 @@ private:
   void assign(tape& t, const context_type& context) const {
     prepare(t, context.executor);
     prepare_search(t, context.executor);
+    t.replaced.reserve(codes());
+    std::apply([&](auto&... memory) { (make_room(memory, t.ids.rows()), ...); }, t.memories);
     const auto batch = seen(t, nullptr);
     policies::template for_each<assignment_role>(policies_, [&](const auto& assignment, auto& memory) {
       assignment.assign(batch, t.ids.map(), memory);

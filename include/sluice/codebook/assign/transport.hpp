@@ -45,6 +45,15 @@ struct transport_assignment {
     buffer<double> sums;      ///< scratch: of tokens or of codes
     buffer<double> totals;    ///< [n] sums of the rows of the plan, T Q
     buffer<double> best;      ///< [n] the greatest exponent, or what is left of a draw
+
+    void reserve(index_t count, index_t codes, index_t width) {
+      tokens.reserve(count);
+      x.reserve(count, width);
+      logits.reserve(count, codes);
+      of_code.reserve(codes);
+      for (auto* numbers : {&of_token, &totals, &best}) numbers->reserve(count);
+      sums.reserve(std::max(2 * count, codes));
+    }
   };
 
   double epsilon = 10;

@@ -28,6 +28,12 @@ struct index_propagation {
     typename code_logits<Scalar>::log_sums log_sums;
     buffer<Scalar> means;  ///< [T] sum over c of p[t,c] dy_t . c
     code_sums<Scalar> chosen;
+
+    void reserve(index_t tokens, index_t codes, index_t width) {
+      log_sums.reserve(tokens);
+      means.reserve(tokens);
+      chosen.reserve(tokens, codes, width);
+    }
   };
 
   /// Adds to dx [T,D] and, if it has rows, to dcodes [C,D].

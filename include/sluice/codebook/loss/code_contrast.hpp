@@ -22,6 +22,7 @@ namespace sluice::inline SLUICE_ISA {
 template <typename Metric = cosine_similarity>
 struct code_contrast_loss {
   using role = loss_role;
+  static constexpr index_t codes_at_a_time = 64;
   template <typename Scalar>
   struct memory {
     buffer<index_t> tokens;
@@ -32,6 +33,17 @@ struct code_contrast_loss {
     matrix_buffer<Scalar> gradients;  ///< [C,D]
     buffer<Scalar> losses;            ///< [C]
     matrix_buffer<Scalar> sums;       ///< of some codes [.,D]
+
+    void reserve(index_t count, index_t codes, index_t width) {
+      tokens.reserve(count);
+      x.reserve(count, width);
+      scores.reserve(codes, count, width);
+      rows.reserve(codes_at_a_time, count);
+      order.reserve(codes_at_a_time, count);
+      gradients.reserve(codes, width);
+      losses.reserve(codes);
+      sums.reserve(codes_at_a_time, width);
+    }
   };
 
   double coefficient = 1;
@@ -81,8 +93,6 @@ struct code_contrast_loss {
   }
 
 private:
-  static constexpr index_t codes_at_a_time = 64;
-
   template <typename Scalar>
   static void score(memory<Scalar>& m, index_t code, index_t row) {
     constexpr index_t stride = code_logits<Scalar>::tile_codes;

@@ -32,6 +32,12 @@ struct code_entropy_loss {
     buffer<Scalar> means;      ///< [T] sum over c of p b
     Scalar sample_entropy = 0;
     Scalar batch_entropy = 0;
+
+    void reserve(index_t tokens, index_t codes, index_t) {
+      log_sums.reserve(tokens);
+      for (auto* numbers : {&entropies, &means}) numbers->reserve(tokens);
+      for (auto* numbers : {&shares, &slopes}) numbers->reserve(codes);
+    }
   };
 
   double sample = 1;

@@ -23,6 +23,12 @@ struct distance_cross_entropy {
     code_logits<Scalar> logits;
     typename code_logits<Scalar>::log_sums log_sums;
     buffer<Scalar> means;
+
+    void reserve(index_t tokens, index_t codes, index_t) {
+      logits.reserve(tokens, codes);
+      log_sums.reserve(tokens);
+      means.reserve(tokens);
+    }
   };
 
   double coefficient = 1;

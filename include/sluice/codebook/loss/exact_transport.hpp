@@ -48,6 +48,15 @@ public:
       for (index_t t = 0; t < n; ++t) sum_ += flow_(k, t) * cost(t, k);
   }
 
+  void reserve(index_t n, index_t takers) {
+    flow_.reserve(takers, n);
+    loss_.reserve(takers, takers);
+    moved_.reserve(takers, takers);
+    for (auto* numbers : {&room_, &potential_, &distance_}) numbers->reserve(takers);
+    previous_.reserve(takers);
+    done_.reserve(takers);
+  }
+
   double total() const noexcept { return sum_; }                           ///< the minimum
   const matrix_buffer<double>& flow() const noexcept { return flow_; }     ///< [K,n]
   const buffer<double>& potential() const noexcept { return potential_; }  ///< u [K]

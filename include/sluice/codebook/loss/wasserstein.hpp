@@ -55,6 +55,14 @@ public:
     buffer<Scalar> weights;      ///< [C] w
     exact_transport transport;
     double value = 0;
+
+    void reserve(index_t n, index_t codes) {
+      tokens.reserve(n);
+      cost.reserve(n, codes);
+      amounts.reserve(codes);
+      weights.reserve(codes);
+      transport.reserve(n, codes);
+    }
   };
   template <typename>
   struct memory {
@@ -137,6 +145,7 @@ private:
 
   void solve(const quantized_batch<Scalar>& batch, index_t place, problem& p) const {
     const index_t codes = batch.code_count(), width = batch.width();
+    p.reserve(batch.tokens() / options_.problems, codes);
     p.tokens.clear();
     for (index_t t = place; t < batch.tokens(); t += options_.problems)
       if (batch.has_code(t)) p.tokens.push_back(t);

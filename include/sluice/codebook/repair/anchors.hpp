@@ -58,6 +58,16 @@ public:
     typename code_logits<Scalar>::log_sums log_sums;
     buffer<Scalar> means;
     distinct_draws draws;
+
+    void reserve(index_t count, index_t all_codes, index_t width) {
+      for (auto* numbers : {&tokens, &moving, &chosen}) numbers->reserve(std::max(count, all_codes));
+      for (auto* numbers : {&alpha, &best, &means}) numbers->reserve(std::max(all_codes, width));
+      x.reserve(count, width);
+      codes.reserve(all_codes, width);
+      scores.reserve(all_codes, count, width);
+      log_sums.reserve(all_codes);
+      draws.reserve(all_codes);
+    }
   };
 
   /// Throws std::invalid_argument unless C, D >= 1 and 0 <= decay < 1.

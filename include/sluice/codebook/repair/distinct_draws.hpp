@@ -12,6 +12,8 @@ public:
   /// From now on there are n things, 0 .. n-1, none of them taken.
   void begin(index_t n) { taken_.assign(n, 0); }
 
+  void reserve(index_t n) { taken_.reserve(n); }
+
   /// For a uniform number in (0, 1). There must be one left.
   index_t take(double u) {
     const index_t n = taken_.size();

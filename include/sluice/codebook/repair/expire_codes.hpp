@@ -32,6 +32,12 @@ struct expire_codes {
     buffer<index_t> tokens;
     distinct_draws draws;
     buffer<Scalar> vector;  ///< [D]
+
+    void reserve(index_t count, index_t codes, index_t width) {
+      tokens.reserve(count);
+      draws.reserve(count + codes);
+      vector.reserve(width);
+    }
   };
   static constexpr random_site site{"expire_codes"};
 

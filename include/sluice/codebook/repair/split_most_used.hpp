@@ -44,6 +44,11 @@ public:
               [&](index_t a, index_t b) { return sizes[a] != sizes[b] ? sizes[a] > sizes[b] : a < b; });
   }
 
+  void reserve(index_t codes) {
+    for (auto* list : {&takers_, &donors_, &chosen_}) list->reserve(codes);
+    draws_.reserve(codes);
+  }
+
   index_t size() const noexcept { return std::min(takers_.size(), donors_.size()); }
   index_t taker(index_t i) const noexcept { return takers_[i]; }
   index_t donor(index_t i) const noexcept { return donors_[i]; }
@@ -61,6 +66,11 @@ struct split_most_used {
   struct memory {
     most_used_split split;
     buffer<Scalar> vector;
+
+    void reserve(index_t, index_t codes, index_t width) {
+      split.reserve(codes);
+      vector.reserve(width);
+    }
   };
   static constexpr random_site site{"split_most_used"};
 
