@@ -74,7 +74,8 @@ TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, 
     for (const bool derivative : {false, true})
       CHECK(on_vector<squared_relu, TestType>(z, derivative) ==
             (derivative ? squared_relu::derivative(z) : squared_relu::value(z)));
-  for (const auto& [z, value, slope] : {std::array<TestType, 3>{-2, -1, 0}, {-1, -1, 1}, {0.25, 0.25, 1}, {1, 1, 1}, {3, 1, 0}}) {
+  for (const auto& [z, value, slope] :
+       {std::array<TestType, 3>{-2, -1, 0}, {-1, -1, 1}, {0.25, 0.25, 1}, {1, 1, 1}, {3, 1, 0}}) {
     CHECK((hard_tanh::value(z) == value && on_vector<hard_tanh, TestType>(z, false) == value));
     CHECK((hard_tanh::derivative(z) == slope && on_vector<hard_tanh, TestType>(z, true) == slope));
   }
@@ -105,6 +106,10 @@ TEMPLATE_TEST_CASE("activations: far out they are the identity or zero, not NaN"
     CHECK(silu::value(far) == far);
     CHECK(gelu::value(far) == far);
     CHECK(gelu_tanh::value(far) == far);
+    CHECK(on_vector<gelu_tanh, TestType>(far, false) == far);
+    CHECK((on_vector<hyperbolic_tangent, TestType>(far, false) == 1 &&
+           on_vector<hyperbolic_tangent, TestType>(-far, false) == -1));
+    CHECK(on_vector<hyperbolic_tangent, TestType>(far, true) == 0);
     CHECK(sigmoid::value(far) == 1);
     CHECK(std::abs(silu::value(-far)) < TestType(1e-30));
     CHECK(std::abs(gelu::value(-far)) < TestType(1e-30));

@@ -114,7 +114,13 @@ struct hyperbolic_tangent {
   template <typename V>
   static V value(V z) {
     using std::tanh;
-    return tanh(z);
+    if constexpr (std::floating_point<V>) {
+      return tanh(z);
+    } else {
+      // Far out it is -1 or 1. The vectors' own makes exponentials there whose quotient -ffast-math turns into NaN.
+      const V far = detail::constant<V>(20), near = select(z > far, far, z);
+      return tanh(select(near < -far, -far, near));
+    }
   }
   template <typename V>
   static V derivative(V z) {
@@ -128,7 +134,7 @@ struct hard_tanh {
   static V value(V z) {
     const V low = detail::constant<V>(-1), high = detail::constant<V>(1);
     if constexpr (std::floating_point<V>)
-      return z < low ? low : z > high ? high : z;
+      return is_nan(z) ? z : z < low ? low : z > high ? high : z;
     else
       return select(z < low, low, select(z > high, high, z));  // a comparison is false for NaN, which passes
   }
@@ -192,8 +198,7 @@ private:
 
   template <typename V>
   static V bend(V z) {
-    using std::tanh;
-    return tanh(detail::constant<V>(scale) * (z + detail::constant<V>(cubic) * z * z * z));
+    return hyperbolic_tangent::value(detail::constant<V>(scale) * (z + detail::constant<V>(cubic) * z * z * z));
   }
 };
 
