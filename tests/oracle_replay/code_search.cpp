@@ -1,9 +1,17 @@
-// Searching with codebooks: product codes, inverted lists of them, codes that add up.
+// Searching with codebooks: product codes, inverted lists of them, codes that add up, codes that imitate scores.
 #include "replays.hpp"
 
+#include <sluice/codebook/codes/learned.hpp>
+#include <sluice/codebook/gradient/index_propagation.hpp>
 #include <sluice/codebook/search/beam_encoder.hpp>
 #include <sluice/codebook/search/code_packing.hpp>
 #include <sluice/codebook/search/product_index.hpp>
+#include <sluice/codebook/search/score_distillation.hpp>
+#include <sluice/codebook/structure/product.hpp>
+#include <sluice/codebook/vector_quantizer.hpp>
+#include <sluice/train/cross_entropy.hpp>
+
+#include <numeric>
 
 namespace oracle {
 namespace {
@@ -133,10 +141,104 @@ void additive_rq(oracle_case<Scalar>& c) {
   c.check("norm", matrix<Scalar>(decoded.rowwise().squaredNorm()));
 }
 
+/// The loss between scores that the case asks for; document i is the right one for query i.
+template <typename Scalar>
+double loss_of(const oracle_case<Scalar>& c, const matrix<Scalar>& teacher, const matrix<Scalar>& student, matrix<Scalar>& dstudent) {
+  const auto method = c.template setting<std::string>("loss_method");
+  if (method == "distill") return score_distillation{}(teacher, student, dstudent);
+  if (method != "contras") throw unsupported("loss_method " + method);
+  std::vector<index_t> labels(as_size(student.rows()));
+  std::iota(labels.begin(), labels.end(), index_t{0});
+  return softmax_cross_entropy<Scalar>{}(student, labels, dstudent).loss;
+}
+
+template <typename Scalar>
+void distill_vq(oracle_case<Scalar>& c) {
+  const auto mode = c.template setting<std::string>("dist_mode");
+  if (mode != "ip" && mode != "l2") throw unsupported("dist_mode " + mode);
+  const closeness_scores score{mode == "ip" ? closeness::product : closeness::distance,
+                               c.template setting<double>("temperature")};
+  const matrix<Scalar> query = c.rows("query"), doc = c.rows("doc"), neg = c.rows("neg");
+  const index_t D = query.cols(), Q = query.rows(), docs = doc.rows(), negs = neg.rows(), N = docs + negs;
+  const index_t M = c.axis("codebook", 0), K = c.axis("codebook", 1), part_width = c.axis("codebook", 2);
+  matrix<Scalar> items(N, D);
+  items << doc, neg;
+  const matrix<Scalar> turn = c.template setting<bool>("rotate") ? c.rows("rotate") : matrix<Scalar>(matrix<Scalar>::Identity(D, D));
+  const matrix<Scalar> queries = query * turn.transpose(), turned = items * turn.transpose();
+  const bool has_lists = c.template setting<index_t>("ivf_centers") > 0;
+  std::vector<index_t> lists;
+  matrix<Scalar> centers, center_of = matrix<Scalar>::Zero(N, D);
+  if (has_lists) {
+    centers = c.rows("centers");
+    for (const char* const name : {"doc_center", "neg_center"})
+      for (const index_t list : c.integers(name)) lists.push_back(list);
+    for (index_t i = 0; i < N; ++i) center_of.row(i) = centers.row(lists[as_size(i)]);
+  }
+  const auto sums_by_list = [&](const matrix<Scalar>& rows) {
+    matrix<Scalar> sums = matrix<Scalar>::Zero(centers.rows(), D);
+    for (index_t i = 0; has_lists && i < N; ++i) sums.row(lists[as_size(i)]) += rows.row(i);
+    return sums;
+  };
+
+  const vector_quantizer part{learned_codes<Scalar>{K, part_width}, index_propagation{.by_distance = true},
+                              commitment_loss{.encoder = 0, .codebook = 0}};
+  product_quantizer codes{std::vector(as_size(M), part)};
+  const auto numbers = c.numbers("codebook");
+  for (index_t m = 0; m < M; ++m)
+    std::copy_n(numbers.data() + m * K * part_width, K * part_width, codes.part(m).codebook().table().data());
+  typename decltype(codes)::tape tape;
+  matrix<Scalar> restored(N, D);
+  codes.forward(matrix<Scalar>(turned - center_of), restored, tape);
+  restored += center_of;
+  const matrix<index_t> ids = tape.ids.map();
+  c.check_integers("codes.doc", listed(ids.topRows(docs)));
+  c.check_integers("codes.neg", listed(ids.bottomRows(negs)));
+  c.check("quantised.doc", matrix<Scalar>(restored.topRows(docs)));
+  c.check("quantised.neg", matrix<Scalar>(restored.bottomRows(negs)));
+  const matrix<Scalar> error = turned.topRows(docs) - restored.topRows(docs);
+  c.check("reconstruction_loss", static_cast<Scalar>(error.squaredNorm() / static_cast<Scalar>(docs)));
+
+  matrix<Scalar> teacher(Q, N), student(Q, N), dstudent(Q, N);
+  score(query, items, teacher);
+  c.check("origin_score", teacher);
+  score(queries, turned, student);
+  c.check("dense_loss", static_cast<Scalar>(loss_of(c, teacher, student, dstudent)));
+
+  score(queries, restored, student);
+  c.check("pq_score", student);
+  c.check("pq_loss", static_cast<Scalar>(loss_of(c, teacher, student, dstudent)));
+  matrix<Scalar> dqueries = matrix<Scalar>::Zero(Q, D), drestored = matrix<Scalar>::Zero(N, D), dturned(N, D);
+  score.backward(queries, restored, dstudent, dqueries, drestored);
+  zero_gradients(codes);
+  codes.backward(drestored, dturned, tape);
+  std::vector<Scalar> dcodes;
+  for (index_t m = 0; m < M; ++m) {
+    const auto gradient = codes.part(m).codebook().table().gradient();
+    dcodes.insert(dcodes.end(), gradient.begin(), gradient.end());
+  }
+  const matrix<Scalar> ditems = dturned * turn;
+  c.check("grad_pq_loss.codebook", dcodes);
+  c.check("grad_pq_loss.query", matrix<Scalar>(dqueries * turn));
+  c.check("grad_pq_loss.doc", matrix<Scalar>(ditems.topRows(docs)));
+  c.check("grad_pq_loss.neg", matrix<Scalar>(ditems.bottomRows(negs)));
+  c.check("grad_pq_loss.centers", sums_by_list(drestored - dturned));
+  if (!has_lists) return;
+
+  score(queries, center_of, student);
+  c.check("ivf_score", student);
+  c.check("ivf_loss", static_cast<Scalar>(loss_of(c, teacher, student, dstudent)));
+  dqueries.setZero();
+  drestored.setZero();
+  score.backward(queries, center_of, dstudent, dqueries, drestored);
+  c.check("grad_ivf_loss.query", matrix<Scalar>(dqueries * turn));
+  c.check("grad_ivf_loss.centers", sums_by_list(drestored));
+}
+
 }  // namespace
 
 std::vector<replayer> code_search_systems() {
-  return {{"pq", pq<float>, pq<double>}, {"ivf_pq", ivf_pq<float>, ivf_pq<double>}, {"additive_rq", additive_rq<float>, additive_rq<double>}};
+  return {{"pq", pq<float>, pq<double>}, {"ivf_pq", ivf_pq<float>, ivf_pq<double>}, {"additive_rq", additive_rq<float>, additive_rq<double>},
+          {"distill_vq", distill_vq<float>, distill_vq<double>}};
 }
 
 }  // namespace oracle

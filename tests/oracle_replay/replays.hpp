@@ -24,7 +24,7 @@ std::vector<replayer> stable_routers();  // stablemoe
 std::vector<replayer> codebook_policies();  // cvq_vae, vq_kmeans, ibq, optvq, vq_wae
 std::vector<replayer> drawn_codes();     // gumbel_vq, mcquic
 std::vector<replayer> clusters();        // kmeans
-std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq
+std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq, distill_vq
 
 /// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
 template <typename Scalar>

@@ -62,6 +62,7 @@
 #include <sluice/codebook/search/product_index.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
 #include <sluice/codebook/search/rerank.hpp>
+#include <sluice/codebook/search/score_distillation.hpp>
 #include <sluice/codebook/structure/group_projected.hpp>
 #include <sluice/codebook/structure/modality.hpp>
 #include <sluice/codebook/structure/nested_codebook.hpp>

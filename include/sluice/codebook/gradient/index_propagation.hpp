@@ -10,7 +10,8 @@
 ///                        commitment_loss{.encoder = 1, .codebook = 0.25, .surrogate = 1}};
 ///
 /// (its encoder term is mean (sg[q] - x)^2 with weight 1, beta is on the codebook's). Where one code has all of p, dl is
-/// zero and only the losses move x. Work: 16 C D operations a token in backward; [T,C] is never in memory.
+/// zero and only the losses move x. With by_distance = true p is the softmax of -|x - c|^2, and dl goes on to x and c through
+/// that: what Distill-VQ does (codebook/search/score_distillation.hpp). Work: 16 C D operations a token in backward; [T,C] is never in memory.
 /// Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation", section 3.2.
 #pragma once
 
@@ -22,6 +23,9 @@ namespace sluice::inline SLUICE_ISA {
 
 struct index_propagation {
   using role = gradient_role;
+
+  bool by_distance = false;
+
   template <typename Scalar>
   struct memory {
     code_logits<Scalar> logits;
@@ -48,7 +52,10 @@ struct index_propagation {
       kernel::multiply_nt(tokens, codes, width, dy.data() + t * dy.outerStride(), dy.outerStride(), batch.code(c),
                           width, out, stride);
     };
-    m.logits.set_products(batch.x, batch.codes);
+    if (by_distance)
+      m.logits.set_squares(batch.x, batch.codes, 1, executor);
+    else
+      m.logits.set_products(batch.x, batch.codes);
     m.logits.sum(m.log_sums, m.means, executor, along);
     m.logits.backward(
         [&](index_t t, index_t tokens, index_t c, index_t codes, const Scalar* logits, Scalar* d) {
