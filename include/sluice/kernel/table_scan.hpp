@@ -3,8 +3,9 @@
 ///   sums[i] = ((base + tables[0][codes[0][i]]) + tables[1][codes[1][i]]) + ...        i < 64
 ///
 /// Items come in blocks of 64, part after part, so that a vector of codes belongs to one table. Every sum is one chain
-/// over the parts, whatever the instruction set; entries are gathered where there is an instruction for it (AVX2, AVX-512).
-/// The cost is that of the loads, M an item; tables of 256 floats for 8 parts are 8 KB and stay in the first cache.
+/// over the parts, whatever the instruction set; entries are gathered where there is an instruction for it (AVX2,
+/// AVX-512). The cost is that of the loads, M an item; tables of 256 floats for 8 parts are 8 KB and stay in the first
+/// cache.
 #pragma once
 
 #include <sluice/kernel/order.hpp>
@@ -53,14 +54,15 @@ simd<Scalar> gather(const Scalar* table, const std::uint8_t* codes) noexcept {
 
 /// codes [M,64] of one block, tables [M, entries] with an entry for every code, sums [64].
 template <typename Scalar>
-void sum_entries(const std::uint8_t* codes, index_t parts, const Scalar* tables, index_t entries, Scalar base, Scalar* sums) {
+void sum_entries(const std::uint8_t* codes, index_t parts, const Scalar* tables, index_t entries, Scalar base,
+                 Scalar* sums) {
   constexpr index_t width = simd_width<Scalar>, chains = 4;
   for (index_t i = 0; i < scan_block; i += chains * width) {
     simd<Scalar> sum[as_size(chains)];
     SLUICE_UNROLL for (index_t c = 0; c < chains; ++c) sum[c] = simd<Scalar>(base);
     for (index_t m = 0; m < parts; ++m) {
-      SLUICE_UNROLL for (index_t c = 0; c < chains; ++c)
-        sum[c] = sum[c] + detail::gather(tables + m * entries, codes + m * scan_block + i + c * width);
+      SLUICE_UNROLL for (index_t c = 0; c < chains; ++c) sum[c] =
+          sum[c] + detail::gather(tables + m * entries, codes + m * scan_block + i + c * width);
     }
     SLUICE_UNROLL for (index_t c = 0; c < chains; ++c) store<Scalar>(sums + i + c * width, sum[c]);
   }
@@ -72,8 +74,8 @@ std::uint64_t sums_at_most(const Scalar* sums, Scalar limit) noexcept {
   constexpr index_t width = simd_width<Scalar>;
   const simd_keys<Scalar> most(order_key(limit));
   std::uint64_t bits = 0;
-  SLUICE_UNROLL for (index_t i = 0; i < scan_block; i += width)
-    bits |= (~lane_bits(order_keys<Scalar>(load(sums + i)) > most) & (~std::uint64_t{0} >> (64 - width))) << i;
+  SLUICE_UNROLL for (index_t i = 0; i < scan_block; i += width) bits |=
+      (~lane_bits(order_keys<Scalar>(load(sums + i)) > most) & (~std::uint64_t{0} >> (64 - width))) << i;
   return bits;
 }
 

@@ -55,8 +55,8 @@ TEST_CASE("beam_encoder: a beam of 1 is greedy, one that holds everything is bes
   }
 }
 
-TEMPLATE_TEST_CASE("beam_encoder: equal rests, NaN, no vector, threads, options", "[codebook][search][ties][threads]", float,
-                   double) {
+TEMPLATE_TEST_CASE("beam_encoder: equal rests, NaN, no vector, threads, options", "[codebook][search][ties][threads]",
+                   float, double) {
   using S = TestType;
   matrix<S> first(4, 3), second = test::random_matrix<S>(3, 3, 2);
   first << 9, 9, 9, 1, 0, 0, 1, 0, 0, 0, 1, 0;

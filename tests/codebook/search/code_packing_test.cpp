@@ -27,7 +27,8 @@ TEST_CASE("code_packing: every number of bits comes back", "[codebook][search]")
     const code_packing packing(7, bits);
     matrix<index_t> ids(5, 7), back(5, 7);
     for (index_t i = 0; i < ids.size(); ++i)
-      ids.data()[i] = static_cast<index_t>(random.uniform(random_site::user_site, i) * std::ldexp(1.0, static_cast<int>(bits)));
+      ids.data()[i] =
+          static_cast<index_t>(random.uniform(random_site::user_site, i) * std::ldexp(1.0, static_cast<int>(bits)));
     ids(0, 0) = (index_t{1} << bits) - 1;
     matrix<std::uint8_t> bytes(5, packing.bytes());
     packing.pack(ids, bytes);

@@ -13,14 +13,17 @@ TEST_CASE("byte_sums_at_most: items by their sums, at every limit", "[codebook][
   for (std::size_t i = 0; i < codes.size(); ++i)
     codes[i] = static_cast<std::uint8_t>(256 * random.uniform(random_site::user_site, index_t(i)));
   for (std::size_t i = 0; i < tables.size(); ++i)
-    tables[i] = M == 257 ? 255 : static_cast<std::uint8_t>(256 * random.uniform(random_site::user_site, index_t(i) + 100000));
+    tables[i] =
+        M == 257 ? 255 : static_cast<std::uint8_t>(256 * random.uniform(random_site::user_site, index_t(i) + 100000));
   std::vector<int> sums(64, 0);
   for (index_t i = 0; i < 64; ++i)
     for (index_t m = 0; m < M; ++m) sums[as_size(i)] += tables[as_size(m * 256 + codes[as_size(m * 64 + i)])];
   for (const int limit : {0, sums[0] - 1, sums[0], sums[63], 65535}) {
     if (limit < 0) continue;
-    const std::uint64_t bits = kernel::byte_sums_at_most(codes.data(), M, tables.data(), static_cast<std::uint16_t>(limit));
-    for (index_t i = 0; i < 64; ++i) CHECK((bits >> i & 1) == (!kernel::has_byte_tables || sums[as_size(i)] <= limit ? 1U : 0U));
+    const std::uint64_t bits =
+        kernel::byte_sums_at_most(codes.data(), M, tables.data(), static_cast<std::uint16_t>(limit));
+    for (index_t i = 0; i < 64; ++i)
+      CHECK((bits >> i & 1) == (!kernel::has_byte_tables || sums[as_size(i)] <= limit ? 1U : 0U));
   }
 }
 

@@ -4,8 +4,8 @@
 
 using namespace sluice;
 
-TEMPLATE_TEST_CASE("cost_tables: sums of entries are distances and products of the restored vector", "[codebook][search]", float,
-                   double) {
+TEMPLATE_TEST_CASE("cost_tables: sums of entries are distances and products of the restored vector",
+                   "[codebook][search]", float, double) {
   using S = TestType;
   const index_t K = GENERATE(5, 16, 37), D = 10, T = 6;
   product_codes<S> codes(D, {.parts = 3, .codes = K});

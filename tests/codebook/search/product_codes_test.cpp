@@ -16,8 +16,8 @@ product_codes<Scalar> drawn_product(index_t width, product_codes_options o, std:
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("product_codes: every part has its nearest code, the last one may be short", "[codebook][search]", float,
-                   double) {
+TEMPLATE_TEST_CASE("product_codes: every part has its nearest code, the last one may be short", "[codebook][search]",
+                   float, double) {
   using S = TestType;
   const index_t D = GENERATE(12, 11, 10), T = 33;
   const auto codes = drawn_product<S>(D, {.parts = 4, .codes = 9}, 1);
@@ -98,7 +98,8 @@ TEST_CASE("product_codes: NaN has no code, equal codes go to the lowest, options
   CHECK_THROWS_AS(product_codes<float>(8, {.parts = 0}), std::invalid_argument);
   CHECK_THROWS_AS(product_codes<float>(8, {.codes = 0}), std::invalid_argument);
   CHECK_THROWS_AS(product_codes<float>(0, {.parts = 1}), std::invalid_argument);
-  CHECK_THROWS_AS(product_codes<float>(9, {.parts = 8}), std::invalid_argument);  // 2 2 2 2 1 and three without a number
+  CHECK_THROWS_AS(product_codes<float>(9, {.parts = 8}),
+                  std::invalid_argument);  // 2 2 2 2 1 and three without a number
 }
 
 TEST_CASE("product_codes: equal bits for any thread count", "[codebook][search][threads]") {

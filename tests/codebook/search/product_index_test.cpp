@@ -19,7 +19,8 @@ matrix<Scalar> clustered_vectors(index_t count, index_t width, std::uint64_t see
 
 /// What an index must find: costs of all items in the lists that a query looks into, from restored vectors, in double.
 template <typename Scalar>
-std::vector<std::pair<double, index_t>> found_by_hand(const product_index<Scalar>& index, const matrix<Scalar>& query, index_t probes) {
+std::vector<std::pair<double, index_t>> found_by_hand(const product_index<Scalar>& index, const matrix<Scalar>& query,
+                                                      index_t probes) {
   const auto& o = index.options();
   matrix<index_t> items(index.size(), index.item_columns());
   index.items(items);
@@ -36,7 +37,8 @@ std::vector<std::pair<double, index_t>> found_by_hand(const product_index<Scalar
   lists.resize(as_size(std::min(probes, o.lists)));
   std::vector<std::pair<double, index_t>> costs;
   for (index_t i = 0; i < items.rows(); ++i) {
-    if (has_lists && std::none_of(lists.begin(), lists.end(), [&](const auto& l) { return l.second == items(i, 0); })) continue;
+    if (has_lists && std::none_of(lists.begin(), lists.end(), [&](const auto& l) { return l.second == items(i, 0); }))
+      continue;
     matrix<double> item = restored.row(i).template cast<double>();
     if (has_lists && o.by_residual) item += index.centers().map().row(items(i, 0)).template cast<double>();
     const matrix<double> q = query.row(0).template cast<double>();
@@ -48,8 +50,8 @@ std::vector<std::pair<double, index_t>> found_by_hand(const product_index<Scalar
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("product_index: what is found is what the codes say, in the lists looked into", "[codebook][search]", float,
-                   double) {
+TEMPLATE_TEST_CASE("product_index: what is found is what the codes say, in the lists looked into", "[codebook][search]",
+                   float, double) {
   using S = TestType;
   const auto wanted = GENERATE(closeness::distance, closeness::product);
   const index_t lists = GENERATE(0, 5);
@@ -57,8 +59,12 @@ TEMPLATE_TEST_CASE("product_index: what is found is what the codes say, in the l
   if (lists == 0 && !by_residual) return;
   const index_t N = 300, D = 8, Q = 6, k = 12, probes = 2;
   const matrix<S> x = clustered_vectors<S>(N, D, 1), queries = clustered_vectors<S>(Q, D, 2);
-  const product_index<S> index(
-      x, {.parts = 4, .codes = 16, .lists = lists, .wanted = wanted, .by_residual = by_residual, .learning = {.rounds = 4}});
+  const product_index<S> index(x, {.parts = 4,
+                                   .codes = 16,
+                                   .lists = lists,
+                                   .wanted = wanted,
+                                   .by_residual = by_residual,
+                                   .learning = {.rounds = 4}});
   REQUIRE(index.size() == N);
   matrix<index_t> ids(Q, k), others(Q, k);
   matrix<S> scores(Q, k), other_scores(Q, k);
@@ -75,8 +81,9 @@ TEMPLATE_TEST_CASE("product_index: what is found is what the codes say, in the l
       const auto same = std::find_if(costs.begin(), costs.end(), [&](const auto& c) { return c.second == ids(q, j); });
       REQUIRE(same != costs.end());
       CHECK(std::abs(cost - same->first) < bound);
-      if (j > 0) CHECK((cost > (wanted == closeness::distance ? 1 : -1) * double(scores(q, j - 1)) ||
-                        ids(q, j) > ids(q, j - 1)));
+      if (j > 0)
+        CHECK(
+            (cost > (wanted == closeness::distance ? 1 : -1) * double(scores(q, j - 1)) || ids(q, j) > ids(q, j - 1)));
     }
   }
   for (const int threads : {2, 3, 8}) {

@@ -42,7 +42,8 @@ struct scanned_items {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("scan_codes: the k best of a sorted list, equal costs by id", "[codebook][search][ties]", float, double) {
+TEMPLATE_TEST_CASE("scan_codes: the k best of a sorted list, equal costs by id", "[codebook][search][ties]", float,
+                   double) {
   using S = TestType;
   const index_t N = GENERATE(0, 1, 63, 64, 65, 1000), k = GENERATE(1, 5, 70);
   const auto wanted = GENERATE(closeness::distance, closeness::product);
@@ -69,8 +70,8 @@ TEMPLATE_TEST_CASE("scan_codes: the k best of a sorted list, equal costs by id",
   }
 }
 
-TEMPLATE_TEST_CASE("scan_codes: equal bits for any thread count, and warm it allocates nothing", "[codebook][search][threads]",
-                   float, double) {
+TEMPLATE_TEST_CASE("scan_codes: equal bits for any thread count, and warm it allocates nothing",
+                   "[codebook][search][threads]", float, double) {
   using S = TestType;
   const scanned_items<S> given(70000, 8, 256, false);
   const index_t Q = GENERATE(1, 20), k = 10;
@@ -98,8 +99,9 @@ TEMPLATE_TEST_CASE("scan_codes: equal bits for any thread count, and warm it all
   matrix<index_t> wrong(Q + 1, k);
   CHECK_THROWS_AS(scan_codes<S>(queries, given.tables, closeness::distance, given.items, wrong, scores, scratch),
                   std::invalid_argument);
-  CHECK_THROWS_AS(scan_codes<S>(queries.leftCols(15), given.tables, closeness::distance, given.items, ids, scores, scratch),
-                  std::invalid_argument);
+  CHECK_THROWS_AS(
+      scan_codes<S>(queries.leftCols(15), given.tables, closeness::distance, given.items, ids, scores, scratch),
+      std::invalid_argument);
   code_blocks one_part(1);
   const index_t too_large = 256;
   CHECK_THROWS_AS(one_part.add(&too_large), std::invalid_argument);

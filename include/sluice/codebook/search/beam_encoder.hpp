@@ -2,13 +2,13 @@
 ///
 ///   restored[t] = sum over m of stages[m][ids[t,m]]        stages[m] [K_m,D], x [T,D], ids [T,M]
 ///
-/// At every stage each of the beam's partial sums is extended by every code, and the `beam` extensions that leave the least squared
-/// rest stay; the best one at the end is the answer. beam = 1 is greedy, what a residual_quantizer does. Equal rests: the
-/// earlier partial sum, then the lowest code. A vector that holds NaN gets no_code in every column and is restored as
-/// zeros. Stages may be anybody's tables. Vectors go to an executor, equal bits for every one; nothing is allocated once warm.
-/// With the squared norms of what is restored, |q - restored|^2 = |q|^2 - 2 sum over m of q . code + norm, so that products
-/// in tables are all that a search needs.
-/// Chen, Guan, Wang 2010, "Approximate Nearest Neighbor Search by Residual Vector Quantization"; Babenko and Lempitsky 2014.
+/// At every stage each of the beam's partial sums is extended by every code, and the `beam` extensions that leave the
+/// least squared rest stay; the best one at the end is the answer. beam = 1 is greedy, what a residual_quantizer does.
+/// Equal rests: the earlier partial sum, then the lowest code. A vector that holds NaN gets no_code in every column and
+/// is restored as zeros. Stages may be anybody's tables. Vectors go to an executor, equal bits for every one; nothing
+/// is allocated once warm. With the squared norms of what is restored, |q - restored|^2 = |q|^2 - 2 sum over m of q .
+/// code + norm, so that products in tables are all that a search needs. Chen, Guan, Wang 2010, "Approximate Nearest
+/// Neighbor Search by Residual Vector Quantization"; Babenko and Lempitsky 2014.
 #pragma once
 
 #include <sluice/codebook/code_search.hpp>
@@ -37,12 +37,15 @@ public:
   /// std::invalid_argument unless there is a stage, each has a code, all have one width, and beam >= 1.
   beam_encoder(std::vector<stage> stages, index_t beam) : stages_(std::move(stages)), beam_(beam) {
     if (stages_.empty() || beam < 1)
-      throw_invalid("codes that add up need a stage and a beam of 1, not ", static_cast<index_t>(stages_.size()), " and ", beam);
+      throw_invalid("codes that add up need a stage and a beam of 1, not ", static_cast<index_t>(stages_.size()),
+                    " and ", beam);
     for (const stage& s : stages_) {
       if (s.rows() < 1 || s.cols() != inputs())
-        throw_invalid("a stage of codes that add up is [", s.rows(), ", ", s.cols(), "], the first one has codes of ", inputs());
+        throw_invalid("a stage of codes that add up is [", s.rows(), ", ", s.cols(), "], the first one has codes of ",
+                      inputs());
       most_codes_ = std::max<index_t>(most_codes_, s.rows());
-      for (index_t k = 0; k < s.rows(); ++k) halves_.push_back(kernel::dot(s.data() + k * s.cols(), s.data() + k * s.cols(), s.cols()) / 2);
+      for (index_t k = 0; k < s.rows(); ++k)
+        halves_.push_back(kernel::dot(s.data() + k * s.cols(), s.data() + k * s.cols(), s.cols()) / 2);
     }
   }
 
@@ -61,8 +64,8 @@ public:
     std::atomic<index_t> next{0};  // a task takes one vector after the other: memory is for as many as run
     threads.parallel_for(tasks, [&](index_t task) {
       for (index_t t = next++; t < x.rows(); t = next++)
-        encode_one(x.data() + t * x.outerStride(), ids.data() + t * ids.outerStride(), ws.numbers.data() + task * numbers,
-                   ws.choices.data() + task * choices);
+        encode_one(x.data() + t * x.outerStride(), ids.data() + t * ids.outerStride(),
+                   ws.numbers.data() + task * numbers, ws.choices.data() + task * choices);
     });
   }
 
@@ -74,7 +77,8 @@ public:
       for (index_t m = 0; m < columns(); ++m) {
         const index_t id = ids(t, m);
         if (id == no_code) continue;
-        if (id < 0 || id >= codes(m)) throw_invalid("vector ", t, " has the code ", id, " in column ", m, ", which has ", codes(m));
+        if (id < 0 || id >= codes(m))
+          throw_invalid("vector ", t, " has the code ", id, " in column ", m, ", which has ", codes(m));
         kernel::add_scaled(Scalar(1), code(m, id), x.data() + t * x.outerStride(), inputs());
       }
   }
@@ -82,8 +86,8 @@ public:
 private:
   void check(tokens_in<Scalar> x, index_t rows, index_t cols) const {
     if (x.cols() != inputs() || rows != x.rows() || cols != columns())
-      throw_invalid("codes that add up are [T, ", columns(), "] for [T, ", inputs(), "]; vectors are [", x.rows(), ", ", x.cols(),
-                    "] and ids [", rows, ", ", cols, "]");
+      throw_invalid("codes that add up are [T, ", columns(), "] for [T, ", inputs(), "]; vectors are [", x.rows(), ", ",
+                    x.cols(), "] and ids [", rows, ", ", cols, "]");
   }
   const Scalar* code(index_t m, index_t id) const noexcept { return stages_[as_size(m)].data() + id * inputs(); }
 

@@ -1,7 +1,7 @@
 /// The k items of least cost among those that were offered, in memory of the caller.
 ///
-/// Equal costs: the lower id comes first, so that the result does not depend on the order of offers; what costs NaN is never
-/// taken. A heap with the worst in front: what does not beat it costs one comparison.
+/// Equal costs: the lower id comes first, so that the result does not depend on the order of offers; what costs NaN is
+/// never taken. A heap with the worst in front: what does not beat it costs one comparison.
 #pragma once
 
 #include <sluice/core/numeric.hpp>
@@ -29,7 +29,8 @@ class best_items {
 public:
   best_items() = default;
   /// Room for k items, of which the first `taken` were taken by another that had it.
-  explicit best_items(std::span<costed_item<Scalar>> room, std::size_t taken = 0) noexcept : room_(room), count_(taken) {}
+  explicit best_items(std::span<costed_item<Scalar>> room, std::size_t taken = 0) noexcept
+      : room_(room), count_(taken) {}
 
   bool is_full() const noexcept { return count_ == room_.size(); }
   /// No item that costs more can be taken any more.

@@ -34,7 +34,8 @@ public:
   /// ids [M] of one more item. Throws std::invalid_argument for a number that is no byte.
   void add(const index_t* ids) {
     for (index_t m = 0; m < parts_; ++m)
-      if (ids[m] < 0 || ids[m] >= most_codes) throw_invalid("an item has the code ", ids[m], ", a scan takes codes of one byte");
+      if (ids[m] < 0 || ids[m] >= most_codes)
+        throw_invalid("an item has the code ", ids[m], ", a scan takes codes of one byte");
     if (size_ % block_items == 0) {
       const index_t wanted = (blocks() + 1) * block_bytes();
       if (wanted > bytes_.capacity()) bytes_.reserve(std::max(wanted, 2 * bytes_.capacity()));

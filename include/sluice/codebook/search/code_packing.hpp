@@ -78,8 +78,8 @@ private:
   }
   void check_shapes(index_t tokens, index_t width, index_t packed_tokens, index_t packed_width) const {
     if (tokens != packed_tokens || width != columns() || packed_width != bytes())
-      throw_invalid("ids [T, ", columns(), "] pack into [T, ", bytes(), "] bytes, not [", tokens, ", ", width, "] into [",
-                    packed_tokens, ", ", packed_width, "]");
+      throw_invalid("ids [T, ", columns(), "] pack into [T, ", bytes(), "] bytes, not [", tokens, ", ", width,
+                    "] into [", packed_tokens, ", ", packed_width, "]");
   }
 
   buffer<index_t> bits_;

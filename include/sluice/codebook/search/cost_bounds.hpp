@@ -1,10 +1,10 @@
 /// A query's costs in bytes, rounded down: a sum of them says which items cannot be among the best.
 ///
-///   bytes[m,k] = floor((costs[m,k] - low[m]) / step)        low[m] the least of part m, step the widest part's range / 255
+///   bytes[m,k] = floor((costs[m,k] - low[m]) / step)   low[m] the least of part m, step the widest part's range / 255
 ///   an item of cost <= limit has a sum of bytes <= (limit - base + error - sum of low) / step + 1
 ///
-/// `error` is what the rounding of a sum of costs in Scalar may come to, so that nothing is left out that the exact scan
-/// would take: the result is the same by a bit. Costs that are not finite have no bounds.
+/// `error` is what the rounding of a sum of costs in Scalar may come to, so that nothing is left out that the exact
+/// scan would take: the result is the same by a bit. Costs that are not finite have no bounds.
 #pragma once
 
 #include <sluice/core/numeric.hpp>
@@ -24,8 +24,8 @@ struct cost_bounds {
   const std::uint8_t* bytes = nullptr;  ///< [M,256]; null: no bounds
   double low = 0;
   double step = 1;
-  double error = 0;      ///< without that of base
-  double rounding = 0;   ///< of a sum, as a part of its largest term
+  double error = 0;     ///< without that of base
+  double rounding = 0;  ///< of a sum, as a part of its largest term
 
   /// Of a table [M,codes]; room for [M,256].
   static cost_bounds of(const Scalar* table, index_t parts, index_t codes, std::uint8_t* room) {
@@ -50,7 +50,8 @@ struct cost_bounds {
       const auto least = static_cast<double>(*std::min_element(part, part + codes));
       for (index_t k = 0; k < entries; ++k)
         room[m * entries + k] =
-            k < codes ? static_cast<std::uint8_t>(std::min(255.0, (static_cast<double>(part[k]) - least) / out.step)) : std::uint8_t{0};
+            k < codes ? static_cast<std::uint8_t>(std::min(255.0, (static_cast<double>(part[k]) - least) / out.step))
+                      : std::uint8_t{0};
     }
     out.bytes = room;
     return out;

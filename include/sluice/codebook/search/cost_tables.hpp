@@ -1,4 +1,5 @@
-/// What every code would cost a query: the sums of M entries are distances, or products, of a query and all that is encoded.
+/// What every code would cost a query: the sums of M entries are distances, or products, of a query and all that is
+/// encoded.
 ///
 ///   distance   costs[m,k] = |q[part m] - table[m,k]|^2          a query is as it is, an item as its code: asymmetric
 ///   product    costs[m,k] = - q[part m] . table[m,k]            the smaller the better, here too

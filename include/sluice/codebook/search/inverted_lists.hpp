@@ -5,12 +5,12 @@
 ///   a query's lists = the `probes` centers closest to it
 ///   cost in list l  = |(q - center l) - codes|^2, or -(q . center l) - q . codes
 ///
-/// Centers [L,P] lie where items do once rotated. Items have numbers and stay in a list in the order in which they came;
-/// the k best of all lists looked into come as codebook/search/product_scan.hpp says, with no_code and NaN where there are
-/// fewer. Queries, and the lists of a query if queries are few, go to an executor: equal bits for every one. Nothing is
-/// allocated once warm. With a single list and no center it is an exhaustive scan, for which scan_codes is quicker.
-/// Sivic and Zisserman 2003, "Video Google"; Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search",
-/// section IV.
+/// Centers [L,P] lie where items do once rotated. Items have numbers and stay in a list in the order in which they
+/// came; the k best of all lists looked into come as codebook/search/product_scan.hpp says, with no_code and NaN where
+/// there are fewer. Queries, and the lists of a query if queries are few, go to an executor: equal bits for every one.
+/// Nothing is allocated once warm. With a single list and no center it is an exhaustive scan, for which scan_codes is
+/// quicker. Sivic and Zisserman 2003, "Video Google"; Jegou, Douze, Schmid 2011, "Product Quantization for Nearest
+/// Neighbor Search", section IV.
 #pragma once
 
 #include <sluice/codebook/search/product_scan.hpp>
@@ -82,13 +82,14 @@ void closest_lists(const Scalar* queries, index_t stride, index_t n, const code_
   }
 }
 
-/// Queries [Q,P] are as their parts see them. Throws std::invalid_argument if shapes do not fit or probes is not in 1 .. L.
+/// Queries [Q,P] are as their parts see them. Throws std::invalid_argument if shapes do not fit or probes is not in 1
+/// .. L.
 template <FloatOrDouble Scalar>
 void scan_lists(tokens_in<Scalar> queries, const searched_lists<Scalar>& in, index_t probes, tokens_out<index_t> ids,
                 tokens_out<Scalar> scores, lists_scratch<Scalar>& scratch, const executor_ref& executor = {}) {
   const index_t k = ids.cols(), width = in.tables.width(), lists = in.items.lists(), entries = in.tables.size();
-  if (queries.cols() != width || in.centers.cols() != width || in.centers.rows() != lists || ids.rows() != queries.rows() ||
-      scores.rows() != ids.rows() || scores.cols() != k)
+  if (queries.cols() != width || in.centers.cols() != width || in.centers.rows() != lists ||
+      ids.rows() != queries.rows() || scores.rows() != ids.rows() || scores.cols() != k)
     throw_invalid("a search in ", lists, " lists needs queries [Q, ", width, "] and ids and scores [Q, k], not [",
                   queries.rows(), ", ", queries.cols(), "], [", ids.rows(), ", ", k, "] and [", scores.rows(), ", ",
                   scores.cols(), "]");
@@ -108,8 +109,8 @@ void scan_lists(tokens_in<Scalar> queries, const searched_lists<Scalar>& in, ind
     scratch.scan.found.resize(tasks);
     const auto query = [&](index_t q) { return queries.data() + (begin + q) * queries.outerStride(); };
     executor.parallel_blocks(count, tile, lists * width / 4, [&](index_t first, index_t last) {
-      closest_lists<Scalar>(query(first), queries.outerStride(), last - first, in.distance, scratch.scores.data() + first * lists,
-                            scratch.probes.data() + first * probes, probes);
+      closest_lists<Scalar>(query(first), queries.outerStride(), last - first, in.distance,
+                            scratch.scores.data() + first * lists, scratch.probes.data() + first * probes, probes);
     });
     const auto room_of = [&](index_t task) { return scratch.scan.room.span().subspan(as_size(task * k), as_size(k)); };
     threads.parallel_for(tasks, [&](index_t task) {
@@ -131,7 +132,8 @@ void scan_lists(tokens_in<Scalar> queries, const searched_lists<Scalar>& in, ind
         } else if (in.by_residual) {
           base = -kernel::dot(query(q), center, width);
         }
-        scan_blocks<Scalar>(items, 0, items.blocks(), table, in.tables.codes(), base, in.items.numbers(list).data(), best);
+        scan_blocks<Scalar>(items, 0, items.blocks(), table, in.tables.codes(), base, in.items.numbers(list).data(),
+                            best);
       }
       scratch.scan.found[task] = static_cast<index_t>(best.taken().size());
     });

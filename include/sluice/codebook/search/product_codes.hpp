@@ -1,4 +1,5 @@
-/// A product of codebooks, for search: a vector is cut into M parts, each of which has the nearest of K codes of its own.
+/// A product of codebooks, for search: a vector is cut into M parts, each of which has the nearest of K codes of its
+/// own.
 ///
 ///   v = x R^T, or x               [T,P], P = M ceil(D / M): zeros follow where D is less
 ///   ids[t,m] = arg min over k of |v[t, part m] - table[m,k]|        the lowest of equals
@@ -7,9 +8,9 @@
 /// R [P,D] has orthonormal columns, so that distances and products are those of x; training it is somebody else's
 /// matter. A vector that holds NaN gets no_code in every column and is restored as zeros. Training M codebooks is
 /// codebook/structure/product.hpp's. const calls are thread-safe, each with its own workspace; equal bits for every
-/// executor; nothing is allocated once warm. T = 0 is fine. Parameters: "table" [M,K,P/M] and, with rotation, "rotation".
-/// Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search"; Ge et al. 2013, "Optimized Product
-/// Quantization".
+/// executor; nothing is allocated once warm. T = 0 is fine. Parameters: "table" [M,K,P/M] and, with rotation,
+/// "rotation". Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search"; Ge et al. 2013,
+/// "Optimized Product Quantization".
 #pragma once
 
 #include <sluice/codebook/metric.hpp>
@@ -38,8 +39,8 @@ public:
     nearest_scratch<Scalar> nearest;
   };
 
-  /// The table is zero and the rotation none until somebody sets them. Throws std::invalid_argument unless 1 <= M, K and
-  /// every part holds a number of the vector.
+  /// The table is zero and the rotation none until somebody sets them. Throws std::invalid_argument unless 1 <= M, K
+  /// and every part holds a number of the vector.
   explicit product_codes(index_t width, product_codes_options o = {}) : width_(width) {
     const index_t part = o.parts < 1 ? 0 : (width + o.parts - 1) / o.parts;
     if (o.parts < 1 || o.codes < 1 || width < 1 || (o.parts - 1) * part >= width)
@@ -61,15 +62,17 @@ public:
 
   /// Rows as their parts see them, in the workspace or, where they are the same, x itself.
   const_matrix_map<Scalar> rotate(tokens_in<Scalar> x, workspace& ws, const executor_ref& executor = {}) const {
-    if (x.cols() != inputs()) throw_invalid("codes of vectors of ", inputs(), " cannot take [", x.rows(), ", ", x.cols(), "]");
-    if (!has_rotation() && rotated_width() == inputs() && x.outerStride() == x.cols()) return {x.data(), x.rows(), x.cols()};
+    if (x.cols() != inputs())
+      throw_invalid("codes of vectors of ", inputs(), " cannot take [", x.rows(), ", ", x.cols(), "]");
+    if (!has_rotation() && rotated_width() == inputs() && x.outerStride() == x.cols())
+      return {x.data(), x.rows(), x.cols()};
     ws.rotated.resize(x.rows(), rotated_width());
     if (has_rotation())
       linear_forward<Scalar>(x, rotation_, ws.rotated.map(), executor);
     else
       for (index_t t = 0; t < x.rows(); ++t)
-        std::fill_n(std::copy_n(x.data() + t * x.outerStride(), inputs(), ws.rotated.row(t)), rotated_width() - inputs(),
-                    Scalar(0));
+        std::fill_n(std::copy_n(x.data() + t * x.outerStride(), inputs(), ws.rotated.row(t)),
+                    rotated_width() - inputs(), Scalar(0));
     return std::as_const(ws.rotated).map();
   }
 
@@ -78,10 +81,11 @@ public:
     encode_rotated(rotate(x, ws, executor), ids, ws, executor);
   }
   /// For rows that are as their parts see them.
-  void encode_rotated(tokens_in<Scalar> rows, tokens_out<index_t> ids, workspace& ws, const executor_ref& executor = {}) const {
+  void encode_rotated(tokens_in<Scalar> rows, tokens_out<index_t> ids, workspace& ws,
+                      const executor_ref& executor = {}) const {
     if (rows.cols() != rotated_width() || ids.rows() != rows.rows() || ids.cols() != parts())
-      throw_invalid("a product of codebooks encodes [T, ", rotated_width(), "] as [T, ", parts(), "]; vectors are [", rows.rows(),
-                    ", ", rows.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
+      throw_invalid("a product of codebooks encodes [T, ", rotated_width(), "] as [T, ", parts(), "]; vectors are [",
+                    rows.rows(), ", ", rows.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
     for (index_t m = 0; m < parts(); ++m) {
       squared_distance{}.prepare(part(m), ws.search, executor);
       nearest_codes<Scalar>(rows.middleCols(m * part_width(), part_width()), ws.search, ids.middleCols(m, 1), nullptr,
@@ -105,8 +109,8 @@ public:
   /// As their parts see them: rows [T,P].
   void decode_rotated(tokens_in<index_t> ids, tokens_out<Scalar> rows) const {
     if (ids.cols() != parts() || rows.rows() != ids.rows() || rows.cols() != rotated_width())
-      throw_invalid("a product of codebooks restores [T, ", rotated_width(), "] from [T, ", parts(), "]; ids are [", ids.rows(),
-                    ", ", ids.cols(), "] and vectors [", rows.rows(), ", ", rows.cols(), "]");
+      throw_invalid("a product of codebooks restores [T, ", rotated_width(), "] from [T, ", parts(), "]; ids are [",
+                    ids.rows(), ", ", ids.cols(), "] and vectors [", rows.rows(), ", ", rows.cols(), "]");
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < parts(); ++m) {
         const index_t id = ids(t, m);
@@ -120,7 +124,9 @@ public:
       }
   }
 
-  const Scalar* code(index_t part, index_t id) const noexcept { return table_.data() + (part * codes() + id) * part_width(); }
+  const Scalar* code(index_t part, index_t id) const noexcept {
+    return table_.data() + (part * codes() + id) * part_width();
+  }
   const_matrix_map<Scalar> part(index_t m) const noexcept { return {code(m, 0), codes(), part_width()}; }
 
   parameter<Scalar>& table() noexcept { return table_; }

@@ -2,14 +2,15 @@
 ///
 ///   product_index<float> index(vectors, {.parts = 8, .lists = 256});      // learns from the vectors and takes them in
 ///   index.search(queries, ids, scores, workspace, {.probes = 8});         // [Q,k]: numbers of vectors, best first
-///   rerank(queries, vectors, closeness::distance, ids, ...);              // exact scores, where the vectors are at hand
+///   rerank(queries, vectors, closeness::distance, ids, ...);   // exact scores, where the vectors are at hand
 ///
-/// lists = 0 scans all codes; with lists, items go by the nearest center and codes are of what is left, unless by_residual is
-/// false. Vectors are numbered in the order of add; one that holds NaN cannot be added. Equal scores: the lower number first;
-/// queries that hold NaN find nothing. search is const and thread-safe, a workspace a thread; equal bits for every executor; nothing
-/// is allocated once warm. Parameters, which save and load write and read: "codes.table" and, with lists, "centers" [L,P];
-/// the items themselves are plain numbers, items() out and add_items() in: the list, if there are lists, and M codes.
-/// Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search".
+/// lists = 0 scans all codes; with lists, items go by the nearest center and codes are of what is left, unless
+/// by_residual is false. Vectors are numbered in the order of add; one that holds NaN cannot be added. Equal scores:
+/// the lower number first; queries that hold NaN find nothing. search is const and thread-safe, a workspace a thread;
+/// equal bits for every executor; nothing is allocated once warm. Parameters, which save and load write and read:
+/// "codes.table" and, with lists, "centers" [L,P]; the items themselves are plain numbers, items() out and add_items()
+/// in: the list, if there are lists, and M codes. Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor
+/// Search".
 #pragma once
 
 #include <sluice/codebook/kmeans.hpp>
@@ -25,7 +26,7 @@ struct product_index_options {
   index_t lists = 0;    ///< none: every search goes through all items
   closeness wanted = closeness::distance;
   bool by_residual = true;
-  bool rotation = false;       ///< none until somebody sets it
+  bool rotation = false;  ///< none until somebody sets it
   kmeans_options learning = {};
   random_source random = random_source(1);  ///< of the first codes
 };
@@ -48,14 +49,15 @@ public:
     matrix_buffer<index_t> items;
   };
 
-  /// Of vectors [T,D] to come; codes are zero until learn, or until they are loaded. Throws std::invalid_argument unless
-  /// 1 <= codes <= 256, lists >= 0 and every part holds a number of the vector.
+  /// Of vectors [T,D] to come; codes are zero until learn, or until they are loaded. Throws std::invalid_argument
+  /// unless 1 <= codes <= 256, lists >= 0 and every part holds a number of the vector.
   explicit product_index(index_t width, product_index_options o = {})
-      : options_(o), codes_(width, {.parts = o.parts, .codes = o.codes, .rotation = o.rotation}),
+      : options_(o),
+        codes_(width, {.parts = o.parts, .codes = o.codes, .rotation = o.rotation}),
         items_(std::max<index_t>(o.lists, 1), o.parts) {
     if (o.codes > code_blocks::most_codes || o.lists < 0)
-      throw_invalid("an index has at most ", code_blocks::most_codes, " codes a part and no negative number of lists, not ", o.codes,
-                    " and ", o.lists);
+      throw_invalid("an index has at most ", code_blocks::most_codes,
+                    " codes a part and no negative number of lists, not ", o.codes, " and ", o.lists);
     if (o.lists > 0) centers_ = {{o.lists, codes_.rotated_width()}, parameter_role::weight};
   }
 
@@ -74,8 +76,8 @@ public:
   index_t item_columns() const noexcept { return codes_.parts() + (has_lists() ? 1 : 0); }
   const product_index_options& options() const noexcept { return options_; }
 
-  /// Centers and codes by k-means of x [T,D]; items that are in already stay as they were coded. Throws std::invalid_argument if there is
-  /// nothing to learn from.
+  /// Centers and codes by k-means of x [T,D]; items that are in already stay as they were coded. Throws
+  /// std::invalid_argument if there is nothing to learn from.
   void learn(tokens_in<Scalar> x, workspace& ws, const executor_ref& executor = {}) {
     auto rows = codes_.rotate(x, ws.codes, executor);
     if (has_lists()) {
@@ -93,8 +95,8 @@ public:
     }
   }
 
-  /// Vectors [T,D] get the next numbers. Throws std::invalid_argument for another width and for a vector that holds NaN; then
-  /// none is added.
+  /// Vectors [T,D] get the next numbers. Throws std::invalid_argument for another width and for a vector that holds
+  /// NaN; then none is added.
   void add(tokens_in<Scalar> x, workspace& ws, const executor_ref& executor = {}) {
     encode(x, ws, executor);
     for (index_t t = 0; t < x.rows(); ++t)
@@ -114,12 +116,11 @@ public:
         for (index_t m = 0; m < codes_.parts(); ++m) items(number, first + m) = items_.items(l).code(i, m);
       }
   }
-  /// Items as items() wrote them get the next numbers. Throws std::invalid_argument for numbers that are no list or code; then none is
-  /// added.
+  /// Items as items() wrote them get the next numbers. Throws std::invalid_argument for numbers that are no list or
+  /// code; then none is added.
   void add_items(tokens_in<index_t> items) {
     const index_t first = has_lists() ? 1 : 0;
-    if (items.cols() != item_columns())
-      throw_invalid("an item is ", item_columns(), " numbers, not ", items.cols());
+    if (items.cols() != item_columns()) throw_invalid("an item is ", item_columns(), " numbers, not ", items.cols());
     for (index_t t = 0; t < items.rows(); ++t)
       for (index_t c = 0; c < items.cols(); ++c) {
         const index_t most = c < first ? lists() : codes_.codes();
@@ -130,15 +131,16 @@ public:
       items_.add(has_lists() ? items(t, 0) : 0, items.data() + t * items.outerStride() + first, items_.size());
   }
 
-  /// ids [Q,k] and scores [Q,k] of the vectors closest to queries [Q,D], best first: squared distances, or inner products.
-  /// Throws std::invalid_argument if shapes do not fit or probes < 1.
+  /// ids [Q,k] and scores [Q,k] of the vectors closest to queries [Q,D], best first: squared distances, or inner
+  /// products. Throws std::invalid_argument if shapes do not fit or probes < 1.
   void search(tokens_in<Scalar> queries, tokens_out<index_t> ids, tokens_out<Scalar> scores, workspace& ws,
               product_search_options o = {}, const executor_ref& executor = {}) const {
     if (o.probes < 1) throw_invalid("a query looks into at least 1 list, not ", o.probes);
     const auto rows = codes_.rotate(queries, ws.codes, executor);
     ws.tables.prepare(codes_);
     if (!has_lists())
-      return scan_codes<Scalar>(rows, ws.tables, options_.wanted, items_.items(0), ids, scores, ws.lists.scan, executor);
+      return scan_codes<Scalar>(rows, ws.tables, options_.wanted, items_.items(0), ids, scores, ws.lists.scan,
+                                executor);
     prepare_centers(ws, executor);
     scan_lists<Scalar>(rows, {items_, centers_.map(), ws.centers, ws.tables, options_.wanted, options_.by_residual},
                        std::min(o.probes, lists()), ids, scores, ws.lists, executor);
@@ -162,8 +164,8 @@ private:
       throw_invalid("the items are [", size(), ", ", item_columns(), "] numbers, not [", rows, ", ", cols, "]");
   }
 
-  static matrix<Scalar> clustered(tokens_in<Scalar> x, index_t codes, const kmeans_options& o, const random_source& random,
-                                  const executor_ref& executor) {
+  static matrix<Scalar> clustered(tokens_in<Scalar> x, index_t codes, const kmeans_options& o,
+                                  const random_source& random, const executor_ref& executor) {
     kmeans<Scalar> clusters(codes, x.cols(), o);
     clusters.begin(x, random_rows{random}, executor);
     clusters.fit(x, executor);

@@ -2,9 +2,9 @@
 ///
 ///   queries [Q,D], vectors [N,D], candidates [Q,m]  ->  ids [Q,k], scores [Q,k]
 ///
-/// Best first: squared distances or inner products, computed in full; equal scores, the lower id first. A candidate of no_code
-/// is left out, one whose score is NaN too; where fewer than k are left ids are no_code and scores NaN. A candidate that is named
-/// twice is found twice. Queries go to an executor; equal bits for every one.
+/// Best first: squared distances or inner products, computed in full; equal scores, the lower id first. A candidate of
+/// no_code is left out, one whose score is NaN too; where fewer than k are left ids are no_code and scores NaN. A
+/// candidate that is named twice is found twice. Queries go to an executor; equal bits for every one.
 #pragma once
 
 #include <sluice/codebook/search/product_scan.hpp>
@@ -20,9 +20,10 @@ void rerank(tokens_in<Scalar> queries, tokens_in<Scalar> vectors, closeness want
   const index_t k = ids.cols(), width = vectors.cols();
   if (queries.cols() != width || candidates.rows() != queries.rows() || ids.rows() != queries.rows() ||
       scores.rows() != queries.rows() || scores.cols() != k)
-    throw_invalid("ranking by vectors of ", width, " needs queries [Q, ", width, "], candidates [Q, m] and ids and scores [Q, k]; [",
-                  queries.rows(), ", ", queries.cols(), "], [", candidates.rows(), ", ", candidates.cols(), "], [", ids.rows(), ", ",
-                  k, "], [", scores.rows(), ", ", scores.cols(), "]");
+    throw_invalid("ranking by vectors of ", width, " needs queries [Q, ", width,
+                  "], candidates [Q, m] and ids and scores [Q, k]; [", queries.rows(), ", ", queries.cols(), "], [",
+                  candidates.rows(), ", ", candidates.cols(), "], [", ids.rows(), ", ", k, "], [", scores.rows(), ", ",
+                  scores.cols(), "]");
   for (index_t q = 0; q < candidates.rows(); ++q)
     for (index_t c = 0; c < candidates.cols(); ++c)
       if (candidates(q, c) != no_code && (candidates(q, c) < 0 || candidates(q, c) >= vectors.rows()))
