@@ -43,7 +43,7 @@ void code_agreement(tokens_in<Scalar> x, tokens_in<Scalar> y, std::span<Scalar> 
       ++counted;
       if (measure == agreement::cosine) {
         const Scalar lengths = std::sqrt(kernel::dot(a, a, width)) * std::sqrt(kernel::dot(b, b, width));
-        sum += kernel::dot(a, b, width) / std::max(lengths, std::numeric_limits<Scalar>::min());
+        sum += kernel::dot(a, b, width) / (std::max)(lengths, (std::numeric_limits<Scalar>::min)());
       } else {
         Scalar error = 0;
         for (index_t i = 0; i < width; ++i) error += (a[i] - b[i]) * (a[i] - b[i]);

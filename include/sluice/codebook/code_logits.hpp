@@ -80,7 +80,7 @@ public:
       Scalar* row = out + i * tile_codes;
       if (form_ != form::products)
         for (index_t j = 0; j < n; ++j)
-          row[j] = std::max(token_squares_[t + i] + code_squares_[c + j] - 2 * row[j], Scalar(0));
+          row[j] = (std::max)(token_squares_[t + i] + code_squares_[c + j] - 2 * row[j], Scalar(0));
       if (form_ == form::distances)
         for (index_t j = 0; j < n; ++j) row[j] = -std::sqrt(row[j]);
       else if (factor() != 1)
@@ -94,7 +94,7 @@ public:
     executor.parallel_blocks(tokens_, tile_tokens, codes_ * (width_ / 4 + 16), [&](index_t first, index_t last) {
       tile logits;
       for (index_t c = 0; c < codes_; c += tile_codes) {
-        const index_t n = std::min(tile_codes, codes_ - c);
+        const index_t n = (std::min)(tile_codes, codes_ - c);
         fill(first, last - first, c, n, logits.data());
         part(first, last - first, c, n, logits.data());
       }
@@ -107,7 +107,7 @@ public:
     executor.parallel_blocks(codes_, tile_codes, tokens_ * (width_ / 4 + 16), [&](index_t first, index_t last) {
       tile logits;
       for (index_t t = 0; t < tokens_; t += tile_tokens) {
-        const index_t m = std::min(tile_tokens, tokens_ - t);
+        const index_t m = (std::min)(tile_tokens, tokens_ - t);
         fill(t, m, first, last - first, logits.data());
         part(t, m, first, last - first, logits.data());
       }
@@ -124,7 +124,7 @@ public:
       tile logits, values;
       std::array<running_sum, as_size(tile_tokens)> sums{};
       for (index_t c = 0; c < codes_; c += tile_codes) {
-        const index_t n = std::min(tile_codes, codes_ - c), m = last - first;
+        const index_t n = (std::min)(tile_codes, codes_ - c), m = last - first;
         fill(first, m, c, n, logits.data());
         value(first, m, c, n, static_cast<const Scalar*>(logits.data()), values.data());
         for (index_t i = 0; i < m; ++i)
@@ -145,7 +145,7 @@ public:
       tile logits;
       std::array<running_sum, as_size(tile_tokens)> sums{};
       for (index_t c = 0; c < codes_; c += tile_codes) {
-        const index_t n = std::min(tile_codes, codes_ - c);
+        const index_t n = (std::min)(tile_codes, codes_ - c);
         fill(first, last - first, c, n, logits.data());
         for (index_t i = 0; i < last - first; ++i) sums[as_size(i)].add_below(logits.data() + i * tile_codes, n);
       }
@@ -202,7 +202,7 @@ private:
 
   /// A sum of exponentials that part after part is added to, and one of numbers weighted by them.
   struct running_sum {
-    Scalar maximum = -std::numeric_limits<Scalar>::max();
+    Scalar maximum = -(std::numeric_limits<Scalar>::max)();
     Scalar sum = 0;
     Scalar weighted = 0;
 
@@ -232,7 +232,7 @@ private:
       Scalar by;    ///< how far the maximum rose
     };
     change rise(const Scalar* logits, index_t count, Scalar* e) {
-      const Scalar top = std::max(maximum, *std::max_element(logits, logits + count));
+      const Scalar top = (std::max)(maximum, *std::max_element(logits, logits + count));
       const Scalar by = sum == 0 ? Scalar(0) : top - maximum, kept = std::exp(-by);
       exponentials(logits, top, 0, e, count);
       maximum = top;

@@ -70,7 +70,7 @@ void sum_by_code(tokens_in<Scalar> x, const index_t* ids, index_t codes, code_su
   out.sums.resize(codes, width);
   out.weights.resize(codes);
   const executor_ref threads = executor.for_work((listed + codes) * width);
-  const index_t tasks = std::min(codes, 4 * threads.concurrency());
+  const index_t tasks = (std::min)(codes, 4 * threads.concurrency());
   // Where a task begins: at the first code that begins at its share of the tokens, or, without tokens, of the codes.
   const auto border = [&](index_t task) {
     const index_t* const first = out.first.begin();

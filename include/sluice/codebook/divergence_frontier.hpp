@@ -66,7 +66,7 @@ inline double area_under(std::vector<std::pair<double, double>> points) {
 /// One code's part of the integral; both limits, q -> p and q -> 0, are met.
 inline double frontier_part(double p, double q) {
   if (p == 0 || q == 0) return (p + q) / 4;
-  if (std::abs(p - q) <= 1e-8) return 0;
+  if ((std::abs)(p - q) <= 1e-8) return 0;
   return (p + q) / 4 - p * q * (std::log(p) - std::log(q)) / (2 * (p - q));
 }
 

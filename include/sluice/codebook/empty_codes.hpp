@@ -41,7 +41,7 @@ public:
   void operator()(const kmeans_round<Scalar>& r, code_sums<Scalar>& sums) {
     const index_t tokens = r.x.rows(), width = r.x.cols();
     distances_.reserve(tokens);  // also where no code is empty yet: a warm call allocates nothing
-    farthest_.reserve(std::min(tokens, 2 * sums.counts.size()));
+    farthest_.reserve((std::min)(tokens, 2 * sums.counts.size()));
     const auto empty = std::count(sums.weights.begin(), sums.weights.end(), Scalar(0));
     if (empty == 0 || tokens == 0) return;
     distances_.resize(tokens);
@@ -95,7 +95,7 @@ public:
       if (sums.weights[c] > 0) continue;
       const double lot = random_.uniform(random_site("kmeans.split_codes"), r.round * codes + c);
       const auto all = static_cast<double>(drawable_.size());
-      const index_t from = owners_[drawable_[std::min(static_cast<index_t>(lot * all), drawable_.size() - 1)]];
+      const index_t from = owners_[drawable_[(std::min)(static_cast<index_t>(lot * all), drawable_.size() - 1)]];
       split(from, c, sums, width);
     }
   }

@@ -53,7 +53,7 @@ struct random_rows {
     const buffer<index_t> rows = detail::rows_to_draw<Scalar>(x, weights);
     buffer<double> lots(rows.size());
     for (index_t i = 0; i < rows.size(); ++i) lots[i] = random.uniform(random_site("kmeans.random_rows"), rows[i]);
-    buffer<index_t> drawn(std::min(codes.rows(), rows.size()));
+    buffer<index_t> drawn((std::min)(codes.rows(), rows.size()));
     kernel::top_k(lots.data(), rows.size(), drawn.size(), drawn.data());
     for (index_t c = 0; c < codes.rows(); ++c) codes.row(c) = x.row(rows[drawn[c % drawn.size()]]);
   }
@@ -93,7 +93,7 @@ struct spread_rows {
       double left = random.uniform(random_site("kmeans.spread_rows"), c) * total;
       index_t b = 0;
       while (b + 1 < sums.size() && left >= sums[b]) left -= sums[b++];
-      const index_t end = std::min(rows.size(), (b + 1) * block);
+      const index_t end = (std::min)(rows.size(), (b + 1) * block);
       index_t drawn = b * block, last = drawn;
       for (; drawn < end; left -= chance(drawn), ++drawn) {
         if (chance(drawn) > 0) last = drawn;
@@ -104,7 +104,7 @@ struct spread_rows {
       measure([&](index_t i) {
         const Scalar* const row = x.data() + rows[i] * x.outerStride();
         return c == 0 ? kernel::squared_difference(row, code, x.cols())
-                      : std::min(distances[i], kernel::squared_difference(row, code, x.cols()));
+                      : (std::min)(distances[i], kernel::squared_difference(row, code, x.cols()));
       });
     }
   }

@@ -146,7 +146,7 @@ private:
     const index_t tokens = t.kept.rows(), width = logits_width();
     project(t.kept.x(), t.logits, context.executor);
     t.temperature = static_cast<Scalar>(
-        std::max(options_.start * std::pow(options_.decay, static_cast<double>(context.step)), options_.stop));
+        (std::max)(options_.start * std::pow(options_.decay, static_cast<double>(context.step)), options_.stop));
     t.soft.resize(context.training ? tokens : 0, width);
     context.executor.parallel_blocks(tokens, tokens_per_task, 32 * width, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)

@@ -72,7 +72,7 @@ public:
   /// Codes are drawn (codebook/first_codes.hpp); what was learned before is forgotten.
   template <typename Draw>
   void begin(tokens_in<Scalar> x, const Draw& draw, const executor_ref& executor = {}, weights_in weights = {}) {
-    check(x, weights);
+    check_call(x, weights);
     draw(x, weights, codes_.map(), executor);
     start();
   }
@@ -90,7 +90,7 @@ public:
   /// Lloyd's rounds over all of x [T,D]. Throws std::invalid_argument if nothing was begun, shapes do not fit or a
   /// weight is negative or NaN.
   kmeans_report fit(tokens_in<Scalar> x, const executor_ref& executor = {}, weights_in weights = {}) {
-    check(x, weights);
+    check_call(x, weights);
     check_begun();
     kmeans_report report;
     if (x.rows() == 0) return report;
@@ -112,7 +112,7 @@ public:
   /// One batch more: tokens go to their nearest codes, and each code becomes the mean of all tokens since begin, or
   /// since the last fit, whose means it goes on from.
   void learn(tokens_in<Scalar> x, const executor_ref& executor = {}, weights_in weights = {}) {
-    check(x, weights);
+    check_call(x, weights);
     check_begun();
     if (x.rows() == 0) return;
     assign(x, executor);
@@ -132,7 +132,7 @@ public:
 
   /// ids() of x with the codes as they are. Returns the weighted sum of squared distances to them.
   double label(tokens_in<Scalar> x, const executor_ref& executor = {}, weights_in weights = {}) {
-    check(x, weights);
+    check_call(x, weights);
     check_begun();
     assign(x, executor);
     distances_.resize(x.rows());
@@ -151,7 +151,7 @@ public:
 private:
   static constexpr index_t codes_per_task = 64;
 
-  void check(tokens_in<Scalar> x, weights_in weights) const {
+  void check_call(tokens_in<Scalar> x, weights_in weights) const {
     if (x.cols() != inputs() || (!weights.empty() && static_cast<index_t>(weights.size()) != x.rows()))
       throw_invalid("kmeans needs x [T, ", inputs(), "] and no weights or T, not [", x.rows(), ", ", x.cols(), "] and ",
                     static_cast<index_t>(weights.size()));
@@ -219,7 +219,7 @@ private:
 
   void scale_to_unit(Scalar* code) const {
     const Scalar length = std::sqrt(kernel::dot(code, code, inputs()));
-    kernel::copy_scaled(1 / std::max(length, std::numeric_limits<Scalar>::min()), code, code, inputs());
+    kernel::copy_scaled(1 / (std::max)(length, (std::numeric_limits<Scalar>::min)()), code, code, inputs());
   }
 
   kmeans_options options_;

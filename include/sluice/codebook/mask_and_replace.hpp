@@ -106,7 +106,7 @@ public:
 
 private:
   rates with(double keep, double masked) const {
-    return {keep, std::max(0.0, 1 - keep - masked) / static_cast<double>(codes_), masked};
+    return {keep, (std::max)(0.0, 1 - keep - masked) / static_cast<double>(codes_), masked};
   }
   /// q(to | from) for a code `from`.
   double likelihood(const rates& r, index_t from, index_t to) const {

@@ -59,7 +59,7 @@ struct cosine_similarity {
       for (index_t c = begin; c < end; ++c) {
         const Scalar* code = codes.data() + c * codes.cols();
         const Scalar length = std::sqrt(kernel::dot(code, code, codes.cols()));
-        kernel::copy_scaled(1 / std::max(length, std::numeric_limits<Scalar>::min()), code, keys + c * codes.cols(),
+        kernel::copy_scaled(1 / (std::max)(length, (std::numeric_limits<Scalar>::min)()), code, keys + c * codes.cols(),
                             codes.cols());
       }
     });

@@ -131,7 +131,7 @@ private:
   const Scalar* code(index_t m, index_t k) const noexcept { return table_.data() + (m * codes() + k) * width(); }
   /// What squares are multiplied by to become logits.
   Scalar heat(index_t m) const {
-    return std::max(temperature_.value()[as_size(m)], static_cast<Scalar>(least_temperature)) /
+    return (std::max)(temperature_.value()[as_size(m)], static_cast<Scalar>(least_temperature)) /
            std::sqrt(static_cast<Scalar>(codes()));
   }
 
@@ -150,7 +150,7 @@ private:
           const Scalar square = kernel::dot(part + i * x.outerStride(), part + i * x.outerStride(), width());
           for (index_t k = 0; k < codes(); ++k) {
             Scalar& l = logits[i * all + k];
-            l = -heat(m) * std::max(square + memory.squares[m * codes() + k] - 2 * l, Scalar(0));
+            l = -heat(m) * (std::max)(square + memory.squares[m * codes() + k] - 2 * l, Scalar(0));
           }
         }
       }

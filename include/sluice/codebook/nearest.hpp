@@ -40,7 +40,7 @@ struct search_cut {
     constexpr index_t most_codes = 1 << 30;  // the kernel counts them in integers as wide as a lane
     constexpr index_t height = kernel::tile_rows;
     const index_t room = std::clamp(most_numbers / std::max<index_t>(k.width, 1), 4 * height, most_rows);
-    const index_t share = std::clamp(tokens / (2 * threads) + 1, std::min(fewest_rows, room), room);
+    const index_t share = std::clamp(tokens / (2 * threads) + 1, (std::min)(fewest_rows, room), room);
     search_cut cut;
     cut.rows = (share + height - 1) / height * height;
     cut.chunks = (tokens + cut.rows - 1) / cut.rows;
@@ -66,18 +66,18 @@ void nearest_codes(tokens_in<Scalar> x, const code_search<Scalar>& search, token
   const executor_ref threads = executor.for_work(tokens * keys.count * keys.width / 4);
   const auto cut = detail::search_cut::of(tokens, keys, threads.concurrency());
   const bool whole = cut.parts == 1;
-  const index_t pieces = cut.chunks * cut.parts, height = std::min(cut.rows, tokens);
+  const index_t pieces = cut.chunks * cut.parts, height = (std::min)(cut.rows, tokens);
   const index_t size = kernel::code_blocking<Scalar>{height, keys.count, keys.width}.size();
   scratch.memory.resize(threads.concurrency() * size);
-  scratch.ids.resize(std::max(cut.parts, threads.concurrency()) * height);  // no fewer than parts times tokens
+  scratch.ids.resize((std::max)(cut.parts, threads.concurrency()) * height);  // no fewer than parts times tokens
   scratch.scores.resize(scratch.ids.size());
   std::atomic<index_t> next{0};  // a task takes one piece after the other: memory is for as many as run
-  threads.parallel_for(std::min(pieces, threads.concurrency()), [&](index_t task) {
+  threads.parallel_for((std::min)(pieces, threads.concurrency()), [&](index_t task) {
     for (index_t piece = next++; piece < pieces; piece = next++) {
       const index_t part = piece % cut.parts, begin = piece / cut.parts * cut.rows, first = part * cut.codes;
       kernel::code_keys<Scalar> some = keys;
       some.keys += first * keys.stride;
-      some.count = std::min(cut.codes, keys.count - first);
+      some.count = (std::min)(cut.codes, keys.count - first);
       if (some.offsets != nullptr) some.offsets += first;
       index_t* to = ids.data() + begin * ids.outerStride();
       Scalar* best = scores == nullptr ? nullptr : scores + begin;
@@ -85,7 +85,7 @@ void nearest_codes(tokens_in<Scalar> x, const code_search<Scalar>& search, token
         to = scratch.ids.data() + part * tokens + begin;
         best = scratch.scores.data() + part * tokens + begin;
       }
-      kernel::best_code(x.data() + begin * x.outerStride(), x.outerStride(), std::min(cut.rows, tokens - begin), some,
+      kernel::best_code(x.data() + begin * x.outerStride(), x.outerStride(), (std::min)(cut.rows, tokens - begin), some,
                         to, whole ? ids.outerStride() : 1, best, scratch.memory.data() + task * size);
     }
   });

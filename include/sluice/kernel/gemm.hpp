@@ -122,13 +122,13 @@ void multiply_nt(index_t m, index_t n, index_t k, const Scalar* a, index_t lda, 
   constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 4 : 2;
   constexpr int cols_max = 4;
   // Rows of A meet as many rows of B as stay in the first cache, which are read from afar only once.
-  constexpr index_t near = 16 * 1024 / static_cast<index_t>(sizeof(Scalar));
-  const index_t block = (std::max<index_t>)(1, near / (std::max<index_t>)(1, k) / cols_max) * cols_max;
+  constexpr index_t close_by = 16 * 1024 / static_cast<index_t>(sizeof(Scalar));
+  const index_t block = (std::max<index_t>)(1, close_by / (std::max<index_t>)(1, k) / cols_max) * cols_max;
   for (index_t first = 0; first < n; first += block)
     for (index_t i = 0; i < m; i += rows_max)
       detail::with_constant<rows_max>(
           std::min<index_t>(rows_max, m - i), [&]<int Rows>(std::integral_constant<int, Rows>) {
-            for (index_t j = first; j < std::min(n, first + block); j += cols_max)
+            for (index_t j = first; j < (std::min)(n, first + block); j += cols_max)
               detail::with_constant<cols_max>(
                   std::min<index_t>(cols_max, n - j), [&]<int Cols>(std::integral_constant<int, Cols>) {
                     detail::dot_tile<Rows, Cols>(k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc, mode);

@@ -52,7 +52,7 @@ struct transport_assignment {
       logits.reserve(count, codes);
       of_code.reserve(codes);
       for (auto* numbers : {&of_token, &totals, &best}) numbers->reserve(count);
-      sums.reserve(std::max(2 * count, codes));
+      sums.reserve((std::max)(2 * count, codes));
     }
   };
 
@@ -131,24 +131,24 @@ private:
     if (cost != transport_cost::all) return;
     const index_t n = m.logits.tokens();
     m.sums.assign(2 * n, 0);
-    m.best.assign(n, -std::numeric_limits<double>::max());
+    m.best.assign(n, -(std::numeric_limits<double>::max)());
     m.logits.by_tokens(executor, [&](index_t t, index_t rows, index_t, index_t codes, const Scalar* logits) {
       for (index_t i = 0; i < rows; ++i)
         for (index_t j = 0; j < codes; ++j) {
           const auto l = static_cast<double>(logits[i * stride<Scalar> + j]);
           m.sums[2 * (t + i)] += l;
           m.sums[2 * (t + i) + 1] += l * l;
-          m.best[t + i] = std::max(m.best[t + i], l);
+          m.best[t + i] = (std::max)(m.best[t + i], l);
         }
     });
     double sum = 0, squares = 0, nearest = m.best[0];
     for (index_t t = 0; t < n; ++t) {
       sum += m.sums[2 * t];
       squares += m.sums[2 * t + 1];
-      nearest = std::max(nearest, m.best[t]);
+      nearest = (std::max)(nearest, m.best[t]);
     }
     const double count = static_cast<double>(n) * static_cast<double>(m.logits.codes());
-    const double variance = std::max(0.0, squares - sum * sum / count) / std::max(count - 1, 1.0);
+    const double variance = (std::max)(0.0, squares - sum * sum / count) / (std::max)(count - 1, 1.0);
     m.slope = epsilon / (std::sqrt(variance) + 1e-6);
     m.shift = -nearest;
   }

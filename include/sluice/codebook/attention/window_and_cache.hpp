@@ -38,7 +38,7 @@ struct head_view {
 
   index_t blocks() const noexcept { return (positions + block - 1) / block; }
   index_t begin_of(index_t b) const noexcept { return b * block; }
-  index_t end_of(index_t b) const noexcept { return std::min(positions, (b + 1) * block); }
+  index_t end_of(index_t b) const noexcept { return (std::min)(positions, (b + 1) * block); }
   /// The first position that is seen key by key from block b.
   index_t first_seen(index_t b) const noexcept { return std::max<index_t>(0, b * block - window); }
 };
@@ -80,7 +80,7 @@ public:
       kernel::multiply_nn(n, h_.value_width, h_.codes, m_.weights.data(), row, means(b), h_.value_width, to, h_.value_stride);
       kernel::multiply_nn(n, h_.value_width, seen, m_.weights.data() + h_.codes, row, h_.v + first * h_.value_stride,
                           h_.value_stride, to, h_.value_stride, kernel::write::accumulate);
-      take_in(first, std::min(h_.first_seen(b + 1), h_.positions));
+      take_in(first, (std::min)(h_.first_seen(b + 1), h_.positions));
     }
   }
 
@@ -156,7 +156,7 @@ private:
   void for_each_near(index_t b, F&& f) const {
     const index_t begin = h_.begin_of(b), first = h_.first_seen(b);
     for (index_t i = begin; i < h_.end_of(b); ++i)
-      for (index_t j = std::max(first, i - h_.window); j <= i; ++j) f(i - begin, j - first, i - j);
+      for (index_t j = (std::max)(first, i - h_.window); j <= i; ++j) f(i - begin, j - first, i - j);
   }
 
   /// The softmax weights of block b, codes first; returns the number of queries.

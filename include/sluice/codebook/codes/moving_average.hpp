@@ -129,7 +129,7 @@ private:
     executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
       for (index_t c = begin; c < end; ++c) {
         first(c);
-        const Scalar size = std::max((std::as_const(sizes_).value()[as_size(c)] + epsilon) * smoothing, least);
+        const Scalar size = (std::max)((std::as_const(sizes_).value()[as_size(c)] + epsilon) * smoothing, least);
         kernel::copy_scaled(1 / size, sums + c * inputs(), table + c * inputs(), inputs());
         if (options_.unit_length) scale_to_unit(table + c * inputs());
       }
@@ -145,7 +145,7 @@ private:
 
   void scale_to_unit(Scalar* code) const {
     const Scalar length = std::sqrt(kernel::dot(code, code, inputs()));
-    kernel::copy_scaled(1 / std::max(length, std::numeric_limits<Scalar>::min()), code, code, inputs());
+    kernel::copy_scaled(1 / (std::max)(length, (std::numeric_limits<Scalar>::min)()), code, code, inputs());
   }
 
   moving_average_options options_;

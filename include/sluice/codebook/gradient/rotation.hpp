@@ -40,7 +40,7 @@ private:
   template <typename Scalar>
   void turn_back(const Scalar* x, const Scalar* q, const Scalar* dy, Scalar* dx, index_t count) const {
     constexpr Scalar least = Scalar(1e-6);
-    const auto guarded = [&](Scalar length) { return adds ? length + least : std::max(length, least); };
+    const auto guarded = [&](Scalar length) { return adds ? length + least : (std::max)(length, least); };
     const Scalar code_length = std::sqrt(kernel::dot(q, q, count));
     const Scalar a = 1 / guarded(std::sqrt(kernel::dot(x, x, count))), b = 1 / guarded(code_length);
     const Scalar lambda = a * (adds ? code_length : 1 / b), q_dy = kernel::dot(q, dy, count);
@@ -50,7 +50,7 @@ private:
       sum_length += sum * sum;
       sum_dy += sum * dy[i];
     }
-    const Scalar along = -2 * sum_dy / std::max(sum_length, least * least);
+    const Scalar along = -2 * sum_dy / (std::max)(sum_length, least * least);
     kernel::add_scaled(lambda, dy, dx, count);
     kernel::add_scaled(lambda * a * (along + 2 * b * q_dy), x, dx, count);
     kernel::add_scaled(lambda * b * along, q, dx, count);

@@ -71,7 +71,7 @@ struct code_contrast_loss {
     m.order.resize(codes_at_a_time, tokens);
     m.sums.resize(codes_at_a_time, width);
     for (index_t first = 0; first < codes; first += codes_at_a_time) {
-      const index_t count = std::min(codes_at_a_time, codes - first);
+      const index_t count = (std::min)(codes_at_a_time, codes - first);
       executor.parallel_blocks(count, 1, tokens * (width / 4 + 16), [&](index_t i, index_t) {
         score(m, first + i, i);
         m.losses[first + i] = contrast(m.rows.row(i), m.order.row(i), tokens, codes);
@@ -98,7 +98,7 @@ private:
     constexpr index_t stride = code_logits<Scalar>::tile_codes;
     typename code_logits<Scalar>::tile part;
     for (index_t t = 0; t < m.x.rows(); t += stride) {
-      const index_t n = std::min(stride, m.x.rows() - t);
+      const index_t n = (std::min)(stride, m.x.rows() - t);
       m.scores.tiles().fill(code, 1, t, n, part.data());
       std::copy_n(part.data(), n, m.rows.row(row) + t);
     }
@@ -110,7 +110,7 @@ private:
     const index_t best = std::max<index_t>(1, tokens / codes), worst = tokens / 2;
     const auto is_worse = [s](index_t a, index_t b) { return s[a] != s[b] ? s[a] < s[b] : a < b; };
     for (index_t t = 0; t < tokens; ++t) order[t] = t;
-    const index_t low = std::min(worst, tokens - best), high = std::max(worst, tokens - best);
+    const index_t low = (std::min)(worst, tokens - best), high = (std::max)(worst, tokens - best);
     if (high < tokens) std::nth_element(order, order + high, order + tokens, is_worse);
     if (low < high) std::nth_element(order, order + low, order + high, is_worse);
     Scalar z = 0;
@@ -118,7 +118,7 @@ private:
     const auto heat = static_cast<Scalar>(temperature);
     z /= static_cast<Scalar>(best) * heat;
     Scalar top = z;
-    for (index_t i = 0; i < worst; ++i) top = std::max(top, s[order[i]] / heat);
+    for (index_t i = 0; i < worst; ++i) top = (std::max)(top, s[order[i]] / heat);
     const Scalar of_best = std::exp(z - top);
     Scalar sum = of_best;
     for (index_t i = 0; i < worst; ++i) sum += std::exp(s[order[i]] / heat - top);

@@ -28,7 +28,7 @@ public:
     const index_t n = cost.rows(), takers = cost.cols();
     double total = 0;
     for (const double amount : amounts) total += amount;
-    if (amounts.size() != takers || !(std::abs(total - static_cast<double>(n)) <= 1e-3 * static_cast<double>(n) + 1e-9))
+    if (amounts.size() != takers || !((std::abs)(total - static_cast<double>(n)) <= 1e-3 * static_cast<double>(n) + 1e-9))
       throw_invalid("transport of ", n, " units to ", takers, " takers needs as many amounts, which add up to ", n,
                     ", not to ", total);
     // Amounts may come from numbers of less precision.
@@ -69,9 +69,9 @@ private:
     while (supply > tiny) {
       const index_t end = find_way(cost, t);
       if (end < 0) break;  // no room is left anywhere but for roundings
-      double amount = std::min(supply, room_[end]);
+      double amount = (std::min)(supply, room_[end]);
       for (index_t b = end; previous_[b] >= 0; b = previous_[b])
-        amount = std::min(amount, flow_(previous_[b], moved_(previous_[b], b)));
+        amount = (std::min)(amount, flow_(previous_[b], moved_(previous_[b], b)));
       room_[end] -= amount;
       if (room_[end] < tiny) room_[end] = 0;
       supply -= amount;
@@ -90,9 +90,9 @@ private:
   /// The taker with room that the cheapest way of supplier t leads to, in previous_; -1: there is none.
   index_t find_way(const matrix_buffer<double>& cost, index_t t) {
     const index_t takers = cost.cols();
-    constexpr double infinity = std::numeric_limits<double>::max();
+    constexpr double infinity = (std::numeric_limits<double>::max)();
     double start = infinity;
-    for (index_t k = 0; k < takers; ++k) start = std::min(start, cost(t, k) - potential_[k]);
+    for (index_t k = 0; k < takers; ++k) start = (std::min)(start, cost(t, k) - potential_[k]);
     for (index_t k = 0; k < takers; ++k) {
       distance_[k] = cost(t, k) - potential_[k] - start;
       previous_[k] = -1;
@@ -110,12 +110,12 @@ private:
       }
       for (index_t b = 0; b < takers; ++b) {
         if (done_[b] != 0 || moved_(a, b) < 0) continue;
-        const double further = distance_[a] + std::max(0.0, loss_(a, b) + potential_[a] - potential_[b]);
+        const double further = distance_[a] + (std::max)(0.0, loss_(a, b) + potential_[a] - potential_[b]);
         if (further < distance_[b]) distance_[b] = further, previous_[b] = a;
       }
     }
     if (end < 0) return -1;
-    for (index_t k = 0; k < takers; ++k) potential_[k] += std::min(distance_[k], distance_[end]);
+    for (index_t k = 0; k < takers; ++k) potential_[k] += (std::min)(distance_[k], distance_[end]);
     return end;
   }
 

@@ -81,7 +81,7 @@ public:
   parameter<Scalar>& weights() noexcept { return weights_; }
 
   Scalar value(const quantized_batch<Scalar>& batch, memory<Scalar>& m, bool) const {
-    check(batch);
+    check_call(batch);
     m.problems.resize(as_size(options_.problems));
     const index_t work = batch.tokens() * batch.code_count() * batch.code_count() / options_.problems;
     batch.context.executor.parallel_blocks(options_.problems, 1, work,
@@ -135,7 +135,7 @@ public:
   }
 
 private:
-  void check(const quantized_batch<Scalar>& batch) const {
+  void check_call(const quantized_batch<Scalar>& batch) const {
     if (weights_.cols() != batch.code_count())
       throw_invalid("wasserstein_loss of ", weights_.cols(), " codes cannot weigh a codebook of ", batch.code_count());
     if (batch.tokens() % options_.problems != 0)

@@ -60,8 +60,8 @@ public:
     distinct_draws draws;
 
     void reserve(index_t count, index_t all_codes, index_t width) {
-      for (auto* numbers : {&tokens, &moving, &chosen}) numbers->reserve(std::max(count, all_codes));
-      for (auto* numbers : {&alpha, &best, &means}) numbers->reserve(std::max(all_codes, width));
+      for (auto* numbers : {&tokens, &moving, &chosen}) numbers->reserve((std::max)(count, all_codes));
+      for (auto* numbers : {&alpha, &best, &means}) numbers->reserve((std::max)(all_codes, width));
       x.reserve(count, width);
       codes.reserve(all_codes, width);
       scores.reserve(all_codes, count, width);
@@ -190,10 +190,10 @@ private:
     const auto first = static_cast<index_t>(filled);
     if (tokens > codes) {
       for (index_t c = 0; c < codes; ++c)
-        put(std::min(static_cast<index_t>(random.uniform(site, c) * static_cast<double>(tokens)), tokens - 1), c);
+        put((std::min)(static_cast<index_t>(random.uniform(site, c) * static_cast<double>(tokens)), tokens - 1), c);
       filled = static_cast<Scalar>(codes);
     } else if (first < codes) {
-      const index_t added = std::min(tokens, codes - first);
+      const index_t added = (std::min)(tokens, codes - first);
       for (index_t i = 0; i < added; ++i) put(i, first + i);
       filled = static_cast<Scalar>(first + added);
     } else {

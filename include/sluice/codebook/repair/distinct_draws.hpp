@@ -17,7 +17,7 @@ public:
   /// For a uniform number in (0, 1). There must be one left.
   index_t take(double u) {
     const index_t n = taken_.size();
-    index_t i = std::min(static_cast<index_t>(u * static_cast<double>(n)), n - 1);
+    index_t i = (std::min)(static_cast<index_t>(u * static_cast<double>(n)), n - 1);
     while (taken_[i] != 0) i = i + 1 == n ? 0 : i + 1;
     taken_[i] = 1;
     return i;

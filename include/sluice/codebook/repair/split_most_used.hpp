@@ -49,7 +49,7 @@ public:
     draws_.reserve(codes);
   }
 
-  index_t size() const noexcept { return std::min(takers_.size(), donors_.size()); }
+  index_t size() const noexcept { return (std::min)(takers_.size(), donors_.size()); }
   index_t taker(index_t i) const noexcept { return takers_[i]; }
   index_t donor(index_t i) const noexcept { return donors_[i]; }
 

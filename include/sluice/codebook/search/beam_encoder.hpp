@@ -55,10 +55,10 @@ public:
 
   /// ids [T,M] of x [T,D]. Throws std::invalid_argument if shapes do not fit.
   void encode(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const executor_ref& executor = {}) const {
-    check(x, ids.rows(), ids.cols());
+    check_call(x, ids.rows(), ids.cols());
     const index_t numbers = 2 * beam_ * inputs() + beam_ * most_codes_, choices = beam_ + 2 * beam_ * columns();
     const executor_ref threads = executor.for_work(x.rows() * beam_ * halves_.size() * inputs() / 4);
-    const index_t tasks = std::min(threads.concurrency(), x.rows());
+    const index_t tasks = (std::min)(threads.concurrency(), x.rows());
     ws.numbers.resize(tasks * numbers);
     ws.choices.resize(tasks * choices);
     std::atomic<index_t> next{0};  // a task takes one vector after the other: memory is for as many as run
@@ -71,7 +71,7 @@ public:
 
   /// x [T,D], restored from ids [T,M]. Throws std::invalid_argument if shapes do not fit or a number is no code.
   void decode(tokens_in<index_t> ids, tokens_out<Scalar> x) const {
-    check(x, ids.rows(), ids.cols());
+    check_call(x, ids.rows(), ids.cols());
     x.setZero();
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < columns(); ++m) {
@@ -84,7 +84,7 @@ public:
   }
 
 private:
-  void check(tokens_in<Scalar> x, index_t rows, index_t cols) const {
+  void check_call(tokens_in<Scalar> x, index_t rows, index_t cols) const {
     if (x.cols() != inputs() || rows != x.rows() || cols != columns())
       throw_invalid("codes that add up are [T, ", columns(), "] for [T, ", inputs(), "]; vectors are [", x.rows(), ", ",
                     x.cols(), "] and ids [", rows, ", ", cols, "]");
@@ -112,7 +112,7 @@ private:
         const Scalar half = kernel::dot(rests + s * width, rests + s * width, width) / 2;
         for (index_t k = 0; k < count; ++k) scores[s * count + k] -= halves_[first + k] + half;
       }
-      const index_t kept = std::min(m + 1 == columns() ? index_t{1} : beam_, sums * count);
+      const index_t kept = (std::min)(m + 1 == columns() ? index_t{1} : beam_, sums * count);
       kernel::top_k(scores, sums * count, kept, chosen);
       for (index_t s = 0; s < kept; ++s) {
         const index_t from = chosen[s] / count, id = chosen[s] % count;

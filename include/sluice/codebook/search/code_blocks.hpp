@@ -38,7 +38,7 @@ public:
         throw_invalid("an item has the code ", ids[m], ", a scan takes codes of one byte");
     if (size_ % block_items == 0) {
       const index_t wanted = (blocks() + 1) * block_bytes();
-      if (wanted > bytes_.capacity()) bytes_.reserve(std::max(wanted, 2 * bytes_.capacity()));
+      if (wanted > bytes_.capacity()) bytes_.reserve((std::max)(wanted, 2 * bytes_.capacity()));
       bytes_.resize(wanted);
       std::fill_n(bytes_.end() - block_bytes(), block_bytes(), std::uint8_t{0});
     }

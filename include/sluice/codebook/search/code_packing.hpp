@@ -22,12 +22,12 @@ public:
   code_packing(index_t columns, index_t bits) {
     if (columns < 1) throw_invalid("packed codes need a column, not ", columns);
     bits_.assign(columns, bits);
-    check();
+    check_call();
   }
   /// Bits for every column of its own.
   explicit code_packing(std::span<const index_t> bits) {
     for (const index_t b : bits) bits_.push_back(b);
-    check();
+    check_call();
   }
 
   index_t columns() const noexcept { return bits_.size(); }
@@ -69,7 +69,7 @@ public:
   }
 
 private:
-  void check() {
+  void check_call() {
     if (bits_.empty()) throw_invalid("packed codes need a column, not 0");
     for (const index_t b : bits_) {
       if (b < 1 || b > 32) throw_invalid("a packed code has 1 to 32 bits, not ", b);

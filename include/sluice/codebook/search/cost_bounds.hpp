@@ -37,8 +37,8 @@ struct cost_bounds {
       if (any_nan(part, codes)) return out;
       const auto [least, most] = std::minmax_element(part, part + codes);
       out.low += static_cast<double>(*least);
-      range = std::max(range, static_cast<double>(*most) - static_cast<double>(*least));
-      largest += std::max(std::abs(static_cast<double>(*least)), std::abs(static_cast<double>(*most)));
+      range = (std::max)(range, static_cast<double>(*most) - static_cast<double>(*least));
+      largest += (std::max)((std::abs)(static_cast<double>(*least)), (std::abs)(static_cast<double>(*most)));
     }
     // Infinity is a value that no step divides.
     if (!(largest <= static_cast<double>((std::numeric_limits<Scalar>::max)()))) return out;
@@ -50,7 +50,7 @@ struct cost_bounds {
       const auto least = static_cast<double>(*std::min_element(part, part + codes));
       for (index_t k = 0; k < entries; ++k)
         room[m * entries + k] =
-            k < codes ? static_cast<std::uint8_t>(std::min(255.0, (static_cast<double>(part[k]) - least) / out.step))
+            k < codes ? static_cast<std::uint8_t>((std::min)(255.0, (static_cast<double>(part[k]) - least) / out.step))
                       : std::uint8_t{0};
     }
     out.bytes = room;
@@ -60,8 +60,8 @@ struct cost_bounds {
   /// The largest sum of bytes of an item that costs at most `limit`, base included; negative if there can be none.
   int most(Scalar limit, Scalar base) const noexcept {
     const auto start = static_cast<double>(base);
-    const double sum = (static_cast<double>(limit) - start + error + rounding * std::abs(start) - low) / step + 1;
-    return sum < 0 ? -1 : static_cast<int>(std::min(sum, 65535.0));
+    const double sum = (static_cast<double>(limit) - start + error + rounding * (std::abs)(start) - low) / step + 1;
+    return sum < 0 ? -1 : static_cast<int>((std::min)(sum, 65535.0));
   }
 };
 

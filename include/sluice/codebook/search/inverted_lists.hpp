@@ -97,7 +97,7 @@ void scan_lists(tokens_in<Scalar> queries, const searched_lists<Scalar>& in, ind
   constexpr index_t most_together = 256, tile = 16;
   const index_t work = (in.items.size() / lists * in.items.items(0).parts() / 4 + entries) * probes;
   for (index_t begin = 0; begin < queries.rows(); begin += most_together) {
-    const index_t count = std::min(most_together, queries.rows() - begin);
+    const index_t count = (std::min)(most_together, queries.rows() - begin);
     const executor_ref threads = executor.for_work(count * work);
     const index_t wanted_tasks = threads.concurrency() == 1 ? 1 : 4 * threads.concurrency();
     const index_t splits = std::clamp((wanted_tasks + count - 1) / count, index_t{1}, probes), tasks = count * splits;

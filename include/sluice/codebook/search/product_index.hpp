@@ -143,7 +143,7 @@ public:
                                 executor);
     prepare_centers(ws, executor);
     scan_lists<Scalar>(rows, {items_, centers_.map(), ws.centers, ws.tables, options_.wanted, options_.by_residual},
-                       std::min(o.probes, lists()), ids, scores, ws.lists, executor);
+                       (std::min)(o.probes, lists()), ids, scores, ws.lists, executor);
   }
 
   product_codes<Scalar>& codes() noexcept { return codes_; }

@@ -92,10 +92,10 @@ void scan_codes(tokens_in<Scalar> queries, const cost_tables<Scalar>& tables, cl
   const index_t chunks = (items.blocks() + chunk - 1) / chunk;
   const index_t together = std::clamp(most_entries / tables.size() / tile * tile, tile, index_t{256});
   for (index_t begin = 0; begin < queries.rows(); begin += together) {
-    const index_t count = std::min(together, queries.rows() - begin), tiles = (count + tile - 1) / tile;
+    const index_t count = (std::min)(together, queries.rows() - begin), tiles = (count + tile - 1) / tile;
     const executor_ref threads = executor.for_work(count * items.size() * items.parts() / 4);
     const index_t wanted_tasks = threads.concurrency() == 1 ? 1 : 4 * threads.concurrency();
-    const index_t splits = std::clamp((wanted_tasks + tiles - 1) / tiles, index_t{1}, std::max(chunks, index_t{1}));
+    const index_t splits = std::clamp((wanted_tasks + tiles - 1) / tiles, index_t{1}, (std::max)(chunks, index_t{1}));
     scratch.tables.resize(count * tables.size());
     scratch.bounds.assign(count, {});
     scratch.bytes.resize(bounded ? count * tables.parts() * cost_bounds<Scalar>::entries : 0);
@@ -113,12 +113,12 @@ void scan_codes(tokens_in<Scalar> queries, const cost_tables<Scalar>& tables, cl
       return scratch.room.span().subspan(as_size((q * splits + split) * k), as_size(k));
     };
     threads.parallel_for(tiles * splits, [&](index_t task) {
-      const index_t split = task % splits, from = task / splits * tile, many = std::min(tile, count - from);
+      const index_t split = task % splits, from = task / splits * tile, many = (std::min)(tile, count - from);
       std::array<best_items<Scalar>, as_size(tile)> best;
       for (index_t q = 0; q < many; ++q) best[as_size(q)] = best_items<Scalar>(room_of(from + q, split));
       for (index_t c = chunks * split / splits; c < chunks * (split + 1) / splits; ++c)
         for (index_t q = 0; q < many; ++q)
-          scan_blocks<Scalar>(items, c * chunk, std::min((c + 1) * chunk, items.blocks()),
+          scan_blocks<Scalar>(items, c * chunk, (std::min)((c + 1) * chunk, items.blocks()),
                               scratch.tables.data() + (from + q) * tables.size(), tables.codes(), 0, nullptr,
                               best[as_size(q)], scratch.bounds[from + q]);
       for (index_t q = 0; q < many; ++q)

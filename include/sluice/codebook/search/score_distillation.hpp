@@ -75,7 +75,7 @@ struct closeness_scores {
 
 private:
   template <typename Scalar>
-  void check(tokens_in<Scalar> queries, tokens_in<Scalar> items, index_t rows, index_t cols) const {
+  void check_call(tokens_in<Scalar> queries, tokens_in<Scalar> items, index_t rows, index_t cols) const {
     if (queries.cols() != items.cols() || rows != queries.rows() || cols != items.rows())
       throw_invalid("scores of queries [Q,P] with items [N,P] are [Q,N]; these are [", queries.rows(), ", ",
                     queries.cols(), "], [", items.rows(), ", ", items.cols(), "] and [", rows, ", ", cols, "]");

@@ -27,7 +27,7 @@ void draw_prefixes(const routing_context<Scalar>& context, index_t tokens, index
   for (index_t g = 0; g < context.group_count(); ++g) {
     if (!(context.random.uniform(prefix_dropout_site, 2 * g) < dropout)) continue;
     const double u = context.random.uniform(prefix_dropout_site, 2 * g + 1);
-    const auto n = std::min(1 + static_cast<index_t>(u * static_cast<double>(stages)), stages);
+    const auto n = (std::min)(1 + static_cast<index_t>(u * static_cast<double>(stages)), stages);
     const token_range group = context.group(g, tokens);
     std::fill(prefix.begin() + group.begin, prefix.begin() + group.end, n);
   }

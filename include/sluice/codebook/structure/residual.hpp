@@ -54,13 +54,13 @@ struct moves_between_depths {};
 namespace detail {
 
 template <typename Stage>
-struct residual_workspace {
+struct residual_stages_workspace {
   std::vector<typename Stage::workspace> stages;
   matrix_buffer<typename Stage::scalar> residual, value;
 };
 
 template <typename Stage>
-struct residual_tape {
+struct residual_stages_tape {
   std::vector<typename Stage::tape> stages;  ///< of those that the call used
   std::vector<buffer<std::uint8_t>> seen;    ///< a stage's tokens
   buffer<index_t> prefix;                    ///< [T] how many stages a token may have
@@ -73,10 +73,10 @@ struct residual_tape {
 
 template <Quantizer Stage, typename Learning = learns_after_step>
 class residual_quantizer
-    : public quantizer_base<residual_quantizer<Stage, Learning>, typename Stage::scalar, detail::residual_workspace<Stage>,
-                            detail::residual_tape<Stage>> {
-  using memory = detail::residual_workspace<Stage>;
-  using base = quantizer_base<residual_quantizer, typename Stage::scalar, memory, detail::residual_tape<Stage>>;
+    : public quantizer_base<residual_quantizer<Stage, Learning>, typename Stage::scalar, detail::residual_stages_workspace<Stage>,
+                            detail::residual_stages_tape<Stage>> {
+  using memory = detail::residual_stages_workspace<Stage>;
+  using base = quantizer_base<residual_quantizer, typename Stage::scalar, memory, detail::residual_stages_tape<Stage>>;
   friend base;
 
 public:
