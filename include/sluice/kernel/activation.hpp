@@ -118,8 +118,8 @@ struct hyperbolic_tangent {
       return tanh(z);
     } else {
       // Far out it is -1 or 1. The vectors' own makes exponentials there whose quotient -ffast-math turns into NaN.
-      const V far = detail::constant<V>(20), near = select(z > far, far, z);
-      return tanh(select(near < -far, -far, near));
+      const V limit = detail::constant<V>(20), bounded = select(z > limit, limit, z);
+      return tanh(select(bounded < -limit, -limit, bounded));
     }
   }
   template <typename V>

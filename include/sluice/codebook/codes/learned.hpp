@@ -4,7 +4,7 @@
 /// (where the gradients of codes are added up, and where they go), after_step (what it learns from a batch by itself)
 /// and replace (a code that a repair moves).
 /// Initial values: uniform in (-1/C, 1/C), as published; start from data where there is some
-/// (codebook/initialize_codes.hpp). Parameter: the table.
+/// (codebook/first_codes.hpp, codebook/kmeans.hpp). Parameter: the table.
 /// van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning".
 #pragma once
 

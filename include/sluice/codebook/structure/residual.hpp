@@ -158,7 +158,7 @@ private:
     stage(0).encode(x, stages_.columns(ids, 0), workspace_of(m, 0), context);
     for (index_t j = 1; j < used_; ++j) {
       stage(j - 1).decode(stages_.columns(ids, j - 1), m.value.map(), workspace_of(m, j - 1), context.executor);
-      const tokens_in<scalar> before = j == 1 ? x : tokens_in<scalar>(m.residual.map());
+      tokens_in<scalar> before = j == 1 ? x : tokens_in<scalar>(m.residual.map());
       for_rows(context.executor, x.rows(), [&](index_t t) {
         const scalar *from = before.data() + t * before.outerStride(), *value = m.value.row(t);
         scalar* const left = m.residual.row(t);
