@@ -78,8 +78,8 @@ inline divergence_frontier make_divergence_frontier(const code_usage& p_usage, c
     throw_invalid("a divergence frontier needs two samples of the same codes, not ", p_usage.total(), " tokens of ",
                   p_usage.codes(), " codes and ", q_usage.total(), " of ", q_usage.codes());
   if (o.grid < 2 || !is_above(o.scale, 0.0) || !is_at_least(o.smoothing, 0.0))
-    throw_invalid("a divergence frontier needs grid >= 2, scale > 0 and smoothing >= 0, not ", o.grid, ", ", o.scale, " and ",
-                  o.smoothing);
+    throw_invalid("a divergence frontier needs grid >= 2, scale > 0 and smoothing >= 0, not ", o.grid, ", ", o.scale,
+                  " and ", o.smoothing);
   const auto p = detail::shares_of(p_usage, o.smoothing), q = detail::shares_of(q_usage, o.smoothing);
   divergence_frontier f;
   f.curve.emplace_back(1.0, 0.0);

@@ -42,16 +42,19 @@ public:
 
   /// Throws std::invalid_argument unless there are codes and steps, and the schedule is one of probabilities that fall and
   /// rise.
-  mask_and_replace(index_t codes, index_t steps, const mask_and_replace_options& o = {}) : codes_(codes), up_to_{rates{}} {
+  mask_and_replace(index_t codes, index_t steps, const mask_and_replace_options& o = {})
+      : codes_(codes), up_to_{rates{}} {
     const bool falls = is_between(o.first_keep, 0.0, 1.0) && is_between(o.last_keep, 0.0, o.first_keep);
     const bool rises = is_between(o.first_mask, 0.0, 1.0) && is_between(o.last_mask, o.first_mask, 1.0);
     if (codes < 1 || steps < 1 || !falls || !rises || o.first_keep + o.first_mask > 1 || o.last_keep + o.last_mask > 1)
-      throw_invalid("mask_and_replace needs codes and steps >= 1 and shares that keep falls and mask rises by, together at most "
-                    "1, not ",
-                    codes, ", ", steps, ", ", o.first_keep, " to ", o.last_keep, " and ", o.first_mask, " to ", o.last_mask);
+      throw_invalid(
+          "mask_and_replace needs codes and steps >= 1 and shares that keep falls and mask rises by, together at most "
+          "1, not ",
+          codes, ", ", steps, ", ", o.first_keep, " to ", o.last_keep, " and ", o.first_mask, " to ", o.last_mask);
     for (index_t t = 0; t < steps; ++t) {
       const double along = steps == 1 ? 1 : static_cast<double>(t) / static_cast<double>(steps - 1);
-      up_to_.push_back(with(o.first_keep + along * (o.last_keep - o.first_keep), o.first_mask + along * (o.last_mask - o.first_mask)));
+      up_to_.push_back(with(o.first_keep + along * (o.last_keep - o.first_keep),
+                            o.first_mask + along * (o.last_mask - o.first_mask)));
     }
   }
 
@@ -75,14 +78,16 @@ public:
   /// out[i] = a draw of x_t for x_0 = ids[i]; a mask stays one. Draws: two for token i, at 2i and 2i + 1.
   void sample(std::span<const index_t> ids, index_t t, const random_source& random, std::span<index_t> out) const {
     const rates& r = up_to(t);
-    if (ids.size() != out.size()) throw_invalid("mask_and_replace cannot put ", ids.size(), " tokens into ", out.size());
+    if (ids.size() != out.size())
+      throw_invalid("mask_and_replace cannot put ", ids.size(), " tokens into ", out.size());
     for (std::size_t i = 0; i < ids.size(); ++i) {
       check_token(ids[i]);
       const auto place = 2 * static_cast<index_t>(i);
       const double u = random.uniform(site, place);
       out[i] = ids[i] == mask() || u < r.keep ? ids[i]
-               : u < r.keep + r.mask          ? mask()
-                                              : static_cast<index_t>(random.uniform(site, place + 1) * static_cast<double>(codes_));
+               : u < r.keep + r.mask
+                   ? mask()
+                   : static_cast<index_t>(random.uniform(site, place + 1) * static_cast<double>(codes_));
     }
   }
 
@@ -90,8 +95,8 @@ public:
   void posterior(index_t token, index_t t, std::span<const double> p, std::span<double> out) const {
     check_token(token);
     if (static_cast<index_t>(p.size()) != codes_ || static_cast<index_t>(out.size()) != codes_ + 1)
-      throw_invalid("mask_and_replace of ", codes_, " codes needs a belief about each and room for one more, not ", p.size(), " and ",
-                    out.size());
+      throw_invalid("mask_and_replace of ", codes_, " codes needs a belief about each and room for one more, not ",
+                    p.size(), " and ", out.size());
     const rates step = at(t), before = up_to(t - 1), after = up_to(t);
     // With w_c = p(c) / q(x_t | c): the sum over c of w_c q(x_{t-1} | c) is keep~ w + replace~ sum of w.
     double sum = 0;

@@ -27,7 +27,7 @@ namespace sluice::inline SLUICE_ISA {
 
 struct modulated_norm_options {
   index_t channels = 0, code_width = 0, groups = 1;
-  index_t height = 0, width = 0;            ///< of the features
+  index_t height = 0, width = 0;              ///< of the features
   index_t code_height = 0, code_columns = 0;  ///< of the map of codes
   bool convolution = false;
   double epsilon = 1e-6;
@@ -45,13 +45,14 @@ public:
 
   /// Throws std::invalid_argument unless all sizes are at least 1, groups divide the channels and epsilon > 0.
   explicit modulated_norm(const modulated_norm_options& o) : options_(o) {
-    if (o.channels < 1 || o.code_width < 1 || o.groups < 1 || o.channels % o.groups != 0 || o.height < 1 || o.width < 1 ||
-        o.code_height < 1 || o.code_columns < 1 || !is_above(o.epsilon, 0.0))
-      throw_invalid("modulated_norm needs sizes >= 1, groups that divide the channels and epsilon > 0; channels = ", o.channels,
-                    ", code_width = ", o.code_width, ", groups = ", o.groups, ", map ", o.height, " x ", o.width, ", codes ",
-                    o.code_height, " x ", o.code_columns, ", epsilon = ", o.epsilon);
+    if (o.channels < 1 || o.code_width < 1 || o.groups < 1 || o.channels % o.groups != 0 || o.height < 1 ||
+        o.width < 1 || o.code_height < 1 || o.code_columns < 1 || !is_above(o.epsilon, 0.0))
+      throw_invalid("modulated_norm needs sizes >= 1, groups that divide the channels and epsilon > 0; channels = ",
+                    o.channels, ", code_width = ", o.code_width, ", groups = ", o.groups, ", map ", o.height, " x ",
+                    o.width, ", codes ", o.code_height, " x ", o.code_columns, ", epsilon = ", o.epsilon);
     const auto weight = [](index_t out, index_t in) {
-      return parameter<Scalar>({out, in}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(in))));
+      return parameter<Scalar>({out, in}, parameter_role::weight,
+                               initial_values::normal(1 / std::sqrt(static_cast<double>(in))));
     };
     const auto vector = [](index_t size, double value) {
       return parameter<Scalar>({size}, parameter_role::vector, initial_values::constant(value));
@@ -59,20 +60,22 @@ public:
     gain_ = vector(o.channels, 1), bias_ = vector(o.channels, 0);
     scale_ = weight(o.channels, o.code_width), scale_bias_ = vector(o.channels, 0);
     shift_ = weight(o.channels, o.code_width), shift_bias_ = vector(o.channels, 0);
-    if (o.convolution) convolution_ = weight(o.code_width, 9 * o.code_width), convolution_bias_ = vector(o.code_width, 0);
+    if (o.convolution)
+      convolution_ = weight(o.code_width, 9 * o.code_width), convolution_bias_ = vector(o.code_width, 0);
   }
 
   const modulated_norm_options& options() const noexcept { return options_; }
 
   /// Throws std::invalid_argument if shapes do not fit.
-  void forward(tokens_in<Scalar> x, tokens_in<Scalar> q, tokens_out<Scalar> y, tape& t, const executor_ref& executor = {}) const {
+  void forward(tokens_in<Scalar> x, tokens_in<Scalar> q, tokens_out<Scalar> y, tape& t,
+               const executor_ref& executor = {}) const {
     check_initialized(*this);
     t.images = x.rows() / pixels();
     if (x.rows() % pixels() != 0 || x.cols() != options_.channels || q.rows() != t.images * code_pixels() ||
         q.cols() != options_.code_width || y.rows() != x.rows() || y.cols() != x.cols())
       throw_invalid("modulated_norm maps [B ", pixels(), ", ", options_.channels, "] by codes [B ", code_pixels(), ", ",
-                    options_.code_width, "]; x is [", x.rows(), ", ", x.cols(), "], q [", q.rows(), ", ", q.cols(), "] and y [",
-                    y.rows(), ", ", y.cols(), "]");
+                    options_.code_width, "]; x is [", x.rows(), ", ", x.cols(), "], q [", q.rows(), ", ", q.cols(),
+                    "] and y [", y.rows(), ", ", y.cols(), "]");
     enlarge(q, t);
     see(t, executor);
     t.scale.resize(x.rows(), x.cols());
@@ -89,9 +92,10 @@ public:
   }
 
   /// For the last forward call of this tape.
-  void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tokens_out<Scalar> dq, tape& t, const executor_ref& executor = {}) {
-    if (dy.rows() != t.images * pixels() || dy.cols() != options_.channels || dx.rows() != dy.rows() || dx.cols() != dy.cols() ||
-        dq.rows() != t.images * code_pixels() || dq.cols() != options_.code_width)
+  void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tokens_out<Scalar> dq, tape& t,
+                const executor_ref& executor = {}) {
+    if (dy.rows() != t.images * pixels() || dy.cols() != options_.channels || dx.rows() != dy.rows() ||
+        dx.cols() != dy.cols() || dq.rows() != t.images * code_pixels() || dq.cols() != options_.code_width)
       throw_invalid("backward of ", t.images, " images needs dy and dx [", t.images * pixels(), ", ", options_.channels,
                     "] and dq [", t.images * code_pixels(), ", ", options_.code_width, "]");
     ensure_gradients(*this);
@@ -161,7 +165,8 @@ private:
       const index_t row = p % pixels() / options_.width, column = p % options_.width;
       for (index_t place = 0; place < 9; ++place) {
         const index_t down = place / 3 - 1, right = place % 3 - 1;
-        if (row + down < 0 || row + down >= options_.height || column + right < 0 || column + right >= options_.width) continue;
+        if (row + down < 0 || row + down >= options_.height || column + right < 0 || column + right >= options_.width)
+          continue;
         f(p, place, p + down * options_.width + right);
       }
     }
@@ -179,7 +184,8 @@ private:
       std::copy_n(t.enlarged.row(neighbour), Z, t.windows.row(p) + place * Z);
     });
     linear_forward(std::as_const(t.windows).map(), convolution_, t.seen.map(), executor);
-    for (index_t p = 0; p < t.seen.rows(); ++p) kernel::add_scaled(Scalar(1), convolution_bias_.data(), t.seen.row(p), Z);
+    for (index_t p = 0; p < t.seen.rows(); ++p)
+      kernel::add_scaled(Scalar(1), convolution_bias_.data(), t.seen.row(p), Z);
   }
   /// t.dseen becomes the gradient of the enlarged codes.
   void see_backward(tape& t, const executor_ref& executor) {
@@ -187,7 +193,8 @@ private:
     const index_t Z = options_.code_width;
     add_column_sums(std::as_const(t.dseen).map(), convolution_bias_.gradient());
     t.dwindows.set_zero(t.dseen.rows(), 9 * Z);
-    linear_backward(std::as_const(t.windows).map(), convolution_, std::as_const(t.dseen).map(), t.dwindows.map(), executor);
+    linear_backward(std::as_const(t.windows).map(), convolution_, std::as_const(t.dseen).map(), t.dwindows.map(),
+                    executor);
     t.dseen.set_zero(t.dseen.rows(), Z);
     for_each_neighbour(t.images, [&](index_t p, index_t place, index_t neighbour) {
       kernel::add_scaled(Scalar(1), t.dwindows.row(p) + place * Z, t.dseen.row(neighbour), Z);
@@ -211,7 +218,8 @@ private:
     for_each_group(t.images, executor, [&](index_t g, index_t first, index_t top) {
       const auto block = x.block(top, first, pixels(), channels);
       const Scalar mean = block.sum() / count;
-      t.inverse[g] = 1 / std::sqrt((block.array() - mean).square().sum() / count + static_cast<Scalar>(options_.epsilon));
+      t.inverse[g] =
+          1 / std::sqrt((block.array() - mean).square().sum() / count + static_cast<Scalar>(options_.epsilon));
       t.normalized.map().block(top, first, pixels(), channels) = (block.array() - mean) * t.inverse[g];
     });
   }

@@ -37,7 +37,8 @@ public:
     matrix_buffer<Scalar> summary, attended, gate;
     detail::forward_record record;
   };
-  struct workspace : parts<typename averaged_memory<Scalar>::workspace, typename quantized_attention<Scalar>::workspace> {};
+  struct workspace
+      : parts<typename averaged_memory<Scalar>::workspace, typename quantized_attention<Scalar>::workspace> {};
   struct tape : parts<typename averaged_memory<Scalar>::tape, typename quantized_attention<Scalar>::tape> {
     context_type context;
     matrix_buffer<Scalar> dattended, dgate, dsummary;
@@ -48,7 +49,8 @@ public:
   explicit memory_attention(index_t width, const quantized_attention_options& o = {})
       : memory_(width),
         attention_(width, o),
-        gate_({width, width}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(width)))),
+        gate_({width, width}, parameter_role::weight,
+              initial_values::normal(1 / std::sqrt(static_cast<double>(width)))),
         gate_bias_({width}, parameter_role::vector) {}
 
   index_t inputs() const noexcept { return gate_.cols(); }

@@ -56,8 +56,8 @@ public:
   template <typename KeyMemory>
   struct memory {
     kept_rows<Scalar> kept;
-    buffer<std::uint8_t> is_seen;  ///< [T] 0 where a token is hidden
-    matrix_buffer<Scalar> biases;  ///< [2, heads dk] of content and of position, scaled
+    buffer<std::uint8_t> is_seen;                        ///< [T] 0 where a token is hidden
+    matrix_buffer<Scalar> biases;                        ///< [2, heads dk] of content and of position, scaled
     matrix_buffer<Scalar> queries, keys, values, gates;  ///< projections
     matrix_buffer<Scalar> q, k, v, coded, relative, attended, gated;
     typename unit_norm<Scalar>::tape q_norm, k_norm;
@@ -80,14 +80,16 @@ public:
   /// Throws std::invalid_argument unless all sizes are at least 1, window and commitment at least 0.
   explicit quantized_attention(index_t width, const quantized_attention_options& o = {})
       : options_(o), norm_(0, static_cast<Scalar>(1e-6 * static_cast<double>(o.key_width))) {
-    if (width < 1 || o.heads < 1 || o.key_width < 1 || o.value_width < 1 || o.codes < 1 || o.block < 1 || o.window < 0 ||
-        !is_at_least(o.commitment, 0.0) || !is_above(o.length, 1.0))
-      throw_invalid("quantized_attention needs D, heads, widths, codes and block >= 1, window and commitment >= 0 and length > "
-                    "1, not ",
-                    width, ", ", o.heads, ", ", o.key_width, ", ", o.value_width, ", ", o.codes, ", ", o.block, ", ", o.window,
-                    ", ", o.commitment, ", ", o.length);
+    if (width < 1 || o.heads < 1 || o.key_width < 1 || o.value_width < 1 || o.codes < 1 || o.block < 1 ||
+        o.window < 0 || !is_at_least(o.commitment, 0.0) || !is_above(o.length, 1.0))
+      throw_invalid(
+          "quantized_attention needs D, heads, widths, codes and block >= 1, window and commitment >= 0 and length > "
+          "1, not ",
+          width, ", ", o.heads, ", ", o.key_width, ", ", o.value_width, ", ", o.codes, ", ", o.block, ", ", o.window,
+          ", ", o.commitment, ", ", o.length);
     const auto weight = [](index_t out, index_t in) {
-      return parameter<Scalar>({out, in}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(in))));
+      return parameter<Scalar>({out, in}, parameter_role::weight,
+                               initial_values::normal(1 / std::sqrt(static_cast<double>(in))));
     };
     query_ = weight(key_columns(), width), key_ = weight(key_columns(), width);
     value_ = weight(value_columns(), width), gate_ = weight(value_columns(), width);
@@ -101,7 +103,8 @@ public:
     for (index_t d = 0; d <= o.window; ++d)
       for (index_t i = 0; i < width; ++i) {
         const index_t half = (width + 1) / 2;  // sines first
-        const double place = static_cast<double>(d) / std::pow(o.length, 2.0 * static_cast<double>(i % half) / static_cast<double>(width));
+        const double place = static_cast<double>(d) /
+                             std::pow(o.length, 2.0 * static_cast<double>(i % half) / static_cast<double>(width));
         features_(d, i) = static_cast<Scalar>(i < half ? std::sin(place) : std::cos(place));
       }
   }
@@ -174,7 +177,8 @@ public:
 
   index_t workspace_bytes(index_t rows, bool training = false) const {
     const index_t numbers = (5 + (training ? 6 : 0)) * key_columns() + (5 + (training ? 4 : 0)) * value_columns();
-    const index_t caches = training ? (rows / options_.block + 1) * options_.heads * options_.codes * (1 + options_.value_width) : 0;
+    const index_t caches =
+        training ? (rows / options_.block + 1) * options_.heads * options_.codes * (1 + options_.value_width) : 0;
     return (rows * numbers + caches) * static_cast<index_t>(sizeof(Scalar));
   }
 
@@ -198,7 +202,8 @@ public:
     visit("output", self.output_);
     visit("content_bias", self.content_bias_);
     visit("position_bias", self.position_bias_);
-    for (std::size_t h = 0; h < self.codebooks_.size(); ++h) visit("codebook." + std::to_string(h), self.codebooks_[h].codebook());
+    for (std::size_t h = 0; h < self.codebooks_.size(); ++h)
+      visit("codebook." + std::to_string(h), self.codebooks_[h].codebook());
   }
 
 private:
@@ -212,7 +217,9 @@ private:
   auto key_part(M m, index_t head) const {
     return m.middleCols(head * options_.key_width, options_.key_width);
   }
-  matrix_map<Scalar> by_head(matrix_buffer<Scalar>& m) const { return {m.data(), m.rows() * options_.heads, options_.key_width}; }
+  matrix_map<Scalar> by_head(matrix_buffer<Scalar>& m) const {
+    return {m.data(), m.rows() * options_.heads, options_.key_width};
+  }
 
   void normalize(matrix_buffer<Scalar>& from, matrix_buffer<Scalar>& to, typename unit_norm<Scalar>::tape& t,
                  const executor_ref& executor) const {
@@ -245,14 +252,16 @@ private:
     normalize(m.queries, m.q, m.q_norm, executor);
     normalize(m.keys, m.k, m.k_norm, executor);
     m.v.resize(x.rows(), value_columns());
-    kernel::transform(m.v.size(), [](auto z) { return silu::value(z); }, m.v.data(), m.values.data());
+    kernel::transform(
+        m.v.size(), [](auto z) { return silu::value(z); }, m.v.data(), m.values.data());
     m.relative.resize(features_.rows(), key_columns());
     linear_forward(features_, relative_, m.relative.map(), executor);
     m.relative.map() *= scale();
     quantize_keys(m, context);
     attend(m, context);
     m.gated.resize(x.rows(), value_columns());
-    for (index_t i = 0; i < m.gated.size(); ++i) m.gated.data()[i] = m.attended.data()[i] * silu::value(m.gates.data()[i]);
+    for (index_t i = 0; i < m.gated.size(); ++i)
+      m.gated.data()[i] = m.attended.data()[i] * silu::value(m.gates.data()[i]);
     linear_forward(std::as_const(m.gated).map(), output_, y, executor);
     for (index_t t = 0; t < x.rows(); ++t)
       if (!m.kept.counts(t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
@@ -268,7 +277,8 @@ private:
     context_type visible = context;
     visible.token_mask = m.is_seen.span();
     for (index_t h = 0; h < options_.heads; ++h)
-      codebooks_[as_size(h)].forward(key_part(std::as_const(m.k).map(), h), key_part(m.coded.map(), h), m.key[as_size(h)], visible);
+      codebooks_[as_size(h)].forward(key_part(std::as_const(m.k).map(), h), key_part(m.coded.map(), h),
+                                     m.key[as_size(h)], visible);
   }
 
   /// The head of a sequence that is task number `task`.

@@ -31,10 +31,10 @@ struct head_view {
   index_t positions = 0, key_width = 0, value_width = 0, codes = 0, block = 0, window = 0;
   const Scalar *q = nullptr, *k = nullptr, *v = nullptr;
   index_t key_stride = 0, value_stride = 0;
-  const index_t* ids = nullptr;                       ///< [positions]
-  const Scalar *table = nullptr;                      ///< [S,dk]
-  const Scalar *u = nullptr, *v_bias = nullptr;       ///< [dk]
-  const Scalar* relative = nullptr;                   ///< r [M+1,dk], key_stride apart
+  const index_t* ids = nullptr;                  ///< [positions]
+  const Scalar* table = nullptr;                 ///< [S,dk]
+  const Scalar *u = nullptr, *v_bias = nullptr;  ///< [dk]
+  const Scalar* relative = nullptr;              ///< r [M+1,dk], key_stride apart
 
   index_t blocks() const noexcept { return (positions + block - 1) / block; }
   index_t begin_of(index_t b) const noexcept { return b * block; }
@@ -52,7 +52,7 @@ struct head_memory {
   buffer<Scalar> next_means;     ///< [S dv]
   matrix_buffer<Scalar> with_u;  ///< q + u of a block
   matrix_buffer<Scalar> with_v;
-  matrix_buffer<Scalar> weights;  ///< of a block: [n, S + L + M]
+  matrix_buffer<Scalar> weights;    ///< of a block: [n, S + L + M]
   matrix_buffer<Scalar> distances;  ///< (q + v) . r of a block: [n, M+1]
   matrix_buffer<Scalar> dweights;
   matrix_buffer<Scalar> ddistances;
@@ -77,7 +77,8 @@ public:
       std::copy_n(m_.next_means.data(), m_.next_means.size(), means(b));
       const index_t n = weigh(b), first = h_.first_seen(b), seen = h_.end_of(b) - first, row = m_.weights.cols();
       Scalar* to = out + h_.begin_of(b) * h_.value_stride;
-      kernel::multiply_nn(n, h_.value_width, h_.codes, m_.weights.data(), row, means(b), h_.value_width, to, h_.value_stride);
+      kernel::multiply_nn(n, h_.value_width, h_.codes, m_.weights.data(), row, means(b), h_.value_width, to,
+                          h_.value_stride);
       kernel::multiply_nn(n, h_.value_width, seen, m_.weights.data() + h_.codes, row, h_.v + first * h_.value_stride,
                           h_.value_stride, to, h_.value_stride, kernel::write::accumulate);
       take_in(first, (std::min)(h_.first_seen(b + 1), h_.positions));
@@ -98,8 +99,8 @@ public:
       const index_t row = m_.weights.cols(), dk = h_.key_width, dv = h_.value_width;
       const Scalar *d = dout + begin * h_.value_stride, *p = m_.weights.data();
       // Values: those in the window, and the means of the cache.
-      kernel::multiply_tn(seen, dv, n, p + h_.codes, row, d, h_.value_stride, g.dv + first * h_.value_stride, h_.value_stride,
-                          kernel::write::accumulate);
+      kernel::multiply_tn(seen, dv, n, p + h_.codes, row, d, h_.value_stride, g.dv + first * h_.value_stride,
+                          h_.value_stride, kernel::write::accumulate);
       add_cached(b, n, d);
       for (index_t j = b == 0 ? 0 : h_.first_seen(b - 1); j < first; ++j)
         if (h_.ids[j] != no_code)
@@ -120,17 +121,18 @@ public:
       kernel::multiply_nn(n, dk, h_.codes, m_.dweights.data(), row, h_.table, dk, m_.dq.data(), dk);
       kernel::multiply_nn(n, dk, seen, m_.dweights.data() + h_.codes, row, h_.k + first * h_.key_stride, h_.key_stride,
                           m_.dq.data(), dk, kernel::write::accumulate);
-      kernel::multiply_tn(seen, dk, n, m_.dweights.data() + h_.codes, row, m_.with_u.data(), dk, g.dk + first * h_.key_stride,
-                          h_.key_stride, kernel::write::accumulate);
+      kernel::multiply_tn(seen, dk, n, m_.dweights.data() + h_.codes, row, m_.with_u.data(), dk,
+                          g.dk + first * h_.key_stride, h_.key_stride, kernel::write::accumulate);
       add_to_queries(begin, n, g.dq, g.du);
       // Distances.
       m_.ddistances.set_zero(n, h_.window + 1);
       for_each_near(b, [&](index_t i, index_t j, index_t distance) {
         m_.ddistances(i, distance) = m_.dweights(i, h_.codes + j);
       });
-      kernel::multiply_nn(n, dk, h_.window + 1, m_.ddistances.data(), h_.window + 1, h_.relative, h_.key_stride, m_.dq.data(), dk);
-      kernel::multiply_tn(h_.window + 1, dk, n, m_.ddistances.data(), h_.window + 1, m_.with_v.data(), dk, g.drelative, dk,
-                          kernel::write::accumulate);
+      kernel::multiply_nn(n, dk, h_.window + 1, m_.ddistances.data(), h_.window + 1, h_.relative, h_.key_stride,
+                          m_.dq.data(), dk);
+      kernel::multiply_tn(h_.window + 1, dk, n, m_.ddistances.data(), h_.window + 1, m_.with_v.data(), dk, g.drelative,
+                          dk, kernel::write::accumulate);
       add_to_queries(begin, n, g.dq, g.dv_bias);
     }
   }
@@ -161,7 +163,8 @@ private:
 
   /// The softmax weights of block b, codes first; returns the number of queries.
   index_t weigh(index_t b) {
-    const index_t begin = h_.begin_of(b), first = h_.first_seen(b), n = h_.end_of(b) - begin, seen = h_.end_of(b) - first;
+    const index_t begin = h_.begin_of(b), first = h_.first_seen(b), n = h_.end_of(b) - begin,
+                  seen = h_.end_of(b) - first;
     const index_t dk = h_.key_width, row = h_.codes + seen;
     constexpr Scalar never = -std::numeric_limits<Scalar>::infinity();
     m_.with_u.resize(n, dk);
@@ -178,8 +181,10 @@ private:
     kernel::multiply_nt(n, h_.codes, dk, m_.with_u.data(), dk, h_.table, dk, m_.weights.data(), row);
     kernel::multiply_nt(n, seen, dk, m_.with_u.data(), dk, h_.k + first * h_.key_stride, h_.key_stride,
                         m_.weights.data() + h_.codes, row);
-    kernel::multiply_nt(n, h_.window + 1, dk, m_.with_v.data(), dk, h_.relative, h_.key_stride, m_.distances.data(), h_.window + 1);
-    for_each_near(b, [&](index_t i, index_t j, index_t distance) { m_.weights(i, h_.codes + j) += m_.distances(i, distance); });
+    kernel::multiply_nt(n, h_.window + 1, dk, m_.with_v.data(), dk, h_.relative, h_.key_stride, m_.distances.data(),
+                        h_.window + 1);
+    for_each_near(
+        b, [&](index_t i, index_t j, index_t distance) { m_.weights(i, h_.codes + j) += m_.distances(i, distance); });
     for (index_t i = 0; i < n; ++i) {
       Scalar* w = m_.weights.row(i);
       if (h_.ids[begin + i] == no_code) {

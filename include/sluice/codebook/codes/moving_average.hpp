@@ -48,9 +48,10 @@ public:
     if (codes < 1 || width < 1) throw_invalid("moving_average_codes needs C, D >= 1, not ", codes, ", ", width);
     if (!is_at_least(o.decay, 0.0) || o.decay >= 1 || !is_at_least(o.epsilon, 0.0) || !is_at_least(o.least_size, 0.0) ||
         !is_above(o.epsilon + o.least_size, 0.0) || !is_at_least(o.initial_size, 0.0))
-      throw_invalid("moving_average_codes needs 0 <= decay < 1, epsilon, least_size and initial_size >= 0 and one of the first "
-                    "two above 0, not ",
-                    o.decay, ", ", o.epsilon, ", ", o.least_size, " and ", o.initial_size);
+      throw_invalid(
+          "moving_average_codes needs 0 <= decay < 1, epsilon, least_size and initial_size >= 0 and one of the first "
+          "two above 0, not ",
+          o.decay, ", ", o.epsilon, ", ", o.least_size, " and ", o.initial_size);
     table_ = {{codes, width}, parameter_role::state, initial_values::uniform(1 / static_cast<double>(codes))};
     sizes_ = {{codes}, parameter_role::state, initial_values::constant(o.initial_size)};
     sums_ = {{codes, width}, parameter_role::state};

@@ -26,7 +26,8 @@ struct rotation {
 
   /// Adds to dx [T,D].
   template <typename Scalar, typename Memory>
-  void backward(const quantized_batch<Scalar>& batch, tokens_in<Scalar> dy, tokens_out<Scalar> dx, matrix_map<Scalar>, Memory&) const {
+  void backward(const quantized_batch<Scalar>& batch, tokens_in<Scalar> dy, tokens_out<Scalar> dx, matrix_map<Scalar>,
+                Memory&) const {
     batch.context.executor.parallel_blocks(dy.rows(), 32, 3 * dy.cols(), [&](index_t begin, index_t end) {
       for (index_t t = begin; t < end; ++t)
         if (batch.has_code(t))

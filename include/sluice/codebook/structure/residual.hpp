@@ -158,9 +158,10 @@ private:
     stage(0).encode(x, stages_.columns(ids, 0), workspace_of(m, 0), context);
     for (index_t j = 1; j < used_; ++j) {
       stage(j - 1).decode(stages_.columns(ids, j - 1), m.value.map(), workspace_of(m, j - 1), context.executor);
-      tokens_in<scalar> before = j == 1 ? x : tokens_in<scalar>(m.residual.map());
+      const scalar* const before = j == 1 ? x.data() : m.residual.data();
+      const index_t stride = j == 1 ? x.outerStride() : m.residual.cols();
       for_rows(context.executor, x.rows(), [&](index_t t) {
-        const scalar *from = before.data() + t * before.outerStride(), *value = m.value.row(t);
+        const scalar *from = before + t * stride, *value = m.value.row(t);
         scalar* const left = m.residual.row(t);
         for (index_t i = 0; i < inputs(); ++i) left[i] = from[i] - value[i];
       });
