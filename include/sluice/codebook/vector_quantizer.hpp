@@ -16,7 +16,7 @@
 ///
 /// Equal scores: the lowest code. Hidden tokens, T = 0, memory and threads: codebook/quantizer.hpp. Search costs 2 C D
 /// operations a token and never holds [T,C]. What a call makes of the codes alone (norms, a linear map) costs C D; for
-/// a few tokens at a time keep `search` of a codebook that does not change (codebook/search/). Parameters: "codebook".
+/// a few tokens at a time keep a code_search (codebook/code_search.hpp) of codes that do not change. Parameters: "codebook".
 #pragma once
 
 #include <sluice/codebook/assign/nearest.hpp>
