@@ -36,7 +36,7 @@ struct closeness_scores {
   /// scores [Q,N] is overwritten. Throws std::invalid_argument if shapes do not fit, or unless temperature > 0.
   template <FloatOrDouble Scalar>
   void operator()(const matrix<Scalar>& queries, tokens_in<Scalar> items, tokens_out<Scalar> scores) const {
-    check<Scalar>(queries, items, scores.rows(), scores.cols());
+    check_call<Scalar>(queries, items, scores.rows(), scores.cols());
     const auto scale = static_cast<Scalar>(1 / temperature);
     for (index_t q = 0; q < queries.rows(); ++q)
       for (index_t i = 0; i < items.rows(); ++i) {
@@ -51,7 +51,7 @@ struct closeness_scores {
   template <FloatOrDouble Scalar>
   void backward(const matrix<Scalar>& queries, tokens_in<Scalar> items, tokens_in<Scalar> dscores,
                 tokens_out<Scalar> dqueries, tokens_out<Scalar> ditems) const {
-    check<Scalar>(queries, items, dscores.rows(), dscores.cols());
+    check_call<Scalar>(queries, items, dscores.rows(), dscores.cols());
     if (dqueries.rows() != queries.rows() || dqueries.cols() != queries.cols() || ditems.rows() != items.rows() ||
         ditems.cols() != items.cols())
       throw_invalid("gradients of queries and items have other shapes than they have");
