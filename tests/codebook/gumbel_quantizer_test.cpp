@@ -7,10 +7,10 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t T = 13, D = 5, O = 6;
+constexpr index_t gumbel_tokens = 13, gumbel_width = 5, gumbel_outputs = 6;
 
 gumbel_quantizer<double> drawing_quantizer(gumbel_quantizer_options o = {.groups = 2, .entries = 7}) {
-  gumbel_quantizer<double> q(D, O, o);
+  gumbel_quantizer<double> q(gumbel_width, gumbel_outputs, o);
   initialize(q, 3);
   return q;
 }
@@ -23,15 +23,15 @@ matrix<double> logits_by_hand(gumbel_quantizer<double>& q, const matrix<double>&
 
 TEST_CASE("gumbel_quantizer: at inference the best logit of every group, and its value", "[codebook]") {
   auto q = drawing_quantizer();
-  const matrix<double> x = test::random_matrix<double>(T, D, 1), logits = logits_by_hand(q, x);
+  const matrix<double> x = test::random_matrix<double>(gumbel_tokens, gumbel_width, 1), logits = logits_by_hand(q, x);
   gumbel_quantizer<double>::workspace workspace;
-  matrix<double> y(T, O), decoded(T, O);
-  matrix<index_t> ids(T, 2);
+  matrix<double> y(gumbel_tokens, gumbel_outputs), decoded(gumbel_tokens, gumbel_outputs);
+  matrix<index_t> ids(gumbel_tokens, 2);
   q.forward(x, y, workspace);
   q.encode(x, ids, workspace);
   q.decode(ids, decoded, workspace);
   CHECK(test::same_bits(y, decoded));
-  for (index_t t = 0; t < T; ++t)
+  for (index_t t = 0; t < gumbel_tokens; ++t)
     for (index_t g = 0; g < 2; ++g) {
       index_t best = 0;
       logits.row(t).segment(7 * g, 7).maxCoeff(&best);
@@ -58,14 +58,14 @@ TEST_CASE("gumbel_quantizer: codes are drawn as often as the softmax says", "[co
 
 TEST_CASE("gumbel_quantizer: the gradient is that of the soft choice, colder with every step", "[codebook][gradient]") {
   auto q = drawing_quantizer({.groups = 2, .entries = 7, .start = 2, .stop = 0.9, .decay = 0.9});
-  const matrix<double> x = test::random_matrix<double>(T, D, 1), dy = test::random_matrix<double>(T, O, 2);
+  const matrix<double> x = test::random_matrix<double>(gumbel_tokens, gumbel_width, 1), dy = test::random_matrix<double>(gumbel_tokens, gumbel_outputs, 2);
   for (const index_t step : {0, 4, 100}) {
     routing_context<double> context{.random = random_source{5}, .step = step};
     const auto r = test::train_once(q, x, dy, context);
     const double tau = std::max(2 * std::pow(0.9, step), 0.9);
     const matrix<double> values = q.values().to_matrix();
-    matrix<double> dlogits(T, 14), logits = logits_by_hand(q, x);
-    for (index_t t = 0; t < T; ++t)
+    matrix<double> dlogits(gumbel_tokens, 14), logits = logits_by_hand(q, x);
+    for (index_t t = 0; t < gumbel_tokens; ++t)
       for (index_t g = 0; g < 2; ++g) {
         Eigen::ArrayXd noisy(7);
         for (index_t v = 0; v < 7; ++v)
@@ -83,9 +83,9 @@ TEST_CASE("gumbel_quantizer: the gradient is that of the soft choice, colder wit
 TEST_CASE("gumbel_quantizer: the diversity loss and its gradients", "[codebook][gradient]") {
   auto q = drawing_quantizer({.groups = 2, .entries = 7, .shared_table = true, .diversity_weight = 0.8});
   // All logits count, drawn or not: draws change nothing of it.
-  test::check_loss_gradients(q, test::random_matrix<double>(T, D, 1));
-  const matrix<double> none(0, D);
-  matrix<double> y(0, O);
+  test::check_loss_gradients(q, test::random_matrix<double>(gumbel_tokens, gumbel_width, 1));
+  const matrix<double> none(0, gumbel_width);
+  matrix<double> y(0, gumbel_outputs);
   gumbel_quantizer<double>::tape tape;
   q.forward(none, y, tape);
   CHECK(tape.loss() == 0);
@@ -93,10 +93,10 @@ TEST_CASE("gumbel_quantizer: the diversity loss and its gradients", "[codebook][
 
 TEST_CASE("gumbel_quantizer: without training nothing is drawn, and only values learn", "[codebook][gradient]") {
   auto q = drawing_quantizer();
-  const matrix<double> x = test::random_matrix<double>(T, D, 1), dy = test::random_matrix<double>(T, O, 2);
+  const matrix<double> x = test::random_matrix<double>(gumbel_tokens, gumbel_width, 1), dy = test::random_matrix<double>(gumbel_tokens, gumbel_outputs, 2);
   gumbel_quantizer<double>::tape tape;
   gumbel_quantizer<double>::workspace workspace;
-  matrix<double> y(T, O), inferred(T, O), dx(T, D);
+  matrix<double> y(gumbel_tokens, gumbel_outputs), inferred(gumbel_tokens, gumbel_outputs), dx(gumbel_tokens, gumbel_width);
   q.forward(x, inferred, workspace);
   q.forward(x, y, tape, routing_context<double>{.random = random_source{1}});
   CHECK(test::same_bits(y, inferred));

@@ -14,12 +14,12 @@ static_assert(Quantizer<vector_quantizer<moving_average_codes<float>, rotation, 
 
 namespace {
 
-constexpr index_t T = 37, D = 6, C = 11;
+constexpr index_t vq_tokens = 37, vq_width = 6, vq_codes = 11;
 
 template <typename Scalar, typename... Policies>
 auto drawn_quantizer(Policies... policies) {
-  vector_quantizer q{learned_codes<Scalar>{C, D}, policies...};
-  q.codebook().table().assign(test::random_matrix<Scalar>(C, D, 3));
+  vector_quantizer q{learned_codes<Scalar>{vq_codes, vq_width}, policies...};
+  q.codebook().table().assign(test::random_matrix<Scalar>(vq_codes, vq_width, 3));
   return q;
 }
 
@@ -43,20 +43,20 @@ std::vector<index_t> nearest_by_hand(const matrix<Scalar>& x, const matrix<Scala
 
 TEMPLATE_TEST_CASE("vector_quantizer: a token comes back as its nearest code", "[codebook]", float, double) {
   auto q = drawn_quantizer<TestType>();
-  const matrix<TestType> x = test::random_matrix<TestType>(T, D, 1);
-  matrix<TestType> y(T, D);
+  const matrix<TestType> x = test::random_matrix<TestType>(vq_tokens, vq_width, 1);
+  matrix<TestType> y(vq_tokens, vq_width);
   typename decltype(q)::workspace workspace;
   q.forward(x, y, workspace);
   const matrix<TestType> codes = q.codebook().table().to_matrix();
   const auto expected = nearest_by_hand(x, codes);
-  matrix<index_t> ids(T, 1);
+  matrix<index_t> ids(vq_tokens, 1);
   q.encode(x, ids, workspace);
-  for (index_t t = 0; t < T; ++t) {
+  for (index_t t = 0; t < vq_tokens; ++t) {
     CAPTURE(t);
     REQUIRE(ids(t, 0) == expected[static_cast<std::size_t>(t)]);
     CHECK(test::same_bits(y.row(t), codes.row(ids(t, 0))));
   }
-  matrix<TestType> decoded(T, D), again(T, D);
+  matrix<TestType> decoded(vq_tokens, vq_width), again(vq_tokens, vq_width);
   q.decode(ids, decoded, workspace);
   CHECK(test::same_bits(decoded, y));
   q.forward(y, again, workspace);
@@ -64,28 +64,28 @@ TEMPLATE_TEST_CASE("vector_quantizer: a token comes back as its nearest code", "
   typename decltype(q)::tape tape;
   q.forward(x, y, tape);
   CHECK(test::same_bits(decoded, y));
-  CHECK(tape.usage.total() == T);
+  CHECK(tape.usage.total() == vq_tokens);
 }
 
 TEST_CASE("vector_quantizer: both losses and the straight-through gradient", "[codebook][gradient]") {
   auto q = drawn_quantizer<double>(commitment_loss{.encoder = 0.3, .codebook = 0.7});
-  const matrix<double> x = test::random_matrix<double>(T, D, 1), dy = test::random_matrix<double>(T, D, 2);
-  matrix<double> y(T, D), dx(T, D);
+  const matrix<double> x = test::random_matrix<double>(vq_tokens, vq_width, 1), dy = test::random_matrix<double>(vq_tokens, vq_width, 2);
+  matrix<double> y(vq_tokens, vq_width), dx(vq_tokens, vq_width);
   decltype(q)::tape tape;
   q.forward(x, y, tape);
   CHECK(tape.loss() == Approx((x - y).array().square().mean()));
   zero_gradients(q);
   q.backward(dy, dx, tape);
-  const double share = 2.0 / (T * D);
+  const double share = 2.0 / (vq_tokens * vq_width);
   CHECK(test::largest_difference(dx, matrix<double>(dy + 0.3 * share * (x - y))) < 1e-15);
-  matrix<double> expected = matrix<double>::Zero(C, D);
-  for (index_t t = 0; t < T; ++t) expected.row(tape.ids(t, 0)) += 0.7 * share * (y.row(t) - x.row(t));
+  matrix<double> expected = matrix<double>::Zero(vq_codes, vq_width);
+  for (index_t t = 0; t < vq_tokens; ++t) expected.row(tape.ids(t, 0)) += 0.7 * share * (y.row(t) - x.row(t));
   CHECK(test::largest_difference(q.codebook().table().gradient_matrix(), expected) < 1e-15);
 }
 
 TEST_CASE("vector_quantizer: without losses the gradient is dy itself", "[codebook][gradient]") {
   auto q = drawn_quantizer<float>(commitment_loss{.encoder = 0, .codebook = 0});
-  const matrix<float> x = test::random_matrix<float>(T, D, 1), dy = test::random_matrix<float>(T, D, 2);
+  const matrix<float> x = test::random_matrix<float>(vq_tokens, vq_width, 1), dy = test::random_matrix<float>(vq_tokens, vq_width, 2);
   const auto r = test::train_once(q, x, dy);
   CHECK(test::same_bits(r.dx, dy));
   CHECK(r.gradients[0].isZero(0));
@@ -95,12 +95,12 @@ TEST_CASE("vector_quantizer: gradients of the losses are those of differences", 
   // sg: the encoder's term sees the codes as they were, the codebook's the tokens as they were; away from borders of
   // cells each is a square of its own.
   auto q = drawn_quantizer<double>(commitment_loss{.encoder = 0, .codebook = 1});
-  const matrix<double> x = test::random_matrix<double>(T, D, 1), none = matrix<double>::Zero(T, D);
+  const matrix<double> x = test::random_matrix<double>(vq_tokens, vq_width, 1), none = matrix<double>::Zero(vq_tokens, vq_width);
   const auto r = test::train_once(q, x, none);
   decltype(q)::tape tape;
-  matrix<double> y(T, D);
+  matrix<double> y(vq_tokens, vq_width);
   double* codes = q.codebook().table().data();
-  for (const index_t i : {index_t(0), index_t(7), C * D - 1}) {
+  for (const index_t i : {index_t(0), index_t(7), vq_codes * vq_width - 1}) {
     const double kept = codes[i], step = 1e-6;
     codes[i] = kept + step;
     q.forward(x, y, tape);
@@ -114,9 +114,9 @@ TEST_CASE("vector_quantizer: gradients of the losses are those of differences", 
 }
 
 TEST_CASE("vector_quantizer: every promise of a layer", "[codebook][conformance]") {
-  test::check_quantizer_promises(vector_quantizer{learned_codes<double>{C, D}}, 4);
-  test::check_quantizer_promises(vector_quantizer{moving_average_codes<double>{C, D}, rotation{}}, 5);
-  test::check_quantizer_promises(vector_quantizer{mapped_codes<double>{C, D, 4, {.bias = true}}, cosine_similarity{}}, 6);
+  test::check_quantizer_promises(vector_quantizer{learned_codes<double>{vq_codes, vq_width}}, 4);
+  test::check_quantizer_promises(vector_quantizer{moving_average_codes<double>{vq_codes, vq_width}, rotation{}}, 5);
+  test::check_quantizer_promises(vector_quantizer{mapped_codes<double>{vq_codes, vq_width, 4, {.bias = true}}, cosine_similarity{}}, 6);
 }
 
 TEST_CASE("vector_quantizer: of equal codes the lowest, and the other dies", "[codebook][ties]") {
@@ -135,12 +135,12 @@ TEST_CASE("vector_quantizer: codes in another order are other numbers for the sa
   auto q = drawn_quantizer<float>();
   auto turned = q;
   turned.codebook().table().assign(q.codebook().table().to_matrix().colwise().reverse());
-  const matrix<float> x = test::random_matrix<float>(T, D, 8);
-  matrix<index_t> ids(T, 1), turned_ids(T, 1);
+  const matrix<float> x = test::random_matrix<float>(vq_tokens, vq_width, 8);
+  matrix<index_t> ids(vq_tokens, 1), turned_ids(vq_tokens, 1);
   decltype(q)::workspace workspace;
   q.encode(x, ids, workspace);
   turned.encode(x, turned_ids, workspace);
-  for (index_t t = 0; t < T; ++t) CHECK(turned_ids(t, 0) == C - 1 - ids(t, 0));
+  for (index_t t = 0; t < vq_tokens; ++t) CHECK(turned_ids(t, 0) == vq_codes - 1 - ids(t, 0));
 }
 
 TEST_CASE("vector_quantizer: metrics differ in what they call near", "[codebook]") {
@@ -166,27 +166,27 @@ TEST_CASE("vector_quantizer: NaN chooses nothing, and codes of NaN are never cho
   matrix<float> codes = q.codebook().table().to_matrix();
   codes(0, 3) = quiet_nan<float>();
   q.codebook().table().assign(codes);
-  const matrix<float> x = test::random_matrix<float>(T, D, 8);
-  matrix<index_t> ids(T, 1);
+  const matrix<float> x = test::random_matrix<float>(vq_tokens, vq_width, 8);
+  matrix<index_t> ids(vq_tokens, 1);
   decltype(q)::workspace workspace;
   q.encode(x, ids, workspace);
-  for (index_t t = 0; t < T; ++t) CHECK(ids(t, 0) > 0);
+  for (index_t t = 0; t < vq_tokens; ++t) CHECK(ids(t, 0) > 0);
 }
 
 TEST_CASE("vector_quantizer: what does not fit is refused with its numbers", "[codebook]") {
   auto q = drawn_quantizer<float>();
   decltype(q)::workspace workspace;
   matrix<index_t> ids(2, 1);
-  matrix<float> y(2, D);
-  ids << 0, C;
+  matrix<float> y(2, vq_width);
+  ids << 0, vq_codes;
   CHECK_THROWS_WITH(q.decode(ids, y, workspace), Catch::Contains("token 1 has the code 11 in column 0, which has 11"));
   ids << no_code, 3;
   q.decode(ids, y, workspace);
   CHECK(y.row(0).isZero(0));
-  CHECK_THROWS_AS(q.encode(matrix<float>::Zero(2, D + 1), ids, workspace), std::invalid_argument);
+  CHECK_THROWS_AS(q.encode(matrix<float>::Zero(2, vq_width + 1), ids, workspace), std::invalid_argument);
   CHECK_THROWS_AS(learned_codes<float>(0, 3), std::invalid_argument);
   CHECK_THROWS_AS(vector_quantizer(learned_codes<float>(2, 3), commitment_loss{.encoder = -1}), std::invalid_argument);
-  const vector_quantizer nobody_set{learned_codes<float>{C, D}};
-  CHECK_THROWS_WITH(nobody_set.encode(matrix<float>::Zero(2, D), ids, workspace),
+  const vector_quantizer nobody_set{learned_codes<float>{vq_codes, vq_width}};
+  CHECK_THROWS_WITH(nobody_set.encode(matrix<float>::Zero(2, vq_width), ids, workspace),
                     Catch::Contains("\"codebook\"") && Catch::Contains("initialize"));
 }

@@ -8,12 +8,12 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t D = 3, C = 6;
+constexpr index_t anchor_width = 3, anchor_codes = 6;
 
 template <typename Metric = squared_distance>
 auto anchored_quantizer(anchor_options options) {
-  vector_quantizer q{learned_codes<double>{C, D}, Metric{}, anchors<double, Metric>{C, D, options}};
-  q.codebook().table().assign(test::random_matrix<double>(C, D, 3));
+  vector_quantizer q{learned_codes<double>{anchor_codes, anchor_width}, Metric{}, anchors<double, Metric>{anchor_codes, anchor_width, options}};
+  q.codebook().table().assign(test::random_matrix<double>(anchor_codes, anchor_width, 3));
   return q;
 }
 
@@ -31,7 +31,7 @@ TEST_CASE("anchors: codes that all are used alike stay where they are", "[codebo
   auto q = anchored_quantizer({.choice = anchor_choice::closest});
   const matrix<double> codes = q.codebook().table().to_matrix();
   auto& usage = q.policy<anchors<double, squared_distance>>().usage();
-  usage.fill([](index_t) { return 1.0 / C; });
+  usage.fill([](index_t) { return 1.0 / anchor_codes; });
   decltype(q)::tape tape;
   CHECK(test::same_bits(codes_after(q, tape, codes), codes));
   CHECK(tape.replaced.empty());
@@ -54,7 +54,7 @@ TEST_CASE("anchors: a code that was never used moves to its anchor but for a tho
 }
 
 TEST_CASE("anchors: sampled anchors are tokens by the softmax of their scores", "[codebook]") {
-  const matrix<double> x = test::random_matrix<double>(7, D, 8);
+  const matrix<double> x = test::random_matrix<double>(7, anchor_width, 8);
   Eigen::VectorXd found = Eigen::VectorXd::Zero(7);
   Eigen::VectorXd expected;
   constexpr int draws = 4000;
@@ -86,8 +86,8 @@ TEST_CASE("anchors: the pool of random ones fills up, and is then filled anew or
   auto q = anchored_quantizer({.choice = anchor_choice::random});
   auto& policy = q.policy<anchors<double, squared_distance>>();
   initialize(policy, 1);
-  const matrix<double> x = test::random_matrix<double>(4, D, 8), more = test::random_matrix<double>(4, D, 9);
-  const matrix<double> many = test::random_matrix<double>(20, D, 10);
+  const matrix<double> x = test::random_matrix<double>(4, anchor_width, 8), more = test::random_matrix<double>(4, anchor_width, 9);
+  const matrix<double> many = test::random_matrix<double>(20, anchor_width, 10);
   decltype(q)::tape tape;
   codes_after(q, tape, x);
   CHECK(test::same_bits(policy.pool().to_matrix().topRows(4), x));
@@ -95,17 +95,17 @@ TEST_CASE("anchors: the pool of random ones fills up, and is then filled anew or
   CHECK(test::same_bits(policy.pool().to_matrix().bottomRows(2), more.topRows(2)));
   codes_after(q, tape, x, 3);  // now full: four other rows
   index_t changed = 0;
-  for (index_t c = 0; c < C; ++c)
+  for (index_t c = 0; c < anchor_codes; ++c)
     for (index_t t = 0; t < 4; ++t) changed += test::same_bits(policy.pool().to_matrix().row(c), x.row(t));
   CHECK(changed >= 4);
   codes_after(q, tape, many);
-  for (index_t c = 0; c < C; ++c)
+  for (index_t c = 0; c < anchor_codes; ++c)
     CHECK((many.rowwise() - policy.pool().to_matrix().row(c)).rowwise().norm().minCoeff() == 0);
 }
 
 TEST_CASE("anchors: the first batch alone, if asked for", "[codebook]") {
   auto q = anchored_quantizer({.choice = anchor_choice::closest, .first_batch_only = true});
-  const matrix<double> x = test::random_matrix<double>(4, D, 8), other = test::random_matrix<double>(4, D, 9);
+  const matrix<double> x = test::random_matrix<double>(4, anchor_width, 8), other = test::random_matrix<double>(4, anchor_width, 9);
   decltype(q)::tape tape;
   const matrix<double> first = codes_after(q, tape, x);
   CHECK(test::same_bits(codes_after(q, tape, other), first));
@@ -113,17 +113,17 @@ TEST_CASE("anchors: the first batch alone, if asked for", "[codebook]") {
 
 TEST_CASE("anchors: every promise of a layer", "[codebook][conformance]") {
   test::check_quantizer_promises(
-      vector_quantizer{learned_codes<double>{C, D}, cosine_similarity{}, anchors<double>{C, D}}, 5);
+      vector_quantizer{learned_codes<double>{anchor_codes, anchor_width}, cosine_similarity{}, anchors<double>{anchor_codes, anchor_width}}, 5);
   test::check_quantizer_promises(
-      vector_quantizer{learned_codes<double>{C, D},
-                       anchors<double, squared_distance>{C, D, {.choice = anchor_choice::random}}},
+      vector_quantizer{learned_codes<double>{anchor_codes, anchor_width},
+                       anchors<double, squared_distance>{anchor_codes, anchor_width, {.choice = anchor_choice::random}}},
       5);
 }
 
 TEST_CASE("anchors: what does not fit is refused with its numbers", "[codebook]") {
   CHECK_THROWS_WITH(anchors<float>(0, 3), Catch::Contains("not 0, 3"));
-  vector_quantizer q{learned_codes<double>{C, D}, anchors<double>{C + 1, D}};
+  vector_quantizer q{learned_codes<double>{anchor_codes, anchor_width}, anchors<double>{anchor_codes + 1, anchor_width}};
   initialize(q, 1);
   decltype(q)::tape tape;
-  CHECK_THROWS_WITH(codes_after(q, tape, test::random_matrix<double>(4, D, 8)), Catch::Contains("anchors of 7 codes"));
+  CHECK_THROWS_WITH(codes_after(q, tape, test::random_matrix<double>(4, anchor_width, 8)), Catch::Contains("anchors of 7 codes"));
 }

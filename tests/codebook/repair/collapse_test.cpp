@@ -13,13 +13,13 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t T = 256, C = 64, D = 8, centres = 16;
+constexpr index_t collapse_tokens = 256, collapse_codes = 64, collapse_width = 8, collapse_centres = 16;
 
 /// Tokens around some centres.
-matrix<float> clustered_tokens(std::uint64_t seed) {
-  const matrix<float> all = 5 * test::random_matrix<float>(centres, D, 1);
-  matrix<float> x = 0.5F * test::random_matrix<float>(T, D, seed);
-  for (index_t t = 0; t < T; ++t) x.row(t) += all.row(t % centres);
+matrix<float> tokens_around_centres(std::uint64_t seed) {
+  const matrix<float> all = 5 * test::random_matrix<float>(collapse_centres, collapse_width, 1);
+  matrix<float> x = 0.5F * test::random_matrix<float>(collapse_tokens, collapse_width, seed);
+  for (index_t t = 0; t < collapse_tokens; ++t) x.row(t) += all.row(t % collapse_centres);
   return x;
 }
 
@@ -30,11 +30,11 @@ double share_in_use(Codes codes, Repair... repair) {
   initialize(q, 3);
   sgd<float> optimizer{{.learning_rate = 50, .clear_gradients = true}};
   typename decltype(q)::tape tape;
-  code_usage usage(C);
-  matrix<float> y(T, D), dx(T, D);
-  const matrix<float> none = matrix<float>::Zero(T, D);
+  code_usage usage(collapse_codes);
+  matrix<float> y(collapse_tokens, collapse_width), dx(collapse_tokens, collapse_width);
+  const matrix<float> none = matrix<float>::Zero(collapse_tokens, collapse_width);
   for (std::uint64_t step = 0; step < 200; ++step) {
-    q.forward(clustered_tokens(100 + step), y, tape, {.training = true, .random = random_source{7, step}});
+    q.forward(tokens_around_centres(100 + step), y, tape, {.training = true, .random = random_source{7, step}});
     q.backward(none, dx, tape);
     optimizer.step(q);
     q.after_step(tape);
@@ -48,18 +48,18 @@ double share_in_use(Codes codes, Repair... repair) {
 TEST_CASE("repairs: without one most codes stay unused, with any nearly all are used", "[codebook][slow]") {
   // Averages look back a few batches. Of codes that all are at one place, and so have the same anchor, one a batch
   // comes into use.
-  const moving_average_codes<float> averages{C, D, {.decay = 0.8}};
-  const learned_codes<float> learned{C, D};
+  const moving_average_codes<float> averages{collapse_codes, collapse_width, {.decay = 0.8}};
+  const learned_codes<float> learned{collapse_codes, collapse_width};
   const counted_codes counted{learned, {.decay = 0.8}};
   const auto anchored = [](anchor_choice choice) {
-    return anchors<float, squared_distance>{C, D, {.choice = choice, .decay = 0.8}};
+    return anchors<float, squared_distance>{collapse_codes, collapse_width, {.choice = choice, .decay = 0.8}};
   };
   CHECK(share_in_use(averages) < 0.5);
   CHECK(share_in_use(learned) < 0.5);
   CHECK(share_in_use(averages, expire_codes{.threshold = 1}) >= 0.95);
   CHECK(share_in_use(counted, expire_codes{.threshold = 1}) >= 0.95);
   CHECK(share_in_use(learned, anchored(anchor_choice::closest)) >= 0.95);
-  CHECK(share_in_use(learned, cosine_similarity{}, anchors<float>{C, D, {.decay = 0.8}}) >= 0.95);
+  CHECK(share_in_use(learned, cosine_similarity{}, anchors<float>{collapse_codes, collapse_width, {.decay = 0.8}}) >= 0.95);
   // By distances a sampled anchor is nearly always the closest, and codes crowd where tokens are.
   CHECK(share_in_use(learned, anchored(anchor_choice::sampled)) >= 0.9);
   CHECK(share_in_use(learned, anchored(anchor_choice::random)) >= 0.95);

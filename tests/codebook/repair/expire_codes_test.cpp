@@ -13,14 +13,14 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t D = 3, C = 8;
+constexpr index_t expired_width = 3, expired_codes = 8;
 
 /// Codes far away from all tokens but for the first two.
 template <typename Codes>
 auto lonely_quantizer(Codes codes, expire_codes repair) {
   vector_quantizer q{std::move(codes), repair};
-  matrix<double> table = test::random_matrix<double>(C, D, 3);
-  table.bottomRows(C - 2).array() += 100;
+  matrix<double> table = test::random_matrix<double>(expired_codes, expired_width, 3);
+  table.bottomRows(expired_codes - 2).array() += 100;
   q.codebook().table().assign(table);
   return q;
 }
@@ -36,11 +36,11 @@ void step(Q& q, typename Q::tape& tape, const matrix<double>& x, routing_context
 }  // namespace
 
 TEST_CASE("expire_codes: codes that nobody chose become different tokens of the batch", "[codebook]") {
-  auto q = lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1});
-  const matrix<double> x = test::random_matrix<double>(40, D, 1);
+  auto q = lonely_quantizer(moving_average_codes<double>{expired_codes, expired_width, {.decay = 0.5}}, expire_codes{.threshold = 1});
+  const matrix<double> x = test::random_matrix<double>(40, expired_width, 1);
   decltype(q)::tape tape;
   step(q, tape, x, {.random = random_source{1}});
-  REQUIRE(tape.replaced.size() == C - 2);
+  REQUIRE(tape.replaced.size() == expired_codes - 2);
   std::set<index_t> taken;
   for (const index_t c : tape.replaced) {
     CHECK(c >= 2);
@@ -51,14 +51,14 @@ TEST_CASE("expire_codes: codes that nobody chose become different tokens of the 
     CHECK(q.codebook().sizes().value()[as_size(c)] == 1);
   }
   step(q, tape, x, {.random = random_source{2}});
-  CHECK(tape.usage.used() == C);
+  CHECK(tape.usage.used() == expired_codes);
 }
 
 TEST_CASE("expire_codes: hidden tokens are no candidates, and a batch without tokens changes nothing",
           "[codebook][nan]") {
   auto q =
-      lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0});
-  matrix<double> x = test::random_matrix<double>(6, D, 1);
+      lonely_quantizer(moving_average_codes<double>{expired_codes, expired_width, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0});
+  matrix<double> x = test::random_matrix<double>(6, expired_width, 1);
   x.row(1).setConstant(quiet_nan<double>());
   const std::vector<std::uint8_t> mask = {1, 1, 0, 0, 0, 0};
   decltype(q)::tape tape;
@@ -74,8 +74,8 @@ TEST_CASE("expire_codes: hidden tokens are no candidates, and a batch without to
 
 TEST_CASE("expire_codes: a small batch is repeated with noise, so that no two codes are the same", "[codebook]") {
   auto q =
-      lonely_quantizer(moving_average_codes<double>{C, D, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0.01});
-  const matrix<double> x = test::random_matrix<double>(3, D, 1);
+      lonely_quantizer(moving_average_codes<double>{expired_codes, expired_width, {.decay = 0.5}}, expire_codes{.threshold = 1, .noise = 0.01});
+  const matrix<double> x = test::random_matrix<double>(3, expired_width, 1);
   decltype(q)::tape tape;
   step(q, tape, x, {.random = random_source{1}});
   const matrix<double> codes = q.codebook().table().to_matrix();
@@ -88,36 +88,36 @@ TEST_CASE("expire_codes: a small batch is repeated with noise, so that no two co
 }
 
 TEST_CASE("expire_codes: learned codes that are counted are replaced too, and optimisers forget them", "[codebook]") {
-  auto q = lonely_quantizer(counted_codes{learned_codes<double>{C, D}, {.decay = 0.5}}, expire_codes{.threshold = 1});
-  const matrix<double> x = test::random_matrix<double>(40, D, 1);
-  matrix<double> y(40, D), dx(40, D);
+  auto q = lonely_quantizer(counted_codes{learned_codes<double>{expired_codes, expired_width}, {.decay = 0.5}}, expire_codes{.threshold = 1});
+  const matrix<double> x = test::random_matrix<double>(40, expired_width, 1);
+  matrix<double> y(40, expired_width), dx(40, expired_width);
   adamw<double> optimizer{{}};
   decltype(q)::tape tape;
   routing_context<double> context{.training = true, .random = random_source{1}};
   q.forward(x, y, tape, context);
-  q.backward(matrix<double>::Ones(40, D), dx, tape);
+  q.backward(matrix<double>::Ones(40, expired_width), dx, tape);
   q.codebook().table().gradient_map().setOnes();
   optimizer.step(q);
   q.after_step(tape);
-  REQUIRE(tape.replaced.size() == C - 2);
+  REQUIRE(tape.replaced.size() == expired_codes - 2);
   for (const index_t c : tape.replaced) optimizer.forget_row(q.codebook().table(), c);
   index_t arrays = 0;
   for_each_parameter(optimizer, [&](const std::string& name, const parameter<double>& p) {
-    if (p.rows() != C) return;
+    if (p.rows() != expired_codes) return;
     ++arrays;
     CAPTURE(name);
     CHECK((p.to_matrix().topRows(2).array() != 0).all());
-    CHECK(p.to_matrix().bottomRows(C - 2).isZero(0));
+    CHECK(p.to_matrix().bottomRows(expired_codes - 2).isZero(0));
   });
   CHECK(arrays == 2);
 }
 
 TEST_CASE("expire_codes: every promise of a layer", "[codebook][conformance]") {
-  test::check_quantizer_promises(vector_quantizer{counted_codes{learned_codes<double>{C, D}}, expire_codes{}}, 5);
+  test::check_quantizer_promises(vector_quantizer{counted_codes{learned_codes<double>{expired_codes, expired_width}}, expire_codes{}}, 5);
 }
 
 TEST_CASE("expire_codes and counted_codes: what does not fit is refused with its numbers", "[codebook]") {
-  CHECK_THROWS_WITH(lonely_quantizer(moving_average_codes<double>{C, D}, expire_codes{.threshold = -1}),
+  CHECK_THROWS_WITH(lonely_quantizer(moving_average_codes<double>{expired_codes, expired_width}, expire_codes{.threshold = -1}),
                     Catch::Contains("not -1"));
-  CHECK_THROWS_WITH(counted_codes(learned_codes<double>{C, D}, {.decay = 1}), Catch::Contains("not 1"));
+  CHECK_THROWS_WITH(counted_codes(learned_codes<double>{expired_codes, expired_width}, {.decay = 1}), Catch::Contains("not 1"));
 }
