@@ -8,12 +8,12 @@ using namespace sluice;
 
 namespace {
 
-/// Vectors around a few indexed_points: what inverted lists are for.
+/// Vectors around a few points: what inverted lists are for.
 template <typename Scalar>
 matrix<Scalar> clustered_vectors(index_t count, index_t width, std::uint64_t seed) {
-  const matrix<Scalar> indexed_points = test::random_matrix<Scalar>(7, width, 99);
+  const matrix<Scalar> points = test::random_matrix<Scalar>(7, width, 99);
   matrix<Scalar> x = test::random_matrix<Scalar>(count, width, seed) * Scalar(0.3);
-  for (index_t t = 0; t < count; ++t) x.row(t) += indexed_points.row(t % 7) * Scalar(2);
+  for (index_t t = 0; t < count; ++t) x.row(t) += points.row(t % 7) * Scalar(2);
   return x;
 }
 
