@@ -22,6 +22,7 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/logistic.hpp>
+#include <sluice/kernel/logarithm.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <algorithm>
@@ -36,8 +37,8 @@ struct clamped_logarithm {
 
   template <typename V>
   static V value(V p) {
-    using std::log, std::max;
-    return log(max(p, detail::constant<V>(floor)));
+    using std::max;
+    return kernel::logarithm(max(p, detail::constant<V>(floor)));
   }
   /// d (p value(p)) / d p.
   template <typename V>
@@ -54,8 +55,7 @@ struct added_logarithm {
 
   template <typename V>
   static V value(V p) {
-    using std::log;
-    return log(p + detail::constant<V>(added));
+    return kernel::logarithm(p + detail::constant<V>(added));
   }
   template <typename V>
   static V slope(V p) {
