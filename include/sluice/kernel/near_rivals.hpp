@@ -22,12 +22,18 @@ bool is_near_rival(Scalar logit, Scalar largest, Scalar jitter) {
 
 /// f(e) for the near rivals of the largest, in order. Where 2 jitter < 1 they are those from a bound on, and whole
 /// vectors below it are passed over; the bound is put a little lower than it is, for rounding, and what it lets through
-/// is tested. Of infinite logits, whose differences are NaN, some that add exp(-infinity) = 0 to a sum may be left out.
+/// is tested. Of an infinite largest its equals are the rivals: others add exp(-infinity) = 0 to a sum.
 template <FloatOrDouble Scalar, typename F>
 void for_each_near_rival(const Scalar* logits, index_t count, Scalar largest, Scalar jitter, F&& f) {
   constexpr Scalar slack = 16 * std::numeric_limits<Scalar>::epsilon();
   const Scalar left = 1 - 2 * jitter;
   const Scalar bound = largest > Scalar(0) ? largest * left : largest / left;
+  const auto top = order_key(largest);
+  if (top == infinity_key<Scalar> || top == -infinity_key<Scalar>) {
+    for (index_t e = 0; e < count; ++e)
+      if (order_key(logits[e]) == top) f(e);
+    return;
+  }
   const bool has_bound = left > slack;
   const simd_keys<Scalar> below((has_bound ? order_key(bound - slack * (std::abs)(bound)) : -infinity_key<Scalar>)-1);
   for_each_keys(logits, count, [&](const simd_keys<Scalar>& keys, index_t first) {
