@@ -1,6 +1,7 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   codebook, io <- checkpoint
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   codebook <- quant;
+#   codebook, quant, io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
 cmake_minimum_required(VERSION 3.21)
@@ -14,10 +15,11 @@ set(router_may core kernel gate capacity loss)
 set(expert_may core kernel gate capacity loss)
 set(layer_may core kernel gate capacity loss router expert)
 set(codebook_may core kernel gate capacity loss router expert layer)
+set(quant_may core kernel gate capacity loss router expert layer codebook)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
-set(checkpoint_may core kernel gate capacity loss router expert layer codebook io)
+set(checkpoint_may core kernel gate capacity loss router expert layer codebook quant io)
 
 # Slow to compile, or not for a library: no public header includes them.
 set(nowhere iostream regex functional random Eigen/Dense Eigen/Eigen)
@@ -80,8 +82,8 @@ foreach(header IN LISTS headers)
     endif()
     if(header STREQUAL "sluice/sluice.hpp")
       list(APPEND umbrella_includes ${target})
-      if(target MATCHES "^sluice/(io|checkpoint|codebook)/")
-        refuse("${header}: includes <${target}>; io/, checkpoint/ and codebook/ are included by those who use them")
+      if(target MATCHES "^sluice/(io|checkpoint|codebook|quant)/")
+        refuse("${header}: includes <${target}>; io/, checkpoint/, codebook/ and quant/ are included by those who use them")
       endif()
     elseif(room AND target MATCHES "^sluice/([^/]+)/")
       if(NOT CMAKE_MATCH_1 STREQUAL room AND NOT CMAKE_MATCH_1 IN_LIST ${room}_may)
@@ -93,7 +95,7 @@ foreach(header IN LISTS headers)
   endforeach()
 endforeach()
 
-# The umbrella brings everything, directly or through what it includes, but io/, codebook/, kernel/format/ and the executors that need a
+# The umbrella brings everything, directly or through what it includes, but io/, codebook/, quant/, kernel/format/ and the executors that need a
 # library.
 set(reached ${umbrella_includes})
 set(queue ${umbrella_includes})
@@ -113,7 +115,7 @@ while(queue)
 endwhile()
 set(not_in_umbrella sluice/sluice.hpp sluice/exec/openmp.hpp sluice/exec/tbb.hpp)
 foreach(header IN LISTS headers)
-  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint|codebook|kernel/format)/")
+  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint|codebook|quant|kernel/format)/")
     refuse("sluice/sluice.hpp: does not bring <${header}>")
   endif()
 endforeach()

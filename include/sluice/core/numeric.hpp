@@ -74,24 +74,46 @@ Scalar quiet_nan() noexcept {
   return value;
 }
 
-/// True if any of the count numbers is NaN.
+/// True unless the value is NaN or infinite.
 template <std::floating_point Scalar>
-bool any_nan(const Scalar* values, index_t count) noexcept {
-  // Infinity minus a magnitude is negative for NaN only. Four sums at a time: at -O2 GCC makes no vectors of one.
+bool is_finite(const Scalar& value) noexcept {
+  return (detail::bits_of(value) & (std::numeric_limits<ordered_bits<Scalar>>::max)()) < detail::infinity_bits<Scalar>;
+}
+
+namespace detail {
+
+/// True if the bits of any of the count numbers' magnitudes are above `most`.
+template <std::floating_point Scalar>
+bool any_bits_above(const Scalar* values, index_t count, ordered_bits<Scalar> most) noexcept {
+  // A difference is negative there. Four sums at a time: at -O2 GCC makes no vectors of one.
   using bits_t = ordered_bits<Scalar>;
-  const auto past_infinity = [values](index_t i) {
-    return detail::infinity_bits<Scalar> - (detail::bits_of(values[i]) & (std::numeric_limits<bits_t>::max)());
+  const auto past = [values, most](index_t i) {
+    return most - (detail::bits_of(values[i]) & (std::numeric_limits<bits_t>::max)());
   };
   bits_t a = 0, b = 0, c = 0, d = 0;
   index_t i = 0;
   for (; i + 4 <= count; i += 4) {
-    a |= past_infinity(i);
-    b |= past_infinity(i + 1);
-    c |= past_infinity(i + 2);
-    d |= past_infinity(i + 3);
+    a |= past(i);
+    b |= past(i + 1);
+    c |= past(i + 2);
+    d |= past(i + 3);
   }
-  for (; i < count; ++i) a |= past_infinity(i);
+  for (; i < count; ++i) a |= past(i);
   return (a | b | c | d) < 0;
+}
+
+}  // namespace detail
+
+/// True if any of the count numbers is NaN.
+template <std::floating_point Scalar>
+bool any_nan(const Scalar* values, index_t count) noexcept {
+  return detail::any_bits_above<Scalar>(values, count, detail::infinity_bits<Scalar>);
+}
+
+/// True if none of the count numbers is NaN or infinite.
+template <std::floating_point Scalar>
+bool all_finite(const Scalar* values, index_t count) noexcept {
+  return !detail::any_bits_above<Scalar>(values, count, detail::infinity_bits<Scalar> - 1);
 }
 
 }  // namespace sluice::inline SLUICE_ISA
