@@ -1,6 +1,7 @@
 // make_corpus NAME FOLDER           writes the seeds of the fuzz target NAME, drawn or the cases of tests, into FOLDER
 // make_corpus --check NAME FOLDER   fails if FOLDER holds anything else
 #include "../io/file_cases.hpp"
+#include "../io/gguf_cases.hpp"
 #include "../io/index_cases.hpp"
 #include "drawn_cases.hpp"
 
@@ -34,6 +35,7 @@ file_map kernel_cases() {
 std::map<std::string, file_map> corpora() {
   using namespace file_cases;
   return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
+          {"gguf", files_of(".gguf", {valid_gguf_files(), malformed_gguf_files()})},
           {"index", files_of(".json", {valid_indices(), malformed_indices()})},
           {"kernels", kernel_cases()},
           {"routing", sluice::test::drawn_cases(11, 5, 180)}};

@@ -43,7 +43,7 @@ inline void count_losses(const std::vector<tensor_copy>& copies, executor_ref ex
     if (copy.role() != parameter_role::weight)
       if (const std::uint64_t count = count_nan(*copy.from); count > 0)
         problems.add("unfit", copy.from->name, nan_text(count, copy.from->elements()));
-    if (is_within(copy.from->dtype, copy.element_type())) continue;
+    if (is_within(copy.from->number_type(), copy.element_type())) continue;
     for (std::size_t first = 0; first < copy.from->elements(); first += piece_size)
       pieces.push_back({&copy, first, (std::min)(piece_size, copy.from->elements() - first)});
   }

@@ -63,7 +63,7 @@ public:
 
   /// Why the tensor's elements cannot become the parameter's; empty if they can, or only some are too large.
   std::string obstacle(const tensor_info& tensor) const {
-    if (detail::holds_weights(tensor.dtype)) return {};
+    if (detail::holds_weights(tensor.number_type())) return {};
     if (role_ == parameter_role::state && detail::holds_whole_numbers(tensor.dtype)) return strays(tensor);
     return "is " + detail::printable(tensor.type_name(), 40) + ", cannot be read as " +
            std::string(name_of(element_type_));

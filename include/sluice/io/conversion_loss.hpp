@@ -15,9 +15,12 @@
 #include <sluice/io/file_error.hpp>
 #include <sluice/io/tensor_info.hpp>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -100,6 +103,11 @@ void add_loss(double before, conversion_loss& loss) {
 
 /// One element of a tensor of weights, exactly.
 inline double weight_at(const tensor_info& tensor, std::size_t i) {
+  if (tensor.decoder != nullptr) {
+    float value = 0;
+    tensor.decoder->read(i, {&value, 1});
+    return static_cast<double>(value);
+  }
   switch (tensor.dtype) {
     case data_type::f64:
       return load_element<double>(tensor.bytes, i);
@@ -139,8 +147,17 @@ inline std::string beyond_text(const conversion_loss& loss, data_type type) {
 /// Costs nothing where that is exact; elements are then not counted either.
 inline void add_losses(const tensor_info& from, std::size_t first, std::size_t count, data_type to,
                        conversion_loss& loss) {
-  if (detail::is_within(from.dtype, to)) return;
+  if (detail::is_within(from.number_type(), to)) return;
   const auto add_each = [&]<typename To>(To) {
+    if (from.decoder != nullptr) {  // whole blocks at a time
+      std::array<float, 1024> piece;
+      for (std::size_t done = 0; done < count; done += piece.size()) {
+        const auto some = std::span(piece).first((std::min)(piece.size(), count - done));
+        from.decoder->read(first + done, some);
+        for (const float value : some) detail::add_loss<To>(static_cast<double>(value), loss);
+      }
+      return;
+    }
     for (std::size_t i = first; i < first + count; ++i) detail::add_loss<To>(detail::weight_at(from, i), loss);
   };
   if (to == data_type::f32) add_each(float());

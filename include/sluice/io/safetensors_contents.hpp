@@ -102,18 +102,6 @@ inline void check_tiling(const std::vector<tensor_entry>& tensors, std::uint64_t
                                " data bytes belong to no tensor");
 }
 
-/// Indices of the tensors, sorted by name, if no name occurs twice.
-inline std::vector<std::size_t> sorted_names(const std::vector<tensor_entry>& tensors, const std::string& file) {
-  std::vector<std::size_t> order(tensors.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return tensors[a].name < tensors[b].name; });
-  const auto twin = std::adjacent_find(
-      order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return tensors[a].name == tensors[b].name; });
-  if (twin != order.end()) throw file_error(file, tensors[*twin].name, "is listed twice");
-  return order;
-}
-
 }  // namespace detail
 
 /// Checks `bytes`, a whole file; `file` is its name in messages. The tensors refer to `bytes`, which must outlive them.

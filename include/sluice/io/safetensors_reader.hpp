@@ -19,6 +19,7 @@
 #include <sluice/io/tensor_info.hpp>
 
 #include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -89,7 +90,8 @@ public:
   template <StorableValue T>
   std::vector<T> read_vector(std::string_view name) const {
     const tensor_info& tensor = at(name);
-    std::vector<T> out(converts<T>(tensor.dtype) ? tensor.elements() : 0);  // else read refuses, whatever the count
+    // If the type does not convert, read refuses whatever the count.
+    std::vector<T> out(converts<T>(tensor.number_type()) ? tensor.elements() : 0);
     read<T>(name, std::span<T>(out));
     return out;
   }
@@ -111,6 +113,15 @@ private:
       return from == data_type_of<T>;
   }
 
+  static void copy_decoded(const tensor_info& tensor, std::size_t first, std::span<double> out) noexcept {
+    std::array<float, 256> piece;
+    for (std::size_t done = 0; done < out.size(); done += piece.size()) {
+      const auto some = std::span(piece).first((std::min)(piece.size(), out.size() - done));
+      tensor.decoder->read(first + done, some);
+      std::copy(some.begin(), some.end(), out.begin() + static_cast<std::ptrdiff_t>(done));
+    }
+  }
+
   std::string name_;
   mapped_file file_;  // empty when the bytes belong to the caller
   safetensors_contents contents_;
@@ -118,7 +129,7 @@ private:
 
 template <StorableValue T>
 std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t count) {
-  if (!converts<T>(tensor.dtype))
+  if (!converts<T>(tensor.number_type()))
     return "is " + detail::printable(tensor.type_name(), 40) + ", cannot be read as " +
            std::string(name_of(data_type_of<T>));
   if (tensor.elements() != count)
@@ -134,6 +145,11 @@ std::string safetensors_reader::obstacle(const tensor_info& tensor, std::size_t 
 template <StorableValue T>
 void safetensors_reader::copy(const tensor_info& tensor, std::size_t first, std::span<T> out) noexcept {
   if (out.empty()) return;
+  if constexpr (std::same_as<T, float>) {
+    if (tensor.decoder != nullptr) return tensor.decoder->read(first, out);
+  } else if constexpr (std::same_as<T, double>) {
+    if (tensor.decoder != nullptr) return copy_decoded(tensor, first, out);
+  }
   const std::size_t size = size_of(tensor.dtype);
   const std::span<const std::byte> bytes = tensor.bytes.subspan(first * size, out.size() * size);
   if (tensor.dtype == data_type_of<T>) {

@@ -3,10 +3,14 @@
 
 #include <sluice/core/isa.hpp>
 #include <sluice/io/data_type.hpp>
+#include <sluice/io/file_error.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,18 +19,30 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+/// Numbers that are not stored as such: codes with scales, in one tensor or several.
+class element_decoder {
+public:
+  virtual ~element_decoder() = default;
+  /// Elements first, first + 1, ... of the tensor, row-major, each the float that its format defines. The caller has
+  /// checked the bounds. Calls may run in parallel.
+  virtual void read(std::size_t first, std::span<float> out) const noexcept = 0;
+};
+
 struct tensor_info {
   std::string name;
   data_type dtype{};
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;  // row-major, little-endian, at any alignment
   std::string other_type = {};       // what the file calls the type, if dtype is data_type::other
+  std::shared_ptr<const element_decoder> decoder = {};  // of types that are other, where their numbers are known
 
   std::size_t elements() const noexcept {
     std::size_t product = 1;
     for (const std::int64_t extent : shape) product *= static_cast<std::size_t>(extent);
     return product;
   }
+  /// The type that holds its numbers: its own, float where they are decoded.
+  data_type number_type() const noexcept { return decoder == nullptr ? dtype : data_type::f32; }
   /// The type as the file names it.
   std::string_view type_name() const noexcept { return dtype == data_type::other ? other_type : name_of(dtype); }
 };
@@ -65,6 +81,19 @@ inline std::string shape_text(std::span<const std::int64_t> shape) {
     out += std::to_string(extent);
   }
   return out + "]";
+}
+
+/// Indices of things with names, sorted by name, if no name occurs twice.
+template <typename Named>
+std::vector<std::size_t> sorted_names(const std::vector<Named>& tensors, const std::string& file) {
+  std::vector<std::size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return tensors[a].name < tensors[b].name; });
+  const auto twin = std::adjacent_find(
+      order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return tensors[a].name == tensors[b].name; });
+  if (twin != order.end()) throw file_error(file, tensors[*twin].name, "is listed twice");
+  return order;
 }
 
 }  // namespace detail
