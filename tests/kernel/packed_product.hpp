@@ -13,17 +13,17 @@ using namespace sluice::kernel;
 template <typename Storage>
 struct packed_matrix {
   using scalar = typename Storage::scalar;
-  buffer<sluice::detail::activation_of<Storage>> units;
+  buffer<typename Storage::activation> units;
   buffer<typename packed_rows<Storage>::factor> factors;
   row_blocks rows;
   index_t inputs;
 
-  explicit packed_matrix(const matrix<scalar>& x) : rows(0, x.rows()), inputs(x.cols()) {
+  explicit packed_matrix(const matrix<scalar>& x, const Storage& format = {}) : rows(0, x.rows()), inputs(x.cols()) {
     units.resize(x.rows() * packed_rows<Storage>::pitch(x.cols()));
     factors.resize(x.rows() * packed_rows<Storage>::row_factors(x.cols()));
     for (index_t b = 0; b < rows.count(); ++b)
       pack_block(
-          Storage(), view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
+          format, view(), rows, b, [&](index_t i) { return &x(i, 0); }, [](index_t) { return scalar(1); });
   }
   packed_rows<Storage> view() { return {units.data(), factors.data(), inputs, 0}; }
 };
@@ -34,7 +34,7 @@ matrix<typename Map::storage::scalar> packed_product(const matrix<typename Map::
   using Storage = typename Map::storage;
   using scalar = typename Storage::scalar;
   constexpr index_t lanes = simd_width<scalar>;
-  packed_matrix<Storage> packed(x);
+  packed_matrix<Storage> packed(x, w.format());
   matrix<scalar> y = matrix<scalar>::Constant(x.rows(), w.outputs(), scalar(99));
   const index_t pairs = (w.panels() + 1) / 2;
   multiply_panels<Storage>(

@@ -49,7 +49,7 @@ std::vector<replayer> all_replayers() {
            scalar_quantizers(),
            codebook_policies(),
            drawn_codes(),
-           weight_quantizers(),
+           vector_formats(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

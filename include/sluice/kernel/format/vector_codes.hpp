@@ -82,11 +82,13 @@ struct vector_codes {
   /// Throws std::invalid_argument unless sizes fit together and every index is an entry of its codebook.
   void check() const {
     if (outputs < 0 || inputs < 0 || tile_outputs < 1 || tile_inputs < 1 || stages() < 1)
-      throw_invalid("vector codes need sizes of 0 or more, tiles of 1 or more weights and an index a tile, not [", outputs,
-                    ", ", inputs, "] in tiles [", tile_outputs, ", ", tile_inputs, "] with ", stages(), " indices");
-    if (region_outputs < 0 || region_outputs % tile_outputs != 0 || region_inputs < 0 || region_inputs % tile_inputs != 0)
-      throw_invalid("regions [", region_outputs, ", ", region_inputs, "] are not made of whole tiles [", tile_outputs, ", ",
-                    tile_inputs, "]");
+      throw_invalid("vector codes need sizes of 0 or more, tiles of 1 or more weights and an index a tile, not [",
+                    outputs, ", ", inputs, "] in tiles [", tile_outputs, ", ", tile_inputs, "] with ", stages(),
+                    " indices");
+    if (region_outputs < 0 || region_outputs % tile_outputs != 0 || region_inputs < 0 ||
+        region_inputs % tile_inputs != 0)
+      throw_invalid("regions [", region_outputs, ", ", region_inputs, "] are not made of whole tiles [", tile_outputs,
+                    ", ", tile_inputs, "]");
     if (static_cast<index_t>(codebooks.size()) != regions() * stages())
       throw_invalid("there are ", codebooks.size(), " codebooks for ", regions(), " regions of ", stages(), " stages");
     for (const matrix<float>& codes : codebooks)
@@ -109,7 +111,8 @@ private:
   void check_indices(index_t m) const {
     const matrix<std::uint16_t>& of = indices[as_size(m)];
     if (of.rows() != tile_rows() || of.cols() != tile_cols())
-      throw_invalid("indices [", of.rows(), ", ", of.cols(), "] of a matrix of [", tile_rows(), ", ", tile_cols(), "] tiles");
+      throw_invalid("indices [", of.rows(), ", ", of.cols(), "] of a matrix of [", tile_rows(), ", ", tile_cols(),
+                    "] tiles");
     for (index_t a = 0; a < of.rows(); ++a)
       for (index_t b = 0; b < of.cols(); ++b)
         if (of(a, b) >= codebook(region(a, b), m).rows())
