@@ -89,4 +89,16 @@ std::span<const Scalar> span_of(const matrix<Scalar>& m) {
   return {m.data(), static_cast<std::size_t>(m.size())};
 }
 
+/// The slope of f() along a number that f reads, by central differences; the number is afterwards what it was.
+template <typename F>
+double slope_at(double& number, F&& f, double step = 1e-6) {
+  const double kept = number;
+  number = kept + step;
+  const double above = f();
+  number = kept - step;
+  const double below = f();
+  number = kept;
+  return (above - below) / (2 * step);
+}
+
 }  // namespace sluice::test

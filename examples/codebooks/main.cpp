@@ -3,16 +3,15 @@
 ///   codebooks compress                        the handwritten digits: a table and codebooks.svg
 ///   codebooks compress --input photo.ppm      squares of a picture; a CSV of vectors will do as well
 ///   codebooks search vectors.csv              an index, its recall and its speed;  --help says what else there is
-#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "../shared/file.hpp"
+#include "../shared/parallel_jobs.hpp"
 #include "../shared/progress_line.hpp"
 #include "options.hpp"
 #include "picture.hpp"
@@ -29,31 +28,18 @@ void train_all(std::vector<outcome>& all, const split& data, const training& how
   shared::progress_line line(std::cerr, shared::stderr_width());
   std::mutex shown;
   std::vector<double> done(all.size(), 0);
-  std::atomic<std::size_t> next = 0;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    for (std::size_t i = next++; i < all.size(); i = next++) try {
-        all[i].m = all[i].of.train(data, how, [&](double part) {
-          const std::scoped_lock lock(shown);
-          done[i] = part;
-          double sum = 0;
-          for (const double d : done) sum += d;
-          if (bar) line.draw(sum / static_cast<double>(all.size()), all[i].of.name);
-        });
-        const std::scoped_lock lock(shown);
-        if (!bar && !o.quiet) std::cerr << all[i].of.name << ": " << shared::percent(all[i].m.error, 1) << " lost\n";
-      } catch (...) {
-        const std::scoped_lock lock(shown);
-        failure = std::current_exception();
-        next = all.size();
-      }
-  };
-  std::vector<std::thread> threads;
-  for (int t = 1; t < o.threads; ++t) threads.emplace_back(work);
-  work();
-  for (std::thread& t : threads) t.join();
+  shared::run_jobs(all.size(), o.threads, [&](std::size_t i) {
+    all[i].m = all[i].of.train(data, how, [&](double part) {
+      const std::scoped_lock lock(shown);
+      done[i] = part;
+      double sum = 0;
+      for (const double d : done) sum += d;
+      if (bar) line.draw(sum / static_cast<double>(all.size()), all[i].of.name);
+    });
+    const std::scoped_lock lock(shown);
+    if (!bar && !o.quiet) std::cerr << all[i].of.name << ": " << shared::percent(all[i].m.error, 1) << " lost\n";
+  });
   line.wipe();
-  if (failure) std::rethrow_exception(failure);
 }
 
 void print_table(std::ostream& out, const std::vector<outcome>& all) {

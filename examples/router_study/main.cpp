@@ -3,14 +3,12 @@
 ///   router_study                              all of them, three seeds each: a table and router_study.svg, in a few minutes
 ///   router_study --router relu_router         one of them;  --help says what else there is
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <functional>
 #include <iostream>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <variant>
 #include <vector>
 
@@ -19,6 +17,7 @@
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "../shared/file.hpp"
+#include "../shared/parallel_jobs.hpp"
 #include "../shared/progress_line.hpp"
 #include "claims.hpp"
 #include "clusters.hpp"
@@ -134,33 +133,20 @@ void run(const std::vector<job>& jobs, const options& o) {
       line.draw(all / static_cast<double>(jobs.size()),
                 std::to_string(finished) + "/" + std::to_string(jobs.size()) + "  " + jobs[i].what);
   };
-  std::atomic<std::size_t> next = 0;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    for (std::size_t i = next++; i < jobs.size(); i = next++) try {
-        const job& j = jobs[i];
-        const measured m = j.run([&](double part) { show(i, part); });
-        (*j.into)[j.place] = m;
-        {
-          const std::scoped_lock lock(shown);
-          ++finished;
-          if (!bar && !o.quiet)
-            std::cerr << finished << "/" << jobs.size() << "  " << j.what << ": " << shared::percent(m.accuracy, 2)
-                      << ", " << shared::fixed(m.seconds, 1) << " s\n";
-        }
-        show(i, 1);
-      } catch (...) {
-        const std::scoped_lock lock(shown);
-        failure = std::current_exception();
-        next = jobs.size();
-      }
-  };
-  std::vector<std::thread> threads;
-  for (int t = 1; t < o.threads; ++t) threads.emplace_back(work);
-  work();
-  for (std::thread& t : threads) t.join();
+  shared::run_jobs(jobs.size(), o.threads, [&](std::size_t i) {
+    const job& j = jobs[i];
+    const measured m = j.run([&](double part) { show(i, part); });
+    (*j.into)[j.place] = m;
+    {
+      const std::scoped_lock lock(shown);
+      ++finished;
+      if (!bar && !o.quiet)
+        std::cerr << finished << "/" << jobs.size() << "  " << j.what << ": " << shared::percent(m.accuracy, 2) << ", "
+                  << shared::fixed(m.seconds, 1) << " s\n";
+    }
+    show(i, 1);
+  });
   line.wipe();
-  if (failure) std::rethrow_exception(failure);
 }
 
 /// The first images of a set.

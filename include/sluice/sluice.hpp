@@ -61,8 +61,8 @@
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/best_code.hpp>
-#include <sluice/kernel/byte_tables.hpp>
 #include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/byte_tables.hpp>
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/kernel/logarithm.hpp>
@@ -87,6 +87,7 @@
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/layer/token_mixer.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
 #include <sluice/loss/chosen_balance.hpp>
 #include <sluice/loss/cluster_variance.hpp>

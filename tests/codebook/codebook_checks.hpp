@@ -36,24 +36,16 @@ void check_loss_gradients(Q& q, matrix<double> x, bool reaches_x = true, double 
   loss();
   zero_gradients(q);
   q.backward(none, dx, tape);
-  const auto slope_at = [&](double& number) {
-    const double kept = number, step = 1e-5;
-    number = kept + step;
-    const double above = loss();
-    number = kept - step;
-    const double below = loss();
-    number = kept;
-    return (above - below) / (2 * step);
-  };
+  const auto slope = [&](double& number) { return slope_at(number, loss, 1e-5); };
   for (index_t i = 0; i < x.size(); i += 10) {
     CAPTURE(i);
-    CHECK(dx.data()[i] == Approx(reaches_x ? slope_at(x.data()[i]) : 0.0).margin(tolerance));
+    CHECK(dx.data()[i] == Approx(reaches_x ? slope(x.data()[i]) : 0.0).margin(tolerance));
   }
   for_each_parameter(q, [&](const std::string& name, auto& p) {
     if (!p.is_learned()) return;
     for (index_t i = 0; i < p.size(); i += p.size() < 20 ? 1 : 10) {
       CAPTURE(name, i);
-      CHECK(p.gradient()[as_size(i)] == Approx(slope_at(p.data()[i])).margin(tolerance));
+      CHECK(p.gradient()[as_size(i)] == Approx(slope(p.data()[i])).margin(tolerance));
     }
   });
 }

@@ -68,15 +68,7 @@ TEST_CASE("mixture_quantizer: the gradient is that of the soft choice", "[codebo
       }
     return sum;
   };
-  const auto slope = [&](double& number) {
-    const double kept = number, step = 1e-6;
-    number = kept + step;
-    const double above = surrogate();
-    number = kept - step;
-    const double below = surrogate();
-    number = kept;
-    return (above - below) / (2 * step);
-  };
+  const auto slope = [&](double& number) { return test::slope_at(number, surrogate); };
   for (index_t i = 0; i < x.size(); i += 5) CHECK(r.dx.data()[i] == Approx(slope(x.data()[i])).margin(1e-7));
   for (index_t i = 0; i < mixture_parts * mixture_entries * mixture_part_width; ++i)
     CHECK(r.gradients[0].data()[i] == Approx(slope(q.table().data()[i])).margin(1e-7));

@@ -86,3 +86,10 @@ TEMPLATE_TEST_CASE("order_key: orders like the numbers, NaN lowest, zeros equal"
   CHECK(order_key(lowest) < order_key(-largest));
   for (const TestType& value : nans<TestType>()) CHECK(order_key(value) == order_key(lowest));
 }
+
+TEST_CASE("largest_first: the lower of equals, zeros equal, NaN last together with -infinity", "[core][numeric]") {
+  const std::vector<double> values{quiet_nan<double>(), -0.0, infinity<double>(), 2, 0.0, 2, -infinity<double>()};
+  std::vector<index_t> order{6, 5, 4, 3, 2, 1, 0};
+  std::sort(order.begin(), order.end(), largest_first{values.data()});
+  CHECK(order == std::vector<index_t>{2, 3, 5, 1, 4, 0, 6});
+}

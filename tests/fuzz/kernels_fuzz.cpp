@@ -322,7 +322,7 @@ public:
 private:
   const framed_matrix<scalar>& x_;
   index_t first_;
-  exact_array<typename Storage::activation> units_;
+  exact_array<sluice::detail::activation_of<Storage>> units_;
   exact_array<typename packed::factor> row_factors_;
   std::vector<scalar> factors_;
 };
@@ -345,15 +345,16 @@ void check_output(const typename Storage::scalar* x, typename Storage::scalar fa
   exact_sum<scalar> sum;
   if constexpr (SumsInBlocks<Storage>) {
     // Sums of whole numbers are exact; what is rounded is their product with two scales, and the sum over blocks.
-    constexpr index_t block_inputs = Storage::group * Storage::block;
+    using tiles = sluice::detail::tiles_of<Storage>;
+    constexpr index_t block_inputs = sluice::detail::block_inputs<tiles>();
     for (index_t first = 0; first < inputs; first += block_inputs) {
       scalar block[as_size(block_inputs)] = {};
       const index_t count = (std::min)(block_inputs, inputs - first);
       std::copy_n(x + first, count, block);
-      typename Storage::activation units[as_size(Storage::block)];
-      const auto packed = Storage::pack_block(block, factor, units);
+      typename tiles::activation units[as_size(tiles::block)];
+      const auto packed = tiles::pack_block(block, factor, units);
       for (index_t i = 0; i < count; ++i)
-        sum.add(wide<scalar>(units[i / Storage::group][as_size(i % Storage::group)]) * packed.scale, weights[first + i]);
+        sum.add(wide<scalar>(units[i / tiles::group][as_size(i % tiles::group)]) * packed.scale, weights[first + i]);
     }
   } else {
     for (index_t i = 0; i < inputs; ++i) sum.add(wide<scalar>(x[i]) * factor, weights[i]);
@@ -406,7 +407,7 @@ void check_panels(byte_reader& bytes) {
     const auto rows = loads.rows_of(e);
     if (rows.rows() == 0) continue;
     const index_t single = rows.first() + bytes.byte() % rows.rows();
-    exact_array<typename Storage::activation> units(packed_rows<Storage>::pitch(inputs), 0);
+    exact_array<sluice::detail::activation_of<Storage>> units(packed_rows<Storage>::pitch(inputs), 0);
     const exact_array<typename packed_rows<Storage>::factor> row_factors(packed_rows<Storage>::row_factors(inputs), 0);
     const packed_rows<Storage> packed{units.data(), row_factors.data(), inputs, single};
     pack_block(

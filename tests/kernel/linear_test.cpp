@@ -93,3 +93,13 @@ TEST_CASE("add_column_sums: adds every row", "[kernel][linear]") {
   add_column_sums<double>(m, std::span<double>(sums));
   CHECK(sums == std::vector<double>{109, 212});
 }
+
+TEST_CASE("linear: a bias is added to every row, of a part of a wider matrix too", "[kernel][linear]") {
+  parameter<double> bias({2}, parameter_role::vector);
+  bias.fill([](index_t i) { return static_cast<double>(1 + i); });
+  matrix<double> m = matrix<double>::Zero(3, 4);
+  add_to_rows(m.middleCols(1, 2), bias);
+  matrix<double> expected(3, 4);
+  expected << 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0;
+  CHECK(m == expected);
+}

@@ -23,3 +23,19 @@ TEMPLATE_TEST_CASE("near_rivals: going through them finds those of the definitio
       CHECK(found == wanted);
     }
 }
+
+TEMPLATE_TEST_CASE("near_rivals: of an infinite largest its equals are the rivals", "[kernel][near_rivals]", float,
+                   double) {
+  using S = TestType;
+  const S infinity = std::numeric_limits<S>::infinity();
+  for (const S largest : {infinity, -infinity}) {
+    std::vector<S> logits(21, largest > 0 ? S(3) : largest);
+    logits[2] = logits[19] = largest;
+    std::vector<index_t> wanted, found;
+    for (index_t e = 0; e < 21; ++e)
+      if (kernel::is_near_rival(logits[as_size(e)], largest, S(0.1))) wanted.push_back(e);
+    kernel::for_each_near_rival(logits.data(), 21, largest, S(0.1), [&](index_t e) { found.push_back(e); });
+    CHECK(found == wanted);
+    CHECK(found.size() == (largest > 0 ? 2U : 21U));
+  }
+}

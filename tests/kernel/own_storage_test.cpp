@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdint>
+#include <cstddef>
 
 using namespace sluice;
 
@@ -17,30 +17,11 @@ namespace {
 
 struct table_storage {
   using scalar = float;
-  using activation = float;
-  using vector = kernel::simd<float>;
-  static constexpr index_t group = 1, block = 1, lanes = kernel::simd_width<float>;
+  static constexpr index_t block = 1, lanes = kernel::simd_width<float>;
 
   const std::array<float, 16>* table = nullptr;
 
-  struct cursor {
-    const std::uint8_t* address = nullptr;
-    const float* table = nullptr;
-
-    vector next() {
-      alignas(64) std::array<float, as_size(lanes)> weights;
-      for (std::size_t l = 0; l < weights.size(); ++l) weights[l] = table[address[l]];
-      address += lanes;
-      return kernel::load(weights.data());
-    }
-  };
-
-  static constexpr index_t bytes(index_t steps) { return steps * lanes; }
-  cursor at(const std::byte* address) const { return {reinterpret_cast<const std::uint8_t*>(address), table->data()}; }
-  static vector multiply_add(float a, const vector& w, const vector& sum) {
-    return kernel::multiply_add<float>(vector(a), w, sum);
-  }
-  static float pack(const float* x, float factor) { return *x * factor; }
+  static constexpr index_t bytes(index_t inputs) { return inputs * lanes; }
 
   void encode(const float* numbers, index_t first, index_t last, std::byte* panel) const {
     for (index_t i = 0; i < (last - first) * lanes; ++i) {
@@ -51,8 +32,7 @@ struct table_storage {
     }
   }
   void decode(const std::byte* panel, index_t first, index_t last, float* numbers) const {
-    cursor weights = at(panel + bytes(first));
-    for (index_t i = first; i < last; ++i, numbers += lanes) kernel::store<float>(numbers, weights.next());
+    for (index_t i = first * lanes; i < last * lanes; ++i) *numbers++ = (*table)[std::to_integer<std::size_t>(panel[i])];
   }
 };
 static_assert(WeightStorage<table_storage>);

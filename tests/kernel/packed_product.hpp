@@ -13,7 +13,7 @@ using namespace sluice::kernel;
 template <typename Storage>
 struct packed_matrix {
   using scalar = typename Storage::scalar;
-  buffer<typename Storage::activation> units;
+  buffer<sluice::detail::activation_of<Storage>> units;
   buffer<typename packed_rows<Storage>::factor> factors;
   row_blocks rows;
   index_t inputs;

@@ -17,7 +17,7 @@ std::vector<replayer> memory_layers();   // ultramem, ultramem_tdqkr
 std::vector<replayer> nested_experts();  // mone_router, mone
 std::vector<replayer> patches();         // pmoe_gate, pmoe
 std::vector<replayer> per_sample();      // mocle_gate, mocle, octavius, advmoe
-std::vector<replayer> thresholds();      // xmoe, mc_moe (pruning)
+std::vector<replayer> thresholds();      // xmoe, mc_moe
 std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout
 std::vector<replayer> assigned_routers();  // sinkhorn, blackmamba, base_layer, ksparse_ot
 std::vector<replayer> stable_routers();  // stablemoe
@@ -26,6 +26,10 @@ std::vector<replayer> drawn_codes();     // gumbel_vq, mcquic
 std::vector<replayer> clusters();        // kmeans
 std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq, distill_vq
 
+/// What MC-MoE does before inference, in weight_quantizers.cpp.
+template <typename Scalar>
+void mc_moe_bits(oracle_case<Scalar>& c);
+
 /// The dense-to-sparse gate in the code of SMoE-Dropout, in dense_gates.cpp.
 template <typename Scalar>
 void mean_active_gate(oracle_case<Scalar>& c);
@@ -33,7 +37,11 @@ std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_tami
 std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
 std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
+<<<<<<< HEAD
+std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe (ternary)
+=======
 std::vector<replayer> vector_formats();  // ggml_iq
+>>>>>>> f64bdcd (ggml's IQ formats: grids as sets of bits, blocks decoded by one description of their fields, a storage with the bytes of the file)
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle

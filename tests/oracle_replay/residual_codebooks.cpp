@@ -134,6 +134,33 @@ void append_losses(std::vector<Scalar>& losses, const Tape& tape) {
   for (const auto& stage : tape.stages) losses.push_back(stage.loss());
 }
 
+/// A case of a residual quantiser, make(weight of the commitment): a step where it trains, else what is encoded, and what
+/// that decodes to.
+template <typename Scalar, typename Make, typename CheckIds>
+void replay_stages(oracle_case<Scalar>& c, Make&& make, CheckIds&& check_ids) {
+  const auto codebooks = [](auto& q) { return codebooks_of_stages(q); };
+  if (c.template setting<bool>("train")) {
+    const auto losses = [](const auto& tape) {
+      std::vector<Scalar> all;
+      append_losses(all, tape);
+      return all;
+    };
+    return replay_training(c, make, codebooks, losses, check_ids);
+  }
+  auto q = make(1);
+  load_stacked<Scalar>(c, codebooks(q));
+  const auto x = c.rows("x");
+  typename decltype(q)::workspace ws;
+  matrix<Scalar> y(x.rows(), x.cols()), decoded(x.rows(), x.cols());
+  matrix<index_t> ids(x.rows(), q.code_columns());
+  q.forward(x, y, ws);
+  q.encode(x, ids, ws);
+  q.decode(ids, decoded, ws);
+  c.check("y", y);
+  c.check("y", decoded);
+  check_ids(ids);
+}
+
 // ---- rvq -------------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
@@ -143,27 +170,7 @@ void replay_rvq(oracle_case<Scalar>& c) {
       const vector_quantizer stage{codes_of_case(c, "codebooks"), gradient, commitment_loss{.encoder = weight}};
       return residual_quantizer{std::vector(as_size(c.axis("codebooks", 0)), stage), {.gradient = residual_gradient::each_stage}};
     };
-    const auto check_ids = [&](const matrix<index_t>& ids) { c.check_integers("indices", numbers_of(ids)); };
-    if (c.template setting<bool>("train")) {
-      replay_training(c, make, [](auto& q) { return codebooks_of_stages(q); },
-                      [](const auto& tape) {
-                        std::vector<Scalar> losses;
-                        append_losses(losses, tape);
-                        return losses;
-                      },
-                      check_ids);
-      return;
-    }
-    auto q = make(1);
-    load_stacked<Scalar>(c, codebooks_of_stages(q));
-    const auto x = c.rows("x");
-    typename decltype(q)::workspace ws;
-    matrix<Scalar> y(x.rows(), x.cols());
-    matrix<index_t> ids(x.rows(), q.code_columns());
-    q.forward(x, y, ws);
-    q.encode(x, ids, ws);
-    c.check("y", y);
-    check_ids(ids);
+    replay_stages(c, make, [&](const matrix<index_t>& ids) { c.check_integers("indices", numbers_of(ids)); });
   });
 }
 
@@ -206,30 +213,10 @@ void replay_encodec(oracle_case<Scalar>& c) {
     if (c.template setting<index_t>("kmeans_iters") > 0) c.check("kmeans_means", begin_at_means(c, q));
     return q;
   };
-  const auto check_ids = [&](const matrix<index_t>& ids) {
+  replay_stages(c, make, [&](const matrix<index_t>& ids) {
     const matrix<index_t> of_used = ids.leftCols(used);
     c.check_integers("indices", stage_by_stage({of_used.data(), of_used.rows(), of_used.cols()}));
-  };
-  if (c.template setting<bool>("train")) {
-    replay_training(c, make, [](auto& q) { return codebooks_of_stages(q); },
-                    [](const auto& tape) {
-                      std::vector<Scalar> losses;
-                      append_losses(losses, tape);
-                      return losses;
-                    },
-                    check_ids);
-    return;
-  }
-  auto q = make(1);
-  load_stacked<Scalar>(c, codebooks_of_stages(q));
-  const auto x = c.rows("x");
-  typename decltype(q)::workspace ws;
-  matrix<Scalar> y(x.rows(), x.cols());
-  matrix<index_t> ids(x.rows(), q.code_columns());
-  q.encode(x, ids, ws);
-  q.decode(ids, y, ws);
-  c.check("y", y);
-  check_ids(ids);
+  });
 }
 
 // ---- grouped_rvq -----------------------------------------------------------------------------------------------------

@@ -32,11 +32,7 @@ public:
       tokens.push_back(t);
       if (by_ == batch_priority::sum_of_weights) choices.priority[t] = weight_sum(choices, t);
     }
-    std::sort(tokens.begin(), tokens.end(), [&](index_t a, index_t b) {
-      const auto key_a = order_key(choices.priority[a]);
-      const auto key_b = order_key(choices.priority[b]);
-      return key_a != key_b ? key_a > key_b : a < b;
-    });
+    std::sort(tokens.begin(), tokens.end(), largest_first{std::as_const(choices.priority).data()});
     for (index_t rank = 0; rank < k; ++rank)
       for (const index_t t : tokens)
         if (choices.asked[t * k + rank]) choices.order.push_back(t * k + rank);

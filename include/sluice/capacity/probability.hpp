@@ -17,11 +17,8 @@ public:
   template <typename Scalar>
   void serve(choice_table<Scalar>& choices, token_range group, index_t experts,
              const routing_context<Scalar>& context) const {
-    detail::serve_survivors(limit_, choices, group, experts, context, [&](index_t a, index_t b) {
-      const auto key_a = order_key(choices.weight[a]);
-      const auto key_b = order_key(choices.weight[b]);
-      return key_a != key_b ? key_a > key_b : a < b;
-    });
+    detail::serve_survivors(limit_, choices, group, experts, context,
+                            largest_first{std::as_const(choices.weight).data()});
   }
 
   const capacity_limit& limit() const noexcept { return limit_; }

@@ -42,6 +42,7 @@
 #include <sluice/codebook/repair/anchors.hpp>
 #include <sluice/codebook/repair/distinct_draws.hpp>
 #include <sluice/codebook/repair/expire_codes.hpp>
+#include <sluice/codebook/repair/repairable_codes.hpp>
 #include <sluice/codebook/repair/split_most_used.hpp>
 #include <sluice/codebook/scalar/binary_spherical.hpp>
 #include <sluice/codebook/scalar/code_entropy.hpp>

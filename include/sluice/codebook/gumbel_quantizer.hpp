@@ -119,7 +119,7 @@ private:
   void project(tokens_in<Scalar> x, matrix_buffer<Scalar>& logits, const executor_ref& executor) const {
     logits.resize(x.rows(), logits_width());
     linear_forward(x, weight_, logits.map(), executor);
-    for (index_t t = 0; t < x.rows(); ++t) kernel::add_scaled(Scalar(1), bias_.data(), logits.row(t), logits_width());
+    add_to_rows(logits.map(), bias_);
   }
 
   /// The lowest of equals.
@@ -177,8 +177,7 @@ private:
 
   void measure(tape& t) const {
     const index_t tokens = t.kept.rows(), entries = options_.entries;
-    index_t counted = 0;
-    for (index_t i = 0; i < tokens; ++i) counted += t.kept.counts(i);
+    const index_t counted = t.kept.counted();
     const Scalar share = counted == 0 ? Scalar(0) : 1 / static_cast<Scalar>(counted);
     t.shares.resize(tokens, logits_width());
     t.mean_shares.assign(logits_width(), Scalar(0));
@@ -214,13 +213,11 @@ private:
   void quantize_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     const index_t tokens = dy.rows(), entries = options_.entries;
     matrix_map<Scalar> dvalues = values_.gradient_map();
-    index_t counted = 0;
-    for (index_t i = 0; i < tokens; ++i) {
-      counted += t.kept.counts(i);
+    const index_t counted = t.kept.counted();
+    for (index_t i = 0; i < tokens; ++i)
       for (index_t g = 0; g < code_columns() && t.ids(i, 0) != no_code; ++g)
         kernel::add_scaled(Scalar(1), dy.data() + i * dy.outerStride() + g * part(),
                            dvalues.data() + (table(g) + t.ids(i, g)) * part(), part());
-    }
     t.dlogits.reserve(tokens, logits_width());
     const bool sampled = t.soft.rows() > 0;
     if (counted == 0 || (!sampled && options_.diversity_weight == 0)) return;

@@ -87,8 +87,7 @@ public:
 
   void after_step(tape& t) {
     t.record.validate(this);
-    const index_t counted =
-        std::count_if(t.kept.counts(), t.kept.counts() + t.kept.rows(), [](auto n) { return n != 0; });
+    const index_t counted = t.kept.counted();
     if (counted == 0) return;
     for (Scalar& f : usage_.value()) f *= static_cast<Scalar>(options_.decay);
     const auto share = static_cast<Scalar>((1 - options_.decay) / static_cast<double>(counted));

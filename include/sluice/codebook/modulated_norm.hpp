@@ -184,8 +184,7 @@ private:
       std::copy_n(t.enlarged.row(neighbour), Z, t.windows.row(p) + place * Z);
     });
     linear_forward(std::as_const(t.windows).map(), convolution_, t.seen.map(), executor);
-    for (index_t p = 0; p < t.seen.rows(); ++p)
-      kernel::add_scaled(Scalar(1), convolution_bias_.data(), t.seen.row(p), Z);
+    add_to_rows(t.seen.map(), convolution_bias_);
   }
   /// t.dseen becomes the gradient of the enlarged codes.
   void see_backward(tape& t, const executor_ref& executor) {

@@ -51,6 +51,19 @@ ordered_bits<Scalar> order_key(const Scalar& value) noexcept {
   return bits < 0 ? -magnitude : magnitude;
 }
 
+/// Orders positions by their values: the largest first, the lower position among equals, NaN last.
+template <std::floating_point Scalar>
+struct largest_first {
+  const Scalar* values;
+
+  bool operator()(index_t a, index_t b) const noexcept {
+    const auto key_a = order_key(values[a]), key_b = order_key(values[b]);
+    return key_a != key_b ? key_a > key_b : a < b;
+  }
+};
+template <typename Scalar>
+largest_first(const Scalar*) -> largest_first<Scalar>;
+
 /// What options are asked; NaN is refused, whatever the compiler assumes about it.
 template <std::floating_point Scalar>
 bool is_at_least(const Scalar& value, std::type_identity_t<Scalar> low) noexcept {

@@ -77,9 +77,9 @@ struct grouped_memory {
   bool is_spent = false;  ///< whether backward has turned z into dz
   buffer<active_rows> active;
   buffer<task> tasks;
-  buffer<typename first_storage::activation> x;
+  buffer<activation_of<first_storage>> x;
   buffer<factor_of<first_storage>> x_factors;
-  buffer<typename last_storage::activation> h;
+  buffer<activation_of<last_storage>> h;
   buffer<factor_of<last_storage>> h_factors;
   buffer<scalar> h_rows;                                      ///< where h is packed otherwise than number by number
   buffer<scalar> outputs;                                     ///< of whole experts, until they are added up
@@ -139,7 +139,7 @@ public:
   }
   /// Rows of hidden units in this storage. Experts narrower than the widest leave the end of their rows' places unused.
   template <typename Storage>
-  kernel::packed_rows<Storage> packed_numbers(buffer<typename Storage::activation>& units,
+  kernel::packed_rows<Storage> packed_numbers(buffer<activation_of<Storage>>& units,
                                               const kernel::row_blocks& rows, index_t width) const {
     using packed = kernel::packed_rows<Storage>;
     return {units.data() + (rows.first() - rows_.begin()) * packed::pitch(hidden_), nullptr, width, rows.first()};

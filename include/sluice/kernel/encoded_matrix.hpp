@@ -16,6 +16,17 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+/// Bytes of a panel of so many inputs.
+template <WeightStorage Storage>
+constexpr index_t panel_bytes(index_t inputs) {
+  const index_t blocks = (inputs + block_inputs<Storage>() - 1) / block_inputs<Storage>();
+  return Storage::bytes(blocks * Storage::block);
+}
+
+}  // namespace detail
+
 template <WeightStorage Storage>
 class encoded_matrix {
 public:
@@ -28,7 +39,7 @@ public:
   /// Filled where the initial values are a constant. Throws std::invalid_argument if a size is negative or too large.
   encoded_matrix(index_t rows, index_t cols, initial_values initial = {}, Storage format = {})
       : layout_(rows, cols, {lanes, block_columns}), format_(format), initial_(initial) {
-    panel_bytes_ = Storage::bytes(blocks() * Storage::block);
+    panel_bytes_ = detail::panel_bytes<Storage>(cols);
     bytes_.assign(panels() * panel_bytes_, std::byte{0});
     has_values_ = size() == 0;
     if (initial.distribution == initial_values::kind::constant)
@@ -109,7 +120,7 @@ public:
   matrix<scalar> gradient_matrix() const { return matrix<scalar>::Zero(rows(), cols()); }
 
 private:
-  static constexpr index_t block_columns = Storage::group * Storage::block;
+  static constexpr index_t block_columns = detail::block_inputs<Storage>();
 
   index_t panels() const noexcept { return layout_.panel_count(); }
   index_t blocks() const noexcept { return (cols() + block_columns - 1) / block_columns; }
@@ -129,13 +140,6 @@ namespace detail {
 
 template <typename Storage>
 inline constexpr bool is_parameter<encoded_matrix<Storage>> = true;
-
-/// Bytes of a panel of so many inputs.
-template <WeightStorage Storage>
-constexpr index_t panel_bytes(index_t inputs) {
-  constexpr index_t block_inputs = Storage::group * Storage::block;
-  return Storage::bytes((inputs + block_inputs - 1) / block_inputs * Storage::block);
-}
 
 /// What a linear map of this storage holds.
 template <typename Storage>
@@ -164,8 +168,8 @@ void reencode(const From& from, To& to) {
     to.weight().fill([&](index_t i) { return numbers.data()[i]; });
   } else {
     constexpr index_t lanes = kernel::simd_width<to_scalar>;
-    constexpr index_t block_inputs = To::storage::group * To::storage::block;
-    const index_t padded = (from.inputs() + block_inputs - 1) / block_inputs * block_inputs;
+    constexpr index_t block = block_inputs<typename To::storage>();
+    const index_t padded = (from.inputs() + block - 1) / block * block;
     buffer<to_scalar> numbers(padded * lanes, to_scalar(0));
     auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
     for (index_t p = 0; p < from.panels(); ++p) {

@@ -10,6 +10,9 @@
 /// the next one is prefetched, each block of rows asking for its share. A chunk has as many blocks as leave room in
 /// that cache for their own k_block steps beside both parts, and the chunks of an expert are equal, since for each of
 /// them all weights come by again. Sums go on where they stopped, so blocking does not change a bit.
+///
+/// Panels of storages that are expanded (kernel/storage.hpp) come in smaller parts: so many steps of all streams as the
+/// first-level cache holds, expanded once for all blocks of rows of the chunk.
 #pragma once
 
 #include <sluice/kernel/linear_map.hpp>
@@ -21,11 +24,14 @@ namespace sluice::inline SLUICE_ISA::kernel {
 inline constexpr index_t k_block = 512;
 /// What blocking takes of a core's second-level cache: four fifths of 512 KB, which nearly every one has today.
 inline constexpr index_t second_level_bytes = 512 * 1024 / 5 * 4;
+/// What an expanded part takes, at most: it shares a first-level cache of 32 KB or more with a block of rows.
+inline constexpr index_t expanded_bytes = 24 * 1024;
 /// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes, whose sums take
 /// 18 KB of stack.
 template <typename Storage>
-inline constexpr index_t chunk_blocks = (second_level_bytes - 2 * tile_vectors * Storage::bytes(k_block)) /
-                                        (tile_rows * k_block * index_t(sizeof(typename Storage::activation)));
+inline constexpr index_t chunk_blocks =
+    (second_level_bytes - 2 * tile_vectors * sluice::detail::tiles_of<Storage>::bytes(k_block)) /
+    (tile_rows * k_block * index_t(sizeof(sluice::detail::activation_of<Storage>)));
 
 namespace detail {
 
@@ -35,14 +41,70 @@ std::array<T*, N> advance(std::array<T*, N> at, index_t by) noexcept {
   return at;
 }
 
+/// Steps of a part that so many streams are expanded to: a power of two, and 32 inputs at least.
+template <typename Tiles>
+constexpr index_t expanded_steps(int vectors) {
+  index_t steps = k_block;
+  while (steps * Tiles::group > 32 && vectors * Tiles::bytes(steps) > expanded_bytes) steps /= 2;
+  return steps;
+}
+
+/// Where streams are expanded to; nothing for storages whose panels tiles read themselves.
+template <typename Storage, int Vectors, bool IsExpanded = sluice::detail::is_expanded<Storage>>
+struct expanded_streams {
+  static constexpr index_t steps = k_block;
+
+  static streams<typename Storage::cursor, Vectors> part(const Storage& storage, const streams<const std::byte*, Vectors>& panels,
+                                                         index_t k, index_t) {
+    streams<typename Storage::cursor, Vectors> at;
+    for (std::size_t v = 0; v < at.size(); ++v) at[v] = storage.at(panels[v] + Storage::bytes(k));
+    return at;
+  }
+};
+template <typename Storage, int Vectors>
+struct expanded_streams<Storage, Vectors, true> {
+  using tiles = sluice::detail::tiles_of<Storage>;
+  static constexpr index_t steps = expanded_steps<tiles>(Vectors), stream = tiles::bytes(steps);
+
+  alignas(64) std::byte memory[as_size(Vectors * stream)];
+
+  /// Steps k .. k + count of all streams.
+  streams<typename tiles::cursor, Vectors> part(const Storage& storage, const streams<const std::byte*, Vectors>& panels,
+                                                index_t k, index_t count) {
+    streams<typename tiles::cursor, Vectors> at;
+    for (std::size_t v = 0; v < at.size(); ++v) {
+      std::byte* const to = memory + index_t(v) * stream;
+      if constexpr (Vectors > tile_vectors) {
+        const index_t here = sluice::detail::panel_bytes<Storage>(k * tiles::group);
+        const index_t end = sluice::detail::panel_bytes<Storage>((k + count) * tiles::group);
+        for (index_t line = here; line < end; line += 64) prefetch(panels[v] + line + low_tile_ahead);
+      }
+      sluice::detail::expand(storage, panels[v], k * tiles::group, (k + count) * tiles::group, to);
+      at[v] = tiles().at(to);
+    }
+    return at;
+  }
+};
+
 /// multiply_panels for Pairs pairs from q on.
 template <typename Storage, int Pairs, typename PanelsOf, typename Epilogue>
 void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t first,
                     index_t last, index_t q, const PanelsOf& panels_of, const Epilogue& epilogue) {
   using scalar = typename Storage::scalar;
+  using tiles = sluice::detail::tiles_of<Storage>;
   constexpr int vectors = Pairs * tile_vectors;
   constexpr index_t lanes = simd_width<scalar>;
+  using expanded_type = expanded_streams<Storage, vectors>;
+  constexpr index_t part = expanded_type::steps;
+  /// Bytes of so many steps of a stream, as a panel has them.
+  const auto bytes = [](index_t steps) {
+    if constexpr (sluice::detail::is_expanded<Storage>)
+      return sluice::detail::panel_bytes<Storage>(steps * tiles::group);
+    else
+      return Storage::bytes(steps);
+  };
   alignas(64) scalar sums[as_size(chunk_blocks<Storage> * tile_rows * tile_vectors * lanes)];
+  expanded_type expanded;
   const index_t vector_sums = rows.height() * lanes;
   const auto sums_of = [&](index_t b) {
     streams<scalar*, vectors> at;
@@ -53,19 +115,20 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
   streams<const std::byte*, vectors> weights;
   for (int i = 0; i < Pairs; ++i) std::ranges::copy(panels_of(q + i), weights.begin() + i * tile_vectors);
   const index_t steps = packed_rows<Storage>::steps(x.inputs);
-  for (index_t k = 0; k < steps; k += k_block) {
-    tile_operands<Storage, vectors> t;
+  for (index_t k = 0; k < steps; k += part) {
+    tile_operands<tiles, vectors> t;
     t.inner = lanes;
-    t.steps = (std::min)(k_block, steps - k);
-    for (std::size_t v = 0; v < as_size(vectors); ++v) t.weights[v] = storage.at(weights[v] + Storage::bytes(k));
+    t.steps = (std::min)(part, steps - k);
+    t.weights = expanded.part(storage, weights, k, t.steps);
+    t.is_expanded = sluice::detail::is_expanded<Storage>;
     t.accumulate = k > 0;
     streams<const std::byte*> coming{};
     prefetch_ahead ahead;
     index_t share = 0;
     if constexpr (Pairs == 1) {
-      const bool more = k + k_block < steps;
-      coming = more ? advance(weights, Storage::bytes(k + k_block)) : panels_of(q + 1);
-      share = Storage::bytes((std::min)(k_block, more ? steps - k - k_block : steps)) / (last - first);
+      const bool more = k + part < steps;
+      coming = more ? advance(weights, bytes(k + part)) : panels_of(q + 1);
+      share = bytes((std::min)(part, more ? steps - k - part : steps)) / (last - first);
       ahead.stride = (share + t.steps - 1) / t.steps;
     }
     for (index_t b = first; b < last; ++b) {
@@ -73,11 +136,11 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
       t.a = x.block(rows, b) + k * rows.size(b);
       if constexpr (SumsInBlocks<Storage>) {
         t.factor_jump = packed_rows<Storage>::row_factors(x.inputs);
-        t.factors = x.factors_of(rows.begin(b)) + k / Storage::block;
+        t.factors = x.factors_of(rows.begin(b)) + k / tiles::block;
       }
       t.sums = sums_of(b);
       ahead.from = advance(coming, (b - first) * share);
-      run_tile<Storage, forward_order<scalar>>(rows.size(b), t, ahead);
+      run_tile<tiles, forward_order<scalar>>(rows.size(b), t, ahead);
     }
   }
   for (index_t b = first; b < last; ++b)

@@ -2,6 +2,7 @@
 ///
 ///   forward    y [n,out] (+)= x [n,in] W^T
 ///   backward   dx [n,in] += dy W;   dW [out,in] += dy^T x, unless W is frozen
+///   a bias     add_to_rows, and backward the sum of a column
 ///
 /// Rows are cut into blocks for y and dx, rows of W for dW; sums run over all of in, out or n in one fixed order. n = 0
 /// leaves everything as it is.
@@ -10,6 +11,7 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/gemm.hpp>
+#include <sluice/kernel/vector_math.hpp>
 
 #include <span>
 
@@ -57,6 +59,13 @@ void linear_backward(tokens_in<Scalar> x, parameter<Scalar>& weight, tokens_in<S
   weight.ensure_gradient();
   executor.parallel_blocks(weight.rows(), detail::linear_weight_block, x.rows() * weight.cols() / 4,
                            [&](index_t begin, index_t end) { linear_backward_weight(x, weight, dy, begin, end); });
+}
+
+/// m [n,out] += bias [out] in every row.
+template <typename Scalar>
+void add_to_rows(tokens_out<Scalar> m, const parameter<Scalar>& bias) {
+  for (index_t r = 0; r < m.rows(); ++r)
+    kernel::add_scaled(Scalar(1), bias.data(), m.data() + r * m.outerStride(), m.cols());
 }
 
 /// sums[c] += sum over rows of m[r,c], rows in order.

@@ -38,9 +38,9 @@ private:
   index_t height_;
 };
 
-/// Packed rows of a batch, all experts. A view: the memory belongs to a workspace.
-template <typename Storage>
-struct packed_rows {
+/// Packed rows of a batch, all experts, as a storage's tiles read them. A view: the memory belongs to a workspace.
+template <TileStorage Storage>
+struct rows_for_tiles {
   using activation = typename Storage::activation;
   using scalar = typename Storage::scalar;
   using factor = sluice::detail::factor_of<Storage>;
@@ -57,8 +57,8 @@ struct packed_rows {
     return SumsInBlocks<Storage> ? blocks(inputs) * Storage::block : some;
   }
   static index_t blocks(index_t inputs) noexcept {
-    constexpr index_t block_inputs = Storage::group * Storage::block;
-    return (inputs + block_inputs - 1) / block_inputs;
+    constexpr index_t block = sluice::detail::block_inputs<Storage>();
+    return (inputs + block - 1) / block;
   }
   /// Units of a row in memory.
   static index_t pitch(index_t inputs) noexcept { return (steps(inputs) + lanes - 1) / lanes * lanes; }
@@ -74,6 +74,10 @@ struct packed_rows {
   }
   factor* factors_of(index_t row) const noexcept { return factors + (row - row0) * row_factors(inputs); }
 };
+
+/// Storages with the same tiles read the same rows.
+template <typename Storage>
+using packed_rows = rows_for_tiles<sluice::detail::tiles_of<Storage>>;
 
 namespace detail {
 
@@ -102,7 +106,7 @@ template <typename Storage>
 void pack_row(const Storage& storage, const packed_rows<Storage>& to, const row_blocks& rows, index_t b, index_t row,
               const typename Storage::scalar* x, typename Storage::scalar factor) noexcept {
   using scalar = typename Storage::scalar;
-  constexpr index_t lanes = simd_width<scalar>, block_inputs = Storage::group * Storage::block;
+  constexpr index_t lanes = simd_width<scalar>, block_inputs = sluice::detail::block_inputs<Storage>();
   scalar last[as_size(block_inputs)];
   typename Storage::activation units[as_size(Storage::block)];
   for (index_t k = 0; k < packed_rows<Storage>::blocks(to.inputs); ++k) {
@@ -123,13 +127,15 @@ void pack_row(const Storage& storage, const packed_rows<Storage>& to, const row_
 
 /// Packs block b of an expert: row_of(i) points to the inputs of row i of the batch, scale_of(i) is their factor.
 template <typename Storage, typename RowOf, typename ScaleOf>
-void pack_block(const Storage& storage, const packed_rows<Storage>& to, const row_blocks& rows, index_t b,
+void pack_block(const Storage& of_map, const packed_rows<Storage>& to, const row_blocks& rows, index_t b,
                 RowOf&& row_of, ScaleOf&& scale_of) {
   using scalar = typename Storage::scalar;
+  using tiles = sluice::detail::tiles_of<Storage>;
+  const auto& storage = sluice::detail::tiles_object(of_map);
   const index_t size = rows.size(b);
   if constexpr (SumsInBlocks<Storage>) {
     for (index_t i = 0; i < size; ++i)
-      detail::pack_row(storage, to, rows, b, i, row_of(rows.begin(b) + i), scale_of(rows.begin(b) + i));
+      detail::pack_row<tiles>(storage, to, rows, b, i, row_of(rows.begin(b) + i), scale_of(rows.begin(b) + i));
   } else {
     std::array<const scalar*, tile_rows> from;
     std::array<scalar, tile_rows> factor;
@@ -137,11 +143,11 @@ void pack_block(const Storage& storage, const packed_rows<Storage>& to, const ro
       from[as_size(i)] = row_of(rows.begin(b) + i);
       factor[as_size(i)] = scale_of(rows.begin(b) + i);
     }
-    constexpr index_t panel_inputs = packed_rows<Storage>::lanes * Storage::group;
+    constexpr index_t panel_inputs = packed_rows<Storage>::lanes * tiles::group;
     const index_t panels = packed_rows<Storage>::pitch(to.inputs) / packed_rows<Storage>::lanes;
     for (index_t p = 0; p < panels; ++p)
       for (index_t i = 0; i < size; ++i)
-        detail::pack_panel(storage, from[as_size(i)], p * panel_inputs, to.inputs, factor[as_size(i)],
+        detail::pack_panel<tiles>(storage, from[as_size(i)], p * panel_inputs, to.inputs, factor[as_size(i)],
                            to.panel(rows, b, i, p));
   }
 }

@@ -1,18 +1,25 @@
-/// Weight storage: how the weights of a linear map are kept in panels, and how one step of a kernel uses them.
+/// Weight storage: how the weights of a linear map are kept in panels, and how kernels come by them.
 ///
 ///   full_precision<float | double>       as they are calculated with; can be trained
 ///   half_precision<bfloat16 | float16>   two bytes a weight, widened in registers, arithmetic in float; read only
-///   int8_blocks, int4_blocks             codes with a scale for 32 inputs (kernel/block_storage.hpp); read only
+///   codes of a few bits with scales      kernel/block_storage.hpp, kernel/format/; read only
 ///
-/// A panel holds the weights to L outputs, one output a lane; a step takes those of `group` consecutive inputs. A storage
-/// is an object, which linear maps hold: empty, or with a codebook, say. It has
+/// A panel holds the weights to L outputs, one output a lane. A storage is an object, which linear maps hold: empty, or
+/// with a codebook, say. It has
 ///   scalar       what tokens and outputs are made of
-///   group        inputs of one step: 1, or 4 for dot-product instructions
-///   block        steps that share something, a scale perhaps: panels are encoded, and cursors begin, at whole blocks
-///   activation   `group` inputs of a row, packed: what a step broadcasts to all lanes
-///   bytes(steps)                               what so many steps, whole blocks of them, take in a panel
+///   block        inputs that share something, a scale perhaps: panels are encoded in whole blocks
+///   bytes(inputs)                              what so many inputs, whole blocks of them, take in a panel
 ///   encode(numbers, first, last, panel)        [last - first][L] weights of the inputs first .. last, whole blocks of them
 ///   decode(panel, first, last, numbers)        and back, of any inputs
+/// That is all: kernels decode a part of some panels at a time, which stays in the first cache, and run tiles of floats
+/// over it. Whose products are not those of floats names other tiles and fills panels of theirs instead:
+///   tiles, expand(panel, first, last, to)      a TileStorage; to: its panel of the inputs first .. last
+/// Inputs of a part begin at a multiple of 32 and end at one, or at the last input of the map.
+///
+/// A TileStorage is what tiles read step by step: element storages here, bytes for dot products (kernel/byte_panels.hpp).
+///   group, block                               inputs of a step, steps of a block
+///   activation   `group` inputs of a row, packed: what a step broadcasts to all lanes
+///   bytes(steps)
 ///   at(address) -> cursor                      address;  next() -> the weights of a step in registers, and on to the following
 ///   multiply_add(activation, weights, sum) -> sum     with as many lanes as simd<scalar>
 ///   pack(x, f) -> activation                   from `group` adjacent inputs times f
@@ -34,9 +41,46 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+template <FloatOrDouble Scalar>
+struct full_precision;
+
+namespace detail {
+
+template <typename S>
+struct tiles_of_storage {
+  using type = full_precision<typename S::scalar>;
+};
+template <typename S>
+  requires requires { typename S::tiles; }
+struct tiles_of_storage<S> {
+  using type = typename S::tiles;
+};
+template <typename S>
+  requires requires { typename S::cursor; }
+struct tiles_of_storage<S> {
+  using type = S;
+};
+/// What the tiles of a storage read: itself, or what its panels are expanded to.
+template <typename S>
+using tiles_of = typename tiles_of_storage<S>::type;
+
+template <typename S>
+inline constexpr bool is_expanded = !std::same_as<tiles_of<S>, S>;
+
+/// Inputs of a block of a storage.
+template <typename S>
+constexpr index_t block_inputs() {
+  if constexpr (is_expanded<S>)
+    return S::block;
+  else
+    return S::group * S::block;
+}
+
+}  // namespace detail
+
 /// Whether sums are partial until a block of steps is complete.
 template <typename S>
-concept SumsInBlocks = requires { typename S::partial; typename S::factor; };
+concept SumsInBlocks = requires { typename detail::tiles_of<S>::partial; };
 
 namespace detail {
 
@@ -52,11 +96,13 @@ struct sums_of_storage<S> {
   using partial = typename S::partial;
   using factor = typename S::factor;
 };
-/// What steps add to, and what a row has for every block.
+/// What steps add to, what a row has for every block, and what it is packed as.
 template <typename S>
-using partial_of = typename sums_of_storage<S>::partial;
+using partial_of = typename sums_of_storage<tiles_of<S>>::partial;
 template <typename S>
-using factor_of = typename sums_of_storage<S>::factor;
+using factor_of = typename sums_of_storage<tiles_of<S>>::factor;
+template <typename S>
+using activation_of = typename tiles_of<S>::activation;
 
 template <typename S>
 concept PacksInputs = requires(const S& storage, const typename S::scalar* x, typename S::activation* units) {
@@ -72,15 +118,22 @@ concept PacksInputs = requires(const S& storage, const typename S::scalar* x, ty
 }  // namespace detail
 
 template <typename S>
-concept WeightStorage = std::floating_point<typename S::scalar> && std::default_initializable<typename S::cursor> &&
+concept TileStorage = std::floating_point<typename S::scalar> && std::default_initializable<typename S::cursor> &&
     detail::PacksInputs<S> &&
     requires(const S& storage, typename S::cursor cursor, typename S::activation a, detail::partial_of<S> sum,
-             std::byte* panel, typename S::scalar* numbers) {
+             const std::byte* panel) {
   { S::group } -> std::convertible_to<index_t>;
   { S::block } -> std::convertible_to<index_t>;
   { S::bytes(index_t()) } -> std::same_as<index_t>;
   { storage.at(panel) } -> std::same_as<typename S::cursor>;
   { S::multiply_add(a, cursor.next(), sum) } -> std::same_as<detail::partial_of<S>>;
+};
+
+template <typename S>
+concept WeightStorage = std::floating_point<typename S::scalar> && TileStorage<detail::tiles_of<S>> &&
+    requires(const S& storage, std::byte* panel, typename S::scalar* numbers) {
+  { S::block } -> std::convertible_to<index_t>;
+  { S::bytes(index_t()) } -> std::same_as<index_t>;
   storage.encode(numbers, index_t(), index_t(), panel);
   storage.decode(panel, index_t(), index_t(), numbers);
 };
@@ -140,8 +193,26 @@ inline constexpr bool is_trainable_storage = std::same_as<Storage, full_precisio
 
 /// Whether a row is packed number by number, as it lies: such packed rows are of one kind, whatever the storage.
 template <typename Storage>
-inline constexpr bool packs_numbers =
-    std::same_as<typename Storage::activation, typename Storage::scalar> && Storage::group == 1 && !SumsInBlocks<Storage>;
+inline constexpr bool packs_numbers = std::same_as<activation_of<Storage>, typename Storage::scalar> &&
+    tiles_of<Storage>::group == 1 && !SumsInBlocks<Storage>;
+
+/// A storage as tiles see it.
+template <typename Storage>
+decltype(auto) tiles_object(const Storage& storage) noexcept {
+  if constexpr (is_expanded<Storage>)
+    return tiles_of<Storage>();
+  else
+    return (storage);
+}
+
+/// The inputs first .. last of a panel as the storage's tiles read them.
+template <typename Storage>
+void expand(const Storage& storage, const std::byte* panel, index_t first, index_t last, std::byte* to) {
+  if constexpr (requires { storage.expand(panel, first, last, to); })
+    storage.expand(panel, first, last, to);
+  else
+    storage.decode(panel, first, last, reinterpret_cast<typename Storage::scalar*>(to));
+}
 
 }  // namespace detail
 

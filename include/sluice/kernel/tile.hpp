@@ -21,7 +21,7 @@
 ///
 /// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts. One
 /// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further
-/// on in its own streams, at every second step, since machines fetch lines in pairs.
+/// on in its own streams, at every second step, since machines fetch lines in pairs; none where streams were expanded.
 #pragma once
 
 #include <sluice/kernel/storage.hpp>
@@ -85,6 +85,7 @@ struct tile_operands {
   streams<typename Storage::cursor, Vectors> weights{};
   index_t weight_gap = 0;  ///< elements that a stream skips after a run of `inner` steps, in an order with gaps
   index_t steps = 0;
+  bool is_expanded = false;  ///< whether streams lie in the first cache already
   const sluice::detail::factor_of<Storage>* factors = nullptr;  ///< of the first row and block, with partial sums
   index_t factor_jump = 0;                                      ///< distance of factors between rows
   streams<scalar*, Vectors> sums{};                             ///< [rows][lanes] of each stream
@@ -171,6 +172,7 @@ void tile(const typename Sums::operands& t, const prefetch_ahead& ahead) noexcep
   typename Storage::cursor w[vectors];
   SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] = t.weights[v];
   [[maybe_unused]] streams<const std::byte*> next = ahead.from;
+  [[maybe_unused]] const index_t between_lines = t.is_expanded ? ~index_t(0) : 1;
   const typename Storage::activation* run = t.a;
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
     const index_t count = (std::min)(t.inner, t.steps - begin);
@@ -184,7 +186,7 @@ void tile(const typename Sums::operands& t, const prefetch_ahead& ahead) noexcep
           if constexpr (Vectors == tile_vectors) {
             prefetch(next[v]);
             next[v] += ahead.stride;
-          } else if (k % 2 == 0) {
+          } else if ((k & between_lines) == 0) {
             prefetch(reinterpret_cast<const std::byte*>(w[v].address) + low_tile_ahead);
           }
         }

@@ -95,10 +95,7 @@ void top_k_by_halving(const Scalar* scores, index_t count, index_t k, index_t* i
     const key own = order_key(scores[i]);
     if (own > low || (own == low && (all || equals-- > 0))) ids[found++] = i;
   }
-  std::sort(ids, ids + k, [scores](index_t a, index_t b) {
-    const key key_a = order_key(scores[a]), key_b = order_key(scores[b]);
-    return key_a != key_b ? key_a > key_b : a < b;
-  });
+  std::sort(ids, ids + k, largest_first{scores});
 }
 
 }  // namespace detail

@@ -59,10 +59,7 @@ index_t top_mass(const Scalar* weights, const Scalar* scores, index_t count, Sca
     top_k(scores, count, most, ids);
     return most;
   }
-  std::sort(ids, ids + n, [scores](index_t a, index_t b) {
-    const auto key_a = order_key(scores[a]), key_b = order_key(scores[b]);
-    return key_a != key_b ? key_a > key_b : a < b;
-  });
+  std::sort(ids, ids + n, largest_first{scores});
   return n;
 }
 

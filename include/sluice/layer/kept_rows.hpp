@@ -11,6 +11,7 @@
 #include <sluice/core/numeric.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -48,6 +49,14 @@ public:
   /// Whether a row is neither padding nor NaN.
   bool counts(index_t t) const noexcept { return counts_[t] != 0; }
   const std::uint8_t* counts() const noexcept { return counts_.data(); }
+  /// How many rows are neither padding nor NaN.
+  index_t counted() const noexcept { return std::count(counts_.begin(), counts_.end(), std::uint8_t(1)); }
+  /// The context for who may see only the rows that count: valid until keep is called again.
+  routing_context<Scalar> visible(const routing_context<Scalar>& context) const {
+    routing_context<Scalar> own = context;
+    own.token_mask = counts_.span();
+    return own;
+  }
   const_matrix_map<Scalar> x() const noexcept { return x_.map(); }
 
   /// dy with zeros in the rows that do not count; valid until the next call.

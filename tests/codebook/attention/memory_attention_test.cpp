@@ -77,16 +77,12 @@ TEST_CASE("memory_attention: gradients of what no choice stands before are those
   m.forward(x, y, tape);
   zero_gradients(m);
   m.backward(dy, dx, tape);
+  const auto objective = [&] {
+    memory_attention<double>::workspace ws;
+    m.forward(x, y, ws);
+    return (y.array() * dy.array()).sum();
+  };
   for (auto* p : {&m.gate(), &m.gate_bias(), &m.attention().value(), &m.attention().output()})
-    for (index_t i = 0; i < p->size(); i += 3) {
-      const auto objective_at = [&](double step) {
-        const double kept = p->data()[i];
-        p->data()[i] = kept + step;
-        memory_attention<double>::workspace ws;
-        m.forward(x, y, ws);
-        p->data()[i] = kept;
-        return (y.array() * dy.array()).sum();
-      };
-      CHECK(p->gradient()[as_size(i)] == Approx((objective_at(1e-6) - objective_at(-1e-6)) / 2e-6).margin(1e-7));
-    }
+    for (index_t i = 0; i < p->size(); i += 3)
+      CHECK(p->gradient()[as_size(i)] == Approx(test::slope_at(p->data()[i], objective)).margin(1e-7));
 }

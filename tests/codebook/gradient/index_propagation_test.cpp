@@ -42,15 +42,7 @@ TEST_CASE("index_propagation: the gradient is that of differences of the surroga
     }
     return sum;
   };
-  const auto slope = [&](double& number) {
-    const double kept = number, step = 1e-6;
-    number = kept + step;
-    const double above = surrogate();
-    number = kept - step;
-    const double below = surrogate();
-    number = kept;
-    return (above - below) / (2 * step);
-  };
+  const auto slope = [&](double& number) { return test::slope_at(number, surrogate); };
   for (index_t i = 0; i < x.size(); ++i) CHECK(r.dx.data()[i] == Approx(slope(x.data()[i])).margin(1e-9));
   for (index_t i = 0; i < codes.size(); ++i)
     CHECK(r.gradients[0].data()[i] == Approx(slope(codes.data()[i])).margin(1e-9));

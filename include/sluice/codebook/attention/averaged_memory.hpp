@@ -10,36 +10,39 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/context.hpp>
-#include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
-#include <sluice/layer/call_checks.hpp>
-#include <sluice/layer/kept_rows.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/layer/mixture_layer.hpp>
+#include <sluice/layer/token_mixer.hpp>
 
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
 
+namespace detail {
+
+template <typename Scalar>
+struct averaged_workspace {
+  matrix_buffer<Scalar> averages;
+  buffer<Scalar> kept_share;  ///< a [D]
+};
+template <typename Scalar>
+struct averaged_tape : averaged_workspace<Scalar> {
+  matrix_buffer<Scalar> dshare;  ///< of each sequence: da [D], and ds on its way [D]
+};
+
+}  // namespace detail
+
 template <FloatOrDouble Scalar>
-class averaged_memory {
+class averaged_memory : public token_mixer<averaged_memory<Scalar>, Scalar, detail::averaged_workspace<Scalar>,
+                                           detail::averaged_tape<Scalar>> {
+  using base = token_mixer<averaged_memory, Scalar, detail::averaged_workspace<Scalar>, detail::averaged_tape<Scalar>>;
+  friend base;
+
 public:
-  using scalar = Scalar;
-  using context_type = routing_context<Scalar>;
+  using typename base::context_type;
+  using typename base::tape;
   static constexpr bool causal = true;
-  static constexpr bool mixes_tokens = true;
-
-  struct workspace {
-    kept_rows<Scalar> kept;
-    matrix_buffer<Scalar> averages;
-    buffer<Scalar> kept_share;  ///< a [D]
-    detail::forward_record record;
-  };
-  struct tape : workspace {
-    matrix_buffer<Scalar> dshare;  ///< of each sequence: da [D], and ds on its way [D]
-    context_type context;
-
-    Scalar loss() const { return 0; }
-  };
 
   /// Throws std::invalid_argument unless D >= 1.
   explicit averaged_memory(index_t width) {
@@ -49,61 +52,7 @@ public:
   }
 
   index_t inputs() const noexcept { return decay_.rows(); }
-  index_t outputs() const noexcept { return decay_.rows(); }
 
-  /// Inference: y [T,D] is overwritten; y may be x. Throws std::invalid_argument if shapes do not fit.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& ws, const context_type& context = {}) const {
-    run(x, y, ws, context);
-  }
-  /// Training, with training = true and everything else of the context left out.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t) const {
-    context_type context;
-    context.training = true;
-    forward(x, y, t, context);
-  }
-  /// What the context refers to must live until backward has returned.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
-    run(x, y, t, context);
-    t.context = context;
-    t.record.keep(this);
-  }
-
-  /// Writes dx [T,D] and adds the gradient of the decays, for the last training forward call of this tape.
-  void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    t.record.validate(this);
-    detail::check_backward<averaged_memory, Scalar>(*this, dy, dx, t.kept.rows());
-    ensure_gradients(*this);
-    const auto gradient = t.kept.of_gradient(dy, t.context.executor);
-    const index_t D = inputs(), sequences = t.context.sequence_count();
-    t.dshare.set_zero(sequences, 2 * D);
-    for_each_sequence(t.context, dy.rows(), [&](index_t s, index_t begin, index_t end) {
-      Scalar *da = t.dshare.row(s), *ds = da + D;
-      for (index_t i = end - 1; i >= begin; --i) {
-        Scalar* d = dx.data() + i * dx.outerStride();
-        if (!t.kept.counts(i)) {
-          std::fill_n(d, D, Scalar(0));
-          continue;
-        }
-        const Scalar *x = t.kept.x().data() + i * D, *before = i > begin ? t.averages.row(i - 1) : nullptr;
-        for (index_t c = 0; c < D; ++c) {
-          ds[c] += gradient(i, c);
-          da[c] += ds[c] * ((before == nullptr ? Scalar(0) : before[c]) - x[c]);
-          d[c] = (1 - t.kept_share[c]) * ds[c];
-          ds[c] *= t.kept_share[c];
-        }
-      }
-    });
-    for (index_t s = 0; s < sequences; ++s)
-      for (index_t c = 0; c < D; ++c)
-        decay_.gradient()[as_size(c)] += t.dshare(s, c) * t.kept_share[c] * (1 - t.kept_share[c]);
-  }
-
-  void after_step(tape&) {}
-
-  template <typename Storage>
-  averaged_memory stored_as() const {
-    return *this;
-  }
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return rows * inputs() * (training ? 3 : 2) * static_cast<index_t>(sizeof(Scalar));
   }
@@ -133,26 +82,45 @@ private:
     });
   }
 
-  void run(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& m, const context_type& context) const {
-    detail::check_forward<averaged_memory, Scalar>(*this, x, y, context);
-    m.record.forget();
-    m.kept.keep(x, context);
+  template <typename Memory>
+  void mix(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
     const index_t D = inputs();
     m.kept_share.resize(D);
-    for (index_t c = 0; c < D; ++c) m.kept_share[c] = 1 / (1 + std::exp(-decay_.value()[as_size(c)]));
+    kernel::logistic(decay_.data(), m.kept_share.data(), D);
     m.averages.resize(x.rows(), D);
     for_each_sequence(context, x.rows(), [&](index_t, index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i) {
         Scalar *s = m.averages.row(i), *to = y.data() + i * y.outerStride();
-        const Scalar* seen = m.kept.x().data() + i * D;
+        const Scalar* seen = x.data() + i * x.outerStride();
         const bool counts = m.kept.counts(i);
         for (index_t c = 0; c < D; ++c) {
           const Scalar before = i > begin ? m.averages(i - 1, c) : Scalar(0);
-          s[c] = counts ? m.kept_share[c] * before + (1 - m.kept_share[c]) * seen[c] : before;
-          to[c] = counts ? s[c] : context.is_padding(i) ? Scalar(0) : quiet_nan<Scalar>();
+          to[c] = s[c] = counts ? m.kept_share[c] * before + (1 - m.kept_share[c]) * seen[c] : before;
         }
       }
     });
+  }
+
+  void mix_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
+    const index_t D = inputs(), sequences = t.context.sequence_count();
+    t.dshare.set_zero(sequences, 2 * D);
+    for_each_sequence(t.context, dy.rows(), [&](index_t s, index_t begin, index_t end) {
+      Scalar *da = t.dshare.row(s), *ds = da + D;
+      for (index_t i = end - 1; i >= begin; --i) {
+        if (!t.kept.counts(i)) continue;
+        Scalar* d = dx.data() + i * dx.outerStride();
+        const Scalar *x = t.kept.x().data() + i * D, *before = i > begin ? t.averages.row(i - 1) : nullptr;
+        for (index_t c = 0; c < D; ++c) {
+          ds[c] += dy(i, c);
+          da[c] += ds[c] * ((before == nullptr ? Scalar(0) : before[c]) - x[c]);
+          d[c] = (1 - t.kept_share[c]) * ds[c];
+          ds[c] *= t.kept_share[c];
+        }
+      }
+    });
+    for (index_t s = 0; s < sequences; ++s)
+      for (index_t c = 0; c < D; ++c)
+        decay_.gradient()[as_size(c)] += t.dshare(s, c) * t.kept_share[c] * (1 - t.kept_share[c]);
   }
 
   parameter<Scalar> decay_;

@@ -23,6 +23,7 @@
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/row_norm.hpp>
+#include <sluice/layer/token_mixer.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -43,39 +44,49 @@ struct quantized_attention_options {
   moving_average_options averages{.decay = 0.99, .epsilon = 0, .least_size = 0.01};
 };
 
+namespace detail {
+
+template <typename Scalar>
+using key_quantizer = vector_quantizer<moving_average_codes<Scalar>, commitment_loss>;
+
+template <typename Scalar, typename KeyMemory>
+struct quantized_attention_memory {
+  matrix_buffer<Scalar> biases;                        ///< [2, heads dk] of content and of position, scaled
+  matrix_buffer<Scalar> queries, keys, values, gates;  ///< projections
+  matrix_buffer<Scalar> q, k, v, coded, relative, attended, gated;
+  typename unit_norm<Scalar>::tape q_norm, k_norm;
+  std::vector<KeyMemory> key;
+  std::vector<head_memory<Scalar>> head;  ///< a sequence and head each
+};
+template <typename Scalar>
+using quantized_attention_workspace = quantized_attention_memory<Scalar, typename key_quantizer<Scalar>::workspace>;
+template <typename Scalar>
+struct quantized_attention_tape : quantized_attention_memory<Scalar, typename key_quantizer<Scalar>::tape> {
+  matrix_buffer<Scalar> dgated, dattended, dq, dk, dcoded, dvalues, dgates, dqueries, dkeys, drelative, parts;
+
+  Scalar loss() const {
+    Scalar sum = 0;
+    for (const auto& one : this->key) sum += one.loss();
+    return sum;
+  }
+};
+
+}  // namespace detail
+
 template <FloatOrDouble Scalar>
-class quantized_attention {
+class quantized_attention
+    : public token_mixer<quantized_attention<Scalar>, Scalar, detail::quantized_attention_workspace<Scalar>,
+                         detail::quantized_attention_tape<Scalar>> {
+  using base = token_mixer<quantized_attention, Scalar, detail::quantized_attention_workspace<Scalar>,
+                           detail::quantized_attention_tape<Scalar>>;
+  friend base;
+
 public:
-  using scalar = Scalar;
-  using context_type = routing_context<Scalar>;
-  using key_quantizer = vector_quantizer<moving_average_codes<Scalar>, commitment_loss>;
+  using typename base::context_type;
+  using typename base::tape;
+  using key_quantizer = detail::key_quantizer<Scalar>;
   static constexpr bool causal = true;
   static constexpr bool exact_gradient = false;  ///< of the keys
-  static constexpr bool mixes_tokens = true;
-
-  template <typename KeyMemory>
-  struct memory {
-    kept_rows<Scalar> kept;
-    buffer<std::uint8_t> is_seen;                        ///< [T] 0 where a token is hidden
-    matrix_buffer<Scalar> biases;                        ///< [2, heads dk] of content and of position, scaled
-    matrix_buffer<Scalar> queries, keys, values, gates;  ///< projections
-    matrix_buffer<Scalar> q, k, v, coded, relative, attended, gated;
-    typename unit_norm<Scalar>::tape q_norm, k_norm;
-    std::vector<KeyMemory> key;
-    std::vector<detail::head_memory<Scalar>> head;  ///< a sequence and head each
-    detail::forward_record record;
-  };
-  struct workspace : memory<typename key_quantizer::workspace> {};
-  struct tape : memory<typename key_quantizer::tape> {
-    context_type context;
-    matrix_buffer<Scalar> dgated, dattended, dq, dk, dcoded, dvalues, dgates, dqueries, dkeys, drelative, parts;
-
-    Scalar loss() const {
-      Scalar sum = 0;
-      for (const auto& one : this->key) sum += one.loss();
-      return sum;
-    }
-  };
 
   /// Throws std::invalid_argument unless all sizes are at least 1, window and commitment at least 0.
   explicit quantized_attention(index_t width, const quantized_attention_options& o = {})
@@ -110,69 +121,12 @@ public:
   }
 
   index_t inputs() const noexcept { return query_.cols(); }
-  index_t outputs() const noexcept { return output_.rows(); }
   const quantized_attention_options& options() const noexcept { return options_; }
-
-  /// Inference: y [T,D] is overwritten. Throws std::invalid_argument if shapes do not fit.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& ws, const context_type& context = {}) const {
-    run(x, y, ws, context);
-  }
-
-  /// Training, with training = true and everything else of the context left out.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t) const {
-    context_type context;
-    context.training = true;
-    forward(x, y, t, context);
-  }
-  /// What the context refers to must live until after_step has returned.
-  void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
-    run(x, y, t, context);
-    t.context = context;
-    t.record.keep(this);
-  }
-
-  /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
-  void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
-    t.record.validate(this);
-    detail::check_backward<quantized_attention, Scalar>(*this, dy, dx, t.kept.rows());
-    ensure_gradients(*this);
-    const auto gradient = t.kept.of_gradient(dy, t.context.executor);
-    const executor_ref& executor = t.context.executor;
-    const index_t rows = dy.rows();
-    dx.setZero();
-    t.dgated.set_zero(rows, value_columns());
-    linear_backward(t.gated.map(), output_, gradient, t.dgated.map(), executor);
-    t.dattended.resize(rows, value_columns());
-    t.dgates.resize(rows, value_columns());
-    for (index_t i = 0; i < t.dgated.size(); ++i) {
-      const Scalar z = t.gates.data()[i], d = t.dgated.data()[i];
-      t.dattended.data()[i] = d * silu::value(z);
-      t.dgates.data()[i] = d * t.attended.data()[i] * silu::derivative(z);
-    }
-    attend_backward(t);
-    for (index_t i = 0; i < t.dvalues.size(); ++i) t.dvalues.data()[i] *= silu::derivative(t.values.data()[i]);
-    for (index_t h = 0; h < options_.heads; ++h)
-      codebooks_[as_size(h)].backward(key_part(t.dcoded.map(), h), key_part(t.dk.map(), h), t.key[as_size(h)]);
-    t.dqueries.set_zero(rows, key_columns());
-    t.dkeys.set_zero(rows, key_columns());
-    normalize_backward(t.queries, t.dq, t.q_norm, t.dqueries, executor);
-    normalize_backward(t.keys, t.dk, t.k_norm, t.dkeys, executor);
-    const auto x = t.kept.x();
-    linear_backward(x, query_, t.dqueries.map(), dx, executor);
-    linear_backward(x, key_, t.dkeys.map(), dx, executor);
-    linear_backward(x, value_, t.dvalues.map(), dx, executor);
-    linear_backward(x, gate_, t.dgates.map(), dx, executor);
-  }
 
   /// Lets the codes learn from the keys of this tape's batch.
   void after_step(tape& t) {
     t.record.validate(this);
     for (index_t h = 0; h < options_.heads; ++h) codebooks_[as_size(h)].after_step(t.key[as_size(h)]);
-  }
-
-  template <typename Storage>
-  quantized_attention stored_as() const {
-    return *this;
   }
 
   index_t workspace_bytes(index_t rows, bool training = false) const {
@@ -234,16 +188,11 @@ private:
   }
 
   template <typename Memory>
-  void run(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
-    detail::check_forward<quantized_attention, Scalar>(*this, x, y, context);
-    m.record.forget();
-    m.record.check_values(*this);
-    m.kept.keep(x, context);
+  void mix(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
     const executor_ref& executor = context.executor;
-    const auto seen = m.kept.x();
     const auto project = [&](const parameter<Scalar>& weight, matrix_buffer<Scalar>& to) {
       to.resize(x.rows(), weight.rows());
-      linear_forward(seen, weight, to.map(), executor);
+      linear_forward(x, weight, to.map(), executor);
     };
     project(query_, m.queries);
     project(key_, m.keys);
@@ -263,8 +212,33 @@ private:
     for (index_t i = 0; i < m.gated.size(); ++i)
       m.gated.data()[i] = m.attended.data()[i] * silu::value(m.gates.data()[i]);
     linear_forward(std::as_const(m.gated).map(), output_, y, executor);
-    for (index_t t = 0; t < x.rows(); ++t)
-      if (!m.kept.counts(t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
+  }
+
+  void mix_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
+    const executor_ref& executor = t.context.executor;
+    const index_t rows = dy.rows();
+    t.dgated.set_zero(rows, value_columns());
+    linear_backward(t.gated.map(), output_, dy, t.dgated.map(), executor);
+    t.dattended.resize(rows, value_columns());
+    t.dgates.resize(rows, value_columns());
+    for (index_t i = 0; i < t.dgated.size(); ++i) {
+      const Scalar z = t.gates.data()[i], d = t.dgated.data()[i];
+      t.dattended.data()[i] = d * silu::value(z);
+      t.dgates.data()[i] = d * t.attended.data()[i] * silu::derivative(z);
+    }
+    attend_backward(t);
+    for (index_t i = 0; i < t.dvalues.size(); ++i) t.dvalues.data()[i] *= silu::derivative(t.values.data()[i]);
+    for (index_t h = 0; h < options_.heads; ++h)
+      codebooks_[as_size(h)].backward(key_part(t.dcoded.map(), h), key_part(t.dk.map(), h), t.key[as_size(h)]);
+    t.dqueries.set_zero(rows, key_columns());
+    t.dkeys.set_zero(rows, key_columns());
+    normalize_backward(t.queries, t.dq, t.q_norm, t.dqueries, executor);
+    normalize_backward(t.keys, t.dk, t.k_norm, t.dkeys, executor);
+    const auto x = t.kept.x();
+    linear_backward(x, query_, t.dqueries.map(), dx, executor);
+    linear_backward(x, key_, t.dkeys.map(), dx, executor);
+    linear_backward(x, value_, t.dvalues.map(), dx, executor);
+    linear_backward(x, gate_, t.dgates.map(), dx, executor);
   }
 
   /// Keys of hidden tokens are hidden from the codebooks as well.
@@ -272,10 +246,7 @@ private:
   void quantize_keys(Memory& m, const context_type& context) const {
     m.key.resize(codebooks_.size());
     m.coded.resize(m.k.rows(), m.k.cols());
-    m.is_seen.resize(m.k.rows());
-    for (index_t t = 0; t < m.k.rows(); ++t) m.is_seen[t] = m.kept.counts(t);
-    context_type visible = context;
-    visible.token_mask = m.is_seen.span();
+    const context_type visible = m.kept.visible(context);
     for (index_t h = 0; h < options_.heads; ++h)
       codebooks_[as_size(h)].forward(key_part(std::as_const(m.k).map(), h), key_part(m.coded.map(), h),
                                      m.key[as_size(h)], visible);

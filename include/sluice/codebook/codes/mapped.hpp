@@ -49,8 +49,7 @@ public:
   void evaluate(memory& m, const executor_ref& executor) const {
     m.codes.resize(codes(), inputs());
     linear_forward(basis_.map(), weight_, m.codes.map(), executor);
-    for (index_t c = 0; has_bias_ && c < codes(); ++c)
-      kernel::add_scaled(Scalar(1), bias_.data(), m.codes.row(c), inputs());
+    if (has_bias_) add_to_rows(m.codes.map(), bias_);
   }
   const_matrix_map<Scalar> evaluated(const memory& m) const { return m.codes.map(); }
 

@@ -42,7 +42,7 @@ struct commitment_loss {
   Scalar value(const quantized_batch<Scalar>& batch, memory<Scalar>& m, bool codes_learn) const {
     m.errors.resize(batch.tokens());
     batch.context.executor.parallel_blocks(batch.tokens(), 32, batch.width(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) m.errors[t] = batch.has_code(t) ? squared_error(batch, t) : Scalar(0);
+      for (index_t t = begin; t < end; ++t) m.errors[t] = squared_error(batch, t);
     });
     Scalar sum = 0;
     for (const Scalar error : m.errors) sum += error;
@@ -102,10 +102,7 @@ private:
 
   template <typename Scalar>
   static Scalar squared_error(const quantized_batch<Scalar>& batch, index_t t) {
-    const Scalar *x = batch.row(t), *q = batch.code_of(t);
-    Scalar sum = 0;
-    for (index_t i = 0; i < batch.width(); ++i) sum += (x[i] - q[i]) * (x[i] - q[i]);
-    return sum;
+    return batch.has_code(t) ? kernel::squared_difference(batch.row(t), batch.code_of(t), batch.width()) : Scalar(0);
   }
 };
 

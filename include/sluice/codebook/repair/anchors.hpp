@@ -23,6 +23,7 @@
 #include <sluice/codebook/code_scores.hpp>
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/repair/distinct_draws.hpp>
+#include <sluice/codebook/repair/repairable_codes.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 
@@ -88,9 +89,7 @@ public:
 
   template <typename Codes>
   void after_step(Codes& codebook, const quantized_batch<Scalar>& batch, memory<Scalar>& m, buffer<index_t>& replaced) {
-    static_assert(
-        requires { codebook.replace(index_t(), m.best.data()); },
-        "sluice: the codes of this codebook are made of other parameters: none can be moved on its own");
+    static_assert(detail::explain_replaceable_codes<Codes, Scalar>());
     if (codebook.codes() != usage_.size())
       throw_invalid("anchors of ", usage_.size(), " codes cannot move a codebook of ", codebook.codes());
     if (batch.counted == 0 || (done_.size() > 0 && done_.value()[0] != 0)) return;

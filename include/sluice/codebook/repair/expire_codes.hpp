@@ -18,6 +18,7 @@
 
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/repair/distinct_draws.hpp>
+#include <sluice/codebook/repair/repairable_codes.hpp>
 #include <sluice/core/numeric.hpp>
 
 #include <algorithm>
@@ -54,13 +55,7 @@ struct expire_codes {
   template <typename Codes, typename Scalar>
   void after_step(Codes& codebook, const quantized_batch<Scalar>& batch, memory<Scalar>& m,
                   buffer<index_t>& replaced) const {
-    static_assert(
-        requires { codebook.sizes(); },
-        "sluice: expire_codes needs a codebook that counts who chose its codes: moving_average_codes, or "
-        "counted_codes around another (codebook/codes/counted.hpp)");
-    static_assert(
-        requires { codebook.replace(index_t(), m.vector.data()); },
-        "sluice: the codes of this codebook are made of other parameters: none can be replaced on its own");
+    static_assert(detail::explain_counted_codes<Codes>() && detail::explain_replaceable_codes<Codes, Scalar>());
     if (batch.counted == 0) return;
     for (index_t c = 0; c < codebook.codes(); ++c)
       if (codebook.sizes().element_at(c) < static_cast<Scalar>(threshold)) replaced.push_back(c);

@@ -14,6 +14,7 @@
 
 #include <sluice/codebook/quantized_batch.hpp>
 #include <sluice/codebook/repair/distinct_draws.hpp>
+#include <sluice/codebook/repair/repairable_codes.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
@@ -40,8 +41,7 @@ public:
       std::sort(chosen_.begin(), chosen_.end());
       std::swap(takers_, chosen_);
     }
-    std::sort(donors_.begin(), donors_.end(),
-              [&](index_t a, index_t b) { return sizes[a] != sizes[b] ? sizes[a] > sizes[b] : a < b; });
+    std::sort(donors_.begin(), donors_.end(), largest_first{sizes});
   }
 
   void reserve(index_t codes) {
@@ -86,10 +86,7 @@ struct split_most_used {
   template <typename Codes, typename Scalar>
   void after_step(Codes& codebook, const quantized_batch<Scalar>& batch, memory<Scalar>& m,
                   buffer<index_t>& replaced) const {
-    static_assert(
-        requires { codebook.sizes(); },
-        "sluice: split_most_used needs a codebook that counts who chose its codes: moving_average_codes, or "
-        "counted_codes around another (codebook/codes/counted.hpp)");
+    static_assert(detail::explain_counted_codes<Codes>() && detail::explain_replaceable_codes<Codes, Scalar>());
     if (batch.counted == 0) return;
     const random_source& random = batch.context.random;
     const index_t codes = codebook.codes(), width = batch.width();

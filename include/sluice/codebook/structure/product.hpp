@@ -18,7 +18,6 @@
 #include <sluice/codebook/quantizer.hpp>
 #include <sluice/codebook/structure/quantizer_list.hpp>
 
-#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -33,7 +32,6 @@ struct product_workspace {
 template <typename Part>
 struct product_tape {
   std::vector<typename Part::tape> parts;
-  buffer<std::uint8_t> seen;
   matrix_buffer<typename Part::scalar> quantized;
 };
 
@@ -110,15 +108,12 @@ private:
   }
 
   void assign(tape& t, const context_type& context) const {
-    const index_t tokens = t.kept.rows();
+    const context_type visible = t.kept.visible(context);
     t.parts.resize(as_size(parts()));
-    t.seen.resize(tokens);
-    for (index_t i = 0; i < tokens; ++i) t.seen[i] = t.kept.counts(i);
-    t.quantized.resize(tokens, outputs());
+    t.quantized.resize(t.kept.rows(), outputs());
     for (index_t m = 0; m < parts(); ++m) {
-      context_type own = context.for_layer(m);
-      own.token_mask = std::as_const(t.seen).span();
-      part(m).forward(read_by(m, t.kept.x()), written_by(m, t.quantized.map()), t.parts[as_size(m)], own);
+      part(m).forward(read_by(m, t.kept.x()), written_by(m, t.quantized.map()), t.parts[as_size(m)],
+                      visible.for_layer(m));
       parts_.columns(t.ids.map(), m) = training_ids<Part>(t.parts[as_size(m)]).map();
     }
   }

@@ -62,7 +62,6 @@ struct pyramid_tape {
   std::vector<typename Stage::tape> stages;
   std::vector<grid_level<typename Stage::scalar>> levels;
   matrix_buffer<typename Stage::scalar> residual, sum, dquantized, dmeans;
-  buffer<std::uint8_t> seen;
 };
 
 }  // namespace detail
@@ -128,7 +127,7 @@ private:
   }
 
   /// Fills a level with the means of what is left, and clears what it will be quantised to.
-  void pool(const matrix_buffer<scalar>& residual, const buffer<std::uint8_t>& seen, index_t j, level& to) const {
+  void pool(const matrix_buffer<scalar>& residual, const std::uint8_t* seen, index_t j, level& to) const {
     const index_t tokens = residual.rows(), cells = tokens / (grid_.height * grid_.width) * grid_.cells(side(j));
     to.means.set_zero(cells, inputs());
     to.quantized.resize(cells, inputs());
@@ -159,7 +158,7 @@ private:
   }
 
   /// ids of tokens, and what is left of those that got one.
-  void take_away(const level& from, index_t j, const buffer<std::uint8_t>& seen, tokens_out<index_t> ids,
+  void take_away(const level& from, index_t j, const std::uint8_t* seen, tokens_out<index_t> ids,
                  matrix_buffer<scalar>& residual, matrix_buffer<scalar>* sum) const {
     for (index_t t = 0; t < residual.rows(); ++t) {
       if (!seen[t]) continue;
@@ -180,11 +179,11 @@ private:
     ids.setConstant(no_code);
     for (index_t t = 0; t < x.rows(); ++t) m.seen[t] = !context.is_padding(t) && !any_nan(m.residual.row(t), inputs());
     for (index_t j = 0; j < levels(); ++j) {
-      pool(m.residual, m.seen, j, m.level);
+      pool(m.residual, m.seen.data(), j, m.level);
       const context_type own = context_of(context, j, m.level);
       stage(j).encode(std::as_const(m.level.means).map(), m.level.ids.map(), m.stages[as_size(j)], own);
       stage(j).decode(std::as_const(m.level.ids).map(), m.level.quantized.map(), m.stages[as_size(j)], context.executor);
-      take_away(m.level, j, m.seen, ids, m.residual, nullptr);
+      take_away(m.level, j, m.seen.data(), ids, m.residual, nullptr);
     }
   }
 
@@ -203,8 +202,6 @@ private:
     check_images(x.rows());
     t.stages.resize(as_size(levels()));
     t.levels.resize(as_size(levels()));
-    t.seen.resize(x.rows());
-    for (index_t i = 0; i < x.rows(); ++i) t.seen[i] = t.kept.counts(i);
     t.residual.resize(x.rows(), inputs());
     t.residual.map() = x;
     t.sum.set_zero(x.rows(), inputs());
@@ -212,10 +209,10 @@ private:
     for (index_t j = 0; j < levels(); ++j) {
       level& own = t.levels[as_size(j)];
       auto& stage_tape = t.stages[as_size(j)];
-      pool(t.residual, t.seen, j, own);
+      pool(t.residual, t.kept.counts(), j, own);
       stage(j).forward(std::as_const(own.means).map(), own.quantized.map(), stage_tape, context_of(context, j, own));
       own.ids.map() = training_ids<Stage>(stage_tape).map();
-      take_away(own, j, t.seen, t.ids.map(), t.residual, &t.sum);
+      take_away(own, j, t.kept.counts(), t.ids.map(), t.residual, &t.sum);
     }
   }
 
@@ -232,12 +229,12 @@ private:
       t.dquantized.set_zero(own.means.rows(), inputs());
       t.dmeans.resize(own.means.rows(), inputs());
       for (index_t i = 0; i < dy.rows(); ++i)
-        if (t.seen[i])
+        if (t.kept.counts(i))
           for (index_t d = 0; d < inputs(); ++d) t.dquantized(grid_.cell(i, side(j)), d) += dy(i, d) - dx(i, d);
       stage(j).backward(std::as_const(t.dquantized).map(), t.dmeans.map(), t.stages[as_size(j)]);
       for (index_t i = 0; i < dy.rows(); ++i) {
         const index_t c = grid_.cell(i, side(j));
-        if (t.seen[i])
+        if (t.kept.counts(i))
           kernel::add_scaled(1 / static_cast<scalar>(own.count[c]), t.dmeans.row(c), &dx(i, 0), inputs());
       }
     }

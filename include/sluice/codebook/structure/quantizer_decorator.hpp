@@ -21,7 +21,6 @@
 #include <sluice/codebook/quantizer.hpp>
 
 #include <algorithm>
-#include <cstdint>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -37,7 +36,6 @@ template <typename Inner, typename Own>
 struct around_tape : Own {
   typename Inner::tape inner;
   matrix_buffer<typename Inner::scalar> z, q, dz, dq;
-  buffer<std::uint8_t> seen;  ///< 1 where the inner quantiser may look
 };
 
 }  // namespace detail
@@ -107,14 +105,11 @@ private:
 
   void assign(tape& t, const context_type& context) const {
     const index_t tokens = t.kept.rows();
-    t.seen.resize(tokens);
-    for (index_t i = 0; i < tokens; ++i) t.seen[i] = t.kept.counts(i);
-    context_type inner_context = context;
-    inner_context.token_mask = std::as_const(t.seen).span();
+    const context_type visible = t.kept.visible(context);
     t.z.resize(tokens, inner_.inputs());
     t.q.resize(tokens, inner_.outputs());
-    self().before(t.kept.x(), t.z.map(), t, inner_context);
-    inner_.forward(std::as_const(t.z).map(), t.q.map(), t.inner, inner_context);
+    self().before(t.kept.x(), t.z.map(), t, visible);
+    inner_.forward(std::as_const(t.z).map(), t.q.map(), t.inner, visible);
     std::copy_n(t.inner.ids.data(), tokens * code_columns(), t.ids.data());
   }
 

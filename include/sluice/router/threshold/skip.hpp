@@ -24,6 +24,7 @@
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <algorithm>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -107,14 +108,11 @@ void mark_most_important(std::span<const Scalar> importance, double fraction, st
   if (importance.size() != flags.size())
     throw_invalid("there are ", importance.size(), " tokens with importance and ", flags.size(), " to mark");
   if (is_nan(fraction) || fraction < 0 || fraction > 1) throw_invalid("a share of tokens cannot be ", fraction);
-  std::vector<std::size_t> order(importance.size());
-  for (std::size_t t = 0; t < order.size(); ++t) order[t] = t;
+  std::vector<index_t> order(importance.size());
+  std::iota(order.begin(), order.end(), index_t(0));
   const auto count = static_cast<std::ptrdiff_t>(fraction * static_cast<double>(order.size()));
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](std::size_t a, std::size_t b) {
-    const auto key_a = order_key(importance[a]), key_b = order_key(importance[b]);
-    return key_a != key_b ? key_a > key_b : a < b;
-  });
-  for (auto t = order.begin(); t != order.begin() + count; ++t) flags[*t] = 1;
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), largest_first{importance.data()});
+  for (auto t = order.begin(); t != order.begin() + count; ++t) flags[as_size(*t)] = 1;
 }
 
 static_assert(explain_choice_rule<skipping_rule<float>, float>());
