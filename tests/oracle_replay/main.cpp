@@ -49,11 +49,8 @@ std::vector<replayer> all_replayers() {
            scalar_quantizers(),
            codebook_policies(),
            drawn_codes(),
-<<<<<<< HEAD
            weight_quantizers(),
-=======
            vector_formats(),
->>>>>>> f64bdcd (ggml's IQ formats: grids as sets of bits, blocks decoded by one description of their fields, a storage with the bytes of the file)
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

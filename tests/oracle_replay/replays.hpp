@@ -37,11 +37,8 @@ std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_tami
 std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
 std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
-<<<<<<< HEAD
 std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe (ternary)
-=======
 std::vector<replayer> vector_formats();  // ggml_iq
->>>>>>> f64bdcd (ggml's IQ formats: grids as sets of bits, blocks decoded by one description of their fields, a storage with the bytes of the file)
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle
