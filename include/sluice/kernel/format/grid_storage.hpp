@@ -1,6 +1,6 @@
 /// Weights in ggml's IQ1, IQ2 and IQ3 formats (kernel/format/grid_blocks.hpp), with the numbers and the bits of the files.
 ///
-///   grid_storage<iq2_xxs> and so on; read only, decoded in registers, activations and arithmetic in float
+///   grid_storage<iq2_xxs> and so on; read only, activations and arithmetic in float
 ///
 /// A block of a panel holds the blocks of its L rows: d of every lane, then the blocks' words, word i of all lanes
 /// together. So it takes the bytes of the file (IQ1_M two more a block, for d is kept apart), and decoding is what a
@@ -24,8 +24,7 @@ struct grid_storage : decoded_runs<grid_storage<Format>> {
   using words = kernel::simd<std::uint32_t>;
   static constexpr index_t block = detail::grid_inputs;
   static constexpr index_t block_bytes = lanes * (2 + 4 * detail::grid_words<Format>);
-  /// Of a panel's whole blocks.
-  static constexpr double bits_a_weight = 8.0 * static_cast<double>(block_bytes) / static_cast<double>(block * lanes);
+  static constexpr double bits_a_weight = 8.0 * double(block_bytes) / double(block * lanes);
 
   static void decode_run(const std::byte* from, index_t r, float* numbers) noexcept {
     using namespace detail;
