@@ -145,10 +145,15 @@ public:
 
   /// The same banks, those of linear maps with their weights rounded to another storage.
   template <typename Storage>
-  auto stored_as() const {
-    const auto converted = [](auto... bank) { return expert_union<decltype(bank)...>(std::move(bank)...); };
-    return std::apply([&](const auto&... bank) { return converted(detail::stored_as_or_copied<Storage>(bank)...); },
-                      banks_);
+  auto stored_as(const Storage& format = {}) const {
+    return rebuilt([&](const auto& bank, index_t) { return detail::stored_as_or_copied<Storage>(bank, format); });
+  }
+  /// The same, to what format(expert, matrix) says, experts counted through all banks.
+  template <typename Storage, std::invocable<index_t, int> Format>
+  auto stored_as(const Format& format) const {
+    return rebuilt([&](const auto& bank, index_t first) {
+      return detail::stored_as_or_copied<Storage>(bank, [&, first](index_t e, int matrix) { return format(first + e, matrix); });
+    });
   }
 
   static consteval bool explain_training() {
@@ -176,6 +181,18 @@ private:
       f(std::get<i>(banks_), i, first);
       first += std::get<i>(banks_).experts();
     });
+  }
+
+  template <typename F>
+  auto rebuilt(F&& made_of) const {
+    return std::apply(
+        [&](const auto&... bank) {
+          index_t next = 0;
+          std::tuple<decltype(made_of(bank, next))...> converted{made_of(bank, (next += bank.experts()) - bank.experts())...};
+          return std::apply([](auto&... one) { return expert_union<std::remove_cvref_t<decltype(one)>...>(std::move(one)...); },
+                            converted);
+        },
+        banks_);
   }
 
   std::tuple<First, Rest...> banks_;
