@@ -183,14 +183,16 @@ private:
     });
   }
 
+  /// made_of(bank, its first expert) for every bank.
   template <typename F>
   auto rebuilt(F&& made_of) const {
+    const auto join = [](auto&... bank) { return expert_union<std::remove_cvref_t<decltype(bank)>...>(std::move(bank)...); };
     return std::apply(
         [&](const auto&... bank) {
           index_t next = 0;
-          std::tuple<decltype(made_of(bank, next))...> converted{made_of(bank, (next += bank.experts()) - bank.experts())...};
-          return std::apply([](auto&... one) { return expert_union<std::remove_cvref_t<decltype(one)>...>(std::move(one)...); },
-                            converted);
+          const auto made = [&](const auto& one) { return made_of(one, std::exchange(next, next + one.experts())); };
+          std::tuple<decltype(made(bank))...> converted{made(bank)...};  // braces: from left to right
+          return std::apply(join, converted);
         },
         banks_);
   }
