@@ -51,6 +51,7 @@ std::vector<replayer> all_replayers() {
            drawn_codes(),
            weight_quantizers(),
            vector_formats(),
+           weight_codes(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

@@ -39,6 +39,7 @@ std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, 
 std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
 std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe (ternary)
 std::vector<replayer> vector_formats();  // ggml_iq
+std::vector<replayer> weight_codes();    // gptvq, aqlm, pv_tuning
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle
