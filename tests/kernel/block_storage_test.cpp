@@ -166,7 +166,7 @@ TEST_CASE("encoded_matrix: a weight like any other that is only read", "[kernel]
   CHECK(w.weight().rows() == 5);
   CHECK(w.weight().cols() == 40);
   CHECK(parameter_count(w) == 200);
-  CHECK(w.weight().value().size() == static_cast<std::size_t>((5 + simd_width<float> - 1) / simd_width<float> * int8_blocks::bytes(16)));
+  CHECK(w.weight().value().size() == static_cast<std::size_t>((5 + simd_width<float> - 1) / simd_width<float> * int8_blocks::bytes(64)));
   linear_map<int8_blocks> fresh(5, 40);
   CHECK_THROWS_AS(check_initialized(fresh), std::invalid_argument);
   CHECK_THROWS_AS(fresh.weight().assign(matrix<float>::Zero(5, 41)), std::invalid_argument);

@@ -6,7 +6,6 @@
 /// rounded to what the storage can hold; fill and assign write all of it. Files hold its numbers as floats, row by row.
 #pragma once
 
-#include <sluice/core/function_ref.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/storage.hpp>
 
@@ -92,6 +91,27 @@ public:
       }
     has_values_ = true;
   }
+  /// Takes the blocks of a storage of coded blocks as they are (kernel/format/coded_storage.hpp): block_of(row, first) is
+  /// that of the row's columns from `first` on.
+  template <typename BlockOf>
+  void fill_coded(BlockOf&& block_of) {
+    using format = typename Storage::format;
+    const decltype(format::get(bytes_.data(), 0)) nothing{};
+    auto taken = nothing;
+    for (index_t p = 0; p < panels(); ++p)
+      for (index_t first = 0; first < cols(); first += block_columns)
+        format::put(
+            [&](index_t lane) -> const auto& {
+              const index_t row = p * lanes + lane;
+              return row < rows() ? taken = block_of(row, first) : nothing;
+            },
+            bytes_.data() + p * panel_bytes_ + Storage::bytes(first));
+    has_values_ = true;
+  }
+  /// The block of a row's columns from `first` on, and back.
+  auto coded_block_at(index_t row, index_t first) const {
+    return Storage::format::get(panel(row / lanes) + Storage::bytes(first / block_columns * block_columns), row % lanes);
+  }
   /// Sets a square part, of which every side and place is a multiple of L and of a block's columns: `numbers` are panels
   /// of its own, [side / L][side][L], zero beyond the matrix.
   void assign_part(index_t row, index_t col, index_t side, const scalar* numbers) noexcept {
@@ -159,31 +179,24 @@ struct weight_of<Storage> {
   }
 };
 
-/// Fills a map by panels: numbers_of(p, numbers) gives the weights [inputs][L] of panel p.
-template <typename To>
-void encode_panels(To& to, function_ref<void(index_t, typename To::scalar*)> numbers_of) {
-  constexpr index_t lanes = kernel::simd_width<typename To::scalar>;
-  constexpr index_t block = block_inputs<typename To::storage>();
-  const index_t padded = (to.inputs() + block - 1) / block * block;
-  buffer<typename To::scalar> numbers(padded * lanes, 0);
-  auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
-  for (index_t p = 0; p < to.panels(); ++p) {
-    numbers_of(p, numbers.data());
-    to.format().encode(numbers.data(), 0, padded, panels + p * panel_bytes<typename To::storage>(to.inputs()));
-  }
-}
-
-/// The weights of one map rounded to the storage of another of the same shape. Decoding knows one storage and encoding
-/// the other, so that N storages are compiled N times and not N^2.
+/// The weights of one map rounded to the storage of another of the same shape.
 template <typename From, typename To>
 void reencode(const From& from, To& to) {
-  if constexpr (std::same_as<typename From::scalar, typename To::scalar>) {
-    encode_panels(to, [&](index_t p, typename To::scalar* numbers) {
-      from.format().decode(from.panel(p), 0, from.inputs(), numbers);
-    });
-  } else {
-    const matrix<typename From::scalar> numbers = from.weight().to_matrix();
+  using from_scalar = typename From::scalar;
+  using to_scalar = typename To::scalar;
+  if constexpr (!std::same_as<from_scalar, to_scalar>) {
+    const matrix<from_scalar> numbers = from.weight().to_matrix();
     to.weight().fill([&](index_t i) { return numbers.data()[i]; });
+  } else {
+    constexpr index_t lanes = kernel::simd_width<to_scalar>;
+    constexpr index_t block = block_inputs<typename To::storage>();
+    const index_t padded = (from.inputs() + block - 1) / block * block;
+    buffer<to_scalar> numbers(padded * lanes, to_scalar(0));
+    auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
+    for (index_t p = 0; p < from.panels(); ++p) {
+      from.format().decode(from.panel(p), 0, from.inputs(), numbers.data());
+      to.format().encode(numbers.data(), 0, padded, panels + p * panel_bytes<typename To::storage>(from.inputs()));
+    }
   }
 }
 

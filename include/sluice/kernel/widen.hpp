@@ -1,4 +1,5 @@
-/// Loads a vector of sixteen-bit numbers as floats. Exact for every value, subnormals, infinities and NaN included.
+/// Loads a vector of sixteen-bit numbers as floats, exact for every value, subnormals, infinities and NaN included; and one
+/// of bytes as words.
 #pragma once
 
 #include <sluice/core/half.hpp>
@@ -14,12 +15,13 @@ namespace detail {
 
 using lane_words = xsimd::batch<std::uint32_t>;
 
-/// One vector of uint16 as uint32 lanes.
-inline lane_words load_bits(const std::uint16_t* from) noexcept {
+/// One vector of uint16 or uint8 as uint32 lanes.
+template <typename Narrow>
+lane_words load_bits(const Narrow* from) noexcept {
   constexpr int lanes = static_cast<int>(lane_words::size);
 #if defined(__GNUC__)
   // The compilers turn this conversion into the instruction set's own widening; xsimd 8 has no name for it.
-  typedef std::uint16_t narrow __attribute__((vector_size(2 * lanes)));
+  typedef Narrow narrow __attribute__((vector_size(sizeof(Narrow) * lanes)));
   typedef std::uint32_t wide __attribute__((vector_size(4 * lanes)));
   narrow bits;
   std::memcpy(&bits, from, sizeof bits);
@@ -42,6 +44,9 @@ template <std::floating_point Scalar>
 simd<Scalar> load_widened(const Scalar* from) noexcept {
   return load(from);
 }
+
+/// Bytes become words.
+inline simd<std::uint32_t> load_widened(const std::uint8_t* from) noexcept { return detail::load_bits(from); }
 
 inline simd<float> load_widened(const bfloat16* from) noexcept {
 #if defined(__AVX512BW__)

@@ -237,12 +237,11 @@ public:
 
   /// The same layer with the weights of its experts rounded to another storage, for inference:
   ///   const auto small = layer.template stored_as<bfloat16_storage>();
-  /// With one more argument each matrix may differ: a format, or format(expert, matrix) (kernel/mixed_map.hpp).
   template <typename Storage>
-  auto stored_as(const auto&... format) const {
+  auto stored_as() const {
     return std::apply(
-        [&](const auto&... loss) {
-          auto bank = experts_.template stored_as<Storage>(format...);
+        [this](const auto&... loss) {
+          auto bank = experts_.template stored_as<Storage>();
           return moe_layer<Router, decltype(bank), Losses...>(router_, std::move(bank), loss...);
         },
         losses_);

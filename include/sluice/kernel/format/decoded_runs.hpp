@@ -1,8 +1,8 @@
 /// What storages share whose weights are decoded some inputs at a time, as codes are that stand for several of them.
 ///
-/// A storage derives from decoded_runs<itself> and says, beside encode (kernel/storage.hpp),
-///   block, block_bytes                       inputs of a block, a multiple of 32; bytes of it in a panel
-///   decode_run(block, r, numbers) const      [32][L] weights of the inputs 32 r .. 32 r + 31 of a block
+/// A storage derives from decoded_runs<itself>, with 32 or 16 inputs a run, and says, beside encode (kernel/storage.hpp),
+///   block, block_bytes                       inputs of a block, whole runs; bytes of it in a panel
+///   decode_run(block, r, numbers) const      [Run][L] weights of run r of a block
 /// Kernels ask for parts that begin at whole runs, which are decoded where they are wanted.
 #pragma once
 
@@ -14,11 +14,11 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <typename Storage>
+template <typename Storage, index_t Run = 32>
 struct decoded_runs {
   using scalar = float;
   static constexpr index_t lanes = kernel::simd_width<float>;
-  static constexpr index_t run = 32;
+  static constexpr index_t run = Run;
 
   static constexpr index_t bytes(index_t inputs) noexcept {
     return (inputs + Storage::block - 1) / Storage::block * Storage::block_bytes;
