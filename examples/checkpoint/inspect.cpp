@@ -42,6 +42,13 @@ std::string without_expert(const std::string& name) {
   return name;
 }
 
+/// "4.5"
+std::string bits_of(const tensor_group& group) {
+  return group.elements == 0
+             ? ""
+             : shared::fixed(8 * static_cast<double>(group.bytes) / static_cast<double>(group.elements), 2);
+}
+
 block_summary summary_of(const sluice::checkpoint_model& model, const sluice::block_id& block) {
   const sluice::tensor_names names = model.names(block);
   const sluice::model_config& config = model.config();
@@ -50,7 +57,7 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
   s.layout = std::string(names.layout().name);
   const auto table = names.place_of("router.rule.table", config.vocabulary, config.top_k);
   std::uint64_t in_experts = 0, in_table = 0;
-  for (const sluice::located_tensor& tensor : model.files().tensors()) {
+  for (const sluice::decoded_tensor& tensor : model.tensors().all()) {
     if (!names.owns(tensor.info.name)) continue;
     if (table && tensor.info.name == table->tensor) in_table = tensor.info.elements();
     const std::string name = tensor.info.name.substr(names.prefix().size());
@@ -58,13 +65,14 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
     group.shape = tensor.info.shape;
     group.type = sluice::detail::printable(tensor.info.type_name(), 40);
     ++group.count;
-    group.bytes += tensor.info.bytes.size();
+    group.bytes += tensor.bytes;
     group.elements += tensor.info.elements();
-    s.bytes += tensor.info.bytes.size();
+    s.bytes += tensor.bytes;
     s.parameters += tensor.info.elements();
     s.types.insert(group.type);
   }
   for (const std::string_view part : names.layout().parts()) {
+    if (model.tensors().find(names.layout().place(names.prefix(), 0, part, names.extent()).tensor) == nullptr) continue;
     const auto [rows, cols] = sluice::expert_layout::extent_of(part, names.extent());
     in_experts += static_cast<std::uint64_t>(rows * cols);
   }
@@ -94,6 +102,7 @@ nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std:
       tensors.push_back({{"name", name},
                          {"shape", group.shape},
                          {"type", group.type},
+                         {"bits_a_weight", bits_of(group)},
                          {"count", group.count},
                          {"bytes", group.bytes}});
     layers.push_back({{"layer", s.name},
@@ -144,7 +153,7 @@ void inspect(const inspect_options& o) {
     std::cout << "\nnot there, of the tensors in the index: " << missing.size() << "; the first, \""
               << sluice::detail::printable(missing.front().name) << "\", "
               << model.files().absence(missing.front().name);
-  if (!c.quantization.empty()) std::cout << "\nquantised by " << c.quantization << ", which cannot be loaded";
+  if (!c.quantization.empty()) std::cout << "\nquantised by " << c.quantization;
   std::cout << "\nparameters in mixtures: " << shared::grouped(static_cast<std::int64_t>(parameters))
             << ", active a token: " << shared::grouped(static_cast<std::int64_t>(active)) << "\n\n";
 
@@ -162,10 +171,10 @@ void inspect(const inspect_options& o) {
 
   const block_summary& first = blocks.front();
   std::cout << "\ntensors of " << first.name << ":\n";
-  rows = {{"name", "shape", "type", "count", "MB"}};
+  rows = {{"name", "shape", "type", "bits a weight", "count", "MB"}};
   for (const auto& [name, group] : first.tensors)
-    rows.push_back({name, sluice::detail::shape_text(group.shape), group.type, std::to_string(group.count),
-                    megabytes(group.bytes)});
+    rows.push_back({name, sluice::detail::shape_text(group.shape), group.type, bits_of(group),
+                    std::to_string(group.count), megabytes(group.bytes)});
   if (rows.size() == 1)
     std::cout << "none: the config says that this block is a mixture, the files have nothing of it\n";
   else

@@ -66,6 +66,7 @@
 #include <sluice/kernel/config.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/kernel/logarithm.hpp>
+#include <sluice/kernel/mixed_map.hpp>
 #include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/small_svd.hpp>
 #include <sluice/layer/beside.hpp>

@@ -67,6 +67,7 @@ inline std::vector<published_config> published_configs() {
 
   auto& v3 = add("deepseek_v3", model_family::deepseek_v3, "deepseek_v3", 7168, 2048, 256, 8, 61);
   v3.quantization = "fp8";
+  v3.encoding = {.tile_rows = 128, .tile_inputs = 128};
   v3.shared_hidden = 2048;
   v3.renormalize = true;
   v3.scaling = 2.5;

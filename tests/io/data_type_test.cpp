@@ -17,6 +17,7 @@ TEST_CASE("data_type: every published type is found by its name and has its size
                                        {data_type::i8, "I8", 1},
                                        {data_type::f8_e5m2, "F8_E5M2", 1},
                                        {data_type::f8_e4m3, "F8_E4M3", 1},
+                                       {data_type::f8_e8m0, "F8_E8M0", 1},
                                        {data_type::i16, "I16", 2},
                                        {data_type::u16, "U16", 2},
                                        {data_type::f16, "F16", 2},

@@ -71,7 +71,7 @@ void replay_quantised(oracle_case<Scalar>& c) {
   const bool exact = c.template setting<bool>("exact");
   const double theirs = c.file().template read_vector<double>("expected.sq_error").at(0);
   if (exact) {
-    c.check_bytes("bytes", bytes);
+    c.check_bytes("bytes", std::as_bytes(std::span(bytes)));
   } else {
     // Another search is as good: the error is what is held, and that the reference's bytes mean what it says.
     const auto* const source = reinterpret_cast<const byte*>(c.file().at("source_bytes").bytes.data());

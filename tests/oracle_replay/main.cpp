@@ -51,6 +51,8 @@ std::vector<replayer> all_replayers() {
            drawn_codes(),
            weight_quantizers(),
            vector_formats(),
+           weight_codes(),
+           quantized_files(),
            block_formats(),
        })
     all.insert(all.end(), some.begin(), some.end());
@@ -64,8 +66,12 @@ std::vector<fs::path> files_under(const std::vector<std::string>& paths) {
       files.push_back(path);
       continue;
     }
-    for (const auto& entry : fs::recursive_directory_iterator(path))
-      if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+    for (fs::recursive_directory_iterator entry(path), end; entry != end; ++entry) {
+      fs::path case_of_folder = entry->path();
+      case_of_folder += ".safetensors";
+      if (entry->is_directory() && fs::exists(case_of_folder)) entry.disable_recursion_pending();  // what the case reads
+      if (entry->is_regular_file() && entry->path().extension() == ".safetensors") files.push_back(entry->path());
+    }
   }
   std::sort(files.begin(), files.end());
   return files;

@@ -7,7 +7,10 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <set>
 #include <span>
@@ -111,12 +114,36 @@ public:
     if (!std::equal(theirs.begin(), theirs.end(), ours.begin(), ours.end())) fail(tensor + " differs");
   }
 
-  void check_bytes(const std::string& name, std::span<const std::uint8_t> ours) {
+  /// Compares bit for bit, but a negative zero equals zero; or within so many units in the last place.
+  void check_exact(const std::string& name, std::span<const float> ours, std::uint32_t ulps = 0) {
     const std::string tensor = "expected." + name;
     if (!has(tensor)) return;
     compared_.insert(tensor);
-    const auto theirs = std::as_bytes(std::span(file_.at(tensor).bytes));
-    if (!std::ranges::equal(theirs, std::as_bytes(ours))) fail(tensor + " differs");
+    const std::vector<float> theirs = file_.read_vector<float>(tensor);
+    if (theirs.size() != ours.size()) {
+      fail(tensor + " has " + std::to_string(theirs.size()) + " numbers, ours " + std::to_string(ours.size()));
+      return;
+    }
+    for (std::size_t i = 0; i < theirs.size(); ++i) {
+      const auto a = std::bit_cast<std::uint32_t>(ours[i]), b = std::bit_cast<std::uint32_t>(theirs[i]);
+      const std::uint32_t magnitudes = (a | b) & 0x7FFFFFFFU, distance = a > b ? a - b : b - a;
+      if (magnitudes == 0 || distance <= ulps) continue;
+      note(tensor, std::abs(static_cast<double>(ours[i]) - static_cast<double>(theirs[i])), 0);
+      return;
+    }
+    note(tensor, 0, 1);
+  }
+  void check_exact(const std::string& name, const sluice::matrix<float>& ours, std::uint32_t ulps = 0) {
+    check_exact(name, std::span<const float>(ours.data(), static_cast<std::size_t>(ours.size())), ulps);
+  }
+
+  /// Compares a tensor of bytes.
+  void check_bytes(const std::string& name, std::span<const std::byte> ours) {
+    const std::string tensor = "expected." + name;
+    if (!has(tensor)) return;
+    compared_.insert(tensor);
+    const auto theirs = file_.at(tensor).bytes;
+    if (!std::equal(theirs.begin(), theirs.end(), ours.begin(), ours.end())) fail(tensor + " differs");
   }
 
   void fail(const std::string& what) { failures_.push_back(what); }

@@ -37,8 +37,11 @@ std::vector<replayer> vector_codebooks();  // vq, simvq, rotation_trick, vq_tami
 std::vector<replayer> code_readers();  // transformer_vq, movq
 std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, lfq, bsq
 std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
+std::vector<replayer> quantized_files();  // fp8_block, gptq_int4, awq_int4, compressed_tensors_int4, nvfp4, mxfp4,
+                                          // checkpoint_folder, gguf_file
 std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe (ternary)
 std::vector<replayer> vector_formats();  // ggml_iq
+std::vector<replayer> weight_codes();    // gptvq, aqlm, pv_tuning
 std::vector<replayer> block_formats();  // ggml_blocks, ggml_quantise
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 

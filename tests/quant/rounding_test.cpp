@@ -181,7 +181,7 @@ TEST_CASE("round_around_outliers: the share of weights with the largest gradient
   const matrix<float> w = test::random_matrix<float>(6, 50, 6), gradient = test::random_matrix<float>(6, 50, 7);
   const outlier_options o{.fraction = 0.05, .rest = {.bits = 3, .group = 25}};
   const outlier_codes codes = round_around_outliers(w, gradient, o);
-  codes.outliers.check();
+  codes.outliers.validate();
   CHECK(codes.outliers.size() == 15);
   matrix<float> zeroed = w;
   int kept = 0;

@@ -214,6 +214,16 @@ inline void write_next_token(nlohmann::json& json, const model_config& config) {
   json["mtp_layers_block_type"] = kinds;
 }
 
+inline nlohmann::json quantization_json(const model_config& config) {
+  const weight_encoding& how = config.encoding;
+  nlohmann::json out = {{"quant_method", config.quantization}};
+  if (!how.format.empty()) out["format"] = how.format;
+  if (how.bits != 0) out["bits"] = how.bits;
+  if (how.group != 0) out["group_size"] = how.group;
+  if (how.tile_rows != 0) out["weight_block_size"] = {how.tile_rows, how.tile_inputs};
+  return out;
+}
+
 inline nlohmann::json config_json(const model_config& config) {
   const common_keys& keys = keys_of(config.family);
   nlohmann::json numbers = {{keys.inputs.name, config.inputs},
@@ -241,7 +251,7 @@ inline nlohmann::json config_json(const model_config& config) {
   }
   out["model_type"] = config.model_type;
   if (!spelling.architecture.empty()) out["architectures"] = {spelling.architecture};
-  if (!config.quantization.empty()) out["quantization_config"] = {{"quant_method", config.quantization}};
+  if (!config.quantization.empty()) out["quantization_config"] = quantization_json(config);
   return out;
 }
 

@@ -80,10 +80,12 @@ struct expert_layout {
   std::string_view down;
   gate_and_up arrangement = gate_and_up::apart;
   bool transposed = false;
-  std::string_view up_bias = {};  ///< of gate and up, which share a tensor wherever there are biases
+  std::string_view up_bias = {};  ///< of both if gate and up share a tensor
   std::string_view down_bias = {};
   bool down_transposed = false;  ///< down alone is [in,out]
   bool flat = false;             ///< stacked without an axis of experts: their matrices lie one below the other
+  std::string_view gate_bias = {};  ///< where gate and up have a bias each
+  bool coded = false;               ///< weights under these names are codes: there to be read, not to be written
 
   /// The names of the matrices and biases of one expert.
   std::vector<std::string_view> parts() const {
@@ -107,7 +109,7 @@ struct expert_layout {
   tensor_place place(const std::string& prefix, index_t e, std::string_view part, const expert_extent& size) const {
     const bool is_bias = part.ends_with("_bias");
     const bool is_down = part.starts_with("down");
-    const bool shares = !is_down && arrangement != gate_and_up::apart;
+    const bool shares = !is_down && (arrangement != gate_and_up::apart && (!is_bias || gate_bias.empty()));
     const bool is_second = shares && part.starts_with("up");
     const auto [own, inputs] = extent_of(part, size);
     const index_t outputs = shares ? 2 * own : own;  // of the tensor, for one expert
@@ -139,7 +141,7 @@ struct expert_layout {
 
 private:
   std::string_view name_of(std::string_view part, bool is_down, bool is_bias, bool shares) const {
-    if (is_bias) return is_down ? down_bias : up_bias;
+    if (is_bias) return is_down ? down_bias : part.starts_with("gate") && !gate_bias.empty() ? gate_bias : up_bias;
     if (is_down) return down;
     return part == "gate" || shares ? gate : up;
   }

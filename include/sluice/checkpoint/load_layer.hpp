@@ -1,6 +1,6 @@
 /// load_layer: fills a layer from the tensors of a published model, strictly, in parallel and without a second copy.
 ///
-///   const sluice::checkpoint_model model("OLMoE-1B-7B-0924");                    // a folder, an index or one file
+///   const sluice::checkpoint_model model("OLMoE-1B-7B-0924");          // a folder, an index, a file; GGUF too
 ///   auto layer = sluice::load_layer<sluice::olmoe_layer<float>>(model, {.layer = 3});
 ///   auto small = sluice::load_layer<sluice::olmoe_layer<float, sluice::bfloat16_storage>>(model, {.layer = 3});
 ///
@@ -8,12 +8,15 @@
 /// block is left over, unless it is a counter of the training (training_state.hpp) or named as ignored; otherwise one
 /// file_error lists them all. What other blocks lack or hold does not matter. Numbers that the layer keeps in a
 /// narrower type are rounded; those that would become infinite, and NaN in biases, are refused with their count.
-/// Elements go from the mapped file straight into packed storage: besides the layer nothing of its size is held. What
-/// tensors are called: tensor_names.hpp.
+/// Elements go from the mapped file straight into packed storage, quantised ones decoded on the way (model_tensors.hpp):
+/// besides the layer nothing of its size is held. A router is never quantised: one that is, is refused. What tensors are
+/// called: tensor_names.hpp.
 #pragma once
 
+#include <sluice/checkpoint/gguf_config.hpp>
 #include <sluice/checkpoint/load_report.hpp>
 #include <sluice/checkpoint/model_config.hpp>
+#include <sluice/checkpoint/model_tensors.hpp>
 #include <sluice/checkpoint/published_types.hpp>
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/checkpoint/tensor_names.hpp>
@@ -25,6 +28,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -35,20 +39,21 @@ namespace sluice::inline SLUICE_ISA {
 /// A published model on disk: its config and its tensors.
 class checkpoint_model {
 public:
-  /// A folder with config.json, or that file, an index or a safetensors file in one. A prefix is what the names of
-  /// tensors have in front of "layers." where that is none of those that are known. Throws file_error.
+  /// A folder with config.json, or that file, an index or a safetensors file in one; or a GGUF file, or the folder of
+  /// one. A prefix is what the names of tensors have in front of "layers." where that is none of those that are known.
+  /// Throws file_error.
   explicit checkpoint_model(const std::filesystem::path& path, std::string prefix = {})
-      : checkpoint_model(path, read_model_config(folder_of(path)), std::move(prefix)) {}
+      : checkpoint_model(path, is_gguf(path) ? std::nullopt : std::optional(read_model_config(folder_of(path))),
+                         std::move(prefix)) {}
   /// With a config from elsewhere.
   checkpoint_model(const std::filesystem::path& path, model_config config, std::string prefix = {})
-      : files_(path.filename() == "config.json" ? folder_of(path) : path),
-        config_(std::move(config)),
-        name_(path.string()),
-        prefix_(std::move(prefix)) {}
+      : checkpoint_model(path, std::optional(std::move(config)), std::move(prefix)) {}
 
   const std::string& name() const noexcept { return name_; }
   const model_config& config() const noexcept { return config_; }
   const checkpoint_files& files() const noexcept { return files_; }
+  /// The same as layers need them: those that are quantised decoded.
+  const model_tensors& tensors() const noexcept { return tensors_; }
 
   /// The mixtures of the model, encoder before decoder. Blocks that predict further tokens are among them where they
   /// are in the files: many releases leave them out.
@@ -66,13 +71,32 @@ public:
     return tensor_names(
         config_, block,
         [this](const std::string& tensor) {
-          const located_tensor* const found = files_.find(tensor);
+          const decoded_tensor* const found = tensors_.find(tensor);
           return found == nullptr ? nullptr : &found->info.shape;
         },
         prefix_);
   }
 
 private:
+  checkpoint_model(const std::filesystem::path& path, std::optional<model_config> config, std::string prefix)
+      : files_(path.filename() == "config.json" ? folder_of(path) : path),
+        config_(config ? *std::move(config) : read_gguf_config(files_.gguf())),
+        tensors_(files_, config_),
+        name_(path.string()),
+        prefix_(std::move(prefix)) {}
+
+  /// A GGUF file, or a folder with such files and no others: a config.json may lie beside them.
+  static bool is_gguf(const std::filesystem::path& path) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(path, error)) return path.extension() == detail::gguf_suffix;
+    bool found = false;
+    for (const std::string& name : detail::folder_names(path)) {
+      if (name.ends_with(detail::file_suffix)) return false;
+      found = found || name.ends_with(detail::gguf_suffix);
+    }
+    return found;
+  }
+
   static std::filesystem::path folder_of(const std::filesystem::path& path) {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
@@ -83,6 +107,7 @@ private:
 
   checkpoint_files files_;
   model_config config_;
+  model_tensors tensors_;
   std::string name_;
   std::string prefix_;
 };
@@ -118,27 +143,38 @@ inline void find_tensors(const checkpoint_model& model, const tensor_names& name
   for (tensor_copy& copy : copies) {
     const auto [entry, is_new] = seen.try_emplace(copy.place.tensor, nullptr);
     if (is_new) {
-      const located_tensor* const found = model.files().find(copy.place.tensor);
+      const decoded_tensor* const found = model.tensors().find(copy.place.tensor);
       const std::string wanted = shape_text(copy.place.shape);
       if (found == nullptr) {
         problems.add("missing", copy.place.tensor,
                      "the layer needs shape " + wanted + "; it " + model.files().absence(copy.place.tensor));
         continue;
       }
-      if (found->info.shape != copy.place.shape) {
-        problems.add("different", copy.place.tensor,
-                     "shape is " + shape_text(found->info.shape) + ", the layer needs " + wanted);
+      const tensor_info& info = found->info;
+      if (!found->problem.empty()) {
+        problems.add("different", copy.place.tensor, found->problem);
         continue;
       }
-      if (const std::string obstacle = copy.obstacle(found->info); !obstacle.empty()) {
+      if (info.shape != copy.place.shape) {
+        problems.add("different", copy.place.tensor,
+                     "shape is " + shape_text(info.shape) + ", the layer needs " + wanted);
+        continue;
+      }
+      if (const std::string obstacle = copy.obstacle(info); !obstacle.empty()) {
         problems.add("different", copy.place.tensor, obstacle);
         continue;
       }
-      entry->second = &found->info;
+      if (info.decoder != nullptr && (copy.place.tensor == names.router() || copy.role() != parameter_role::weight)) {
+        problems.add("different", copy.place.tensor,
+                     "is quantised, " + printable(info.type_name(), 40) + "; what chooses experts must not be");
+        continue;
+      }
+      entry->second = &info;
+      report.ignored.insert(report.ignored.end(), found->unused.begin(), found->unused.end());
     }
     copy.from = entry->second;
   }
-  for (const located_tensor& tensor : model.files().tensors()) {
+  for (const decoded_tensor& tensor : model.tensors().all()) {
     const tensor_info& info = tensor.info;
     if (!names.owns(info.name) || seen.contains(info.name)) continue;
     if (is_training_counter(info, names.extent().experts) || matches_any(ignored, info.name))
@@ -211,7 +247,7 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
             std::to_string(problems.count()) + (problems.count() == 1 ? " problem" : " problems") +
             (config.quantization.empty()
                  ? ""
-                 : " (the model is quantised by " + detail::printable(config.quantization) + ", which is not read)") +
+                 : " (the model is quantised by " + detail::printable(config.quantization) + ")") +
             ':' + problems.text());
   }
   detail::read_all(copies, options);

@@ -8,7 +8,7 @@
 /// config_families.hpp says what a family's keys mean; keys that it does not need are ignored. A file_error that names
 /// the key and the numbers is thrown for a key that is missing where the family's own code has no default, has the
 /// wrong type, makes no sense, or asks for what sluice does not do (another activation, another way to score).
-/// Quantised weights are no error here: `quantization` names them.
+/// Quantised weights are no error here: `quantization` names them, `encoding` says what the file tells of their layout.
 ///
 /// to_json writes a config in the keys of its family, so that parse_model_config(to_json(c), name) == c.
 #pragma once
@@ -25,6 +25,7 @@
 
 #include <array>
 #include <filesystem>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -113,11 +114,50 @@ inline const family_spelling& family_of(const std::vector<json_object>& levels) 
   return *inner;
 }
 
-inline std::optional<std::string> quantization_of(const json_object& json) {
+/// A whole number under one of the keys; 0 if there is none, whatever else there is.
+inline index_t told_number(const json_value& object, std::initializer_list<const char*> keys) {
+  for (const char* const key : keys)
+    if (const json_value* const value = object.find(key); value != nullptr && value->is_within(-1, widths.most))
+      return value->integer();
+  return 0;
+}
+
+/// What quantization_config says of the layout of weights, as far as it is understood: whoever decodes them decides. Of
+/// compressed-tensors' groups all must agree; where they do not, bits and groups are not told.
+inline weight_encoding encoding_of(const json_value& told) {
+  weight_encoding how;
+  for (const char* const key : {"checkpoint_format", "version", "format"})
+    if (const json_value* const text = told.find(key); text != nullptr && text->is_string() && how.format.empty())
+      how.format = text->text();
+  how.bits = told_number(told, {"bits", "w_bit"});
+  how.group = told_number(told, {"group_size", "q_group_size"});
+  if (const json_value* const tile = told.find("weight_block_size");
+      tile != nullptr && tile->is_array() && tile->elements().size() == 2)
+    for (index_t* const side : {&how.tile_rows, &how.tile_inputs})
+      if (const json_value& length = tile->elements()[side == &how.tile_rows ? 0 : 1]; length.is_within(1, widths.most))
+        *side = length.integer();
+  const json_value* const groups = told.find("config_groups");
+  if (groups == nullptr || !groups->is_object()) return how;
+  std::optional<weight_encoding> common;
+  for (const json_value& group : groups->elements()) {
+    const json_value* const weights = group.is_object() ? group.find("weights") : nullptr;
+    if (weights == nullptr || !weights->is_object()) continue;
+    weight_encoding each = how;
+    each.bits = told_number(*weights, {"num_bits"});
+    each.group = told_number(*weights, {"group_size"});
+    if (each.group == 0) each.group = -1;  // a scale a row
+    if (common && *common != each) return how;
+    common = each;
+  }
+  return common.value_or(how);
+}
+
+inline void read_quantization(const json_object& json, model_config& config) {
   const auto found = json.object_if_given({"quantization_config"});
-  if (!found) return std::nullopt;
+  if (!found) return;
   const std::string method = found->text_if_given({"quant_method"}).value_or("");
-  return method.empty() ? "unnamed" : method;
+  config.quantization = method.empty() ? "unnamed" : method;
+  config.encoding = encoding_of(*json.value_if_given({"quantization_config"}));
 }
 
 }  // namespace detail
@@ -134,7 +174,7 @@ inline model_config parse_model_config(std::string_view json, const std::string&
   config.family = family.family;
   config.model_type = family.model_type.empty() ? name_of(family.family) : family.model_type;
   for (const detail::json_object& level : levels)
-    if (config.quantization.empty()) config.quantization = detail::quantization_of(level).value_or("");
+    if (config.quantization.empty()) detail::read_quantization(level, config);
   const detail::json_object& inner = levels.back();
   config.family = detail::routed_as(inner, config.family);
   detail::read_config(inner, config);

@@ -58,12 +58,24 @@ inline std::string to_string(const block_id& block) {
   return (block.decoder ? "decoder." : "layers.") + std::to_string(block.layer);
 }
 
+/// How a file says that its quantised weights are laid down; which of them are is seen from the tensors.
+struct weight_encoding {
+  std::string format = {};  ///< checkpoint_format of GPTQ, version of AWQ, format of compressed-tensors
+  index_t bits = 0;         ///< of a code; 0: the file does not say
+  index_t group = 0;        ///< inputs that share a scale; -1: all of a row; 0: the file does not say
+  index_t tile_rows = 0;    ///< FP8: weights that share a scale; 0: the file does not say
+  index_t tile_inputs = 0;
+
+  friend bool operator==(const weight_encoding&, const weight_encoding&) = default;
+};
+
 struct model_config {
   model_family family{};
   /// One that sluice knows: "llama4" nests its layers in a multimodal model, "llama4_text" is bare, "deepseek" is
   /// DeepSeekMoE-16B. Of a derivative that only its architecture gives away, the one of that architecture.
   std::string model_type;
   std::string quantization;   ///< quant_method of the file ("fp8", "mxfp4", ...); empty: weights are plain numbers
+  weight_encoding encoding = {};
   index_t inputs = 0;         ///< D, hidden_size
   index_t hidden = 0;         ///< H of one routed expert
   index_t latent = 0;         ///< Nemotron-3 Super: what routed experts read and write in place of D; 0: they have D

@@ -27,11 +27,12 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-/// The rows of a family that speak of such a block, the usual one first.
+/// The rows that speak of such a block of a family, the usual one first, that of GGUF files last.
 inline std::vector<const block_names*> rows_of(const model_config& config, const block_id& block) {
   std::vector<const block_names*> rows;
   for (const block_names& row : published_names)
     if (row.family == config.family && row.decoder == block.decoder) rows.push_back(&row);
+  if (!block.decoder) rows.push_back(&gguf_names);
   return rows;
 }
 
@@ -95,7 +96,7 @@ public:
   tensor_names in_layout(std::string_view layout) const {
     std::string known;
     for (const expert_layout& candidate : row_->experts) {
-      if (candidate.name.empty()) continue;
+      if (candidate.name.empty() || candidate.coded) continue;
       if (candidate.name == layout) {
         tensor_names other = *this;
         other.experts_ = candidate;

@@ -257,9 +257,9 @@ namespace detail {
 
 /// An expert or bank with its weights rounded to another storage; one that holds no weights as it is.
 template <typename Storage, typename Part>
-auto stored_as_or_copied(const Part& part) {
-  if constexpr (requires { part.template stored_as<Storage>(); })
-    return part.template stored_as<Storage>();
+auto stored_as_or_copied(const Part& part, const auto&... format) {
+  if constexpr (requires { part.template stored_as<Storage>(format...); })
+    return part.template stored_as<Storage>(format...);
   else
     return part;
 }

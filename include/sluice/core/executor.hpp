@@ -8,6 +8,7 @@
 /// threads; `index_t smallest_work() const` says what is worth handing to it.
 #pragma once
 
+#include <sluice/core/function_ref.hpp>
 #include <sluice/core/types.hpp>
 
 #include <concepts>
@@ -18,21 +19,7 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-/// A reference to something callable with a task number: two pointers, no allocation.
-class task_ref {
-public:
-  template <typename Body>
-    requires(!std::same_as<std::remove_cvref_t<Body>, task_ref>)
-  task_ref(Body& body)
-      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
-        call_([](void* object, index_t task) { (*static_cast<Body*>(object))(task); }) {}
-
-  void operator()(index_t task) const { call_(object_, task); }
-
-private:
-  void* object_;
-  void (*call_)(void*, index_t);
-};
+using task_ref = function_ref<void(index_t)>;
 
 }  // namespace detail
 

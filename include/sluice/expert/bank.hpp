@@ -15,6 +15,7 @@
 #include <sluice/expert/grouped_forward.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <string>
 #include <utility>
 #include <vector>
@@ -171,13 +172,17 @@ public:
   }
 
   /// The same bank with the weights of its experts rounded to another storage.
-  template <WeightStorage Storage>
+  template <MapStorage Storage>
     requires requires(const Expert& e) { e.template stored_as<Storage>(); }
-  auto stored_as() const {
-    std::vector<decltype(expert(0).template stored_as<Storage>())> converted;
-    converted.reserve(experts_.size());
-    for (const Expert& e : experts_) converted.push_back(e.template stored_as<Storage>());
-    return expert_bank<typename decltype(converted)::value_type>(std::move(converted));
+  auto stored_as(const Storage& format = {}) const {
+    return rebuilt([&](const Expert& e, index_t) { return e.template stored_as<Storage>(format); });
+  }
+  /// The same, to what format(expert, matrix) says; experts say how they count their matrices.
+  template <MapStorage Storage, std::invocable<index_t, int> Format>
+  auto stored_as(const Format& format) const {
+    return rebuilt([&](const Expert& expert, index_t e) {
+      return expert.template stored_as<Storage>([&](int matrix) -> Storage { return format(e, matrix); });
+    });
   }
 
   static consteval bool explain_training() { return explain_differentiable_expert<Expert>(); }
@@ -194,6 +199,15 @@ private:
     const expert_bank& bank;
     const Expert& operator()(index_t e) const noexcept { return bank.expert(e); }
   };
+
+  template <typename F>
+  auto rebuilt(F&& made_of) const {
+    using other = std::remove_cvref_t<decltype(made_of(expert(0), index_t(0)))>;
+    std::vector<other> converted;
+    converted.reserve(experts_.size());
+    for (index_t e = 0; e < experts(); ++e) converted.push_back(made_of(expert(e), e));
+    return expert_bank<other>(std::move(converted));
+  }
 
   // Rows of one task: enough to repay handing it out, few enough to spread.
   static constexpr index_t row_block = 32;

@@ -54,7 +54,7 @@ private:
   vector clamped(const vector& b) const { return select(b < vector(-limit), vector(-limit), capped(b)); }
 };
 
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using clamped_glu = gated_ffn<Scalar, clamped_gating<Scalar>, Storage>;
 
 static_assert(MadeOfLinearMaps<clamped_glu<float>> && DifferentiableExpert<clamped_glu<double>>);

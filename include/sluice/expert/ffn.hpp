@@ -13,7 +13,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <FloatOrDouble Scalar, Activation<Scalar> Phi = relu, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, Activation<Scalar> Phi = relu, MapStorage Storage = full_precision<Scalar>>
 class ffn : public grouped_expert<ffn<Scalar, Phi, Storage>, Scalar> {
 public:
   using scalar = Scalar;
@@ -48,11 +48,16 @@ public:
   parameter<Scalar>& down_bias() noexcept { return down_bias_; }
 
   /// The same expert with its weights rounded to another storage.
-  template <WeightStorage Other>
-  ffn<Scalar, Phi, Other> stored_as(Other format = {}) const {
+  template <MapStorage Other>
+  ffn<Scalar, Phi, Other> stored_as(const Other& format = {}) const {
+    return stored_as<Other>([&](int) { return format; });
+  }
+  /// The same, to what format(matrix) says, 0 for up and 1 for down.
+  template <MapStorage Other, std::invocable<int> Format>
+  ffn<Scalar, Phi, Other> stored_as(const Format& format) const {
     ffn<Scalar, Phi, Other> other(inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_});
-    other.up_ = up_.template stored_as<Other>(format);
-    other.down_ = down_.template stored_as<Other>(format);
+    other.up_ = up_.template stored_as<Other>(format(0));
+    other.down_ = down_.template stored_as<Other>(format(1));
     other.up_bias_ = up_bias_;
     other.down_bias_ = down_bias_;
     return other;
@@ -84,7 +89,7 @@ public:
   }
 
 private:
-  template <FloatOrDouble S, Activation<S> P, WeightStorage W>
+  template <FloatOrDouble S, Activation<S> P, MapStorage W>
   friend class ffn;
 
   vector with_bias(index_t column, const vector& z) const {

@@ -41,7 +41,7 @@ using gating_of = std::conditional_t<Activation<Phi, Scalar>, activated_gate<Phi
 
 }  // namespace detail
 
-template <FloatOrDouble Scalar, typename Phi = silu, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, typename Phi = silu, MapStorage Storage = full_precision<Scalar>>
   requires(Activation<Phi, Scalar> || Gating<Phi, Scalar>)
 class gated_ffn : public grouped_expert<gated_ffn<Scalar, Phi, Storage>, Scalar> {
 public:
@@ -88,13 +88,18 @@ public:
   parameter<Scalar>& hidden_scale() noexcept { return hidden_scale_; }
 
   /// The same expert with its weights rounded to another storage.
-  template <WeightStorage Other>
-  gated_ffn<Scalar, Phi, Other> stored_as(Other format = {}) const {
+  template <MapStorage Other>
+  gated_ffn<Scalar, Phi, Other> stored_as(const Other& format = {}) const {
+    return stored_as<Other>([&](int) { return format; });
+  }
+  /// The same, to what format(matrix) says, 0 for gate, 1 for up and 2 for down.
+  template <MapStorage Other, std::invocable<int> Format>
+  gated_ffn<Scalar, Phi, Other> stored_as(const Format& format) const {
     gated_ffn<Scalar, Phi, Other> other(
         inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_, .hidden_scale = has_scale_, .gating = gating_});
-    other.gate_ = gate_.template stored_as<Other>(format);
-    other.up_ = up_.template stored_as<Other>(format);
-    other.down_ = down_.template stored_as<Other>(format);
+    other.gate_ = gate_.template stored_as<Other>(format(0));
+    other.up_ = up_.template stored_as<Other>(format(1));
+    other.down_ = down_.template stored_as<Other>(format(2));
     other.gate_bias_ = gate_bias_;
     other.up_bias_ = up_bias_;
     other.down_bias_ = down_bias_;
@@ -143,7 +148,7 @@ public:
   }
 
 private:
-  template <FloatOrDouble S, typename P, WeightStorage W>
+  template <FloatOrDouble S, typename P, MapStorage W>
     requires(Activation<P, S> || Gating<P, S>)
   friend class gated_ffn;
 
@@ -158,11 +163,11 @@ private:
   parameter<Scalar> gate_bias_, up_bias_, down_bias_, hidden_scale_;
 };
 
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using swiglu = gated_ffn<Scalar, silu, Storage>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using geglu = gated_ffn<Scalar, gelu, Storage>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using reglu = gated_ffn<Scalar, relu, Storage>;
 
 static_assert(MadeOfLinearMaps<swiglu<float>> && DifferentiableExpert<swiglu<float>>);

@@ -32,6 +32,12 @@ concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && requires(E& expert) {
 
 namespace detail {
 
+/// Whether maps of one of these storages may have gradients of their weights.
+template <typename List>
+inline constexpr bool may_learn = false;
+template <typename... Storages>
+inline constexpr bool may_learn<storage_list<Storages...>> = (is_trainable_storage<Storages> || ...);
+
 /// sums[0 .. L) += v.
 template <typename Scalar>
 void add_lanes(Scalar* sums, const kernel::simd<Scalar>& v) {
@@ -187,8 +193,8 @@ private:
                          const index_t end = (std::min)(begin + unit_columns, width);
                          for (index_t g = 0; g < groups; g += unit_groups) {
                            const index_t count = (std::min)(unit_groups, groups - g);
-                           kernel::multiply_transposed(std::as_const(expert).last_map(), begin, end,
-                                                       upstream_lanes(t.own), g, count, sums, false);
+                           multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.own), g, count,
+                                               sums, false);
                            for_each_row(t.own, g, count, [&](index_t i, index_t group, index_t lane) {
                              const scalar part = hidden_row(t.own, expert, i, begin, end, group, lane,
                                                             sums + (group - g) * (end - begin) * lanes);
@@ -214,22 +220,21 @@ private:
     const index_t width = expert.last_map().inputs();
     const index_t b = (i - rows.first()) / rows.height();
     const index_t in_block = (i - rows.first()) % rows.height();
-    const auto place = [&](buffer<scalar>& numbers, index_t p) {
-      return group_.template packed_numbers<full>(numbers, rows, width).panel(rows, b, in_block, p);
-    };
+    const kernel::number_rows<scalar> hidden = group_.hidden_numbers(expert, rows);
+    const auto place = [&](std::size_t m, index_t p) { return group_.packed_z(m, rows, width).panel(rows, b, in_block, p); };
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
       const index_t count = (std::min)(lanes, end - column);
       alignas(64) scalar upstream[as_size(lanes)] = {};
       for (index_t l = 0; l < count; ++l) upstream[l] = dh[(column - begin + l) * lanes + lane];
       const vector unweighted = kernel::load(upstream);
-      const scalar* const h = group_.hidden_numbers(rows, b, in_block, column / lanes, width);
+      const scalar* const h = hidden.panel(rows, b, in_block, column / lanes);
       inner = kernel::multiply_add<scalar>(unweighted, kernel::load(h), inner);
       std::array<vector, as_size(maps)> z;
-      for (std::size_t m = 0; m < maps; ++m) z[m] = kernel::load(place(m_.z[m], column / lanes));
+      for (std::size_t m = 0; m < maps; ++m) z[m] = kernel::load(place(m, column / lanes));
       expert.activate_backward(column, z, unweighted * vector(rows_.weight(i)));
       for (std::size_t m = 0; m < maps; ++m) {
-        scalar* natural = place(m_.z[m], column / lanes);
+        scalar* natural = place(m, column / lanes);
         kernel::store<scalar>(natural, z[m]);
         scalar* out = hidden_lanes(own, static_cast<index_t>(m), width).group(group) + column * lanes + lane;
         for (index_t l = 0; l < count; ++l) out[l * lanes] = natural[l];
@@ -257,9 +262,12 @@ private:
           dweight[i] += kernel::dot(dy.data() + rows_.token(i) * dy.outerStride(), bias, outputs_);
   }
 
-  /// Whether experts of this map may have gradients of its weights.
-  template <typename Map>
-  static constexpr bool is_learned = is_trainable_storage<storage_of_map<Map>>;
+  static void multiply_transposed(const LinearMap auto& any, index_t begin, index_t end, const lane_rows& dy,
+                                  index_t first_group, index_t groups, scalar* sums, bool accumulate) {
+    visit_map(any, [&](const auto& map) {
+      kernel::multiply_transposed(map, begin, end, dy, first_group, groups, sums, accumulate);
+    });
+  }
 
   void gradients(const auto& expert_of) {
     const auto work = [](const active_rows& own, index_t width) {
@@ -273,14 +281,15 @@ private:
                        const kernel::row_blocks rows = group_.blocks_of(t.own);
                        const packed dy = packed_upstream(rows);
                        for (index_t q = t.begin; q < t.end; ++q) {
-                         if constexpr (is_learned<decltype(map)>)
-                           add_neighbours(map, q, rows, group_.packed_hidden(rows, map.inputs()), dy);
+                         if constexpr (may_learn<last_storages_of<Expert>>)
+                           if (map.gradient_panel(2 * q) != nullptr)
+                             add_neighbours(map, q, rows, group_.template packed_hidden<full>(rows, map.inputs()), dy);
                          if (scalar* bias = expert.output_bias_gradient())
                            add_column_sums(rows, dy, 2 * q, map.panels(), bias);
                        }
                      });
     if constexpr (maps > 0)
-      if constexpr (is_learned<decltype(std::declval<Expert&>().first_map(0))>)
+      if constexpr (may_learn<first_storages_of<Expert>>)
         group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
                          [&](const active_rows& own) { return work(own, inputs_); },
                          [&](const task& t) {
@@ -289,15 +298,18 @@ private:
   }
   void add_first(const task& t, Expert& expert, index_t q) {
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    const auto dz = [&](std::size_t m) {
-      return group_.template packed_numbers<full>(m_.z[m], rows, expert.last_map().inputs());
-    };
-    if constexpr (maps == 2)
-      kernel::add_weight_gradient<scalar>(
-          rows, group_.packed_inputs(), {dz(0), dz(1)}, {q, q},
-          {expert.first_map(0).gradient_panel(q), expert.first_map(1).gradient_panel(q)});
-    else
-      add_neighbours(expert.first_map(0), q, rows, group_.packed_inputs(), dz(0));
+    const auto x = [&](std::size_t place) { return group_.template packed_inputs<full>(rows, place); };
+    const auto dz = [&](std::size_t m) { return group_.packed_z(m, rows, expert.last_map().inputs()); };
+    if constexpr (maps == 2) {
+      // A map that learns has read numbers, and so has one beside it that shares its place or has no gradient.
+      scalar* const gate = expert.first_map(0).gradient_panel(q);
+      scalar* const up = expert.first_map(1).gradient_panel(q);
+      const std::size_t place = group_.second_place(expert);
+      kernel::add_weight_gradient<scalar>(rows, x(0), {dz(0), dz(1)}, {q, q}, {gate, place == 0 ? up : nullptr});
+      if (place != 0) kernel::add_weight_gradient<scalar>(rows, x(place), {dz(1), dz(1)}, {q, q}, {up, nullptr});
+    } else if (expert.first_map(0).gradient_panel(2 * q) != nullptr) {
+      add_neighbours(expert.first_map(0), q, rows, x(0), dz(0));
+    }
   }
 
   static void add_neighbours(auto&& map, index_t q, const kernel::row_blocks& rows, const packed& x, const packed& dy) {
@@ -329,13 +341,13 @@ private:
                              for (index_t g = 0; g < groups; g += unit_groups) {
                                const index_t count = (std::min)(unit_groups, groups - g);
                                if constexpr (maps == 0)
-                                 kernel::multiply_transposed(expert.last_map(), begin, end, upstream_lanes(own), g,
-                                                             count, sums, false);
+                                 multiply_transposed(expert.last_map(), begin, end, upstream_lanes(own), g, count, sums,
+                                                     false);
                                else
                                  for (int m = 0; m < maps; ++m)
-                                   kernel::multiply_transposed(expert.first_map(m), begin, end,
-                                                               hidden_lanes(own, m, expert.last_map().inputs()), g,
-                                                               count, sums, m > 0);
+                                   multiply_transposed(expert.first_map(m), begin, end,
+                                                       hidden_lanes(own, m, expert.last_map().inputs()), g, count, sums,
+                                                       m > 0);
                                for_each_row(own, g, count, [&](index_t i, index_t group, index_t lane) {
                                  const scalar* row = sums + (group - g) * (end - begin) * lanes + lane;
                                  const scalar scale = rows_.input_scale(i) * (maps == 0 ? rows_.weight(i) : scalar(1));

@@ -12,6 +12,10 @@
 /// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens
 /// to its outputs, which wait until all are there and are then added up in the same order: equal bits.
 ///
+/// Where storages are chosen at run time, a task asks once which it has (visit_map): packing, first maps and the last one
+/// are compiled once a storage each, never for a first one together with a last one. First maps of one storage meet in
+/// one tile; else, or where a storage has a state a map, each runs alone and the sums of the first wait in the place of h.
+///
 /// An expert takes this road if it is MadeOfLinearMaps; see expert/gated_ffn.hpp for one that is.
 #pragma once
 
@@ -26,8 +30,6 @@ class grouped_forward {
 public:
   using scalar = typename Expert::scalar;
   using memory = grouped_memory<Expert>;
-  using first_storage = typename memory::first_storage;
-  using last_storage = typename memory::last_storage;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
 
@@ -40,9 +42,9 @@ public:
   /// Bytes that x, h and waiting outputs take for this many rows, without the list of tasks.
   static index_t bytes(index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
     constexpr auto number = static_cast<index_t>(sizeof(scalar));
-    index_t row = is_direct || maps == 0 ? 0 : number * full_rows::pitch(hidden);
-    if (maps > 0) row += packed_bytes<first_storage>(inputs);
-    row += packed_bytes<last_storage>(hidden);
+    index_t row = has_rows ? number * full_rows::pitch(hidden) : 0;
+    if (maps > 0) row += static_cast<index_t>(memory::x_places) * memory::first_memory::row_bytes(inputs);
+    row += memory::last_memory::row_bytes(hidden);
     return rows * row + number * waiting_outputs(rows, outputs) +
            (std::min)(rows, experts) * static_cast<index_t>(sizeof(active_rows));
   }
@@ -52,20 +54,15 @@ public:
   static void reserve(memory& m, index_t rows, index_t experts, index_t inputs, index_t hidden, index_t outputs) {
     m.active.reserve((std::min)(rows, experts));
     m.outputs.reserve(waiting_outputs(rows, outputs));
-    if (!is_direct && maps > 0) m.h_rows.reserve(rows * full_rows::pitch(hidden));
+    if (has_rows) m.h_rows.reserve(rows * full_rows::pitch(hidden));
     if (m.keep)
       for (auto& z : m.z) z.reserve(rows * full_rows::pitch(hidden));
-    if constexpr (SumsInBlocks<last_storage>)
-      m.h_factors.reserve(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
-    m.h.reserve(rows * kernel::packed_rows<last_storage>::pitch(hidden));
-    if (maps == 0) return;
-    if constexpr (SumsInBlocks<first_storage>)
-      m.x_factors.reserve(rows * kernel::packed_rows<first_storage>::row_factors(inputs));
-    m.x.reserve(rows * kernel::packed_rows<first_storage>::pitch(inputs));
+    m.h.reserve(rows, hidden);
+    if (maps > 0)
+      for (std::size_t place = memory::x_places; place-- > 0;) m.x[place].reserve(rows, inputs);
   }
   static bool has_room(const memory& m, index_t rows, index_t inputs) {
-    if (maps == 0) return m.h.capacity() >= rows * kernel::packed_rows<last_storage>::pitch(inputs);
-    return m.x.capacity() >= rows * kernel::packed_rows<first_storage>::pitch(inputs);
+    return maps == 0 ? m.h.has_room(rows, inputs) : m.x[0].has_room(rows, inputs);
   }
 
   void run(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
@@ -87,30 +84,20 @@ public:
   }
 
 private:
-  using full = full_precision<scalar>;
-  using full_rows = kernel::packed_rows<full>;
+  using full_rows = kernel::packed_rows<full_precision<scalar>>;
   using active_rows = typename memory::active_rows;
   using task = typename memory::task;
   using panel_pair = kernel::streams<const std::byte*>;
   using sums_t = kernel::streams<const scalar*>;
-  static constexpr bool is_direct = grouped_rows<Expert>::is_direct;
-
-  template <typename Storage>
-  static index_t packed_bytes(index_t inputs) {
-    using packed = kernel::packed_rows<Storage>;
-    return packed::pitch(inputs) * static_cast<index_t>(sizeof(typename packed::activation)) +
-           packed::row_factors(inputs) * static_cast<index_t>(sizeof(typename packed::factor));
-  }
+  /// Whether hidden units may have to wait in rows until they are packed.
+  static constexpr bool has_rows = maps > 0 && !memory::last_memory::all_numbers;
 
   /// Panels 2q and 2q + 1 of a map; an odd last panel stands twice, and its copy's sums are not used.
   static panel_pair neighbours(const PanelledMap auto& map, index_t q) {
     return {map.panel(2 * q), map.panel((std::min)(2 * q + 1, map.panels() - 1))};
   }
-  static panel_pair first_panels(const Expert& expert, index_t q) {
-    if constexpr (maps == 2)
-      return {expert.first_map(0).panel(q), expert.first_map(1).panel(q)};
-    else
-      return neighbours(expert.first_map(0), q);
+  static panel_pair last_panels(const Expert& expert, index_t q) {
+    return visit_map(expert.last_map(), [q](const auto& map) { return neighbours(map, q); });
   }
 
   static index_t output_pitch(index_t outputs) { return (outputs + lanes - 1) / lanes * lanes; }
@@ -122,17 +109,24 @@ private:
   void make_room() {
     const index_t rows = rows_.size(), hidden = group_.hidden_width();
     m_.outputs.resize(waiting_outputs(rows, outputs_));
-    if constexpr (maps > 0) {
-      m_.x.resize(rows * kernel::packed_rows<first_storage>::pitch(inputs_));
-      if constexpr (SumsInBlocks<first_storage>)
-        m_.x_factors.resize(rows * kernel::packed_rows<first_storage>::row_factors(inputs_));
-      if constexpr (!is_direct) m_.h_rows.resize(rows * full_rows::pitch(hidden));
-    }
-    m_.h.resize(rows * kernel::packed_rows<last_storage>::pitch(hidden));
-    if constexpr (SumsInBlocks<last_storage>)
-      m_.h_factors.resize(rows * kernel::packed_rows<last_storage>::row_factors(hidden));
+    if constexpr (maps > 0)
+      for (auto& x : m_.x) x.resize(rows, inputs_);
+    if constexpr (has_rows) m_.h_rows.resize(rows * full_rows::pitch(hidden));
+    m_.h.resize(rows, hidden);
     for (auto& z : m_.z) z.resize(m_.keep ? rows * full_rows::pitch(hidden) : 0);
     m_.is_spent = false;
+  }
+
+  /// multiply_panels with the weights of one map. Where there are several storages it is compiled once for each of them,
+  /// whatever it is called with.
+  template <typename Storage, typename PanelsOf, typename Take>
+  static void multiply(const Storage& storage, const kernel::packed_rows<Storage>& x, const kernel::row_blocks& rows,
+                       index_t begin, index_t end, const PanelsOf& panels_of, const Take& take) {
+    if constexpr (chooses<first_storages_of<Expert>> || chooses<last_storages_of<Expert>>)
+      kernel::multiply_panels<Storage>(storage, x, rows, begin, end, function_ref<panel_pair(index_t)>(panels_of),
+                                       function_ref<void(index_t, index_t, const sums_t&)>(take));
+    else
+      kernel::multiply_panels<Storage>(storage, x, rows, begin, end, panels_of, take);
   }
 
   void pack_inputs(tokens_in<scalar> x, const auto& expert_of) {
@@ -144,11 +138,23 @@ private:
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const auto row_of = [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); };
     const auto scale_of = [&](index_t i) { return rows_.input_scale(i); };
-    for (index_t b = t.begin; b < t.end; ++b)
-      if constexpr (maps > 0)
-        kernel::pack_block(expert.first_map(0).format(), group_.packed_inputs(), rows, b, row_of, scale_of);
-      else
-        kernel::pack_block(expert.last_map().format(), group_.packed_hidden(rows, inputs_), rows, b, row_of, scale_of);
+    const auto pack = [&](const auto& map, const auto& packed) {
+      for (index_t b = t.begin; b < t.end; ++b) kernel::pack_block(map.format(), packed, rows, b, row_of, scale_of);
+    };
+    if constexpr (maps == 0) {
+      visit_map(expert.last_map(), [&](const auto& map) {
+        pack(map, group_.template packed_hidden<storage_of_map<decltype(map)>>(rows, inputs_));
+      });
+    } else {
+      const auto pack_for = [&](const auto& any, std::size_t place) {
+        visit_map(any, [&](const auto& map) {
+          pack(map, group_.template packed_inputs<storage_of_map<decltype(map)>>(rows, place));
+        });
+      };
+      pack_for(expert.first_map(0), 0);
+      if constexpr (maps == 2)
+        if (group_.second_place(expert) == 1) pack_for(expert.first_map(1), 1);
+    }
   }
 
   void hidden(const auto& expert_of) {
@@ -156,53 +162,101 @@ private:
       group_.run_tasks([&](const active_rows& own) { return group_.pairs_of(expert_of(own.expert)); },
                        [&](const active_rows& own) { return own.size() * inputs_ * lanes * kernel::tile_vectors; },
                        [&](const task& t) { hidden_of(t, expert_of(t.own.expert)); });
-      if constexpr (!is_direct) pack_hidden(expert_of);
+      if constexpr (has_rows) pack_hidden(expert_of);
     }
   }
   void hidden_of(const task& t, const Expert& expert) {
-    const kernel::row_blocks rows = group_.blocks_of(t.own);
-    kernel::multiply_panels<first_storage>(
-        expert.first_map(0).format(), group_.packed_inputs(), rows, t.begin, t.end,
-        [&](index_t q) { return first_panels(expert, (std::min)(q, t.end - 1)); },
-        [&](index_t b, index_t q, const sums_t& z) { activate(expert, rows, b, q, z); });
-  }
-
-  void activate(const Expert& expert, const kernel::row_blocks& rows, index_t b, index_t q, const sums_t& sums) {
     using vector = kernel::simd<scalar>;
+    const kernel::row_blocks rows = group_.blocks_of(t.own);
+    const kernel::number_rows<scalar> h = group_.hidden_numbers(expert, rows);
     const index_t width = expert.last_map().inputs();
-    const index_t panels = (width + lanes - 1) / lanes;
-    const auto one = [&](index_t i, index_t p, const std::array<vector, as_size(maps)>& z) {
-      kernel::store<scalar>(group_.hidden_numbers(rows, b, i, p, width), expert.activate(p * lanes, z));
+    const auto activate = [&](index_t b, index_t i, index_t p, const std::array<vector, as_size(maps)>& z) {
+      kernel::store<scalar>(h.panel(rows, b, i, p), expert.activate(p * lanes, z));
       if (m_.keep)
         for (std::size_t map = 0; map < maps; ++map)
-          kernel::store<scalar>(group_.template packed_numbers<full>(m_.z[map], rows, width).panel(rows, b, i, p),
-                                z[map]);
+          kernel::store<scalar>(group_.packed_z(map, rows, width).panel(rows, b, i, p), z[map]);
     };
-    for (index_t i = 0; i < rows.size(b); ++i) {
-      const vector z0 = kernel::load(sums[0] + i * lanes);
-      const vector z1 = kernel::load(sums[1] + i * lanes);
-      if constexpr (maps == 2) {
-        one(i, q, {z0, z1});
-      } else {
-        one(i, 2 * q, {z0});
-        if (2 * q + 1 < panels) one(i, 2 * q + 1, {z1});
-      }
+    if constexpr (maps == 1) {
+      multiply_alone(expert.first_map(0), 0, rows, 2 * t.begin, (std::min)(2 * t.end, expert.first_map(0).panels()),
+                     [&](index_t b, index_t i, index_t p, const scalar* z) { activate(b, i, p, {kernel::load(z)}); });
+    } else {
+      const auto together = [&](index_t b, index_t q, const sums_t& z) {
+        for (index_t i = 0; i < rows.size(b); ++i)
+          activate(b, i, q, {kernel::load(z[0] + i * lanes), kernel::load(z[1] + i * lanes)});
+      };
+      auto&& any_first = expert.first_map(0);
+      auto&& any_second = expert.first_map(1);
+      const bool is_done = visit_map(any_first, [&](const auto& first) {
+        const auto* second = map_like(first, any_second);
+        if (second == nullptr) return false;
+        multiply(first.format(), group_.template packed_inputs<storage_of_map<decltype(first)>>(rows), rows, t.begin, t.end,
+                 [&](index_t q) {
+                   const index_t p = (std::min)(q, t.end - 1);
+                   return panel_pair{first.panel(p), second->panel(p)};
+                 },
+                 together);
+        return true;
+      });
+      if (is_done) return;
+      multiply_alone(any_first, 0, rows, t.begin, t.end, [&](index_t b, index_t i, index_t p, const scalar* z) {
+        kernel::store<scalar>(h.panel(rows, b, i, p), kernel::load(z));
+      });
+      multiply_alone(any_second, group_.second_place(expert), rows, t.begin, t.end,
+                     [&](index_t b, index_t i, index_t p, const scalar* z) {
+                       activate(b, i, p, {kernel::load(h.panel(rows, b, i, p)), kernel::load(z)});
+                     });
     }
+  }
+  /// The map `any` if it may meet `map` in one tile: if it is of the same storage, which has no state.
+  template <PanelledMap Map>
+  static const Map* map_like(const Map&, const LinearMap auto& any) {
+    using storage = typename Map::storage;
+    if constexpr (!std::is_empty_v<storage>)
+      return nullptr;
+    else if constexpr (std::same_as<Map, std::remove_cvref_t<decltype(any)>>)
+      return &any;
+    else
+      return any.template get_if<storage>();
+  }
+  /// take(b, i, p, sums) for all rows and the panels begin .. end of one map.
+  template <typename Take>
+  void multiply_alone(const LinearMap auto& any, std::size_t place, const kernel::row_blocks& rows, index_t begin,
+                      index_t end, const Take& take) {
+    const auto take_pair = [&](index_t b, index_t q, const sums_t& sums) {
+      for (index_t i = 0; i < rows.size(b); ++i)
+        for (index_t v = 0; v < kernel::tile_vectors; ++v)
+          if (const index_t p = begin + 2 * q + v; p < end) take(b, i, p, sums[as_size(v)] + i * lanes);
+    };
+    const index_t pairs = (end - begin + 1) / 2;
+    visit_map(any, [&](const auto& map) {
+      multiply(map.format(), group_.template packed_inputs<storage_of_map<decltype(map)>>(rows, place), rows, 0, pairs,
+               [&](index_t q) {
+                 const index_t p = begin + 2 * (std::min)(q, pairs - 1);
+                 return panel_pair{map.panel(p), map.panel((std::min)(p + 1, end - 1))};
+               },
+               take_pair);
+    });
   }
 
   void pack_hidden(const auto& expert_of) {
-    group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
-                     [&](const active_rows& own) { return group_.blocks_of(own).height() * group_.hidden_width(); },
-                     [&](const task& t) { pack_hidden_of(t, expert_of(t.own.expert)); });
+    group_.run_tasks(
+        [&](const active_rows& own) {
+          return group_.is_direct(expert_of(own.expert)) ? 0 : group_.blocks_of(own).count();
+        },
+        [&](const active_rows& own) { return group_.blocks_of(own).height() * group_.hidden_width(); },
+        [&](const task& t) { pack_hidden_of(t, expert_of(t.own.expert)); });
   }
   void pack_hidden_of(const task& t, const Expert& expert) {
+    if (group_.is_direct(expert)) return;
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    const index_t width = expert.last_map().inputs();
-    for (index_t b = t.begin; b < t.end; ++b)
-      kernel::pack_block(
-          expert.last_map().format(), group_.packed_hidden(rows, width), rows, b,
-          [&](index_t i) { return group_.hidden_numbers(rows, b, i - rows.begin(b), 0, width); },
-          [](index_t) { return scalar(1); });
+    const kernel::number_rows<scalar> h = group_.hidden_numbers(expert, rows);
+    visit_map(expert.last_map(), [&](const auto& map) {
+      using storage = storage_of_map<decltype(map)>;
+      for (index_t b = t.begin; b < t.end; ++b)
+        kernel::pack_block(
+            map.format(), group_.template packed_hidden<storage>(rows, map.inputs()), rows, b,
+            [&](index_t i) { return h.panel(rows, b, i - rows.begin(b), 0); }, [](index_t) { return scalar(1); });
+    });
   }
 
   void output(tokens_out<scalar> y, const auto& expert_of) {
@@ -213,8 +267,8 @@ private:
       for (index_t a = 0; a < m_.active.size(); ++a) {
         const Expert& expert = expert_of(m_.active[a].expert);
         const bool is_last = a + 1 == m_.active.size();
-        const panel_pair next = is_last ? neighbours(expert.last_map(), end - 1)
-                                        : neighbours(expert_of(m_.active[a + 1].expert).last_map(), begin);
+        const panel_pair next =
+            is_last ? last_panels(expert, end - 1) : last_panels(expert_of(m_.active[a + 1].expert), begin);
         output_of({m_.active[a], begin, end}, expert, next,
                   [&](index_t row, index_t column, const scalar* sums) { add_output(expert, row, column, sums, y); });
       }
@@ -223,17 +277,18 @@ private:
   /// take(row, column, sums) for every row of the expert and every vector of the task's columns.
   template <typename Take>
   void output_of(const task& t, const Expert& expert, const panel_pair& next, Take&& take) {
-    const auto& map = expert.last_map();
     const kernel::row_blocks rows = group_.blocks_of(t.own);
-    kernel::multiply_panels<last_storage>(
-        map.format(), group_.packed_hidden(rows, map.inputs()), rows, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
-        [&](index_t b, index_t q, const sums_t& sums) {
-          for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
-            const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
-            if (column >= outputs_) return;
-            for (index_t i = 0; i < rows.size(b); ++i) take(rows.begin(b) + i, column, sums[v] + i * lanes);
-          }
-        });
+    const auto take_pair = [&](index_t b, index_t q, const sums_t& sums) {
+      for (std::size_t v = 0; v < kernel::tile_vectors; ++v) {
+        const index_t column = (q * kernel::tile_vectors + static_cast<index_t>(v)) * lanes;
+        if (column >= outputs_) return;
+        for (index_t i = 0; i < rows.size(b); ++i) take(rows.begin(b) + i, column, sums[v] + i * lanes);
+      }
+    };
+    visit_map(expert.last_map(), [&](const auto& map) {
+      multiply(map.format(), group_.template packed_hidden<storage_of_map<decltype(map)>>(rows, map.inputs()), rows, t.begin,
+               t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; }, take_pair);
+    });
   }
 
   void whole_experts(tokens_in<scalar> x, tokens_out<scalar> y, const auto& expert_of) {
@@ -247,9 +302,9 @@ private:
       pack_inputs_of({own, 0, blocks}, x, expert);
       if constexpr (maps > 0) {
         hidden_of({own, 0, group_.pairs_of(expert)}, expert);
-        if constexpr (!is_direct) pack_hidden_of({own, 0, blocks}, expert);
+        if constexpr (has_rows) pack_hidden_of({own, 0, blocks}, expert);
       }
-      output_of({own, 0, pairs}, expert, neighbours(expert.last_map(), pairs - 1),
+      output_of({own, 0, pairs}, expert, last_panels(expert, pairs - 1),
                 [&](index_t row, index_t column, const scalar* sums) {
                   kernel::store<scalar>(waiting(row) + column, kernel::load(sums));
                 });

@@ -8,6 +8,7 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
+#include <sluice/kernel/packed_memory.hpp>
 
 #include <array>
 #include <concepts>
@@ -21,24 +22,26 @@ namespace detail {
 template <typename Map>
 using storage_of_map = typename std::remove_cvref_t<Map>::storage;
 
-/// The storage of an expert's last map, and that of its first ones, which share packed rows.
+/// The storages that an expert's last map may be of, and its first ones.
 template <typename E>
-using last_storage_of = storage_of_map<decltype(std::declval<const E&>().last_map())>;
+using last_storages_of = storages_of<decltype(std::declval<const E&>().last_map())>;
 template <typename E>
-struct first_storage_of {
-  using type = last_storage_of<E>;
+struct first_storages {
+  using type = last_storages_of<E>;
 };
 template <typename E>
   requires(E::first_maps > 0)
-struct first_storage_of<E> {
-  using type = storage_of_map<decltype(std::declval<const E&>().first_map(0))>;
+struct first_storages<E> {
+  using type = storages_of<decltype(std::declval<const E&>().first_map(0))>;
 };
+template <typename E>
+using first_storages_of = typename first_storages<E>::type;
 
 template <typename E>
 concept HasFirstMaps = E::first_maps == 0 ||
     requires(const E& expert, const std::array<kernel::simd<typename E::scalar>, as_size(E::first_maps)>& z) {
   requires E::first_maps == 1 || E::first_maps == 2;
-  { expert.first_map(0) } -> PanelledMap;
+  { expert.first_map(0) } -> LinearMap;
   { expert.activate(index_t(), z) } -> std::same_as<kernel::simd<typename E::scalar>>;
 };
 
@@ -46,11 +49,12 @@ concept HasFirstMaps = E::first_maps == 0 ||
 
 /// y = last(activate(first_0(x), first_1(x))) + output_bias, with two first maps, one, or none: then y = last(x) +
 /// output_bias. Maps are what the products read of them (kernel/linear_map.hpp): linear_map, or a view, returned by
-/// value. The last map may be of another storage than the first ones. The hidden width may differ from expert to expert.
+/// value. The last map may be of another storage than the first ones, and any may be chosen at run time
+/// (kernel/mixed_map.hpp). The hidden width may differ from expert to expert.
 template <typename E>
 concept MadeOfLinearMaps = requires(const E& expert) {
   { E::first_maps } -> std::convertible_to<int>;
-  { expert.last_map() } -> PanelledMap;
+  { expert.last_map() } -> LinearMap;
   { expert.output_bias() } -> std::same_as<const typename E::scalar*>;
 } && detail::HasFirstMaps<E>;
 
@@ -60,8 +64,10 @@ namespace detail {
 template <typename Expert>
 struct grouped_memory {
   using scalar = typename Expert::scalar;
-  using first_storage = typename first_storage_of<Expert>::type;
-  using last_storage = last_storage_of<Expert>;
+  using first_memory = kernel::packed_memory<first_storages_of<Expert>>;
+  using last_memory = kernel::packed_memory<last_storages_of<Expert>>;
+  /// How often x is packed: twice if the first maps of an expert may want it differently.
+  static constexpr std::size_t x_places = Expert::first_maps == 2 && !first_memory::all_alike ? 2 : 1;
   /// The rows of an expert that has some.
   struct active_rows : row_range {
     index_t lane_group;  ///< the first group of theirs, where rows lie in lanes
@@ -77,10 +83,8 @@ struct grouped_memory {
   bool is_spent = false;  ///< whether backward has turned z into dz
   buffer<active_rows> active;
   buffer<task> tasks;
-  buffer<activation_of<first_storage>> x;
-  buffer<factor_of<first_storage>> x_factors;
-  buffer<activation_of<last_storage>> h;
-  buffer<factor_of<last_storage>> h_factors;
+  std::array<first_memory, x_places> x;
+  last_memory h;
   buffer<scalar> h_rows;                                      ///< where h is packed otherwise than number by number
   buffer<scalar> outputs;                                     ///< of whole experts, until they are added up
   std::array<buffer<scalar>, as_size(Expert::first_maps)> z;  ///< what the first maps gave, if kept; then dz
@@ -100,14 +104,11 @@ class grouped_rows {
 public:
   using scalar = typename Expert::scalar;
   using memory = grouped_memory<Expert>;
-  using first_storage = typename memory::first_storage;
-  using last_storage = typename memory::last_storage;
+  using last_memory = typename memory::last_memory;
   using full = full_precision<scalar>;
   using active_rows = typename memory::active_rows;
   static constexpr index_t lanes = kernel::simd_width<scalar>;
   static constexpr int maps = Expert::first_maps;
-  /// Whether h is packed number by number, so that it can be written in its place at once.
-  static constexpr bool is_direct = packs_numbers<last_storage>;
 
   /// expert_of(e) is expert e.
   template <typename ExpertOf>
@@ -129,27 +130,40 @@ public:
 
   index_t hidden_width() const noexcept { return hidden_; }
   static kernel::row_blocks blocks_of(const row_range& own) { return {own.begin, own.size()}; }
-  kernel::packed_rows<first_storage> packed_inputs() const { return {m_.x.data(), m_.x_factors.data(), inputs_, rows_.begin()}; }
-  /// What the last map reads: hidden units, or without first maps the inputs.
-  kernel::packed_rows<last_storage> packed_hidden(const kernel::row_blocks& rows, index_t width) const {
-    auto packed = packed_numbers<last_storage>(m_.h, rows, width);
-    if constexpr (SumsInBlocks<last_storage>)
-      packed.factors = m_.h_factors.data() + (rows.first() - rows_.begin()) * packed.row_factors(hidden_);
-    return packed;
-  }
-  /// Rows of hidden units in this storage. Experts narrower than the widest leave the end of their rows' places unused.
+  /// The inputs as the first map of this number reads them, in the place that second_place says for the second.
   template <typename Storage>
-  kernel::packed_rows<Storage> packed_numbers(buffer<activation_of<Storage>>& units,
-                                              const kernel::row_blocks& rows, index_t width) const {
-    using packed = kernel::packed_rows<Storage>;
-    return {units.data() + (rows.first() - rows_.begin()) * packed::pitch(hidden_), nullptr, width, rows.first()};
+  kernel::packed_rows<Storage> packed_inputs(const kernel::row_blocks& rows, std::size_t place = 0) const {
+    return m_.x[place].template rows_as<Storage>(rows, rows_.begin(), inputs_, inputs_);
   }
-  /// L hidden units of one row as numbers: packed where the last map reads such, else row by row.
-  scalar* hidden_numbers(const kernel::row_blocks& rows, index_t b, index_t i, index_t p, index_t width) const {
-    if constexpr (is_direct)
-      return packed_numbers<full>(m_.h, rows, width).panel(rows, b, i, p);
+  /// Where the inputs of the second first map lie: with those of the first, unless it reads them differently.
+  static std::size_t second_place(const Expert& expert) {
+    if constexpr (memory::x_places == 1)
+      return 0;
     else
-      return m_.h_rows.data() + (rows.begin(b) + i - rows_.begin()) * kernel::packed_rows<full>::pitch(hidden_) + p * lanes;
+      return packing_of(expert.first_map(0)) == packing_of(expert.first_map(1)) ? 0 : 1;
+  }
+  /// What the last map reads: hidden units, or without first maps the inputs.
+  template <typename Storage>
+  kernel::packed_rows<Storage> packed_hidden(const kernel::row_blocks& rows, index_t width) const {
+    return m_.h.template rows_as<Storage>(rows, rows_.begin(), width, hidden_);
+  }
+  /// Hidden units of an expert as numbers: in place at once where the last map reads such, else row by row.
+  kernel::number_rows<scalar> hidden_numbers(const Expert& expert, const kernel::row_blocks& rows) const {
+    const index_t width = expert.last_map().inputs();
+    if (is_direct(expert)) return {packed_hidden<full>(rows, width).units, packed_full::pitch(width), true};
+    return {m_.h_rows.data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_), packed_full::pitch(hidden_),
+            false};
+  }
+  /// Whether the last map reads hidden units as they are, so that they are written where it reads them.
+  static bool is_direct(const Expert& expert) {
+    if constexpr (last_memory::all_numbers || last_memory::no_numbers)
+      return last_memory::all_numbers;
+    else
+      return visit_map(expert.last_map(), [](const auto& map) { return packs_numbers<storage_of_map<decltype(map)>>; });
+  }
+  /// Rows of hidden units that backward reads: z, then dz.
+  kernel::packed_rows<full> packed_z(std::size_t map, const kernel::row_blocks& rows, index_t width) const {
+    return {m_.z[map].data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_), nullptr, width, rows.first()};
   }
 
   /// Cuts `units_of(own)` units of every active expert's rows into tasks of about equal work and runs body(task) for
@@ -207,6 +221,22 @@ public:
 
 private:
   using lane_rows = kernel::lane_rows<scalar>;
+  using packed_full = kernel::packed_rows<full>;
+
+  /// The same address for storages that pack alike; one of an own for every map whose format may differ from map to map.
+  template <typename Storage>
+  static constexpr char packing_mark = 0;
+  static const void* packing_of(const LinearMap auto& any) {
+    return visit_map(any, [&](const auto& map) -> const void* {
+      using storage = storage_of_map<decltype(map)>;
+      if constexpr (packs_numbers<storage>)
+        return &packing_mark<full>;
+      else if constexpr (std::is_empty_v<tiles_of<storage>>)
+        return &packing_mark<tiles_of<storage>>;
+      else
+        return &map;
+    });
+  }
 
   /// One thread has nobody to share with: larger tasks read what they share less often.
   index_t most_tasks() const { return executor_.concurrency() == 1 ? 1 : tasks_per_thread * executor_.concurrency(); }

@@ -112,8 +112,8 @@ public:
 
   /// The same bank with the weights of its experts rounded to another storage.
   template <typename Storage>
-  auto stored_as() const {
-    auto bank = bank_.template stored_as<Storage>();
+  auto stored_as(const auto&... format) const {
+    auto bank = bank_.template stored_as<Storage>(format...);
     latent_bank<decltype(bank)> other(std::move(bank), inputs(), outputs());
     other.into() = into_, other.out_of() = out_of_;
     return other;

@@ -12,7 +12,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-template <FloatOrDouble Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <FloatOrDouble Scalar, MapStorage Storage = full_precision<Scalar>>
 class linear_expert : public grouped_expert<linear_expert<Scalar, Storage>, Scalar> {
 public:
   using scalar = Scalar;
@@ -35,10 +35,15 @@ public:
   parameter<Scalar>& bias() noexcept { return bias_; }
 
   /// The same expert with its weights rounded to another storage.
-  template <WeightStorage Other>
-  linear_expert<Scalar, Other> stored_as(Other format = {}) const {
+  template <MapStorage Other>
+  linear_expert<Scalar, Other> stored_as(const Other& format = {}) const {
+    return stored_as<Other>([&](int) { return format; });
+  }
+  /// The same, to what format(matrix) says, of 0 alone.
+  template <MapStorage Other, std::invocable<int> Format>
+  linear_expert<Scalar, Other> stored_as(const Format& format) const {
     linear_expert<Scalar, Other> other(inputs(), outputs(), {.bias = has_bias_});
-    other.map_ = map_.template stored_as<Other>(format);
+    other.map_ = map_.template stored_as<Other>(format(0));
     other.bias_ = bias_;
     return other;
   }
@@ -57,7 +62,7 @@ public:
   }
 
 private:
-  template <FloatOrDouble S, WeightStorage W>
+  template <FloatOrDouble S, MapStorage W>
   friend class linear_expert;
 
   bool has_bias_;

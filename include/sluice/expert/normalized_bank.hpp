@@ -94,8 +94,8 @@ public:
 
   /// The same bank with the weights of its experts rounded to another storage.
   template <typename Storage>
-  auto stored_as() const {
-    auto bank = bank_.template stored_as<Storage>();
+  auto stored_as(const auto&... format) const {
+    auto bank = bank_.template stored_as<Storage>(format...);
     return normalized_bank<decltype(bank), Norm>(std::move(bank), norm_);
   }
 

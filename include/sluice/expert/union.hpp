@@ -145,10 +145,15 @@ public:
 
   /// The same banks, those of linear maps with their weights rounded to another storage.
   template <typename Storage>
-  auto stored_as() const {
-    const auto converted = [](auto... bank) { return expert_union<decltype(bank)...>(std::move(bank)...); };
-    return std::apply([&](const auto&... bank) { return converted(detail::stored_as_or_copied<Storage>(bank)...); },
-                      banks_);
+  auto stored_as(const Storage& format = {}) const {
+    return rebuilt([&](const auto& bank, index_t) { return detail::stored_as_or_copied<Storage>(bank, format); });
+  }
+  /// The same, to what format(expert, matrix) says, experts counted through all banks.
+  template <typename Storage, std::invocable<index_t, int> Format>
+  auto stored_as(const Format& format) const {
+    return rebuilt([&](const auto& bank, index_t first) {
+      return detail::stored_as_or_copied<Storage>(bank, [&, first](index_t e, int matrix) { return format(first + e, matrix); });
+    });
   }
 
   static consteval bool explain_training() {
@@ -176,6 +181,20 @@ private:
       f(std::get<i>(banks_), i, first);
       first += std::get<i>(banks_).experts();
     });
+  }
+
+  /// made_of(bank, its first expert) for every bank.
+  template <typename F>
+  auto rebuilt(F&& made_of) const {
+    const auto join = [](auto&... bank) { return expert_union<std::remove_cvref_t<decltype(bank)>...>(std::move(bank)...); };
+    return std::apply(
+        [&](const auto&... bank) {
+          index_t next = 0;
+          const auto made = [&](const auto& one) { return made_of(one, std::exchange(next, next + one.experts())); };
+          std::tuple<decltype(made(bank))...> converted{made(bank)...};  // braces: from left to right
+          return std::apply(join, converted);
+        },
+        banks_);
   }
 
   std::tuple<First, Rest...> banks_;

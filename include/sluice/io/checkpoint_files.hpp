@@ -1,10 +1,11 @@
-/// checkpoint_files: the tensors of a checkpoint, whether one safetensors file or many with an index.
+/// checkpoint_files: the tensors of a checkpoint, whether one safetensors file, many with an index, or GGUF.
 ///
 ///   const sluice::checkpoint_files files("OLMoE-1B-7B");         // a folder, an index (*.json) or a safetensors file
 ///   const sluice::tensor_info& q = files.at("model.layers.0.self_attn.q_proj.weight").info;
 ///
 /// In a folder, model.safetensors.index.json is taken if it is there; else model.safetensors; else the only
-/// *.safetensors file, where one of several numbered shards does not count: without an index it is no checkpoint. The
+/// *.safetensors file, where one of several numbered shards does not count: without an index it is no checkpoint; else
+/// the only *.gguf file or split (gguf_files.hpp). The
 /// index selects: a tensor comes from the shard that it names; what shards hold besides is not looked at. Every shard
 /// is mapped and its whole header is checked (safetensors_contents.hpp); one that is absent or does not pass turns away
 /// only who asks for its tensors (missing, at). Names in an index stay inside its folder (checkpoint_index.hpp), but a
@@ -18,6 +19,7 @@
 #include <sluice/io/checkpoint_index.hpp>
 #include <sluice/io/file_error.hpp>
 #include <sluice/io/folder.hpp>
+#include <sluice/io/gguf_files.hpp>
 #include <sluice/io/mapped_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/io/tensor_info.hpp>
@@ -26,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -76,7 +79,9 @@ public:
   const std::vector<located_tensor>& tensors() const noexcept { return tensors_; }
   /// What the index lists and its shards do not give, sorted by name.
   const std::vector<missing_tensor>& missing() const noexcept { return missing_; }
-  /// The names of the safetensors files that were opened, sorted.
+  /// Where the checkpoint is GGUF, its files, the one with the keys first; else empty.
+  const std::vector<gguf_reader>& gguf() const noexcept { return gguf_; }
+  /// The names of the files that were opened, sorted.
   const std::vector<std::string>& files() const noexcept { return files_; }
   const std::filesystem::path& folder() const noexcept { return folder_; }
   /// What the index says, and what its shards say of keys that it does not have; of two shards the first.
@@ -93,6 +98,7 @@ private:
   std::filesystem::path folder_;
   std::vector<std::string> files_;
   std::vector<safetensors_reader> readers_;  // one for each of files_
+  std::vector<gguf_reader> gguf_;            // or these
   std::vector<located_tensor> tensors_;
   std::vector<missing_tensor> missing_;
   std::map<std::string, std::string, std::less<>> unread_;  // shards that could not be opened, and why
@@ -116,11 +122,27 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
     if (std::error_code error; std::filesystem::exists(std::filesystem::symlink_status(folder / name, error)))
       return folder / name;
 
-  std::set<std::string> found = folder_names(folder);
+  const std::set<std::string> names = folder_names(folder);
+  std::set<std::string> found = names;
   std::string pickled;  // a file that PyTorch wrote, to name it where there is nothing else
   for (const std::string& name : found)
     if (pickled.empty() && is_pickled(name)) pickled = name;
   std::erase_if(found, [](const std::string& name) { return !name.ends_with(file_suffix); });
+  if (found.empty()) {
+    // Of a split one stands for all. Projectors of images have their own files, and no blocks.
+    std::map<std::string, std::string> models;
+    for (const std::string& name : names)
+      if (name.ends_with(gguf_suffix) && !name.starts_with("mmproj")) {
+        const std::optional<gguf_split> split = parse_gguf_split(name);
+        models.try_emplace(split ? split->stem : name, name);
+      }
+    if (models.size() == 1) return folder / models.begin()->second;
+    if (models.size() > 1)
+      throw file_error(folder.string(), "the folder has " + std::to_string(models.size()) + " models in .gguf files: \"" +
+                                            printable(models.begin()->second) + "\", \"" +
+                                            printable(std::next(models.begin())->second) +
+                                            (models.size() > 2 ? "\", ..." : "\"") + "; name one");
+  }
   if (found.empty() && !pickled.empty())
     throw file_error(folder.string(), "the folder has no .safetensors file, but \"" + printable(pickled) +
                                           "\": " + why_no_pickles);
@@ -154,6 +176,10 @@ inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
   std::map<std::string, std::string> places;  // of the tensors, by the index
   if (has_index) {
     places = open_index(entry);
+  } else if (entry.extension() == detail::gguf_suffix) {
+    gguf_ = detail::open_gguf(entry);
+    for (const gguf_reader& reader : gguf_)
+      files_.push_back(std::filesystem::path(reader.file_name()).filename().string());
   } else {
     files_.push_back(entry.filename().string());
     readers_.emplace_back(entry);
@@ -172,7 +198,16 @@ inline checkpoint_files::checkpoint_files(const std::filesystem::path& path) {
       bytes_ += tensor.bytes.size();
     }
   }
+  for (std::size_t i = 0; i < gguf_.size(); ++i)
+    for (const tensor_info& tensor : gguf_[i].tensors()) {
+      all.emplace_back(&tensor, &files_[i]);
+      bytes_ += tensor.bytes.size();
+    }
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first->name < b.first->name; });
+  for (std::size_t i = 1; i < all.size(); ++i)  // an index or a single file has every name once
+    if (all[i].first->name == all[i - 1].first->name)
+      throw file_error(name_, all[i].first->name,
+                       "is in \"" + *all[i - 1].second + "\" and in \"" + *all[i].second + '"');
   tensors_.reserve(all.size());
   for (const auto& [info, file] : all) tensors_.push_back({*info, *file});
   missing_.reserve(places.size());

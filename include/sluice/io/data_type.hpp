@@ -22,6 +22,7 @@ enum class data_type : std::uint8_t {
   i8,
   f8_e5m2,
   f8_e4m3,
+  f8_e8m0,
   i16,
   u16,
   f16,
@@ -43,11 +44,12 @@ struct data_type_row {
 };
 
 /// Indexed by data_type.
-inline constexpr std::array<data_type_row, 16> data_types{{{"BOOL", 1},
+inline constexpr std::array<data_type_row, 17> data_types{{{"BOOL", 1},
                                                            {"U8", 1},
                                                            {"I8", 1},
                                                            {"F8_E5M2", 1},
                                                            {"F8_E4M3", 1},
+                                                           {"F8_E8M0", 1},
                                                            {"I16", 2},
                                                            {"U16", 2},
                                                            {"F16", 2},

@@ -131,7 +131,10 @@ public:
     return length;
   }
 
-  /// "U32", "array of strings" for messages.
+  /// As they are in the file, behind the type.
+  std::span<const std::byte> bytes() const noexcept { return bytes_.first(length()); }
+
+  /// "U32", "array of string" for messages.
   std::string type_text() const {
     std::string text(detail::row_of(type_).name);
     if (type_ == gguf_type::array) text += " of " + std::string(detail::row_of(element_type()).name);

@@ -6,6 +6,7 @@
 /// rounded to what the storage can hold; fill and assign write all of it. Files hold its numbers as floats, row by row.
 #pragma once
 
+#include <sluice/core/function_ref.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/storage.hpp>
 
@@ -179,24 +180,31 @@ struct weight_of<Storage> {
   }
 };
 
-/// The weights of one map rounded to the storage of another of the same shape.
+/// Fills a map by panels: numbers_of(p, numbers) gives the weights [inputs][L] of panel p.
+template <typename To>
+void encode_panels(To& to, function_ref<void(index_t, typename To::scalar*)> numbers_of) {
+  constexpr index_t lanes = kernel::simd_width<typename To::scalar>;
+  constexpr index_t block = block_inputs<typename To::storage>();
+  const index_t padded = (to.inputs() + block - 1) / block * block;
+  buffer<typename To::scalar> numbers(padded * lanes, 0);
+  auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
+  for (index_t p = 0; p < to.panels(); ++p) {
+    numbers_of(p, numbers.data());
+    to.format().encode(numbers.data(), 0, padded, panels + p * panel_bytes<typename To::storage>(to.inputs()));
+  }
+}
+
+/// The weights of one map rounded to the storage of another of the same shape. Decoding knows one storage and encoding
+/// the other, so that N storages are compiled N times and not N^2.
 template <typename From, typename To>
 void reencode(const From& from, To& to) {
-  using from_scalar = typename From::scalar;
-  using to_scalar = typename To::scalar;
-  if constexpr (!std::same_as<from_scalar, to_scalar>) {
-    const matrix<from_scalar> numbers = from.weight().to_matrix();
-    to.weight().fill([&](index_t i) { return numbers.data()[i]; });
+  if constexpr (std::same_as<typename From::scalar, typename To::scalar>) {
+    encode_panels(to, [&](index_t p, typename To::scalar* numbers) {
+      from.format().decode(from.panel(p), 0, from.inputs(), numbers);
+    });
   } else {
-    constexpr index_t lanes = kernel::simd_width<to_scalar>;
-    constexpr index_t block = block_inputs<typename To::storage>();
-    const index_t padded = (from.inputs() + block - 1) / block * block;
-    buffer<to_scalar> numbers(padded * lanes, to_scalar(0));
-    auto* const panels = reinterpret_cast<std::byte*>(to.weight().data());
-    for (index_t p = 0; p < from.panels(); ++p) {
-      from.format().decode(from.panel(p), 0, from.inputs(), numbers.data());
-      to.format().encode(numbers.data(), 0, padded, panels + p * panel_bytes<typename To::storage>(from.inputs()));
-    }
+    const matrix<typename From::scalar> numbers = from.weight().to_matrix();
+    to.weight().fill([&](index_t i) { return numbers.data()[i]; });
   }
 }
 

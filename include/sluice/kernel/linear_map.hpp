@@ -9,6 +9,7 @@
 ///
 /// Kernels ask for no more than a PanelledMap, which may be a view: shared by experts, a part of another map, memory of a
 /// file. linear_map_view is one; a view of panels first .. of a map, or of the first inputs only, is a smaller map.
+/// Where the storage is chosen at run time (kernel/mixed_map.hpp), a map says which PanelledMap it is when it is visited.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -29,6 +30,56 @@ concept PanelledMap = WeightStorage<typename std::remove_cvref_t<M>::storage> &&
   { map.panel(index_t()) } -> std::same_as<const std::byte*>;
   { map.format() } -> std::convertible_to<typename std::remove_cvref_t<M>::storage>;
 };
+
+namespace detail {
+
+template <WeightStorage... Storages>
+struct storage_list {};
+/// Whether there is something to choose.
+template <typename List>
+inline constexpr bool chooses = true;
+template <typename Storage>
+inline constexpr bool chooses<storage_list<Storage>> = false;
+
+/// The storages that a map may be of.
+template <typename Map>
+struct storages_of_map {
+  using type = typename Map::storages;
+};
+template <PanelledMap Map>
+struct storages_of_map<Map> {
+  using type = storage_list<typename Map::storage>;
+};
+template <typename Map>
+using storages_of = typename storages_of_map<std::remove_cvref_t<Map>>::type;
+
+template <typename S>
+inline constexpr bool is_storage_choice = false;
+
+}  // namespace detail
+
+/// A PanelledMap, or a map that shows one when it is visited.
+template <typename M>
+concept LinearMap = PanelledMap<M> || requires(const std::remove_cvref_t<M>& map) {
+  typename std::remove_cvref_t<M>::storages;
+  { map.inputs() } -> std::convertible_to<index_t>;
+  { map.outputs() } -> std::convertible_to<index_t>;
+  { map.panels() } -> std::convertible_to<index_t>;
+  map.visit([](const auto&) {});
+};
+
+/// What a linear map is told to keep its weights in: a storage, or one of several (kernel/mixed_map.hpp).
+template <typename S>
+concept MapStorage = WeightStorage<S> || detail::is_storage_choice<S>;
+
+/// f(map) for the PanelledMap that it is: the one place where a storage is decided.
+template <LinearMap Map, typename F>
+decltype(auto) visit_map(Map&& map, F&& f) {
+  if constexpr (PanelledMap<Map>)
+    return f(map);
+  else
+    return map.visit(f);
+}
 
 /// Panels that belong to somebody else. The last panel holds outputs that are not asked for, or zeros.
 template <WeightStorage Storage>
@@ -58,8 +109,11 @@ private:
   static constexpr index_t lanes = kernel::simd_width<typename Storage::scalar>;
 };
 
+template <MapStorage Storage>
+class linear_map;
+
 template <WeightStorage Storage>
-class linear_map {
+class linear_map<Storage> {
 public:
   using storage = Storage;
   using scalar = typename Storage::scalar;
@@ -96,11 +150,11 @@ public:
   }
 
   /// The same map with its weights rounded to another storage. Throws std::invalid_argument if nobody has set them.
-  template <WeightStorage Other>
-  linear_map<Other> stored_as(Other format = {}) const {
+  template <MapStorage Other>
+  linear_map<Other> stored_as(const Other& format = {}) const {
     check_initialized(weight_, "weight");
     linear_map<Other> other(outputs(), inputs(), format);
-    detail::reencode(*this, other);
+    visit_map(other, [&](auto& map) { detail::reencode(*this, map); });
     return other;
   }
 

@@ -117,10 +117,11 @@ public:
 
   void after_step(tape& t) { layer_.after_step(t.layer); }
 
-  /// The same layers with the weights of their experts rounded to another storage, for inference.
+  /// The same layers with the weights of their experts rounded to another storage, for inference. A format of each matrix
+  /// is for the experts of the layer inside; what stands beside them takes the storage's own default.
   template <typename Storage>
-  auto stored_as() const {
-    return self().template rebuilt<Storage>(layer_.template stored_as<Storage>());
+  auto stored_as(const auto&... format) const {
+    return self().template rebuilt<Storage>(layer_.template stored_as<Storage>(format...));
   }
 
   /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments, and the wrapper for as

@@ -29,8 +29,9 @@ public:
 
   /// The same layer with its weights rounded to another storage, for inference.
   template <typename Storage>
-  auto stored_as() const {
-    return dense_layer<decltype(expert().template stored_as<Storage>())>(expert().template stored_as<Storage>());
+  auto stored_as(const auto&... format) const {
+    auto bank = this->bank().template stored_as<Storage>(format...);
+    return dense_layer<typename decltype(bank)::expert_type>(std::move(bank.expert(0)));
   }
 
   template <typename Self, typename Visitor>

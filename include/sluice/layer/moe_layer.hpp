@@ -237,11 +237,12 @@ public:
 
   /// The same layer with the weights of its experts rounded to another storage, for inference:
   ///   const auto small = layer.template stored_as<bfloat16_storage>();
+  /// With one more argument each matrix may differ: a format, or format(expert, matrix) (kernel/mixed_map.hpp).
   template <typename Storage>
-  auto stored_as() const {
+  auto stored_as(const auto&... format) const {
     return std::apply(
-        [this](const auto&... loss) {
-          auto bank = experts_.template stored_as<Storage>();
+        [&](const auto&... loss) {
+          auto bank = experts_.template stored_as<Storage>(format...);
           return moe_layer<Router, decltype(bank), Losses...>(router_, std::move(bank), loss...);
         },
         losses_);

@@ -181,10 +181,10 @@ public:
 
   /// The same gates over experts whose weights are rounded to another storage, for inference: without the losses.
   template <typename Storage>
-  auto stored_as() const {
+  auto stored_as(const auto&... format) const {
     std::vector<Router> routers;
     for (const task_layer& task : tasks_) routers.push_back(task.router());
-    auto bank = experts_.template stored_as<Storage>();
+    auto bank = experts_.template stored_as<Storage>(format...);
     multi_gate_layer<Router, decltype(bank)> other(routers, std::move(bank), {.task_bias = has_bias_});
     other.task_bias() = bias_;
     return other;

@@ -132,8 +132,8 @@ public:
   }
 
   template <typename Storage>
-  auto stored_as() const {
-    auto layer = layer_.template stored_as<Storage>();
+  auto stored_as(const auto&... format) const {
+    auto layer = layer_.template stored_as<Storage>(format...);
     return recurrent_layer<decltype(layer)>(std::move(layer), {.rounds = rounds_});
   }
 

@@ -27,7 +27,7 @@ namespace sluice::inline SLUICE_ISA {
 
 struct calibration_options {
   index_t first_expert = 0;                            ///< moments of the experts from here on
-  index_t only = std::numeric_limits<index_t>::max();  ///< and of no more than so many
+  index_t only = (std::numeric_limits<index_t>::max)();  ///< and of no more than so many
   index_t least_rows = 16;
 };
 

@@ -88,7 +88,7 @@ inline bit_allocation allocate_bits(const matrix<double>& cost, index_t budget, 
   budget = (std::min)(budget, experts * choices);
 
   // best[i][spent][seen]: of the experts i .. E - 1 with so many bits left to spend, after what the others have used.
-  constexpr double never = std::numeric_limits<double>::max();
+  constexpr double never = (std::numeric_limits<double>::max)();
   constexpr index_t states = 4;
   const index_t wanted = everything_used ? 3 : 0;
   const auto seen_with = [](index_t seen, index_t bits) { return seen | (bits == 2 ? 1 : bits == 3 ? 2 : 0); };

@@ -5,11 +5,13 @@
 ///   for i = 0 .. n - 1:   q = round(w[:, i]);   e = (w[:, i] - q) / U[i][i];   w[:, j] -= e U[i][j] for j > i;   w[:, i] = q
 ///
 /// What rounds is a policy. With step > 1 it is given so many columns at once, which compensate nothing for each other
-/// (vectors of weights). Columns go in blocks: within one the compensation reaches each column when it is its turn, past the
-/// block it comes as one product, so that enter(), which sees a block before its first column, sees what all earlier blocks
-/// left. With step = block there is none inside a block (MC-MoE at 3 bits and fewer).
+/// (vectors of weights); later columns lose least if errors are joint. Columns go in blocks: within one the compensation
+/// reaches each column when it is its turn, past the block it comes as one product, so that enter(), which sees a block
+/// before its first column, sees what all earlier blocks left. With step = block there is none inside a block (MC-MoE at 3
+/// bits and fewer).
 ///
-///   enter(first_row, rows, begin, end, w, pitch)      optional: columns begin .. end, row r at w + r pitch, column begin first
+///   enter(first_row, rows, begin, end, w, pitch)      optional: columns begin .. end, row r at w + r pitch, column begin first;
+///                                                     later columns lie behind, as all earlier blocks left them too
 ///   round(first_row, rows, column, count, w, q, pitch)  rows 0 .. rows of column column + k at w + k pitch; fills q alike
 ///
 /// Rows are independent of one another: a task has `rows_together` of them, and bits do not depend on the thread count. The
@@ -25,6 +27,7 @@ namespace sluice::inline SLUICE_ISA {
 struct sweep_options {
   index_t block = 128;         ///< columns
   index_t step = 1;            ///< columns that are rounded together
+  bool joint = false;          ///< and whose errors are (w - q) (U of those columns)^-1
   index_t rows_together = 64;  ///< rows of a task: a multiple of what is rounded together
 };
 
@@ -56,11 +59,16 @@ public:
         rounder_.round(first_row, rows, begin + j, count, static_cast<const double*>(own), rounded.data(), pitch);
         for (index_t k = 0; k < count; ++k) {
           const double diagonal = factor_.diagonal(begin + j + k);
+          double* const error = errors.data() + (j + k) * pitch;
           for (index_t r = 0; r < rows; ++r) {
             const double q = rounded[k * pitch + r];
-            errors[(j + k) * pitch + r] = (own[k * pitch + r] - q) / diagonal;
+            error[r] = own[k * pitch + r] - q;
             w_(first_row + r, begin + j + k) = q;
           }
+          if (o_.joint)
+            for (index_t l = 0; l < k; ++l)
+              kernel::add_scaled(factor[(j + k) * block + j + l], errors.data() + (j + l) * pitch, error, rows);
+          for (index_t r = 0; r < rows; ++r) error[r] /= diagonal;
         }
       }
       if (end == w_.cols() || factor_.is_neutral()) continue;

@@ -148,7 +148,7 @@ public:
 
   explicit inverse_factor(const matrix<double>& h, factor_options o = {}, const executor_ref& executor = {})
       : n_(h.rows()), pitch_(detail::spread_pitch(h.rows())) {
-    check(h, o);
+    refuse_bad(h, o);
     const bool saw_nothing = n_ == 0 || h.diagonal().maxCoeff() <= 0;
     make_neutral();
     if (saw_nothing) return;
@@ -188,7 +188,7 @@ public:
   bool is_neutral() const noexcept { return is_neutral_; }
 
 private:
-  void check(const matrix<double>& h, const factor_options& o) const {
+  void refuse_bad(const matrix<double>& h, const factor_options& o) const {
     if (h.rows() != h.cols()) throw_invalid("second moments are square, not [", h.rows(), ", ", h.cols(), "]");
     if (!is_at_least(o.damping, 0.0)) throw_invalid("the damping of second moments is at least 0, not ", o.damping);
     for (index_t i = 0; i < n_; ++i)

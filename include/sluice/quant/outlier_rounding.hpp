@@ -43,7 +43,7 @@ inline std::vector<index_t> largest_places(tokens_in<float> values, index_t coun
   std::iota(places.begin(), places.end(), index_t(0));
   const auto key = [&](index_t place) {
     const float& value = values(place / values.cols(), place % values.cols());
-    return is_nan(value) ? -1 : bits_of(value) & std::numeric_limits<std::int32_t>::max();
+    return is_nan(value) ? -1 : bits_of(value) & (std::numeric_limits<std::int32_t>::max)();
   };
   const auto middle = places.begin() + count;
   std::nth_element(places.begin(), middle, places.end(),

@@ -53,7 +53,7 @@ inline power_codes round_to_powers(tokens_in<float> w, int bits = 4, const execu
       if (scale < detail::smallest_weight) continue;
       out.scales[as_size(r)] = scale;
       for (index_t c = 0; c < w.cols(); ++c) {
-        const double t = (std::max)(least, std::abs(static_cast<double>(w(r, c))) / static_cast<double>(scale));
+        const double t = (std::max)(least, (std::abs)(static_cast<double>(w(r, c))) / static_cast<double>(scale));
         int exponent = 0;  // 2 t / 3 = fraction 2^exponent, 1/2 <= fraction < 1
         const double fraction = std::frexp(2 * t / 3, &exponent);
         const int p = fraction == 0.5 ? exponent - 1 : exponent;

@@ -27,7 +27,7 @@ inline grouped_codes sign_codes(tokens_in<float> w, index_t group = 0, const exe
         const index_t first = g * out.group, last = (std::min)(first + out.group, w.cols());
         double sum = 0;
         for (index_t c = first; c < last; ++c) {
-          sum += std::abs(static_cast<double>(w(r, c)));
+          sum += (std::abs)(static_cast<double>(w(r, c)));
           out.codes(r, c) = w(r, c) >= 0 ? 1 : 0;
         }
         const auto mean = static_cast<float>(sum / static_cast<double>(last - first));

@@ -29,7 +29,7 @@ struct sparse_weights {
   }
 
   /// Throws std::invalid_argument unless places ascend and are inside the matrix.
-  void check() const {
+  void validate() const {
     if (first.empty() || first.front() != 0 || first.back() != size() || input.size() != values.size())
       throw_invalid("there are ", size(), " sparse weights at ", input.size(), " inputs");
     for (index_t o = 0; o < outputs(); ++o) {

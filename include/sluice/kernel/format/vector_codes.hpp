@@ -33,9 +33,9 @@ struct vector_codes {
   index_t region_inputs = 0;   ///< 0: all inputs
   index_t scale_inputs = 0;    ///< inputs of a row that share a scale; 0: all
 
-  std::vector<matrix<float>> codebooks;        ///< [regions M] of [K_m, tile_outputs tile_inputs]
-  std::vector<matrix<std::uint16_t>> indices;  ///< [M] of [A,B]
-  matrix<float> scales;                        ///< [out, scale groups] or [0,0]
+  std::vector<matrix<float>> codebooks = {};        ///< [regions M] of [K_m, tile_outputs tile_inputs]
+  std::vector<matrix<std::uint16_t>> indices = {};  ///< [M] of [A,B]
+  matrix<float> scales = {};                        ///< [out, scale groups] or [0,0]
 
   index_t stages() const noexcept { return static_cast<index_t>(indices.size()); }
   index_t tile_rows() const noexcept { return pieces(outputs, tile_outputs); }

@@ -86,8 +86,11 @@ std::vector<index_t> choices_of(const dense_plan<Scalar>&) {
 /// All values, or all gradients, of an object one after another.
 template <typename Object>
 auto parameter_values(const Object& object) {
-  std::vector<typename Object::scalar> all;
-  for_each_unnamed_parameter(object, [&](const auto& p) { all.insert(all.end(), p.value().begin(), p.value().end()); });
+  using scalar = typename Object::scalar;
+  std::vector<scalar> all;
+  for_each_unnamed_parameter(object, [&](const auto& p) {
+    for (index_t i = 0; i < p.size(); ++i) all.push_back(static_cast<scalar>(to_number(p.element_at(i))));
+  });
   return all;
 }
 template <typename Object>

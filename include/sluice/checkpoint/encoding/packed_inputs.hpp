@@ -1,0 +1,144 @@
+/// packed_inputs: whole numbers of 4 or 8 bits, the inputs of a row side by side, as compressed-tensors has them under
+/// "pack-quantized" (Kimi-K2, and w4a16 and w8a16 releases).
+///
+///   weight_packed     I32 [rows, ceil(inputs bits / 32)]    consecutive INPUTS in a word, the lowest bits first
+///   weight_scale      BF16, F16 or F32 [rows, groups]
+///   weight_shape      I32 or I64 [2]: rows, inputs
+///   weight_zero_point I32 [ceil(rows bits / 32), groups]    if asymmetric: consecutive OUTPUTS in a word
+///   weight_g_idx      I32 [inputs]                          if activation order was used: the group of every input
+///
+///   w(o, i) = scale(o, g) (code - zero)     zero = 2^(bits - 1), or that of the output and group
+///
+/// Codes and zeros are stored with 2^(bits - 1) added, which cancels where there is a zero. One rounding to float.
+#pragma once
+
+#include <sluice/checkpoint/encoding/coded_matrix.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// The group of every input by a tensor of the file, which must be one of `groups`; none if there is no tensor.
+inline std::vector<std::int32_t> group_of_inputs(const tensor_info* tensor, index_t inputs, index_t groups) {
+  std::vector<std::int32_t> group_of;
+  if (tensor == nullptr) return group_of;
+  expect_part(*tensor, {inputs}, {data_type::i32});
+  group_of.resize(as_size(inputs));
+  safetensors_reader::copy<std::int32_t>(*tensor, group_of);
+  for (std::size_t i = 0; i < group_of.size(); ++i)
+    if (group_of[i] < 0 || group_of[i] >= groups)
+      throw unfit_parts('"' + printable(tensor->name) + "\" has input " + std::to_string(i) + " in group " +
+                        std::to_string(group_of[i]) + " of " + std::to_string(groups));
+  return group_of;
+}
+
+}  // namespace detail
+
+class packed_inputs final : public coded_matrix {
+public:
+  struct parts {
+    const tensor_info& packed;
+    const tensor_info& scale;
+    const tensor_info& shape;
+    const tensor_info* zero_point = nullptr;
+    const tensor_info* group_of = nullptr;
+  };
+
+  /// `bits` and `group` as the config tells them; 0: not told; a group of -1 is a whole row.
+  packed_inputs(const parts& p, index_t bits, index_t group)
+      : coded_matrix(shape_in(p.shape), {&p.packed, &p.scale, p.zero_point, p.group_of}),
+        packed_(p.packed),
+        scale_(p.scale),
+        bits_(bits) {
+    using enum data_type;
+    if (bits != 4 && bits != 8)
+      throw unfit_parts("codes of " + std::to_string(bits) + " bits; pack-quantized weights have 4 or 8");
+    words_ = detail::pieces_of(inputs() * bits, 32);
+    detail::expect_part(packed_, {rows(), words_}, {i32});
+    groups_ = scale_.shape.size() == 2 ? scale_.shape[1] : 0;
+    group_ = detail::group_length(inputs(), group);
+    if (p.group_of == nullptr || groups_ == 0) groups_ = detail::pieces_of(inputs(), group_);
+    detail::expect_part(scale_, {rows(), groups_}, {bf16, f16, f32});
+    if (p.zero_point != nullptr) {
+      detail::expect_part(*p.zero_point, {detail::pieces_of(rows() * bits, 32), groups_}, {i32});
+      zero_point_ = *p.zero_point;
+    }
+    group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
+  }
+
+private:
+  static std::vector<std::int64_t> shape_in(const tensor_info& tensor) {
+    std::vector<std::int64_t> shape(2);
+    if (tensor.dtype != data_type::i64) detail::expect_part(tensor, {2}, {data_type::i32});
+    detail::expect_part(tensor, {2}, {tensor.dtype});
+    safetensors_reader::copy<std::int64_t>(tensor, shape);
+    constexpr std::int64_t most = std::int64_t{1} << 31;
+    if (shape[0] < 1 || shape[1] < 1 || shape[0] > most || shape[1] > most)
+      throw unfit_parts('"' + detail::printable(tensor.name) + "\" says " + detail::shape_text(shape));
+    return shape;
+  }
+
+  std::uint32_t code_at(index_t row, index_t input) const noexcept {
+    return detail::code_in(
+        [&](index_t k) { return detail::load_element<std::uint32_t>(packed_.bytes, as_size(row * words_ + k)); }, input,
+        bits_);
+  }
+  index_t group_at(index_t input) const noexcept {
+    return group_of_.empty() ? input / group_ : static_cast<index_t>(group_of_[as_size(input)]);
+  }
+  std::uint32_t zero_at(index_t row, index_t g) const noexcept {
+    if (!zero_point_) return 1U << (bits_ - 1);
+    return detail::code_in(
+        [&](index_t k) { return detail::load_element<std::uint32_t>(zero_point_->bytes, as_size(k * groups_ + g)); },
+        row, bits_);
+  }
+  float scale_at(index_t row, index_t g) const noexcept { return detail::scale_in(scale_, row * groups_ + g); }
+
+  void read_row(index_t row, index_t first, std::span<float> out) const noexcept override {
+    index_t known = -1;  // the group that scale and zero are of
+    float scale = 0, zero = 0;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const index_t input = first + static_cast<index_t>(i);
+      if (const index_t g = group_at(input); g != known) {
+        known = g;
+        scale = scale_at(row, g);
+        zero = static_cast<float>(zero_at(row, g));
+      }
+      out[i] = scale * (static_cast<float>(code_at(row, input)) - zero);
+    }
+  }
+
+  grouped_codes room_for(index_t count) const override {
+    grouped_codes out;
+    out.scales.resize(count, groups_);
+    out.zeros.resize(count, groups_);
+    out.bits = static_cast<int>(bits_);
+    out.group = group_;
+    out.group_of = group_of_;
+    return out;
+  }
+  void fill_codes(index_t row, index_t to, grouped_codes& out) const override {
+    for (index_t g = 0; g < groups_; ++g) {
+      out.scales(to, g) = scale_at(row, g);
+      out.zeros(to, g) = static_cast<float>(zero_at(row, g));
+    }
+    for (index_t i = 0; i < inputs(); ++i) out.codes(to, i) = static_cast<std::uint8_t>(code_at(row, i));
+  }
+
+  tensor_info packed_;
+  tensor_info scale_;
+  std::optional<tensor_info> zero_point_;
+  std::vector<std::int32_t> group_of_;
+  index_t bits_;
+  index_t words_ = 0;  // of a row
+  index_t groups_ = 0;
+  index_t group_ = 0;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

@@ -1,0 +1,36 @@
+/// A reference to something callable: two pointers, no allocation, and one type whatever it refers to.
+///
+/// What it refers to has to live as long as the calls: for parameters, a lambda in the call itself.
+#pragma once
+
+#include <sluice/core/types.hpp>
+
+#include <concepts>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA::detail {
+
+template <typename Signature>
+class function_ref;
+
+template <typename Result, typename... Arguments>
+class function_ref<Result(Arguments...)> {
+public:
+  template <typename F>
+    requires(!std::same_as<std::remove_cvref_t<F>, function_ref> && std::is_invocable_r_v<Result, F&, Arguments...>)
+  function_ref(F&& f)
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
+        call_([](void* object, Arguments... arguments) -> Result {
+          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Arguments>(arguments)...);
+        }) {}
+
+  Result operator()(Arguments... arguments) const { return call_(object_, std::forward<Arguments>(arguments)...); }
+
+private:
+  void* object_;
+  Result (*call_)(void*, Arguments...);
+};
+
+}  // namespace sluice::inline SLUICE_ISA::detail
