@@ -21,7 +21,7 @@ matrix<double> factor_matrix(const inverse_factor& f) {
 }
 
 struct round_to_whole {
-  void round(index_t, index_t rows, index_t, index_t count, const double* w, double* q, index_t pitch) const {
+  void round_columns(index_t, index_t rows, index_t, index_t count, const double* w, double* q, index_t pitch) const {
     for (index_t k = 0; k < count; ++k)
       for (index_t r = 0; r < rows; ++r) q[k * pitch + r] = std::nearbyint(w[k * pitch + r]);
   }

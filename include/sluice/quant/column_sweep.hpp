@@ -12,7 +12,7 @@
 ///
 ///   enter(first_row, rows, begin, end, w, pitch)      optional: columns begin .. end, row r at w + r pitch, column begin first;
 ///                                                     later columns lie behind, as all earlier blocks left them too
-///   round(first_row, rows, column, count, w, q, pitch)  rows 0 .. rows of column column + k at w + k pitch; fills q alike
+///   round_columns(first_row, rows, column, count, w, q, pitch)   rows 0 .. rows of column column + k at w + k pitch; fills q
 ///
 /// Rows are independent of one another: a task has `rows_together` of them, and bits do not depend on the thread count. The
 /// policy is shared by all tasks and may keep what it finds for each row. Arithmetic is in double. Neutral factors leave the
@@ -56,7 +56,7 @@ public:
         double* const own = columns.data() + j * pitch;
         for (index_t k = 0; k < count; ++k)
           compensate(factor.data() + (j + k) * block, errors.data(), j, own + k * pitch, rows, pitch);
-        rounder_.round(first_row, rows, begin + j, count, static_cast<const double*>(own), rounded.data(), pitch);
+        rounder_.round_columns(first_row, rows, begin + j, count, static_cast<const double*>(own), rounded.data(), pitch);
         for (index_t k = 0; k < count; ++k) {
           const double diagonal = factor_.diagonal(begin + j + k);
           double* const error = errors.data() + (j + k) * pitch;

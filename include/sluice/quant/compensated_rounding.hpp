@@ -65,7 +65,7 @@ public:
     }
   }
 
-  void round(index_t first_row, index_t rows, index_t column, index_t count, const double* w, double* q,
+  void round_columns(index_t first_row, index_t rows, index_t column, index_t count, const double* w, double* q,
              index_t pitch) {
     for (index_t k = 0; k < count; ++k) {
       const index_t input = factor_.order()[as_size(column + k)];

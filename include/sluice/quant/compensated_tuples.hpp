@@ -80,7 +80,7 @@ public:
       }
   }
 
-  void round(index_t first_row, index_t rows, index_t column, index_t count, const double* w, double* q,
+  void round_columns(index_t first_row, index_t rows, index_t column, index_t count, const double* w, double* q,
              index_t pitch) {
     const index_t b = column / o_.tile_inputs;
     std::vector<index_t> ids;

@@ -36,7 +36,7 @@ struct ternary_rounder {
   const inverse_factor& factor;
   ternary_codes& out;
 
-  void round(index_t first_row, index_t rows, index_t column, index_t, const double* w, double* q, index_t) const {
+  void round_columns(index_t first_row, index_t rows, index_t column, index_t, const double* w, double* q, index_t) const {
     const index_t input = factor.order()[as_size(column)];
     for (index_t r = 0; r < rows; ++r) {
       const auto high = static_cast<double>(out.high[as_size(first_row + r)]);

@@ -54,7 +54,11 @@ inline number_range range_with_zero(const float* x, index_t count) noexcept {
   alignas(64) float low[as_size(width)], high[as_size(width)];
   store<float>(low, least);
   store<float>(high, most);
-  return {*std::min_element(low, low + width), *std::max_element(high, high + width)};
+  SLUICE_UNROLL for (index_t half = width / 2; half > 0; half /= 2) SLUICE_UNROLL for (index_t l = 0; l < half; ++l) {
+    low[l] = (std::min)(low[l], low[l + half]);
+    high[l] = (std::max)(high[l], high[l + half]);
+  }
+  return {low[0], high[0]};
 }
 
 namespace detail {
