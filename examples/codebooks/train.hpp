@@ -54,20 +54,6 @@ struct measured {
 
 namespace detail {
 
-/// What repairs have moved in this step, wherever in the tape the quantisers are.
-template <typename Tape>
-index_t revived_in(const Tape& tape) {
-  index_t sum = 0;
-  if constexpr (requires { tape.replaced.size(); }) sum += static_cast<index_t>(tape.replaced.size());
-  if constexpr (requires { tape.inner; }) sum += revived_in(tape.inner);
-  if constexpr (requires { tape.part; }) sum += revived_in(tape.part);
-  if constexpr (requires { tape.stages.begin(); })
-    for (const auto& one : tape.stages) sum += revived_in(one);
-  if constexpr (requires { tape.parts.begin(); })
-    for (const auto& one : tape.parts) sum += revived_in(one);
-  return sum;
-}
-
 inline double variance(const matrix<float>& rows) { return (rows.rowwise() - rows.colwise().mean()).squaredNorm(); }
 
 template <typename Q>
@@ -137,7 +123,8 @@ measured train(Q quantizer, const split& data, const training& how, const std::f
       optimizer.set_learning_rate(how.rate * std::min(1.0, 2 * left));
       optimizer.step(model);
       model.after_step(tape);
-      m.revived += detail::revived_in(tape);
+      model.for_each_replaced(tape, [&](const auto&, index_t) { ++m.revived; });
+      sluice::forget_replaced(optimizer, model, tape);
       ++step;
     }
     shown(static_cast<double>(epoch + 1) / how.epochs);

@@ -29,7 +29,7 @@
 #include <sluice/layer/kept_rows.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
-#include <type_traits>
+#include <concepts>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -48,15 +48,6 @@ concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_
 };
 template <typename Q>
 concept Quantizer = TrainableLayer<Q> && CanEncode<Q> && CanDecode<Q>;
-
-/// The ids [T,M] of the last training forward call on this tape of a quantiser, which may lie in a tape inside.
-template <typename Q>
-const matrix_buffer<index_t>& training_ids(const typename Q::tape& tape) {
-  if constexpr (requires { tape.ids; })
-    return tape.ids;
-  else
-    return training_ids<std::remove_cvref_t<decltype(std::declval<const Q&>().quantizer())>>(Q::quantizer_tape(tape));
-}
 
 /// Derived also has inputs(), code_columns() and codes(column), and outputs() if there are not as many as inputs. OwnMemory
 /// is what encode needs, OwnTape what training does.
@@ -170,6 +161,10 @@ public:
 
   void after_step(tape&) {}
 
+  /// f(table, code) for every code that the last after_step of this tape gave to others, wherever in the quantiser it is.
+  template <typename F>
+  void for_each_replaced(tape&, F&&) {}
+
   /// The quantiser as it is: another storage is a matter of experts.
   template <typename Storage>
   Derived stored_as() const {
@@ -196,5 +191,11 @@ private:
       if (is_hidden(ids, t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
   }
 };
+
+/// What an optimiser remembers of codes that were replaced is about other vectors: it forgets them. After after_step.
+template <typename Optimizer, Quantizer Q>
+void forget_replaced(Optimizer& optimizer, Q& quantizer, typename Q::tape& tape) {
+  quantizer.for_each_replaced(tape, [&](auto& table, index_t code) { optimizer.forget_row(table, code); });
+}
 
 }  // namespace sluice::inline SLUICE_ISA

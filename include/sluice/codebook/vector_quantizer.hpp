@@ -96,9 +96,8 @@ public:
   index_t code_columns() const noexcept { return 1; }
   index_t codes(index_t /*column*/ = 0) const noexcept { return codebook_.codes(); }
 
-  /// Lets codes learn from the batch of this tape, then repairs them. Call it once after every training step. What an
-  /// optimiser remembers of codes that were replaced is about other vectors: optimizer.forget_row(table, code) for each
-  /// code in tape.replaced.
+  /// Lets codes learn from the batch of this tape, then repairs them. Call it once after every training step, and then
+  /// forget_replaced(optimizer, quantizer, tape).
   void after_step(tape& t) {
     t.record.validate(this);
     const auto batch = seen(t, t.ids.data());
@@ -107,6 +106,12 @@ public:
     policies::template for_each<repair_role>(policies_, [&](auto& repair, auto& memory) {
       repair.after_step(codebook_, batch, memory, t.replaced);
     }, t.memories);
+  }
+
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    if constexpr (requires { codebook_.table(); })
+      for (const index_t code : t.replaced) f(codebook_.table(), code);
   }
 
   Codes& codebook() noexcept { return codebook_; }

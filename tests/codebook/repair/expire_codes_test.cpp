@@ -2,6 +2,9 @@
 
 #include <sluice/codebook/codes/counted.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
+#include <sluice/codebook/structure/product.hpp>
+#include <sluice/codebook/structure/residual.hpp>
+#include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
 #include <sluice/train/adamw.hpp>
 
@@ -100,7 +103,7 @@ TEST_CASE("expire_codes: learned codes that are counted are replaced too, and op
   optimizer.step(q);
   q.after_step(tape);
   REQUIRE(tape.replaced.size() == expired_codes - 2);
-  for (const index_t c : tape.replaced) optimizer.forget_row(q.codebook().table(), c);
+  forget_replaced(optimizer, q, tape);
   index_t arrays = 0;
   for_each_parameter(optimizer, [&](const std::string& name, const parameter<double>& p) {
     if (p.rows() != expired_codes) return;
@@ -120,4 +123,35 @@ TEST_CASE("expire_codes and counted_codes: what does not fit is refused with its
   CHECK_THROWS_WITH(lonely_quantizer(moving_average_codes<double>{expired_codes, expired_width}, expire_codes{.threshold = -1}),
                     Catch::Contains("not -1"));
   CHECK_THROWS_WITH(counted_codes(learned_codes<double>{expired_codes, expired_width}, {.decay = 1}), Catch::Contains("not 1"));
+}
+
+TEST_CASE("forget_replaced: codes are found wherever in a structure they are", "[codebook][structure]") {
+  const vector_quantizer stage{counted_codes{learned_codes<double>{4, 2}, {.decay = 0.5}}, expire_codes{.threshold = 1}};
+  product_quantizer q{std::vector(2, unit_rows{residual_quantizer{std::vector(2, stage)}})};
+  initialize(q, 1);
+  const matrix<double> x = test::random_matrix<double>(3, 4, 1);
+  matrix<double> y(3, 4), dx(3, 4);
+  adamw<double> optimizer{{}};
+  decltype(q)::tape tape;
+  q.forward(x, y, tape, {.training = true, .random = random_source{1}});
+  q.backward(matrix<double>::Ones(3, 4), dx, tape);
+  for_each_parameter(q, [](const std::string&, auto& p) {
+    if (p.is_learned()) p.gradient_map().setOnes();
+  });
+  optimizer.step(q);
+  q.after_step(tape);
+  forget_replaced(optimizer, q, tape);
+  index_t expected = 0, found = 0, forgotten = 0;
+  for (const auto& part : tape.parts)
+    for (const auto& one : part.inner.stages) expected += one.replaced.size();
+  q.for_each_replaced(tape, [&](const parameter<double>& table, index_t code) {
+    ++found;
+    CHECK((table.rows() == 4 && code >= 0 && code < 4));
+  });
+  for_each_parameter(optimizer, [&](const std::string&, const parameter<double>& p) {
+    for (index_t r = 0; p.rows() == 4 && r < 4; ++r) forgotten += p.to_matrix().row(r).isZero(0);
+  });
+  CHECK(expected > 0);
+  CHECK(found == expected);
+  CHECK(forgotten == 2 * expected);  // both moments
 }

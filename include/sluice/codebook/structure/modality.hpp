@@ -81,6 +81,11 @@ public:
     for (index_t m = 0; m < modalities(); ++m) part(m).after_step(t.parts[as_size(m)]);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    for (index_t m = 0; m < modalities(); ++m) part(m).for_each_replaced(t.parts[as_size(m)], f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return base::workspace_bytes(rows, training) + parts_.workspace_bytes(rows, training) +
            rows * outputs() * static_cast<index_t>(sizeof(scalar)) * (training ? 3 : 1);
@@ -161,7 +166,7 @@ private:
       for (index_t i = 0; i < tokens; ++i)
         if (!t.kept.counts(i)) t.seen[as_size(m)][i] = 0;
       part(m).forward(t.kept.x(), t.part_output.map(), t.parts[as_size(m)], own);
-      const auto& ids = training_ids<Part>(t.parts[as_size(m)]);
+      const auto& ids = t.parts[as_size(m)].ids;
       for (index_t i = 0; i < tokens; ++i)
         if (t.seen[as_size(m)][i]) {
           number(m, ids.map(), i, t.ids.map());

@@ -75,6 +75,11 @@ public:
     for (index_t m = 0; m < parts(); ++m) part(m).after_step(t.parts[as_size(m)]);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    for (index_t m = 0; m < parts(); ++m) part(m).for_each_replaced(t.parts[as_size(m)], f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return base::workspace_bytes(rows, training) + parts_.workspace_bytes(rows, training) +
            (training ? rows * outputs() * static_cast<index_t>(sizeof(scalar)) : 0);
@@ -95,16 +100,19 @@ private:
     return y.middleCols(first_output_[as_size(m)], part(m).outputs());
   }
 
-  void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& w, const context_type& context) const {
+  void prepare(memory& w, const executor_ref& executor) const {
     w.parts.resize(as_size(parts()));
+    for (index_t m = 0; m < parts(); ++m) part(m).prepare_call(w.parts[as_size(m)], executor);
+  }
+
+  void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& w, const context_type& context) const {
     for (index_t m = 0; m < parts(); ++m)
-      part(m).encode(read_by(m, x), parts_.columns(ids, m), w.parts[as_size(m)], context);
+      part(m).encode_prepared(read_by(m, x), parts_.columns(ids, m), w.parts[as_size(m)], context);
   }
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, memory& w, const executor_ref& executor) const {
-    w.parts.resize(as_size(parts()));
     for (index_t m = 0; m < parts(); ++m)
-      part(m).decode(parts_.columns(ids, m), written_by(m, y), w.parts[as_size(m)], executor);
+      part(m).decode_prepared(parts_.columns(ids, m), written_by(m, y), w.parts[as_size(m)], executor);
   }
 
   void assign(tape& t, const context_type& context) const {
@@ -114,7 +122,7 @@ private:
     for (index_t m = 0; m < parts(); ++m) {
       part(m).forward(read_by(m, t.kept.x()), written_by(m, t.quantized.map()), t.parts[as_size(m)],
                       visible.for_layer(m));
-      parts_.columns(t.ids.map(), m) = training_ids<Part>(t.parts[as_size(m)]).map();
+      parts_.columns(t.ids.map(), m) = t.parts[as_size(m)].ids.map();
     }
   }
 

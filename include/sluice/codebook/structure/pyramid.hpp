@@ -107,6 +107,11 @@ public:
     for (index_t j = 0; j < levels(); ++j) stage(j).after_step(t.stages[as_size(j)]);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    for (index_t j = 0; j < levels(); ++j) stage(j).for_each_replaced(t.stages[as_size(j)], f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     const index_t matrices = training ? 4 + 2 * levels() : 3;
     return base::workspace_bytes(rows, training) + stages_.workspace_bytes(rows, training) +
@@ -170,9 +175,13 @@ private:
     }
   }
 
+  void prepare(memory& m, const executor_ref& executor) const {
+    m.stages.resize(as_size(levels()));
+    for (index_t j = 0; j < levels(); ++j) stage(j).prepare_call(m.stages[as_size(j)], executor);
+  }
+
   void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& m, const context_type& context) const {
     check_images(x.rows());
-    m.stages.resize(as_size(levels()));
     m.seen.resize(x.rows());
     m.residual.resize(x.rows(), inputs());
     m.residual.map() = x;
@@ -181,18 +190,18 @@ private:
     for (index_t j = 0; j < levels(); ++j) {
       pool(m.residual, m.seen.data(), j, m.level);
       const context_type own = context_of(context, j, m.level);
-      stage(j).encode(std::as_const(m.level.means).map(), m.level.ids.map(), m.stages[as_size(j)], own);
-      stage(j).decode(std::as_const(m.level.ids).map(), m.level.quantized.map(), m.stages[as_size(j)], context.executor);
+      stage(j).encode_prepared(std::as_const(m.level.means).map(), m.level.ids.map(), m.stages[as_size(j)], own);
+      stage(j).decode_prepared(std::as_const(m.level.ids).map(), m.level.quantized.map(), m.stages[as_size(j)],
+                               context.executor);
       take_away(m.level, j, m.seen.data(), ids, m.residual, nullptr);
     }
   }
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, memory& m, const executor_ref& executor) const {
-    m.stages.resize(as_size(levels()));
     m.residual.resize(ids.rows(), inputs());
     y.setZero();
     for (index_t j = 0; j < levels(); ++j) {
-      stage(j).decode(stages_.columns(ids, j), m.residual.map(), m.stages[as_size(j)], executor);
+      stage(j).decode_prepared(stages_.columns(ids, j), m.residual.map(), m.stages[as_size(j)], executor);
       y += m.residual.map();
     }
   }
@@ -211,7 +220,7 @@ private:
       auto& stage_tape = t.stages[as_size(j)];
       pool(t.residual, t.kept.counts(), j, own);
       stage(j).forward(std::as_const(own.means).map(), own.quantized.map(), stage_tape, context_of(context, j, own));
-      own.ids.map() = training_ids<Stage>(stage_tape).map();
+      own.ids.map() = stage_tape.ids.map();
       take_away(own, j, t.kept.counts(), t.ids.map(), t.residual, &t.sum);
     }
   }

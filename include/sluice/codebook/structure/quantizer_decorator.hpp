@@ -66,6 +66,11 @@ public:
     inner_.after_step(t.inner);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    inner_.for_each_replaced(t.inner, f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     const index_t numbers = rows * (inner_.inputs() + inner_.outputs()) * (training ? 2 : 1);
     return base::workspace_bytes(rows, training) + inner_.workspace_bytes(rows, training) +

@@ -126,6 +126,11 @@ public:
       for (std::size_t j = 0; j < t.stages.size(); ++j) stage(static_cast<index_t>(j)).after_step(t.stages[j]);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    for (std::size_t j = 0; j < t.stages.size(); ++j) stage(static_cast<index_t>(j)).for_each_replaced(t.stages[j], f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return base::workspace_bytes(rows, training) + stages_.workspace_bytes(rows, training) +
            rows * inputs() * static_cast<index_t>(sizeof(scalar)) * (training ? 5 : 2);
@@ -150,14 +155,19 @@ private:
 
   auto& workspace_of(memory& m, index_t j) const { return m.stages[stages_.memory_of(j)]; }
 
-  void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& m, const context_type& context) const {
+  void prepare(memory& m, const executor_ref& executor) const {
     m.stages.resize(as_size(stages_.workspaces()));
+    for (index_t j = 0; j < (stages_.is_shared() ? 1 : used_); ++j) stage(j).prepare_call(workspace_of(m, j), executor);
+  }
+
+  void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& m, const context_type& context) const {
     m.residual.resize(x.rows(), inputs());
     m.value.resize(x.rows(), inputs());
     ids.setConstant(no_code);
-    stage(0).encode(x, stages_.columns(ids, 0), workspace_of(m, 0), context);
+    stage(0).encode_prepared(x, stages_.columns(ids, 0), workspace_of(m, 0), context);
     for (index_t j = 1; j < used_; ++j) {
-      stage(j - 1).decode(stages_.columns(ids, j - 1), m.value.map(), workspace_of(m, j - 1), context.executor);
+      stage(j - 1).decode_prepared(stages_.columns(ids, j - 1), m.value.map(), workspace_of(m, j - 1),
+                                   context.executor);
       const scalar* const before = j == 1 ? x.data() : m.residual.data();
       const index_t stride = j == 1 ? x.outerStride() : m.residual.cols();
       for_rows(context.executor, x.rows(), [&](index_t t) {
@@ -165,17 +175,17 @@ private:
         scalar* const left = m.residual.row(t);
         for (index_t i = 0; i < inputs(); ++i) left[i] = from[i] - value[i];
       });
-      stage(j).encode(m.residual.map(), stages_.columns(ids, j), workspace_of(m, j), context);
+      stage(j).encode_prepared(std::as_const(m.residual).map(), stages_.columns(ids, j), workspace_of(m, j), context);
     }
   }
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, memory& m, const executor_ref& executor) const {
-    m.stages.resize(as_size(stages_.workspaces()));
     m.value.resize(ids.rows(), inputs());
-    stage(0).decode(stages_.columns(ids, 0), y, workspace_of(m, 0), executor);
+    stage(0).decode_prepared(stages_.columns(ids, 0), y, workspace_of(m, 0), executor);
     for (index_t j = 1; j < depth(); ++j) {
       if ((stages_.columns(ids, j).col(0).array() == no_code).all()) continue;
-      stage(j).decode(stages_.columns(ids, j), m.value.map(), workspace_of(m, j), executor);
+      if (j >= used_ && !stages_.is_shared()) stage(j).prepare_call(workspace_of(m, j), executor);
+      stage(j).decode_prepared(stages_.columns(ids, j), m.value.map(), workspace_of(m, j), executor);
       for_rows(executor, ids.rows(), [&](index_t t) {
         kernel::add_scaled(scalar(1), m.value.row(t), y.data() + t * y.outerStride(), inputs());
       });
@@ -199,7 +209,7 @@ private:
       context_type own = context.for_layer(j);
       own.token_mask = choose_tokens(t, j);
       forward_stage(t, j).forward(std::as_const(t.residual).map(), t.quantized.map(), stage_tape, own);
-      stages_.columns(t.ids.map(), j) = training_ids<Stage>(stage_tape).map();
+      stages_.columns(t.ids.map(), j) = stage_tape.ids.map();
       for_rows(context.executor, tokens, [&](index_t token) {
         if (t.ids(token, stages_.first_column(j)) == no_code) return;
         kernel::add_scaled(scalar(1), t.quantized.row(token), t.sum.row(token), inputs());

@@ -103,6 +103,11 @@ public:
     part_.after_step(t.part);
   }
 
+  template <typename F>
+  void for_each_replaced(tape& t, F&& f) {
+    part_.for_each_replaced(t.part, f);
+  }
+
   index_t workspace_bytes(index_t rows, bool training = false) const {
     return base::workspace_bytes(rows, training) + part_.workspace_bytes(parts_ * rows, training) +
            rows * (inputs() + outputs()) * static_cast<index_t>(sizeof(scalar)) * (training ? 2 : 1);
@@ -116,12 +121,14 @@ public:
 private:
   using cuts = detail::cut_rows<scalar>;
 
+  void prepare(memory& m, const executor_ref& executor) const { part_.prepare_call(m.part, executor); }
+
   void encode_rows(tokens_in<scalar> x, tokens_out<index_t> ids, memory& m, const context_type& context) const {
     m.x.resize(x.rows(), x.cols());
     m.x.map() = x;
     m.ids.resize(ids.rows(), ids.cols());
     const auto own = m.context_of(context, x.rows(), parts_, [&](index_t t) { return !context.is_padding(t); });
-    part_.encode(cuts::cut(std::as_const(m.x), parts_), cuts::cut(m.ids, parts_), m.part, own);
+    part_.encode_prepared(cuts::cut(std::as_const(m.x), parts_), cuts::cut(m.ids, parts_), m.part, own);
     ids = m.ids.map();
   }
 
@@ -129,7 +136,7 @@ private:
     m.ids.resize(ids.rows(), ids.cols());
     m.ids.map() = ids;
     m.y.resize(y.rows(), y.cols());
-    part_.decode(cuts::cut(std::as_const(m.ids), parts_), cuts::cut(m.y, parts_), m.part, executor);
+    part_.decode_prepared(cuts::cut(std::as_const(m.ids), parts_), cuts::cut(m.y, parts_), m.part, executor);
     y = m.y.map();
   }
 
@@ -139,7 +146,7 @@ private:
     const auto own = t.context_of(context, x.rows(), parts_, [&](index_t i) { return t.kept.counts(i); });
     const const_matrix_map<scalar> cut_x{x.data(), x.rows() * parts_, part_.inputs()};
     part_.forward(cut_x, cuts::cut(t.y, parts_), t.part, own);
-    std::copy_n(training_ids<Part>(t.part).data(), t.ids.size(), t.ids.data());
+    std::copy_n(t.part.ids.data(), t.ids.size(), t.ids.data());
   }
 
   void quantize(tape& t, tokens_out<scalar> y, const context_type&) const {
