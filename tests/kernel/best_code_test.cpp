@@ -248,7 +248,7 @@ TEMPLATE_TEST_CASE("best_code: infinities are scores", "[kernel][best_code]", fl
 TEMPLATE_TEST_CASE("best_code: nothing is read or written past its arrays", "[kernel][best_code]", float, double) {
   using S = TestType;
   const test::guard where = GENERATE(test::guard::before, test::guard::behind);
-  const index_t rows = GENERATE(1, 9, 31), codes = GENERATE(1, 19, 64), width = GENERATE(1, 7, 32);
+  const index_t rows = GENERATE(1, 9, 31), codes = GENERATE(1, 19, 83), width = GENERATE(1, 7, 33);
   const kernel::code_blocking<S> blocking{rows, codes, width};
   test::guarded_array<S> x(rows * width, where, S(1)), keys(codes * width, where, S(2)), offsets(codes, where),
       scores(rows, where), memory(blocking.size(), where);

@@ -8,11 +8,13 @@
 ///
 /// Blocking: a block of codes is packed into the second-level cache and all rows pass over it, a tile of them over all
 /// of its panels, while what was best so far waits in the first. Where all rows make one tile, a block is what it takes
-/// at once: keys are read once, from wherever they are, and packed no further than into the first-level cache.
+/// at once: keys are read once, from wherever they are, and packed no further than into the first-level cache. For one row
+/// even that costs more than the products: kernel/likely_codes.hpp leaves only a few codes to the search.
 #pragma once
 
 #include <sluice/kernel/code_panels.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
+#include <sluice/kernel/likely_codes.hpp>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -42,8 +44,10 @@ struct code_blocking {
   index_t offsets_begin() const noexcept { return rows * pitch(); }
   index_t states_begin() const noexcept { return offsets_begin() + panels() * lanes; }
   index_t keys_begin() const noexcept { return states_begin() + rows * 2 * lanes; }
+  /// Keys of likely codes, and then their offsets.
+  index_t likely_begin() const noexcept { return keys_begin() + panels() * width * lanes; }
   /// Numbers of memory.
-  index_t size() const noexcept { return keys_begin() + panels() * width * lanes; }
+  index_t size() const noexcept { return likely_begin() + likely_codes<Scalar>::most * (width + 1); }
 };
 
 namespace detail {
@@ -101,25 +105,39 @@ void best_code(const Scalar* x, index_t x_stride, index_t rows, const code_keys<
   using storage = full_precision<Scalar>;
   const auto row_of = [&](index_t i) { return x + i * x_stride; };
   const auto unscaled = [](index_t) { return Scalar(1); };
-  const auto search = [&]<typename Rule, int Highest>(Rule, std::integral_constant<int, Highest>, index_t first,
-                                                      index_t count) {
-    const code_blocking<Scalar> blocking{count, k.count, k.width};
+  const auto search = [&]<typename Rule, int Highest>(Rule, std::integral_constant<int, Highest>,
+                                                      const code_keys<Scalar>& among, index_t first, index_t count) {
+    const code_blocking<Scalar> blocking{count, among.count, among.width};
     const row_blocks blocks(0, count);
     const packed_rows<storage> packed{.units = memory, .inputs = k.width};
     for (index_t b = 0; b < blocks.count(); ++b)
       pack_block(
           storage{}, packed, blocks, b, [&](index_t i) { return row_of(first + i); }, unscaled);
-    detail::search_codes<Scalar, Rule, Highest>(blocks, packed, k, blocking, memory);
+    detail::search_codes<Scalar, Rule, Highest>(blocks, packed, among, blocking, memory);
     const Scalar* state = memory + blocking.states_begin();
     for (index_t i = first; i < first + count; ++i, state += 2 * lanes) {
       const index_t id = ids[i * ids_stride] = detail::best_of_state(state);
       if (scores != nullptr) scores[i] = id == no_code ? quiet_nan<Scalar>() : state[id % lanes];
     }
   };
-  search(detail::greatest_score{}, std::integral_constant<int, tile_rows>{}, 0, rows);
+  constexpr index_t least_width = 16;  // measured: below it packing costs no more
+  likely_codes<Scalar> likely;
+  if (rows == 1 && k.width >= least_width && k.count > 2 * likely.most && find_likely_codes(x, k, likely)) {
+    Scalar* const keys = memory + code_blocking<Scalar>{1, k.count, k.width}.likely_begin();
+    Scalar* const offsets = keys + likely.most * k.width;
+    for (index_t j = 0; j < likely.size(); ++j) {
+      std::copy_n(k.keys + likely[j] * k.stride, k.width, keys + j * k.width);
+      offsets[j] = k.offsets == nullptr ? Scalar(0) : k.offsets[likely[j]];
+    }
+    search(detail::greatest_score{}, std::integral_constant<int, 1>{},
+           code_keys<Scalar>{keys, k.width, offsets, likely.size(), k.width}, 0, 1);
+    *ids = likely[*ids];
+    return;
+  }
+  search(detail::greatest_score{}, std::integral_constant<int, tile_rows>{}, k, 0, rows);
   for (index_t i = 0; i < rows; ++i)  // -infinity is a score too
     if (ids[i * ids_stride] == no_code && !any_nan(row_of(i), k.width))
-      search(detail::first_score{}, std::integral_constant<int, 1>{}, i, 1);
+      search(detail::first_score{}, std::integral_constant<int, 1>{}, k, i, 1);
 }
 
 }  // namespace kernel
