@@ -64,6 +64,7 @@ TEST_CASE("published: quantisers of images are trained, come back from ids and f
   check_row("vq_vae_2", [] { return paper::vq_vae_2<float>({.height = 4, .width = 4}); });
   check_row("p_vq", [] { return paper::p_vq<float>(); });
   check_row("vqgan", [] { return paper::vqgan<float>(); });
+  check_row("vq_diffusion", [] { return paper::vq_diffusion<float>(32, 8); });
   check_row("vq_ddm", [] { return paper::vq_ddm<float>(16, 8); });
   check_row("movq", [] { return paper::movq<float>(32, 4); });
   check_row("rq_vae", [] { return paper::rq_vae<float>(64, 16); });
@@ -77,7 +78,7 @@ TEST_CASE("published: quantisers against collapse are trained, come back from id
   check_row("cvq_vae", [] { return paper::cvq_vae<float>(16, 8); });
   check_row("simvq", [] { return paper::simvq<float>(64, 16); });
   check_row("rotation_trick", [] { return paper::rotation_trick<float>(16, 8); });
-  check_row("opt_vq", [] { return paper::opt_vq<float>(16, 8); });
+  check_row("opt_vq", [] { return paper::opt_vq<float>(16, 4, 2); });
   check_row("ibq", [] { return paper::ibq<float>(32, 8); });
   check_row("vq_wae", [] { return paper::vq_wae<float>(8, 4); });
   check_row("mcquic", [] { return paper::mcquic<float>(4, {16, 8, 4}); });
@@ -106,12 +107,12 @@ TEST_CASE("published: rows that are another paper's layer are of its type, with 
   CHECK(same_type(paper::vq3d<float>(8), paper::vit_vqgan<float>(8)));
   CHECK(same_type(paper::vqmivc<float>(), paper::vq_vae_2<float>({}).stage(0)));
   CHECK(paper::vqmivc<float>().codebook().options().decay == 0.999);
-  CHECK(paper::vq_diffusion<float>().codes() == 8192);
   CHECK(paper::distill_vq<float>().inputs() == 768);
 }
 
 TEST_CASE("published: VQ-Diffusion's noise has its codes, their mask symbol and steps", "[codebook][published]") {
   const mask_and_replace noise = paper::vq_diffusion_noise();
+  CHECK(paper::vq_diffusion<float>().codes() == 8192);
   CHECK(noise.codes() == 2887);
   CHECK(noise.mask() == 2887);
   CHECK(noise.steps() == 100);
