@@ -1,5 +1,8 @@
 // What most tests spend their time in, compiled once and optimised where the tests are not: linked before their objects, it is what the
 // linker takes of all functions that both have.
+#include <sluice/codebook/codes/learned.hpp>
+#include <sluice/codebook/repair/anchors.hpp>
+#include <sluice/codebook/vector_quantizer.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
@@ -33,5 +36,12 @@ void step_of_every(matrix<Scalar>& x, const routing_context<Scalar>& context) {
 /// Never called: it is here to be compiled.
 void step_of_every_kind(matrix<float>& x, const routing_context<float>& context) { step_of_every(x, context); }
 void step_of_every_kind(matrix<double>& x, const routing_context<double>& context) { step_of_every(x, context); }
+/// The search for codes, and every token with every code.
+void step_of_codes(matrix<float>& x, const routing_context<float>& context) {
+  vector_quantizer codes{learned_codes<float>{4, 4}, cosine_similarity{}, anchors<float>{4, 4}};
+  step(codes, x, context);
+  vector_quantizer<learned_codes<float>, cosine_similarity, anchors<float>>::tape tape;
+  codes.after_step(tape);
+}
 
 }  // namespace sluice::test

@@ -12,7 +12,9 @@
 ///
 ///   vector_quantizer cvq{learned_codes<float>{1024, 64}, cosine_similarity{}, anchors<float>{1024, 64}};
 ///
-/// Scores are those of Metric: give the one that the quantiser searches by. The published program moves the codes within
+/// Scores are those of Metric: give the one that the quantiser searches by. With cosine, as published, codes that begin
+/// near zero look in all directions and are in use within a few batches; by squared distance all of them have the same
+/// closest token, and one a batch comes into use. The published program moves the codes within
 /// forward, before the gradients of that step are applied; here it is done after them. A batch without tokens changes
 /// nothing; scores of codes that do not move are not computed. In tape.replaced are codes with alpha > 1/2.
 /// Draws: sampled: u_c; random: u_i for row i, or for token i. Parameters (state): "usage" U [C], "pool" [C,D] and how many
