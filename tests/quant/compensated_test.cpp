@@ -117,6 +117,11 @@ TEST_CASE("ternary_rounding: levels are a row's extremes, and errors are made up
     for (index_t c = 0; c < 60; ++c)
       CHECK(plain.value(r, c) == (w(r, c) > high / 2 ? high : w(r, c) < low / 2 ? low : 0.0F));
   }
+  const ternary_codes kept = ternary_rounding(w, inverse_factor(60), {.bfloat16_levels = true});
+  for (index_t r = 0; r < 20; ++r) {
+    CHECK(kept.high[as_size(r)] == to_float(round_to<bfloat16>(plain.high[as_size(r)])));
+    CHECK(kept.low[as_size(r)] == to_float(round_to<bfloat16>(plain.low[as_size(r)])));
+  }
   const matrix<double> h = moments_of_dependent_inputs(100, 60, 9);
   const inverse_factor factor(h, {.damping = 0.1});
   CHECK(trace_error(w, ternary_rounding(w, factor).to_matrix(), h) < 0.6 * trace_error(w, plain.to_matrix(), h));
