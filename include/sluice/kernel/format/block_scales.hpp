@@ -202,6 +202,7 @@ struct nested_scales_and_minima {
 /// NVFP4's: a scale of eight bits for 16 inputs, and a float for Inputs if the format has a factor of a tensor.
 template <index_t Inputs, bool HasFactor>
 struct float_scales {
+  static constexpr bool has_factor = HasFactor;
   static constexpr bool has_minimum = false, has_zero = false;
   static constexpr index_t inputs = Inputs, run = 16, runs = inputs / run;
   using planes = bit_planes<runs, 8>;
