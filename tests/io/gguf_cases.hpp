@@ -39,6 +39,24 @@ inline std::string gguf_of(const std::vector<std::string>& keys, const std::vect
   return out;
 }
 
+/// Two rows of one block of every type of blocks: type, inputs and bytes of a block.
+inline std::string gguf_of_every_block() {
+  struct block {
+    std::uint32_t type, inputs, bytes;
+  };
+  std::vector<std::string> tensors;
+  std::uint64_t at = 0;
+  for (const auto& [type, inputs, bytes] :
+       std::vector<block>{{2, 32, 18},    {3, 32, 20},    {6, 32, 22},    {7, 32, 24},    {8, 32, 34},   {10, 256, 84},
+                          {11, 256, 110}, {12, 256, 144}, {13, 256, 176}, {14, 256, 210}, {16, 256, 66}, {17, 256, 74},
+                          {18, 256, 98},  {19, 256, 50},  {20, 32, 18},   {21, 256, 110}, {22, 256, 82}, {23, 256, 136},
+                          {29, 256, 56},  {34, 256, 54},  {35, 256, 66},  {39, 32, 17},   {40, 64, 36}}) {
+    tensors.push_back(tensor_of("t" + std::to_string(type), {inputs, 2}, type, at));
+    at += (2 * bytes + 31) / 32 * 32;
+  }
+  return gguf_of({}, tensors, at);
+}
+
 inline std::vector<file_case> valid_gguf_files() {
   const std::string f32 = std::string("\0\0\x20\x41", 4);  // 10
   const std::string nested = array_of(9, 2, array_of(5, 1, u32(7)) + array_of(8, 2, text_of("a") + text_of("")));
@@ -66,6 +84,7 @@ inline std::vector<file_case> valid_gguf_files() {
                 tensor_of("d", {0, 7}, 1, 32), tensor_of("e", {3, 1, 1, 2}, 1, 32)},
                96 + 68),
        {}},
+      {"every_block", gguf_of_every_block(), {}},
       {"alignment_of_8",
        gguf_of({key("general.alignment", 4, u32(8))}, {tensor_of("a", {1}, 0, 0), tensor_of("b", {2}, 0, 8)}, 16, 8),
        {}},
