@@ -11,6 +11,7 @@
 #pragma once
 
 #include <sluice/kernel/code_panels.hpp>
+#include <sluice/kernel/grouped_gemm.hpp>
 
 #include <algorithm>
 #include <bit>
