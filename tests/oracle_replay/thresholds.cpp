@@ -7,6 +7,7 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/loss/switch_balance.hpp>
 #include <sluice/router/threshold/skip.hpp>
+#include <sluice/router/threshold/token_importance.hpp>
 #include <sluice/router/threshold/top_p.hpp>
 
 namespace oracle {
@@ -93,19 +94,16 @@ void xmoe(oracle_case<Scalar>& c) {
 
 // ---- MC-MoE ----------------------------------------------------------------------------------------------------------
 
-/// |x|_1 times the attention of a token, averaged over heads: the sum of its row (as released: 1) or of its column, over
-/// the number of positions that can attend to it.
+/// The importance of the tokens by the attention that they receive (the text) or pay (the released code), averaged over heads.
 template <typename Scalar>
-std::vector<Scalar> token_importance(const oracle_case<Scalar>& c, bool received) {
-  const matrix<Scalar> x = c.rows("x"), attention = c.rows("attention");
-  const index_t T = x.rows(), heads = attention.rows() / T;
-  std::vector<Scalar> importance;
-  for (index_t j = 0; j < T; ++j) {
-    Scalar sum = 0;
-    for (index_t h = 0; h < heads; ++h)
-      sum += received ? attention.block(h * T, j, T, 1).sum() : attention.row(h * T + j).sum();
-    importance.push_back(x.row(j).cwiseAbs().sum() * sum / static_cast<Scalar>(heads * (T - j)));
-  }
+std::vector<Scalar> importance_of(const oracle_case<Scalar>& c, bool received) {
+  const matrix<Scalar> x = c.rows("x"), heads = c.rows("attention");
+  const index_t T = x.rows();
+  matrix<Scalar> attention = matrix<Scalar>::Zero(T, T);
+  for (index_t h = 0; h < heads.rows(); h += T) attention += heads.middleRows(h, T);
+  attention *= static_cast<Scalar>(T) / static_cast<Scalar>(heads.rows());
+  std::vector<Scalar> importance(as_size(T));
+  token_importance<Scalar>(x, attention, importance, received ? attention_share::received : attention_share::paid);
   return importance;
 }
 
@@ -126,16 +124,15 @@ void mc_moe(oracle_case<Scalar>& c) {
   bound.load(c);
   for (const bool received : {false, true}) {
     const std::string form = received ? "_received" : "_row";
-    const std::vector<Scalar> importance = token_importance(c, received);
+    const std::vector<Scalar> importance = importance_of(c, received);
     c.check("importance" + form, std::span<const Scalar>(importance));
-    std::vector<Scalar> unimportance;
-    for (const Scalar v : importance) unimportance.push_back(-v);
-    std::vector<std::uint8_t> keeps_all(static_cast<std::size_t>(T), 0), left_out = keeps_all, mask = keeps_all;
-    mark_most_important<Scalar>(importance, c.template setting<double>("tau_high"), keeps_all);
-    mark_most_important<Scalar>(unimportance, c.template setting<double>("tau_low"), left_out);
-    for (std::size_t t = 0; t < mask.size(); ++t) mask[t] = keeps_all[t] != 0 || left_out[t] == 0;
+    std::vector<std::uint8_t> sees_experts(as_size(T)), keeps_all = sees_experts;
+    prune_tokens<Scalar>(
+        importance,
+        {.least = c.template setting<double>("tau_low"), .most = c.template setting<double>("tau_high")}, sees_experts,
+        keeps_all);
     routing_context<Scalar> context;
-    context.token_mask = mask;  // who is left out altogether passes as padding does
+    context.token_mask = sees_experts;  // who is left out altogether passes as padding does
     context.protected_tokens = keeps_all;
     typename decltype(layer)::workspace workspace;
     matrix<Scalar> y(T, D);

@@ -115,18 +115,6 @@ TEST_CASE("skip: the calibrated ratio is the median, and skips half of the secon
   CHECK(std::abs(even.ratio() - (std::exp(-1) + std::exp(-2)) / 2) <= test::bound<double>(4));
 }
 
-TEST_CASE("skip: the most important tokens are marked", "[router][skip]") {
-  const std::vector<double> importance{1, 5, 3, 5, 2};
-  std::vector<std::uint8_t> flags(5, 0);
-  mark_most_important<double>(importance, 0.39, flags);  // floor(1.95)
-  CHECK(flags == std::vector<std::uint8_t>{0, 1, 0, 0, 0});
-  mark_most_important<double>(importance, 0.6, flags);
-  CHECK(flags == std::vector<std::uint8_t>{0, 1, 1, 1, 0});
-  CHECK_THROWS_WITH(mark_most_important<double>(importance, 1.1, flags), test::contains("1.1"));
-  flags.pop_back();
-  CHECK_THROWS_WITH(mark_most_important<double>(importance, 0.1, flags), test::contains("5") && test::contains("4"));
-}
-
 TEST_CASE("skip: gradients are the rule's for what is left", "[router][skip][gradient]") {
   const skipping_router<double> router(linear_gate<double>(5, 6), softmax_rule<double>({.top_k = 3}),
                                        {.ratio = 0.6, .in_training = true});

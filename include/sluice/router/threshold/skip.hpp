@@ -12,8 +12,8 @@
 ///   skipping_router<float> router(gate, softmax_rule<float>({.top_k = 2}), {.ratio = 0.5f});
 ///
 /// The published ratio of a layer is the median of w2 / w1 over calibration tokens: skip_calibration, which then leaves
-/// out about half of the second experts. MC-MoE protects the 2 % of a prompt's tokens that matter most to the others:
-/// mark_most_important.
+/// out about half of the second experts. MC-MoE protects the 2 % of a prompt's tokens that matter most to the others, and may
+/// leave out some that matter least: router/threshold/token_importance.hpp.
 /// Eliseev, Mazur 2023, arXiv:2312.17238; Lu et al. 2024, arXiv:2402.14800; Huang et al. 2024 (MC-MoE),
 /// arXiv:2410.06270.
 #pragma once
@@ -25,7 +25,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <span>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -99,21 +98,6 @@ public:
 private:
   std::vector<Scalar> ratios_;
 };
-
-/// Sets the flags of the floor(fraction T) tokens of largest importance to 1, the lower token first among equals, and
-/// leaves the others as they are: for routing_context::protected_tokens. MC-MoE's importance of a token is |x|_1 times
-/// the mean attention that it receives. Throws std::invalid_argument unless sizes agree and 0 <= fraction <= 1.
-template <FloatOrDouble Scalar>
-void mark_most_important(std::span<const Scalar> importance, double fraction, std::span<std::uint8_t> flags) {
-  if (importance.size() != flags.size())
-    throw_invalid("there are ", importance.size(), " tokens with importance and ", flags.size(), " to mark");
-  if (is_nan(fraction) || fraction < 0 || fraction > 1) throw_invalid("a share of tokens cannot be ", fraction);
-  std::vector<index_t> order(importance.size());
-  std::iota(order.begin(), order.end(), index_t(0));
-  const auto count = static_cast<std::ptrdiff_t>(fraction * static_cast<double>(order.size()));
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), largest_first{importance.data()});
-  for (auto t = order.begin(); t != order.begin() + count; ++t) flags[as_size(*t)] = 1;
-}
 
 static_assert(explain_choice_rule<skipping_rule<float>, float>());
 static_assert(DifferentiableRouter<skipping_router<float>>);
