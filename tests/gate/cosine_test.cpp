@@ -24,6 +24,27 @@ TEST_CASE("cosine_gate: cosines do not depend on lengths, the scale multiplies t
   CHECK(test::largest_difference(test::score(three_directions({.scale = 4}), x), expected) < test::bound<double>(2, 4));
 }
 
+TEST_CASE("cosine_gate: tokens as they are, vectors set to a length after every step", "[gate]") {
+  const cosine_gate<double>::options o{
+      .scale = 1, .trainable_scale = false, .unit_tokens = false, .vector_length = 1.5};
+  auto gate = three_directions(o);
+  matrix<double> x(2, 2);
+  x << 3, 4, 0.03, 0.04;
+  matrix<double> expected(2, 3);
+  expected << 3, 4, -3, 0.03, 0.04, -0.03;
+  CHECK(test::largest_difference(test::score(gate, x), expected) < test::bound<double>(2, 4));
+  gate.sim_matrix().map().row(2).setZero();
+  cosine_gate<double>::tape tape;
+  gate.after_step({}, tape);
+  matrix<double> vectors(3, 2);
+  vectors << 1.5, 0, 0, 1.5, 0, 0;
+  CHECK(test::largest_difference(matrix<double>(gate.sim_matrix().map()), vectors) < test::bound<double>(2));
+  auto other = three_directions({});
+  other.after_step({}, tape);
+  CHECK(other.sim_matrix().data()[0] == 2);
+  CHECK_THROWS_WITH(cosine_gate<float>(4, 3, {.vector_length = -1}), Catch::Matchers::Contains("-1"));
+}
+
 TEST_CASE("cosine_gate: theta counts up to log 100", "[gate]") {
   auto gate = three_directions({});
   gate.temperature().value()[0] = 1e3;
@@ -36,7 +57,9 @@ TEST_CASE("cosine_gate: theta counts up to log 100", "[gate]") {
 
 TEST_CASE("cosine_gate: gradients equal central differences", "[gate][gradient]") {
   const auto o = GENERATE(cosine_gate<double>::options{}, cosine_gate<double>::options{.projected = 3},
-                          cosine_gate<double>::options{.projected = 7, .projector_bias = false, .scale = 5});
+                          cosine_gate<double>::options{.projected = 7, .projector_bias = false, .scale = 5},
+                          cosine_gate<double>::options{.projected = 3, .unit_tokens = false},
+                          cosine_gate<double>::options{.unit_tokens = false});
   cosine_gate<double> gate(5, 4, o);
   initialize(gate, 11);
   const auto report =

@@ -6,15 +6,21 @@
 /// Parameters: projector.weight A [P,D] and projector.bias a [P] if there is a projector, sim_matrix v [E,P] (row e is
 /// expert e's vector; Tutel stores the transpose, [P,E]), temperature theta [1], the logarithm of the scale.
 /// Gradients: a unit vector u = z/|z| passes (du - u <u, du>) / |z|; below eps, and so for a vector of zeros, du / eps.
-/// theta has none above log 100. A token of zeros without projector has logits 0 and, as published, a gradient of
+/// theta has none above log 100. The other published form (fairseq's; CompeteSMoE's baseline X-MoE) takes z as it is, so
+/// that long tokens have large logits, and sets the rows of v to length 1.5 before every call, outside of the gradient:
+///   {.projected = 8, .projector_bias = false, .scale = 1, .trainable_scale = false, .unit_tokens = false, .vector_length = 1.5}
+/// Here after_step() does that, for logits depend on the directions of v alone. A token of zeros without projector has logits 0 and, as published, a gradient of
 /// 1/eps: raise smallest_norm where that happens. NaN or infinity in a token gives NaN in all its logits. T = 0 is
 /// fine. Initial values: v normal with deviation 0.01, theta log 2, A and a uniform within 1/sqrt(D). Chi et al. 2022,
 /// arXiv:2204.09179; as in Tutel (there P = 256).
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/numeric.hpp>
+#include <sluice/core/statistics.hpp>
 #include <sluice/kernel/linear.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
@@ -48,7 +54,7 @@ public:
   using scalar = Scalar;
   struct tape {
     matrix_buffer<Scalar> projected;     ///< [T,P] if there is a projector
-    matrix_buffer<Scalar> unit_tokens;   ///< [T,P]
+    matrix_buffer<Scalar> unit_tokens;   ///< [T,P] z / |z|, or z
     matrix_buffer<Scalar> unit_vectors;  ///< [E,P]
     matrix_buffer<Scalar> cosines;       ///< [T,E]
     buffer<Scalar> token_norms;
@@ -65,6 +71,8 @@ public:
     bool trainable_scale = true;
     double largest_scale = 100;
     double smallest_norm = 1e-12;
+    bool unit_tokens = true;   ///< false: z itself in place of z / |z|
+    double vector_length = 0;  ///< what after_step() makes |v[e]|; 0: nothing
   };
 
   /// Throws std::invalid_argument unless D >= 1, E >= 1, P >= 0 and the scales and the smallest norm are positive.
@@ -75,6 +83,8 @@ public:
     if (!(o.scale > 0 && o.largest_scale > 0 && o.smallest_norm > 0))
       throw_invalid("cosine_gate needs scale, largest_scale and smallest_norm > 0, not ", o.scale, ", ",
                     o.largest_scale, ", ", o.smallest_norm);
+    if (!is_at_least(o.vector_length, 0))
+      throw_invalid("cosine_gate cannot make vectors ", o.vector_length, " long");
     const auto initial = initial_values::uniform(1 / std::sqrt(static_cast<double>(inputs)));
     if (has_projector()) {
       weight_ = {{o.projected, inputs}, parameter_role::weight, initial};
@@ -110,9 +120,13 @@ public:
     const Scalar factor = scale();
     const index_t work = experts() * projected();
     context.executor.parallel_blocks(tokens, detail::linear_row_block, work, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        t.token_norms[r] = detail::normalize(has_projector() ? t.projected.row(r) : x.data() + r * x.outerStride(),
-                                             t.unit_tokens.row(r), projected(), smallest());
+      for (index_t r = begin; r < end; ++r) {
+        const Scalar* z = has_projector() ? t.projected.row(r) : x.data() + r * x.outerStride();
+        if (options_.unit_tokens)
+          t.token_norms[r] = detail::normalize(z, t.unit_tokens.row(r), projected(), smallest());
+        else
+          std::copy_n(z, projected(), t.unit_tokens.row(r));
+      }
       kernel::multiply_nt(end - begin, experts(), projected(), t.unit_tokens.row(begin), projected(),
                           t.unit_vectors.data(), projected(), t.cosines.row(begin), experts());
       for (index_t r = begin; r < end; ++r)
@@ -134,9 +148,14 @@ public:
         for (index_t e = 0; e < experts(); ++e) t.dcosines(r, e) = factor * dlogits(r, e);
       kernel::multiply_nn(end - begin, projected(), experts(), t.dcosines.row(begin), experts(), t.unit_vectors.data(),
                           projected(), t.dtokens.row(begin), projected());
-      for (index_t r = begin; r < end; ++r)
-        detail::normalize_backward(t.unit_tokens.row(r), t.dtokens.row(r), projected(), t.token_norms[r], smallest(),
-                                   has_projector() ? t.dprojected.row(r) : dx.data() + r * dx.outerStride());
+      for (index_t r = begin; r < end; ++r) {
+        Scalar* dz = has_projector() ? t.dprojected.row(r) : dx.data() + r * dx.outerStride();
+        if (options_.unit_tokens)
+          detail::normalize_backward(t.unit_tokens.row(r), t.dtokens.row(r), projected(), t.token_norms[r], smallest(),
+                                     dz);
+        else
+          kernel::add_scaled(Scalar(1), t.dtokens.row(r), dz, projected());
+      }
     });
     backward_vectors(context, t);
     if (!is_capped())
@@ -145,6 +164,17 @@ public:
     if (!has_projector()) return;
     linear_backward<Scalar>(x, weight_, t.dprojected.map(), dx, context.executor);
     if (bias_.size() > 0) add_column_sums(t.dprojected.map(), bias_.gradient());
+  }
+
+  /// Sets the rows of v to their length, if they are to have one; rows of zeros have no direction and stay.
+  void after_step(const routing_statistics&, tape&) {
+    if (!(options_.vector_length > 0)) return;
+    for (index_t e = 0; e < experts(); ++e) {
+      Scalar* v = vectors_.data() + e * projected();
+      const Scalar norm = std::sqrt(kernel::dot(v, v, projected()));
+      if (!(norm > Scalar(0))) continue;
+      for (index_t i = 0; i < projected(); ++i) v[i] *= static_cast<Scalar>(options_.vector_length) / norm;
+    }
   }
 
   parameter<Scalar>& projector_weight() noexcept { return weight_; }

@@ -103,13 +103,19 @@ Scalar mean_over_groups(const Loss& loss, const score_signals<Scalar>& seen, con
   });
 }
 
-/// The probabilities of one group, one row a token.
+/// The probabilities of one group, one row a token: those of logits that are divided by a temperature.
 template <FloatOrDouble Scalar>
 class group_probabilities {
 public:
   group_probabilities(const matrix_buffer<Scalar>& logits, const routing_context<Scalar>& context, token_range group,
-                      loss_probability form, matrix_buffer<Scalar>& rows, double jitter = 0)
-      : logits_(logits), context_(context), group_(group), form_(form), jitter_(jitter), rows_(rows) {
+                      loss_probability form, matrix_buffer<Scalar>& rows, double jitter = 0, double temperature = 1)
+      : logits_(logits),
+        context_(context),
+        group_(group),
+        form_(form),
+        jitter_(jitter),
+        temperature_(temperature),
+        rows_(rows) {
     rows_.resize(group.size(), experts());
     for_tokens(context, group, experts(), [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
   }
@@ -125,8 +131,8 @@ public:
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
-        const auto logit = static_cast<double>(logits_(t, e));
-        const double slope = form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1;
+        const double logit = static_cast<double>(logits_(t, e)) / temperature_;
+        const double slope = (form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1) / temperature_;
         dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });
@@ -134,6 +140,10 @@ public:
 
 private:
   void fill(const Scalar* logits, Scalar* row) const {
+    if (temperature_ != 1) {
+      for (index_t e = 0; e < experts(); ++e) row[e] = logits[e] / static_cast<Scalar>(temperature_);
+      logits = row;
+    }
     if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
     if (form_ == loss_probability::near_rivals) {
       const Scalar largest = logits[kernel::arg_max(logits, experts())];
@@ -154,6 +164,7 @@ private:
   token_range group_;
   loss_probability form_;
   double jitter_;
+  double temperature_;
   matrix_buffer<Scalar>& rows_;
 };
 

@@ -18,6 +18,7 @@
 ///   DeepSeek-V3, sequence-wise  {.share = per_slot, .logits = clean, .probability = normalized_sigmoid}, a group each
 ///   MoE++                       {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
 ///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}, or over the largest H
+///   X-MoE's gate                {.share = per_slot, .temperature = 0.3}: p = softmax(l / 0.3)       CompeteSMoE's baseline
 ///   SparseMixer, version one    {.logits = clean, .probability = near_rivals, .jitter = 0.1}
 ///
 /// Choices that were thinned out at random are in no plan and no share. No choice at all gives 0.
@@ -55,6 +56,7 @@ struct switch_balance {
   std::vector<double> cost{};  ///< one an expert; empty means 1
   double jitter = 0;           ///< of loss_probability::near_rivals
   index_t device_experts = 1;  ///< experts with one f, the mean of theirs
+  double temperature = 1;      ///< logits are divided by it
 
   template <std::floating_point Scalar>
   Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
@@ -66,7 +68,8 @@ struct switch_balance {
     });
   }
 
-  /// Throws std::invalid_argument unless there is no cost or one an expert, and devices have equally many experts.
+  /// Throws std::invalid_argument unless there is no cost or one an expert, devices have equally many experts, and the
+  /// temperature is above 0.
   template <std::floating_point Scalar>
   Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
@@ -85,6 +88,7 @@ private:
       throw_invalid("switch_balance has ", cost.size(), " costs for ", experts, " experts");
     if (device_experts < 1 || experts % device_experts != 0)
       throw_invalid("switch_balance cannot part ", experts, " experts into devices of ", device_experts);
+    if (!is_above(temperature, 0)) throw_invalid("switch_balance needs a temperature > 0, not ", temperature);
     sums.assign((2 + last - first) * experts, 0);
     double* choices = sums.data() + 2 * experts;
     for (index_t g = first; g < last; ++g, choices += experts)
@@ -150,7 +154,7 @@ private:
                       : share == balance_share::per_slot ? tokens * static_cast<double>(seen.top_k)
                                                          : tokens;
     const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range, probability,
-                                                gradients.row_scratch, jitter);
+                                                gradients.row_scratch, jitter, temperature);
     std::fill_n(p_sums, experts, 0.0);
     p.add_to(p_sums);
     const double factor = scale * (times_experts ? static_cast<double>(experts) : 1.0) / (of * over);

@@ -163,6 +163,20 @@ TEST_CASE("dynmoe: a token that nobody wants", "[router][dynmoe][ties]") {
         std::vector<index_t>{1});  // the best live ones are 1 and 2, expert 3 is nearer but not live
   CHECK(plan.weight(0) == 1);
 
+  top_any_router<double> by_score(2, 4, {.unserved = unserved_weight::score});
+  by_score.gate().sim_matrix() = router.gate().sim_matrix();
+  set(by_score.threshold(), {0.9, 0, 0.9, 0.9});
+  matrix<double> two(2, 2);
+  two.row(0) = x.row(0);
+  two.row(1) << -1, 0;
+  sparse_plan<double> weighed;
+  top_any_router<double>::tape own;
+  by_score.route(two, mode(false), weighed, own);
+  CHECK(weighed.weight(weighed.of_token(0)[0]) == 1);  // expert 1 passes: 1/k
+  REQUIRE(weighed.of_token(1).size() == 1);
+  CHECK(weighed.weight(weighed.of_token(1)[0]) == own.seen.scores(1, weighed.expert(weighed.of_token(1)[0])));
+  CHECK(weighed.weight(weighed.of_token(1)[0]) < 0.7);
+
   // Its gradient goes nowhere.
   plan.finish();
   router.route(x, mode(false), plan, tape);

@@ -18,7 +18,8 @@ std::vector<index_t> naive_group_choice(const group_limit& limit, const std::vec
     group_scores.push_back(score);
   }
   const auto groups = test::sorted_positions(group_scores.data(), limit.groups);
-  std::vector<double> masked(scores.size(), -std::numeric_limits<double>::infinity());
+  const double mask = limit.others == group_limit::unkept::score_of_zero ? 0 : -std::numeric_limits<double>::infinity();
+  std::vector<double> masked(scores.size(), mask);
   for (index_t i = 0; i < limit.kept; ++i)
     for (index_t e = groups[std::size_t(i)] * size; e < (groups[std::size_t(i)] + 1) * size; ++e)
       masked[std::size_t(e)] = scores[std::size_t(e)];
@@ -44,9 +45,10 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
   const auto s = GENERATE(shape{8, 4, 2, 3}, shape{8, 4, 4, 8}, shape{6, 2, 1, 3}, shape{6, 6, 3, 3},
                           shape{256, 8, 4, 8}, shape{512, 16, 1, 32}, shape{5, 1, 1, 2});
   const auto score = GENERATE(group_score::best, group_score::sum_of_two);
+  const auto others = GENERATE(group_limit::unkept::excluded, group_limit::unkept::score_of_zero);
   if (score == group_score::sum_of_two && s.E == s.groups) return;
-  CAPTURE(s.E, s.groups, s.kept, s.k, int(score));
-  const group_limit limit{s.groups, s.kept, score};
+  CAPTURE(s.E, s.groups, s.kept, s.k, int(score), int(others));
+  const group_limit limit{s.groups, s.kept, score, others};
   limit.validate(s.E, s.k);
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     std::vector<double> scores(std::size_t(s.E));
@@ -57,7 +59,7 @@ TEST_CASE("group_limit: equals masking and sorting", "[router][group_limit]") {
     for (index_t g = 0; g < s.groups; ++g) {
       const auto all = choice(limit, scores, s.kept * (s.E / s.groups));
       const bool kept = std::find(all.begin(), all.end(), g * (s.E / s.groups)) != all.end();
-      CHECK(limit.keeps(scores.data(), s.E, g) == kept);
+      if (others == group_limit::unkept::excluded) CHECK(limit.keeps(scores.data(), s.E, g) == kept);
     }
   }
 }
@@ -68,6 +70,13 @@ TEST_CASE("group_limit: negative scores of kept groups are chosen before anythin
   CHECK(choice(limit, {-0.1, -0.2, -0.3, -0.4}, 2) == std::vector<index_t>{0, 1});
   // The best pair is the second group's, although the best single expert is the first's.
   CHECK(choice(limit, {-0.1, -0.9, -0.3, -0.4}, 2) == std::vector<index_t>{2, 3});
+}
+
+TEST_CASE("group_limit: as in published code, a score of zero stands for what is not kept", "[router][group_limit]") {
+  const group_limit limit{.groups = 2, .kept = 1, .others = group_limit::unkept::score_of_zero};
+  CHECK(choice(limit, {0.5, -0.2, 0.3, 0.4}, 2) == std::vector<index_t>{0, 2});  // 2 and 3 count 0, above -0.2
+  CHECK(choice(limit, {0.5, 0.2, 0.3, 0.4}, 2) == std::vector<index_t>{0, 1});
+  CHECK(choice(limit, {-0.5, -0.2, -0.3, -0.4}, 2) == std::vector<index_t>{2, 3});  // zeros beat every kept one
 }
 
 TEST_CASE("group_limit: experts outside the kept groups are not chosen even for scores of minus infinity",

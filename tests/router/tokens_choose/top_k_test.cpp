@@ -82,6 +82,30 @@ TEST_CASE("top_k: the worked example", "[router][top_k]") {
   }
 }
 
+TEST_CASE("top_k: weights over a norm of any order", "[router][top_k]") {
+  matrix<double> logits(1, 3);
+  logits << std::log(0.6), std::log(0.3), std::log(0.1);
+  const auto weights_of = [&](double order, double scaling = 1) {
+    return test::route(given_top_k<double>(3, 3, {.top_k = 2, .scaling = scaling, .norm_order = order}), logits)
+        .plan.dense_weights();
+  };
+  const matrix<double> by_length = weights_of(2, 3);  // 0.6 and 0.3 over the square root of 0.45, times 3
+  CHECK(by_length(0, 0) == Approx(1.8 / std::sqrt(0.45)).epsilon(1e-14));
+  CHECK(by_length(0, 1) == Approx(0.9 / std::sqrt(0.45)).epsilon(1e-14));
+  const matrix<double> by_half = weights_of(0.5);  // (sqrt 0.6 + sqrt 0.3)^2
+  CHECK(by_half(0, 0) == Approx(0.6 / (0.9 + 2 * std::sqrt(0.18))).epsilon(1e-14));
+  CHECK(weights_of(64)(0, 0) == Approx(1).epsilon(1e-14));  // towards the largest
+  CHECK(test::same_bits(weights_of(1), test::route(given_top_k<double>(3, 3, {.top_k = 2}), logits).plan.dense_weights()));
+  // Of probabilities whose squares underflow.
+  matrix<double> far(1, 3);
+  far << 0, -500, -500;
+  const given_top_k<double> all(3, 3, {.top_k = 3, .norm_order = 2});
+  CHECK(test::route(all, far).plan.dense_weights()(0, 1) == Approx(std::exp(-500)).epsilon(1e-12));
+  for (const double order : {0.0, -1.0, std::numeric_limits<double>::infinity()})
+    CHECK_THROWS_WITH(top_k_router<double>(4, 8, {.norm_order = order}), test::contains("order"));
+  CHECK_THROWS_WITH(top_k_router<double>(4, 8, {.top_k = 1, .norm_order = 2}), test::contains("k = 1"));
+}
+
 TEST_CASE("top_k: equal logits go to the lowest experts", "[router][top_k][ties]") {
   matrix<float> logits = matrix<float>::Zero(2, 6);
   logits(1, 2) = logits(1, 4) = logits(1, 5) = 1;
@@ -224,6 +248,8 @@ TEST_CASE("top_k: gradients equal central differences", "[router][top_k][gradien
                setting{"renorm", {.top_k = 2, .scaling = 0.5}},
                setting{"renorm below its guard", {.top_k = 2, .smallest_sum = 10}},
                setting{"renorm with an added guard", {.top_k = 2, .added_to_sum = 0.5, .scaling = 3}},
+               setting{"renorm, length 1", {.top_k = 3, .scaling = 2, .norm_order = 2}},
+               setting{"renorm, order 1/2, with a guard", {.top_k = 3, .added_to_sum = 0.25, .norm_order = 0.5}},
                setting{"groups", {.top_k = 1, .weights = weighting::pre, .groups = {.groups = 5, .kept = 2}}});
   CAPTURE(s.name);
   const auto report = test::check_router_gradients(top_k_router<double>(4, 5, s.options), 8, 31, test::training());

@@ -6,8 +6,8 @@
 ///   active[t,e] = s > h, strictly;   k_t = number of active experts;   weight of each 1 / k_t
 ///
 /// E is room for experts; those that are not live never pass. In training a token without an active expert is routed
-/// nowhere (its output is 0); at inference it goes to the live expert of the highest score, with weight 1. Equal
-/// scores: the lower index. A token with NaN in it or its logits is invalid and routed nowhere. Padding is not routed
+/// nowhere (its output is 0); at inference it goes to the live expert of the highest score, with weight 1 as in the
+/// paper's language models, or with that score as in its vision models (unserved_weight). Equal scores: the lower index. A token with NaN in it or its logits is invalid and routed nowhere. Padding is not routed
 /// and may hold anything. T = 0 gives an empty plan.
 ///
 /// Straight-through gradient: the step hands its gradient on to relu(s - h), so active pairs have one and no others do,
@@ -60,6 +60,9 @@ struct top_any_gradients {
   }
 };
 
+/// The weight of the one expert that inference gives to a token without active experts.
+enum class unserved_weight { one, score };
+
 template <FloatOrDouble Scalar>
 class top_any_router {
 public:
@@ -72,6 +75,7 @@ public:
     double temperature = 1;  ///< tau starts at 1 / temperature and is at most 100
     bool learn_temperature = false;
     turnover_schedule schedule{};
+    unserved_weight unserved = unserved_weight::one;
   };
 
   struct tape {
@@ -141,7 +145,11 @@ public:
       s.count[token] = count;
     }
     p.assign_positive([&](index_t token) { return t.screen.is_routed(token) ? s.active.row(token) : nullptr; },
-                      [&](index_t token, index_t) { return 1 / static_cast<Scalar>(s.count[token]); });
+                      [&](index_t token, index_t e) {
+                        return is_unserved(s, token, e) && options_.unserved == unserved_weight::score
+                                   ? s.scores(token, e)
+                                   : 1 / static_cast<Scalar>(s.count[token]);
+                      });
   }
 
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
@@ -155,7 +163,7 @@ public:
         row[p.expert(i)] += dplan.weight[i] / static_cast<Scalar>(s.count[token]);
       for (index_t e = 0; e < experts(); ++e) {
         const Scalar score = s.scores(token, e);
-        const bool passes = s.active(token, e) != Scalar(0) && score > s.thresholds[e];
+        const bool passes = s.active(token, e) != Scalar(0) && !is_unserved(s, token, e);
         if (passes) t.dthresholds[e] -= row[e];
         row[e] = passes ? row[e] * score * (1 - score) : Scalar(0);
       }
@@ -248,6 +256,11 @@ private:
     });
     t.screen.clear_hidden(s.scores);
     t.screen.clear_hidden(s.active);
+  }
+
+  /// Whether a token has this expert only because none was active for it.
+  static bool is_unserved(const top_any_signals<Scalar>& s, index_t token, index_t e) {
+    return !(s.scores(token, e) > s.thresholds[e]);
   }
 
   /// Dead experts are passed over: their score of 0 is not below a live score that underflowed.

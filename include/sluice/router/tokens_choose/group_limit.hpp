@@ -4,7 +4,9 @@
 ///   two best (DeepSeek-V3); the experts of all but `kept` groups cannot be chosen; then top-k of the others
 ///
 /// The others may have any score: negative, -infinity and NaN (which counts as -infinity) are still chosen before an
-/// expert of a group that is not kept. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024,
+/// expert of a group that is not kept. Published inference code does not exclude those experts but sets what they are
+/// compared by to 0, so that they come before negative (biased) scores: unkept::score_of_zero does the same, for runs
+/// that have to agree with such code. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024,
 /// arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
@@ -16,10 +18,12 @@ namespace sluice::inline SLUICE_ISA {
 
 struct group_limit {
   enum class group_score { best, sum_of_two };
+  enum class unkept { excluded, score_of_zero };
 
   index_t groups = 1;
   index_t kept = 1;
   group_score score = group_score::best;
+  unkept others = unkept::excluded;  ///< experts of groups that are not kept
 
   friend bool operator==(const group_limit&, const group_limit&) = default;
 
@@ -61,14 +65,18 @@ struct group_limit {
   void top_k(const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
     const index_t size = experts / groups;
     const Scalar* kept_groups = mark_kept(scores, scratch, size);
+    const bool at_zero = others == unkept::score_of_zero;
+    const auto key = [&](index_t e) {
+      return order_key(at_zero && kept_groups[e / size] == Scalar(0) ? Scalar(0) : scores[e]);
+    };
     index_t found = 0;
     for (index_t g = 0; g < groups; ++g) {
-      if (kept_groups[g] == Scalar(0)) continue;
+      if (kept_groups[g] == Scalar(0) && !at_zero) continue;
       for (index_t e = g * size; e < (g + 1) * size; ++e) {
-        const auto own = order_key(scores[e]);
-        if (found == k && own <= order_key(scores[ids[k - 1]])) continue;
+        const auto own = key(e);
+        if (found == k && own <= key(ids[k - 1])) continue;
         index_t place = found < k ? found++ : k - 1;
-        for (; place > 0 && own > order_key(scores[ids[place - 1]]); --place) ids[place] = ids[place - 1];
+        for (; place > 0 && own > key(ids[place - 1]); --place) ids[place] = ids[place - 1];
         ids[place] = e;
       }
     }

@@ -5,6 +5,7 @@
 ///   pre      w = p[e]                      rows sum to less than 1            V-MoE, Switch, OLMoE
 ///   post     w = softmax(L[t] over S)      rows sum to 1                      Shazeer 2017, Mixtral
 ///   renorm   w = p[e] / sum of p over S    rows sum to 1                      GShard, Qwen3
+///            w = p[e] / N, N = (sum of p^q over S)^(1/q) with norm_order q other than 1       MegaBlocks
 ///   renorm_detached   the same, the sum being a constant in the gradient      mixture of attention heads
 ///
 /// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by
@@ -18,7 +19,7 @@
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
 /// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp).
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974; Zhang et al.
-/// 2022 (mixture of attention heads), arXiv:2210.05144.
+/// 2022 (mixture of attention heads), arXiv:2210.05144; Gale et al. 2022 (MegaBlocks), arXiv:2211.15841.
 #pragma once
 
 #include <sluice/gate/linear.hpp>
@@ -27,6 +28,9 @@
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/group_limit.hpp>
+
+#include <algorithm>
+#include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -44,6 +48,7 @@ public:
     Scalar added_to_sum = 0;
     Scalar scaling = 1;
     group_limit groups{};
+    Scalar norm_order = 1;  ///< renorm divides by the q-norm of the chosen p; the sum is that of q = 1
   };
 
   /// Throws std::invalid_argument if an option makes no sense.
@@ -55,6 +60,8 @@ public:
     for (const Scalar guard : {o.smallest_sum, o.added_to_sum})
       if (!detail::is_usable(guard) || guard < Scalar(0))
         throw_invalid("a guard on the sum of weights cannot be ", guard);
+    if (!detail::is_usable(o.norm_order) || !(o.norm_order > Scalar(0)))
+      throw_invalid("weights cannot be divided by a norm of order ", o.norm_order);
     refuse_constant_weight(o.top_k);
   }
 
@@ -84,10 +91,11 @@ public:
       for (std::size_t j = 0; j < count; ++j) weights[j] = row.logits[ids[j]];
       kernel::softmax(weights, weights, static_cast<index_t>(count));
     } else {
-      Scalar sum = 0;
-      for (std::size_t j = 0; j < count; ++j) sum += weights[j] = row.scores[ids[j]];
-      if (options_.weights != weighting::pre)
-        for (std::size_t j = 0; j < count; ++j) weights[j] /= denominator(sum);
+      for (std::size_t j = 0; j < count; ++j) weights[j] = row.scores[ids[j]];
+      if (options_.weights != weighting::pre) {
+        const Scalar total = denominator(norm_of(row.scores, ids));
+        for (std::size_t j = 0; j < count; ++j) weights[j] /= total;
+      }
     }
     for (std::size_t j = 0; j < count; ++j) weights[j] *= options_.scaling;
   }
@@ -101,14 +109,13 @@ public:
       for (std::size_t j = 0; j < ids.size(); ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
       return;
     }
-    // w = scaling p / d with d = sum + c, or d constant (pre: 1; renorm below its guard, or detached). The part of d that moves
-    // with the chosen p is sum / d; the rest of the softmax's own pull, 1 - sum / d, is spread over all experts.
-    Scalar sum = 0;
-    for (const index_t e : ids) sum += row.scores[e];
-    const bool divides = options_.weights == weighting::renorm && !(sum < options_.smallest_sum);
-    const Scalar total = divides ? denominator(sum) : Scalar(1);
+    // w = scaling p / d with d = N + c, or d constant (pre: 1; renorm below its guard, or detached). The part of d that moves
+    // with the chosen p is N / d; the rest of the softmax's own pull, 1 - N / d, is spread over all experts.
+    const Scalar norm = norm_of(row.scores, ids);
+    const bool divides = options_.weights == weighting::renorm && !(norm < options_.smallest_sum);
+    const Scalar total = divides ? denominator(norm) : Scalar(1);
     if (divides)
-      for (const index_t e : ids) dlogits[e] -= row.scores[e] / total * inner;
+      for (const index_t e : ids) dlogits[e] -= pull_of(row.scores[e], norm) / total * inner;
     const Scalar rest = divides ? options_.added_to_sum / total : Scalar(1);
     if (rest != Scalar(0))
       for (index_t e = 0; e < row.experts; ++e) dlogits[e] -= row.scores[e] * rest * inner;
@@ -121,6 +128,26 @@ private:
       throw_invalid(
           "k = 1 with weights that are normalised over the choice gives every weight 1 and the gate no gradient; use "
           "weighting::pre, or set constant_weight");
+  }
+
+  /// N. Against the largest score, so that no power underflows or overflows on the way.
+  Scalar norm_of(const Scalar* scores, std::span<const index_t> ids) const {
+    Scalar sum = 0;
+    if (options_.norm_order == Scalar(1)) {
+      for (const index_t e : ids) sum += scores[e];
+      return sum;
+    }
+    Scalar largest = 0;
+    for (const index_t e : ids) largest = (std::max)(largest, scores[e]);
+    if (largest == Scalar(0)) return 0;
+    for (const index_t e : ids) sum += std::pow(scores[e] / largest, options_.norm_order);
+    return largest * std::pow(sum, 1 / options_.norm_order);
+  }
+
+  /// p dN/dp of a chosen score, N (p / N)^q.
+  Scalar pull_of(Scalar score, Scalar norm) const {
+    if (options_.norm_order == Scalar(1) || norm == Scalar(0)) return score;
+    return norm * std::pow(score / norm, options_.norm_order);
   }
 
   /// All chosen scores may have underflowed to zero, when only unlikely choices are left after a drop: then 0 / 1.
