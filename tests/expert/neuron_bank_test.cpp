@@ -4,7 +4,10 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
+#include <sluice/exec/thread_pool.hpp>
+#include <sluice/kernel/dispatch.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
@@ -78,6 +81,50 @@ TEST_CASE("neuron_bank: gradients in a layer and beside other banks equal centra
   });
   INFO(report.describe());
   CHECK(report.checked > 150);
+  CHECK(report.largest_error < 1e-6);
+}
+
+TEST_CASE("neuron_bank: a plan run as it lies has the bits of gathering, running and adding", "[expert][neuron_bank]") {
+  const index_t T = 60, D = 37, D2 = 21, E = 40;  // no whole vectors, several tasks
+  neuron_bank<float> bank(E, D, {.outputs = D2});
+  initialize(bank, 41);
+  const matrix<float> x = test::random_matrix<float>(T, D, 42);
+  sparse_plan<float> plan;
+  plan.reset(T, E, T * 5);
+  const matrix<float> w = test::random_matrix<float>(T, 5, 43);
+  for (index_t t = 0; t < T; ++t)
+    for (index_t j = 0; j < 5; ++j) plan.add(t, (t * t + 7 * j) % E, j == 3 && t % 4 == 0 ? 0 : w(t, j), j);
+  plan.finish();
+  neuron_bank<float>::tape tape;
+  matrix<float> rows(plan.rows(), D), outputs(plan.rows(), D2), y(T, D2);
+  dispatch(plan, tokens_in<float>(x), rows, {});
+  bank.forward(rows, plan.by_expert(), outputs, tape, {});
+  combine(plan, tokens_in<float>(outputs), y, {});
+  for (const index_t threads : {1, 2, 3}) {
+    thread_pool pool(threads);
+    matrix<float> own = matrix<float>::Zero(T, D2);
+    bank.forward_routed(x, plan.routed(), own, tape, pool);
+    CHECK(test::same_bits(own, y));
+  }
+}
+
+TEST_CASE("neuron_bank: gradients of weights that act on inputs equal central differences",
+          "[expert][neuron_bank][gradient]") {
+  moe_layer layer{sigmoid_router<double>{5, 7, {.top_k = 3, .renormalize = false, .use = weight_use::input}},
+                  neuron_bank<double, silu>{7, 5}};
+  initialize(layer, 51);
+  matrix<double> x = test::random_matrix<double>(9, 5, 52);
+  const matrix<double> dy = test::random_matrix<double>(9, 5, 53);
+  matrix<double> y(9, 5), dx(9, 5);
+  decltype(layer)::tape tape;
+  layer.forward(x, y, tape);
+  layer.backward(dy, dx, tape);
+  decltype(layer)::workspace workspace;
+  const auto report = check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
+    layer.forward(x, y, workspace);
+    return (y.array() * dy.array()).sum();
+  });
+  INFO(report.describe());
   CHECK(report.largest_error < 1e-6);
 }
 

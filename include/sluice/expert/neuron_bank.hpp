@@ -3,10 +3,14 @@
 ///   f_e(x) = phi(<down_e, x>) up_e        down [E,D]  up [E,D']  x [n,D]  y [n,D'], rows grouped by expert
 ///   dz = <dy, up_e> phi'(z);  dx = dz down_e;  d down_e += dz x;  d up_e += phi(z) dy
 ///
+/// A layer's plan is run as it lies: tokens and neurons are read where they are, and outputs are added up where they
+/// belong (forward_routed), with the bits of gathering, running and adding; input scales multiply z. Which neurons come
+/// next is known, so they are asked for ahead: out of a table that no cache holds, that is most of the time.
+///
 /// Work and scratch grow with the number of rows, not with E. Gradients are ordinary arrays of the tables' size, but
 /// only the rows of experts that had tokens are written: touched() lists them, so that an optimiser may update, and
 /// zero_touched_gradients() clear, those rows alone.
-/// Tasks are blocks of rows (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in
+/// Tasks are blocks of rows (z), rows or columns (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in
 /// its row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
 /// He 2024 (PEER), arXiv:2407.04153.
 #pragma once
@@ -15,7 +19,11 @@
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <span>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -81,19 +89,47 @@ public:
         kernel::copy_scaled(t.dz[r], row(down_, t.expert[r]), dx.data() + (begin + r) * dx.outerStride(), inputs());
       }
     });
-    Scalar* ddown = down_.gradient().data();
-    Scalar* dup = up_.gradient().data();
-    executor.parallel_blocks(t.working.size(), expert_block, inputs() + outputs(), [&](index_t from, index_t to) {
-      for (index_t w = from; w < to; ++w) {
-        const auto [e, first, last] = t.working[w];
-        for (index_t i = first; i < last; ++i) {
-          kernel::add_scaled(t.dz[i - begin], x.data() + i * x.outerStride(), ddown + e * inputs(), inputs());
-          kernel::add_scaled(Scalar(Phi::value(t.z[i - begin])), dy.data() + i * dy.outerStride(), dup + e * outputs(),
-                             outputs());
-        }
-      }
+    add_gradients(t, executor, [&](index_t r, Scalar* ddown, Scalar* dup) {
+      kernel::add_scaled(t.dz[r], x.data() + (begin + r) * x.outerStride(), ddown, inputs());
+      kernel::add_scaled(Scalar(Phi::value(t.z[r])), dy.data() + (begin + r) * dy.outerStride(), dup, outputs());
     });
-    note_touched(t);
+  }
+
+  /// y[token(i)] += weight(i) f(input_scale(i) x[token(i)]) for the rows i of the view.
+  void forward_routed(tokens_in<Scalar> x, const routed_rows<Scalar>& rows, tokens_out<Scalar> y, tape& t,
+                      const executor_ref& executor) const {
+    find_working(rows.by_expert, t);
+    for_each_row(rows, down_, t, executor, [&](index_t r, index_t i, const Scalar* down) {
+      t.z[r] = rows.input_scale(i) * kernel::dot(down, x.data() + rows.token(i) * x.outerStride(), inputs());
+    });
+    add_rows_of(up_, rows, t, y, executor, [&](index_t r, index_t i) {
+      return std::pair{rows.weight(i), Scalar(Phi::value(t.z[r]))};
+    });
+  }
+
+  /// For the last forward_routed with this tape: adds into dx and the gradients, and writes those of weights and input
+  /// scales where the pointers are not null.
+  void backward_routed(tokens_in<Scalar> x, const routed_rows<Scalar>& rows, tokens_in<Scalar> dy,
+                       tokens_out<Scalar> dx, tape& t, Scalar* dweight, Scalar* dinput_scale,
+                       const executor_ref& executor) {
+    t.dz.resize(t.expert.size());
+    for_each_row(rows, up_, t, executor, [&](index_t r, index_t i, const Scalar* up) {
+      const Scalar da = kernel::dot(up, dy.data() + rows.token(i) * dy.outerStride(), outputs());
+      if (dweight != nullptr) dweight[i] = da * Scalar(Phi::value(t.z[r]));
+      t.dz[r] = rows.weight(i) * da * Phi::derivative(t.z[r]);
+      if (dinput_scale != nullptr)
+        dinput_scale[i] = t.dz[r] * kernel::dot(row(down_, t.expert[r]), x.data() + rows.token(i) * x.outerStride(),
+                                                inputs());
+    });
+    add_rows_of(down_, rows, t, dx, executor, [&](index_t r, index_t i) {
+      return std::pair{rows.input_scale(i), t.dz[r]};
+    });
+    add_gradients(t, executor, [&](index_t r, Scalar* ddown, Scalar* dup) {
+      const index_t i = rows.begin() + r, token = rows.token(i);
+      kernel::add_scaled(rows.input_scale(i) * t.dz[r], x.data() + token * x.outerStride(), ddown, inputs());
+      kernel::add_scaled(rows.weight(i) * Scalar(Phi::value(t.z[r])), dy.data() + token * dy.outerStride(), dup,
+                         outputs());
+    });
   }
 
   /// Bytes of a tape that has run `rows` rows, forward or (training) both ways.
@@ -129,6 +165,7 @@ private:
   // A row is two passes over D numbers: this many repay handing out a task.
   static constexpr index_t row_block = 128;
   static constexpr index_t expert_block = 128;
+  static constexpr index_t rows_ahead = 3;
 
   static const Scalar* row(const parameter<Scalar>& table, index_t e) noexcept {
     return table.data() + e * table.cols();
@@ -142,6 +179,67 @@ private:
       t.working.push_back(own);
       std::fill_n(t.expert.begin() + own.begin - rows.first_row(), own.size(), own.expert);
     }
+  }
+
+  /// Asks for the row of the table that the row r of the call will want, if there is one.
+  static void ask_for(const parameter<Scalar>& table, const tape& t, index_t r) noexcept {
+    if (r >= t.expert.size()) return;
+    const Scalar* from = row(table, t.expert[r]);
+    constexpr index_t line = 64 / static_cast<index_t>(sizeof(Scalar));
+    for (index_t c = 0; c < table.cols(); c += line) kernel::prefetch(from + c);
+  }
+
+  /// f(r, i, row of the table) for the rows i = begin() + r of the view.
+  template <typename F>
+  static void for_each_row(const routed_rows<Scalar>& rows, const parameter<Scalar>& table, const tape& t,
+                           const executor_ref& executor, F&& f) {
+    executor.parallel_blocks(t.expert.size(), row_block, 2 * table.cols(), [&](index_t from, index_t to) {
+      for (index_t r = from; r < to; ++r) {
+        ask_for(table, t, r + rows_ahead);
+        f(r, rows.begin() + r, row(table, t.expert[r]));
+      }
+    });
+  }
+
+  /// out[token(i)] += outer (inner table[e]) for the rows i = begin() + r of the view, in their order, with
+  /// {outer, inner} = factors(r, i). A task owns columns.
+  template <typename Factors>
+  static void add_rows_of(const parameter<Scalar>& table, const routed_rows<Scalar>& rows, const tape& t,
+                          tokens_out<Scalar> out, const executor_ref& executor, const Factors& factors) {
+    constexpr index_t lanes = kernel::simd_width<Scalar>, fewest_vectors = 4;
+    const index_t vectors = (out.cols() + lanes - 1) / lanes;
+    const executor_ref threads = executor.for_work(2 * rows.size() * out.cols());
+    const index_t parts = std::clamp<index_t>(vectors / fewest_vectors, 1, threads.concurrency());
+    threads.parallel_for(parts, [&](index_t part) {
+      const index_t begin = vectors * part / parts * lanes;
+      const index_t end = (std::min)(vectors * (part + 1) / parts * lanes, out.cols());
+      for (index_t r = 0; r < t.expert.size(); ++r) {
+        ask_for(table, t, r + rows_ahead);
+        const auto [outer, inner] = factors(r, rows.begin() + r);
+        const kernel::simd<Scalar> factor(inner);
+        const Scalar* from = row(table, t.expert[r]);
+        Scalar* to = out.data() + rows.token(rows.begin() + r) * out.outerStride();
+        index_t c = begin;
+        for (; c + lanes <= end; c += lanes)
+          kernel::add_weighted<Scalar>(outer, factor * kernel::load(from + c), lanes, to + c);
+        if (c < end)
+          kernel::add_weighted<Scalar>(outer, factor * kernel::load_part(from + c, end - c, Scalar(0)), end - c, to + c);
+      }
+    });
+  }
+
+  /// f(r, gradient of down_e, gradient of up_e) for the rows of every expert, in their order.
+  template <typename F>
+  void add_gradients(const tape& t, const executor_ref& executor, F&& f) {
+    Scalar* ddown = down_.gradient().data();
+    Scalar* dup = up_.gradient().data();
+    executor.parallel_blocks(t.working.size(), expert_block, inputs() + outputs(), [&](index_t from, index_t to) {
+      for (index_t w = from; w < to; ++w) {
+        const auto [e, first, last] = t.working[w];
+        for (index_t i = first; i < last; ++i) f(i - t.working[0].begin, ddown + e * inputs(), dup + e * outputs());
+      }
+    });
+    note_touched(t);
   }
 
   void note_touched(const tape& t) {
@@ -161,7 +259,7 @@ private:
   buffer<std::uint8_t> is_touched_;
 };
 
-static_assert(DifferentiableBank<neuron_bank<float>>);
+static_assert(DifferentiableBank<neuron_bank<float>> && RoutedBank<neuron_bank<float>>);
 static_assert(DifferentiableBank<neuron_bank<double, relu>>);
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -14,6 +14,7 @@
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/gemm.hpp>
+#include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/top_k.hpp>
 
 #include <algorithm>
@@ -26,6 +27,7 @@ public:
   using scalar = Scalar;
 
   struct tape {
+    matrix_buffer<Scalar> half_query;   ///< [T,d] scratch: of one half of one head, side by side
     matrix_buffer<Scalar> similarity;   ///< [T,n] scratch: one half of one head
     matrix_buffer<index_t> candidates;  ///< [T,2c] scratch: keys of one head, ascending in each half
     matrix_buffer<Scalar> halves;       ///< [T,2c] scratch: their similarities
@@ -59,15 +61,20 @@ public:
     const index_t tokens = queries.rows();
     pair.resize(tokens, heads() * k);
     scores.resize(tokens, heads() * k);
+    t.half_query.resize(tokens, width());
     t.similarity.resize(tokens, keys());
     t.candidates.resize(tokens, 2 * c);
     t.halves.resize(tokens, 2 * c);
     t.sums.resize(tokens, c * c);
     t.invalid.assign(tokens, 0);
-    executor.parallel_blocks(tokens, token_block, heads() * keys() * width(), [&](index_t begin, index_t end) {
+    const index_t block = detail::rows_per_reading<Scalar>(tokens, width(), executor);
+    executor.parallel_blocks(tokens, block, heads() * keys() * width(), [&](index_t begin, index_t end) {
       for (index_t h = 0; h < heads(); ++h) {
         for (index_t half = 0; half < 2; ++half) {
-          similarities(queries, h, half, begin, end, t.similarity.row(begin));
+          // Side by side: rows that are a large power of two apart would push each other out of the first cache.
+          for (index_t token = begin; token < end; ++token)
+            std::copy_n(queries.row(token) + query(h, half), width(), t.half_query.row(token));
+          compare(t.half_query.row(begin), width(), end - begin, h, half, t.similarity.row(begin));
           for (index_t token = begin; token < end; ++token) find_candidates(t, token, half, c);
         }
         for (index_t token = begin; token < end; ++token)
@@ -79,8 +86,7 @@ public:
   /// out [end - begin, n]: s1 (half 0) or s2 (half 1) of one head.
   void similarities(const matrix_buffer<Scalar>& queries, index_t head, index_t half, index_t begin, index_t end,
                     Scalar* out) const {
-    kernel::multiply_nt(end - begin, keys(), width(), queries.row(begin) + (half * heads() + head) * width(),
-                        queries.cols(), keys_.data() + offset(head, 0, half), 2 * width(), out, keys());
+    compare(queries.row(begin) + query(head, half), queries.cols(), end - begin, head, half, out);
   }
 
   /// Writes dqueries and adds into the keys' gradient; entries of `pair` that are no_expert take no part.
@@ -115,10 +121,18 @@ public:
   const parameter<Scalar>& array() const noexcept { return keys_; }
 
 private:
-  static constexpr index_t token_block = 64;  // all keys are read once for so many tokens
+  static constexpr index_t token_block = 64;
 
   index_t offset(index_t head, index_t key, index_t half) const noexcept {
     return ((head * keys() + key) * 2 + half) * width();
+  }
+
+  /// Where the query of one half of one head begins in a row.
+  index_t query(index_t head, index_t half) const noexcept { return (half * heads() + head) * width(); }
+
+  void compare(const Scalar* query, index_t apart, index_t tokens, index_t head, index_t half, Scalar* out) const {
+    kernel::multiply_nt(tokens, keys(), width(), query, apart, keys_.data() + offset(head, 0, half), 2 * width(), out,
+                        keys());
   }
 
   /// The c best keys of a half. In ascending order, so that the sums made from them stand in the order of the pairs,

@@ -88,7 +88,8 @@ public:
     t.sums.resize(tokens, c * c);
     t.products.resize((std::max)(tokens, heads()), 4 * r);
     t.invalid.assign(tokens, 0);
-    executor.parallel_blocks(tokens, token_block, heads() * keys() * width() * r, [&](index_t begin, index_t end) {
+    const index_t block = detail::rows_per_reading<Scalar>(tokens, width(), executor);
+    executor.parallel_blocks(tokens, block, heads() * keys() * width() * r, [&](index_t begin, index_t end) {
       for (index_t h = 0; h < heads(); ++h) {
         for (index_t half = 0; half < 2; ++half) {
           kernel::multiply_nt(end - begin, keys() * r, width(), t.queries.row(begin) + half * width(), 2 * width(),

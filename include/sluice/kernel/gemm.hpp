@@ -11,6 +11,8 @@
 
 #include <sluice/kernel/vector_math.hpp>
 
+#include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA::kernel {
@@ -35,9 +37,9 @@ void put(Scalar& place, Scalar value, write mode) noexcept {
 /// Rows x Cols dot products along k. Every dot product is one vector accumulator, its lanes' sum, then the tail.
 template <int Rows, int Cols, typename Scalar>
 void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
-  constexpr index_t width = simd_width<Scalar>;
-  simd<Scalar> sums[as_size(Rows)][as_size(Cols)];
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
+  constexpr index_t width = simd_width<Scalar>, count = Rows * Cols;
+  simd<Scalar> sums[as_size(count)];
+  SLUICE_UNROLL for (index_t i = 0; i < count; ++i) sums[i] = simd<Scalar>(Scalar(0));
   index_t p = 0;
   for (; p + width <= k; p += width) {
     simd<Scalar> columns[as_size(Cols)];
@@ -48,14 +50,25 @@ void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t 
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       simd<Scalar> row = load(a + i * lda + p);
       keep_in_register<Scalar>(row);
-      SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i][j] = multiply_add<Scalar>(row, columns[j], sums[i][j]);
+      SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
+        sums[i * Cols + j] = multiply_add<Scalar>(row, columns[j], sums[i * Cols + j]);
     }
   }
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
-    Scalar sum = sum_lanes<Scalar>(sums[i][j]);
-    for (index_t q = p; q < k; ++q) sum += a[i * lda + q] * b[j * ldb + q];
-    put(c[i * ldc + j], sum, mode);
+  // As many sums at a time as a vector holds; the last one stands in for those that are not there.
+  constexpr index_t together = (std::min)(width, static_cast<index_t>(std::bit_ceil(as_size(count))));
+  Scalar totals[as_size(count + 2 * width)];
+  SLUICE_UNROLL for (index_t first = 0; first < count; first += together) {
+    simd<Scalar> some[as_size(together)];
+    SLUICE_UNROLL for (index_t i = 0; i < together; ++i) some[i] = sums[(std::min)(first + i, count - 1)];
+    store<Scalar>(totals + first, sums_of_lanes<Scalar>(some));
   }
+  for (; p < k; ++p)
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
+      totals[i * Cols + j] += a[i * lda + p] * b[j * ldb + p];
+  if (mode == write::accumulate)
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
+      totals[i * Cols + j] = c[i * ldc + j] + totals[i * Cols + j];
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) std::copy_n(totals + i * Cols, Cols, c + i * ldc);
 }
 
 /// Rows x (Vectors vectors) of C, where A(i,p) = a[i*ai + p*ap].

@@ -13,6 +13,7 @@
 #include <sluice/kernel/gemm.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
+#include <algorithm>
 #include <span>
 
 namespace sluice::inline SLUICE_ISA {
@@ -20,13 +21,24 @@ namespace sluice::inline SLUICE_ISA {
 namespace detail {
 inline constexpr index_t linear_row_block = 32;
 inline constexpr index_t linear_weight_block = 32;
+
+/// Rows of a task that reads a whole matrix of weights: many, for each task reads it anew, but no more than leave every
+/// thread its share and stay in the second cache. Results do not depend on it.
+template <typename Scalar>
+index_t rows_per_reading(index_t rows, index_t width, const executor_ref& executor) {
+  constexpr index_t most = 256, close_by = 512 * 1024 / static_cast<index_t>(sizeof(Scalar));
+  const index_t share = (rows + executor.concurrency() - 1) / executor.concurrency();
+  const index_t wanted = (std::min)({share, close_by / (std::max<index_t>)(1, width), most});
+  return (std::max)(wanted / linear_row_block * linear_row_block, linear_row_block);
+}
 }  // namespace detail
 
 template <typename Scalar>
 void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y, const executor_ref& executor,
                     kernel::write mode = kernel::write::replace) {
   const index_t work = weight.rows() * weight.cols() / 4;
-  executor.parallel_blocks(x.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
+  const index_t block = detail::rows_per_reading<Scalar>(x.rows(), x.cols(), executor);
+  executor.parallel_blocks(x.rows(), block, work, [&](index_t begin, index_t end) {
     kernel::multiply_nt(end - begin, weight.rows(), weight.cols(), x.data() + begin * x.outerStride(), x.outerStride(),
                         weight.data(), weight.cols(), y.data() + begin * y.outerStride(), y.outerStride(), mode);
   });

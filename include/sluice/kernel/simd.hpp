@@ -11,6 +11,7 @@ SLUICE_BEGIN_VECTOR_LIBRARY
 SLUICE_END_VECTOR_LIBRARY
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,13 @@ static_assert(XSIMD_VERSION_MAJOR * 100 + XSIMD_VERSION_MINOR >= 801, "sluice: x
 #define SLUICE_UNROLL _Pragma("GCC unroll 32")
 #else
 #define SLUICE_UNROLL
+#endif
+
+/// For functions that take vectors in arrays: called, they would pass them through memory.
+#if defined(__GNUC__)
+#define SLUICE_ALWAYS_INLINE [[gnu::always_inline]] inline
+#else
+#define SLUICE_ALWAYS_INLINE inline
 #endif
 
 namespace sluice::inline SLUICE_ISA::kernel {
@@ -166,6 +174,21 @@ Register interleave(const Register& a, const Register& b, std::integer_sequence<
   return __builtin_shufflevector(a, b, static_cast<int>(From + Lane / 2 + Lane % 2 * width)...);
 }
 
+/// Both vectors in blocks of 2 Half lanes, a's and b's by turns of Half: the halves of each block added.
+template <index_t Half, typename Register, index_t... Lane>
+Register add_halves(const Register& a, const Register& b, std::integer_sequence<index_t, Lane...>) noexcept {
+  constexpr index_t width = sizeof...(Lane);
+  constexpr auto is_low = [](index_t lane) { return lane / Half % 2 == 0; };
+  return __builtin_shufflevector(a, b, static_cast<int>(is_low(Lane) ? Lane : width + Lane)...) +
+         __builtin_shufflevector(a, b, static_cast<int>(is_low(Lane) ? Lane + Half : width + Lane - Half)...);
+}
+
+/// Every Step-th lane.
+template <index_t Step, typename Register, index_t... Lane>
+Register every_lane(const Register& a, std::integer_sequence<index_t, Lane...>) noexcept {
+  return __builtin_shufflevector(a, a, static_cast<int>(Lane * Step % index_t(sizeof...(Lane)))...);
+}
+
 }  // namespace detail
 #endif
 
@@ -202,6 +225,40 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return reduce_add(v);
   else
     return hadd(v);  // the name before xsimd 10
+}
+
+/// The sums of the lanes of several vectors, a power of two of at most as many as there are lanes: lane j of the result is
+/// that of vectors[j], and the lanes behind them hold anything. Every vector is folded in halves, whatever its neighbours.
+template <typename Scalar, std::size_t Count>
+SLUICE_ALWAYS_INLINE simd<Scalar> sums_of_lanes(const simd<Scalar> (&vectors)[Count]) noexcept {
+  constexpr index_t width = simd_width<Scalar>, count = static_cast<index_t>(Count);
+  static_assert(count <= width && (count & (count - 1)) == 0);
+#if defined(SLUICE_SHUFFLES_LANES)
+  // Two vectors become one that holds the folded halves of both, until there is one; that one is folded by itself.
+  constexpr std::make_integer_sequence<index_t, width> lanes;
+  simd<Scalar> part[Count];
+  SLUICE_UNROLL for (index_t i = 0; i < count; ++i) part[i] = vectors[i];
+  [&]<int... Fold>(std::integer_sequence<int, Fold...>) {
+    const auto fold = [&]<index_t Half, index_t Parts>(std::integer_sequence<index_t, Half, Parts>) {
+      constexpr index_t left = (std::max<index_t>)(Parts / 2, 1), partner = Parts > 1 ? left : 0;
+      SLUICE_UNROLL for (index_t i = 0; i < left; ++i)
+        part[i].data = detail::add_halves<Half>(part[i].data, part[i + partner].data, lanes);
+    };
+    (fold(std::integer_sequence<index_t, (width >> Fold) / 2, (count >> Fold)>{}), ...);
+  }(std::make_integer_sequence<int, std::countr_zero(as_size(width))>{});
+  part[0].data = detail::every_lane<width / count>(part[0].data, lanes);
+  return part[0];
+#else
+  Scalar sums[as_size(width)] = {};
+  for (index_t i = 0; i < count; ++i) {
+    Scalar numbers[as_size(width)];
+    store<Scalar>(numbers, vectors[i]);
+    for (index_t half = width / 2; half > 0; half /= 2)
+      for (index_t l = 0; l < half; ++l) numbers[l] += numbers[l + half];
+    sums[i] = numbers[0];
+  }
+  return load(sums);
+#endif
 }
 
 /// Makes the compiler hold a vector in a register. GCC likes to fold a load into each instruction that uses it, which
