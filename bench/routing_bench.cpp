@@ -264,6 +264,9 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "skipping, k = 2",
               sluice::skipping_router<float>(sluice::linear_gate<float>(width, experts),
                                              sluice::softmax_rule<float>({.top_k = 2})));
+  time_router(s, "chosen_ranks, 1 of 2",
+              sluice::chosen_ranks_router<float>(sluice::linear_gate<float>(width, experts),
+                                                 sluice::softmax_rule<float>({.top_k = 2}), {1}));
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
   time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));

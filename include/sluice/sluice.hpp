@@ -29,6 +29,7 @@
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/softmax_output.hpp>
 #include <sluice/expert/union.hpp>
+#include <sluice/expert/value_table.hpp>
 #include <sluice/gate/activated.hpp>
 #include <sluice/gate/cluster.hpp>
 #include <sluice/gate/cluster_dropout.hpp>
@@ -45,6 +46,7 @@
 #include <sluice/gate/masked.hpp>
 #include <sluice/gate/noisy.hpp>
 #include <sluice/gate/none.hpp>
+#include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/per_group.hpp>
 #include <sluice/gate/product_keys.hpp>
@@ -89,6 +91,7 @@
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
 #include <sluice/layer/token_mixer.hpp>
+#include <sluice/layer/transposed.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
 #include <sluice/loss/chosen_balance.hpp>
 #include <sluice/loss/cluster_variance.hpp>
@@ -158,6 +161,7 @@
 #include <sluice/router/threshold/token_importance.hpp>
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
+#include <sluice/router/tokens_choose/chosen_ranks.hpp>
 #include <sluice/router/tokens_choose/group_limit.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
@@ -183,11 +187,13 @@
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/cross_entropy.hpp>
 #include <sluice/train/diversify.hpp>
+#include <sluice/train/expert_diversity.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/model_part.hpp>
 #include <sluice/train/optimizer_state.hpp>
 #include <sluice/train/reroute.hpp>
 #include <sluice/train/schedule.hpp>
+#include <sluice/train/self_contrast.hpp>
 #include <sluice/train/sgd.hpp>
 #include <sluice/version.hpp>

@@ -100,7 +100,7 @@ TEST_CASE("neuron_bank: a plan run as it lies has the bits of gathering, running
   dispatch(plan, tokens_in<float>(x), rows, {});
   bank.forward(rows, plan.by_expert(), outputs, tape, {});
   combine(plan, tokens_in<float>(outputs), y, {});
-  for (const index_t threads : {1, 2, 3}) {
+  for (const int threads : {1, 2, 3}) {
     thread_pool pool(threads);
     matrix<float> own = matrix<float>::Zero(T, D2);
     bank.forward_routed(x, plan.routed(), own, tape, pool);

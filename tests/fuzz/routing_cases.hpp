@@ -11,6 +11,7 @@
 #include <sluice/gate/connected.hpp>
 #include <sluice/gate/frozen.hpp>
 #include <sluice/gate/jitter.hpp>
+#include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/noisy.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/per_group.hpp>
@@ -27,6 +28,7 @@
 #include <sluice/router/threshold/skip.hpp>
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
+#include <sluice/router/tokens_choose/chosen_ranks.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
@@ -78,7 +80,7 @@ class any_gate {
                        normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
                        tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>,
                        connected_gate<features_gate>, per_group_gate<linear_gate<float>>,
-                       noisy_gate<features_gate>>;
+                       noisy_gate<features_gate>, neuron_magnitude_gate<float>>;
 
 public:
   using scalar = float;
@@ -149,7 +151,8 @@ public:
   using sinkhorn_rule = coupling_rule<float, sinkhorn_coupling<float>, sigmoid_rule<float>>;
   using sparse_rule = coupling_rule<float, sparse_row_coupling<float>, sigmoid_rule<float>>;
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
-                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, straight_through_rule<float>,
+                             moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, chosen_ranks_rule<float>,
+                             straight_through_rule<float>,
                              balanced_rule<float>,
                              sinkhorn_rule, sparse_rule, balanced_assignment_rule<float>>;
   using tape = std::tuple<detail::no_rule_tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,

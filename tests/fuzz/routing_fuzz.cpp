@@ -453,7 +453,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   const auto weights = [&](expert_scores scores) {
     return sigmoid_rule<float>(b.experts, {.top_k = k.own, .renormalize = false, .selection_bias = false, .scores = scores});
   };
-  switch (bytes.below(b.experts < 2 ? 11 : 12)) {
+  switch (bytes.below(b.experts < 2 ? 12 : 13)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -531,6 +531,10 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
     case 10:
       k = draw_k(bytes, 1, b.experts);
       return any_rule(straight_through_rule<float>(b.experts, {.top_k = k.own}));
+    case 11:
+      k = draw_k(bytes, 1, b.experts);
+      k.of_call = k.own;  // it has no smaller one
+      return any_rule(chosen_ranks_rule<float>(softmax_rule<float>({.top_k = k.own, .constant_weight = true}), {k.own - 1}));
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};
@@ -737,7 +741,7 @@ struct drawn_gate {
 };
 drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
   const features_gate features(b.width, b.experts, dlogits);
-  switch (bytes.below(15)) {
+  switch (bytes.below(16)) {
     case 1:
       return {any_gate(added_jitter_gate<features_gate>(features, bytes.flag() ? 0.5 : 0.0))};
     case 2:
@@ -778,6 +782,8 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
     }
     case 13:
       return {any_gate(noisy_gate<features_gate>(features, {.temperature = 0.5F, .noise_std = 0.5F}))};
+    case 14:
+      return {filled(bytes, any_gate(neuron_magnitude_gate<float>(b.width, b.experts))), false};
     default:
       return {any_gate(features)};
   }

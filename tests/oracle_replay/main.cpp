@@ -35,6 +35,7 @@ std::vector<replayer> all_replayers() {
            dense_gates(),
            memory_layers(),
            thresholds(),
+           contrast(),
            nested_experts(),
            patches(),
            per_sample(),

@@ -2,6 +2,7 @@
 #include "layer_run.hpp"
 #include "replays.hpp"
 
+#include <sluice/expert/value_table.hpp>
 #include <sluice/kernel/row_norm.hpp>
 #include <sluice/router/tokens_choose/tucker_key.hpp>
 
@@ -28,7 +29,7 @@ template <typename Scalar, typename Norm>
 void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
   const auto count = [&](const char* name) { return c.template setting<index_t>(name); };
   const index_t heads = count("heads"), k = count(names.k), n = count(names.keys), r = count(names.rank), M = count("cores");
-  const index_t expand = count("value_expand"), width = count(names.value_width), piece = width / M;
+  const index_t expand = count("value_expand"), width = count(names.value_width);
   tucker_key_router<Scalar, Norm> router(
       count("D"), n, {.heads = heads, .top_k = k, .key_width = count(names.key_width), .rank = r, .cores = M}, norm, norm);
   auto& keys = router.keys();
@@ -89,34 +90,26 @@ void run_memory(oracle_case<Scalar>& c, const spelling& names, Norm norm) {
   c.check_integers("indices_shuffled", shuffled);
   c.check(names.scores, copy(tape.seen.scores));
 
-  // The table: expert m n² + pair puts out piece m of its value, in its block.
-  const matrix<Scalar> values = c.rows("values"), projection = c.rows("values_proj.weight");
-  const index_t physical = values.rows();
+  const index_t physical = c.rows("values").rows();
+  value_table<Scalar> table(x.cols(), physical, width, {.blocks = expand, .pieces = M});
+  table.values().assign(c.rows("values"));
+  table.set_shuffle(shuffle);
+  ensure_gradients(table);
+  typename value_table<Scalar>::tape own;
+  const matrix<Scalar> projection = c.rows("values_proj.weight");
   matrix<Scalar> blocks = matrix<Scalar>::Zero(x.rows(), expand * width);
-  const auto each_row = [&](auto&& f) {
-    for (index_t i = 0; i < plan.size(); ++i) {
-      const index_t m = plan.expert(i) / (n * n), place = shuffle[as_size(plan.expert(i) % (n * n))];
-      f(i, plan.token(i), place % physical, m * piece, place / physical * width + m * piece);
-    }
-  };
-  each_row([&](index_t i, index_t t, index_t row, index_t from, index_t to) {
-    blocks.block(t, to, 1, piece) += plan.weight(i) * values.block(row, from, 1, piece);
-  });
+  table.forward_routed(x, plan.routed(), blocks, own, {});
   c.check("y", matrix<Scalar>(blocks * projection.transpose()));
   const matrix<Scalar> dblocks = dy * projection;
   c.check("grad.values_proj.weight", matrix<Scalar>(dy.transpose() * blocks));
-  matrix<Scalar> dvalues = matrix<Scalar>::Zero(values.rows(), values.cols());
+  matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
   typename decltype(plan)::gradient dplan;
   dplan.weight.resize(plan.size());
-  each_row([&](index_t i, index_t t, index_t row, index_t from, index_t to) {
-    dplan.weight[i] = dblocks.block(t, to, 1, piece).cwiseProduct(values.block(row, from, 1, piece)).sum();
-    dvalues.block(row, from, 1, piece) += plan.weight(i) * dblocks.block(t, to, 1, piece);
-  });
-  c.check("grad.values", dvalues);
+  table.backward_routed(x, plan.routed(), dblocks, dx, own, dplan.weight.data(), nullptr, {});
+  c.check("grad.values", matrix<Scalar>(table.values().gradient_map()));
   ensure_gradients(router);
   zero_gradients(router);
   tape.dseen.zero_like(tape.seen);
-  matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), x.cols());
   router.backward(x, context, plan, dplan, tape, dx);
   c.check("grad.x", dx);
   give_gradients();

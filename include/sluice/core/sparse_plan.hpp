@@ -15,13 +15,13 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/expert_order.hpp>
 #include <sluice/core/expert_rows.hpp>
 #include <sluice/core/routed_rows.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
 #include <concepts>
-#include <numeric>
 #include <span>
 
 namespace sluice::inline SLUICE_ISA {
@@ -58,8 +58,7 @@ public:
     tokens_ = tokens;
     experts_ = experts;
     pending_.clear();
-    active_.clear();
-    offsets_.clear();
+    order_.clear();
     dropped_.clear();
     invalid_.clear();
     has_input_scale_ = false;
@@ -71,8 +70,7 @@ public:
   void reserve(index_t most_assignments) {
     reserve_rows(most_assignments);
     pending_.reserve(most_);
-    for (auto* numbers : {&place_, &source_}) numbers->reserve(most_);
-    reserve_experts(most_);
+    order_.reserve(most_, experts_);
   }
   void reserve_dropped(index_t most_dropped) { dropped_.reserve(most_dropped); }
 
@@ -101,12 +99,11 @@ public:
     }
     for (index_t t = 0; t < tokens_; ++t) token_offsets_[t + 1] += token_offsets_[t];
     resize_rows(n);
-    for (auto* numbers : {&place_, &source_}) numbers->resize(n);
-    find_places();
-    for (index_t i = 0; i < n; ++i) by_token_[token_offsets_[pending_[i].token]++] = place_[i];
+    order_.find(n, experts_, [&](index_t i) { return pending_[i].expert; });
+    for (index_t i = 0; i < n; ++i) by_token_[token_offsets_[pending_[i].token]++] = order_.place(i);
     // In the order of places: in that of adding, every array would be written at as many places as there are experts.
     for (index_t place = 0; place < n; ++place) {
-      const entry& a = pending_[source_[place]];
+      const entry& a = pending_[order_.source(place)];
       token_[place] = a.token;
       expert_[place] = a.expert;
       rank_[place] = a.rank;
@@ -125,13 +122,12 @@ public:
   void assign_positive(Row row, Weight weight) {
     check_invalid();
     reserve_rows(tokens_ * experts_);
-    for (auto* numbers : {&place_, &source_}) numbers->reserve(tokens_);
-    active_.reserve(experts_);
-    offsets_.reserve(experts_ + 1);
+    for (auto* numbers : {&going_, &next_}) numbers->reserve(tokens_);
+    order_.begin_experts(experts_);
     token_offsets_.resize(tokens_ + 1);
     token_offsets_[0] = 0;
-    place_.clear();  // the tokens that go anywhere, and in source_ the next place of each in by_token_
-    source_.clear();
+    going_.clear();
+    next_.clear();
     for (index_t t = 0; t < tokens_; ++t) {
       const Scalar* numbers = row(t);
       index_t count = 0;
@@ -139,18 +135,18 @@ public:
         for (index_t e = 0; e < experts_; ++e) count += numbers[e] > Scalar(0);
       token_offsets_[t + 1] = token_offsets_[t] + count;
       if (count == 0) continue;
-      place_.push_back(t);
-      source_.push_back(token_offsets_[t]);
+      going_.push_back(t);
+      next_.push_back(token_offsets_[t]);
     }
     resize_rows(token_offsets_[tokens_]);
     for (index_t e = 0, next = 0; e < experts_; ++e) {
       const index_t first = next;
       next = find_tokens(e, first, row);
       if (next == first) continue;
-      begin_expert(e, first);
+      order_.begin_expert(e, first);
       for (index_t i = first; i < next; ++i) {
-        const index_t token = place_[token_[i]];
-        index_t& own = source_[token_[i]];
+        const index_t token = going_[token_[i]];
+        index_t& own = next_[token_[i]];
         rank_[i] = own - token_offsets_[token];
         by_token_[own++] = i;
         token_[i] = token;
@@ -159,7 +155,7 @@ public:
       std::fill(expert_.begin() + first, expert_.begin() + next, e);
     }
     input_scale_.fill(Scalar(1));
-    offsets_.push_back(size());
+    order_.end_experts(size());
   }
 
   index_t tokens() const noexcept { return tokens_; }
@@ -171,9 +167,7 @@ public:
   index_t most_rows() const noexcept { return (std::max)(most_, size()); }
   index_t load(index_t expert) const noexcept { return by_expert().load(expert); }
   /// Who has which assignments. Of no experts before finish().
-  expert_rows by_expert() const noexcept {
-    return offsets_.empty() ? expert_rows() : expert_rows(experts_, active_.span(), offsets_.span());
-  }
+  expert_rows by_expert() const noexcept { return order_.rows(experts_); }
 
   index_t token(index_t i) const noexcept { return token_[i]; }
   index_t expert(index_t i) const noexcept { return expert_[i]; }
@@ -247,77 +241,17 @@ private:
     for (auto* numbers : {&weight_, &input_scale_}) numbers->resize(count);
   }
 
-  /// Writes into token_ from `first` on which of the tokens in place_ go to an expert; returns where they end. Without a
+  /// Writes into token_ from `first` on which of the tokens in going_ go to an expert; returns where they end. Without a
   /// branch, which nobody could foresee: every token is written and stays if it goes there.
   template <typename Row>
   index_t find_tokens(index_t e, index_t first, Row& row) {
-    const index_t n = place_.size(), end = size();
+    const index_t n = going_.size(), end = size();
     index_t next = first;
     for (index_t j = 0; j < n && next < end; ++j) {
       token_[next] = j;
-      next += row(place_[j])[e] > Scalar(0);
+      next += row(going_[j])[e] > Scalar(0);
     }
     return next;
-  }
-
-  /// Whether assignments are too few for a counter of every expert. Measured, counting and sorting take equal time at
-  /// 10 to 13 experts an assignment for a hundred to a thousand of them, at more for more. Sixteen counters take the
-  /// memory of one assignment.
-  static bool is_sparse(index_t assignments, index_t experts) { return experts / 16 > assignments; }
-
-  /// Makes room for any plan of up to so many assignments: one that sorts them needs less than one that counts.
-  void reserve_experts(index_t most) {
-    const index_t most_active = (std::min)(most, experts_);
-    active_.reserve(most_active);
-    offsets_.reserve(most_active + 1);
-    if (!is_sparse(most, experts_)) counter_.reserve(experts_);
-  }
-
-  /// Finds the place of every assignment and the experts that have some, in one of two ways to the same result.
-  void find_places() {
-    const index_t n = pending_.size();
-    reserve_experts(n);
-    active_.clear();
-    offsets_.clear();
-    if (is_sparse(n, experts_))
-      sort();
-    else
-      count();
-    offsets_.push_back(n);
-    counter_.clear();
-  }
-
-  void count() {
-    counter_.assign(experts_, 0);
-    for (const entry& a : pending_) ++counter_[a.expert];
-    index_t next = 0;
-    for (index_t e = 0; e < experts_; ++e) {
-      const index_t load = counter_[e];
-      if (load > 0) begin_expert(e, next);
-      counter_[e] = next;
-      next += load;
-    }
-    for (index_t i = 0; i < pending_.size(); ++i) {
-      place_[i] = counter_[pending_[i].expert]++;
-      source_[place_[i]] = i;
-    }
-  }
-
-  void sort() {
-    std::iota(source_.begin(), source_.end(), index_t(0));
-    std::sort(source_.begin(), source_.end(), [&](index_t i, index_t j) {
-      return pending_[i].expert != pending_[j].expert ? pending_[i].expert < pending_[j].expert : i < j;
-    });
-    for (index_t place = 0; place < source_.size(); ++place) {
-      const index_t expert = pending_[source_[place]].expert;
-      if (active_.empty() || active_[active_.size() - 1] != expert) begin_expert(expert, place);
-      place_[source_[place]] = place;
-    }
-  }
-
-  void begin_expert(index_t expert, index_t place) {
-    active_.push_back(expert);
-    offsets_.push_back(place);
   }
 
   index_t tokens_ = 0;
@@ -325,11 +259,9 @@ private:
   index_t most_ = 0;
   bool has_input_scale_ = false;
   buffer<entry> pending_;
-  buffer<index_t> active_;   ///< experts that have assignments, ascending
-  buffer<index_t> offsets_;  ///< the first assignment of each of them, and n
-  buffer<index_t> counter_;  ///< of finish(): of each expert
-  buffer<index_t> place_;    ///< of finish(): where each assignment goes, as they were added
-  buffer<index_t> source_;   ///< of finish(): which assignment goes to each place
+  expert_order order_;
+  buffer<index_t> going_;  ///< of assign_positive(): the tokens that go anywhere
+  buffer<index_t> next_;   ///< and the next place of each in by_token_
   buffer<index_t> token_offsets_;
   buffer<index_t> by_token_;
   buffer<index_t> token_;

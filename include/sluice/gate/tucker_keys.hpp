@@ -20,6 +20,7 @@
 #include <sluice/core/parameter.hpp>
 #include <sluice/gate/tucker_cores.hpp>
 #include <sluice/kernel/gemm.hpp>
+#include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/row_norm.hpp>
 #include <sluice/kernel/top_k.hpp>
 

@@ -6,12 +6,18 @@
 ///
 ///   logits [T,E] = layer(x [T,D])        D = layer.inputs(), E = layer.outputs()
 ///
+/// A layer that reads ids and no columns of x, one that begins with layer/embedding.hpp, is told D: a small Transformer
+/// over token ids, say, which the routers of router/over_training/stable.hpp distil themselves into.
+///
+///   network_gate foresight{sequence{embedding_layer<float>{32000, 50}, attention, linear_layer<float>{50, 8}}, /*inputs=*/64};
+///
 /// The layer is called with the context of the call, always as for training: its tape is in the gate's. A loss of its
 /// own, if there is a mixture inside, is tape.layer.loss(), and its backward adds that loss's gradients; after_step is
 /// not called. Parameters bear the layer's names. Causal if the layer is. NaN and T = 0 are the layer's affair.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/core/error.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 
 #include <utility>
@@ -32,21 +38,27 @@ public:
     matrix_buffer<scalar> dx;
   };
 
-  explicit network_gate(Layer layer) : layer_(std::move(layer)) {}
+  explicit network_gate(Layer layer) : layer_(std::move(layer)), inputs_(layer_.inputs()) {}
+  /// Throws std::invalid_argument unless the layer reads no columns, or as many.
+  network_gate(Layer layer, index_t inputs) : layer_(std::move(layer)), inputs_(inputs) {
+    if (layer_.inputs() != 0 && layer_.inputs() != inputs)
+      throw_invalid("network_gate's layer reads ", layer_.inputs(), " columns, and cannot be told that there are ",
+                    inputs);
+  }
 
-  index_t inputs() const noexcept { return layer_.inputs(); }
+  index_t inputs() const noexcept { return inputs_; }
   index_t experts() const noexcept { return layer_.outputs(); }
 
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
-    layer_.forward(x, logits, t.layer, context);
+    layer_.forward(x.leftCols(layer_.inputs()), logits, t.layer, context);
   }
 
   /// Adds into dx and into the gradients.
   void backward(tokens_in<scalar>, const routing_context<scalar>&, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
-    t.dx.resize(dx.rows(), dx.cols());
+    t.dx.resize(dx.rows(), layer_.inputs());
     layer_.backward(dlogits, t.dx.map(), t.layer);
-    dx += t.dx.map();
+    dx.leftCols(layer_.inputs()) += t.dx.map();
   }
 
   Layer& layer() noexcept { return layer_; }
@@ -59,6 +71,7 @@ public:
 
 private:
   Layer layer_;
+  index_t inputs_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -5,8 +5,8 @@
 ///
 /// With alpha = 0, where it starts, the experts are used as they are, and only alpha has a gradient: it moves first,
 /// the router after it. MoNE scales its nested branches so; CMoE the experts that it carves out of a dense network,
-/// with one alpha an expert. Everything else (choices, drops, ties, NaN, T = 0, causality, what losses see) is the
-/// inner router's. Weights of dropped assignments stay the inner router's.
+/// with one alpha an expert, chosen by gate/neuron_magnitude.hpp. Everything else (choices, drops, ties, NaN, T = 0,
+/// causality, what losses see) is the inner router's. Weights of dropped assignments stay the inner router's.
 /// Jain et al. 2024, arXiv:2407.19985; Pei et al. 2025, arXiv:2502.04416.
 #pragma once
 

@@ -17,6 +17,7 @@
 #include <sluice/router/token_choice.hpp>
 
 #include <concepts>
+#include <span>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {

@@ -6,7 +6,7 @@
 ///
 /// That is batch priority routing (capacity/batch_priority.hpp: not causal; ties, NaN, T = 0) over top_k_router.
 /// Sparse-MLP has two such layers a block: one mixes channels, and its items are the N patches of width D; one mixes
-/// patches, and its items are the D channels of width N: the same router with inputs() = N, on the transposed image.
+/// patches, and its items are the D channels of width N: the same router with inputs() = N, in a transposed_layer.
 /// With one expert the latter is a plain token-mixing network. There are more channels than patches, and few matter:
 /// hence the score.
 ///

@@ -4,9 +4,7 @@
 ///   experts M n²: expert m n² + i n + j has for every token that chose (i, j) the weight score_m(i n + j), raw
 ///
 /// UltraMem's memory layer. There a pair is a value of a table, cut into M pieces: piece m is the expert m n² + pair,
-/// which puts out that piece whatever the token is. Its values are fewer than pairs: a fixed shuffle maps a pair to a
-/// physical value and to one of the blocks of an output that a linear map reads (implicit value expansion), which is a
-/// matter of the bank.
+/// which puts out that piece whatever the token is (expert/value_table.hpp, with implicit value expansion).
 /// Heads choose on their own and may agree; equal choices of a token share M assignments with the sums of their
 /// weights (joined_choices.hpp). Weights may be negative and do not sum to 1. The search rests on u and v, which
 /// router.keys().update_vectors() makes anew from the cores, before training and now and then within it; core_penalty
