@@ -1,4 +1,5 @@
 #include <sluice/checkpoint/tensor_copy.hpp>
+#include <sluice/io/gguf_tensor.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/linear_map.hpp>
 
@@ -33,7 +34,9 @@ void check_both_ways(index_t rows, index_t cols, const tensor_place& place) {
   tensor_copy copy(map.weight(), place);
   REQUIRE(copy.obstacle(tensor.info).empty());
   copy.from = &tensor.info;
-  for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b);
+  conversion_loss loss;
+  for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b, loss);
+  CHECK(loss.elements == 0);  // counted before, by read_losses
 
   // Elements that the file has in the layer's own type keep their bits; numbers here are exact in every type but
   // float16's and bfloat16's, where both roads round the same number.
@@ -105,8 +108,8 @@ TEST_CASE("tensor_copy: every place into every storage and back, bit for bit whe
 }
 
 TEMPLATE_TEST_CASE("tensor_copy: weights in codes are read as assigned, and written as decoded", "[checkpoint]",
-                   int8_blocks, int4_blocks) {
-  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {64, 64}, {65, 33}, {130, 131}})
+                   int8_blocks, int4_blocks, coded_storage<q4_k_format>) {
+  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {64, 64}, {65, 33}, {130, 131}, {3, 600}})
     for (const bool transposed : {false, true}) {
       CAPTURE(rows, cols, transposed);
       const tensor_place place{"", {}, 3, transposed ? 1 : cols, transposed ? rows : 1};
@@ -118,8 +121,14 @@ TEMPLATE_TEST_CASE("tensor_copy: weights in codes are read as assigned, and writ
       expected.weight().fill(value);
       tensor_copy copy(map.weight(), place);
       copy.from = &tensor.info;
-      for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b);
+      conversion_loss loss;
+      for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b, loss);
       CHECK(std::ranges::equal(map.weight().value(), expected.weight().value()));
+      conversion_loss counted;
+      const matrix<float> rounded = map.weight().to_matrix();
+      for (index_t i = 0; i < rows * cols; ++i)
+        detail::add_change(static_cast<double>(value(i)), static_cast<double>(rounded.data()[i]), counted);
+      CHECK(loss == counted);
       std::vector<float> back(tensor.values.size());
       copy.write(data_type::f32, 0, std::as_writable_bytes(std::span(back)));
       const matrix<float> decoded = map.weight().to_matrix();
@@ -127,6 +136,43 @@ TEMPLATE_TEST_CASE("tensor_copy: weights in codes are read as assigned, and writ
         if (back[as_size(3 + i / cols * place.row_stride + i % cols * place.col_stride)] != decoded.data()[i])
           FAIL("element " << i);
     }
+}
+
+TEST_CASE("tensor_copy: blocks of a GGUF file are taken as they are where the storage has their format",
+          "[checkpoint]") {
+  const index_t rows = 70, cols = 512;
+  std::vector<std::byte> bytes(as_size(2 * rows * cols / 256 * 144));
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<std::byte>(i * 7 % 251 & (i % 144 < 4 ? 0x3FU : 0xFFU));
+  const tensor_info tensor =
+      detail::gguf_tensor("t", static_cast<std::uint32_t>(ggml_type::q4_k), {2, rows, cols}, bytes);
+  std::vector<float> numbers(tensor.elements());
+  safetensors_reader::copy<float>(tensor, numbers);
+  linear_map<coded_storage<q4_k_format>> same(rows, cols);
+  linear_map<coded_storage<q8_0_format>> other(rows, cols);
+  // The second matrix of a stack, and every second row of both.
+  for (const tensor_place& place :
+       {tensor_place{"", {}, rows * cols, cols, 1}, tensor_place{"", {}, cols, 2 * cols, 1}}) {
+    const auto value = [&](index_t i) {
+      return numbers[as_size(place.offset + i / cols * place.row_stride + i % cols)];
+    };
+    tensor_copy copy(same.weight(), place);
+    copy.from = &tensor;
+    conversion_loss loss;
+    for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b, loss);
+    CHECK(loss.elements == 0);
+    const matrix<float> taken = same.weight().to_matrix();
+    bool equal = true;
+    for (index_t i = 0; i < rows * cols; ++i)
+      equal = equal && detail::bits_of(taken.data()[i]) == detail::bits_of(value(i));
+    CHECK(equal);
+
+    tensor_copy rounding(other.weight(), place);
+    rounding.from = &tensor;
+    for (index_t b = 0; b < rounding.blocks(); ++b) rounding.read(b, loss);
+    CHECK(loss.elements == static_cast<std::uint64_t>(rows * cols));
+    CHECK(loss.rounded > 0);
+  }
 }
 
 TEST_CASE("tensor_copy: types that hold no weights are refused, and doubles that no float is near are counted",

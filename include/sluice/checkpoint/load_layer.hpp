@@ -197,11 +197,13 @@ inline std::string found_elsewhere(const checkpoint_model& model, const tensor_n
   return {};
 }
 
-/// Runs all copies, a few hundred tiles of rows between two reports of progress.
-inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_options& options) {
+/// Runs all copies, a few hundred tiles of rows between two reports of progress. Reports what codes have cost.
+inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_options& options,
+                     layer_load_report& report) {
   struct task {
     const tensor_copy* copy;
     index_t block;
+    conversion_loss loss = {};
   };
   std::vector<task> tasks;
   std::uint64_t total = 0;
@@ -214,14 +216,15 @@ inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_op
   for (std::size_t begin = 0; begin < tasks.size(); begin += between_reports) {
     const std::size_t count = (std::min)(between_reports, tasks.size() - begin);
     options.executor.parallel_for(static_cast<index_t>(count), [&](index_t i) {
-      const task& t = tasks[begin + static_cast<std::size_t>(i)];
-      t.copy->read(t.block);
+      task& t = tasks[begin + static_cast<std::size_t>(i)];
+      t.copy->read(t.block, t.loss);
     });
     if (options.progress == nullptr) continue;
     for (std::size_t i = begin; i < begin + count; ++i)
       done += tasks[i].copy->bytes() / static_cast<std::uint64_t>(tasks[i].copy->blocks());
     options.progress(options.user, begin + count == tasks.size() ? total : done, total);
   }
+  for (const task& t : tasks) report.values.add(t.copy->from->name, t.loss);
 }
 
 }  // namespace detail
@@ -250,7 +253,7 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
                  : " (the model is quantised by " + detail::printable(config.quantization) + ")") +
             ':' + problems.text());
   }
-  detail::read_all(copies, options);
+  detail::read_all(copies, options, report);
   if (options.report != nullptr) *options.report = std::move(report);
 }
 

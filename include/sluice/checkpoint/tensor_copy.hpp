@@ -1,13 +1,15 @@
 /// tensor_copy: moves a matrix between a parameter, in panels or not, and its place in a tensor of a file.
 ///
 ///   tensor_copy copy(parameter, place);     copy.from = &tensor;
-///   copy.read(block)                        file -> parameter, 64 rows at a time; blocks may run in parallel
+///   copy.read(block, loss)                  file -> parameter, 64 rows at a time; blocks may run in parallel
 ///   copy.write(type, first, out)            parameter -> elements first .. of the tensor, those that are the parameter's
 ///
 /// Elements that the file has in the parameter's own type are copied bit for bit; others are rounded once, to nearest.
 /// State may be whole numbers in the file, I32 or I64, such as the experts in a table; those have to be exact. Whoever
-/// wants to know what that costs asks before reading (read_losses) or while writing. A file may lie transposed to the
-/// panels, so both ways go by small tiles that stay in the nearest cache.
+/// wants to know what that costs asks before reading (read_losses) or while writing. Where a parameter is kept in codes,
+/// what rounding to them costs is known when they are made, and read adds it to `loss`; blocks of a GGUF file that are of
+/// the parameter's own format are taken as they are. A file may lie transposed to the panels, so both ways go by small
+/// tiles that stay in the nearest cache.
 #pragma once
 
 #include <sluice/checkpoint/expert_layout.hpp>
@@ -17,16 +19,32 @@
 #include <sluice/io/conversion_loss.hpp>
 #include <sluice/io/model_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
+#include <sluice/kernel/encoded_matrix.hpp>
+#include <sluice/kernel/format/ggml_blocks.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+/// The format of a parameter that is kept in coded blocks.
+template <typename Parameter>
+struct format_of {};
+template <typename Format, arithmetic By>
+struct format_of<encoded_matrix<coded_storage<Format, By>>> {
+  using type = Format;
+};
+
+}  // namespace detail
 
 class tensor_copy {
 public:
@@ -74,7 +92,7 @@ public:
     add_losses(*from, first, count, element_type_, loss);
   }
 
-  void read(index_t block) const noexcept { read_(*this, block); }
+  void read(index_t block, conversion_loss& loss) const noexcept { read_(*this, block, loss); }
 
   /// Fills those of the elements `first` .. of the tensor that belong to this parameter; out holds whole elements of
   /// the type, F64, F32, BF16 or F16; of state also I32 or I64.
@@ -89,50 +107,76 @@ public:
 
 private:
   template <typename Parameter>
-  static void read_block(const tensor_copy& c, index_t block) noexcept {
+  static void read_block(const tensor_copy& c, index_t block, conversion_loss& loss) noexcept {
     using element = typename Parameter::element;
+    if constexpr (requires { typename detail::format_of<Parameter>::type; })
+      if (c.take_blocks<Parameter>(block)) return;
     if (c.from->dtype == c.element_type_)
-      c.read_tiles<Parameter, element>(block, [](const tensor_info& t, index_t first, std::span<element> run) {
+      c.read_tiles<Parameter, element>(block, loss, [](const tensor_info& t, index_t first, std::span<element> run) {
         std::memcpy(run.data(), t.bytes.data() + static_cast<std::size_t>(first) * sizeof(element), run.size_bytes());
       });
     else if (c.from->dtype == data_type::f64)
-      c.read_numbers<Parameter, double>(block);  // a float between would round twice
+      c.read_numbers<Parameter, double>(block, loss);  // a float between would round twice
     else if (detail::holds_whole_numbers(c.from->dtype))
-      c.read_numbers<Parameter, std::int64_t>(block);
+      c.read_numbers<Parameter, std::int64_t>(block, loss);
     else
-      c.read_numbers<Parameter, typename Parameter::scalar>(block);
+      c.read_numbers<Parameter, typename Parameter::scalar>(block, loss);
+  }
+
+  /// Takes rows of a file whose blocks are of the parameter's format; false if they are not, or lie otherwise.
+  template <typename Parameter>
+  bool take_blocks(index_t block) const noexcept {
+    using format = typename detail::format_of<Parameter>::type;
+    const auto source = from->decoder == nullptr ? std::nullopt : from->decoder->blocks();
+    if (!source || place.col_stride != 1 || place.offset % cols_ != 0 || place.row_stride % cols_ != 0) return false;
+    const index_t first = block * tile, last = (std::min)(first + tile, rows_);
+    bool taken = false;
+    with_ggml_layout(source->type, [&]<typename Layout>(Layout) {
+      if constexpr (std::same_as<typename Layout::format, format>) {
+        const index_t size = find_ggml_type(static_cast<std::uint32_t>(source->type))->bytes;
+        static_cast<Parameter*>(parameter_)->fill_coded_rows(first, last, [&](index_t row, index_t col) {
+          const index_t at = place.offset + row * place.row_stride + col;
+          const std::byte* const bytes = source->bytes.data() + as_size(at / format::inputs * size);
+          return unpack_ggml_block<Layout>(reinterpret_cast<const std::uint8_t*>(bytes));
+        });
+        taken = true;
+      }
+    });
+    return taken;
   }
 
   template <typename Parameter, StorableValue Cell>
-  void read_numbers(index_t block) const noexcept {
-    read_tiles<Parameter, Cell>(block, [](const tensor_info& t, index_t first, std::span<Cell> run) {
+  void read_numbers(index_t block, conversion_loss& loss) const noexcept {
+    read_tiles<Parameter, Cell>(block, loss, [](const tensor_info& t, index_t first, std::span<Cell> run) {
       safetensors_reader::copy(t, static_cast<std::size_t>(first), run);
     });
   }
 
   template <typename Parameter, typename Cell, typename ReadRun>
-  void read_tiles(index_t block, ReadRun&& read_run) const noexcept {
+  void read_tiles(index_t block, conversion_loss& loss, ReadRun&& read_run) const noexcept {
     using element = typename Parameter::element;
     auto& p = *static_cast<Parameter*>(parameter_);
-    // Weights in codes take whole tiles: until one is complete its numbers wait here.
-    constexpr bool waits = requires { p.assign_part(index_t(), index_t(), index_t(), nullptr); };
-    std::array<element, waits ? tile * tile : 1> waiting;
+    // Weights in codes take whole tiles of whole blocks: until one is complete its numbers wait here.
+    constexpr bool waits = requires { Parameter::block_columns; };
+    constexpr index_t widest = widest_tile<Parameter>();
+    std::array<element, waits ? as_size(tile * widest) : 1> waiting;
     const matrix_layout layout = layout_to_read(p);
     const bool by_row = place.is_by_row(cols_);
+    const index_t width = waits || (by_row && from->decoder != nullptr) ? widest : tile;
     const index_t inner_stride = by_row ? place.col_stride : place.row_stride;
     const index_t outer_stride = by_row ? place.row_stride : place.col_stride;
     const index_t row0 = block * tile;
     const index_t row_count = (std::min)(tile, rows_ - row0);
     std::array<index_t, tile> row_place;
-    std::array<index_t, tile> col_place;
-    std::array<Cell, 2 * tile> run;
+    std::array<index_t, as_size(widest)> col_place;
+    std::array<Cell, as_size(2 * widest)> run;
     for (index_t r = 0; r < row_count; ++r) row_place[as_size(r)] = layout.place_of_row(waits ? r : row0 + r);
-    for (index_t col0 = 0; col0 < cols_; col0 += tile) {
-      const index_t col_count = (std::min)(tile, cols_ - col0);
+    for (index_t col0 = 0; col0 < cols_; col0 += width) {
+      const index_t col_count = (std::min)(width, cols_ - col0);
       for (index_t c = 0; c < col_count; ++c) col_place[as_size(c)] = layout.place_of_column(waits ? c : col0 + c);
       if constexpr (waits) waiting.fill(element{});
-      const auto& inner_place = by_row ? col_place : row_place;
-      const auto& outer_place = by_row ? row_place : col_place;
+      const index_t* const inner_place = by_row ? col_place.data() : row_place.data();
+      const index_t* const outer_place = by_row ? row_place.data() : col_place.data();
       const index_t inner_count = by_row ? col_count : row_count;
       const index_t outer_count = by_row ? row_count : col_count;
       const index_t first = place.offset + row0 * place.row_stride + col0 * place.col_stride;
@@ -141,15 +185,30 @@ private:
                  std::span(run).first(static_cast<std::size_t>((inner_count - 1) * inner_stride + 1)));
         element* to;
         if constexpr (waits)
-          to = waiting.data() + outer_place[as_size(o)];
+          to = waiting.data() + outer_place[o];
         else
-          to = p.data() + outer_place[as_size(o)];
+          to = p.data() + outer_place[o];
         for (index_t i = 0; i < inner_count; ++i)
-          to[inner_place[static_cast<std::size_t>(i)]] =
-              converted<element>(run[static_cast<std::size_t>(i * inner_stride)]);
+          to[inner_place[i]] = converted<element>(run[static_cast<std::size_t>(i * inner_stride)]);
       }
-      if constexpr (waits) p.assign_part(row0, col0, tile, waiting.data());
+      if constexpr (waits) {
+        p.assign_part(row0, col0, tile, widest, waiting.data());
+        std::array<element, as_size(tile * widest)> rounded;
+        p.copy_part(row0, col0, tile, widest, rounded.data());
+        for (index_t r = 0; r < row_count; ++r)
+          for (index_t c = 0; c < col_count; ++c) {
+            const auto at = as_size(row_place[as_size(r)] + col_place[as_size(c)]);
+            detail::add_change(static_cast<double>(waiting[at]), static_cast<double>(rounded[at]), loss);
+          }
+      }
     }
+  }
+
+  /// Columns of a tile: whole blocks of a parameter in codes, and as many inputs as a block of a file may have.
+  template <typename Parameter>
+  static constexpr index_t widest_tile() {
+    if constexpr (requires { Parameter::block_columns; }) return std::lcm(index_t{256}, Parameter::block_columns);
+    return 256;
   }
 
   /// Where the elements of a tile go: to their places in the parameter, or in panels of the tile's own.
@@ -158,7 +217,7 @@ private:
     if constexpr (requires { p.layout(); })
       return p.layout();
     else
-      return matrix_layout(tile, tile, {Parameter::lanes});
+      return matrix_layout(tile, widest_tile<Parameter>(), {Parameter::lanes});
   }
 
   template <typename Element, typename Cell>
@@ -269,7 +328,7 @@ private:
   std::size_t element_size_;
   parameter_role role_;
   void* parameter_;
-  void (*read_)(const tensor_copy&, index_t block) noexcept;
+  void (*read_)(const tensor_copy&, index_t block, conversion_loss&) noexcept;
   void (*write_)(const tensor_copy&, data_type, index_t first, std::span<std::byte>, conversion_loss*) noexcept;
 };
 

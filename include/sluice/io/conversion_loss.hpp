@@ -76,12 +76,10 @@ constexpr bool is_within(data_type from, data_type to) {
          (to == data_type::f32 && (from == data_type::f16 || from == data_type::bf16));
 }
 
-/// Adds what becomes of one number.
-template <typename To>
-void add_loss(double before, conversion_loss& loss) {
+/// Adds what became of one number.
+inline void add_change(double before, double after, conversion_loss& loss) {
   constexpr std::uint64_t infinite = 0x7FF0000000000000U;
   constexpr std::uint64_t magnitude = 0x7FFFFFFFFFFFFFFFU;
-  const auto after = static_cast<double>(to_number(to_element<To>(before)));
   const auto before_bits = std::bit_cast<std::uint64_t>(before);
   const auto after_bits = std::bit_cast<std::uint64_t>(after);
   ++loss.elements;
@@ -89,7 +87,7 @@ void add_loss(double before, conversion_loss& loss) {
     ++loss.not_a_number;
   } else if (after_bits == before_bits) {
     return;
-  } else if ((after_bits & magnitude) == infinite) {
+  } else if ((after_bits & magnitude) >= infinite) {
     ++loss.beyond;
     const double size = before < 0 ? -before : before;
     if (size > loss.largest_beyond) loss.largest_beyond = size;
@@ -99,6 +97,12 @@ void add_loss(double before, conversion_loss& loss) {
     const double error = after < before ? before - after : after - before;
     if (error > loss.largest_error) loss.largest_error = error;
   }
+}
+
+/// The same for one that is converted.
+template <typename To>
+void add_loss(double before, conversion_loss& loss) {
+  add_change(before, static_cast<double>(to_number(to_element<To>(before))), loss);
 }
 
 /// One element of a tensor of weights, exactly.

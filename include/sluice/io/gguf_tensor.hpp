@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -91,6 +92,8 @@ public:
       out = out.subspan(count);
     }
   }
+
+  std::optional<typed_blocks> blocks() const noexcept override { return typed_blocks{type_.type, bytes_}; }
 
 private:
   const ggml_type_traits& type_;

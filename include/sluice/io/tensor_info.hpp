@@ -4,6 +4,7 @@
 #include <sluice/core/isa.hpp>
 #include <sluice/io/data_type.hpp>
 #include <sluice/io/file_error.hpp>
+#include <sluice/kernel/format/ggml_types.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -26,6 +27,13 @@ public:
   /// Elements first, first + 1, ... of the tensor, row-major, each the float that its format defines. The caller has
   /// checked the bounds. Calls may run in parallel.
   virtual void read(std::size_t first, std::span<float> out) const noexcept = 0;
+
+  /// Where rows are whole blocks of a type of ggml, one after the other: the type, and all of them.
+  struct typed_blocks {
+    ggml_type type;
+    std::span<const std::byte> bytes;
+  };
+  virtual std::optional<typed_blocks> blocks() const noexcept { return std::nullopt; }
 };
 
 struct tensor_info {

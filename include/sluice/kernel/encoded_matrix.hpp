@@ -96,10 +96,15 @@ public:
   /// that of the row's columns from `first` on.
   template <typename BlockOf>
   void fill_coded(BlockOf&& block_of) {
+    fill_coded_rows(0, rows(), block_of);
+  }
+  /// The same for some rows, from a multiple of L on up to another one or the last.
+  template <typename BlockOf>
+  void fill_coded_rows(index_t first_row, index_t last_row, BlockOf&& block_of) {
     using format = typename Storage::format;
     const decltype(format::get(bytes_.data(), 0)) nothing{};
     auto taken = nothing;
-    for (index_t p = 0; p < panels(); ++p)
+    for (index_t p = first_row / lanes; p * lanes < last_row; ++p)
       for (index_t first = 0; first < cols(); first += block_columns)
         format::put(
             [&](index_t lane) -> const auto& {
@@ -113,13 +118,21 @@ public:
   auto coded_block_at(index_t row, index_t first) const {
     return Storage::format::get(panel(row / lanes) + Storage::bytes(first / block_columns * block_columns), row % lanes);
   }
-  /// Sets a square part, of which every side and place is a multiple of L and of a block's columns: `numbers` are panels
-  /// of its own, [side / L][side][L], zero beyond the matrix.
-  void assign_part(index_t row, index_t col, index_t side, const scalar* numbers) noexcept {
+  /// Columns of a block: what is written is whole ones.
+  static constexpr index_t block_columns = detail::block_inputs<Storage>();
+  /// Sets a part, of which rows are a multiple of L and columns one of a block's, and its place too: `numbers` are panels
+  /// of its own, [height / L][width][L], zero beyond the matrix.
+  void assign_part(index_t row, index_t col, index_t height, index_t width, const scalar* numbers) noexcept {
     has_values_ = true;
-    const index_t last_col = (std::min)(col + side, blocks() * block_columns);
-    for (index_t p = row / lanes; p < (std::min)((row + side) / lanes, panels()); ++p, numbers += side * lanes)
+    const index_t last_col = (std::min)(col + width, blocks() * block_columns);
+    for (index_t p = row / lanes; p < (std::min)((row + height) / lanes, panels()); ++p, numbers += width * lanes)
       format_.encode(numbers, col, last_col, bytes_.data() + p * panel_bytes_);
+  }
+  /// And what became of it; beyond the matrix nothing is written.
+  void copy_part(index_t row, index_t col, index_t height, index_t width, scalar* numbers) const noexcept {
+    const index_t last_col = (std::min)(col + width, cols());
+    for (index_t p = row / lanes; p < (std::min)((row + height) / lanes, panels()); ++p, numbers += width * lanes)
+      format_.decode(panel(p), col, last_col, numbers);
   }
   /// Takes a matrix of the same shape. Throws std::invalid_argument for another shape.
   void assign(const detail::input_ref<scalar>& values) {
@@ -142,8 +155,6 @@ public:
   matrix<scalar> gradient_matrix() const { return matrix<scalar>::Zero(rows(), cols()); }
 
 private:
-  static constexpr index_t block_columns = detail::block_inputs<Storage>();
-
   index_t panels() const noexcept { return layout_.panel_count(); }
   index_t blocks() const noexcept { return (cols() + block_columns - 1) / block_columns; }
   const std::byte* panel(index_t p) const noexcept { return bytes_.data() + p * panel_bytes_; }
