@@ -4,6 +4,7 @@
 // NaN, which no sum may meet. Arrays end where their last number does, so AddressSanitizer sees every step beyond them.
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/format/formats.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
 #include <sluice/kernel/linear.hpp>
 
@@ -512,6 +513,11 @@ constexpr check checks[] = {
     &check_panels<float16_storage>,
     &check_panels<int8_blocks>,
     &check_panels<int4_blocks>,
+    &check_panels<coded_storage<q4_k_format>>,
+    &check_panels<coded_storage<mxfp4_format>>,
+    &check_panels<coded_storage<zero_point_format<4, float, 64>>>,
+    &check_panels<coded_storage<q6_k_format, arithmetic::bytes>>,
+    &check_panels<coded_storage<iq4_xs_format, arithmetic::bytes>>,
     &check_transposed<float>,
     &check_transposed<double>,
     &check_gradient<float>,

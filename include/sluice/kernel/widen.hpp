@@ -15,13 +15,12 @@ namespace detail {
 
 using lane_words = xsimd::batch<std::uint32_t>;
 
-/// One vector of uint16 or uint8 as uint32 lanes.
-template <typename Narrow>
-lane_words load_bits(const Narrow* from) noexcept {
+/// One vector of uint16 as uint32 lanes.
+inline lane_words load_bits(const std::uint16_t* from) noexcept {
   constexpr int lanes = static_cast<int>(lane_words::size);
 #if defined(__GNUC__)
   // The compilers turn this conversion into the instruction set's own widening; xsimd 8 has no name for it.
-  typedef Narrow narrow __attribute__((vector_size(sizeof(Narrow) * lanes)));
+  typedef std::uint16_t narrow __attribute__((vector_size(2 * lanes)));
   typedef std::uint32_t wide __attribute__((vector_size(4 * lanes)));
   narrow bits;
   std::memcpy(&bits, from, sizeof bits);
@@ -46,7 +45,17 @@ simd<Scalar> load_widened(const Scalar* from) noexcept {
 }
 
 /// Bytes become words.
-inline simd<std::uint32_t> load_widened(const std::uint8_t* from) noexcept { return detail::load_bits(from); }
+inline simd<std::uint32_t> load_widened(const std::uint8_t* from) noexcept {
+#if defined(__AVX512F__)
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  std::uint32_t words[detail::lane_words::size];
+  for (std::size_t l = 0; l < detail::lane_words::size; ++l) words[l] = from[l];
+  return detail::lane_words::load_unaligned(words);
+#endif
+}
 
 inline simd<float> load_widened(const bfloat16* from) noexcept {
 #if defined(__AVX512BW__)

@@ -22,6 +22,7 @@ struct bit_planes {
   static constexpr int bits = (Planes + ...);
   static constexpr index_t lanes = kernel::simd_width<float>;
   static constexpr std::array<int, sizeof...(Planes)> planes{Planes...};
+  static constexpr bool has_one_plane = sizeof...(Planes) == 1;
 
   /// Words a lane of a plane of so many bits.
   static constexpr index_t words_of(int plane) noexcept { return (Count * plane + 31) / 32; }
@@ -69,6 +70,12 @@ struct bit_planes {
     }
     return codes;
   }
+  /// Code i of all lanes in their lowest bits, with others of the only plane above.
+  static kernel::quads low_bits(const registers& r, index_t i) noexcept requires(has_one_plane) {
+    constexpr int plane = planes[0];
+    const index_t in_word = 8 / plane, q = i / 4;
+    return r[as_size(q / in_word)] >> static_cast<int>(8 * (i % 4) + plane * (q % in_word));
+  }
   /// Code i of all lanes, any i: for scales, of which there are few.
   static kernel::quads code(const std::byte* from, index_t i) noexcept {
     kernel::quads codes(0U);
@@ -76,9 +83,9 @@ struct bit_planes {
     int below = 0;
     SLUICE_UNROLL for (std::size_t p = 0; p < planes.size(); ++p) {
       const int plane = planes[p];
-      const index_t quad = i / 4, in_word = 8 / plane;
-      const int shift = static_cast<int>(8 * (i % 4) + plane * (quad % in_word));
-      const kernel::quads w = kernel::load_quads(from + (word + quad / in_word) * 4 * lanes);
+      const std::size_t at = as_size(i), in_word = as_size(8 / plane);
+      const int shift = static_cast<int>(8 * (at % 4) + as_size(plane) * (at / 4 % in_word));
+      const kernel::quads w = kernel::load_quads(from + (as_size(word) + at / 4 / in_word) * as_size(4 * lanes));
       codes = codes | (((w >> shift) & kernel::quads((1U << plane) - 1)) << below);
       word += words_of(plane);
       below += plane;

@@ -29,19 +29,23 @@ inline kernel::simd<float> number_of_byte(const kernel::quads& bytes, int j) noe
 template <typename Levels>
 struct levels_in_registers {
   static kernel::simd<float> number(const kernel::quads& codes, int j) noexcept {
-    if constexpr (kernel::has_number_tables && Levels::is_short)
-      return kernel::look_up_numbers(table, codes >> (8 * j));
+    if constexpr (kernel::has_number_tables && Levels::bits <= 4)
+      return number_of_low_bits(codes >> (8 * j));
     else if constexpr (Levels::unit == 1.0F)
       return number_of_byte(Levels::bytes(codes), j);
     else
       return number_of_byte(Levels::bytes(codes), j) * kernel::simd<float>(Levels::unit);
   }
+  /// Of codes of four bits and less in the lowest bits, whatever stands above them.
+  static kernel::simd<float> number_of_low_bits(const kernel::quads& codes) noexcept {
+    return kernel::look_up_numbers(table, codes);
+  }
 
 private:
   alignas(64) static constexpr std::array<float, 16> table = [] {
     std::array<float, 16> numbers{};
-    for (std::size_t code = 0; code < 16 && Levels::is_short; ++code)
-      numbers[code] = static_cast<float>(Levels::level(static_cast<std::uint8_t>(code))) * Levels::unit;
+    for (std::size_t code = 0; code < 16; ++code)
+      numbers[code] = Levels::value(static_cast<std::uint8_t>(code & ((1U << Levels::bits) - 1)));
     return numbers;
   }();
 };
@@ -52,7 +56,8 @@ private:
 template <int Bits, int Zero>
 struct whole_levels : detail::levels_in_registers<whole_levels<Bits, Zero>> {
   static_assert(Zero >= (1 << Bits) - 128 && Zero <= 128);
-  static constexpr bool is_short = Bits <= 4, is_whole = true;
+  static constexpr bool is_whole = true;
+  static constexpr int bits = Bits;
   static constexpr float unit = 1;
   static constexpr int zero = Zero, lowest = -Zero, highest = (1 << Bits) - 1 - Zero;
 
@@ -65,7 +70,8 @@ struct whole_levels : detail::levels_in_registers<whole_levels<Bits, Zero>> {
 
 template <const std::array<std::int8_t, 16>& Table, bool Half>
 struct table_levels : detail::levels_in_registers<table_levels<Table, Half>> {
-  static constexpr bool is_short = true, is_whole = true;
+  static constexpr bool is_whole = true;
+  static constexpr int bits = 4;
   static constexpr float unit = Half ? 0.5F : 1.0F;
 
   static constexpr int level(std::uint8_t code) noexcept { return Table[code & 15U]; }
@@ -84,7 +90,8 @@ using e2m1_levels = table_levels<e2m1_doubled, true>;
 using nonlinear_levels = table_levels<iq4_nl_levels, false>;
 
 struct e4m3_levels {
-  static constexpr bool is_short = false, is_whole = false;
+  static constexpr bool is_whole = false;
+  static constexpr int bits = 8;
   static constexpr float unit = 1;
 
   static constexpr float value(std::uint8_t code) noexcept { return e4m3_to_float(code); }

@@ -65,15 +65,14 @@ struct block_format {
     return b;
   }
 
-  /// f(codes of four inputs, input of the run, terms) for the inputs of a run of codes, four at a time.
+  /// f(words, i, terms) for the inputs i of a run of codes, four at a time. By value: what f knows is in registers.
   template <typename F>
-  static void for_each_quad(const std::byte* block, index_t run, F&& f) noexcept {
-    const auto words = codes::load(block + scales::bytes + run * codes::bytes);
+  static void for_each_quad(const std::byte* block, index_t run, const F f) noexcept {
+    const typename codes::registers words = codes::load(block + scales::bytes + run * codes::bytes);
     constexpr index_t parts = codes::count / scales::run;
     SLUICE_UNROLL for (index_t part = 0; part < parts; ++part) {
       const scale_terms terms = scales::terms(block, run * parts + part);
-      SLUICE_UNROLL for (index_t i = part * scales::run; i < (part + 1) * scales::run; i += 4)
-          f(codes::quad(words, i / 4), i, terms);
+      SLUICE_UNROLL for (index_t i = part * scales::run; i < (part + 1) * scales::run; i += 4) f(words, i, terms);
     }
   }
 };
@@ -94,19 +93,21 @@ struct coded_tiles<Format, arithmetic::bytes> {
     using vector = kernel::simd<float>;
     using levels = typename Format::levels;
     constexpr index_t vector_bytes = tiles::vector_bytes, run_inputs = Format::scales::run;
-    Format::for_each_quad(block, run, [&](const kernel::quads& codes, index_t i, const scale_terms& terms) {
-      std::byte* const part = to + i / run_inputs * tiles::block_bytes;
-      if (i % run_inputs == 0) {
-        auto* const scales = reinterpret_cast<float*>(part);
-        kernel::store<float>(scales, levels::unit == 1.0F ? terms.scale : terms.scale * vector(levels::unit));
-        if constexpr (Format::scales::has_zero)
-          kernel::store<float>(scales + Format::lanes, vector(0.0F) - terms.scale * terms.zero);
-        else if constexpr (Format::scales::has_minimum)
-          kernel::store<float>(scales + Format::lanes, terms.minimum);
-      }
-      const kernel::quads bytes = levels::bytes(codes);
-      std::memcpy(part + tiles::codes_at + i % run_inputs / 4 * vector_bytes, &bytes.data, as_size(vector_bytes));
-    });
+    using codes = typename Format::codes;
+    Format::for_each_quad(
+        block, run, [to](const typename codes::registers& words, index_t i, const scale_terms& terms) {
+          std::byte* const part = to + i / run_inputs * tiles::block_bytes;
+          if (i % run_inputs == 0) {
+            auto* const scales = reinterpret_cast<float*>(part);
+            kernel::store<float>(scales, levels::unit == 1.0F ? terms.scale : terms.scale * vector(levels::unit));
+            if constexpr (Format::scales::has_zero)
+              kernel::store<float>(scales + Format::lanes, vector(0.0F) - terms.scale * terms.zero);
+            else if constexpr (Format::scales::has_minimum)
+              kernel::store<float>(scales + Format::lanes, terms.minimum);
+          }
+          const kernel::quads bytes = levels::bytes(codes::quad(words, i / 4));
+          std::memcpy(part + tiles::codes_at + i % run_inputs / 4 * vector_bytes, &bytes.data, as_size(vector_bytes));
+        });
   }
 };
 
@@ -134,17 +135,24 @@ struct coded_storage : decoded_runs<coded_storage<Format, By>, Format::codes::co
   }
   static void decode_run(const std::byte* from, index_t number, float* to) noexcept {
     using vector = kernel::simd<float>;
-    Format::for_each_quad(from, number, [&](const kernel::quads& codes, index_t i, const scale_terms& terms) {
-      SLUICE_UNROLL for (int j = 0; j < 4; ++j) {
-        vector w = Format::levels::number(codes, j);
-        if constexpr (Format::scales::has_zero) w = w - terms.zero;
-        if constexpr (Format::scales::has_minimum)
-          w = kernel::multiply_add<float>(terms.scale, w, terms.minimum);
-        else
-          w = terms.scale * w;
-        kernel::store<float>(to + (i + j) * lanes, w);
-      }
-    });
+    using codes = typename Format::codes;
+    using levels = typename Format::levels;
+    Format::for_each_quad(from, number,
+                          [to](const typename codes::registers& words, index_t i, const scale_terms& terms) {
+                            SLUICE_UNROLL for (int j = 0; j < 4; ++j) {
+                              vector w;
+                              if constexpr (kernel::has_number_tables && levels::bits <= 4 && codes::has_one_plane)
+                                w = levels::number_of_low_bits(codes::low_bits(words, i + j));
+                              else
+                                w = levels::number(codes::quad(words, i / 4), j);
+                              if constexpr (Format::scales::has_zero) w = w - terms.zero;
+                              if constexpr (Format::scales::has_minimum)
+                                w = kernel::multiply_add<float>(terms.scale, w, terms.minimum);
+                              else
+                                w = terms.scale * w;
+                              kernel::store<float>(to + (i + j) * lanes, w);
+                            }
+                          });
   }
   static void expand(const std::byte* panel, index_t first, index_t last, std::byte* to) noexcept
       requires(By == arithmetic::bytes) {
