@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -74,6 +75,21 @@ std::string name_of(parallelism mode) {
   return mode == parallelism::inside_products ? "threads inside products" : "threads over experts";
 }
 
+/// What a layer is rounded to, beside what it is in.
+template <typename... Storages>
+struct storage_list {};
+using rounded_storages = storage_list<
+    sluice::bfloat16_storage, sluice::int8_blocks, sluice::int4_blocks, sluice::coded_storage<sluice::q4_k_format>,
+    sluice::coded_storage<sluice::q4_k_format, sluice::arithmetic::bytes>,
+    sluice::coded_storage<sluice::q6_k_format, sluice::arithmetic::bytes>, sluice::coded_storage<sluice::mxfp4_format>,
+    sluice::coded_storage<sluice::mxfp4_format, sluice::arithmetic::bytes>,
+    sluice::coded_storage<sluice::ternary_format, sluice::arithmetic::bytes>>;
+
+template <typename Layer, typename... Storages>
+auto rounded_layers(const Layer& layer, const shape& on, storage_list<Storages...>) {
+  return std::tuple(rounded_layer<sluice::swiglu<float, Storages>>(layer, on)...);
+}
+
 template <typename Expert>
 class shape_bench {
 public:
@@ -81,9 +97,7 @@ public:
       : session_(s),
         shape_(on),
         layer_(make_layer<Expert>(on)),
-        half_(layer_.template stored_as<sluice::bfloat16_storage>()),
-        bytes_(layer_.template stored_as<sluice::int8_blocks>()),
-        nibbles_(layer_.template stored_as<sluice::int4_blocks>()),
+        rounded_(rounded_layers(layer_, on, rounded_storages())),
         weights_(peers::weights_of_layer(layer_, on.top_k)) {}
 
   void run(const layer_case& c) {
@@ -108,9 +122,7 @@ public:
             layer_contestant("sluice_" + std::string(storage<Stored>::name), rounded, data, executor, y));
         rows_of_report.push_back(row<Stored>(data, "sluice", threads));
       };
-      add_rounded(half_);
-      add_rounded(bytes_);
-      add_rounded(nibbles_);
+      std::apply([&](const auto&... rounded) { (add_rounded(rounded), ...); }, rounded_);
     }
     if (c.with_peers && !c.cached && rows_of_report.front().done.flops <= stream_flops) {
       const auto stream = std::make_shared<peers::weight_stream>(weights_, threads);
@@ -271,9 +283,7 @@ private:
   session& session_;
   shape shape_;
   layer_of<Expert> layer_;
-  layer_of<sluice::swiglu<float, sluice::bfloat16_storage>> half_;  ///< the same layer with its weights rounded
-  layer_of<sluice::swiglu<float, sluice::int8_blocks>> bytes_;
-  layer_of<sluice::swiglu<float, sluice::int4_blocks>> nibbles_;
+  decltype(rounded_layers(std::declval<const layer_of<Expert>&>(), shape(), rounded_storages())) rounded_;
   peers::layer_weights weights_;
   std::unique_ptr<peers::dense_ffn<Expert>> dense_;  // made when first needed
 };

@@ -53,9 +53,10 @@ must not hold up the others.
 
 inline constexpr std::string_view storage = R"(## Rounded weights
 
-The same layer after `stored_as<bfloat16_storage>()`, `stored_as<int8_blocks>()` and `stored_as<int4_blocks>()`, in the same race.
-Arithmetic of `bfloat16` and `int4` stays in float, so their gain ends where the weights no longer come from memory; `int8` is dot
-products of 8 bits, of which a machine may do more than the peak in float32 that its roofline counts.
+The same layer with its weights in other storages (`stored_as<bfloat16_storage>()`, `stored_as<coded_storage<q4_k_format>>()` and so on), in
+the same race. Arithmetic stays in float, so that gain ends where the weights no longer come from memory; `int8` and what is called
+"8-bit" takes activations in 8 bits too, for dot products of which a machine may do more than the peak in float32 that its roofline
+counts.
 
 )";
 
