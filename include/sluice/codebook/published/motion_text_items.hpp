@@ -52,7 +52,7 @@ auto memory_vq(index_t parts = 256, index_t codes = 65536, index_t part_width = 
 }
 
 /// Rajput et al. 2023, TIGER's semantic ids: three stages of 256 x 32, commitment 0.25. Items with equal ids get one more
-/// number from the caller. (paper, as a program that follows it has it)
+/// number by codebook/equal_items.hpp. (paper, as a program that follows it has it)
 template <FloatOrDouble S>
 auto semantic_ids(index_t stages = 3, index_t codes = 256, index_t width = 32) {
   return residual_quantizer{std::vector(as_size(stages), vector_quantizer{learned_codes<S>{codes, width}})};
