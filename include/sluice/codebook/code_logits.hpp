@@ -10,6 +10,7 @@
 /// Squares are taken from products and norms, and clamped at 0.
 #pragma once
 
+#include <sluice/codebook/code_log_sums.hpp>
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/kernel/gemm.hpp>
@@ -18,7 +19,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -29,27 +29,7 @@ public:
   static constexpr index_t tile_codes = 128;
   using tile = std::array<Scalar, as_size(tile_tokens* tile_codes)>;  ///< rows tile_codes apart
 
-  /// log sum over c of exp(l[t,c]) of every token, in two parts: large logits keep their differences.
-  struct log_sums {
-    buffer<Scalar> maxima;  ///< [T]
-    buffer<Scalar> logs;    ///< [T] log sum over c of exp(l[t,c] - maximum)
-
-    Scalar operator[](index_t t) const { return maxima[t] + logs[t]; }
-    /// l - log sum.
-    Scalar below(Scalar l, index_t t) const { return (l - maxima[t]) - logs[t]; }
-    /// out[j] = exp(in[j] - log sum), the softmax of a part of the row of token t.
-    void shares(index_t t, const Scalar* in, Scalar* out, index_t count) const {
-      exponentials(in, maxima[t], logs[t], out, count);
-    }
-    void reserve(index_t tokens) {
-      maxima.reserve(tokens);
-      logs.reserve(tokens);
-    }
-    void resize(index_t tokens) {
-      maxima.resize(tokens);
-      logs.resize(tokens);
-    }
-  };
+  using log_sums = code_log_sums<Scalar>;
 
   /// x [T,D] and codes [C,D] must stay as they are while the logits are looked at.
   void set_products(const_matrix_map<Scalar> x, const_matrix_map<Scalar> codes, double scale = 1) {
@@ -122,7 +102,7 @@ public:
     means.resize(tokens_);
     executor.parallel_blocks(tokens_, tile_tokens, codes_ * (width_ / 4 + 16), [&](index_t first, index_t last) {
       tile logits, values;
-      std::array<running_sum, as_size(tile_tokens)> sums{};
+      std::array<detail::running_log_sum<Scalar, tile_codes>, as_size(tile_tokens)> sums{};
       for (index_t c = 0; c < codes_; c += tile_codes) {
         const index_t n = (std::min)(tile_codes, codes_ - c), m = last - first;
         fill(first, m, c, n, logits.data());
@@ -143,7 +123,7 @@ public:
     entropy.resize(tokens_);
     executor.parallel_blocks(tokens_, tile_tokens, codes_ * (width_ / 4 + 16), [&](index_t first, index_t last) {
       tile logits;
-      std::array<running_sum, as_size(tile_tokens)> sums{};
+      std::array<detail::running_log_sum<Scalar, tile_codes>, as_size(tile_tokens)> sums{};
       for (index_t c = 0; c < codes_; c += tile_codes) {
         const index_t n = (std::min)(tile_codes, codes_ - c);
         fill(first, last - first, c, n, logits.data());
@@ -189,58 +169,6 @@ public:
 
 private:
   enum class form { products, squares, distances };
-
-  /// out[j] = exp((in[j] - maximum) - log).
-  static void exponentials(const Scalar* in, Scalar maximum, Scalar log, Scalar* out, index_t count) {
-    const auto exponential = [maximum, log](const auto& l) {
-      using std::exp;
-      using number = std::remove_cvref_t<decltype(l)>;
-      return exp((l - number(maximum)) - number(log));
-    };
-    kernel::transform(count, exponential, out, in);
-  }
-
-  /// A sum of exponentials that part after part is added to, and one of numbers weighted by them.
-  struct running_sum {
-    Scalar maximum = -(std::numeric_limits<Scalar>::max)();
-    Scalar sum = 0;
-    Scalar weighted = 0;
-
-    /// With the numbers v.
-    void add(const Scalar* logits, index_t count, const Scalar* v) {
-      std::array<Scalar, as_size(tile_codes)> e;
-      const Scalar kept = rise(logits, count, e.data()).kept;
-      weighted = kept * weighted + kernel::dot(e.data(), v, count);
-    }
-    /// With the logits' distance to the maximum so far, at the end to that of all.
-    void add_below(const Scalar* logits, index_t count) {
-      std::array<Scalar, as_size(tile_codes)> e;
-      const Scalar before = sum;
-      const auto [kept, by] = rise(logits, count, e.data());
-      weighted = kept * (weighted - by * before);
-      for (index_t j = 0; j < count; ++j) weighted += e[as_size(j)] * (logits[j] - maximum);
-    }
-    void put(log_sums& out, index_t t) const {
-      out.maxima[t] = maximum;
-      out.logs[t] = std::log(sum);
-    }
-    Scalar mean() const { return weighted / sum; }
-
-  private:
-    struct change {
-      Scalar kept;  ///< what exponentials so far are multiplied by
-      Scalar by;    ///< how far the maximum rose
-    };
-    change rise(const Scalar* logits, index_t count, Scalar* e) {
-      const Scalar top = (std::max)(maximum, *std::max_element(logits, logits + count));
-      const Scalar by = sum == 0 ? Scalar(0) : top - maximum, kept = std::exp(-by);
-      exponentials(logits, top, 0, e, count);
-      maximum = top;
-      sum *= kept;
-      for (index_t j = 0; j < count; ++j) sum += e[j];
-      return {kept, by};
-    }
-  };
 
   void see(form f, const_matrix_map<Scalar> x, const_matrix_map<Scalar> codes, double scale) noexcept {
     form_ = f;

@@ -3,11 +3,13 @@
 
 #include <sluice/codebook/assign/nearest.hpp>
 #include <sluice/codebook/assign/transport.hpp>
+#include <sluice/codebook/attention/attention_heads.hpp>
 #include <sluice/codebook/attention/averaged_memory.hpp>
 #include <sluice/codebook/attention/memory_attention.hpp>
 #include <sluice/codebook/attention/quantized_attention.hpp>
 #include <sluice/codebook/attention/window_and_cache.hpp>
 #include <sluice/codebook/code_agreement.hpp>
+#include <sluice/codebook/code_log_sums.hpp>
 #include <sluice/codebook/code_logits.hpp>
 #include <sluice/codebook/code_scores.hpp>
 #include <sluice/codebook/code_search.hpp>
@@ -20,6 +22,7 @@
 #include <sluice/codebook/codes/zero_first.hpp>
 #include <sluice/codebook/divergence_frontier.hpp>
 #include <sluice/codebook/empty_codes.hpp>
+#include <sluice/codebook/equal_items.hpp>
 #include <sluice/codebook/first_codes.hpp>
 #include <sluice/codebook/gradient/index_propagation.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
@@ -34,6 +37,7 @@
 #include <sluice/codebook/loss/wasserstein.hpp>
 #include <sluice/codebook/mask_and_replace.hpp>
 #include <sluice/codebook/metric.hpp>
+#include <sluice/codebook/mixture_logits.hpp>
 #include <sluice/codebook/mixture_quantizer.hpp>
 #include <sluice/codebook/modulated_norm.hpp>
 #include <sluice/codebook/nearest.hpp>
@@ -59,6 +63,7 @@
 #include <sluice/codebook/search/cost_bounds.hpp>
 #include <sluice/codebook/search/cost_tables.hpp>
 #include <sluice/codebook/search/inverted_lists.hpp>
+#include <sluice/codebook/search/learned_rotation.hpp>
 #include <sluice/codebook/search/product_codes.hpp>
 #include <sluice/codebook/search/product_index.hpp>
 #include <sluice/codebook/search/product_scan.hpp>
@@ -76,5 +81,6 @@
 #include <sluice/codebook/structure/residual.hpp>
 #include <sluice/codebook/structure/shared_product.hpp>
 #include <sluice/codebook/structure/soft_clamped.hpp>
+#include <sluice/codebook/structure/token_grid.hpp>
 #include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>

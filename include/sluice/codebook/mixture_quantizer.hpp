@@ -23,6 +23,7 @@
 /// Zhu et al. 2022, "Unified Multivariate Gaussian Mixture for Efficient Neural Image Compression", and the released code.
 #pragma once
 
+#include <sluice/codebook/mixture_logits.hpp>
 #include <sluice/codebook/quantizer.hpp>
 #include <sluice/codebook/repair/split_most_used.hpp>
 #include <sluice/kernel/softmax.hpp>
@@ -124,43 +125,18 @@ public:
 
 private:
   static constexpr index_t tokens_per_task = 16;
-  static constexpr double least_temperature = 1e-6;
 
   index_t width() const noexcept { return table_.cols(); }
   const Scalar* code(index_t m, index_t k) const noexcept { return table_.data() + (m * codes() + k) * width(); }
-  /// What squares are multiplied by to become logits.
-  Scalar heat(index_t m) const {
-    return (std::max)(temperature_.value()[as_size(m)], static_cast<Scalar>(least_temperature)) /
-           std::sqrt(static_cast<Scalar>(codes()));
-  }
-
-  /// m.logits for the parts of x.
-  void score(tokens_in<Scalar> x, detail::mixture_memory<Scalar>& memory, const executor_ref& executor) const {
-    const index_t all = table_.rows();
-    memory.logits.resize(x.rows(), all);
-    memory.squares.resize(all);
-    for (index_t k = 0; k < all; ++k) memory.squares[k] = kernel::dot(code(0, k), code(0, k), width());
-    executor.parallel_blocks(x.rows(), tokens_per_task, all * width() / 4, [&](index_t begin, index_t end) {
-      for (index_t m = 0; m < code_columns(); ++m) {
-        const Scalar* part = x.data() + begin * x.outerStride() + m * width();
-        Scalar* logits = memory.logits.row(begin) + m * codes();
-        kernel::multiply_nt(end - begin, codes(), width(), part, x.outerStride(), code(m, 0), width(), logits, all);
-        for (index_t i = 0; i < end - begin; ++i) {
-          const Scalar square = kernel::dot(part + i * x.outerStride(), part + i * x.outerStride(), width());
-          for (index_t k = 0; k < codes(); ++k) {
-            Scalar& l = logits[i * all + k];
-            l = -heat(m) * (std::max)(square + memory.squares[m * codes() + k] - 2 * l, Scalar(0));
-          }
-        }
-      }
-    });
+  detail::mixture_codes<Scalar> mixture() const noexcept {
+    return {table_.data(), temperature_.data(), code_columns(), codes(), width()};
   }
 
   index_t arg_max(const Scalar* logits) const { return std::max_element(logits, logits + codes()) - logits; }
 
   void encode_rows(tokens_in<Scalar> x, tokens_out<index_t> ids, detail::mixture_memory<Scalar>& memory,
                    const context_type& context) const {
-    score(x, memory, context.executor);
+    mixture().score(x, memory.logits, memory.squares, context.executor);
     for (index_t t = 0; t < x.rows(); ++t)
       for (index_t m = 0; m < code_columns(); ++m) ids(t, m) = arg_max(memory.logits.row(t) + m * codes());
   }
@@ -176,7 +152,7 @@ private:
 
   void assign(tape& t, const context_type& context) const {
     const index_t tokens = t.kept.rows(), all = table_.rows();
-    score(t.kept.x(), t, context.executor);
+    mixture().score(t.kept.x(), t.logits, t.squares, context.executor);
     t.counted.resize(tokens, code_columns());
     t.soft.resize(context.training ? tokens : 0, all);
     const auto exponent = static_cast<double>(drop_exponent());
@@ -223,42 +199,18 @@ private:
         kernel::add_scaled(Scalar(1), dy.data() + i * dy.outerStride() + m * width(),
                            dtable + (m * codes() + t.ids(i, m)) * width(), width());
     if (t.soft.rows() == 0) return;
-    // Gradients of logits, and of x.
     t.dlogits.set_zero(tokens, all);
-    t.context.executor.parallel_blocks(tokens, tokens_per_task, all * width() / 2, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) {
-        if (!t.kept.counts(i)) continue;
-        for (index_t m = 0; m < code_columns(); ++m) {
+    t.context.executor.parallel_blocks(tokens, tokens_per_task, all * width() / 4, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i)
+        for (index_t m = 0; m < code_columns() && t.kept.counts(i); ++m) {
           const Scalar *p = t.soft.row(i) + m * codes(), *g = dy.data() + i * dy.outerStride() + m * width();
-          const Scalar* part = t.kept.x().data() + i * inputs() + m * width();
-          Scalar *d = t.dlogits.row(i) + m * codes(), *to_x = dx.data() + i * dx.outerStride() + m * width();
+          Scalar* d = t.dlogits.row(i) + m * codes();
           for (index_t k = 0; k < codes(); ++k) d[k] = kernel::dot(g, code(m, k), width());
-          const Scalar mean = kernel::dot(p, std::as_const(d), codes()), slope = 2 * heat(m);
-          for (index_t k = 0; k < codes(); ++k) {
-            d[k] = p[k] * (d[k] - mean);
-            kernel::add_scaled(-slope * d[k], part, to_x, width());
-            kernel::add_scaled(slope * d[k], code(m, k), to_x, width());
-          }
-        }
-      }
-    });
-    // And of codes, a part of them a task, tokens in order.
-    t.context.executor.parallel_blocks(all, 32, tokens * width() / 2, [&](index_t begin, index_t end) {
-      for (index_t i = 0; i < tokens; ++i)
-        for (index_t j = begin; j < end; ++j) {
-          const index_t m = j / codes();
-          const Scalar d = 2 * heat(m) * t.dlogits(i, j);
-          kernel::add_scaled(d, t.kept.x().data() + i * inputs() + m * width(), dtable + j * width(), width());
-          kernel::add_scaled(-d, code(0, j), dtable + j * width(), width());
+          const Scalar mean = kernel::dot(p, std::as_const(d), codes());
+          for (index_t k = 0; k < codes(); ++k) d[k] = p[k] * (d[k] - mean);
         }
     });
-    for (index_t i = 0; i < tokens; ++i)
-      for (index_t j = 0; j < all; ++j) {
-        const index_t m = j / codes();
-        const Scalar theta = temperature_.value()[as_size(m)];
-        if (t.dlogits(i, j) != 0 && theta > static_cast<Scalar>(least_temperature))
-          temperature_.gradient()[as_size(m)] += t.dlogits(i, j) * t.logits(i, j) / theta;
-      }
+    mixture().backward(t.kept.x(), t.logits, t.dlogits, dx, dtable, temperature_.gradient().data(), t.context.executor);
   }
 
   mixture_quantizer_options options_;

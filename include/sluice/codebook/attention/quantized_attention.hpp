@@ -17,9 +17,7 @@
 /// "codebook.0" ... Lingle 2023, "Transformer-VQ: Linear-Time Transformers via Vector Quantization".
 #pragma once
 
-#include <sluice/codebook/attention/window_and_cache.hpp>
-#include <sluice/codebook/codes/moving_average.hpp>
-#include <sluice/codebook/vector_quantizer.hpp>
+#include <sluice/codebook/attention/attention_heads.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/row_norm.hpp>
@@ -31,47 +29,6 @@
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
-
-struct quantized_attention_options {
-  index_t heads = 1;
-  index_t key_width = 64;
-  index_t value_width = 64;
-  index_t codes = 512;
-  index_t block = 512;       ///< L
-  index_t window = 512;      ///< M, positions before the block that are seen one by one
-  double commitment = 1e-4;  ///< weight of the commitment loss
-  double length = 1e5;       ///< of the slowest feature of a distance
-  moving_average_options averages{.decay = 0.99, .epsilon = 0, .least_size = 0.01};
-};
-
-namespace detail {
-
-template <typename Scalar>
-using key_quantizer = vector_quantizer<moving_average_codes<Scalar>, commitment_loss>;
-
-template <typename Scalar, typename KeyMemory>
-struct quantized_attention_memory {
-  matrix_buffer<Scalar> biases;                        ///< [2, heads dk] of content and of position, scaled
-  matrix_buffer<Scalar> queries, keys, values, gates;  ///< projections
-  matrix_buffer<Scalar> q, k, v, coded, relative, attended, gated;
-  typename unit_norm<Scalar>::tape q_norm, k_norm;
-  std::vector<KeyMemory> key;
-  std::vector<head_memory<Scalar>> head;  ///< a sequence and head each
-};
-template <typename Scalar>
-using quantized_attention_workspace = quantized_attention_memory<Scalar, typename key_quantizer<Scalar>::workspace>;
-template <typename Scalar>
-struct quantized_attention_tape : quantized_attention_memory<Scalar, typename key_quantizer<Scalar>::tape> {
-  matrix_buffer<Scalar> dgated, dattended, dq, dk, dcoded, dvalues, dgates, dqueries, dkeys, drelative, parts;
-
-  Scalar loss() const {
-    Scalar sum = 0;
-    for (const auto& one : this->key) sum += one.loss();
-    return sum;
-  }
-};
-
-}  // namespace detail
 
 template <FloatOrDouble Scalar>
 class quantized_attention
@@ -252,28 +209,9 @@ private:
                                      m.key[as_size(h)], visible);
   }
 
-  /// The head of a sequence that is task number `task`.
   template <typename Memory>
-  detail::head_view<Scalar> head_of(Memory& m, const context_type& context, index_t task) const {
-    const index_t h = task % options_.heads, first = h * options_.key_width;
-    const token_range s = context.sequence(task / options_.heads, m.q.rows());
-    auto& key = m.key[as_size(h)];
-    return {.positions = s.size(),
-            .key_width = options_.key_width,
-            .value_width = options_.value_width,
-            .codes = options_.codes,
-            .block = options_.block,
-            .window = options_.window,
-            .q = m.q.data() + s.begin * key_columns() + first,
-            .k = m.coded.data() + s.begin * key_columns() + first,
-            .v = m.v.data() + s.begin * value_columns() + h * options_.value_width,
-            .key_stride = key_columns(),
-            .value_stride = value_columns(),
-            .ids = key.ids.data() + s.begin,
-            .table = codebooks_[as_size(h)].codebook().table().data(),
-            .u = m.biases.row(0) + first,
-            .v_bias = m.biases.row(1) + first,
-            .relative = m.relative.data() + first};
+  detail::attention_heads<Scalar, Memory> heads_of(Memory& m, const context_type& context) const {
+    return {options_, codebooks_, m, context};
   }
 
   template <typename Memory>
@@ -281,39 +219,17 @@ private:
     m.biases.resize(2, key_columns());
     kernel::copy_scaled(scale(), content_bias_.data(), m.biases.row(0), key_columns());
     kernel::copy_scaled(scale(), position_bias_.data(), m.biases.row(1), key_columns());
-    m.attended.resize(m.q.rows(), value_columns());
-    const index_t tasks = context.sequence_count() * options_.heads;
-    if (static_cast<index_t>(m.head.size()) < tasks) m.head.resize(as_size(tasks));
-    context.executor.parallel_for(tasks, [&](index_t task) {
-      const auto view = head_of(m, context, task);
-      detail::attention_head<Scalar> head(view, m.head[as_size(task)], std::same_as<Memory, tape>);
-      head.forward(m.attended.data() + (view.v - m.v.data()));
-    });
+    heads_of(m, context).forward(std::same_as<Memory, tape>);
   }
 
   void attend_backward(tape& t) {
-    const index_t rows = t.q.rows(), tasks = t.context.sequence_count() * options_.heads, dk = options_.key_width;
-    t.dq.set_zero(rows, key_columns());
-    t.dcoded.set_zero(rows, key_columns());
-    t.dk.resize(rows, key_columns());
-    t.dvalues.set_zero(rows, value_columns());
-    t.parts.set_zero(tasks, (features_.rows() + 2) * dk);  // a task's share of du, dv_bias and dr
-    t.context.executor.parallel_for(tasks, [&](index_t task) {
-      const auto view = head_of(t, t.context, task);
-      const auto key_place = view.q - t.q.data(), value_place = view.v - t.v.data();
-      Scalar* part = t.parts.row(task);
-      detail::attention_head<Scalar>(view, t.head[as_size(task)], true)
-          .backward(t.dattended.data() + value_place, {.dq = t.dq.data() + key_place,
-                                                       .dk = t.dcoded.data() + key_place,
-                                                       .dv = t.dvalues.data() + value_place,
-                                                       .du = part,
-                                                       .dv_bias = part + dk,
-                                                       .drelative = part + 2 * dk});
-    });
+    t.dk.resize(t.q.rows(), key_columns());
+    const auto heads = heads_of(t, t.context);
+    heads.backward(features_.rows());
     t.drelative.set_zero(features_.rows(), key_columns());
-    for (index_t task = 0; task < tasks; ++task) {
+    for (index_t task = 0; task < heads.tasks(); ++task) {
       const Scalar* part = t.parts.row(task);
-      const index_t first = task % options_.heads * dk;
+      const index_t dk = options_.key_width, first = task % options_.heads * dk;
       kernel::add_scaled(scale(), part, content_bias_.gradient().data() + first, dk);
       kernel::add_scaled(scale(), part + dk, position_bias_.gradient().data() + first, dk);
       for (index_t d = 0; d < features_.rows(); ++d)

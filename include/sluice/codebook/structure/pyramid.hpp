@@ -17,6 +17,7 @@
 
 #include <sluice/codebook/quantizer.hpp>
 #include <sluice/codebook/structure/quantizer_list.hpp>
+#include <sluice/codebook/structure/token_grid.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <algorithm>
@@ -26,29 +27,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-struct token_grid {
-  index_t height = 1;
-  index_t width = 1;
-
-  /// How many cells of side s an image has.
-  index_t cells(index_t s) const noexcept { return ((height + s - 1) / s) * ((width + s - 1) / s); }
-  /// The cell of a token, counted over all images.
-  index_t cell(index_t token, index_t s) const noexcept {
-    const index_t image = token / (height * width), row = token / width % height, column = token % width;
-    return image * cells(s) + row / s * ((width + s - 1) / s) + column / s;
-  }
-};
-
 namespace detail {
-
-/// One level: means of cells, what they were quantised to, and which tokens they were made of.
-template <typename Scalar>
-struct grid_level {
-  matrix_buffer<Scalar> means, quantized;
-  matrix_buffer<index_t> ids;
-  buffer<index_t> count;       ///< tokens of a cell that are seen
-  buffer<std::uint8_t> seen;   ///< cells that have any
-};
 
 template <typename Stage>
 struct pyramid_workspace {
@@ -131,27 +110,6 @@ private:
       throw_invalid(tokens, " tokens are no images of ", grid_.height, " x ", grid_.width);
   }
 
-  /// Fills a level with the means of what is left, and clears what it will be quantised to.
-  void pool(const matrix_buffer<scalar>& residual, const std::uint8_t* seen, index_t j, level& to) const {
-    const index_t tokens = residual.rows(), cells = tokens / (grid_.height * grid_.width) * grid_.cells(side(j));
-    to.means.set_zero(cells, inputs());
-    to.quantized.resize(cells, inputs());
-    to.ids.resize(cells, stage(j).code_columns());
-    to.count.assign(cells, 0);
-    to.seen.resize(cells);
-    for (index_t t = 0; t < tokens; ++t) {
-      if (!seen[t]) continue;
-      const index_t c = grid_.cell(t, side(j));
-      kernel::add_scaled(scalar(1), residual.row(t), to.means.row(c), inputs());
-      ++to.count[c];
-    }
-    for (index_t c = 0; c < cells; ++c) {
-      to.seen[c] = to.count[c] > 0;
-      if (to.seen[c])
-        kernel::copy_scaled(1 / static_cast<scalar>(to.count[c]), to.means.row(c), to.means.row(c), inputs());
-    }
-  }
-
   context_type context_of(const context_type& whole, index_t j, const level& of) const {
     context_type own;
     own.training = whole.training;
@@ -160,19 +118,6 @@ private:
     own.executor = whole.executor;
     own.token_mask = of.seen.span();
     return own;
-  }
-
-  /// ids of tokens, and what is left of those that got one.
-  void take_away(const level& from, index_t j, const std::uint8_t* seen, tokens_out<index_t> ids,
-                 matrix_buffer<scalar>& residual, matrix_buffer<scalar>* sum) const {
-    for (index_t t = 0; t < residual.rows(); ++t) {
-      if (!seen[t]) continue;
-      const index_t c = grid_.cell(t, side(j));
-      for (index_t m = 0; m < from.ids.cols(); ++m) ids(t, stages_.first_column(j) + m) = from.ids(c, m);
-      if (from.ids(c, 0) == no_code) continue;
-      kernel::add_scaled(scalar(-1), from.quantized.row(c), residual.row(t), inputs());
-      if (sum != nullptr) kernel::add_scaled(scalar(1), from.quantized.row(c), sum->row(t), inputs());
-    }
   }
 
   void prepare(memory& m, const executor_ref& executor) const {
@@ -188,12 +133,12 @@ private:
     ids.setConstant(no_code);
     for (index_t t = 0; t < x.rows(); ++t) m.seen[t] = !context.is_padding(t) && !any_nan(m.residual.row(t), inputs());
     for (index_t j = 0; j < levels(); ++j) {
-      pool(m.residual, m.seen.data(), j, m.level);
+      m.level.pool(grid_, side(j), m.residual, m.seen.data(), stage(j).code_columns());
       const context_type own = context_of(context, j, m.level);
       stage(j).encode_prepared(std::as_const(m.level.means).map(), m.level.ids.map(), m.stages[as_size(j)], own);
       stage(j).decode_prepared(std::as_const(m.level.ids).map(), m.level.quantized.map(), m.stages[as_size(j)],
                                context.executor);
-      take_away(m.level, j, m.seen.data(), ids, m.residual, nullptr);
+      m.level.take_away(grid_, side(j), m.seen.data(), stages_.columns(ids, j), m.residual, nullptr);
     }
   }
 
@@ -218,10 +163,10 @@ private:
     for (index_t j = 0; j < levels(); ++j) {
       level& own = t.levels[as_size(j)];
       auto& stage_tape = t.stages[as_size(j)];
-      pool(t.residual, t.kept.counts(), j, own);
+      own.pool(grid_, side(j), t.residual, t.kept.counts(), stage(j).code_columns());
       stage(j).forward(std::as_const(own.means).map(), own.quantized.map(), stage_tape, context_of(context, j, own));
       own.ids.map() = stage_tape.ids.map();
-      take_away(own, j, t.kept.counts(), t.ids.map(), t.residual, &t.sum);
+      own.take_away(grid_, side(j), t.kept.counts(), stages_.columns(t.ids.map(), j), t.residual, &t.sum);
     }
   }
 
