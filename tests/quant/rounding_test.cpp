@@ -86,6 +86,28 @@ TEST_CASE("round_to_nearest: the same code wherever a weight stands in a vector;
   }
 }
 
+TEST_CASE("round_to_nearest: scales of sixteen bits are in the codes already", "[quant][rounding]") {
+  matrix<float> w = test::random_matrix<float>(8, 64, 9);
+  w.row(5) *= 1e-9F;  // too small for a scale of float16
+  for (const code_range range : all_ranges)
+    for (const scale_type type : {scale_type::float16, scale_type::bfloat16}) {
+      const grouped_codes codes = round_to_nearest(w, {.bits = 5, .group = 32, .range = range, .scales = type});
+      codes.check();
+      for (index_t o = 0; o < 8; ++o)
+        for (index_t i = 0; i < 64; ++i) {
+          const float scale = codes.scale_at(o, i);
+          CHECK(scale == (type == scale_type::float16 ? to_float(round_to<float16>(scale))
+                                                      : to_float(round_to<bfloat16>(scale))));
+          if (range == code_range::min_max) CHECK(std::abs(codes.value(o, i) - w(o, i)) <= scale * 0.63F + 1e-8F);
+        }
+      CHECK((codes.scales.row(5).maxCoeff() == 0) == (type == scale_type::float16));
+    }
+  w(0, 0) = 7e4F;
+  CHECK_THROWS_WITH(round_to_nearest(w, {.scales = scale_type::float16}),
+                    Catch::Matchers::StartsWith("sluice: the weight of output 0 and input 0 is 70000"));
+  CHECK(round_to_nearest(w, {.scales = scale_type::bfloat16}).scales(0, 0) > 9000);
+}
+
 TEST_CASE("round_to_nearest: a row without negatives has half the scale in GPTQ's symmetric form",
           "[quant][rounding]") {
   const matrix<float> w = one_row({0.0F, 1.0F, 3.0F, 15.0F});

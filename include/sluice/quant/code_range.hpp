@@ -7,13 +7,16 @@
 ///   symmetric   as full; without weights below 0 half the scale     GPTQ as released: then the upper half is clipped
 ///   min_max     scale = (hi - lo) / (2^b - 1), zero = round(-lo / scale)                                       asymmetric
 ///
-/// Scales are floats, and codes are those nearest to what will be decoded. Rounding is to nearest, ties to even; -m has the
+/// Scales are floats, or rounded to 16 bits if that is how they will be kept, and codes are those nearest to what will be
+/// decoded. Rounding is to nearest, ties to even; -m has the
 /// lowest code in `full` and `symmetric`, where it is a tie. A group of zeros has scale 0 in `full` and `restricted`, and in
-/// the other two the scale of -1 .. 1; all its values are 0. One whose weights are all below 2^-118 counts as zeros.
+/// the other two the scale of -1 .. 1; all its values are 0. One whose weights are all below 2^-118, or too
+/// small for a scale of 16 bits, counts as zeros.
 /// Kim et al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/half.hpp>
 #include <sluice/kernel/format/code_rounding.hpp>
 
 #include <algorithm>
@@ -21,6 +24,9 @@
 namespace sluice::inline SLUICE_ISA {
 
 enum class code_range { full, restricted, symmetric, min_max };
+
+/// What scales are rounded to. Group formats (kernel/format/group_formats.hpp) hold codes whose scales are theirs exactly.
+enum class scale_type { float32, float16, bfloat16 };
 
 namespace detail {
 
@@ -31,10 +37,21 @@ inline void check_code_bits(int bits) {
 /// Below this an inverse might be infinite.
 inline constexpr float smallest_weight = 0x1p-118F;
 
+/// Above this a decoded weight, or a scale, might be infinite.
+constexpr float largest_weight(scale_type type = scale_type::float32) noexcept {
+  return type == scale_type::float16 ? 65504.0F : 0x1p126F;
+}
+
+inline float rounded_scale(float scale, scale_type type) noexcept {
+  if (type == scale_type::float16) return to_float(round_to<float16>(scale));
+  return type == scale_type::bfloat16 ? to_float(round_to<bfloat16>(scale)) : scale;
+}
+
 }  // namespace detail
 
-/// least <= 0 <= most, both finite; 2 <= bits <= 8.
-inline kernel::code_grid fit_code_grid(kernel::number_range group, code_range range, int bits) noexcept {
+/// least <= 0 <= most, of magnitudes up to largest_weight(type); 2 <= bits <= 8.
+inline kernel::code_grid fit_code_grid(kernel::number_range group, code_range range, int bits,
+                                       scale_type type = scale_type::float32) noexcept {
   const auto steps = static_cast<double>((1 << bits) - 1);
   const auto middle = static_cast<float>(1 << (bits - 1));
   double low = static_cast<double>(group.least), high = static_cast<double>(group.most);
@@ -61,8 +78,8 @@ inline kernel::code_grid fit_code_grid(kernel::number_range group, code_range ra
       scale = (high - low) / steps;
       break;
   }
-  grid.scale = static_cast<float>(scale);
-  grid.inverse = 1 / grid.scale;
+  grid.scale = detail::rounded_scale(static_cast<float>(scale), type);
+  grid.inverse = grid.scale > 0 ? 1 / grid.scale : 0;
   if (range == code_range::min_max) grid.zero = std::nearbyint(-static_cast<float>(low) * grid.inverse);
   grid.low = range == code_range::restricted ? 1 - middle : -grid.zero;
   grid.high = static_cast<float>(steps) - grid.zero;

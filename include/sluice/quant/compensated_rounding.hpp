@@ -29,6 +29,7 @@ struct compensated_options {
   int bits = 4;
   index_t group = 0;  ///< inputs that share a scale; 0: all of an output
   code_range range = code_range::min_max;
+  scale_type scales = scale_type::float32;
   bool fixed_groups = false;
   index_t block = 128;
   index_t step = 1;  ///< inputs that make up for nothing among themselves; MC-MoE at 3 bits: a block
@@ -45,9 +46,9 @@ public:
   /// What a group's scale is, from count of its weights that lie one after the other.
   void fit(index_t row, index_t g, const float* weights, index_t count) {
     kernel::number_range range = kernel::range_with_zero(weights, count);
-    range.least = (std::max)(range.least, -largest_weight);
-    range.most = (std::min)(range.most, largest_weight);
-    const kernel::code_grid grid = fit_code_grid(range, o_.range, o_.bits);
+    range.least = (std::max)(range.least, -largest_weight(o_.scales));
+    range.most = (std::min)(range.most, largest_weight(o_.scales));
+    const kernel::code_grid grid = fit_code_grid(range, o_.range, o_.bits, o_.scales);
     grids_[as_size(row * out_.groups() + g)] = grid;
     out_.scales(row, g) = grid.scale;
     out_.zeros(row, g) = grid.zero;
@@ -66,7 +67,7 @@ public:
   }
 
   void round_columns(index_t first_row, index_t rows, index_t column, index_t count, const double* w, double* q,
-             index_t pitch) {
+                     index_t pitch) {
     for (index_t k = 0; k < count; ++k) {
       const index_t input = factor_.order()[as_size(column + k)];
       const index_t g = (o_.fixed_groups ? input : column + k) / out_.group;
@@ -87,11 +88,12 @@ private:
 };
 
 /// The weights in the order of a factor, dead inputs zero.
-inline matrix_buffer<double> in_order(tokens_in<float> w, const inverse_factor& factor, const executor_ref& executor) {
+inline matrix_buffer<double> in_order(tokens_in<float> w, const inverse_factor& factor, const executor_ref& executor,
+                                      scale_type type = scale_type::float32) {
   if (factor.inputs() != w.cols())
     throw_invalid("weights [", w.rows(), ", ", w.cols(), "] cannot be rounded by the moments of ", factor.inputs(),
                   " inputs");
-  check_finite_weights(w, executor);
+  check_finite_weights(w, executor, type);
   matrix_buffer<double> ordered(w.rows(), w.cols());
   executor.parallel_blocks(w.rows(), 64, 2 * w.cols(), [&](index_t begin, index_t end) {
     for (index_t r = begin; r < end; ++r)
@@ -108,7 +110,7 @@ inline matrix_buffer<double> in_order(tokens_in<float> w, const inverse_factor& 
 inline grouped_codes compensated_rounding(tokens_in<float> w, const inverse_factor& factor, compensated_options o = {},
                                           const executor_ref& executor = {}) {
   grouped_codes out = detail::codes_to_fill(w.rows(), w.cols(), o.group, o.bits);
-  matrix_buffer<double> ordered = detail::in_order(w, factor, executor);
+  matrix_buffer<double> ordered = detail::in_order(w, factor, executor, o.scales);
   detail::grid_rounder rounder(factor, o, out);
   if (o.fixed_groups || o.group == 0) {
     const bool keeps_dead = o.group == 0;

@@ -6,7 +6,8 @@
 ///
 /// quant/code_range.hpp says which values a group has and what becomes of zeros and ties. With one scale an output and
 /// code_range::full this is MoQE; with groups, FineQuant's (quant/adaptive_group.hpp finds their length). Nothing is asked of
-/// activations. Throws std::invalid_argument for NaN, infinity or more than 2^126 among the weights. Empty matrices are valid. Equal bits for
+/// activations. Throws std::invalid_argument for NaN, infinity or more than 2^126 (65504, if scales are
+/// float16) among the weights. Empty matrices are valid. Equal bits for
 /// any thread count.
 #pragma once
 
@@ -23,6 +24,7 @@ struct rounding_options {
   int bits = 4;
   index_t group = 0;  ///< inputs that share a scale; 0: all of an output
   code_range range = code_range::full;
+  scale_type scales = scale_type::float32;
 };
 
 namespace detail {
@@ -40,19 +42,17 @@ inline grouped_codes codes_to_fill(index_t outputs, index_t inputs, index_t grou
   return out;
 }
 
-/// Above this a decoded weight might be infinite.
-inline constexpr float largest_weight = 0x1p126F;
-
 /// Throws std::invalid_argument for a matrix with NaN, infinity or what is close to it.
-inline void check_finite_weights(tokens_in<float> w, const executor_ref& executor) {
+inline void check_finite_weights(tokens_in<float> w, const executor_ref& executor,
+                                 scale_type type = scale_type::float32) {
   std::vector<std::uint8_t> is_bad(as_size(w.rows()), 0);
   executor.parallel_blocks(w.rows(), 64, w.cols() / 2, [&](index_t begin, index_t end) {
     for (index_t r = begin; r < end; ++r)
-      is_bad[as_size(r)] = any_bits_above(w.data() + r * w.outerStride(), w.cols(), bits_of(largest_weight));
+      is_bad[as_size(r)] = any_bits_above(w.data() + r * w.outerStride(), w.cols(), bits_of(largest_weight(type)));
   });
   const auto bad = std::find(is_bad.begin(), is_bad.end(), std::uint8_t{1}) - is_bad.begin();
   for (index_t c = 0; bad < w.rows() && c < w.cols(); ++c)
-    if (!is_between(w(bad, c), -largest_weight, largest_weight))
+    if (!is_between(w(bad, c), -largest_weight(type), largest_weight(type)))
       throw_invalid("the weight of output ", bad, " and input ", c, " is ", w(bad, c), " and has no code");
 }
 
@@ -60,13 +60,14 @@ inline void check_finite_weights(tokens_in<float> w, const executor_ref& executo
 
 inline grouped_codes round_to_nearest(tokens_in<float> w, rounding_options o = {}, const executor_ref& executor = {}) {
   grouped_codes out = detail::codes_to_fill(w.rows(), w.cols(), o.group, o.bits);
-  detail::check_finite_weights(w, executor);
+  detail::check_finite_weights(w, executor, o.scales);
   executor.parallel_blocks(w.rows(), 16, w.cols(), [&](index_t begin, index_t end) {
     for (index_t r = begin; r < end; ++r)
       for (index_t g = 0; g < out.groups(); ++g) {
         const index_t first = g * out.group, count = (std::min)(out.group, w.cols() - first);
         const float* const weights = w.data() + r * w.outerStride() + first;
-        const kernel::code_grid grid = fit_code_grid(kernel::range_with_zero(weights, count), o.range, o.bits);
+        const kernel::code_grid grid =
+            fit_code_grid(kernel::range_with_zero(weights, count), o.range, o.bits, o.scales);
         kernel::round_to_codes(weights, count, grid, &out.codes(r, first));
         out.scales(r, g) = grid.scale;
         out.zeros(r, g) = grid.zero;
