@@ -1,6 +1,7 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;   codebook <- quant;
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;
+#   codebook, train <- quant;
 #   codebook, quant, io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
@@ -15,7 +16,7 @@ set(router_may core kernel gate capacity loss)
 set(expert_may core kernel gate capacity loss)
 set(layer_may core kernel gate capacity loss router expert)
 set(codebook_may core kernel gate capacity loss router expert layer)
-set(quant_may core kernel gate capacity loss router expert layer codebook)
+set(quant_may core kernel gate capacity loss router expert layer codebook train)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
