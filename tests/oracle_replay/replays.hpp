@@ -40,10 +40,14 @@ std::vector<replayer> scalar_quantizers();  // fsq, fsq_original, residual_fsq, 
 std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, dac_rvq, kmeans_vq, rq_vae
 std::vector<replayer> quantized_files();  // fp8_block, gptq_int4, awq_int4, compressed_tensors_int4, nvfp4, mxfp4,
                                           // checkpoint_folder, gguf_file
-std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe (ternary)
-std::vector<replayer> vector_formats();  // ggml_iq
+std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe
+std::vector<replayer> vector_formats();  // ggml_iq, vptq (decode)
 std::vector<replayer> weight_codes();    // gptvq, aqlm, pv_tuning
 std::vector<replayer> block_formats();  // ggml_blocks, ggml_quantise
+
+/// QMoE's rows and its dictionary, in vector_formats.cpp.
+template <typename Scalar>
+void replay_ternary_runs(oracle_case<Scalar>& c);
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle
