@@ -35,7 +35,7 @@ struct outlier_storage {
   outlier_storage() = default;
   /// Throws std::invalid_argument if a weight is rounded by Value.
   outlier_storage(Base base, const sparse_weights& beside) : base_(std::move(base)) {
-    beside.check();
+    beside.validate();
     const index_t panels = (beside.outputs() + lanes - 1) / lanes;
     auto made = std::make_shared<outliers>();
     made->blocks = (beside.inputs + block - 1) / block;
