@@ -52,6 +52,7 @@ int run(const options& o) {
   growth_cases(s);
   routing_cases(s);
   codebook_cases(s);
+  rounding_cases(s);
   executor_cases(s);
   sweep_cases(s);
   s.refresh_limits();

@@ -307,6 +307,17 @@ std::string scan_section(const session& s) {
   return t.empty() ? "" : std::string(prose::scans) + t.text();
 }
 
+std::string rounding_section(const session& s) {
+  table t({"D", "H", "threads", "nearest, GB/s", "of the memory", "moments of rows", "ms", "GPTQ ms", "64 experts, s"});
+  for (const rounding_time& r : s.found.roundings) {
+    const double bytes = 5e-9 * static_cast<double>(r.weights) / r.nearest;
+    t.add({std::to_string(r.inputs), std::to_string(r.hidden), std::to_string(r.threads), fixed(bytes, 1),
+           percent(bytes / s.limits_of(r.threads).memory), std::to_string(r.rows), milliseconds(r.moments), milliseconds(r.gptq),
+           fixed(64 * (r.moments + r.gptq), 1)});
+  }
+  return t.empty() ? "" : std::string(prose::roundings) + t.text();
+}
+
 std::string executor_section(const session& s) {
   table t({"executor", "threads", "nothing to do, us", "32 tasks, free cores, us", "32 tasks, busy cores, us"});
   for (const executor_time& e : s.found.executors)
@@ -359,7 +370,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + executor_section(s) + sweep_section(s) +
+         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

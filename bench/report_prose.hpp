@@ -131,6 +131,14 @@ it as many loads from a table of that size in the first cache and nothing else, 
 
 )";
 
+inline constexpr std::string_view roundings = R"(## Making codes of weights
+
+Four bits, a scale for 128 inputs, at the fastest call. Round to nearest is counted as five bytes a weight: it is read as a float
+and written as a byte. GPTQ is that of one expert's three matrices; a layer takes that, and the moments of its calibration rows,
+once an expert.
+
+)";
+
 inline constexpr std::string_view executors = R"(## Handing out tasks
 
 One call of `parallel_for`: with a task a thread that does nothing, and with 32 tasks of some five microseconds. The first two

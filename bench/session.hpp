@@ -47,6 +47,15 @@ struct scan_time {
   double loads = 0;  ///< as many loads from tables of that size and nothing else, the fastest
 };
 
+/// Seconds, the fastest, of making codes of weights.
+struct rounding_time {
+  std::int64_t inputs = 0, hidden = 0, rows = 0, weights = 0;
+  int threads = 1;
+  double nearest = 0;  ///< of all weights
+  double moments = 0;  ///< of `rows` rows of an expert's inputs and hidden units
+  double gptq = 0;     ///< of the three matrices of one expert, from moments to codes
+};
+
 /// A layer of single neurons behind product keys, and reading once the weights that its tokens touch: seconds.
 struct neurons_time {
   std::int64_t experts = 0, tokens = 0;
@@ -90,6 +99,7 @@ struct results {
   std::vector<neurons_time> neurons;
   std::vector<codebook_time> codebooks;
   std::vector<scan_time> scans;
+  std::vector<rounding_time> roundings;
   std::vector<executor_time> executors;
   std::vector<sweep_point> sweep;
   std::vector<memory_use> memory;
@@ -125,6 +135,7 @@ void training_cases(session& s);
 void growth_cases(session& s);
 void routing_cases(session& s);
 void codebook_cases(session& s);
+void rounding_cases(session& s);
 void executor_cases(session& s);
 void sweep_cases(session& s);
 
