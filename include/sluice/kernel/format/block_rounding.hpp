@@ -46,6 +46,9 @@ inline bool is_rounded(float largest, std::uint8_t zero_code, coded_block& b) no
   return false;
 }
 
+/// Rounded to the nearest whole number, ties to even, of numbers below 2^22: what nearest_codes does, of one.
+inline int nearest_whole(float x) noexcept { return bits_of(x + 0x1.8p23F) - bits_of(0x1.8p23F); }
+
 inline std::uint8_t to_code(int code) noexcept { return static_cast<std::uint8_t>(code); }
 /// Truncated after a half is added, as integers of floats are.
 inline std::uint8_t truncated_code(float x, int most) noexcept {
@@ -135,10 +138,10 @@ struct zero_rounding {
     const float least = (std::min)(*low, 0.0F);
     b.scale = to_number(to_element<Type>(((std::max)(*high, 0.0F) - least) / most));
     const float inverse = b.scale > 0 ? 1 / b.scale : 0.0F;
-    const int zero = (std::min)(static_cast<int>(std::nearbyint(-least * inverse)), most);
+    const int zero = (std::min)(detail::nearest_whole(-least * inverse), most);
     b.minima[0] = detail::to_code(128 - Zero + zero);
     for (index_t i = 0; i < Inputs; ++i) {
-      const int code = static_cast<int>(std::nearbyint(x[i] * inverse)) + zero;
+      const int code = detail::nearest_whole(x[i] * inverse) + zero;
       b.codes[as_size(i)] = detail::to_code((std::clamp)(code, 0, most));
     }
   }

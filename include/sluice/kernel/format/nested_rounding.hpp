@@ -1,11 +1,12 @@
-/// How a block of numbers becomes codes with scales of scales: each run of inputs is fitted on its own, then all scales
-/// are rounded to codes, and the codes are chosen anew for what the scales have become.
+/// How a block of numbers becomes codes with scales of scales, or with a table: each run of inputs is fitted on its own,
+/// then all scales are rounded to codes, and the codes are chosen anew for what the scales have become.
 ///
-///   scaled_rounding<Format parts>   w = d c(r) m(q): per run the scale with the least sum of squared errors of those that
-///                                   take the number of largest magnitude to levels about the extreme one
-///   ranged_rounding                 w = d c(r) q - d' c'(r), c' >= 0: per run scale and minimum by least squares, step sizes
-///                                   about the range in turn
-///   table_rounding                  one scale a block, levels of a table (IQ4_NL)
+///   scaled_rounding        w = d c(r) m(q): of the scales that take a run's number of largest magnitude to levels about the
+///                          extreme one, that with the least sum of squared errors (Q3_K, Q6_K, IQ4_XS)
+///   ranged_rounding        w = d c(r) q - d' c'(r), c' >= 0: scale and minimum of a run by least squares, for step sizes
+///                          about its range in turn (Q2_K, Q4_K, Q5_K)
+///   table_rounding         as scaled_rounding, with one scale a block (IQ4_NL)
+///   float_scale_rounding   a run's largest number becomes 6, as e4m3 holds the scale (NVFP4)
 ///
 /// Fits are by squared errors, every weight counting alike. A block with NaN or infinity is NaN; one whose largest number is
 /// below 2^-118 is zero.
@@ -23,8 +24,7 @@ namespace detail {
 template <typename Levels, int Bits>
 std::uint8_t nearest_level(float x) noexcept {
   if constexpr (requires { Levels::zero; }) {
-    const int whole = static_cast<int>(std::nearbyint((std::clamp)(x, float(Levels::lowest), float(Levels::highest))));
-    return to_code(whole + Levels::zero);
+    return to_code(nearest_whole((std::clamp)(x, float(Levels::lowest), float(Levels::highest))) + Levels::zero);
   } else {
     std::uint8_t best = 0;
     float least = std::abs(x - Levels::value(0));
@@ -65,31 +65,25 @@ struct fitted_range {
 inline fitted_range fit_range(const float* x, index_t count, int most) noexcept {
   const float low = (std::min)(*std::min_element(x, x + count), 0.0F), high = *std::max_element(x, x + count);
   if (!(high > low)) return {0, -low};
-  fitted_range best{(high - low) / float(most), -low};
-  const auto error_of = [&](const fitted_range& f) {
-    double error = 0;
-    for (index_t i = 0; i < count; ++i) {
-      const float q = std::nearbyint((std::clamp)((x[i] + f.minimum) / f.scale, 0.0F, float(most)));
-      const double e = double(f.scale) * q - f.minimum - x[i];
-      error += e * e;
-    }
-    return error;
-  };
-  double least = error_of(best);
+  double x1 = 0, x2 = 0, least = 0;
+  for (index_t i = 0; i < count; ++i) x1 += x[i], x2 += double(x[i]) * x[i];
+  fitted_range best;
   for (int t = -10; t <= 14; ++t) {
     const float inverse = (float(most) + 0.1F * float(t)) / (high - low);
-    double n = double(count), q1 = 0, q2 = 0, xq = 0, x1 = 0;
+    double n = double(count), q1 = 0, q2 = 0, xq = 0;
     for (index_t i = 0; i < count; ++i) {
-      const double q = std::nearbyint((std::clamp)((x[i] - low) * inverse, 0.0F, float(most)));
-      q1 += q, q2 += q * q, xq += q * x[i], x1 += x[i];
+      const double q = nearest_whole((std::clamp)((x[i] - low) * inverse, 0.0F, float(most)));
+      q1 += q, q2 += q * q, xq += q * x[i];
     }
     const double determinant = n * q2 - q1 * q1;
     if (!(determinant > 0)) continue;
-    fitted_range fit{static_cast<float>((n * xq - q1 * x1) / determinant),
-                     static_cast<float>((q1 * xq - q2 * x1) / determinant)};
-    if (fit.minimum < 0) fit = {static_cast<float>(xq / q2), 0};
-    if (!(fit.scale > 0)) continue;
-    if (const double error = error_of(fit); error < least) least = error, best = fit;
+    double scale = (n * xq - q1 * x1) / determinant, minimum = (q1 * xq - q2 * x1) / determinant;
+    if (minimum < 0) scale = xq / q2, minimum = 0;
+    if (!(scale > 0)) continue;
+    // The sum of (scale q - minimum - x)^2.
+    const double error = scale * (scale * q2 - 2 * minimum * q1 - 2 * xq) + minimum * (n * minimum + 2 * x1) + x2;
+    if (best.scale == 0 || error < least)
+      least = error, best = {static_cast<float>(scale), static_cast<float>(minimum)};
   }
   return best;
 }
@@ -100,7 +94,7 @@ struct outer_scale {
   explicit outer_scale(float exact) noexcept
       : value(to_float(round_to<float16>(exact))), inverse(value == 0 ? 0.0F : 1 / value) {}
   int code(float x, int least, int most) const noexcept {
-    return static_cast<int>(std::nearbyint((std::clamp)(x * inverse, float(least), float(most))));
+    return nearest_whole((std::clamp)(x * inverse, float(least), float(most)));
   }
 };
 
@@ -159,8 +153,8 @@ struct ranged_rounding {
       const float inverse = code == 0 || outer.value == 0 ? 0.0F : 1 / (outer.value * float(code));
       const float least = outer_minimum.value * float(minimum_code);
       for (index_t i = r * run; i < (r + 1) * run; ++i)
-        b.codes[as_size(i)] = detail::to_code(
-            static_cast<int>(std::nearbyint((std::clamp)((x[i] + least) * inverse, 0.0F, float(most)))));
+        b.codes[as_size(i)] =
+            detail::to_code(detail::nearest_whole((std::clamp)((x[i] + least) * inverse, 0.0F, float(most))));
     }
   }
 };
