@@ -1,3 +1,4 @@
+#include <sluice/checkpoint/encoding/fp8_tiles.hpp>
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/io/gguf_tensor.hpp>
 #include <sluice/kernel/block_storage.hpp>
@@ -173,6 +174,34 @@ TEST_CASE("tensor_copy: blocks of a GGUF file are taken as they are where the st
     CHECK(loss.elements == static_cast<std::uint64_t>(rows * cols));
     CHECK(loss.rounded > 0);
   }
+}
+
+TEST_CASE("tensor_copy: codes with scales are taken as they are where the storage holds them, else rounded and counted",
+          "[checkpoint]") {
+  const index_t rows = 70, cols = 200;
+  std::vector<std::uint8_t> codes(as_size(rows * cols));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i * 7 % 251 & 0xBFU);
+  const std::vector<float> scales{0.3F, 1.7F};
+  const tensor_info weight{"w", data_type::f8_e4m3, {rows, cols}, std::as_bytes(std::span(codes))};
+  const tensor_info scale{"s", data_type::f32, {1, 2}, std::as_bytes(std::span(scales))};
+  const auto coded = std::make_shared<const fp8_tiles>(weight, scale, 128, 128);
+  const tensor_info tensor{"w", data_type::other, {rows, cols}, weight.bytes, "FP8", coded};
+  linear_map<coded_storage<fp8_format>> same(rows, cols);
+  linear_map<coded_storage<q8_0_format>> other(rows, cols);
+  const auto load = [&](auto& map) {
+    tensor_copy copy(map.weight(), {"", {rows, cols}, 0, cols, 1});
+    copy.from = &tensor;
+    conversion_loss loss;
+    for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b, loss);
+    return loss;
+  };
+  CHECK(load(same).elements == 0);
+  CHECK(load(other).rounded > 0);
+  const matrix<float> taken = same.weight().to_matrix(), wanted = coded->codes(0, 1, rows).to_matrix();
+  bool equal = true;
+  for (index_t i = 0; i < rows * cols; ++i)
+    equal = equal && detail::bits_of(taken.data()[i]) == detail::bits_of(wanted.data()[i]);
+  CHECK(equal);
 }
 
 TEST_CASE("tensor_copy: types that hold no weights are refused, and doubles that no float is near are counted",

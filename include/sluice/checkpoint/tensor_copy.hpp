@@ -8,10 +8,11 @@
 /// State may be whole numbers in the file, I32 or I64, such as the experts in a table; those have to be exact. Whoever
 /// wants to know what that costs asks before reading (read_losses) or while writing. Where a parameter is kept in codes,
 /// what rounding to them costs is known when they are made, and read adds it to `loss`; blocks of a GGUF file that are of
-/// the parameter's own format are taken as they are. A file may lie transposed to the panels, so both ways go by small
+/// the parameter's own format, and codes with scales that it holds without changing a number, are taken as they are. A file may lie transposed to the panels, so both ways go by small
 /// tiles that stay in the nearest cache.
 #pragma once
 
+#include <sluice/checkpoint/encoding/coded_matrix.hpp>
 #include <sluice/checkpoint/expert_layout.hpp>
 #include <sluice/core/half.hpp>
 #include <sluice/core/numeric.hpp>
@@ -21,6 +22,7 @@
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/kernel/encoded_matrix.hpp>
 #include <sluice/kernel/format/ggml_blocks.hpp>
+#include <sluice/kernel/format/group_blocks.hpp>
 
 #include <algorithm>
 #include <array>
@@ -123,26 +125,48 @@ private:
       c.read_numbers<Parameter, typename Parameter::scalar>(block, loss);
   }
 
-  /// Takes rows of a file whose blocks are of the parameter's format; false if they are not, or lie otherwise.
+  /// Takes rows of a file as they are, if its blocks or codes are the parameter's; false if not, or if they lie otherwise.
   template <typename Parameter>
   bool take_blocks(index_t block) const noexcept {
-    using format = typename detail::format_of<Parameter>::type;
-    const auto source = from->decoder == nullptr ? std::nullopt : from->decoder->blocks();
-    if (!source || place.col_stride != 1 || place.offset % cols_ != 0 || place.row_stride % cols_ != 0) return false;
+    if (from->decoder == nullptr || from->shape.empty() || from->shape.back() != cols_ || place.col_stride != 1 ||
+        place.offset % cols_ != 0 || place.row_stride % cols_ != 0)
+      return false;
     const index_t first = block * tile, last = (std::min)(first + tile, rows_);
+    if (const auto blocks = from->decoder->blocks()) return take_ggml_blocks<Parameter>(*blocks, first, last);
+    if (const coded_matrix* const codes = from->decoder->coded()) return take_codes<Parameter>(*codes, first, last);
+    return false;
+  }
+
+  template <typename Parameter>
+  bool take_ggml_blocks(const element_decoder::typed_blocks& blocks, index_t first, index_t last) const noexcept {
+    using format = typename detail::format_of<Parameter>::type;
     bool taken = false;
-    with_ggml_layout(source->type, [&]<typename Layout>(Layout) {
+    with_ggml_layout(blocks.type, [&]<typename Layout>(Layout) {
       if constexpr (std::same_as<typename Layout::format, format>) {
-        const index_t size = find_ggml_type(static_cast<std::uint32_t>(source->type))->bytes;
+        const index_t size = find_ggml_type(static_cast<std::uint32_t>(blocks.type))->bytes;
         static_cast<Parameter*>(parameter_)->fill_coded_rows(first, last, [&](index_t row, index_t col) {
           const index_t at = place.offset + row * place.row_stride + col;
-          const std::byte* const bytes = source->bytes.data() + as_size(at / format::inputs * size);
+          const std::byte* const bytes = blocks.bytes.data() + as_size(at / format::inputs * size);
           return unpack_ggml_block<Layout>(reinterpret_cast<const std::uint8_t*>(bytes));
         });
         taken = true;
       }
     });
     return taken;
+  }
+
+  template <typename Parameter>
+  bool take_codes(const coded_matrix& codes, index_t first, index_t last) const noexcept {
+    using format = typename detail::format_of<Parameter>::type;
+    const coded_rows rows(codes);
+    const auto row_in_file = [&](index_t row) { return (place.offset + row * place.row_stride) / cols_; };
+    for (index_t row = first; row < last; ++row)
+      for (index_t col = 0; col < cols_; col += format::inputs)
+        if (detail::changed_by_format<format>(rows, row_in_file(row), col)) return false;
+    static_cast<Parameter*>(parameter_)->fill_coded_rows(first, last, [&](index_t row, index_t col) {
+      return detail::group_block<format>(rows, row_in_file(row), col);
+    });
+    return true;
   }
 
   template <typename Parameter, StorableValue Cell>

@@ -20,6 +20,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+class coded_matrix;  // checkpoint/encoding/coded_matrix.hpp
+
 /// Numbers that are not stored as such: codes with scales, in one tensor or several.
 class element_decoder {
 public:
@@ -34,6 +36,8 @@ public:
     std::span<const std::byte> bytes;
   };
   virtual std::optional<typed_blocks> blocks() const noexcept { return std::nullopt; }
+  /// Where rows are codes with scales in tensors of their own: those.
+  virtual const coded_matrix* coded() const noexcept { return nullptr; }
 };
 
 struct tensor_info {

@@ -14,7 +14,6 @@
 #include <sluice/quant/round_to_nearest.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 namespace sluice::inline SLUICE_ISA {
@@ -24,28 +23,6 @@ struct fp8_rounding_options {
   index_t tile_inputs = 128;
   executor_ref executor = {};
 };
-
-namespace detail {
-
-/// The code of the nearest e4m3 number, ties to the even code; beyond 448 the largest. On bits, for a finite value.
-constexpr std::uint8_t nearest_e4m3(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const auto sign = static_cast<std::uint8_t>(bits >> 24U & 0x80U);
-  const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
-  const std::uint32_t exponent = magnitude >> 23U;
-  if (exponent < 116U) return sign;  // below 2^-11: under half of the smallest, 2^-9
-  const std::uint32_t significand = (magnitude & 0x7FFFFFU) | 0x800000U;
-  // Normal from 2^-6 on. What falls off the right of three fraction bits decides; a carry goes to the next exponent.
-  const std::uint32_t shift = exponent >= 121U ? 20U : 141U - exponent;
-  const std::uint32_t kept = significand >> shift, lost = significand & ((1U << shift) - 1U), tie = 1U << (shift - 1U);
-  const std::uint32_t up = lost > tie || (lost == tie && (kept & 1U) != 0) ? 1U : 0U;
-  const std::uint32_t code = exponent >= 121U ? ((exponent - 121U) << 3U) + kept + up : kept + up;
-  return static_cast<std::uint8_t>(sign | (std::min)(code, 0x7EU));
-}
-static_assert(nearest_e4m3(448) == 0x7E && nearest_e4m3(-1) == 0xB8 && nearest_e4m3(0x1p-9F) == 1);
-static_assert(nearest_e4m3(0x1p-10F) == 0 && nearest_e4m3(0x1.8p-9F) == 2 && nearest_e4m3(0x1p-6F) == 8);
-
-}  // namespace detail
 
 /// The scales of rows in one tile are equal: row o of scales is that of tile o / tile_outputs.
 inline grouped_codes round_to_fp8(tokens_in<float> w, const fp8_rounding_options& options = {}) {
@@ -67,7 +44,7 @@ inline grouped_codes round_to_fp8(tokens_in<float> w, const fp8_rounding_options
       for (index_t o = 0; o < count; ++o) {
         out.scales(first + o, g) = scale;
         for (index_t i = 0; i < tile.cols(); ++i)
-          out.codes(first + o, g * tile_cols + i) = detail::nearest_e4m3(tile(o, i) / scale);
+          out.codes(first + o, g * tile_cols + i) = round_to_e4m3(tile(o, i) / scale);
       }
     }
   });

@@ -49,12 +49,38 @@ public:
     }
   }
 
+  // ---- what rows are made of: names as grouped_codes has them ------------------------------------------------------------
+
+  virtual std::uint8_t code(index_t row, index_t input) const noexcept = 0;
+  virtual float scale(index_t row, index_t group) const noexcept = 0;  ///< besides that of the tensor
+  virtual float zero(index_t row, index_t group) const noexcept = 0;   ///< 0 where there are none
+  bool has_zeros() const noexcept { return has_zeros_; }
+  float tensor_scale() const noexcept { return tensor_scale_; }
+  index_t group_at(index_t input) const noexcept {
+    return group_of_.empty() ? input / group_ : static_cast<index_t>(group_of_[as_size(input)]);
+  }
+
   grouped_codes codes(index_t first, index_t step, index_t count) const {
-    grouped_codes out = room_for(count);
+    grouped_codes out;
+    out.bits = bits_;
+    out.meaning = meaning_;
+    out.tensor_scale = tensor_scale_;
+    out.group = group_;
+    out.group_of = group_of_;
     out.codes.resize(count, inputs_);
-    for (index_t i = 0; i < count; ++i) fill_codes(first + i * step, i, out);
+    out.scales.resize(count, groups_);
+    if (has_zeros_) out.zeros.resize(count, groups_);
+    for (index_t to = 0; to < count; ++to) {
+      const index_t row = first + to * step;
+      for (index_t i = 0; i < inputs_; ++i) out.codes(to, i) = code(row, i);
+      for (index_t g = 0; g < groups_; ++g) out.scales(to, g) = scale(row, g);
+      if (has_zeros_)
+        for (index_t g = 0; g < groups_; ++g) out.zeros(to, g) = zero(row, g);
+    }
     return out;
   }
+
+  const coded_matrix* coded() const noexcept final { return this; }
 
 protected:
   coded_matrix(std::vector<std::int64_t> shape, std::initializer_list<const tensor_info*> parts)
@@ -65,18 +91,52 @@ protected:
       if (part != nullptr) bytes_ += part->bytes.size();
   }
 
+  int bits_ = 8;
+  code_meaning meaning_ = code_meaning::whole;
+  float tensor_scale_ = 1;
+  bool has_zeros_ = false;
+  index_t group_ = 1;  ///< inputs of a group
+  index_t groups_ = 0;
+  std::vector<std::int32_t> group_of_;  ///< every input's, where they come in any order
+
 private:
   /// Part of a row of weights: never beyond its end.
   virtual void read_row(index_t row, index_t first, std::span<float> out) const noexcept = 0;
-  /// What all rows share, and room for the scales and zeros of so many.
-  virtual grouped_codes room_for(index_t count) const = 0;
-  /// Row `row` of the weights as row `to`.
-  virtual void fill_codes(index_t row, index_t to, grouped_codes& out) const = 0;
-
   std::vector<std::int64_t> shape_;
   index_t inputs_;
   index_t rows_ = 0;
   std::uint64_t bytes_ = 0;
+};
+
+/// Rows of a matrix under the names of grouped_codes, without a copy: for what makes blocks of codes.
+struct coded_rows {
+  struct zero_table {
+    const coded_matrix& of;
+    index_t size() const noexcept { return of.has_zeros() ? 1 : 0; }
+    float operator()(index_t row, index_t group) const noexcept { return of.zero(row, group); }
+  };
+  struct no_table {
+    static constexpr index_t size() noexcept { return 0; }
+    constexpr float operator()(index_t, index_t) const noexcept { return 0; }
+  };
+
+  explicit coded_rows(const coded_matrix& matrix) : of(matrix), zeros{matrix}, tensor_scale(matrix.tensor_scale()) {}
+
+  index_t inputs() const noexcept { return of.inputs(); }
+  index_t group_at(index_t input) const noexcept { return of.group_at(input); }
+  std::uint8_t codes(index_t row, index_t input) const noexcept { return of.code(row, input); }
+  float scales(index_t row, index_t group) const noexcept { return of.scale(row, group); }
+  float scale_at(index_t row, index_t input) const noexcept { return of.scale(row, of.group_at(input)) * tensor_scale; }
+  float value(index_t row, index_t input) const noexcept {
+    float number = 0;
+    of.read(as_size(row * of.inputs() + input), {&number, 1});
+    return number;
+  }
+
+  const coded_matrix& of;
+  zero_table zeros;
+  SLUICE_NO_UNIQUE_ADDRESS no_table minima{};
+  float tensor_scale;
 };
 
 /// Why tensors do not make up a layout.

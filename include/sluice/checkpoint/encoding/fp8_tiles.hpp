@@ -37,16 +37,27 @@ public:
     tile_inputs_ = is_one || is_per_row ? inputs() : tile_inputs > 0 ? tile_inputs : 128;
     if (is_one && weight.shape.size() > 2) throw unfit_parts(detail::described(scale) + ", must have a scale a matrix");
     down_ = detail::pieces_of(outputs_, tile_rows_);
-    across_ = detail::pieces_of(inputs(), tile_inputs_);
+    group_ = tile_inputs_;
+    groups_ = detail::pieces_of(inputs(), tile_inputs_);
+    meaning_ = code_meaning::e4m3;
     std::vector<std::int64_t> wanted = scale.shape;
     if (!is_one) {
       wanted = weight.shape;
       wanted[wanted.size() - 2] = down_;
-      wanted.back() = across_;
+      wanted.back() = groups_;
     }
     using enum data_type;
     detail::expect_part(scale, wanted, {f32, bf16, f16, f8_e8m0, u8});
   }
+
+  std::uint8_t code(index_t row, index_t input) const noexcept override {
+    return std::to_integer<std::uint8_t>(weight_.bytes[as_size(row * inputs() + input)]);
+  }
+  float scale(index_t row, index_t group) const noexcept override {
+    const index_t stacked = row / outputs_, output = row % outputs_;
+    return detail::scale_in(scale_, (stacked * down_ + output / tile_rows_) * groups_ + group);
+  }
+  float zero(index_t, index_t) const noexcept override { return 0; }
 
 private:
   static std::vector<std::int64_t> checked_shape(const tensor_info& weight) {
@@ -56,32 +67,14 @@ private:
     return weight.shape;
   }
 
-  float scale_at(index_t row, index_t input) const noexcept {
-    const index_t stacked = row / outputs_, output = row % outputs_;
-    return detail::scale_in(scale_, (stacked * down_ + output / tile_rows_) * across_ + input / tile_inputs_);
-  }
-
   void read_row(index_t row, index_t first, std::span<float> out) const noexcept override {
     for (std::size_t i = 0; i < out.size();) {
       const index_t input = first + static_cast<index_t>(i);
-      const float scale = scale_at(row, input);
+      const float factor = scale(row, group_at(input));
       const std::size_t end = (std::min)(out.size(), i + as_size(tile_inputs_ - input % tile_inputs_));
       const auto* const codes = weight_.bytes.data() + as_size(row * inputs() + first);
-      for (; i < end; ++i) out[i] = e4m3_to_float(std::to_integer<std::uint8_t>(codes[i])) * scale;
+      for (; i < end; ++i) out[i] = e4m3_to_float(std::to_integer<std::uint8_t>(codes[i])) * factor;
     }
-  }
-
-  grouped_codes room_for(index_t count) const override {
-    grouped_codes out;
-    out.scales.resize(count, across_);
-    out.group = tile_inputs_;
-    out.meaning = code_meaning::e4m3;
-    return out;
-  }
-  void fill_codes(index_t row, index_t to, grouped_codes& out) const override {
-    for (index_t g = 0; g < across_; ++g) out.scales(to, g) = scale_at(row, g * tile_inputs_);
-    for (index_t i = 0; i < inputs(); ++i)
-      out.codes(to, i) = std::to_integer<std::uint8_t>(weight_.bytes[as_size(row * inputs() + i)]);
   }
 
   tensor_info weight_;
@@ -89,8 +82,7 @@ private:
   index_t outputs_;  // of one matrix of a stack
   index_t tile_rows_ = 0;
   index_t tile_inputs_ = 0;
-  index_t down_ = 0;    // tiles of a matrix
-  index_t across_ = 0;  // and of a row
+  index_t down_ = 0;  // tiles of a matrix
 };
 
 }  // namespace sluice::inline SLUICE_ISA

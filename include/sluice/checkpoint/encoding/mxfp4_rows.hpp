@@ -45,7 +45,21 @@ static_assert(std::bit_cast<std::uint32_t>(mxfp4_value(1, 0)) == 0x00200000U);  
 class mxfp4_rows final : public coded_matrix {
 public:
   mxfp4_rows(const tensor_info& codes, const tensor_info& exponents)
-      : coded_matrix(checked_shape(codes, exponents), {&codes, &exponents}), codes_(codes), exponents_(exponents) {}
+      : coded_matrix(checked_shape(codes, exponents), {&codes, &exponents}), codes_(codes), exponents_(exponents) {
+    bits_ = 4;
+    meaning_ = code_meaning::e2m1;
+    group_ = 32;
+    groups_ = inputs() / 32;
+  }
+
+  std::uint8_t code(index_t row, index_t input) const noexcept override {
+    const auto byte = std::to_integer<std::uint32_t>(codes_.bytes[as_size((row * inputs() + input) / 2)]);
+    return static_cast<std::uint8_t>(input % 2 == 0 ? byte & 15U : byte >> 4U);
+  }
+  float scale(index_t row, index_t group) const noexcept override {
+    return e8m0_to_float(exponent_at(row, 32 * group));
+  }
+  float zero(index_t, index_t) const noexcept override { return 0; }
 
 private:
   static std::vector<std::int64_t> checked_shape(const tensor_info& codes, const tensor_info& exponents) {
@@ -66,10 +80,6 @@ private:
     return shape;
   }
 
-  std::uint8_t code_at(index_t row, index_t input) const noexcept {
-    const auto byte = std::to_integer<std::uint32_t>(codes_.bytes[as_size((row * inputs() + input) / 2)]);
-    return static_cast<std::uint8_t>(input % 2 == 0 ? byte & 15U : byte >> 4U);
-  }
   std::uint8_t exponent_at(index_t row, index_t input) const noexcept {
     return std::to_integer<std::uint8_t>(exponents_.bytes[as_size((row * inputs() + input) / 32)]);
   }
@@ -77,21 +87,8 @@ private:
   void read_row(index_t row, index_t first, std::span<float> out) const noexcept override {
     for (std::size_t i = 0; i < out.size(); ++i) {
       const index_t input = first + static_cast<index_t>(i);
-      out[i] = detail::mxfp4_value(code_at(row, input), exponent_at(row, input));
+      out[i] = detail::mxfp4_value(code(row, input), exponent_at(row, input));
     }
-  }
-
-  grouped_codes room_for(index_t count) const override {
-    grouped_codes out;
-    out.scales.resize(count, inputs() / 32);
-    out.bits = 4;
-    out.group = 32;
-    out.meaning = code_meaning::e2m1;
-    return out;
-  }
-  void fill_codes(index_t row, index_t to, grouped_codes& out) const override {
-    for (index_t g = 0; g < inputs() / 32; ++g) out.scales(to, g) = e8m0_to_float(exponent_at(row, 32 * g));
-    for (index_t i = 0; i < inputs(); ++i) out.codes(to, i) = code_at(row, i);
   }
 
   tensor_info codes_;

@@ -27,12 +27,25 @@ public:
 
   nvfp4_rows(const tensor_info& codes, const tensor_info& scales, const tensor_info& global, global_scale use)
       : coded_matrix(checked_shape(codes, scales, global), {&codes, &scales, &global}), codes_(codes), scales_(scales) {
+    bits_ = 4;
+    meaning_ = code_meaning::e2m1;
+    group_ = 16;
+    groups_ = inputs() / 16;
     const float value = detail::scale_in(global, 0);
-    global_ = use == global_scale::divides ? 1.0F / value : value;
+    tensor_scale_ = use == global_scale::divides ? 1.0F / value : value;
     if (is_nan(value) || !(value > 0))
       throw unfit_parts(detail::described(global) + " of value " + detail::short_text(static_cast<double>(value)) +
                         ", must be above 0");
   }
+
+  std::uint8_t code(index_t row, index_t input) const noexcept override {
+    const auto byte = std::to_integer<std::uint32_t>(codes_.bytes[as_size((row * inputs() + input) / 2)]);
+    return static_cast<std::uint8_t>(input % 2 == 0 ? byte & 15U : byte >> 4U);
+  }
+  float scale(index_t row, index_t group) const noexcept override {
+    return e4m3_to_float(std::to_integer<std::uint8_t>(scales_.bytes[as_size(row * groups_ + group)]));
+  }
+  float zero(index_t, index_t) const noexcept override { return 0; }
 
 private:
   static std::vector<std::int64_t> checked_shape(const tensor_info& codes, const tensor_info& scales,
@@ -49,38 +62,15 @@ private:
     return shape;
   }
 
-  std::uint8_t code_at(index_t row, index_t input) const noexcept {
-    const auto byte = std::to_integer<std::uint32_t>(codes_.bytes[as_size((row * inputs() + input) / 2)]);
-    return static_cast<std::uint8_t>(input % 2 == 0 ? byte & 15U : byte >> 4U);
-  }
-  float scale_at(index_t row, index_t input) const noexcept {
-    return e4m3_to_float(std::to_integer<std::uint8_t>(scales_.bytes[as_size((row * inputs() + input) / 16)]));
-  }
-
   void read_row(index_t row, index_t first, std::span<float> out) const noexcept override {
     for (std::size_t i = 0; i < out.size(); ++i) {
       const index_t input = first + static_cast<index_t>(i);
-      out[i] = e2m1_to_float(code_at(row, input)) * (scale_at(row, input) * global_);
+      out[i] = e2m1_to_float(code(row, input)) * (scale(row, group_at(input)) * tensor_scale_);
     }
-  }
-
-  grouped_codes room_for(index_t count) const override {
-    grouped_codes out;
-    out.scales.resize(count, inputs() / 16);
-    out.bits = 4;
-    out.group = 16;
-    out.meaning = code_meaning::e2m1;
-    out.tensor_scale = global_;
-    return out;
-  }
-  void fill_codes(index_t row, index_t to, grouped_codes& out) const override {
-    for (index_t g = 0; g < inputs() / 16; ++g) out.scales(to, g) = scale_at(row, 16 * g);
-    for (index_t i = 0; i < inputs(); ++i) out.codes(to, i) = code_at(row, i);
   }
 
   tensor_info codes_;
   tensor_info scales_;
-  float global_ = 1;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -54,8 +54,9 @@ public:
   packed_inputs(const parts& p, index_t bits, index_t group)
       : coded_matrix(shape_in(p.shape), {&p.packed, &p.scale, p.zero_point, p.group_of}),
         packed_(p.packed),
-        scale_(p.scale),
-        bits_(bits) {
+        scale_(p.scale) {
+    bits_ = static_cast<int>(bits);
+    has_zeros_ = true;
     using enum data_type;
     if (bits != 4 && bits != 8)
       throw unfit_parts("codes of " + std::to_string(bits) + " bits; pack-quantized weights have 4 or 8");
@@ -71,6 +72,14 @@ public:
     }
     group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
   }
+
+  std::uint8_t code(index_t row, index_t input) const noexcept override {
+    return static_cast<std::uint8_t>(code_at(row, input));
+  }
+  float scale(index_t row, index_t group) const noexcept override {
+    return detail::scale_in(scale_, row * groups_ + group);
+  }
+  float zero(index_t row, index_t group) const noexcept override { return static_cast<float>(zero_at(row, group)); }
 
 private:
   static std::vector<std::int64_t> shape_in(const tensor_info& tensor) {
@@ -89,56 +98,31 @@ private:
         [&](index_t k) { return detail::load_element<std::uint32_t>(packed_.bytes, as_size(row * words_ + k)); }, input,
         bits_);
   }
-  index_t group_at(index_t input) const noexcept {
-    return group_of_.empty() ? input / group_ : static_cast<index_t>(group_of_[as_size(input)]);
-  }
   std::uint32_t zero_at(index_t row, index_t g) const noexcept {
-    if (!zero_point_) return 1U << (bits_ - 1);
+    if (!zero_point_) return 1U << static_cast<unsigned>(bits_ - 1);
     return detail::code_in(
         [&](index_t k) { return detail::load_element<std::uint32_t>(zero_point_->bytes, as_size(k * groups_ + g)); },
         row, bits_);
   }
-  float scale_at(index_t row, index_t g) const noexcept { return detail::scale_in(scale_, row * groups_ + g); }
 
   void read_row(index_t row, index_t first, std::span<float> out) const noexcept override {
     index_t known = -1;  // the group that scale and zero are of
-    float scale = 0, zero = 0;
+    float factor = 0, origin = 0;
     for (std::size_t i = 0; i < out.size(); ++i) {
       const index_t input = first + static_cast<index_t>(i);
       if (const index_t g = group_at(input); g != known) {
         known = g;
-        scale = scale_at(row, g);
-        zero = static_cast<float>(zero_at(row, g));
+        factor = scale(row, g);
+        origin = zero(row, g);
       }
-      out[i] = scale * (static_cast<float>(code_at(row, input)) - zero);
+      out[i] = factor * (static_cast<float>(code_at(row, input)) - origin);
     }
-  }
-
-  grouped_codes room_for(index_t count) const override {
-    grouped_codes out;
-    out.scales.resize(count, groups_);
-    out.zeros.resize(count, groups_);
-    out.bits = static_cast<int>(bits_);
-    out.group = group_;
-    out.group_of = group_of_;
-    return out;
-  }
-  void fill_codes(index_t row, index_t to, grouped_codes& out) const override {
-    for (index_t g = 0; g < groups_; ++g) {
-      out.scales(to, g) = scale_at(row, g);
-      out.zeros(to, g) = static_cast<float>(zero_at(row, g));
-    }
-    for (index_t i = 0; i < inputs(); ++i) out.codes(to, i) = static_cast<std::uint8_t>(code_at(row, i));
   }
 
   tensor_info packed_;
   tensor_info scale_;
   std::optional<tensor_info> zero_point_;
-  std::vector<std::int32_t> group_of_;
-  index_t bits_;
   index_t words_ = 0;  // of a row
-  index_t groups_ = 0;
-  index_t group_ = 0;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

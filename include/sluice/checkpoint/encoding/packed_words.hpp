@@ -43,9 +43,10 @@ public:
         weight_(p.weight),
         zeros_(p.zeros),
         scales_(p.scales),
-        form_(how),
-        bits_(bits),
-        groups_(p.scales.shape[0]) {
+        form_(how) {
+    bits_ = static_cast<int>(bits);
+    has_zeros_ = true;
+    groups_ = p.scales.shape[0];
     using enum data_type;
     group_ = group == 0 ? detail::pieces_of(inputs(), groups_) : detail::group_length(inputs(), group);
     if (const index_t groups = detail::pieces_of(inputs(), group_); p.group_of == nullptr && groups != groups_)
@@ -55,6 +56,14 @@ public:
     detail::expect_part(zeros_, {groups_, detail::pieces_of(rows() * bits, 32)}, {i32});
     group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
   }
+
+  std::uint8_t code(index_t row, index_t input) const noexcept override {
+    return static_cast<std::uint8_t>(code_at(row, input));
+  }
+  float scale(index_t row, index_t group) const noexcept override {
+    return detail::scale_in(scales_, group * rows() + row);
+  }
+  float zero(index_t row, index_t group) const noexcept override { return static_cast<float>(zero_at(row, group)); }
 
 private:
   static std::vector<std::int64_t> checked_shape(const parts& p, form how, index_t bits) {
@@ -96,50 +105,25 @@ private:
     const std::uint32_t stored = detail::code_in([&](index_t k) { return word_in(zeros_, g, k); }, output, bits_);
     return form_ == form::gptq ? (stored + 1U) & ((1U << bits_) - 1U) : stored;
   }
-  index_t group_at(index_t input) const noexcept {
-    return group_of_.empty() ? input / group_ : static_cast<index_t>(group_of_[as_size(input)]);
-  }
-  float scale_at(index_t output, index_t g) const noexcept { return detail::scale_in(scales_, g * rows() + output); }
 
   void read_row(index_t output, index_t first, std::span<float> out) const noexcept override {
     index_t known = -1;  // the group that scale and zero are of
-    float scale = 0, zero = 0;
+    float factor = 0, origin = 0;
     for (std::size_t i = 0; i < out.size(); ++i) {
       const index_t input = first + static_cast<index_t>(i);
       if (const index_t g = group_at(input); g != known) {
         known = g;
-        scale = scale_at(output, g);
-        zero = static_cast<float>(zero_at(output, g));
+        factor = scale(output, g);
+        origin = zero(output, g);
       }
-      out[i] = scale * (static_cast<float>(code_at(output, input)) - zero);
+      out[i] = factor * (static_cast<float>(code_at(output, input)) - origin);
     }
-  }
-
-  grouped_codes room_for(index_t count) const override {
-    grouped_codes out;
-    out.scales.resize(count, groups_);
-    out.zeros.resize(count, groups_);
-    out.bits = static_cast<int>(bits_);
-    out.group = group_;
-    out.group_of = group_of_;
-    return out;
-  }
-  void fill_codes(index_t output, index_t to, grouped_codes& out) const override {
-    for (index_t g = 0; g < groups_; ++g) {
-      out.scales(to, g) = scale_at(output, g);
-      out.zeros(to, g) = static_cast<float>(zero_at(output, g));
-    }
-    for (index_t i = 0; i < inputs(); ++i) out.codes(to, i) = static_cast<std::uint8_t>(code_at(output, i));
   }
 
   tensor_info weight_;
   tensor_info zeros_;
   tensor_info scales_;
-  std::vector<std::int32_t> group_of_;
   form form_;
-  index_t bits_;
-  index_t groups_;
-  index_t group_ = 0;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

@@ -23,7 +23,10 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-inline float group_zero(const grouped_codes& c, index_t output, index_t input) noexcept {
+// Codes are grouped_codes, or what has its names (rows of a file, without a copy).
+
+template <typename Codes>
+float group_zero(const Codes& c, index_t output, index_t input) noexcept {
   return c.zeros.size() == 0 ? 0.0F : c.zeros(output, c.group_at(input));
 }
 
@@ -32,8 +35,8 @@ inline std::uint8_t wrapped_code(float whole) noexcept {
   return std::abs(whole) <= 255 ? to_code(static_cast<int>(whole) & 255) : std::uint8_t(0);
 }
 
-template <typename Format>
-coded_block group_block(const grouped_codes& c, index_t output, index_t first) noexcept {
+template <typename Format, typename Codes>
+coded_block group_block(const Codes& c, index_t output, index_t first) noexcept {
   using scales = typename Format::scales;
   using levels = typename Format::levels;
   const index_t last = (std::min)(first + Format::inputs, c.inputs());
@@ -62,8 +65,8 @@ coded_block group_block(const grouped_codes& c, index_t output, index_t first) n
 }
 
 /// The first input of the block that would become another number.
-template <typename Format>
-std::optional<index_t> changed_by_format(const grouped_codes& c, index_t output, index_t first) noexcept {
+template <typename Format, typename Codes>
+std::optional<index_t> changed_by_format(const Codes& c, index_t output, index_t first) noexcept {
   // What a panel would give back: scales of the format's types, codes of its bits.
   coded_block held = group_block<Format>(c, output, first);
   std::array<std::byte, as_size(Format::scales::bytes)> memory{};
