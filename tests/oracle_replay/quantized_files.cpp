@@ -50,7 +50,7 @@ void check_coded(oracle_case<Scalar>& c, const coded_matrix& coded, const char* 
   const matrix<float> w = decoded(coded);
   c.check_exact(name, w, ulps);
   const grouped_codes codes = coded.codes(0, 1, coded.rows());
-  codes.check();
+  codes.validate();
   if (!same_bits(codes.to_matrix(), w)) c.fail("codes decode to other numbers");
   matrix<float> by_parts(coded.rows(), coded.inputs());
   const auto size = static_cast<std::size_t>(w.size());

@@ -128,7 +128,7 @@ void replay_vptq(oracle_case<Scalar>& c) {
     codes.scale = c.file().template read_vector<float>("weight_scale");
     codes.bias = c.file().template read_vector<float>("weight_bias");
   }
-  codes.check();
+  codes.validate();
 
   // The same indices as a stream of bits.
   const auto bits = [&](const char* name) {

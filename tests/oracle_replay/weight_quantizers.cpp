@@ -117,7 +117,7 @@ void replay_gptq_core(oracle_case<Scalar>& c) {
                             .range = c.template setting<bool>("sym") ? code_range::symmetric : code_range::min_max,
                             .fixed_groups = c.template setting<bool>("static_groups"),
                             .block = c.template setting<index_t>("blocksize")});
-  codes.check();
+  codes.validate();
   c.check_integers("codes", integers_of(codes, false));
   matrix<float> scale(w.rows(), w.cols()), zero(w.rows(), w.cols());
   for (index_t o = 0; o < w.rows(); ++o)

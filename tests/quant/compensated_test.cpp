@@ -51,7 +51,7 @@ TEST_CASE("compensated_rounding: outputs are nearer than after plain rounding", 
         const inverse_factor factor(h, {.order_by_activity = by_activity});
         const grouped_codes codes =
             compensated_rounding(w, factor, {.bits = bits, .group = 32, .fixed_groups = fixed, .block = 32});
-        codes.check();
+        codes.validate();
         CHECK(codes.group_of.empty() == (fixed || !by_activity));
         const double error = trace_error(w, codes.to_matrix(), h);
         CHECK(error < 0.6 * rounded);

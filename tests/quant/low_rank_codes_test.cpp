@@ -90,7 +90,7 @@ TEST_CASE("low_rank_codes: plain codes decode alike; zeros; equal bits for any t
   const low_rank_options o{.codes = 6, .width = 3, .random = random_source(12)};
   const low_rank_codes<float> codes(w, {3, 2}, o);
   CHECK(test::same_bits(codes.plain().to_matrix(), codes.to_matrix()));
-  codes.plain().check();
+  codes.plain().validate();
   test::shuffled_threads threads(3);
   CHECK(test::same_bits(low_rank_codes<float>(w, {3, 2}, o, threads).to_matrix(), codes.to_matrix()));
   CHECK(low_rank_codes<float>(matrix<float>::Zero(9, 16), {3, 2}, o).to_matrix().isZero());

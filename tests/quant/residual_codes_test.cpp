@@ -11,7 +11,7 @@ TEST_CASE("residual_codes: every stage leaves less; as many codes as tiles leave
     for (const index_t stages : {1, 2, 3}) {
       const vector_codes codes = residual_codes(
           w, {.tile = {1, 4}, .stages = stages, .codes = 8, .scales = scales, .random = random_source(2)});
-      codes.check();
+      codes.validate();
       const float now = (codes.to_matrix() - w).squaredNorm();
       CHECK(now < 0.8F * before);
       before = now;

@@ -52,7 +52,7 @@ TEST_CASE("round_to_nearest: no weight is further than half a step from its valu
   w.row(3).setZero();
   w.row(4) *= 1e-30F;
   const grouped_codes codes = round_to_nearest(w, {.bits = bits, .group = 16, .range = range});
-  codes.check();
+  codes.validate();
   CHECK(codes.groups() == (cols + 15) / 16);
   for (index_t o = 0; o < w.rows(); ++o)
     for (index_t i = 0; i < cols; ++i) {
@@ -92,7 +92,7 @@ TEST_CASE("round_to_nearest: scales of sixteen bits are in the codes already", "
   for (const code_range range : all_ranges)
     for (const scale_type type : {scale_type::float16, scale_type::bfloat16}) {
       const grouped_codes codes = round_to_nearest(w, {.bits = 5, .group = 32, .range = range, .scales = type});
-      codes.check();
+      codes.validate();
       for (index_t o = 0; o < 8; ++o)
         for (index_t i = 0; i < 64; ++i) {
           const float scale = codes.scale_at(o, i);
@@ -142,7 +142,7 @@ TEST_CASE("quant: empty matrices have empty codes", "[quant][rounding]") {
   for (const auto& [rows, cols] : {std::pair<index_t, index_t>{0, 5}, {4, 0}, {0, 0}}) {
     const matrix<float> w(rows, cols);
     for (const grouped_codes& codes : {round_to_nearest(w), sign_codes(w, 2), round_around_outliers(w, w).rest}) {
-      codes.check();
+      codes.validate();
       CHECK(codes.to_matrix().rows() == rows);
       CHECK(codes.to_matrix().cols() == cols);
     }
@@ -196,7 +196,7 @@ TEST_CASE("sign_codes: mean magnitude times the sign, by groups", "[quant][sign_
   const grouped_codes codes = sign_codes(one_row({1, -3, 0, 0, -0.5F}), 2);
   CHECK(codes.to_matrix() == one_row({2, -2, 0, 0, -0.5F}));
   CHECK(codes.bits == 1);
-  codes.check();
+  codes.validate();
 }
 
 TEST_CASE("round_around_outliers: the share of weights with the largest gradients is exact", "[quant][outliers]") {

@@ -43,7 +43,7 @@ public:
   /// and no scales and of that shape, 1 <= n <= K, sharpness >= 0, and no weight is NaN.
   candidate_codes(tokens_in<Scalar> w, vector_codes codes, candidate_options o = {}, const executor_ref& executor = {})
       : shape_(std::move(codes)) {
-    shape_.check();
+    shape_.validate();
     check_shape(w);
     if (shape_.stages() != 1 || shape_.regions() != 1 || shape_.scales.size() != 0)
       throw_invalid("candidates are of codes with one stage, one codebook and no scales, not ", shape_.stages(), ", ",

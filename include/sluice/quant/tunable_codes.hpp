@@ -30,7 +30,7 @@ public:
   tunable_codes() = default;
   /// Throws std::invalid_argument if the codes do not fit together.
   explicit tunable_codes(vector_codes codes) : shape_(std::move(codes)) {
-    shape_.check();
+    shape_.validate();
     for (const matrix<float>& c : shape_.codebooks) codebooks_.push_back(learned(c));
     if (shape_.scales.size() != 0) scales_ = learned(shape_.scales);
     shape_.codebooks.clear();

@@ -36,7 +36,7 @@ column_codes columns_with_parts(index_t outputs, index_t inputs) {
 TEST_CASE("column codes: outliers, order, scale and bias around the codes, and a storage that holds them",
           "[kernel][format]") {
   const column_codes codes = columns_with_parts(22, 50);
-  codes.check();
+  codes.validate();
   const matrix<float> w = codes.to_matrix();
   CHECK(w(9, 14) == codes.outliers.value(9, 2) * codes.scale[14] + codes.bias[14]);  // stored column 2 is input 14
   CHECK(w(9, 21) == codes.main.value(9, 0) * codes.scale[21] + codes.bias[21]);
@@ -78,8 +78,8 @@ TEST_CASE("column codes: indices in a stream of bits", "[kernel][format]") {
   CHECK_THROWS_AS(unpack_indices(bytes, 2, 17, 0, main, nullptr), std::invalid_argument);
   column_codes codes = columns_with_parts(8, 10);
   codes.permutation[0] = codes.permutation[1];
-  CHECK_THROWS_AS(codes.check(), std::invalid_argument);
+  CHECK_THROWS_AS(codes.validate(), std::invalid_argument);
   codes.permutation.clear();
   codes.bias.pop_back();
-  CHECK_THROWS_AS(codes.check(), std::invalid_argument);
+  CHECK_THROWS_AS(codes.validate(), std::invalid_argument);
 }

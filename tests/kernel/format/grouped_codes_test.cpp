@@ -23,7 +23,7 @@ grouped_codes few_grouped_codes() {
 
 TEST_CASE("grouped_codes: scale times code less zero, and a minimum", "[kernel][format]") {
   grouped_codes c = few_grouped_codes();
-  c.check();
+  c.validate();
   matrix<float> expected(2, 5);
   expected << 0, 1, 1, 1.5F, 30, 1.75F, 2, 36, 40, 88;
   CHECK(c.to_matrix() == expected);
@@ -34,14 +34,14 @@ TEST_CASE("grouped_codes: scale times code less zero, and a minimum", "[kernel][
   CHECK(c.value(1, 0) == 0.25F);
   c.zeros.resize(0, 0);
   CHECK(c.value(0, 4) == 30.5F);
-  c.check();
+  c.validate();
 }
 
 TEST_CASE("grouped_codes: inputs in groups of any order, and a scale of the whole tensor", "[kernel][format]") {
   grouped_codes c = few_grouped_codes();
   c.group_of = {2, 0, 1, 0, 2};
   c.tensor_scale = 0.5F;
-  c.check();
+  c.validate();
   matrix<float> expected(2, 5);
   expected << 0, 0.5F, 0.5F, 1.5F, 15, 28, 1, 18, 1.25F, 44;
   CHECK(c.to_matrix() == expected);
@@ -71,7 +71,7 @@ TEST_CASE("grouped_codes: what does not fit is told", "[kernel][format]") {
   const auto refused = [](auto&& change) {
     grouped_codes c = few_grouped_codes();
     change(c);
-    CHECK_THROWS_AS(c.check(), std::invalid_argument);
+    CHECK_THROWS_AS(c.validate(), std::invalid_argument);
   };
   refused([](grouped_codes& c) { c.group = 3; });
   refused([](grouped_codes& c) { c.group = 0; });
@@ -84,7 +84,7 @@ TEST_CASE("grouped_codes: what does not fit is told", "[kernel][format]") {
   refused([](grouped_codes& c) { c.group_of = {0, -1, 2, 2, 0}; });
   refused([](grouped_codes& c) { c.group_of = {0, 1}; });
   refused([](grouped_codes& c) { c.meaning = code_meaning::e4m3; });
-  grouped_codes().check();
+  grouped_codes().validate();
 }
 
 TEST_CASE("ggml_types: numbers, blocks and bits of the formats", "[kernel][format]") {

@@ -28,7 +28,7 @@ vector_codes tiled_codes() {
 
 TEST_CASE("vector codes: a weight is its scale times the sum of the entries of its tile", "[kernel][format]") {
   const vector_codes codes = tiled_codes();
-  codes.check();
+  codes.validate();
   CHECK(codes.regions() == 2);
   const matrix<float> w = codes.to_matrix();
   // Output 2, input 3: tile (1, 1) of the first region, place (0, 1) in it, second scale of the row.
@@ -47,7 +47,7 @@ TEST_CASE("vector codes: what does not fit together is refused", "[kernel][forma
   const auto refuses = [](auto&& change) {
     vector_codes codes = tiled_codes();
     change(codes);
-    CHECK_THROWS_AS(codes.check(), std::invalid_argument);
+    CHECK_THROWS_AS(codes.validate(), std::invalid_argument);
   };
   refuses([](vector_codes& c) { c.inputs = -1; });
   refuses([](vector_codes& c) { c.tile_inputs = 0; });
@@ -61,6 +61,6 @@ TEST_CASE("vector codes: what does not fit together is refused", "[kernel][forma
   vector_codes empty;
   empty.indices.assign(1, {});
   empty.codebooks.assign(1, matrix<float>(0, 1));
-  CHECK_NOTHROW(empty.check());
+  CHECK_NOTHROW(empty.validate());
   CHECK(empty.to_matrix().size() == 0);
 }

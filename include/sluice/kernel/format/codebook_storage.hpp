@@ -96,7 +96,7 @@ struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction,
   codebook_storage() = default;
   /// Throws std::invalid_argument unless the codes are of this kind.
   explicit codebook_storage(const vector_codes& codes) {
-    codes.check();
+    codes.validate();
     if (codes.tile_outputs != (is_along_inputs ? 1 : Vector) || codes.tile_inputs != (is_along_inputs ? Vector : 1))
       throw_invalid("codes of tiles [", codes.tile_outputs, ", ", codes.tile_inputs, "] do not go into vectors of ",
                     Vector, is_along_inputs ? " inputs" : " outputs");

@@ -44,10 +44,10 @@ struct column_codes {
   }
 
   /// Throws std::invalid_argument unless the parts fit together.
-  void check() const {
-    main.check();
+  void validate() const {
+    main.validate();
     if (outliers.inputs > 0) {
-      outliers.check();
+      outliers.validate();
       if (outliers.outputs != outputs())
         throw_invalid("outlier columns have ", outliers.outputs, " outputs beside ", outputs());
     }

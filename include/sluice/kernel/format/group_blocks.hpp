@@ -84,7 +84,7 @@ std::optional<index_t> changed_by_format(const Codes& c, index_t output, index_t
 
 template <typename Format>
 bool holds_codes(const grouped_codes& c) {
-  c.check();
+  c.validate();
   for (index_t o = 0; o < c.outputs(); ++o)
     for (index_t first = 0; first < c.inputs(); first += Format::inputs)
       if (detail::changed_by_format<Format>(c, o, first)) return false;
@@ -93,7 +93,7 @@ bool holds_codes(const grouped_codes& c) {
 
 template <typename Format, arithmetic By>
 void assign_codes(linear_map<coded_storage<Format, By>>& map, const grouped_codes& c) {
-  c.check();
+  c.validate();
   if (map.outputs() != c.outputs() || map.inputs() != c.inputs())
     throw_invalid("a map [", map.outputs(), ", ", map.inputs(), "] cannot take codes [", c.outputs(), ", ", c.inputs(),
                   "]");

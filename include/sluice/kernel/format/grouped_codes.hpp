@@ -74,7 +74,7 @@ struct grouped_codes {
   }
 
   /// Throws std::invalid_argument unless shapes agree and every code and group is there.
-  void check() const {
+  void validate() const {
     if (bits < 1 || bits > 8) throw_invalid("codes of ", bits, " bits are not 1 to 8");
     if (meaning == code_meaning::e4m3 && bits != 8) throw_invalid("codes of e4m3 have 8 bits, not ", bits);
     if (meaning == code_meaning::e2m1 && bits != 4) throw_invalid("codes of e2m1 have 4 bits, not ", bits);

@@ -38,7 +38,7 @@ public:
         first_(std::move(first)),
         low_(std::move(low)),
         high_(std::move(high)) {
-    check();
+    validate();
   }
   /// Compresses. Throws std::invalid_argument if a row has a fourth number, or a level that is no bfloat16.
   static ternary_runs of(const matrix<float>& w) {
@@ -176,7 +176,7 @@ private:
     }
   }
 
-  void check() const {
+  void validate() const {
     if (inputs_ < 0 || first_.empty() || first_.front() != 0 || first_.back() != static_cast<index_t>(runs_.size()) ||
         low_.size() != high_.size() || low_.size() + 1 != first_.size())
       throw_invalid(first_.size(), " offsets, ", low_.size(), " and ", high_.size(), " levels and ", runs_.size(),

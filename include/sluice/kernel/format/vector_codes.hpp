@@ -80,7 +80,7 @@ struct vector_codes {
   }
 
   /// Throws std::invalid_argument unless sizes fit together and every index is an entry of its codebook.
-  void check() const {
+  void validate() const {
     if (outputs < 0 || inputs < 0 || tile_outputs < 1 || tile_inputs < 1 || stages() < 1)
       throw_invalid("vector codes need sizes of 0 or more, tiles of 1 or more weights and an index a tile, not [",
                     outputs, ", ", inputs, "] in tiles [", tile_outputs, ", ", tile_inputs, "] with ", stages(),
