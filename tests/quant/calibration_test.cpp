@@ -4,6 +4,8 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/linear.hpp>
+#include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/mixed_map.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -144,4 +146,26 @@ TEST_CASE("bank_calibration: experts of one matrix, and of one first map in doub
   const matrix<double> h = (x.topRows(25) * two.expert(0).up().to_matrix().transpose()).cwiseMax(0);
   CHECK(test::largest_difference(of_two.last(0).to_matrix(), matrix<double>(h.transpose() * h)) <=
         test::bound<double>(60, 16));
+}
+
+TEST_CASE("bank_calibration: whatever the weights are stored as, from matrix to matrix", "[quant][calibration]") {
+  using storage = mixed_storage<full_precision<float>, int4_blocks>;
+  const calibrated_layer layer = layer_to_calibrate();
+  const auto small = layer.stored_as<storage>([](index_t expert, int map) -> storage {
+    return expert == 2 || map == 1 ? storage(int4_blocks()) : storage(full_precision<float>());
+  });
+  const matrix<float> x = test::random_matrix<float>(40, 10, 6);
+  matrix<float> y(40, 10);
+  calibrated_layer::workspace workspace;
+  layer.forward(x, y, workspace);
+  bank_calibration whole(layer.bank());
+  bank_calibration rounded(small.bank());
+  whole.add(layer.bank(), x, workspace.plan.routed());
+  rounded.add(small.bank(), x, workspace.plan.routed());
+  for (index_t e = 0; e < 5; ++e) {
+    CHECK(test::same_bits(whole.first(e).to_matrix(), rounded.first(e).to_matrix()));
+    const double change = (whole.last(e).to_matrix() - rounded.last(e).to_matrix()).norm();
+    CHECK(change > 0);  // up has four bits
+    CHECK(change < 0.5 * whole.last(e).to_matrix().norm());
+  }
 }

@@ -1,5 +1,7 @@
 #include <sluice/quant/ternary_rounding.hpp>
 
+#include <sluice/kernel/format/ternary_runs.hpp>
+
 #include "support.hpp"
 
 using namespace sluice;
@@ -72,6 +74,12 @@ TEST_CASE("compensated_rounding: bits do not depend on threads, results on nothi
   CHECK(codes.codes == again.codes);
   CHECK(codes.scales == again.scales);
   CHECK(codes.group_of == again.group_of);
+  // A step of a block makes up for nothing within blocks: another result, and a worse one.
+  const matrix<double> h = moments_of_dependent_inputs(200, 90, 5);
+  const auto error_of_step = [&](index_t step) {
+    return trace_error(w, compensated_rounding(w, factor, {.bits = 3, .block = 30, .step = step}).to_matrix(), h);
+  };
+  CHECK(error_of_step(1) < error_of_step(30));
   // Without groups the length of a block says how products are cut, and nothing else.
   const auto of_blocks = [&](index_t block) {
     return compensated_rounding(w, factor, {.bits = 3, .block = block}).codes;
@@ -122,6 +130,9 @@ TEST_CASE("ternary_rounding: levels are a row's extremes, and errors are made up
     CHECK(kept.high[as_size(r)] == to_float(round_to<bfloat16>(plain.high[as_size(r)])));
     CHECK(kept.low[as_size(r)] == to_float(round_to<bfloat16>(plain.low[as_size(r)])));
   }
+  // Which QMoE's packed rows then hold exactly.
+  const ternary_runs packed = ternary_runs::of(kept.to_matrix());
+  CHECK(packed.to_matrix() == kept.to_matrix());
   const matrix<double> h = moments_of_dependent_inputs(100, 60, 9);
   const inverse_factor factor(h, {.damping = 0.1});
   CHECK(trace_error(w, ternary_rounding(w, factor).to_matrix(), h) < 0.6 * trace_error(w, plain.to_matrix(), h));

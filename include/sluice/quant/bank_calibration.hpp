@@ -26,7 +26,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 struct calibration_options {
-  index_t first_expert = 0;                            ///< moments of the experts from here on
+  index_t first_expert = 0;                              ///< moments of the experts from here on
   index_t only = (std::numeric_limits<index_t>::max)();  ///< and of no more than so many
   index_t least_rows = 16;
 };
@@ -47,8 +47,8 @@ void run_first_maps(const Expert& expert, const matrix_buffer<typename Expert::s
     buffer<scalar> weights(inputs * lanes), sums(index_t(maps) * rows * lanes);
     for (index_t p = begin; p < end; ++p) {
       for (std::size_t m = 0; m < maps; ++m) {
-        decltype(auto) map = expert.first_map(static_cast<int>(m));
-        map.format().decode(map.panel(p), 0, inputs, weights.data());
+        visit_map(expert.first_map(static_cast<int>(m)),
+                  [&](const auto& map) { map.format().decode(map.panel(p), 0, inputs, weights.data()); });
         kernel::multiply_nn(rows, lanes, inputs, x.data(), x.cols(), weights.data(), lanes,
                             sums.data() + index_t(m) * rows * lanes, lanes);
       }
