@@ -159,6 +159,7 @@
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/threshold/skip.hpp>
 #include <sluice/router/threshold/token_importance.hpp>
+#include <sluice/router/threshold/top_any_signals.hpp>
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/chosen_ranks.hpp>

@@ -4,8 +4,8 @@
 ///
 /// Scores enter a sorted list one by one, but few get that far: whole vectors are compared with the worst of the list,
 /// and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
-/// groups' maxima has k scores at or above it, so nothing below it can be chosen. For k > 32 the k-th largest is found
-/// first, by counting.
+/// groups' maxima has k scores at or above it, so nothing below it can be chosen. Long rows are dealt into 32 for k > 8,
+/// where the k-th of 16 would let too many pass. For k > 32 the k-th largest is found first, by counting.
 #pragma once
 
 #include <sluice/kernel/order.hpp>
@@ -21,12 +21,12 @@ namespace detail {
 
 inline constexpr index_t top_k_groups = 16;
 
-/// An order key that at least k scores of the row reach; k <= top_k_groups <= count.
-template <typename Scalar>
+/// An order key that at least k scores of the row reach; k <= Groups <= count.
+template <index_t Groups, typename Scalar>
 ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k) noexcept {
   using key = ordered_bits<Scalar>;
   constexpr index_t width = simd_width<Scalar>;
-  constexpr index_t vectors = (top_k_groups + width - 1) / width;
+  constexpr index_t vectors = (Groups + width - 1) / width;
   constexpr index_t groups = vectors * width;
   simd<key> largest[as_size(vectors)];
   simd<key> above[as_size(vectors)];  // how many groups have a larger maximum
@@ -107,7 +107,10 @@ void top_k(const Scalar* scores, index_t count, index_t k, index_t* ids) noexcep
   if (k == 0) return;
   if (k > detail::longest_list) return detail::top_k_by_halving(scores, count, k, ids);
   const bool has_bound = k <= detail::top_k_groups && count > detail::top_k_groups;
-  const key bound = has_bound ? detail::top_k_bound(scores, count, k) : -infinity_key<Scalar>;
+  constexpr index_t groups = detail::top_k_groups;
+  const key bound = !has_bound                            ? -infinity_key<Scalar>
+                    : k > groups / 2 && count > 8 * groups ? detail::top_k_bound<2 * groups>(scores, count, k)
+                                                           : detail::top_k_bound<groups>(scores, count, k);
   key threshold = bound - 1;  // what exceeds this may enter: at first also what equals the bound
   index_t found = 0;
   for_each_keys(scores, count, [&](const simd<key>& keys, index_t first) {

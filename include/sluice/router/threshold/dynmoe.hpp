@@ -28,37 +28,12 @@
 #include <sluice/gate/cosine.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/router/threshold/expert_turnover.hpp>
+#include <sluice/router/threshold/top_any_signals.hpp>
 
 #include <algorithm>
 #include <cmath>
 
 namespace sluice::inline SLUICE_ISA {
-
-template <FloatOrDouble Scalar>
-struct top_any_signals {
-  matrix_buffer<Scalar> logits;      ///< [T,E] c
-  matrix_buffer<Scalar> scores;      ///< [T,E] s, zero for padding
-  buffer<Scalar> thresholds;         ///< [E] h
-  matrix_buffer<Scalar> active;      ///< [T,E] 1 where the token is routed
-  buffer<index_t> count;             ///< [T] experts of the token
-  buffer<Scalar> live;               ///< [E]
-  matrix_buffer<Scalar> directions;  ///< [E,D] W_e / |W_e|
-  buffer<Scalar> lengths;            ///< [E] |W_e|
-};
-
-template <FloatOrDouble Scalar>
-struct top_any_gradients {
-  matrix_buffer<Scalar> active;
-  matrix_buffer<Scalar> directions;
-  buffer<Scalar> lengths;
-  buffer<double> sum_scratch;  ///< memory of losses
-
-  void zero_like(const top_any_signals<Scalar>& s) {
-    active.set_zero(s.active.rows(), s.active.cols());
-    directions.set_zero(s.directions.rows(), s.directions.cols());
-    lengths.assign(s.lengths.size(), Scalar(0));
-  }
-};
 
 /// The weight of the one expert that inference gives to a token without active experts.
 enum class unserved_weight { one, score };
