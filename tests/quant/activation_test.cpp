@@ -80,8 +80,6 @@ TEST_CASE("token_precision: tokens with outliers have 8 bits, the others what th
   const std::vector<int> bits = precision.layer_bits();
   CHECK(bits[0] < 8);   // nearly all operations are its own
   CHECK(bits[1] == 8);  // saves next to nothing
-  CHECK(precision.bits(0, &x(4, 0)) == 8);
-  CHECK(precision.bits(0, &x(5, 0)) == bits[0]);
   CHECK(found({.balance = 0}).layer_bits() == std::vector<int>{2, 2});
   CHECK(found({.balance = 1}).layer_bits() == std::vector<int>{8, 8});
   const std::vector<int> limited = found({.balance = 1, .memory = 8 * 12}).layer_bits();

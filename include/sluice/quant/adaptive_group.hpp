@@ -5,11 +5,11 @@
 ///
 ///   const grouped_codes codes = round_to_nearest(w, {.bits = 4, .group = adaptive_group(w, {}).group});
 ///
-/// Only the weights are looked at. The statistic of a group may be another function of its numbers. A matrix of zeros keeps
-/// one scale an output; an odd number of inputs is never halved, so groups are equally long. Throws std::invalid_argument for
-/// weights that have no code, or unless 0 < gain < 1 and least >= 1.
-/// The paper says that its choice sees the weights alone and refines while ranges shrink; the mean and the default gain of
-/// 0.1 are a reading. Kim et al. 2023, "FineQuant", arXiv:2308.09723.
+/// Only the weights are looked at. The statistic of a group may be another function of its numbers. A matrix of zeros
+/// keeps one scale an output; an odd number of inputs is never halved, so groups are equally long. Throws
+/// std::invalid_argument for weights that have no code, or unless 0 < gain < 1 and least >= 1. The paper says that its
+/// choice sees the weights alone and refines while ranges shrink; the mean and the default gain of 0.1 are a reading.
+/// Kim et al. 2023, "FineQuant", arXiv:2308.09723.
 #pragma once
 
 #include <sluice/quant/round_to_nearest.hpp>

@@ -1,19 +1,20 @@
-/// What calibration tokens tell of the experts of a bank: who was chosen, by how much weight, and second moments of what each
-/// of an expert's matrices is multiplied with.
+/// What calibration tokens tell of the experts of a bank: who was chosen, by how much weight, and second moments of
+/// what each of an expert's matrices is multiplied with.
 ///
 ///   bank_calibration calibration(layer.bank());
-///   for each batch:  layer.forward(x, y, workspace);  calibration.add(layer.bank(), x, workspace.plan.routed(), executor);
+///   for each batch:  layer.forward(x, y, workspace);  calibration.add(layer.bank(), x, workspace.plan.routed());
 ///   const inverse_factor factor = calibration.factor_of_first(e, {.damping = 0.01}, executor);     // gate and up
 ///
 ///   tokens[e] += rows of expert e;  weights[e] += their weights;  first[e] += sum of x x^T;  last[e] += sum of h h^T
 ///
-/// The layer is not changed and does not know: rows are those of its plan, h is found by running the first maps again, some
-/// rows at a time. Scores from before the weights were normalised may be given in their place, [T,E], as MC-MoE does. Moments
-/// take D^2 + H^2 numbers of eight bytes an expert: `only` limits them to some experts, for several passes over the tokens.
+/// The layer is not changed and does not know: rows are those of its plan, h is found by running the first maps again,
+/// some rows at a time. Scores from before the weights were normalised may be given in their place, [T,E], as MC-MoE
+/// does. Moments take D^2 + H^2 numbers of eight bytes an expert: `only` limits them to some experts, for several
+/// passes over the tokens.
 ///
-/// An expert with fewer than `least_rows` rows gets the neutral factor (H = I: its weights are rounded plainly) and is listed in
-/// unseen(). Rows that hold NaN or infinity are in no moment. T = 0 adds nothing. Equal bits for any thread count and the same
-/// batches. Throws std::invalid_argument for shapes that are not the bank's.
+/// An expert with fewer than `least_rows` rows gets the neutral factor (H = I: its weights are rounded plainly) and is
+/// listed in unseen(). Rows that hold NaN or infinity are in no moment. T = 0 adds nothing. Equal bits for any thread
+/// count and the same batches. Throws std::invalid_argument for shapes that are not the bank's.
 #pragma once
 
 #include <sluice/expert/bank.hpp>

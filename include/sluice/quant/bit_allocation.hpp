@@ -5,12 +5,13 @@
 ///
 ///   n tokens and w summed weights of the experts over calibration tokens; error: quant/expert_sensitivity.hpp
 ///
-/// The integer program is solved exactly, by a table over experts, bits spent and what has been seen at 2 and 3 bits; among
-/// equal sums the first expert that differs gets fewer bits. At least one expert each at 2 and at 3 bits is part of the
-/// published program and can be left out (`everything_used`). Exponents are 1, 1.5 and 1 as in the released solver; the text
-/// says 1, 1.5 and 2. Where no expert has tokens or weight all count alike. Throws std::invalid_argument for shapes that do not fit,
-/// for numbers below 0, NaN or infinity, and where the budget is below the least that is possible: E + 3 bits.
-/// Huang et al. 2024, "MC-MoE: Mixture Compressor for Mixture-of-Experts LLMs Gains More", arXiv:2410.06270.
+/// The integer program is solved exactly, by a table over experts, bits spent and what has been seen at 2 and 3 bits;
+/// among equal sums the first expert that differs gets fewer bits. At least one expert each at 2 and at 3 bits is part
+/// of the published program and can be left out (`everything_used`). Exponents are 1, 1.5 and 1 as in the released
+/// solver; the text says 1, 1.5 and 2. Where no expert has tokens or weight all count alike. Throws
+/// std::invalid_argument for shapes that do not fit, for numbers below 0, NaN or infinity, and where the budget is
+/// below the least that is possible: E + 3 bits. Huang et al. 2024, "MC-MoE: Mixture Compressor for Mixture-of-Experts
+/// LLMs Gains More", arXiv:2410.06270.
 #pragma once
 
 #include <sluice/core/error.hpp>

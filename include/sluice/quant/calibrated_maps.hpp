@@ -4,10 +4,11 @@
 ///     codes.push_back(compensated_rounding(map.weights, map.factor, {.bits = 4, .group = 128}, executor));
 ///   }, executor);
 ///
-/// map.weights [out, in] are floats, map.number is 0 .. first maps - 1 for the first ones and the next for the last. First maps
-/// read the same, so they share a factor, which is half of the work. In the order of the experts; those of whom the
-/// calibration has no moments are left out, those that it saw too little of have the neutral factor. The memory of one expert's
-/// factors at a time is held. Throws std::invalid_argument if the calibration is of another bank.
+/// map.weights [out, in] are floats, map.number is 0 .. first maps - 1 for the first ones and the next for the last.
+/// First maps read the same, so they share a factor, which is half of the work. In the order of the experts; those of
+/// whom the calibration has no moments are left out, those that it saw too little of have the neutral factor. The
+/// memory of one expert's factors at a time is held. Throws std::invalid_argument if the calibration is of another
+/// bank.
 #pragma once
 
 #include <sluice/quant/bank_calibration.hpp>

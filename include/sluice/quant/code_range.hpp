@@ -2,17 +2,16 @@
 ///
 ///   b bits, m = max |w|, lo = min(w, 0), hi = max(w, 0);   w ~ scale (code - zero),  0 <= code < 2^b
 ///
-///   full        scale = 2 m / (2^b - 1), zero = 2^(b-1)             MoQE: -m is passed by half a step, +m is not reached
-///   restricted  scale = m / (2^(b-1) - 1), zero = 2^(b-1)           the lowest code unused, exact at -m and +m
-///   symmetric   as full; without weights below 0 half the scale     GPTQ as released: then the upper half is clipped
-///   min_max     scale = (hi - lo) / (2^b - 1), zero = round(-lo / scale)                                       asymmetric
+///   full        scale = 2 m / (2^b - 1), zero = 2^(b-1)           MoQE: -m is passed by half a step, +m is not reached
+///   restricted  scale = m / (2^(b-1) - 1), zero = 2^(b-1)         the lowest code unused, exact at -m and +m
+///   symmetric   as full; without weights below 0 half the scale   GPTQ as released: then the upper half is clipped
+///   min_max     scale = (hi - lo) / (2^b - 1), zero = round(-lo / scale)   asymmetric
 ///
-/// Scales are floats, or rounded to 16 bits if that is how they will be kept, and codes are those nearest to what will be
-/// decoded. Rounding is to nearest, ties to even; -m has the
-/// lowest code in `full` and `symmetric`, where it is a tie. A group of zeros has scale 0 in `full` and `restricted`, and in
-/// the other two the scale of -1 .. 1; all its values are 0. One whose weights are all below 2^-118, or too
-/// small for a scale of 16 bits, counts as zeros.
-/// Kim et al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
+/// Scales are floats, or rounded to 16 bits if that is how they will be kept, and codes are those nearest to what will
+/// be decoded. Rounding is to nearest, ties to even; -m has the lowest code in `full` and `symmetric`, where it is a
+/// tie. A group of zeros has scale 0 in `full` and `restricted`, and in the other two the scale of -1 .. 1; all its
+/// values are 0. One whose weights are all below 2^-118, or too small for a scale of 16 bits, counts as zeros. Kim et
+/// al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -25,7 +24,8 @@ namespace sluice::inline SLUICE_ISA {
 
 enum class code_range { full, restricted, symmetric, min_max };
 
-/// What scales are rounded to. Group formats (kernel/format/group_formats.hpp) hold codes whose scales are theirs exactly.
+/// What scales are rounded to. Group formats (kernel/format/group_formats.hpp) hold codes whose scales are theirs
+/// exactly.
 enum class scale_type { float32, float16, bfloat16 };
 
 namespace detail {

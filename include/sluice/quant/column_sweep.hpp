@@ -1,23 +1,24 @@
-/// The sweep of error-compensating rounding: inputs are rounded one after the other, and what rounding did to the outputs
-/// is made up for by the inputs that are still to come.
+/// The sweep of error-compensating rounding: inputs are rounded one after the other, and what rounding did to the
+/// outputs is made up for by the inputs that are still to come.
 ///
 ///   w [rows, n], input order[i] of the factor in column i;  U the upper factor of the inverse second moments
-///   for i = 0 .. n - 1:   q = round(w[:, i]);   e = (w[:, i] - q) / U[i][i];   w[:, j] -= e U[i][j] for j > i;   w[:, i] = q
+///   for i = 0 .. n - 1:  q = round(w[:, i]);  e = (w[:, i] - q) / U[i][i];  w[:, j] -= e U[i][j], j > i;  w[:, i] = q
 ///
 /// What rounds is a policy. With step > 1 it is given so many columns at once, which compensate nothing for each other
-/// (vectors of weights); later columns lose least if errors are joint. Columns go in blocks: within one the compensation
-/// reaches each column when it is its turn, past the block it comes as one product, so that enter(), which sees a block
-/// before its first column, sees what all earlier blocks left. With step = block there is none inside a block (MC-MoE at 3
-/// bits and fewer).
+/// (vectors of weights); later columns lose least if errors are joint. Columns go in blocks: within one the
+/// compensation reaches each column when it is its turn, past the block it comes as one product, so that enter(), which
+/// sees a block before its first column, sees what all earlier blocks left. With step = block there is none inside a
+/// block (MC-MoE at 3 bits and fewer).
 ///
-///   enter(first_row, rows, begin, end, w, pitch)      optional: columns begin .. end, row r at w + r pitch, column begin first;
-///                                                     later columns lie behind, as all earlier blocks left them too
-///   round_columns(first_row, rows, column, count, w, q, pitch)   rows 0 .. rows of column column + k at w + k pitch; fills q
+///   enter(first_row, rows, begin, end, w, pitch)
+///       optional: columns begin .. end, row r at w + r pitch, column begin first; later columns lie behind, as all
+///       earlier blocks left them too
+///   round_columns(first_row, rows, column, count, w, q, pitch)
+///       rows 0 .. rows of column column + k at w + k pitch; fills q alike
 ///
-/// Rows are independent of one another: a task has `rows_together` of them, and bits do not depend on the thread count. The
-/// policy is shared by all tasks and may keep what it finds for each row. Arithmetic is in double. Neutral factors leave the
-/// weights as they are between roundings, bit for bit.
-/// Frantar et al. 2022 (GPTQ), arXiv:2210.17323.
+/// Rows are independent of one another: a task has `rows_together` of them, and bits do not depend on the thread count.
+/// The policy is shared by all tasks and may keep what it finds for each row. Arithmetic is in double. Neutral factors
+/// leave the weights as they are between roundings, bit for bit. Frantar et al. 2022 (GPTQ), arXiv:2210.17323.
 #pragma once
 
 #include <sluice/quant/inverse_factor.hpp>
@@ -56,7 +57,8 @@ public:
         double* const own = columns.data() + j * pitch;
         for (index_t k = 0; k < count; ++k)
           compensate(factor.data() + (j + k) * block, errors.data(), j, own + k * pitch, rows, pitch);
-        rounder_.round_columns(first_row, rows, begin + j, count, static_cast<const double*>(own), rounded.data(), pitch);
+        rounder_.round_columns(first_row, rows, begin + j, count, static_cast<const double*>(own), rounded.data(),
+                               pitch);
         for (index_t k = 0; k < count; ++k) {
           const double diagonal = factor_.diagonal(begin + j + k);
           double* const error = errors.data() + (j + k) * pitch;

@@ -1,23 +1,23 @@
-/// Rounds a matrix to codes input after input, each rounding error made up for by the inputs that are still to come (GPTQ).
+/// Rounds a matrix to codes input after input, each rounding error made up for by the inputs that are still to come
+/// (GPTQ).
 ///
-///   w [out, in], H [in, in] second moments of what the matrix is multiplied with:  tr((w - q) H (w - q)^T) is kept small
+///   w [out, in], H [in, in] second moments of its inputs:  tr((w - q) H (w - q)^T) is kept small
 ///
 ///   const inverse_factor factor(moments, {.damping = 0.01, .order_by_activity = true});
 ///   const grouped_codes codes = compensated_rounding(w, factor, {.bits = 4, .group = 128});
 ///
-/// quant/column_sweep.hpp has the equations, quant/code_range.hpp what a group's codes stand for. What a group's scale is
-/// found from:
+/// quant/column_sweep.hpp has the equations, quant/code_range.hpp what a group's codes stand for. What a group's scale
+/// is found from:
 ///   one group an output   the whole row as it is
-///   groups                consecutive inputs in the order of the sweep, with the compensation of all earlier blocks, but of
-///                         none of the group's own: the length of a block changes the result. In order of activity
-///                         group_of says whose inputs are whose
+///   groups                consecutive inputs in the order of the sweep, with the compensation of all earlier blocks,
+///                         but of none of the group's own: the length of a block changes the result. In order of
+///                         activity group_of says whose inputs are whose
 ///   fixed_groups          consecutive inputs of the matrix as it is: group_of stays empty whatever the order
 ///
-/// A dead input has weight 0, which one scale an output does not know of. With a neutral factor (H = I, nothing seen) the
-/// result is that of round_to_nearest, bit for bit. Throws std::invalid_argument for weights that have no code. Empty
-/// matrices are valid. Equal bits for any thread count.
-/// Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-/// arXiv:2210.17323.
+/// A dead input has weight 0, which one scale an output does not know of. With a neutral factor (H = I, nothing seen)
+/// the result is that of round_to_nearest, bit for bit. Throws std::invalid_argument for weights that have no code.
+/// Empty matrices are valid. Equal bits for any thread count. Frantar et al. 2022, "GPTQ: Accurate Post-Training
+/// Quantization for Generative Pre-trained Transformers", arXiv:2210.17323.
 #pragma once
 
 #include <sluice/quant/column_sweep.hpp>

@@ -1,17 +1,18 @@
-/// How much the output of a layer changes when one expert alone has its weights rounded: what decides who gets how many bits.
+/// How much the output of a layer changes when one expert alone has its weights rounded: what decides who gets how many
+/// bits.
 ///
-///   error[e][j] = |Y - Y_ej|_F over all calibration tokens,  Y_ej the layer's output with expert e rounded to j + 1 bits
+///   error[e][j] = |Y - Y_ej|_F over all calibration tokens,  Y_ej: the layer's output with expert e at j + 1 bits
 ///
-///   expert_sensitivity sensitivity(layer.bank());                       // roundings of MC-MoE: 1, 2 and 3 bits, groups of 128
+///   expert_sensitivity<swiglu<float>> sensitivity(layer.bank());  // as MC-MoE: 1, 2 and 3 bits, groups of 128
 ///   for each batch:  sensitivity.add(layer.bank(), x, workspace.plan.routed(), executor);
 ///   allocate_bits(allocation_costs(calibration.tokens(), calibration.weights(), sensitivity.errors()), budget);
 ///
-/// Only the tokens of an expert see it change: the change is the sum over its rows of (weight (f_e(x) - f_ej(x)))^2. Every weight
-/// matrix of the expert is rounded; biases stay. How to round may be said otherwise: round(w, j) gives what w [out, in] becomes
-/// for choice j. Rows whose output is not finite count for nothing, an expert without rows has error 0. Sums are in double, in
-/// the order of the rows: equal bits for any thread count and the same batches. Throws std::invalid_argument for shapes that are
-/// not the bank's, and for weights that have no code.
-/// Huang et al. 2024, "MC-MoE: Mixture Compressor for Mixture-of-Experts LLMs Gains More", arXiv:2410.06270.
+/// Only the tokens of an expert see it change: the change is the sum over its rows of (weight (f_e(x) - f_ej(x)))^2.
+/// Every weight matrix of the expert is rounded; biases stay. How to round may be said otherwise: round(w, j) gives
+/// what w [out, in] becomes for choice j. Rows whose output is not finite count for nothing, an expert without rows has
+/// error 0. Sums are in double, in the order of the rows: equal bits for any thread count and the same batches. Throws
+/// std::invalid_argument for shapes that are not the bank's, and for weights that have no code. Huang et al. 2024,
+/// "MC-MoE: Mixture Compressor for Mixture-of-Experts LLMs Gains More", arXiv:2410.06270.
 #pragma once
 
 #include <sluice/expert/bank.hpp>

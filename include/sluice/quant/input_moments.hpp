@@ -4,8 +4,9 @@
 ///   moments.add(x);                                       // [n,D], as often as there are batches
 ///   const inverse_factor factor(moments.to_matrix());        // quant/inverse_factor.hpp
 ///
-/// Rows that hold NaN or infinity are left out and counted. Sums are in double, 64 rows at a time: equal bits for any thread
-/// count and the same batches. n = 0 adds nothing. Memory is D (D + 8) numbers and a block of rows, whatever is added.
+/// Rows that hold NaN or infinity are left out and counted. Sums are in double, 64 rows at a time: equal bits for any
+/// thread count and the same batches. n = 0 adds nothing. Memory is D (D + 8) numbers and a block of rows, whatever is
+/// added.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

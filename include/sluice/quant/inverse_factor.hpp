@@ -3,14 +3,15 @@
 ///   H [n,n] second moments of the inputs (quant/input_moments.hpp), any factor of it;  H' = H + damping mean(diag H) I
 ///   H'^-1 = U^T U, U [n,n] upper with a positive diagonal;  input order[i] stands in row and column i
 ///
-/// A dead input, whose H[j][j] is 0, gets H[j][j] = 1 and is to count with weight 0. In order of activity the inputs with
-/// the largest H[j][j] come first, the lower one among equals; damping is that of all. Where nothing was seen (H is zero) or H'
-/// is not positive definite, the factor is neutral: U = I, no input is dead, and what is rounded with it is rounded plainly.
-/// Throws std::invalid_argument if H is not square or holds NaN or infinity, or damping is negative. n = 0 is allowed.
+/// A dead input, whose H[j][j] is 0, gets H[j][j] = 1 and is to count with weight 0. In order of activity the inputs
+/// with the largest H[j][j] come first, the lower one among equals; damping is that of all. Where nothing was seen (H
+/// is zero) or H' is not positive definite, the factor is neutral: U = I, no input is dead, and what is rounded with it
+/// is rounded plainly. Throws std::invalid_argument if H is not square or holds NaN or infinity, or damping is
+/// negative. n = 0 is allowed.
 ///
-/// The inverse is never made: with the inputs in reverse order H' = R R^T, R upper, and U = R^-1. Blocks of 64, in double,
-/// and equal bits for any thread count. 2/3 n^3 operations.
-/// Frantar et al. 2022 (GPTQ), arXiv:2210.17323, which takes the factor of the inverse.
+/// The inverse is never made: with the inputs in reverse order H' = R R^T, R upper, and U = R^-1. Blocks of 64, in
+/// double, and equal bits for any thread count. 2/3 n^3 operations. Frantar et al. 2022 (GPTQ), arXiv:2210.17323, which
+/// takes the factor of the inverse.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

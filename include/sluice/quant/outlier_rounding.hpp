@@ -4,11 +4,11 @@
 ///   rest:     w with the outliers set to 0, rounded to codes by groups (quant/round_to_nearest.hpp)
 ///   w ~ rest + outliers
 ///
-/// The gradient [out, in] is that of one backward pass over calibration tokens. Outliers are zeroed before scales are found, so
-/// that they widen no range. Equal gradients: the first weight in row-major order; NaN counts as the smallest. fraction 0 is
-/// plain rounding, 1 is exact. Throws std::invalid_argument for weights that have no code, shapes that differ or a share
-/// outside 0 to 1. Empty matrices are valid. Equal bits for any thread count.
-/// Shao et al. 2024, "GWQ: Gradient-Aware Weight Quantization for Large Language Models", arXiv:2411.00850, which keeps 1 %.
+/// The gradient [out, in] is that of one backward pass over calibration tokens. Outliers are zeroed before scales are
+/// found, so that they widen no range. Equal gradients: the first weight in row-major order; NaN counts as the
+/// smallest. fraction 0 is plain rounding, 1 is exact. Throws std::invalid_argument for weights that have no code,
+/// shapes that differ or a share outside 0 to 1. Empty matrices are valid. Equal bits for any thread count. Shao et al.
+/// 2024, "GWQ: Gradient-Aware Weight Quantization for Large Language Models", arXiv:2411.00850, which keeps 1 %.
 #pragma once
 
 #include <sluice/kernel/format/sparse_weights.hpp>

@@ -1,13 +1,14 @@
 /// Weights as signed powers of two of their output's largest: the logarithmic codes of MoQE.
 ///
-///   s = max |w| of an output;  t = clamp(|w| / s, 2^(1 - L), 1), L = 2^(b-1);  p = ceil(log2(2 t / 3));  w ~ sign(w) s 2^p
+///   s = max |w| of an output;  t = clamp(|w| / s, 2^(1 - L), 1), L = 2^(b-1)
+///   p = ceil(log2(2 t / 3));   w ~ sign(w) s 2^p
 ///
-/// p is the exponent of the power of two that is nearest to t in difference; exactly between two it is the lower one. A code
-/// is -p, 0 .. L - 1, and L more for a weight below 0; there is no code for 0, which becomes s 2^(1 - L), positive, but in
-/// an output of zeros: there s = 0 and all codes are 0. Outputs whose weights are all below 2^-118 count as zeros. Throws
-/// std::invalid_argument for weights that have no code. Empty matrices are valid.
-/// Kim et al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410, which finds it worse than evenly spaced codes
-/// but at two bits.
+/// p is the exponent of the power of two that is nearest to t in difference; exactly between two it is the lower one. A
+/// code is -p, 0 .. L - 1, and L more for a weight below 0; there is no code for 0, which becomes s 2^(1 - L),
+/// positive, but in an output of zeros: there s = 0 and all codes are 0. Outputs whose weights are all below 2^-118
+/// count as zeros. Throws std::invalid_argument for weights that have no code. Empty matrices are valid. Kim et al.
+/// 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410, which finds it worse than evenly spaced codes but at
+/// two bits.
 #pragma once
 
 #include <sluice/quant/round_to_nearest.hpp>

@@ -5,17 +5,19 @@
 ///   second pass:  calibration.weigh(layer, x)                     // what each smaller range would lose
 ///   calibration.block_of(layer), .factor(layer), .grid(layer, channel)
 ///
-///   entropy   of a layer: mean over channels of - sum over tokens of p log p, p = |x| / |x|_2 of the channel, over batches
-///   blocks    a layer begins one if the entropy before it is at least the mean of those so far, and every third one does
-///   factor    of a block: the f in 1, 0.9 .. 0.4 with the least sum over its layers of |x - round(x; f least, f most)|^0.5
+///   entropy   of a layer: mean over channels of - sum over tokens of p log p, p = |x| / |x|_2 of the channel; the mean
+///             of the batches
+///   blocks    a layer begins one if the entropy before it is at least the mean of those so far, or after three layers
+///   factor    of a block: the f in 1, 0.9 .. 0.4 with the least sum over its layers of |x - round(x)|^0.5, rounded
+///             within f least .. f most
 ///
-/// Errors of layers that depend on one another are weighed together, those of others apart; entropy stands for the dependence.
-/// Codes are asymmetric, a range a channel (quant/code_range.hpp, min_max). Equal losses: the largest factor. No activations
-/// are kept, only 2 D numbers a layer. Rows that hold NaN or infinity are left out; a layer that saw nothing has range 0 and
-/// factor 1. Sums are in double, in the order of the rows. Throws std::invalid_argument for shapes that do not fit, and where
-/// a pass is out of turn. The released code fixes the entropy at which a search begins, 37, and searches layer by layer within
-/// a pass; one factor for a block is a reading of the text. Wang et al. 2024, "Q-VLM: Post-training Quantization for Large
-/// Vision-Language Models", arXiv:2410.08119.
+/// Errors of layers that depend on one another are weighed together, those of others apart; entropy stands for the
+/// dependence. Codes are asymmetric, a range a channel (quant/code_range.hpp, min_max). Equal losses: the largest
+/// factor. No activations are kept, only 2 D numbers a layer. Rows that hold NaN or infinity are left out; a layer that
+/// saw nothing has range 0 and factor 1. Sums are in double, in the order of the rows. Throws std::invalid_argument for
+/// shapes that do not fit, and where a pass is out of turn. The released code fixes the entropy at which a search
+/// begins, 37, and searches layer by layer within a pass; one factor for a block is a reading of the text. Wang et al.
+/// 2024, "Q-VLM: Post-training Quantization for Large Vision-Language Models", arXiv:2410.08119.
 #pragma once
 
 #include <sluice/core/numeric.hpp>

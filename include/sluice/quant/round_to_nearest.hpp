@@ -1,14 +1,13 @@
 /// Rounds a matrix of weights to codes, each weight on its own, with a scale for every group of inputs of an output.
 ///
-///   w [out, in] -> codes, scales, zeros (kernel/format/grouped_codes.hpp); group inputs a scale, the last group may be shorter
+///   w [out, in] -> codes, scales, zeros (kernel/format/grouped_codes.hpp); the last group may be shorter
 ///
 ///   const grouped_codes codes = round_to_nearest(w, {.bits = 4, .group = 64});
 ///
 /// quant/code_range.hpp says which values a group has and what becomes of zeros and ties. With one scale an output and
-/// code_range::full this is MoQE; with groups, FineQuant's (quant/adaptive_group.hpp finds their length). Nothing is asked of
-/// activations. Throws std::invalid_argument for NaN, infinity or more than 2^126 (65504, if scales are
-/// float16) among the weights. Empty matrices are valid. Equal bits for
-/// any thread count.
+/// code_range::full this is MoQE; with groups, FineQuant's (quant/adaptive_group.hpp finds their length). Nothing is
+/// asked of activations. Throws std::invalid_argument for NaN, infinity or more than 2^126 (65504, if scales are
+/// float16) among the weights. Empty matrices are valid. Equal bits for any thread count.
 #pragma once
 
 #include <sluice/core/executor.hpp>

@@ -1,10 +1,11 @@
 /// How far rounding moves a matrix, and its outputs on the inputs that were seen.
 ///
-///   weights = |w - q| / |w|        outputs = sqrt(tr((w - q) H (w - q)^T) / tr(w H w^T))       w, q [out, in], H [in, in]
+///   weights = |w - q| / |w|     outputs = sqrt(tr((w - q) H (w - q)^T) / tr(w H w^T))     w, q [out, in], H [in, in]
 ///
-/// outputs is |X (w - q)^T| / |X w^T| for the rows X that H is the sum of x x^T of (quant/input_moments.hpp). Where H is zero, or
-/// nothing comes out of w, it is that of H = I; where w is zero too, 0 if q is and infinity otherwise. In double, in the order of the
-/// outputs: equal bits for any thread count. Throws std::invalid_argument for shapes that do not fit.
+/// outputs is |X (w - q)^T| / |X w^T| for the rows X that H is the sum of x x^T of (quant/input_moments.hpp). Where H
+/// is zero, or nothing comes out of w, it is that of H = I; where w is zero too, 0 if q is and infinity otherwise. In
+/// double, in the order of the outputs: equal bits for any thread count. Throws std::invalid_argument for shapes that
+/// do not fit.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -2,10 +2,11 @@
 ///
 ///   s = mean |w| of a group;  code 1 for w >= 0, 0 otherwise;  w ~ s (2 code - 1)
 ///
-/// In a scalar product with x a group is s (2 sum of the x with code 1 - sum of x). In the result scales are 2 s and minima
-/// -s, which decode to s and -s exactly. A zero counts as positive; a group of zeros has s = 0. The mean is taken in double,
-/// in the order of the inputs; the last group may be shorter. Throws std::invalid_argument for weights that have no code. Empty
-/// matrices are valid. What MC-MoE makes of the experts that get one bit: Huang et al. 2024, arXiv:2410.06270.
+/// In a scalar product with x a group is s (2 sum of the x with code 1 - sum of x). In the result scales are 2 s and
+/// minima -s, which decode to s and -s exactly. A zero counts as positive; a group of zeros has s = 0. The mean is
+/// taken in double, in the order of the inputs; the last group may be shorter. Throws std::invalid_argument for weights
+/// that have no code. Empty matrices are valid. What MC-MoE makes of the experts that get one bit: Huang et al. 2024,
+/// arXiv:2410.06270.
 #pragma once
 
 #include <sluice/quant/round_to_nearest.hpp>

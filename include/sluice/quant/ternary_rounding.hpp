@@ -1,12 +1,14 @@
 /// Rounds a matrix to three values an output with compensation: what QMoE does to experts before it packs them.
 ///
-///   hi = max(0, max w), lo = min(0, min w) of an output, both 0: -1 and 1;   q(v) = hi if v > hi / 2, lo if v < lo / 2, else 0
+///   hi = max(0, max w), lo = min(0, min w) of an output; both 0: 1 and -1
+///   q(v) = hi if v > hi / 2, lo if v < lo / 2, else 0
 ///
-/// The levels are found once, from the weights as they are, and are exact at an output's extremes, or rounded to bfloat16 if
-/// that is what they will be kept in; v is the weight with the compensation of quant/column_sweep.hpp. QMoE makes the factor with damping 0.1, in the order of the inputs. A dead input
-/// has weight 0. Throws std::invalid_argument for weights that have no code. Empty matrices are valid. Equal bits for any
-/// thread count. Experts are rounded one by one; a warm layer's are 64 calls.
-/// Frantar, Alistarh 2023, "QMoE: Practical Sub-1-Bit Compression of Trillion-Parameter Models", arXiv:2310.16795.
+/// The levels are found once, from the weights as they are, and are exact at an output's extremes, or rounded to
+/// bfloat16 if that is what they will be kept in; v is the weight with the compensation of quant/column_sweep.hpp. QMoE
+/// makes the factor with damping 0.1, in the order of the inputs. A dead input has weight 0. Throws
+/// std::invalid_argument for weights that have no code. Empty matrices are valid. Equal bits for any thread count.
+/// Experts are rounded one by one; a warm layer's are 64 calls. Frantar, Alistarh 2023, "QMoE: Practical Sub-1-Bit
+/// Compression of Trillion-Parameter Models", arXiv:2310.16795.
 #pragma once
 
 #include <sluice/core/half.hpp>

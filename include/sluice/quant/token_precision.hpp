@@ -1,21 +1,22 @@
-/// How many bits the activations of a token get: those that hold outliers 8, the others as few as a search finds (QuantMCU).
+/// How many bits the activations of a token get: those that hold outliers 8, the others as few as a search finds
+/// (QuantMCU).
 ///
 ///   token_precision precision({{.width = D, .operations = n}, ...});   // the layers' activations
 ///   first pass:   precision.observe(layer, x)     // mean m and deviation s of the values
 ///   second pass:  precision.count(layer, x)       // how often each of 256 values occurs in tokens without outliers
-///   precision.bits(layer, token row)              // 8 with an outlier: |v - m| > deviations s; otherwise the layer's
+///   precision.has_outlier(layer, token)           // |v - m| > deviations s: 8 bits; otherwise those of layer_bits()
 ///
 ///   layer i at b bits:  S(i, b) = (1 - balance) saved(i, b) - balance lost(i, b)
 ///   saved(i, b) = operations of i (1 - b / 8) / operations of all layers;   lost(i, b) = 1 - H(i, b) / H(i, 8)
 ///   H(i, b) = entropy of the values in 2^b equal parts of m - deviations s .. m + deviations s
 ///
-/// Layer by layer the b of the choices with the largest S is taken, equal ones the larger b. With a limit of memory (bits of all
-/// layers for one token) the layer whose next smaller choice has the largest S goes down, equal ones the first, until it is
-/// kept. NaN or infinity is an outlier, and in no mean. A layer that saw nothing keeps 8 bits. Sums are in double, in the order of the
-/// rows. Throws std::invalid_argument for options and shapes that do not fit, passes out of turn and limits that cannot be kept.
-/// The paper has the two classes, the score's two parts and the step from layer to layer; threshold and scaling of the parts
-/// are a reading. Tao et al. 2024, "Value-Driven Mixed-Precision Quantization for Patch-Based Inference on Microcontrollers",
-/// arXiv:2401.13714.
+/// Layer by layer the b of the choices with the largest S is taken, equal ones the larger b. With a limit of memory
+/// (bits of all layers for one token) the layer whose next smaller choice has the largest S goes down, equal ones the
+/// first, until it is kept. NaN or infinity is an outlier, and in no mean. A layer that saw nothing keeps 8 bits. Sums
+/// are in double, in the order of the rows. Throws std::invalid_argument for options and shapes that do not fit, passes
+/// out of turn and limits that cannot be kept. The paper has the two classes, the score's two parts and the step from
+/// layer to layer; threshold and scaling of the parts are a reading. Tao et al. 2024, "Value-Driven Mixed-Precision
+/// Quantization for Patch-Based Inference on Microcontrollers", arXiv:2401.13714.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -25,6 +26,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -94,9 +96,6 @@ public:
   bool has_outlier(index_t layer, const float* token) const {
     const state& s = of(layer);
     return has_outlier(token, s.use.width, range_of(s));
-  }
-  int bits(index_t layer, const float* token) const {
-    return has_outlier(layer, token) ? 8 : layer_bits()[as_size(layer)];
   }
 
   double score(index_t layer, int bits) const {

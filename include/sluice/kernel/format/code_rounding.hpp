@@ -2,9 +2,9 @@
 ///
 ///   code = clamp(round(w / scale) + zero, ...),  0 <= code < 2^bits;   value = scale (code - zero)
 ///
-/// The quotient is w times the inverse of the scale, both floats, and is rounded to the nearest whole number, ties to even.
-/// A weight at or below `lowest` gets the lowest code whatever the quotient, which there would be a tie. Vectors and single
-/// numbers give the same codes under every compiler flag. Weights are finite, or their code is any.
+/// The quotient is w times the inverse of the scale, both floats, and is rounded to the nearest whole number, ties to
+/// even. A weight at or below `lowest` gets the lowest code whatever the quotient, which there would be a tie. Vectors
+/// and single numbers give the same codes under every compiler flag. Weights are finite, or their code is any.
 #pragma once
 
 #include <sluice/kernel/simd.hpp>
@@ -84,7 +84,7 @@ inline void store_low_bytes(std::uint8_t* to, const simd<std::int32_t>& v, index
 inline void round_to_codes(const float* w, index_t count, const code_grid& grid, std::uint8_t* codes) noexcept {
   using vector = simd<float>;
   constexpr index_t width = simd_width<float>;
-  // 1.5 * 2^23 rounds what is added to it to a whole number, which is left in the lowest bits; no flag undoes a read of bits.
+  // What 1.5 * 2^23 is added to becomes a whole number in the lowest bits; no flag undoes a read of bits.
   const vector inverse(grid.inverse), low(grid.low), high(grid.high), lowest(grid.lowest), rounder(0x1.8p23F);
   const simd<std::int32_t> zero(static_cast<std::int32_t>(grid.zero));
   const auto codes_of = [&](const vector& numbers) {

@@ -1,16 +1,16 @@
-/// Which tokens of a sequence matter so much to the others that they keep all their experts, and which so little that they
-/// get none (MC-MoE).
+/// Which tokens of a sequence matter so much to the others that they keep all their experts, and which so little that
+/// they get none (MC-MoE).
 ///
 ///   x [T,D], A [T,T] causal attention, averaged over heads, a row a query
-///   importance[j] = |x[j]|_1 s[j] / (T - j);   received: s[j] = sum over i of A[i][j];   paid: s[j] = sum over i of A[j][i]
+///   importance[j] = |x[j]|_1 s[j] / (T - j);  received: s[j] = sum_i A[i][j];  paid: s[j] = sum_i A[j][i]
 ///
 ///   prune_tokens<float>(importance, {.least = 0, .most = 0.02}, sees_experts, keeps_all);
-///   context.token_mask = sees_experts;  context.protected_tokens = keeps_all;      // for a skipping_router, one sequence a call
+///   context.token_mask = sees_experts;  context.protected_tokens = keeps_all;  // of a skipping_router; one sequence
 ///
-/// The text of the paper takes the attention that a token receives, its released code that which the token pays, which is 1.
-/// floor(share T) tokens are marked, the lower token first among equals; NaN is least. Who is both least and most is kept. A
-/// token without experts passes as padding does: its output is 0. T = 0 and T = 1 are allowed; decoding a token at a time marks
-/// nothing. Huang et al. 2024 (MC-MoE), arXiv:2410.06270.
+/// The text of the paper takes the attention that a token receives, its released code that which the token pays, which
+/// is 1. floor(share T) tokens are marked, the lower token first among equals; NaN is least. Who is both least and most
+/// is kept. A token without experts passes as padding does: its output is 0. T = 0 and T = 1 are allowed; decoding a
+/// token at a time marks nothing. Huang et al. 2024 (MC-MoE), arXiv:2410.06270.
 #pragma once
 
 #include <sluice/core/error.hpp>
