@@ -33,7 +33,9 @@ void replay_blocks(oracle_case<Scalar>& c) {
         return bytes + ((e * R + r) * cols + first) / type.inputs * type.bytes;
       };
       linear_map<coded_storage<typename Layout::format>> map(R, cols);
-      map.weight().fill_coded([&](index_t r, index_t first) { return unpack_ggml_block<Layout>(block_at(r, first)); });
+      assign_ggml_blocks(map, type.type,
+                         c.file().at("bytes").bytes.subspan(as_size(e * R * cols / type.inputs * type.bytes),
+                                                            as_size(R * cols / type.inputs * type.bytes)));
       for (index_t r = 0; r < R; ++r)
         for (index_t i = 0; i < cols; i += type.inputs)
           decode_ggml_block(type.type, block_at(r, i), &weights(e * R + r, i));

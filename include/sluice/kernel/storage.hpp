@@ -11,6 +11,7 @@
 ///   bytes(inputs)                              what so many inputs, whole blocks of them, take in a panel
 ///   encode(numbers, first, last, panel)        [last - first][L] weights of the inputs first .. last, whole blocks of them
 ///   decode(panel, first, last, numbers)        and back, of any inputs
+///   bits_a_weight                              for reports
 /// That is all: kernels decode a part of some panels at a time, which stays in the first cache, and run tiles of floats
 /// over it. Whose products are not those of floats names other tiles and fills panels of theirs instead:
 ///   tiles, expand(panel, first, last, to)      a TileStorage; to: its panel of the inputs first .. last
@@ -148,6 +149,7 @@ struct element_storage {
   static constexpr index_t group = 1;
   static constexpr index_t block = 1;
   static constexpr index_t lanes = kernel::simd_width<Scalar>;
+  static constexpr double bits_a_weight = 8.0 * sizeof(Element);
 
   struct cursor {
     const Element* address = nullptr;

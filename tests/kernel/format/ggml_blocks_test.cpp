@@ -78,3 +78,20 @@ TEST_CASE("ggml_blocks: NVFP4's scales 0 and 0x7F are zero", "[kernel][format]")
   decode_ggml_block(ggml_type::nvfp4, bytes.data(), numbers.data());
   CHECK((numbers[5] == 0 && numbers[20] == 0 && numbers[40] == 1 && numbers[63] == 2));
 }
+
+TEST_CASE("ggml_blocks: a map takes the blocks of its format, all of them", "[kernel][format]") {
+  linear_map<coded_storage<q4_0_format>> map(3, 64);
+  std::vector<std::uint8_t> bytes;
+  matrix<float> w = test::random_matrix<float>(3, 64, 1);
+  for (index_t i = 0; i < w.size(); i += 32) {
+    const auto block = encoded_block(ggml_type::q4_0, std::vector<float>(w.data() + i, w.data() + i + 32));
+    bytes.insert(bytes.end(), block.begin(), block.end());
+    decode_ggml_block(ggml_type::q4_0, block.data(), w.data() + i);
+  }
+  assign_ggml_blocks(map, ggml_type::q4_0, std::as_bytes(std::span(bytes)));
+  CHECK(map.weight().to_matrix() == w);
+  CHECK_THROWS_AS(assign_ggml_blocks(map, ggml_type::q4_1, std::as_bytes(std::span(bytes))), std::invalid_argument);
+  CHECK_THROWS_AS(assign_ggml_blocks(map, ggml_type::f32, std::as_bytes(std::span(bytes))), std::invalid_argument);
+  bytes.pop_back();
+  CHECK_THROWS_AS(assign_ggml_blocks(map, ggml_type::q4_0, std::as_bytes(std::span(bytes))), std::invalid_argument);
+}

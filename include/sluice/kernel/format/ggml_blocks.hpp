@@ -3,14 +3,19 @@
 ///   unpack_ggml_block<ggml_layout<type>>(bytes)      codes and scales as they are: what encoded_matrix::fill_coded takes
 ///   decode_ggml_block(type, bytes, numbers)          as floats, exactly
 ///   encode_ggml_block(type, numbers, bytes)          rounded, as the format does (kernel/format/formats.hpp)
+///   assign_ggml_blocks(map, type, bytes)             a whole matrix, rows of blocks, into a map of the type's format
 ///   with_ggml_layout(type, f)                        from a number at run time to a type
 ///
 /// For the types of kernel/format/ggml_layouts.hpp; others are answered with false.
 #pragma once
 
+#include <sluice/core/error.hpp>
 #include <sluice/kernel/format/ggml_layouts.hpp>
+#include <sluice/kernel/linear_map.hpp>
 
 #include <algorithm>
+#include <span>
+#include <type_traits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -78,6 +83,30 @@ inline bool encode_ggml_block(ggml_type type, const float* numbers, std::uint8_t
     std::fill_n(bytes, find_ggml_type(static_cast<std::uint32_t>(type))->bytes, std::uint8_t(0));
     Layout::pack(b, bytes);
   });
+}
+
+/// Throws std::invalid_argument unless the map is of the format that blocks of this type are of, its inputs are whole blocks,
+/// and there are as many bytes as it takes. No number changes.
+template <typename Format, arithmetic By>
+void assign_ggml_blocks(linear_map<coded_storage<Format, By>>& map, ggml_type type, std::span<const std::byte> bytes) {
+  const ggml_type_traits* const traits = find_ggml_type(static_cast<std::uint32_t>(type));
+  bool is_taken = false;
+  with_ggml_layout(type, [&]<typename Layout>(Layout) {
+    if constexpr (std::is_same_v<typename Layout::format, Format>) {
+      if (map.inputs() % traits->inputs != 0 ||
+          static_cast<index_t>(bytes.size()) != map.outputs() * (map.inputs() / traits->inputs) * traits->bytes)
+        throw_invalid(static_cast<index_t>(bytes.size()), " bytes are not [", map.outputs(), ", ", map.inputs(),
+                      "] weights of ", traits->name, ", ", traits->bytes, " bytes for ", traits->inputs, " inputs");
+      const auto* const first_block = reinterpret_cast<const std::uint8_t*>(bytes.data());
+      map.weight().fill_coded([&](index_t row, index_t first) {
+        return unpack_ggml_block<Layout>(first_block + (row * map.inputs() + first) / traits->inputs * traits->bytes);
+      });
+      is_taken = true;
+    }
+  });
+  if (!is_taken)
+    throw_invalid("a map of ", Format::name, " cannot take blocks of ",
+                  traits != nullptr ? traits->name : "an unknown type");
 }
 
 }  // namespace sluice::inline SLUICE_ISA
