@@ -1,6 +1,6 @@
 /// Measures the machine and sluice's layers on it, and writes a report.
 ///
-///   sluice_bench                  everything, into bench-report/report.md, report.csv, roofline.svg and sweep.svg
+///   sluice_bench                  everything, into bench-report/report.md, report.csv, roofline.svg, storages.svg and sweep.svg
 ///   sluice_bench --quick          a minute or two;  --filter olmoe  some cases;  --help  what else there is
 #include <cerrno>
 #include <cstdlib>
@@ -35,7 +35,7 @@ int run(const options& o) {
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   if (failed) throw input_error(o.folder + ": cannot make the folder: " + failed.message());
-  for (const char* name : {"report.md", "report.csv", "roofline.svg", "sweep.svg"})
+  for (const char* name : {"report.md", "report.csv", "roofline.svg", "storages.svg", "sweep.svg"})
     write_file(folder / name, "");  // now, not in ten minutes
 
   const auto begin = steady_clock::now();
@@ -64,6 +64,7 @@ int run(const options& o) {
   write_file(folder / "report.md", markdown(s, environment));
   write_file(folder / "report.csv", csv(s.found.cases));
   write_file(folder / "roofline.svg", roofline_svg(s, environment));
+  write_file(folder / "storages.svg", storage_svg(s));
   write_file(folder / "sweep.svg", sweep_svg(s));
   std::cout << "The report: " << (folder / "report.md").string() << '\n' << std::flush;
   return std::cout ? EXIT_SUCCESS : EXIT_FAILURE;

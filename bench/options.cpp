@@ -12,7 +12,7 @@ std::optional<options> parse_options(int argc, const char* const* argv, std::ost
   CLI::App app(
       "Measures this machine, then sluice's layers on published shapes beside a naive loop, Eigen and oneDNN loops and "
       "a\n"
-      "dense layer of equal cost, and writes report.md, report.csv, roofline.svg and sweep.svg.");
+      "dense layer of equal cost, and writes report.md, report.csv, roofline.svg, storages.svg and sweep.svg.");
   app.get_formatter()->column_width(24);
   app.add_option("--out", o.folder, "folder of the report (default " + o.folder + ")")->type_name("FOLDER");
   app.add_option("--filter", o.filter, "only cases whose name, such as \"olmoe T=16 uniform\", contains TEXT")

@@ -144,7 +144,7 @@ std::string storage_section(const session& s) {
              milliseconds(rounded.median), significant(full->median / rounded.median) + " x",
              percent(full->roofline_fraction()), percent(rounded.roofline_fraction())});
   }
-  return t.empty() ? "" : std::string(prose::storage) + t.text();
+  return t.empty() ? "" : std::string(prose::storage) + t.text() + "![storages](storages.svg)\n\n";
 }
 
 std::string training_section(const session& s) {
@@ -368,7 +368,7 @@ std::string markdown(const session& s, const facts& environment) {
   table machine({"machine", ""});
   for (const auto& [name, value] : environment) machine.add({name, value});
   out += machine.text() + limits_section(s) +
-         "Data: `report.csv`; pictures: `roofline.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
+         "Data: `report.csv`; pictures: `roofline.svg`, `storages.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
          threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);

@@ -121,6 +121,9 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
   CHECK(svg.starts_with("<?xml"));
   CHECK(svg.find("<svg ") != std::string::npos);
   CHECK(xml_fault(svg) == "");
+  const std::string storages = contents(folder.file("deep/report/storages.svg"));
+  CHECK(xml_fault(storages) == "");
+  CHECK(occurrences(storages, "MXFP4") >= 2);
   const std::string sweep = contents(folder.file("deep/report/sweep.svg"));
   CHECK(xml_fault(sweep) == "");
   CHECK(occurrences(sweep, "<rect") == 1 + 4);  // a background and four shapes
@@ -137,6 +140,7 @@ TEST_CASE("bench: a filter that fits nothing still gives a report", "[bench][pro
   CHECK(read_csv(contents(folder.file("report/report.csv"))).size() == 1);
   CHECK(xml_fault(contents(folder.file("report/roofline.svg"))) == "");
   CHECK(xml_fault(contents(folder.file("report/sweep.svg"))) == "");
+  CHECK(xml_fault(contents(folder.file("report/storages.svg"))) == "");
 }
 
 TEST_CASE("bench: wrong values are explained in one line, with exit code 2", "[bench][program]") {
