@@ -41,8 +41,12 @@ std::vector<replayer> residual_codebooks();  // rvq, encodec_rvq, grouped_rvq, d
 std::vector<replayer> quantized_files();  // fp8_block, gptq_int4, awq_int4, compressed_tensors_int4, nvfp4, mxfp4,
                                           // checkpoint_folder, gguf_file
 std::vector<replayer> weight_quantizers();  // rtn, moqe, finequant, gptq_core, gwq, qmoe
-std::vector<replayer> vector_formats();  // ggml_iq, vptq (decode)
+std::vector<replayer> vector_formats();  // ggml_iq, vptq
 std::vector<replayer> weight_codes();    // gptvq, aqlm, pv_tuning
+
+/// VPTQ's quantiser, in weight_codes.cpp.
+template <typename Scalar>
+void vptq_sweep(oracle_case<Scalar>& c);
 std::vector<replayer> block_formats();  // ggml_blocks, ggml_quantise
 
 /// QMoE's rows and its dictionary, in vector_formats.cpp.

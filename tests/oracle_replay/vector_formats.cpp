@@ -105,7 +105,7 @@ void check_stored(oracle_case<Scalar>& c, const column_codes& codes, const matri
 template <typename Scalar>
 void replay_vptq(oracle_case<Scalar>& c) {
   const auto size = [&](const char* name) { return c.template setting<index_t>(name); };
-  if (c.template setting<std::string>("kind", "decode") != "decode") throw unsupported("the column sweep");
+  if (c.template setting<std::string>("kind", "decode") == "sweep") return vptq_sweep(c);
   const index_t out = size("out"), groups = size("codebooks"), group = size("group_size");
   column_codes codes;
   codes.main.outputs = out;

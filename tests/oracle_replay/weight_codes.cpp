@@ -1,6 +1,7 @@
 // Vector quantisers of weights and what trains their codes: GPTVQ, AQLM's decode and gradients, PV-Tuning's discrete step.
 #include "replays.hpp"
 
+#include <sluice/quant/compensated_stacks.hpp>
 #include <sluice/quant/compensated_tuples.hpp>
 #include <sluice/quant/discrete_step.hpp>
 #include <sluice/quant/tunable_codes.hpp>
@@ -121,7 +122,49 @@ void replay_pv_tuning(oracle_case<Scalar>& c) {
   c.check("weight", codes.to_matrix());
 }
 
+template <typename Scalar>
+std::vector<index_t> as_integers(const matrix<std::uint16_t>& indices) {
+  return {indices.data(), indices.data() + indices.size()};
+}
+
 }  // namespace
+
+template <typename Scalar>
+void vptq_sweep(oracle_case<Scalar>& c) {
+  const matrix<float> w = c.rows("w").template cast<float>();  // exact
+  const matrix<double> h = second_moments(c);
+  const inverse_factor factor(h, {.damping = c.template setting<double>("percdamp")});
+  c.check("h", matrix<Scalar>(h.cast<Scalar>()));
+  column_codes codes;
+  codes.main.outputs = w.rows();
+  codes.main.inputs = w.cols();
+  codes.main.tile_outputs = c.template setting<index_t>("vector");
+  codes.permutation = factor.order();
+  const auto add_stage = [&](const char* centroids) {
+    codes.main.codebooks.push_back(c.rows(centroids).template cast<float>());
+    codes.main.indices.emplace_back(matrix<std::uint16_t>::Zero(codes.main.tile_rows(), codes.main.tile_cols()));
+  };
+  add_stage("centroids");
+  const matrix<double> left = sweep_stacks(w, factor, codes, c.template setting<index_t>("block"));
+  c.check_integers("indices", as_integers<Scalar>(codes.main.indices[0]));
+  c.check("q", matrix<Scalar>(codes.to_matrix().template cast<Scalar>()));
+  c.check("error", matrix<Scalar>(left.cast<Scalar>()));
+  add_stage("res_centroids");
+  sweep_stacks(w, factor, codes, c.template setting<index_t>("block"));
+  c.check_integers("residual.indices", as_integers<Scalar>(codes.main.indices[0]));
+  c.check_integers("residual.res_indices", as_integers<Scalar>(codes.main.indices[1]));
+  matrix<Scalar> q(w.rows(), w.cols());
+  for (index_t o = 0; o < w.rows(); ++o)
+    for (index_t i = 0; i < w.cols(); ++i) {
+      q(o, i) = 0;
+      for (index_t m = 0; m < 2; ++m)
+        q(o, i) += static_cast<Scalar>(codes.main.codebooks[as_size(m)](
+            codes.main.indices[as_size(m)](o / codes.main.tile_outputs, i), o % codes.main.tile_outputs));
+    }
+  c.check("residual.q", q);
+}
+template void vptq_sweep(oracle_case<float>&);
+template void vptq_sweep(oracle_case<double>&);
 
 std::vector<replayer> weight_codes() {
   return {{"gptvq", replay_gptvq<float>, replay_gptvq<double>},
