@@ -1,4 +1,5 @@
 // Whole models with quantised weights, in folders and GGUF files: what is loaded, and what is refused in one line.
+#include <sluice/checkpoint/convert.hpp>
 #include <sluice/io/gguf_writer.hpp>
 
 #include "../io/messages.hpp"
@@ -221,6 +222,21 @@ TEST_CASE("GGUF models: a file, its folder and a split of it are one model", "[c
   CHECK_THROWS_WITH(checkpoint_model(parts.path()), contains("\"split.tensors.count\": does not say 2"));
   test::write_bytes(parts / "other.gguf", "");
   CHECK_THROWS_WITH(checkpoint_model(parts.path()), contains("2 models in .gguf files"));
+}
+
+TEST_CASE("GGUF models: they are not written as safetensors files", "[checkpoint][gguf]") {
+  const gguf_block block;
+  const test::temporary_folder folder;
+  gguf_writer file;
+  block.add_keys(file);
+  block.add_router(file);
+  block.add_experts(file);
+  file.save(folder / "m.gguf");
+  const checkpoint_model model(folder / "m.gguf");
+  CHECK_THROWS_WITH(convert_checkpoint(model, folder / "m.safetensors", {}), contains("a GGUF file"));
+  CHECK_THROWS_WITH(convert_checkpoint(model, folder / "m.safetensors", {.type = data_type::f32}),
+                    contains("quantised by \"gguf\": such weights cannot be converted"));
+  CHECK(!std::filesystem::exists(folder / "m.safetensors"));
 }
 
 TEST_CASE("GGUF models: what a block lacks, and what nothing takes, is listed", "[checkpoint][gguf]") {

@@ -316,6 +316,23 @@ void replay_folder(oracle_case<Scalar>& c) {
     throw unsupported("model type " + type);
 }
 
+/// The block in float or double, and with every matrix as the file has it: the same numbers.
+template <typename Scalar>
+void check_kept(oracle_case<Scalar>& c, const checkpoint_model& model) {
+  check_block<qwen3_moe_layer<Scalar>>(c, model, [](auto&, auto&) {});
+  if constexpr (std::same_as<Scalar, float>) {
+    using q4 = coded_storage<q4_k_format>;
+    using q6 = coded_storage<q6_k_format>;
+    using q8 = coded_storage<q8_0_format>;
+    check_block<qwen3_moe_layer<float, mixed_storage<bfloat16_storage, q4, q6, q8>>>(c, model, [&](auto&, auto& mixture) {
+      auto& expert = mixture.bank().expert(1);
+      if (expert.gate().template get_if<q4>() == nullptr || expert.up().template get_if<q6>() == nullptr ||
+          expert.down().template get_if<q8>() == nullptr)
+        c.fail("matrices are not kept as the file has them");
+    });
+  }
+}
+
 template <typename Scalar>
 void replay_gguf(oracle_case<Scalar>& c) {
   const auto path = beside(c.file(), c.template setting<std::string>("file"));
@@ -330,7 +347,7 @@ void replay_gguf(oracle_case<Scalar>& c) {
   if (architecture == "gpt-oss")
     check_block<gpt_oss_layer<Scalar>>(c, model, nothing);
   else if (architecture == "qwen3moe")
-    check_block<qwen3_moe_layer<Scalar>>(c, model, nothing);
+    check_kept(c, model);
   else
     throw unsupported("architecture " + architecture);
 }

@@ -66,6 +66,8 @@ public:
       throw_invalid("weights cannot be converted to ", name_of(*options.type));
     if (changes_ && !model.config().quantization.empty())
       problems_.add("quantised by", model.config().quantization, "such weights cannot be converted");
+    if (!changes_ && !model.files().gguf().empty())
+      problems_.add("a GGUF file", model.name(), "has types that safetensors files have no names for");
     for (const block_id& block : model.blocks()) {
       const tensor_names names = model.names(block);
       for (const char* const state : {"router.rule.bias", "router.rule.table"})

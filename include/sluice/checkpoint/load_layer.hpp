@@ -13,6 +13,7 @@
 /// called: tensor_names.hpp.
 #pragma once
 
+#include <sluice/checkpoint/file_storages.hpp>
 #include <sluice/checkpoint/gguf_config.hpp>
 #include <sluice/checkpoint/load_report.hpp>
 #include <sluice/checkpoint/model_config.hpp>
@@ -257,7 +258,8 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
   if (options.report != nullptr) *options.report = std::move(report);
 }
 
-/// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp).
+/// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp). If
+/// its storage is chosen at run time, matrices are kept as the file has them (file_storages.hpp).
 template <typename Layer>
 Layer load_layer(const checkpoint_model& model, const block_id& block, const layer_load_options& options = {}) {
   const std::vector<block_id> blocks = model.blocks();
@@ -267,6 +269,7 @@ Layer load_layer(const checkpoint_model& model, const block_id& block, const lay
     throw file_error(model.name(), to_string(block) + " is no mixture of experts; these are:" + known);
   }
   Layer layer = make_published_layer<Layer>(model.config(), block);
+  keep_file_formats(layer, model.names(block), model.tensors());
   load_layer_into(layer, model, block, options);
   return layer;
 }

@@ -9,6 +9,7 @@
 /// compile time use load_layer, and can train what it returns.
 #pragma once
 
+#include <sluice/checkpoint/file_storages.hpp>
 #include <sluice/checkpoint/layer_tensors.hpp>
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/core/sparse_plan.hpp>
@@ -44,14 +45,7 @@ public:
 
 namespace detail {
 
-/// The mixture inside its wrappers, or what it works in.
-template <typename Layer>
-auto& innermost(Layer& layer) {
-  if constexpr (requires { layer.layer(); })
-    return innermost(layer.layer());
-  else
-    return layer;
-}
+/// What the mixture inside its wrappers works in.
 template <typename Workspace>
 auto& innermost_workspace(Workspace& workspace) {
   if constexpr (requires { workspace.layer; })

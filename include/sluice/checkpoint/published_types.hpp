@@ -67,53 +67,53 @@ using layer_of = moe_layer<Router, expert_bank<Expert>>;
 
 }  // namespace detail
 
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using mixtral_layer = detail::layer_of<top_k_router<Scalar>, swiglu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using olmoe_layer = mixtral_layer<Scalar, Storage>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using qwen3_moe_layer = mixtral_layer<Scalar, Storage>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v2_layer = shared_expert_layer<mixtral_layer<Scalar, Storage>, swiglu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using qwen2_moe_layer = shared_expert_layer<mixtral_layer<Scalar, Storage>, swiglu<Scalar, Storage>, true>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v3_layer =
     shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Storage>>, swiglu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using llama4_layer = deepseek_v3_layer<Scalar, Storage>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using phimoe_layer = detail::layer_of<sparse_mixer_router<Scalar>, swiglu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using jetmoe_layer = output_bias_layer<mixtral_layer<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using gpt_oss_layer = detail::layer_of<top_k_router<Scalar>, clamped_glu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using switch_layer = detail::layer_of<detail::limited_top_k<Scalar, position_capacity>, ffn<Scalar, relu, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using megatron_layer = detail::layer_of<detail::limited_top_k<Scalar, probability_capacity>, swiglu<Scalar, Storage>>;
 
 /// DeepSeek-V3's router without a shared expert.
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using scored_layer = detail::layer_of<sigmoid_router<Scalar>, swiglu<Scalar, Storage>>;
 
 /// Nemotron-3: the same router, experts of one matrix and a squared ReLU.
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using nemotron_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, ffn<Scalar, squared_relu, Storage>>,
                                            ffn<Scalar, squared_relu, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using nemotron_latent_layer =
     shared_expert_layer<moe_layer<sigmoid_router<Scalar>, latent_bank<expert_bank<ffn<Scalar, squared_relu, Storage>>>>,
                         ffn<Scalar, squared_relu, Storage>>;
 /// LongCat-Flash: behind the experts, some that return their input.
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using longcat_layer =
     moe_layer<sigmoid_router<Scalar>,
               expert_union<expert_bank<swiglu<Scalar, Storage>>, expert_bank<identity_expert<Scalar>>>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v4_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, clamped_glu<Scalar, Storage>>,
                                               swiglu<Scalar, Storage>>;
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v4_hash_layer =
     shared_expert_layer<detail::layer_of<detail::scored_hash_router<Scalar>, clamped_glu<Scalar, Storage>>,
                         swiglu<Scalar, Storage>>;
@@ -121,7 +121,7 @@ using deepseek_v4_hash_layer =
 /// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x
 /// normalised and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised
 /// before the sum.
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using gemma4_layer = beside_layer<
     output_normalized_layer<
         moe_layer<sigmoid_router<Scalar, dynamic, dynamic, normalized_gate<linear_gate<Scalar>, rms_norm<Scalar>>>,
@@ -131,7 +131,7 @@ using gemma4_layer = beside_layer<
         normalized_layer<dense_layer<gated_ffn<Scalar, gelu_tanh, Storage>>, rms_norm<Scalar>>, rms_norm<Scalar>>>;
 
 /// f(std::type_identity<Layer>{}) with the layer type of a model; returns what f returns.
-template <std::floating_point Scalar, WeightStorage Storage = full_precision<Scalar>, typename F>
+template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>, typename F>
 decltype(auto) with_published_type(const model_config& config, const block_id& block, F&& f) {
   using enum detail::layer_form;
   const detail::family_form& form = detail::form_of(config.family);
@@ -288,7 +288,7 @@ struct published<shared_expert_layer<Layer, Expert, Gated>> {
   }
 };
 
-template <std::floating_point Scalar, WeightStorage Storage>
+template <std::floating_point Scalar, MapStorage Storage>
 struct published<gemma4_layer<Scalar, Storage>> {
   using storage = Storage;
   static auto make(const model_config& c) {
