@@ -4,7 +4,9 @@
 // NaN, which no sum may meet. Arrays end where their last number does, so AddressSanitizer sees every step beyond them.
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/format/codebook_storage.hpp>
 #include <sluice/kernel/format/formats.hpp>
+#include <sluice/kernel/format/grid_storage.hpp>
 #include <sluice/kernel/grouped_gemm.hpp>
 #include <sluice/kernel/linear.hpp>
 
@@ -501,6 +503,20 @@ void check_gradient(byte_reader& bytes) {
   }
 }
 
+/// A storage with a state: 64 entries of four numbers of both signs, in elements across bytes.
+struct small_codebook : codebook_storage<4, 6, vectors::along_inputs, float, 32> {
+  small_codebook() : codebook_storage(codes()) {}
+
+  static vector_codes codes() {
+    vector_codes made;
+    made.tile_inputs = 4;
+    made.indices.resize(1);
+    made.codebooks.emplace_back(64, 4);
+    for (index_t i = 0; i < 256; ++i) made.codebooks[0].data()[i] = static_cast<float>(i * 37 % 101 - 50) / 16;
+    return made;
+  }
+};
+
 using check = void (*)(byte_reader&);
 constexpr check checks[] = {
     &check_gemm<float>,
@@ -518,6 +534,8 @@ constexpr check checks[] = {
     &check_panels<coded_storage<zero_point_format<4, float, 64>>>,
     &check_panels<coded_storage<q6_k_format, arithmetic::bytes>>,
     &check_panels<coded_storage<iq4_xs_format, arithmetic::bytes>>,
+    &check_panels<grid_storage<iq2_xxs>>,
+    &check_panels<small_codebook>,
     &check_transposed<float>,
     &check_transposed<double>,
     &check_gradient<float>,

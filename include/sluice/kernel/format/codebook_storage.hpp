@@ -19,7 +19,7 @@
 
 #include <sluice/core/numeric.hpp>
 #include <sluice/kernel/format/decoded_runs.hpp>
-#include <sluice/kernel/format/vector_codes.hpp>
+#include <sluice/kernel/format/element_codebooks.hpp>
 #include <sluice/kernel/linear_map.hpp>
 #include <sluice/kernel/widen.hpp>
 
@@ -34,45 +34,6 @@ enum class vectors { along_inputs, along_outputs };
 
 /// Weights are entries as they are.
 struct no_scale {};
-
-namespace detail {
-
-/// The codebooks of a matrix, for elements: stage m of region r begins at entries[r region_size + at[m]] and has 2^bits[m]
-/// entries, those that no code has being zero.
-struct element_codebooks {
-  static constexpr index_t most_stages = 4;
-  index_t stages = 0;
-  index_t regions = 1;
-  index_t region_size = 0;
-  std::array<int, as_size(most_stages)> bits{};
-  std::array<index_t, as_size(most_stages)> at{};
-  std::vector<float> entries;
-
-  explicit element_codebooks(const vector_codes& codes) : stages(codes.stages()), regions(codes.regions()) {
-    if (stages > most_stages) throw_invalid("elements hold indices into ", most_stages, " codebooks, not ", stages);
-    const index_t length = codes.tile_outputs * codes.tile_inputs;
-    for (index_t m = 0; m < stages; ++m) {
-      index_t most = 1;
-      for (index_t r = 0; r < regions; ++r) most = (std::max)(most, codes.codebook(r, m).rows());
-      bits[as_size(m)] = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(most - 1)));
-      at[as_size(m)] = region_size;
-      region_size += length << bits[as_size(m)];
-    }
-    entries.assign(as_size(checked_product(regions, region_size)), 0.0F);
-    for (index_t r = 0; r < regions; ++r)
-      for (index_t m = 0; m < stages; ++m) {
-        const matrix<float>& codebook = codes.codebook(r, m);
-        std::copy_n(codebook.data(), codebook.size(), entries.data() + r * region_size + at[as_size(m)]);
-      }
-  }
-  int element_bits() const noexcept {
-    int sum = 0;
-    for (const int b : bits) sum += b;
-    return sum;
-  }
-};
-
-}  // namespace detail
 
 template <index_t Vector, int Bits, vectors Direction, typename Scale = float16, index_t Inputs = 128>
 struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction, Scale, Inputs>> {
@@ -123,17 +84,19 @@ struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction,
     }
     std::array<std::uint32_t, 2> head;
     std::memcpy(head.data(), from + stream_bytes, sizeof head);
-    const float* const entries = codebooks_->entries.data() + part_of(head[1]) +
-                                 (std::min)(index_t{head[0]}, codebooks_->regions - 1) * codebooks_->region_size;
-    switch (codebooks_->stages) {
+    const detail::element_codebooks& books = *codebooks_;
+    const index_t part = is_along_inputs ? 0 : index_t{head[1]} & (Vector - width);
+    switch (books.stages) {
       case 1:
-        decode_elements<1>(from, r, entries, numbers);
+        decode_elements(from, r, detail::entries_of_element<1, Vector>(books, head[0], part), numbers);
         break;
       case 2:
-        decode_elements<2>(from, r, entries, numbers);
+        decode_elements(from, r, detail::entries_of_element<2, Vector>(books, head[0], part), numbers);
         break;
       default:
-        decode_elements<0>(from, r, entries, numbers);
+        decode_elements(
+            from, r, detail::entries_of_element<detail::element_codebooks::most_stages, Vector>(books, head[0], part),
+            numbers);
     }
     if constexpr (has_scale) {
       const auto scale = kernel::load_widened(reinterpret_cast<const Scale*>(from + stream_bytes + 8));
@@ -174,9 +137,6 @@ struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction,
   }
 
 private:
-  static index_t part_of(std::uint32_t stored) noexcept {
-    return is_along_inputs ? 0 : index_t{stored} & (Vector - width);
-  }
   /// Lane and input of the first weight of element e of a block.
   static std::pair<index_t, index_t> place(index_t e) noexcept {
     if constexpr (is_along_inputs)
@@ -193,10 +153,10 @@ private:
       std::memcpy(&bits, stream + 2 * e, sizeof bits);
       return bits;
     } else {
-      // What follows the stream has eight bytes.
-      std::uint64_t bits;
-      std::memcpy(&bits, stream + e * Bits / 8, sizeof bits);
-      return bits >> (e * Bits % 8) & ((std::uint64_t{1} << Bits) - 1);
+      const std::size_t from = as_size(e) * Bits;
+      std::uint64_t bits;  // what follows the stream has eight bytes
+      std::memcpy(&bits, stream + from / 8, sizeof bits);
+      return bits >> (from % 8) & ((std::uint64_t{1} << Bits) - 1);
     }
   }
   static void set_element(std::byte* stream, index_t e, std::uint64_t value) noexcept {
@@ -221,33 +181,18 @@ private:
     std::memcpy(to + stream_bytes + 8 + lane * index_t(sizeof rounded), &rounded, sizeof rounded);
   }
 
-  /// The sum of an element's entries; Stages is 0 where their number is known only now.
-  template <int Stages>
-  void add_entries(const float* entries, std::uint64_t e, float* to) const noexcept {
-    const detail::element_codebooks& books = *codebooks_;
-    const auto entry = [&](std::size_t m) {
-      return entries + books.at[m] + index_t(e & ((std::uint64_t{1} << books.bits[m]) - 1)) * Vector;
-    };
-    std::copy_n(entry(0), width, to);
-    for (index_t m = 1; m < (Stages == 0 ? books.stages : Stages); ++m) {
-      e >>= books.bits[as_size(m - 1)];
-      const float* const more = entry(as_size(m));
-      for (index_t j = 0; j < width; ++j) to[j] += more[j];
-    }
-  }
-
-  template <int Stages>
-  void decode_elements(const std::byte* stream, index_t r, const float* entries, float* numbers) const noexcept {
+  template <typename Entries>
+  static void decode_elements(const std::byte* stream, index_t r, const Entries& entries, float* numbers) noexcept {
     index_t e = r * run_elements;
     if constexpr (!is_along_inputs) {
-      for (index_t i = 0; i < run * lanes; i += width) add_entries<Stages>(entries, element(stream, e++), numbers + i);
+      for (index_t i = 0; i < run * lanes; i += width) entries.template sum<width>(element(stream, e++), numbers + i);
     } else {
       // A row a lane, which becomes a column of the panel.
       constexpr index_t chunk = (std::max)(lanes, Vector);
       alignas(64) float rows[as_size(lanes)][as_size(chunk)];
       for (index_t c = 0; c < run; c += chunk) {
         for (index_t i = 0; i < chunk; i += Vector)
-          for (index_t l = 0; l < lanes; ++l) add_entries<Stages>(entries, element(stream, e++), rows[l] + i);
+          for (index_t l = 0; l < lanes; ++l) entries.template sum<width>(element(stream, e++), rows[l] + i);
         for (index_t i = 0; i < chunk; i += lanes, numbers += lanes * lanes) {
           kernel::simd<float> columns[as_size(lanes)];
           SLUICE_UNROLL for (index_t l = 0; l < lanes; ++l) columns[l] = kernel::load(rows[l] + i);
@@ -262,53 +207,27 @@ private:
     std::array<float, as_size(lanes)> inverse;
     inverse.fill(1);
     if constexpr (has_scale) {
-      std::int32_t top = 0;
-      for (const float entry : codebooks_->entries) top = (std::max)(top, detail::bits_of(entry) & 0x7FFFFFFF);
       for (index_t l = 0; l < lanes; ++l) {
         std::int32_t most = 0;  // bits of absolute values are ordered as they are, NaN last
         for (index_t i = 0; i < block; ++i)
           most = (std::max)(most, detail::bits_of(numbers[i * lanes + l]) & 0x7FFFFFFF);
-        const bool is_number = most < detail::infinity_bits<float> && top > 0 && top < detail::infinity_bits<float>;
-        float scale = is_number ? std::bit_cast<float>(most) / std::bit_cast<float>(top)
-                                : std::numeric_limits<float>::quiet_NaN();
+        float scale = std::bit_cast<float>(most) / codebooks_->largest;
         if constexpr (!std::same_as<Scale, float>) scale = to_float(round_to<Scale>(scale));
+        const bool is_number = most < detail::infinity_bits<float> && codebooks_->largest > 0;
+        if (!is_number) scale = std::bit_cast<float>(0x7FC00000);
         set_scale(to, l, scale);
         inverse[as_size(l)] = is_number && scale > 0 ? 1 / scale : 0;
       }
     }
     for (index_t e = 0; e < block / run * run_elements; ++e) {
       const auto [lane, input] = place(e);
-      std::array<float, as_size(width)> rest;
+      std::array<float, as_size(width)> x;
       for (index_t j = 0; j < width; ++j) {
         const index_t l = is_along_inputs ? lane : lane + j, i = is_along_inputs ? input + j : input;
-        rest[as_size(j)] = numbers[i * lanes + l] * inverse[as_size(l)];
+        x[as_size(j)] = numbers[i * lanes + l] * inverse[as_size(l)];
       }
-      std::uint64_t chosen = 0;
-      int from = 0;
-      for (index_t m = 0; m < codebooks_->stages; ++m) {
-        const float* const entries = codebooks_->entries.data() + codebooks_->at[as_size(m)];
-        const index_t id = nearest(rest, entries, index_t{1} << codebooks_->bits[as_size(m)]);
-        for (index_t j = 0; j < width; ++j) rest[as_size(j)] -= entries[id * Vector + j];
-        chosen |= static_cast<std::uint64_t>(id) << from;
-        from += codebooks_->bits[as_size(m)];
-      }
-      set_element(to, e, chosen);
+      set_element(to, e, codebooks_->template nearest<Vector>(x));
     }
-  }
-  /// The first of those at the least distance.
-  static index_t nearest(const std::array<float, as_size(width)>& x, const float* entries, index_t count) noexcept {
-    index_t best = 0;
-    float least = std::numeric_limits<float>::max();
-    for (index_t k = 0; k < count; ++k) {
-      float distance = 0;
-      for (index_t j = 0; j < width; ++j)
-        distance += (x[as_size(j)] - entries[k * Vector + j]) * (x[as_size(j)] - entries[k * Vector + j]);
-      if (distance < least) {
-        least = distance;
-        best = k;
-      }
-    }
-    return best;
   }
 
   std::shared_ptr<const detail::element_codebooks> codebooks_;
