@@ -28,6 +28,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -54,21 +55,14 @@ public:
 
   template <typename Parameter>
     requires detail::is_parameter<Parameter>
-  tensor_copy(Parameter& p, tensor_place where)
-      : place(std::move(where)),
-        rows_(p.rows()),
-        cols_(p.cols()),
-        element_type_(detail::file_type_of<typename Parameter::element>()),
-        element_size_(sizeof(typename Parameter::element)),
-        role_(p.role()),
-        parameter_(&p),
-        read_(&read_block<Parameter>),
-        write_(&write_elements<Parameter>) {}
+  tensor_copy(Parameter& p, tensor_place where) : tensor_copy(std::addressof(p), std::move(where)) {
+    if constexpr (requires { p.make_room(); }) p.make_room();
+  }
 
   /// The same, only to be written to files.
   template <typename Parameter>
     requires detail::is_parameter<Parameter>
-  tensor_copy(const Parameter& p, tensor_place where) : tensor_copy(const_cast<Parameter&>(p), std::move(where)) {}
+  tensor_copy(const Parameter& p, tensor_place where) : tensor_copy(const_cast<Parameter*>(&p), std::move(where)) {}
 
   tensor_place place;
   const tensor_info* from = nullptr;  ///< to read: a tensor of the place's shape, without an obstacle
@@ -108,6 +102,18 @@ public:
   }
 
 private:
+  template <typename Parameter>
+  tensor_copy(Parameter* p, tensor_place where)
+      : place(std::move(where)),
+        rows_(p->rows()),
+        cols_(p->cols()),
+        element_type_(detail::file_type_of<typename Parameter::element>()),
+        element_size_(sizeof(typename Parameter::element)),
+        role_(p->role()),
+        parameter_(p),
+        read_(&read_block<Parameter>),
+        write_(&write_elements<Parameter>) {}
+
   template <typename Parameter>
   static void read_block(const tensor_copy& c, index_t block, conversion_loss& loss) noexcept {
     using element = typename Parameter::element;

@@ -124,7 +124,9 @@ public:
     for (const row_range& own : rows.by_expert) {
       m.active.push_back({own, groups});
       groups += lane_rows::groups(own.size());
-      hidden_ = (std::max)(hidden_, expert_of(own.expert).last_map().inputs());
+      const Expert& expert = expert_of(own.expert);
+      check_is_set(expert, own.expert);
+      hidden_ = (std::max)(hidden_, expert.last_map().inputs());
     }
   }
 
@@ -220,6 +222,18 @@ public:
   }
 
 private:
+  /// Weights that nobody has set may have no memory.
+  static void check_is_set(const Expert& expert, index_t e) {
+    const auto check = [e](const LinearMap auto& any) {
+      visit_map(any, [e](const auto& map) {
+        if (map.panel(0) == nullptr) throw_invalid("expert ", e, " has weights that nobody has set");
+      });
+    };
+    for (int m = 0; m < maps; ++m)
+      if constexpr (maps > 0) check(expert.first_map(m));
+    check(expert.last_map());
+  }
+
   using lane_rows = kernel::lane_rows<scalar>;
   using packed_full = kernel::packed_rows<full>;
 

@@ -129,70 +129,97 @@ constexpr data_type file_type_of() {
     return data_type_of<Element>;
 }
 
+template <typename Parameter>
+void add_parameter(safetensors_writer& file, const std::string& name, const Parameter& p) {
+  file.add(name, std::vector<std::int64_t>(p.shape().begin(), p.shape().end()),
+           file_type_of<typename Parameter::element>(), safetensors_writer::source{&p, &read_parameter<Parameter>});
+}
+
 }  // namespace detail
 
 /// Adds all parameters of a model to a file that is being put together. The writer refers to them until it has saved.
 template <HasParameters Model>
 void add_parameters(safetensors_writer& file, const Model& model, const std::string& prefix = {}) {
   for_each_parameter(
-      model,
-      [&file](const std::string& name, const auto& p) {
-        using parameter_type = std::remove_cvref_t<decltype(p)>;
-        file.add(name, std::vector<std::int64_t>(p.shape().begin(), p.shape().end()),
-                 detail::file_type_of<typename parameter_type::element>(),
-                 safetensors_writer::source{&p, &detail::read_parameter<parameter_type>});
-      },
-      prefix);
+      model, [&file](const std::string& name, const auto& p) { detail::add_parameter(file, name, p); }, prefix);
 }
+
+namespace detail {
+
+/// A strict load: what the model has is matched with what the file has, and nothing is copied before all of it fits.
+class strict_load {
+public:
+  explicit strict_load(const safetensors_reader& file) : file_(file) {}
+
+  /// The tensor of this name and shape; null if there is none, which finish will say.
+  const tensor_info* find(const std::string& name, std::span<const index_t> shape) {
+    if (!known_.insert(name).second) {
+      problems_.add("ambiguous", name, "the model has two parameters of this name");
+      return nullptr;
+    }
+    const tensor_info* const tensor = file_.find(name);
+    if (tensor == nullptr) {
+      problems_.add("missing", name, "the model needs shape " + shape_text(shape));
+    } else if (!std::ranges::equal(tensor->shape, shape)) {
+      problems_.add("different", name,
+                    "shape is " + shape_text(tensor->shape) + ", the model needs " + shape_text(shape));
+      return nullptr;
+    }
+    return tensor;
+  }
+  void refuse(const std::string& name, const std::string& reason) { problems_.add("different", name, reason); }
+
+  /// The numbers of a tensor become those of a parameter.
+  template <typename Parameter>
+  void copy(const std::string& name, const tensor_info& tensor, Parameter& p) {
+    using scalar = typename Parameter::scalar;
+    using element = typename Parameter::element;
+    const std::string obstacle = safetensors_reader::obstacle<scalar>(tensor, static_cast<std::size_t>(p.size()));
+    if (!obstacle.empty()) {
+      refuse(name, obstacle);
+      return;
+    }
+    if constexpr (!std::same_as<scalar, element>) {
+      conversion_loss loss;
+      add_losses(tensor, 0, tensor.elements(), file_type_of<element>(), loss);
+      if (loss.beyond > 0) refuse(name, beyond_text(loss, file_type_of<element>()));
+    }
+    if constexpr (requires { p.make_room(); }) p.make_room();
+    copies_.push_back(make_copy(tensor, p));
+  }
+
+  /// Throws one file_error for all problems, or makes the copies.
+  void finish(const load_options& options) {
+    const std::string start = options.prefix.empty() ? std::string() : options.prefix + '.';
+    for (const tensor_info& tensor : file_.tensors())
+      if (tensor.name.starts_with(start) && !known_.contains(tensor.name) && !matches_any(options.ignored, tensor.name))
+        problems_.add("left over", tensor.name, "no parameter of the model has this name");
+    if (problems_.count() > 0)
+      throw file_error(file_.file_name(), "does not fit the model, " + std::to_string(problems_.count()) +
+                                              (problems_.count() == 1 ? " problem:" : " problems:") + problems_.text());
+    for (const pending_copy& copy : copies_) copy.run(copy);
+  }
+
+private:
+  const safetensors_reader& file_;
+  problem_list problems_;
+  std::set<std::string> known_;
+  std::vector<pending_copy> copies_;
+};
+
+}  // namespace detail
 
 /// Fills all parameters of a model from an open file, or throws one file_error and changes none.
 template <HasParameters Model>
 void load_parameters(const safetensors_reader& file, Model& model, const load_options& options = {}) {
-  detail::problem_list problems;
-  std::set<std::string> known;
-  std::vector<detail::pending_copy> copies;
+  detail::strict_load all(file);
   for_each_parameter(
       model,
       [&](const std::string& name, auto& p) {
-        using scalar = typename std::remove_cvref_t<decltype(p)>::scalar;
-        using element = typename std::remove_cvref_t<decltype(p)>::element;
-        if (!known.insert(name).second) {
-          problems.add("ambiguous", name, "the model has two parameters of this name");
-          return;
-        }
-        const tensor_info* const tensor = file.find(name);
-        if (tensor == nullptr) {
-          problems.add("missing", name, "the model needs shape " + detail::shape_text(p.shape()));
-          return;
-        }
-        if (!std::ranges::equal(tensor->shape, p.shape())) {
-          problems.add(
-              "different", name,
-              "shape is " + detail::shape_text(tensor->shape) + ", the model needs " + detail::shape_text(p.shape()));
-          return;
-        }
-        const std::string obstacle = safetensors_reader::obstacle<scalar>(*tensor, static_cast<std::size_t>(p.size()));
-        if (!obstacle.empty()) {
-          problems.add("different", name, obstacle);
-        } else if constexpr (!std::same_as<scalar, element>) {
-          conversion_loss loss;
-          add_losses(*tensor, 0, tensor->elements(), detail::file_type_of<element>(), loss);
-          if (loss.beyond > 0)
-            problems.add("different", name, detail::beyond_text(loss, detail::file_type_of<element>()));
-        }
-        copies.push_back(detail::make_copy(*tensor, p));
+        if (const tensor_info* const tensor = all.find(name, p.shape())) all.copy(name, *tensor, p);
       },
       options.prefix);
-
-  const std::string start = options.prefix.empty() ? std::string() : options.prefix + '.';
-  for (const tensor_info& tensor : file.tensors())
-    if (tensor.name.starts_with(start) && !known.contains(tensor.name) && !matches_any(options.ignored, tensor.name))
-      problems.add("left over", tensor.name, "no parameter of the model has this name");
-  if (problems.count() > 0)
-    throw file_error(file.file_name(), "does not fit the model, " + std::to_string(problems.count()) +
-                                           (problems.count() == 1 ? " problem:" : " problems:") + problems.text());
-
-  for (const detail::pending_copy& copy : copies) copy.run(copy);
+  all.finish(options);
 }
 
 /// Replaces the file, as a whole or not at all, by the parameters of the model.

@@ -3,7 +3,11 @@
 ///   W [rows, cols]   panel p holds rows p L .. p L + L - 1, in whole blocks of columns, as the storage encodes them
 ///
 /// It is visited like a parameter and is never learned: no gradient, nothing for an optimiser. What is written is
-/// rounded to what the storage can hold; fill and assign write all of it. Files hold its numbers as floats, row by row.
+/// rounded to what the storage can hold; fill and assign write all of it. Files hold its numbers as floats, row by row;
+/// packed ones (io/packed_file.hpp) hold the panels.
+///
+/// Memory is taken by the first write: a matrix that nobody has set has none, and one that borrows its panels, from a
+/// mapped file say, takes its own when it is written to.
 #pragma once
 
 #include <sluice/core/function_ref.hpp>
@@ -13,7 +17,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -41,7 +47,7 @@ public:
   encoded_matrix(index_t rows, index_t cols, initial_values initial = {}, Storage format = {})
       : layout_(rows, cols, {lanes, block_columns}), format_(format), initial_(initial) {
     panel_bytes_ = detail::panel_bytes<Storage>(cols);
-    bytes_.assign(panels() * panel_bytes_, std::byte{0});
+    static_cast<void>(checked_product(panels(), panel_bytes_));
     has_values_ = size() == 0;
     if (initial.distribution == initial_values::kind::constant)
       fill([&](index_t) { return static_cast<scalar>(initial.scale); });
@@ -58,12 +64,31 @@ public:
   void set_frozen(bool) noexcept {}
   bool has_values() const noexcept { return has_values_; }
 
-  /// The panels as they lie.
-  std::span<const std::byte> value() const noexcept { return bytes_.span(); }
-  const std::byte* data() const noexcept { return bytes_.data(); }
-  std::byte* data() noexcept {
+  /// The panels as they lie; none if nobody has set them.
+  std::span<const std::byte> value() const noexcept { return {data(), data() == nullptr ? 0 : as_size(panel_bytes())}; }
+  const std::byte* data() const noexcept { return borrowed_ != nullptr ? borrowed_ : bytes_.data(); }
+  std::byte* data() {
+    make_room();
     has_values_ = true;
     return bytes_.data();
+  }
+  /// Of all panels.
+  index_t panel_bytes() const noexcept { return panels() * panel_bytes_; }
+  /// Takes panels that lie elsewhere, panel_bytes() of them, for as long as `owner` keeps them.
+  void borrow(const std::byte* panels, std::shared_ptr<const void> owner) noexcept {
+    bytes_ = {};
+    borrowed_ = panels;
+    owner_ = std::move(owner);
+    has_values_ = true;
+  }
+  /// Memory of its own, with what has been there; so that a write cannot fail.
+  void make_room() {
+    if (borrowed_ == nullptr && bytes_.size() == panel_bytes()) return;
+    buffer<std::byte> own(panel_bytes(), std::byte{0});
+    if (borrowed_ != nullptr) std::copy_n(borrowed_, own.size(), own.data());
+    bytes_.swap(own);
+    borrowed_ = nullptr;
+    owner_.reset();
   }
 
   bool has_gradient() const noexcept { return false; }
@@ -73,6 +98,7 @@ public:
 
   /// Element i of the row-major order.
   scalar element_at(index_t i) const noexcept {
+    if (data() == nullptr) return 0;
     std::array<scalar, as_size(lanes)> column;
     format_.decode(panel(i / cols() / lanes), i % cols(), i % cols() + 1, column.data());
     return column[as_size(i / cols() % lanes)];
@@ -80,6 +106,7 @@ public:
   /// Sets element i of the row-major order to f(i), rounded.
   template <typename F>
   void fill(F&& f) {
+    make_room();
     std::array<scalar, as_size(block_columns * lanes)> numbers;
     for (index_t p = 0; p < panels(); ++p)
       for (index_t first = 0; first < blocks() * block_columns; first += block_columns) {
@@ -96,13 +123,14 @@ public:
   /// that of the row's columns from `first` on.
   template <typename BlockOf>
   void fill_coded(BlockOf&& block_of) {
+    make_room();
     fill_coded_rows(0, rows(), block_of);
   }
-  /// The same for some rows, from a multiple of L on up to another one or the last.
+  /// The same for some rows, from a multiple of L on up to another one or the last, after make_room().
   template <typename BlockOf>
   void fill_coded_rows(index_t first_row, index_t last_row, BlockOf&& block_of) {
     using format = typename Storage::format;
-    const decltype(format::get(bytes_.data(), 0)) nothing{};
+    const decltype(format::get(data(), 0)) nothing{};
     auto taken = nothing;
     for (index_t p = first_row / lanes; p * lanes < last_row; ++p)
       for (index_t first = 0; first < cols(); first += block_columns)
@@ -121,7 +149,7 @@ public:
   /// Columns of a block: what is written is whole ones.
   static constexpr index_t block_columns = detail::block_inputs<Storage>();
   /// Sets a part, of which rows are a multiple of L and columns one of a block's, and its place too: `numbers` are panels
-  /// of its own, [height / L][width][L], zero beyond the matrix.
+  /// of its own, [height / L][width][L], zero beyond the matrix. After make_room().
   void assign_part(index_t row, index_t col, index_t height, index_t width, const scalar* numbers) noexcept {
     has_values_ = true;
     const index_t last_col = (std::min)(col + width, blocks() * block_columns);
@@ -141,7 +169,8 @@ public:
     fill([&](index_t i) { return values(i / cols(), i % cols()); });
   }
   matrix<scalar> to_matrix() const {
-    matrix<scalar> m(rows(), cols());
+    matrix<scalar> m = matrix<scalar>::Zero(rows(), cols());
+    if (data() == nullptr) return m;
     std::array<scalar, as_size(block_columns * lanes)> numbers;
     for (index_t p = 0; p < panels(); ++p)
       for (index_t first = 0; first < cols(); first += block_columns) {
@@ -157,7 +186,7 @@ public:
 private:
   index_t panels() const noexcept { return layout_.panel_count(); }
   index_t blocks() const noexcept { return (cols() + block_columns - 1) / block_columns; }
-  const std::byte* panel(index_t p) const noexcept { return bytes_.data() + p * panel_bytes_; }
+  const std::byte* panel(index_t p) const noexcept { return data() + p * panel_bytes_; }
 
   matrix_layout layout_;
   std::array<index_t, 2> shape_{layout_.rows(), layout_.cols()};
@@ -166,6 +195,8 @@ private:
   index_t panel_bytes_ = 0;
   bool has_values_ = true;
   buffer<std::byte> bytes_;
+  const std::byte* borrowed_ = nullptr;
+  std::shared_ptr<const void> owner_;
   identity identity_;
 };
 

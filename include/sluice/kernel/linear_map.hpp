@@ -135,7 +135,8 @@ public:
   const Storage& format() const noexcept { return format_; }
   index_t panels() const noexcept { return (outputs() + lanes - 1) / lanes; }
   const std::byte* panel(index_t p) const noexcept {
-    return reinterpret_cast<const std::byte*>(weight_.data()) + p * detail::panel_bytes<Storage>(inputs());
+    const auto* const panels = reinterpret_cast<const std::byte*>(weight_.data());
+    return panels == nullptr ? nullptr : panels + p * detail::panel_bytes<Storage>(inputs());
   }
   linear_map_view<Storage> view() const noexcept { return {panel(0), detail::panel_bytes<Storage>(inputs()), outputs(), inputs(), format_}; }
 
