@@ -1,4 +1,5 @@
 #include <sluice/checkpoint/encoding/fp8_tiles.hpp>
+#include <sluice/checkpoint/file_storages.hpp>
 #include <sluice/checkpoint/tensor_copy.hpp>
 #include <sluice/io/gguf_tensor.hpp>
 #include <sluice/kernel/block_storage.hpp>
@@ -218,4 +219,28 @@ TEST_CASE("tensor_copy: types that hold no weights are refused, and doubles that
   conversion_loss loss;
   copy.read_losses(0, 4, loss);
   CHECK(loss == conversion_loss{.elements = 4, .beyond = 1, .largest_beyond = 1e300});
+}
+
+TEST_CASE("tensor_copy: blocks of a grid format are taken as they are, where the storage is of it",
+          "[checkpoint][gguf]") {
+  using storage = grid_storage<iq3_xxs>;
+  const index_t rows = 70, cols = 512;
+  std::vector<std::byte> bytes(as_size(rows * 2 * iq3_xxs::block_bytes));
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 73 % 251);
+  for (index_t b = 0; b < 2 * rows; ++b)
+    iq3_xxs::set_half(bytes.data() + b * iq3_xxs::block_bytes,
+                      round_to<float16>(0.01F * static_cast<float>(b % 5 + 1)));
+  const auto type = static_cast<std::uint32_t>(ggml_type::iq3_xxs);
+  const tensor_info tensor = detail::gguf_tensor("w", type, {rows, cols}, bytes);
+  matrix<float> w(rows, cols);
+  for (index_t b = 0; b < 2 * rows; ++b)
+    decode_grid_block<iq3_xxs>(bytes.data() + b * iq3_xxs::block_bytes, w.data() + b * storage::block);
+
+  encoded_matrix<storage> kept(rows - 1, cols);  // the rows from the second on
+  tensor_copy copy(kept, {.tensor = "w", .shape = {rows, cols}, .offset = cols, .row_stride = cols});
+  copy.from = &tensor;
+  conversion_loss loss;
+  for (index_t b = 0; b < copy.blocks(); ++b) copy.read(b, loss);
+  CHECK(kept.to_matrix() == w.bottomRows(rows - 1));
+  CHECK((detail::keeps_tensor<storage>::as_is(tensor) && !detail::keeps_tensor<grid_storage<iq3_s>>::as_is(tensor)));
 }

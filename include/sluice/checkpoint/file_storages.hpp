@@ -13,6 +13,7 @@
 #include <sluice/checkpoint/tensor_names.hpp>
 #include <sluice/io/tensor_info.hpp>
 #include <sluice/kernel/format/ggml_blocks.hpp>
+#include <sluice/kernel/format/grid_storage.hpp>
 #include <sluice/kernel/format/group_blocks.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 
@@ -58,6 +59,14 @@ struct keeps_tensor<coded_storage<Format, By>> {
         same = !changed_by_format<Format>(rows, 0, i).has_value();
     }
     return same;
+  }
+};
+
+template <typename Format>
+struct keeps_tensor<grid_storage<Format>> {
+  static bool as_is(const tensor_info& tensor) {
+    const auto blocks = tensor.decoder == nullptr ? std::nullopt : tensor.decoder->blocks();
+    return blocks.has_value() && blocks->type == Format::type;
   }
 };
 

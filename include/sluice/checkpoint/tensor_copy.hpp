@@ -22,6 +22,7 @@
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/kernel/encoded_matrix.hpp>
 #include <sluice/kernel/format/ggml_blocks.hpp>
+#include <sluice/kernel/format/grid_storage.hpp>
 #include <sluice/kernel/format/group_blocks.hpp>
 
 #include <algorithm>
@@ -46,6 +47,15 @@ template <typename Format, arithmetic By>
 struct format_of<encoded_matrix<coded_storage<Format, By>>> {
   using type = Format;
 };
+/// The same of one that has a file's blocks as they are (kernel/format/grid_storage.hpp).
+template <typename Parameter>
+struct grid_of {};
+template <typename Format>
+struct grid_of<encoded_matrix<grid_storage<Format>>> {
+  using type = Format;
+};
+template <typename Parameter>
+concept HasFileBlocks = requires { typename format_of<Parameter>::type; } || requires { typename grid_of<Parameter>::type; };
 
 }  // namespace detail
 
@@ -117,7 +127,7 @@ private:
   template <typename Parameter>
   static void read_block(const tensor_copy& c, index_t block, conversion_loss& loss) noexcept {
     using element = typename Parameter::element;
-    if constexpr (requires { typename detail::format_of<Parameter>::type; })
+    if constexpr (detail::HasFileBlocks<Parameter>)
       if (c.take_blocks<Parameter>(block)) return;
     if (c.from->dtype == c.element_type_)
       c.read_tiles<Parameter, element>(block, loss, [](const tensor_info& t, index_t first, std::span<element> run) {
@@ -138,9 +148,32 @@ private:
         place.offset % cols_ != 0 || place.row_stride % cols_ != 0)
       return false;
     const index_t first = block * tile, last = (std::min)(first + tile, rows_);
-    if (const auto blocks = from->decoder->blocks()) return take_ggml_blocks<Parameter>(*blocks, first, last);
-    if (const coded_matrix* const codes = from->decoder->coded()) return take_codes<Parameter>(*codes, first, last);
-    return false;
+    if constexpr (requires { typename detail::grid_of<Parameter>::type; }) {
+      const auto blocks = from->decoder->blocks();
+      return blocks.has_value() && take_grid_blocks<Parameter>(*blocks, first, last);
+    } else {
+      if (const auto blocks = from->decoder->blocks()) return take_ggml_blocks<Parameter>(*blocks, first, last);
+      if (const coded_matrix* const codes = from->decoder->coded()) return take_codes<Parameter>(*codes, first, last);
+      return false;
+    }
+  }
+
+  template <typename Parameter>
+  bool take_grid_blocks(const element_decoder::typed_blocks& blocks, index_t first, index_t last) const noexcept {
+    using format = typename detail::grid_of<Parameter>::type;
+    using storage = grid_storage<format>;
+    if (blocks.type != format::type || cols_ % storage::block != 0) return false;
+    static_assert(tile % storage::lanes == 0);
+    const index_t row_blocks = cols_ / storage::block;
+    const auto row_of = [&](index_t row) {
+      return blocks.bytes.data() + (place.offset + row * place.row_stride) / storage::block * format::block_bytes;
+    };
+    std::byte* const panels = static_cast<Parameter*>(parameter_)->data();
+    for (index_t p = first / storage::lanes; p * storage::lanes < last; ++p)
+      storage::pack_rows(
+          [&](index_t lane) { return p * storage::lanes + lane < last ? row_of(p * storage::lanes + lane) : nullptr; }, 0,
+          row_blocks, panels + p * detail::panel_bytes<storage>(cols_));
+    return true;
   }
 
   template <typename Parameter>
