@@ -89,7 +89,7 @@ auto fsq(const std::vector<index_t>& levels = {8, 5, 5, 5}) {
   return finite_scalar_quantizer<S, original_rounding<S>>{levels};
 }
 
-/// Yu et al. 2024, MAGVIT-v2: 2^18 codes without a table.
+/// Yu et al. 2024, MAGVIT-v2: 2^18 codes without a table. (paper)
 template <FloatOrDouble S>
 auto magvit_v2(index_t bits = 18) {
   return lookup_free_quantizer<S>{bits};

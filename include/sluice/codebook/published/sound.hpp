@@ -21,12 +21,12 @@ auto vq_score(index_t codes = 2048, index_t width = 32) {
                                     commitment_loss{.encoder = 1}}};
 }
 
-/// Baevski et al. 2020, vq-wav2vec by Gumbel: two groups of 320. (released code)
+/// Baevski et al. 2020, vq-wav2vec by Gumbel: two groups of 320 that share a table, temperatures from 2 to 0.5. The layer
+/// before its projection is the caller's. (released training command)
 template <FloatOrDouble S>
 auto vq_wav2vec(index_t inputs, index_t outputs, index_t entries = 320) {
-  return gumbel_quantizer<S>{inputs, outputs, {.groups = 2, .entries = entries}};
+  return gumbel_quantizer<S>{inputs, outputs, {.groups = 2, .entries = entries, .shared_table = true}};
 }
-
 /// The same by k-means: the nearest of 320 in each of two groups, commitment 0.25 as a mean over both.
 template <FloatOrDouble S>
 auto vq_wav2vec_kmeans(index_t width, index_t codes = 320) {
