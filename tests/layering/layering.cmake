@@ -1,6 +1,6 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, io, reference;
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, convert, io, reference;
 #   codebook, train <- quant;
 #   codebook, quant, io <- checkpoint
 #
@@ -18,6 +18,7 @@ set(layer_may core kernel gate capacity loss router expert)
 set(codebook_may core kernel gate capacity loss router expert layer)
 set(quant_may core kernel gate capacity loss router expert layer codebook train)
 set(train_may core kernel gate capacity loss router expert layer reference)
+set(convert_may core kernel gate capacity loss router expert layer)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
 set(checkpoint_may core kernel gate capacity loss router expert layer codebook quant io)
@@ -83,8 +84,8 @@ foreach(header IN LISTS headers)
     endif()
     if(header STREQUAL "sluice/sluice.hpp")
       list(APPEND umbrella_includes ${target})
-      if(target MATCHES "^sluice/(io|checkpoint|codebook|quant)/")
-        refuse("${header}: includes <${target}>; io/, checkpoint/, codebook/ and quant/ are included by those who use them")
+      if(target MATCHES "^sluice/(io|checkpoint|codebook|quant|convert)/")
+        refuse("${header}: includes <${target}>; io/, checkpoint/, codebook/, quant/ and convert/ are included by those who use them")
       endif()
     elseif(room AND target MATCHES "^sluice/([^/]+)/")
       if(NOT CMAKE_MATCH_1 STREQUAL room AND NOT CMAKE_MATCH_1 IN_LIST ${room}_may)
@@ -96,7 +97,7 @@ foreach(header IN LISTS headers)
   endforeach()
 endforeach()
 
-# The umbrella brings everything, directly or through what it includes, but io/, codebook/, quant/, kernel/format/ and the executors that need a
+# The umbrella brings everything, directly or through what it includes, but io/, codebook/, quant/, convert/, kernel/format/ and the executors that need a
 # library.
 set(reached ${umbrella_includes})
 set(queue ${umbrella_includes})
@@ -116,7 +117,7 @@ while(queue)
 endwhile()
 set(not_in_umbrella sluice/sluice.hpp sluice/exec/openmp.hpp sluice/exec/tbb.hpp)
 foreach(header IN LISTS headers)
-  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint|codebook|quant|kernel/format)/")
+  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/(io|checkpoint|codebook|quant|convert|kernel/format)/")
     refuse("sluice/sluice.hpp: does not bring <${header}>")
   endif()
 endforeach()

@@ -53,6 +53,7 @@ std::vector<replayer> all_replayers() {
            weight_quantizers(),
            vector_formats(),
            weight_codes(),
+           conversions(),
            quantized_files(),
            block_formats(),
        })

@@ -1,0 +1,76 @@
+// Mixtures made smaller: experts that stay, experts gathered into one.
+#include "replays.hpp"
+
+#include <sluice/convert/gathered_expert.hpp>
+#include <sluice/convert/kept_experts.hpp>
+
+namespace oracle {
+
+namespace {
+
+using namespace sluice;
+
+/// usage of round after round is given, as the source's own rounding left it.
+template <typename Scalar>
+void replay_task_pruning(oracle_case<Scalar>& c) {
+  const auto rounds = c.template setting<index_t>("rounds");
+  const bool empties = c.template setting<bool>("prune_to_minimum_last");
+  const matrix<double> usage = c.rows("usage").template cast<double>();
+  usage_pruning pruning(
+      usage.cols(), {.beta = c.template setting<double>("beta"), .minimum = c.template setting<index_t>("minimum")});
+  std::vector<index_t> alive;
+  for (index_t round = 0; round < rounds; ++round) {
+    pruning.set_usage({usage.data() + round * usage.cols(), as_size(usage.cols())});
+    const auto ids = pruning.prune(empties && round + 1 == rounds);
+    for (index_t e = 0; e < usage.cols(); ++e)
+      alive.push_back(std::find(ids.begin(), ids.end(), e) != ids.end() ? 1 : 0);
+  }
+  c.check_integers("alive", alive);
+}
+
+template <typename Scalar>
+void replay_router_norm(oracle_case<Scalar>& c) {
+  const matrix<Scalar> before = c.rows("router_before"), after = c.rows("router_after");
+  const auto keep = c.template setting<index_t>("keep");
+  for (const bool of_norm : {true, false}) {
+    const std::string name = of_norm ? "change_of_norm" : "norm_of_change";
+    const auto scores =
+        router_change<Scalar>(before, after, of_norm ? router_change_measure::of_norm : router_change_measure::of_row);
+    const auto kept = most_used<Scalar>(scores, keep);
+    c.check(name, scores);
+    c.check_integers("kept_" + name, kept);
+    if (of_norm) c.check("router_kept", router_rows<Scalar>(after, kept));
+  }
+}
+
+template <typename Scalar>
+void replay_ones(oracle_case<Scalar>& c) {
+  const matrix<Scalar> first = c.rows("experts.wi"), last = c.rows("experts.wo");
+  const auto count = c.template setting<index_t>("E"), hidden = c.template setting<index_t>("H");
+  std::vector<expert_matrices<Scalar>> experts;
+  for (index_t e = 0; e < count; ++e)
+    experts.push_back(
+        {first.middleRows(e * hidden, hidden), last.middleRows(e * last.rows() / count, last.rows() / count)});
+  const auto check = [&](const std::string& name, const expert_matrices<Scalar>& made) {
+    c.check(name + ".wi", made.first);
+    c.check(name + ".wo", made.last);
+  };
+  check("sum", gathered_sum<Scalar>(experts));
+  check("average", gathered_mean<Scalar>(experts));
+  check("topk", gathered_units<Scalar>(experts));
+  check("svd", gathered_directions<Scalar>(experts, c.template setting<index_t>("rank")));
+  std::vector<index_t> units;
+  for (const auto& of_expert : largest_units<Scalar>(experts))
+    units.insert(units.end(), of_expert.begin(), of_expert.end());
+  c.check_integers("topk.units", units);
+}
+
+}  // namespace
+
+std::vector<replayer> conversions() {
+  return {{"task_pruning", replay_task_pruning<float>, replay_task_pruning<double>},
+          {"router_norm_pruning", replay_router_norm<float>, replay_router_norm<double>},
+          {"ones_gather", replay_ones<float>, replay_ones<double>}};
+}
+
+}  // namespace oracle
