@@ -504,7 +504,7 @@ void check_gradient(byte_reader& bytes) {
 }
 
 /// A storage with a state: 64 entries of four numbers of both signs, in elements across bytes.
-struct small_codebook : codebook_storage<4, 6, vectors::along_inputs, float, 32> {
+struct small_codebook : codebook_storage<4, 6, vector_direction::along_inputs, float, 32> {
   small_codebook() : codebook_storage(codes()) {}
 
   static vector_codes codes() {

@@ -148,7 +148,7 @@ void replay_vptq(oracle_case<Scalar>& c) {
   const matrix<float> w = codes.to_matrix();
   check_columns<Scalar>(c, codes, w, x * w.template cast<Scalar>().transpose());
   if (groups > 1) return;  // codebooks for some of the columns: blocks of the storage would cross their borders
-  check_stored<codebook_storage<4, 7, vectors::along_outputs, no_scale>>(c, codes, x);
+  check_stored<codebook_storage<4, 7, vector_direction::along_outputs, no_scale>>(c, codes, x);
 }
 
 template <typename Scalar>

@@ -53,34 +53,35 @@ TEST_CASE("codebook storage: vectors along the inputs, products and numbers are 
           "[kernel][format]") {
   vector_codes codes = drawn_codes(19, 300, 1, 8, {200});
   add_scales(codes, 0);
-  check_codebook_map<codebook_storage<8, 8, vectors::along_inputs>>(codes);
-  check_codebook_map<codebook_storage<8, 9, vectors::along_inputs, float>>(codes);  // elements across bytes
-  codes = drawn_codes(19, 300, 1, 4, {16, 32}, 128);                                // a region of codebooks a block
+  check_codebook_map<codebook_storage<8, 8, vector_direction::along_inputs>>(codes);
+  check_codebook_map<codebook_storage<8, 9, vector_direction::along_inputs, float>>(codes);  // elements across bytes
+  codes = drawn_codes(19, 300, 1, 4, {16, 32}, 128);  // a region of codebooks a block
   add_scales(codes, 128);
-  check_codebook_map<codebook_storage<4, 9, vectors::along_inputs>>(codes);
+  check_codebook_map<codebook_storage<4, 9, vector_direction::along_inputs>>(codes);
   codes = drawn_codes(5, 70, 1, 2, {3, 5, 9});
-  check_codebook_map<codebook_storage<2, 32, vectors::along_inputs, no_scale, 32>>(codes);
+  check_codebook_map<codebook_storage<2, 32, vector_direction::along_inputs, no_scale, 32>>(codes);
 }
 
 TEST_CASE("codebook storage: vectors along the outputs", "[kernel][format]") {
   vector_codes codes = drawn_codes(43, 131, 8, 1, {300, 7});
-  check_codebook_map<codebook_storage<8, 12, vectors::along_outputs, no_scale>>(codes);
+  check_codebook_map<codebook_storage<8, 12, vector_direction::along_outputs, no_scale>>(codes);
   codes = drawn_codes(43, 40, 4, 1, {256});
   add_scales(codes, 32);
-  check_codebook_map<codebook_storage<4, 8, vectors::along_outputs, float16, 32>>(codes);
+  check_codebook_map<codebook_storage<4, 8, vector_direction::along_outputs, float16, 32>>(codes);
   codes = drawn_codes(3, 32, 2, 1, {1});
-  check_codebook_map<codebook_storage<2, 1, vectors::along_outputs, no_scale, 32>>(codes);
+  check_codebook_map<codebook_storage<2, 1, vector_direction::along_outputs, no_scale, 32>>(codes);
 }
 
 TEST_CASE("codebook storage: what it cannot hold is refused", "[kernel][format]") {
-  using storage = codebook_storage<8, 8, vectors::along_inputs>;
+  using storage = codebook_storage<8, 8, vector_direction::along_inputs>;
   vector_codes codes = drawn_codes(5, 128, 1, 8, {256});
   add_scales(codes, 0);
   CHECK_NOTHROW(packed_map<storage>(codes));
-  CHECK_THROWS_AS((packed_map<codebook_storage<8, 7, vectors::along_inputs>>(codes)), std::invalid_argument);
-  CHECK_THROWS_AS((packed_map<codebook_storage<4, 8, vectors::along_inputs>>(codes)), std::invalid_argument);
-  CHECK_THROWS_AS((packed_map<codebook_storage<8, 8, vectors::along_outputs>>(codes)), std::invalid_argument);
-  CHECK_THROWS_AS((packed_map<codebook_storage<8, 8, vectors::along_inputs, no_scale>>(codes)), std::invalid_argument);
+  CHECK_THROWS_AS((packed_map<codebook_storage<8, 7, vector_direction::along_inputs>>(codes)), std::invalid_argument);
+  CHECK_THROWS_AS((packed_map<codebook_storage<4, 8, vector_direction::along_inputs>>(codes)), std::invalid_argument);
+  CHECK_THROWS_AS((packed_map<codebook_storage<8, 8, vector_direction::along_outputs>>(codes)), std::invalid_argument);
+  CHECK_THROWS_AS((packed_map<codebook_storage<8, 8, vector_direction::along_inputs, no_scale>>(codes)),
+                  std::invalid_argument);
   codes.scales(3, 0) = 1.0001F;  // no half
   CHECK_THROWS_AS(packed_map<storage>(codes), std::invalid_argument);
   add_scales(codes, 64);
@@ -88,14 +89,14 @@ TEST_CASE("codebook storage: what it cannot hold is refused", "[kernel][format]"
 }
 
 TEST_CASE("codebook storage: numbers find their entries, bad ones make a lane's block NaN", "[kernel][format]") {
-  using storage = codebook_storage<4, 8, vectors::along_inputs, no_scale>;
+  using storage = codebook_storage<4, 8, vector_direction::along_inputs, no_scale>;
   const vector_codes codes = drawn_codes(7, 132, 1, 4, {256});
   const auto map = packed_map<storage>(codes);
   linear_map<storage> again(7, 132, map.format());
   again.weight().assign(map.weight().to_matrix());
   CHECK(test::same_bits(again.weight().to_matrix(), map.weight().to_matrix()));
 
-  using scaled = codebook_storage<4, 8, vectors::along_inputs>;
+  using scaled = codebook_storage<4, 8, vector_direction::along_inputs>;
   linear_map<scaled> near(7, 132, scaled(codes));
   matrix<float> w = 3 * test::random_matrix<float>(7, 132, 5);
   near.weight().assign(w);

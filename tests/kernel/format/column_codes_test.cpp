@@ -41,7 +41,7 @@ TEST_CASE("column codes: outliers, order, scale and bias around the codes, and a
   CHECK(w(9, 14) == codes.outliers.value(9, 2) * codes.scale[14] + codes.bias[14]);  // stored column 2 is input 14
   CHECK(w(9, 21) == codes.main.value(9, 0) * codes.scale[21] + codes.bias[21]);
 
-  using inner = codebook_storage<4, 4, vectors::along_outputs, no_scale>;
+  using inner = codebook_storage<4, 4, vector_direction::along_outputs, no_scale>;
   using storage = changed_columns<outlier_storage<inner, float>>;
   const auto [plain, beside] = codes.to_storable();
   const auto held = with_outliers<float>(packed_map<inner>(plain), beside);

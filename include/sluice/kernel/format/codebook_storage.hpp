@@ -1,8 +1,8 @@
 /// Weights as entries of codebooks: a storage for vector codes (kernel/format/vector_codes.hpp) with vectors of 2, 4 or 8
 /// weights along the inputs or the outputs, read only, activations and arithmetic in float.
 ///
-///   codebook_storage<8, 16, vectors::along_inputs>               AQLM 1x16 and 2x8, PV-Tuning: 2 bits a weight
-///   codebook_storage<8, 12, vectors::along_outputs, no_scale>    VPTQ with 4096 entries: 1.5 bits
+///   codebook_storage<8, 16, vector_direction::along_inputs>               AQLM 1x16 and 2x8, PV-Tuning: 2 bits a weight
+///   codebook_storage<8, 12, vector_direction::along_outputs, no_scale>    VPTQ with 4096 entries: 1.5 bits
 ///
 /// A vector's element has Bits bits: the indices into up to four codebooks, the first in the lowest bits. A block of a
 /// panel is the elements of Inputs inputs in the order in which they are decoded, one after the other in a stream of
@@ -30,12 +30,12 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class vectors { along_inputs, along_outputs };
+enum class vector_direction { along_inputs, along_outputs };
 
 /// Weights are entries as they are.
 struct no_scale {};
 
-template <index_t Vector, int Bits, vectors Direction, typename Scale = float16, index_t Inputs = 128>
+template <index_t Vector, int Bits, vector_direction Direction, typename Scale = float16, index_t Inputs = 128>
 struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction, Scale, Inputs>> {
   using base = decoded_runs<codebook_storage>;
   using base::lanes, base::run;
@@ -44,7 +44,7 @@ struct codebook_storage : decoded_runs<codebook_storage<Vector, Bits, Direction,
       "sluice: a codebook storage has vectors of 2, 4 or 8 weights, elements of 1 to 32 bits and blocks of whole "
       "runs of 32 inputs");
   static constexpr bool has_scale = !std::same_as<Scale, no_scale>;
-  static constexpr bool is_along_inputs = Direction == vectors::along_inputs;
+  static constexpr bool is_along_inputs = Direction == vector_direction::along_inputs;
   static constexpr index_t width =
       is_along_inputs ? Vector : (std::min)(Vector, lanes);  ///< weights of an element here
   static constexpr index_t block = Inputs;
@@ -243,7 +243,7 @@ linear_map<Storage> packed_map(const vector_codes& codes) {
   return map;
 }
 
-static_assert(WeightStorage<codebook_storage<8, 16, vectors::along_inputs>> &&
-              WeightStorage<codebook_storage<8, 12, vectors::along_outputs, no_scale>>);
+static_assert(WeightStorage<codebook_storage<8, 16, vector_direction::along_inputs>> &&
+              WeightStorage<codebook_storage<8, 12, vector_direction::along_outputs, no_scale>>);
 
 }  // namespace sluice::inline SLUICE_ISA
