@@ -3,6 +3,7 @@
 #include <sluice/codebook/codes/mapped.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
+#include <sluice/core/half.hpp>
 
 #include "../layer/plain_checks.hpp"
 #include "codebook_checks.hpp"
@@ -184,4 +185,26 @@ TEST_CASE("vector_quantizer: what does not fit is refused with its numbers", "[c
   const vector_quantizer nobody_set{learned_codes<float>{vq_codes, vq_width}};
   CHECK_THROWS_WITH(nobody_set.encode(matrix<float>::Zero(2, vq_width), ids, workspace),
                     Catch::Contains("\"codebook\"") && Catch::Contains("initialize"));
+}
+
+TEST_CASE("vector_quantizer: codes rounded to half precision change few choices, and only between codes as near",
+          "[codebook]") {
+  vector_quantizer q{learned_codes<float>{64, 8}};
+  q.codebook().table().assign(test::random_matrix<float>(64, 8, 3));
+  const matrix<float> x = test::random_matrix<float>(500, 8, 1), codes = q.codebook().table().to_matrix();
+  matrix<index_t> before(500, 1), after(500, 1);
+  decltype(q)::workspace ws;
+  q.encode(x, before, ws);
+  q.codebook().table().fill([&](index_t i) { return to_float(round_to<float16>(codes.data()[i])); });
+  q.encode(x, after, ws);
+  index_t changed = 0;
+  for (index_t t = 0; t < 500; ++t) {
+    if (before(t, 0) == after(t, 0)) continue;
+    ++changed;
+    // A code moves by at most 2^-11 of its length, and so does its distance.
+    const float near = (x.row(t) - codes.row(before(t, 0))).norm(), next = (x.row(t) - codes.row(after(t, 0))).norm();
+    const float moved = 0x1p-11F * (codes.row(before(t, 0)).norm() + codes.row(after(t, 0)).norm());
+    CHECK(next - near <= moved * 1.01F);
+  }
+  CHECK(changed <= 5);
 }
