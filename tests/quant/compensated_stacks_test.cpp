@@ -122,7 +122,7 @@ TEST_CASE("compensated_stacks: dead inputs, constant inputs, zeros, empty matric
   const inverse_factor factor(h, {.order_by_activity = true});
   const stack_options o{.codes = 8, .residual_codes = 4, .tile_outputs = 4, .normalise = true};
   const column_codes serial = compensated_stacks(w, factor, diagonal_of(h), o);
-  serial.check();
+  serial.validate();
   CHECK(serial.to_matrix().allFinite());
   for (const int count : {2, 3}) {
     test::shuffled_threads threads(count);
@@ -143,7 +143,7 @@ TEST_CASE("compensated_stacks: what it needs", "[quant][stacks]") {
   CHECK_THROWS_AS(compensated_stacks(w, factor, {}, {.codes = 70000}), std::invalid_argument);
   column_codes codes = compensated_stacks(w, factor, {}, {.codes = 2});
   codes.permutation[2] = 1;
-  CHECK_THROWS_WITH(codes.check(), Catch::Matchers::Contains("in a permutation"));
+  CHECK_THROWS_WITH(codes.validate(), Catch::Matchers::Contains("in a permutation"));
   w(1, 1) = quiet_nan<float>();
   CHECK_THROWS_AS(compensated_stacks(w, factor), std::invalid_argument);
 }

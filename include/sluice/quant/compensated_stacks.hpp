@@ -104,7 +104,7 @@ inline matrix<float> stack_entries(const matrix<double>& columns, std::span<cons
 /// std::invalid_argument if parts do not fit or a weight is not finite.
 inline matrix<double> sweep_stacks(tokens_in<float> w, const inverse_factor& factor, column_codes& codes,
                                    index_t block = 128, const executor_ref& executor = {}) {
-  codes.check();
+  codes.validate();
   if (codes.outputs() != w.rows() || codes.inputs() != w.cols() || codes.permutation != factor.order())
     throw_invalid("stacks of a matrix [", codes.outputs(), ", ", codes.inputs(),
                   "] in the factor's order are none of one [", w.rows(), ", ", w.cols(), "]");
