@@ -29,9 +29,9 @@ inline constexpr index_t expanded_bytes = 24 * 1024;
 /// Blocks of rows that pass over a part together, at most: 10 of floats at 32 registers of 16 lanes, whose sums take
 /// 18 KB of stack.
 template <typename Storage>
-inline constexpr index_t chunk_blocks =
-    (second_level_bytes - 2 * tile_vectors * sluice::detail::tiles_of<Storage>::bytes(k_block)) /
-    (tile_rows * k_block * index_t(sizeof(sluice::detail::activation_of<Storage>)));
+inline constexpr index_t chunk_blocks = (second_level_bytes -
+                                         2 * tile_vectors * sluice::detail::tiles_of<Storage>::bytes(k_block)) /
+                                        (tile_rows * k_block * index_t(sizeof(sluice::detail::activation_of<Storage>)));
 
 namespace detail {
 
@@ -49,13 +49,21 @@ constexpr index_t expanded_steps(int vectors) {
   return steps;
 }
 
+/// Where about the weights of an input begin in a panel: for prefetching, which is even over the inputs of a block.
+template <typename Storage>
+constexpr index_t bytes_about(index_t input) {
+  constexpr index_t block = sluice::detail::block_inputs<Storage>();
+  return input * sluice::detail::panel_bytes<Storage>(block) / block;
+}
+
 /// Where streams are expanded to; nothing for storages whose panels tiles read themselves.
 template <typename Storage, int Vectors, bool IsExpanded = sluice::detail::is_expanded<Storage>>
 struct expanded_streams {
   static constexpr index_t steps = k_block;
 
-  static streams<typename Storage::cursor, Vectors> part(const Storage& storage, const streams<const std::byte*, Vectors>& panels,
-                                                         index_t k, index_t) {
+  static streams<typename Storage::cursor, Vectors> part(const Storage& storage,
+                                                         const streams<const std::byte*, Vectors>& panels, index_t k,
+                                                         index_t) {
     streams<typename Storage::cursor, Vectors> at;
     for (std::size_t v = 0; v < at.size(); ++v) at[v] = storage.at(panels[v] + Storage::bytes(k));
     return at;
@@ -69,14 +77,15 @@ struct expanded_streams<Storage, Vectors, true> {
   alignas(64) std::byte memory[as_size(Vectors * stream)];
 
   /// Steps k .. k + count of all streams.
-  streams<typename tiles::cursor, Vectors> part(const Storage& storage, const streams<const std::byte*, Vectors>& panels,
-                                                index_t k, index_t count) {
+  streams<typename tiles::cursor, Vectors> part(const Storage& storage,
+                                                const streams<const std::byte*, Vectors>& panels, index_t k,
+                                                index_t count) {
     streams<typename tiles::cursor, Vectors> at;
     for (std::size_t v = 0; v < at.size(); ++v) {
       std::byte* const to = memory + index_t(v) * stream;
       if constexpr (Vectors > tile_vectors) {
-        const index_t here = sluice::detail::panel_bytes<Storage>(k * tiles::group);
-        const index_t end = sluice::detail::panel_bytes<Storage>((k + count) * tiles::group);
+        const index_t here = bytes_about<Storage>(k * tiles::group),
+                      end = bytes_about<Storage>((k + count) * tiles::group);
         for (index_t line = here; line < end; line += 64) prefetch(panels[v] + line + low_tile_ahead);
       }
       sluice::detail::expand(storage, panels[v], k * tiles::group, (k + count) * tiles::group, to);
@@ -96,10 +105,10 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
   constexpr index_t lanes = simd_width<scalar>;
   using expanded_type = expanded_streams<Storage, vectors>;
   constexpr index_t part = expanded_type::steps;
-  /// Bytes of so many steps of a stream, as a panel has them.
+  /// Bytes of so many steps of a stream, as a panel has them, for what is prefetched.
   const auto bytes = [](index_t steps) {
     if constexpr (sluice::detail::is_expanded<Storage>)
-      return sluice::detail::panel_bytes<Storage>(steps * tiles::group);
+      return bytes_about<Storage>(steps * tiles::group);
     else
       return Storage::bytes(steps);
   };
