@@ -187,24 +187,25 @@ TEST_CASE("vector_quantizer: what does not fit is refused with its numbers", "[c
                     Catch::Contains("\"codebook\"") && Catch::Contains("initialize"));
 }
 
-TEST_CASE("vector_quantizer: codes rounded to half precision change few choices, and only between codes as near",
+TEST_CASE("vector_quantizer: codes rounded to 16 bits change few choices, and only between codes as near",
           "[codebook]") {
   vector_quantizer q{learned_codes<float>{64, 8}};
   q.codebook().table().assign(test::random_matrix<float>(64, 8, 3));
-  const matrix<float> x = test::random_matrix<float>(500, 8, 1), codes = q.codebook().table().to_matrix();
-  matrix<index_t> before(500, 1), after(500, 1);
+  const matrix<float> x = test::random_matrix<float>(2000, 8, 1), codes = q.codebook().table().to_matrix();
+  matrix<index_t> before(2000, 1), after(2000, 1);
   decltype(q)::workspace ws;
   q.encode(x, before, ws);
-  q.codebook().table().fill([&](index_t i) { return to_float(round_to<float16>(codes.data()[i])); });
+  q.codebook().table().fill([&](index_t i) { return to_float(round_to<bfloat16>(codes.data()[i])); });
   q.encode(x, after, ws);
   index_t changed = 0;
-  for (index_t t = 0; t < 500; ++t) {
+  for (index_t t = 0; t < 2000; ++t) {
     if (before(t, 0) == after(t, 0)) continue;
     ++changed;
-    // A code moves by at most 2^-11 of its length, and so does its distance.
+    // A code moves by at most 2^-9 of its length, and so does its distance.
     const float near = (x.row(t) - codes.row(before(t, 0))).norm(), next = (x.row(t) - codes.row(after(t, 0))).norm();
-    const float moved = 0x1p-11F * (codes.row(before(t, 0)).norm() + codes.row(after(t, 0)).norm());
+    const float moved = 0x1p-9F * (codes.row(before(t, 0)).norm() + codes.row(after(t, 0)).norm());
     CHECK(next - near <= moved * 1.01F);
   }
-  CHECK(changed <= 5);
+  CHECK(changed > 0);
+  CHECK(changed <= 20);
 }
