@@ -87,7 +87,7 @@ struct extreme_rounding {
       if (detail::is_zero_block(largest)) b.scale = -0.0F;  // 0 / -Zero
       return;
     }
-    const float extreme = *std::find_if(x, x + 32, [&](float v) { return std::abs(v) == largest; });
+    const float extreme = *std::find_if(x, x + 32, [&](float v) { return (std::abs)(v) == largest; });
     const float scale = extreme / -float(Zero), inverse = 1 / scale;
     for (index_t i = 0; i < 32; ++i)
       b.codes[as_size(i)] =
@@ -151,9 +151,9 @@ struct power_rounding {
   /// The first of the codes whose number is nearest.
   static std::uint8_t nearest(float x) noexcept {
     std::uint8_t best = 0;
-    float least = std::abs(x);
+    float least = (std::abs)(x);
     for (std::uint8_t code = 1; code < 16; ++code)
-      if (const float distance = std::abs(e2m1_to_float(code) - x); distance < least) least = distance, best = code;
+      if (const float distance = (std::abs)(e2m1_to_float(code) - x); distance < least) least = distance, best = code;
     return best;
   }
   static void choose(const float* x, coded_block& b) noexcept {

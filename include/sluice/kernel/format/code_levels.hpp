@@ -100,11 +100,11 @@ struct e4m3_levels {
     const kernel::quads top = codes << (24 - 8 * j);
     const kernel::quads magnitude = (top & kernel::quads(0x7F000000U)) >> 4;
     // A fraction f without exponent counts 2^-9: 2^-6 (1 + f / 8) - 2^-6.
-    const kernel::simd<float> small =
+    const kernel::simd<float> without_exponent =
         kernel::cast_bits<float>(magnitude + kernel::quads(121U << 23)) - kernel::simd<float>(0x1p-6F);
     const kernel::quads normal = magnitude + kernel::quads(120U << 23);
-    const kernel::quads number =
-        kernel::select_lanes(magnitude < kernel::quads(1U << 23), kernel::cast_bits<std::uint32_t>(small), normal);
+    const kernel::quads number = kernel::select_lanes(magnitude < kernel::quads(1U << 23),
+                                                      kernel::cast_bits<std::uint32_t>(without_exponent), normal);
     const kernel::quads or_nan =
         kernel::select_lanes(magnitude == kernel::quads(0x07F00000U), kernel::quads(0x7FC00000U), number);
     return kernel::cast_bits<float>(or_nan | (top & kernel::quads(0x80000000U)));

@@ -62,7 +62,7 @@ struct element_codebooks {
     for (index_t m = 0; m < stages; ++m) {
       const float* const stage = entries.data() + at[as_size(m)];
       index_t best = 0;
-      float least = std::numeric_limits<float>::max();
+      float least = (std::numeric_limits<float>::max)();
       for (index_t k = 0; k < index_t{1} << bits[as_size(m)]; ++k) {
         float distance = 0;
         for (std::size_t j = 0; j < Width; ++j) {

@@ -57,7 +57,7 @@ private:
   /// What is chosen for at most 32 weights.
   struct choice {
     int scale = 0;
-    float error = std::numeric_limits<float>::max();
+    float error = (std::numeric_limits<float>::max)();
     std::array<index_t, 8> entry{};
     std::array<unsigned, 4> signs{};
     std::array<bool, 4> minus{};
@@ -117,7 +117,7 @@ private:
         std::array<float, 8> magnitude;
         unsigned signs = 0;
         for (index_t j = 0; j < 8; ++j) {
-          magnitude[as_size(j)] = std::abs(w[i + j]);
+          magnitude[as_size(j)] = (std::abs)(w[i + j]);
           if (bits_of(w[i + j]) < 0) signs |= 1U << j;
         }
         for (index_t k = 0; k < 8; k += length)
@@ -143,7 +143,7 @@ private:
 
   /// The squared error of the nearest entry.
   static float nearest(const float* w, float scale, float delta, index_t& entry) noexcept {
-    float least = std::numeric_limits<float>::max();
+    float least = (std::numeric_limits<float>::max)();
     for (index_t e = 0; e < Format::grid.entries; ++e) {
       float error = 0;
       for (index_t j = 0; j < length; ++j) {

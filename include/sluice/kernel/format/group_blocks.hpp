@@ -32,7 +32,7 @@ float group_zero(const Codes& c, index_t output, index_t input) noexcept {
 
 /// A whole number as a code, wrapped: what does not fit is found when values are compared.
 inline std::uint8_t wrapped_code(float whole) noexcept {
-  return std::abs(whole) <= 255 ? to_code(static_cast<int>(whole) & 255) : std::uint8_t(0);
+  return (std::abs)(whole) <= 255 ? to_code(static_cast<int>(whole) & 255) : std::uint8_t(0);
 }
 
 template <typename Format, typename Codes>

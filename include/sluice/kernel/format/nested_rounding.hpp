@@ -27,9 +27,9 @@ std::uint8_t nearest_level(float x) noexcept {
     return to_code(nearest_whole((std::clamp)(x, float(Levels::lowest), float(Levels::highest))) + Levels::zero);
   } else {
     std::uint8_t best = 0;
-    float least = std::abs(x - Levels::value(0));
+    float least = (std::abs)(x - Levels::value(0));
     for (std::uint8_t code = 1; code < 1 << Bits; ++code)
-      if (const float distance = std::abs(x - Levels::value(code)); distance < least) least = distance, best = code;
+      if (const float distance = (std::abs)(x - Levels::value(code)); distance < least) least = distance, best = code;
     return best;
   }
 }
@@ -40,12 +40,12 @@ float fitted_scale(const float* x, index_t count, float extreme_level) noexcept 
   constexpr int trials = 9;
   const float largest = block_magnitude(x, count);
   if (is_zero_block(largest)) return 0;
-  const float extreme = *std::find_if(x, x + count, [&](float v) { return std::abs(v) == largest; });
+  const float extreme = *std::find_if(x, x + count, [&](float v) { return (std::abs)(v) == largest; });
   float best = 0, gain = -1;
   for (const float sign : {1.0F, -1.0F})
     for (int t = -trials; t <= trials; ++t) {
       const float inverse =
-          sign * (std::abs(extreme_level) + 0.1F * float(t) * (std::abs(extreme_level) > 20 ? 4.0F : 1.0F)) / extreme;
+          sign * ((std::abs)(extreme_level) + 0.1F * float(t) * ((std::abs)(extreme_level) > 20 ? 4.0F : 1.0F)) / extreme;
       float sum_xq = 0, sum_qq = 0;
       for (index_t i = 0; i < count; ++i) {
         const float q = Levels::value(nearest_level<Levels, Bits>(x[i] * inverse));
@@ -115,7 +115,7 @@ struct scaled_rounding {
     for (index_t r = 0; r < Scales::runs; ++r)
       scales[as_size(r)] = detail::fitted_scale<Levels, Bits>(x + r * run, run, float(ExtremeLevel));
     const float extreme =
-        *std::max_element(scales.begin(), scales.end(), [](float p, float q) { return std::abs(p) < std::abs(q); });
+        *std::max_element(scales.begin(), scales.end(), [](float p, float q) { return (std::abs)(p) < (std::abs)(q); });
     const detail::outer_scale outer(-extreme / float(zero));
     b.scale = outer.value;
     for (index_t r = 0; r < Scales::runs; ++r) {
