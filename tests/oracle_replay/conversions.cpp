@@ -1,8 +1,9 @@
-// Mixtures made smaller: experts that stay, experts gathered into one.
+// Mixtures made smaller: experts that stay, experts merged in groups, experts gathered into one.
 #include "replays.hpp"
 
 #include <sluice/convert/gathered_expert.hpp>
 #include <sluice/convert/kept_experts.hpp>
+#include <sluice/convert/merged_experts.hpp>
 
 namespace oracle {
 
@@ -65,10 +66,54 @@ void replay_ones(oracle_case<Scalar>& c) {
   c.check_integers("topk.units", units);
 }
 
+template <typename Scalar>
+void replay_m_smoe(oracle_case<Scalar>& c) {
+  const auto layers = c.template setting<index_t>("layers"), count = c.template setting<index_t>("E");
+  const bool align = c.template setting<bool>("permute");
+  const matrix<double> usage = c.rows("usage").template cast<double>();
+  const matrix<Scalar> logits = c.rows("router_logits"), first = c.rows("experts.wi"), last = c.rows("experts.wo");
+  const index_t tokens = logits.rows() / layers, hidden = first.rows() / (layers * count),
+                width = last.rows() / (layers * count);
+  const auto counts = group_counts(usage, c.template setting<index_t>("average_groups"));
+  c.check_integers("groups_per_layer", counts);
+  std::vector<index_t> labels, slots, permutation;
+  matrix<Scalar> similar(layers * count, count), wi(first.rows(), first.cols()), wo(last.rows(), last.cols());
+  for (index_t l = 0; l < layers; ++l) {
+    const matrix<double> similarity = logit_similarity<Scalar>(logits.middleRows(l * tokens, tokens));
+    similar.middleRows(l * count, count) = similarity.cast<Scalar>();
+    const std::span<const double> used(usage.data() + l * count, as_size(count));
+    const auto groups = expert_groups(used, similarity, counts[as_size(l)]);
+    std::vector<expert_matrices<Scalar>> experts;
+    for (index_t e = l * count; e < (l + 1) * count; ++e)
+      experts.push_back({first.middleRows(e * hidden, hidden), last.middleRows(e * width, width)});
+    const merged_layer<Scalar> merged = merge_groups<Scalar>(experts, groups, used, align);
+    labels.insert(labels.end(), groups.begin(), groups.end());
+    slots.insert(slots.end(), merged.slot.begin(), merged.slot.end());
+    for (index_t e = 0; e < count; ++e) {
+      const auto& pi = merged.alignment[as_size(e)];
+      permutation.insert(permutation.end(), pi.begin(), pi.end());
+      // The source takes the mean of a group of one too, whose divisor is 1e-7 too large.
+      const bool alone = std::count(groups.begin(), groups.end(), groups[as_size(e)]) == 1;
+      const expert_matrices<Scalar> now =
+          alone ? merged_experts<Scalar>(std::span(experts).subspan(as_size(e), 1), used.subspan(as_size(e), 1))
+                : merged.experts[as_size(e)];
+      wi.middleRows((l * count + e) * hidden, hidden) = now.first;
+      wo.middleRows((l * count + e) * width, width) = now.last;
+    }
+  }
+  c.check("similarity", similar);
+  c.check_integers("labels", labels);
+  c.check_integers("storage_slot", slots);
+  c.check_integers("permutation", permutation);
+  c.check("merged.wi", wi);
+  c.check("merged.wo", wo);
+}
+
 }  // namespace
 
 std::vector<replayer> conversions() {
-  return {{"task_pruning", replay_task_pruning<float>, replay_task_pruning<double>},
+  return {{"m_smoe", replay_m_smoe<float>, replay_m_smoe<double>},
+          {"task_pruning", replay_task_pruning<float>, replay_task_pruning<double>},
           {"router_norm_pruning", replay_router_norm<float>, replay_router_norm<double>},
           {"ones_gather", replay_ones<float>, replay_ones<double>}};
 }
