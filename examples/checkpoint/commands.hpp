@@ -39,6 +39,12 @@ struct convert_options : model_options {
   std::uint64_t shard_bytes = 5'000'000'000;
   bool progress = false;
 };
+struct quantize_options : model_options {
+  std::string target, format = "int4";
+  std::int64_t group = 32;
+  int threads = 1;
+  bool progress = false;
+};
 struct compare_options {
   std::string a, b;
   double tolerance = -1;  // below 0: none, every difference is fine
@@ -53,6 +59,7 @@ void inspect(const inspect_options&);
 void run(const run_options&);
 void trace(const trace_options&);
 void convert(const convert_options&);
+void quantize(const quantize_options&);
 /// False if a difference exceeds the tolerance.
 bool compare(const compare_options&);
 void make(const make_options&);

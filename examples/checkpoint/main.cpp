@@ -79,6 +79,18 @@ int run_program(int argc, char** argv) {
                                     "most bytes of tensors in one file (default 5000000000)");
   convert_c->add_flag("--progress", convert_o.progress, "a bar on stderr, also where that is no terminal");
 
+  quantize_options quantize_o;
+  auto* const quantize_c = app.add_subcommand(
+      "quantize", "Rounds the experts' weights to 4 or 8 bits and writes the model in the layout of compressed-tensors");
+  add_model_options(*quantize_c, quantize_o);
+  quantize_c->add_option("target", quantize_o.target, "a folder")->required();
+  quantize_c->add_option("--format", quantize_o.format, "int4 or int8, with a scale a group (default int4)");
+  shared::add_number<std::int64_t>(*quantize_c, "--group", quantize_o.group, 1, 1 << 24,
+                                   "inputs that share a scale (default 32)");
+  shared::add_number<int>(*quantize_c, "--threads", quantize_o.threads, 1, 1024,
+                          "threads (default 1); results do not depend on it");
+  quantize_c->add_flag("--progress", quantize_o.progress, "a bar on stderr, also where that is no terminal");
+
   compare_options compare_o;
   auto* const compare_c = app.add_subcommand("compare", "The largest and mean difference of two output files");
   compare_c->add_option("a", compare_o.a, "a safetensors file")->required();
@@ -112,6 +124,7 @@ int run_program(int argc, char** argv) {
   if (*run_c) run(run_o);
   if (*trace_c) trace(trace_o);
   if (*convert_c) convert(convert_o);
+  if (*quantize_c) quantize(quantize_o);
   if (*make_c) make(make_o);
   const bool close_enough = !*compare_c || compare(compare_o);
   std::cout.flush();

@@ -189,6 +189,40 @@ TEST_CASE("checkpoint: strict about the layers it runs, and what it rounds, keep
   CHECK_FALSE(std::filesystem::exists(folder.file("x/model.safetensors")));
 }
 
+TEST_CASE("checkpoint: quantize rounds experts' weights, and what it writes is read by the other commands", "[checkpoint]") {
+  const temporary_folder folder("quantize");
+  const std::string model = quoted(folder.file("model")), y = folder.file("y"), z = folder.file("z");
+  REQUIRE(run_tool(folder, "make " + model + " --family qwen2_moe --experts 4 --layers 2").code == 0);
+  REQUIRE(run_tool(folder, "run " + model + " --tokens 20 --output " + quoted(y)).code == 0);
+  // Rounding to b bits in steps of 2 m / (2^b - 1), m the largest of 32 normal numbers, about 2.1 of their deviations: an error of
+  // a step / sqrt(12), which is 0.08 of the deviation in 4 bits and 0.0048 in 8.
+  for (const auto& [format, bits, least, most] : {std::tuple{"int4", "4.50", 0.06, 0.11}, {"int8", "8.50", 0.003, 0.007}}) {
+    const std::string target = quoted(folder.file(format));
+    const outcome done = run_tool(folder, "quantize " + model + ' ' + target + " --format " + format + " --threads 2");
+    REQUIRE(done.code == 0);
+    const std::string row = done.out.substr(done.out.find("\nall"));
+    std::istringstream words(row);
+    std::string all, name, bits_a_weight;
+    double error = 0;
+    words >> all >> name >> bits_a_weight >> error;
+    CHECK(name == format);
+    CHECK(bits_a_weight == bits);
+    CHECK(error > least);
+    CHECK(error < most);
+    CHECK(holds(done.out, "layers.1 expert 3"));
+    CHECK(run_tool(folder, "inspect " + target).code == 0);
+    CHECK(run_tool(folder, "run " + target + " --tokens 20 --output " + quoted(z)).code == 0);
+    CHECK(run_tool(folder, "compare --tolerance 0 " + quoted(y) + ' ' + quoted(z)).code == 1);
+    CHECK(run_tool(folder, "compare --tolerance 1 " + quoted(y) + ' ' + quoted(z)).code == 0);
+    CHECK(is_complaint(run_tool(folder, "quantize " + target + ' ' + quoted(folder.file("twice"))), 3, "quantised already"));
+  }
+  CHECK(is_complaint(run_tool(folder, "quantize " + model + ' ' + quoted(folder.file("no")) + " --format int3"), 2, "int4 or int8"));
+  const std::string stacked = quoted(folder.file("stacked"));
+  REQUIRE(run_tool(folder, "convert " + model + ' ' + stacked + " --layout stacked").code == 0);
+  CHECK(is_complaint(run_tool(folder, "quantize " + stacked + ' ' + quoted(folder.file("no"))), 3, "convert --layout per-expert first"));
+  CHECK(!std::filesystem::exists(folder.file("no")));
+}
+
 TEST_CASE("checkpoint: the commands of the README, word by word", "[checkpoint]") {
   const temporary_folder folder("readme");
   std::istringstream readme(contents(CHECKPOINT_README));
