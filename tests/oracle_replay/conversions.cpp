@@ -1,8 +1,9 @@
-// Mixtures made smaller: experts that stay, experts merged in groups, experts gathered into one.
+// Mixtures made smaller: experts that stay, experts merged in groups or gathered into one, matrices split and pruned.
 #include "replays.hpp"
 
 #include <sluice/convert/gathered_expert.hpp>
 #include <sluice/convert/kept_experts.hpp>
+#include <sluice/convert/low_rank_sparse.hpp>
 #include <sluice/convert/merged_experts.hpp>
 
 namespace oracle {
@@ -109,10 +110,49 @@ void replay_m_smoe(oracle_case<Scalar>& c) {
   c.check("merged.wo", wo);
 }
 
+template <typename Scalar>
+void replay_losparse(oracle_case<Scalar>& c) {
+  const auto size = [&](const char* name) { return c.template setting<index_t>(name); };
+  const matrix<Scalar> w = c.rows("w");
+  if (rank_for(w.rows(), w.cols(), c.template setting<double>("parameter_ratio")) != size("rank"))
+    c.fail("the rank differs");
+  low_rank_sparse<Scalar> a = split_low_rank<Scalar>(w, size("rank"));
+  c.check("low_rank", a.low_rank());
+  c.check("sparse", a.sparse);
+  a.sparse = a.sparse.template cast<float>().template cast<Scalar>();  // as the source's pruner had it
+  matrix<Scalar> b = c.rows("sparse_b");
+  row_pruning<Scalar> pruning({.keep = c.template setting<double>("final_keep"),
+                               .decay = c.template setting<double>("beta1"),
+                               .total = size("total_step"),
+                               .initial = size("initial_warmup") * size("warmup_steps"),
+                               .final = size("final_warmup") * size("warmup_steps")});
+  const matrix<Scalar> grad_a = c.rows("grad_a"), grad_b = c.rows("grad_b");
+  std::vector<Scalar> ratios, importance;
+  std::vector<index_t> alive;
+  for (index_t step = 0; step < size("steps"); ++step) {
+    const matrix<Scalar> da = grad_a.middleRows(step * a.sparse.rows(), a.sparse.rows()),
+                         db = grad_b.middleRows(step * b.rows(), b.rows());
+    ratios.push_back(static_cast<Scalar>(pruning.share_at(step)));
+    pruning.step({&a.sparse, &b}, {&da, &db});
+    for (const std::size_t m : {std::size_t{0}, std::size_t{1}}) {
+      for (const double score : pruning.scores(m)) importance.push_back(static_cast<Scalar>(score));
+      const matrix<Scalar>& s = m == 0 ? a.sparse : b;
+      for (index_t r = 0; r < s.rows(); ++r) alive.push_back(s.row(r).isZero(0) ? 0 : 1);
+    }
+  }
+  c.check("keep_ratio", ratios);
+  c.check("row_importance", importance);
+  c.check_integers("row_alive", alive);
+  c.check("final_sparse_a", a.sparse);
+  c.check("final_sparse_b", b);
+  c.check("y", matrix<Scalar>(c.rows("x") * a.to_matrix().transpose()));
+}
+
 }  // namespace
 
 std::vector<replayer> conversions() {
-  return {{"m_smoe", replay_m_smoe<float>, replay_m_smoe<double>},
+  return {{"mc_smoe_losparse", replay_losparse<float>, replay_losparse<double>},
+          {"m_smoe", replay_m_smoe<float>, replay_m_smoe<double>},
           {"task_pruning", replay_task_pruning<float>, replay_task_pruning<double>},
           {"router_norm_pruning", replay_router_norm<float>, replay_router_norm<double>},
           {"ones_gather", replay_ones<float>, replay_ones<double>}};
