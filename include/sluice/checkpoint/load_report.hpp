@@ -21,7 +21,7 @@ namespace sluice::inline SLUICE_ISA {
 
 /// What a load did besides copying.
 struct layer_load_report {
-  conversion_report values = {};          ///< of numbers that the layer keeps in a narrower type
+  conversion_report values = {};          ///< of numbers that the layer keeps in a narrower type or in codes
   std::vector<std::string> ignored = {};  ///< tensors of the block that were left over: counters, and what options name
 };
 

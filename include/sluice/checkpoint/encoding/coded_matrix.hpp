@@ -49,7 +49,7 @@ public:
     }
   }
 
-  // ---- what rows are made of: names as grouped_codes has them ------------------------------------------------------------
+  // ---- what rows are made of ---------------------------------------------------------------------------------------
 
   virtual std::uint8_t code(index_t row, index_t input) const noexcept = 0;
   virtual float scale(index_t row, index_t group) const noexcept = 0;  ///< besides that of the tensor
