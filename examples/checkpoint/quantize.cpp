@@ -1,5 +1,5 @@
-// Experts' weights as whole numbers with a scale a group, each weight rounded on its own, in the layout of compressed-tensors:
-// what other programs read, and run and compare here.
+// Experts' weights as whole numbers with a scale a group, each weight rounded on its own, in the layout of
+// compressed-tensors: what other programs read, and run and compare here.
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
@@ -108,15 +108,18 @@ std::string config_of(const sluice::checkpoint_model& model, int bits, std::int6
   const auto* const text = reinterpret_cast<const char*>(file.bytes().data());
   auto config = nlohmann::ordered_json::parse(text, text + file.bytes().size(), nullptr, false);
   if (!config.is_object()) throw sluice::file_error(path.string(), "is no strict JSON");
-  config["quantization_config"] = {
-      {"quant_method", "compressed-tensors"},
-      {"format", "pack-quantized"},
-      {"quantization_status", "compressed"},
-      {"config_groups",
-       {{"group_0",
-         {{"targets", {"re:.*\\.experts\\.[0-9]+\\..*"}},
-          {"weights",
-           {{"num_bits", bits}, {"type", "int"}, {"symmetric", true}, {"strategy", "group"}, {"group_size", group}}}}}}}};
+  config["quantization_config"] = {{"quant_method", "compressed-tensors"},
+                                   {"format", "pack-quantized"},
+                                   {"quantization_status", "compressed"},
+                                   {"config_groups",
+                                    {{"group_0",
+                                      {{"targets", {"re:.*\\.experts\\.[0-9]+\\..*"}},
+                                       {"weights",
+                                        {{"num_bits", bits},
+                                         {"type", "int"},
+                                         {"symmetric", true},
+                                         {"strategy", "group"},
+                                         {"group_size", group}}}}}}}};
   return config.dump(2) + '\n';
 }
 
@@ -137,7 +140,8 @@ void quantize(const quantize_options& o) {
   for (const sluice::located_tensor& tensor : model.files().tensors()) left[tensor.info.name] = &tensor.info;
   expert_sums all{"all"};
   const auto blocks = model.blocks();
-  const sluice::index_t experts = model.config().experts, inputs = model.config().inputs, hidden = model.config().hidden;
+  const sluice::index_t experts = model.config().experts, inputs = model.config().inputs,
+                        hidden = model.config().hidden;
   for (std::size_t b = 0; b < blocks.size(); ++b) {
     const sluice::tensor_names names = model.names(blocks[b]);
     for (sluice::index_t e = 0; e < experts; ++e) {
@@ -154,9 +158,11 @@ void quantize(const quantize_options& o) {
           throw sluice::file_error(model.name(), tensor->name, why);
         sluice::safetensors_reader::copy<float>(*tensor, numbers);
         const auto codes = sluice::round_to_nearest(
-            w, {.bits = bits, .group = o.group, .range = sluice::code_range::full, .scales = sluice::scale_type::bfloat16},
+            w,
+            {.bits = bits, .group = o.group, .range = sluice::code_range::full, .scales = sluice::scale_type::bfloat16},
             threads);
-        matrices.push_back(packed(tensor->name.substr(0, tensor->name.size() - std::string_view(".weight").size()), codes));
+        matrices.push_back(
+            packed(tensor->name.substr(0, tensor->name.size() - std::string_view(".weight").size()), codes));
         sums.add(w, codes, matrices.back());
         all.add(w, codes, matrices.back());
       }
@@ -175,7 +181,8 @@ void quantize(const quantize_options& o) {
   write_text(std::filesystem::path(o.target) / "config.json", config);
 
   print_aligned(std::cout, rows);
-  std::cout << '\n' << o.target << ": " << matrices.size() << " matrices in groups of " << o.group
+  std::cout << '\n'
+            << o.target << ": " << matrices.size() << " matrices in groups of " << o.group
             << ", rounded to nearest; everything else as it was\n";
 }
 

@@ -1,4 +1,5 @@
-// Experts whose matrices differ in storage, chosen at run time: every combination equals its maps one by one, bit for bit.
+// Experts whose matrices differ in storage, chosen at run time: every combination equals its maps one by one, bit for
+// bit.
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
@@ -27,10 +28,14 @@ constexpr index_t mixed_width = 45, mixed_hidden = 70, mixed_experts = 9;
 
 mixed mixed_choice(index_t number) {
   switch (number % 4) {
-    case 0: return full_precision<float>();
-    case 1: return bfloat16_storage();
-    case 2: return int8_blocks();
-    default: return int4_blocks();
+    case 0:
+      return full_precision<float>();
+    case 1:
+      return bfloat16_storage();
+    case 2:
+      return int8_blocks();
+    default:
+      return int4_blocks();
   }
 }
 /// Nine experts: gate and up alike, both numbers, both 8 bits, one of each; last maps of all kinds.
@@ -80,8 +85,8 @@ matrix<float> mixed_by_maps(mixed_swiglu& expert, const matrix<float>& x) {
   return mixed_product(expert.last_map(), h);
 }
 
-matrix<float> mixed_forward(const expert_bank<mixed_swiglu>& bank, const matrix<float>& x, const std::vector<index_t>& offsets,
-                            const executor_ref& executor = {}) {
+matrix<float> mixed_forward(const expert_bank<mixed_swiglu>& bank, const matrix<float>& x,
+                            const std::vector<index_t>& offsets, const executor_ref& executor = {}) {
   matrix<float> y(x.rows(), bank.outputs());
   expert_bank<mixed_swiglu>::tape tape;
   bank.forward(x, offsets, y, tape, executor);
@@ -117,10 +122,13 @@ TEST_CASE("mixed storages: a bank's experts equal their maps one by one, bit for
 
 TEST_CASE("mixed storages: gradients pass all of them; what is in full precision learns", "[expert][storage]") {
   // No activations of 8 bits: everything is as in the same experts widened to floats.
-  const auto exact = [](index_t expert, int matrix) { return mixed_choice(std::array<index_t, 4>{0, 1, 3, 0}[as_size(expert + matrix) % 4]); };
+  const auto exact = [](index_t expert, int matrix) {
+    return mixed_choice(std::array<index_t, 4>{0, 1, 3, 0}[as_size(expert + matrix) % 4]);
+  };
   auto bank = mixed_origin().stored_as<mixed>(exact);
   auto widened = bank.stored_as<full_precision<float>>();
-  const matrix<float> x = test::random_matrix<float>(50, mixed_width, 1), dy = test::random_matrix<float>(50, mixed_width, 2);
+  const matrix<float> x = test::random_matrix<float>(50, mixed_width, 1),
+                      dy = test::random_matrix<float>(50, mixed_width, 2);
   const std::vector<index_t> offsets{0, 9, 9, 20, 30, 31, 40, 44, 49, 50};
   const auto step = [&](auto& some) {
     typename std::remove_cvref_t<decltype(some)>::tape tape;
@@ -150,9 +158,11 @@ TEST_CASE("mixed storages: gradients pass all of them; what is in full precision
   CHECK(!test::same_bits(bank.expert(0).gate().to_matrix(), before));
 }
 
-TEST_CASE("mixed storages: where gate and up read x differently each has the gradient of its own", "[expert][storage]") {
+TEST_CASE("mixed storages: where gate and up read x differently each has the gradient of its own",
+          "[expert][storage]") {
   auto bank = mixed_origin(false).stored_as<mixed>(mixed_choice_of);
-  const matrix<float> x = test::random_matrix<float>(40, mixed_width, 1), dy = test::random_matrix<float>(40, mixed_width, 2);
+  const matrix<float> x = test::random_matrix<float>(40, mixed_width, 1),
+                      dy = test::random_matrix<float>(40, mixed_width, 2);
   const std::vector<index_t> offsets{0, 0, 0, 20, 40, 40, 40, 40, 40, 40};
   matrix<float> y(40, mixed_width), dx(40, mixed_width);
   expert_bank<mixed_swiglu>::tape tape;
@@ -180,7 +190,8 @@ TEST_CASE("mixed storages: where gate and up read x differently each has the gra
 
 TEST_CASE("mixed storages: every promise of a layer", "[expert][storage]") {
   expert_bank<ffn<float>> floats{4, index_t(12), index_t(37)};
-  moe_layer<top_k_router<float>, expert_bank<ffn<float>>> origin{top_k_router<float>{12, 4, {.top_k = 2}}, std::move(floats)};
+  moe_layer<top_k_router<float>, expert_bank<ffn<float>>> origin{top_k_router<float>{12, 4, {.top_k = 2}},
+                                                                 std::move(floats)};
   initialize(origin, 2);
   const auto layer = origin.stored_as<mixed>([](index_t e, int m) { return mixed_choice(e + 2 * m); });
   const auto report = check_layer(layer);
@@ -194,7 +205,9 @@ TEST_CASE("mixed storages: once warm, no routing needs more memory", "[expert][s
   matrix<float> y(30, mixed_width);
   expert_bank<mixed_swiglu>::tape tape;
   bank.prepare(tape, 30, false);
-  const auto memory = [&] { return std::array{tape.x[0].bytes(), tape.x[1].bytes(), tape.h.bytes(), tape.h_rows.capacity()}; };
+  const auto memory = [&] {
+    return std::array{tape.x[0].bytes(), tape.x[1].bytes(), tape.h.bytes(), tape.h_rows.capacity()};
+  };
   const auto before = memory();
   CHECK(tape.x[0].bytes() + tape.x[1].bytes() + tape.h.bytes() + index_t(sizeof(float)) * tape.h_rows.capacity() <=
         bank.workspace_bytes(30, false));
@@ -214,7 +227,8 @@ TEST_CASE("mixed storages: what a map says and refuses", "[expert][storage]") {
   CHECK_THROWS_WITH(map.stored_as<mixed>(bfloat16_storage()), Catch::Contains("nobody has set"));
   map.weight().assign(test::random_matrix<float>(20, 33, 1));
   const auto rounded = map.stored_as<mixed>(bfloat16_storage());
-  CHECK(test::same_bits(rounded.to_matrix(), map.get_if<int4_blocks>()->stored_as<bfloat16_storage>().weight().to_matrix()));
+  CHECK(test::same_bits(rounded.to_matrix(),
+                        map.get_if<int4_blocks>()->stored_as<bfloat16_storage>().weight().to_matrix()));
   CHECK_THROWS_WITH((map = linear_map<int8_blocks>(20, 32)), "sluice: a map [20, 33] cannot become one [20, 32]");
   map = linear_map<int8_blocks>(20, 33);
   CHECK(map.format().number() == 2);
@@ -224,5 +238,6 @@ TEST_CASE("mixed storages: what a map says and refuses", "[expert][storage]") {
   CHECK(small.bank<0>().expert(8).last_map().format().number() == 2);
   CHECK(small.bank<1>().expert(0).last_map().format().number() == 3);
   // Without a choice the first of the list, which changes nothing.
-  CHECK(test::same_bits(mixed_origin().stored_as<mixed>().expert(1).gate().to_matrix(), mixed_origin().expert(1).gate().to_matrix()));
+  CHECK(test::same_bits(mixed_origin().stored_as<mixed>().expert(1).gate().to_matrix(),
+                        mixed_origin().expert(1).gate().to_matrix()));
 }

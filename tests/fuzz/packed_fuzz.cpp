@@ -1,5 +1,6 @@
-// Any bytes are either refused with a file_error, and then nothing has changed, or they are weights that can be multiplied with,
-// saved and loaded again unchanged. Panels are read where the fuzzer has put them, so AddressSanitizer sees every step beyond.
+// Any bytes are either refused with a file_error, and then nothing has changed, or they are weights that can be
+// multiplied with, saved and loaded again unchanged. Panels are read where the fuzzer has put them, so
+// AddressSanitizer sees every step beyond.
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/io/packed_file.hpp>

@@ -24,7 +24,8 @@ packed_layer fresh_layer() {
                       expert_bank<swiglu<float, packed_choice>>{3, index_t(40), index_t(50), {.bias = true}});
 }
 packed_layer filled_layer() {
-  moe_layer layer{top_k_router<float>{40, 3, {.top_k = 2}}, expert_bank<swiglu<float>>{3, index_t(40), index_t(50), {.bias = true}}};
+  moe_layer layer{top_k_router<float>{40, 3, {.top_k = 2}},
+                  expert_bank<swiglu<float>>{3, index_t(40), index_t(50), {.bias = true}}};
   initialize(layer, 4);
   return layer.stored_as<packed_choice>([](index_t e, int m) -> packed_choice {
     if (e == 0) return int4_blocks();
@@ -103,6 +104,16 @@ TEST_CASE("packed files: matrices of one storage, and plain files", "[io]") {
   CHECK(std::ranges::equal(moved.weight().value(), map.weight().value()));
   moved.weight().make_room();  // as it was, and no longer the file's
   CHECK(std::ranges::equal(moved.weight().value(), map.weight().value()));
+  // Where a number of two bytes stands before them, panels lie at an odd place and are copied.
+  const std::vector<std::byte> two(2);
+  safetensors_writer shifted;
+  shifted.add("v", {1}, data_type::bf16, two);
+  add_packed(shifted, map, "w");
+  const auto shifted_bytes = shifted.to_bytes();
+  linear_map<int4_blocks> copied(20, 33);
+  load_packed(copied, opened(shifted_bytes), {.prefix = "w", .ignored = {"v"}});
+  CHECK(std::ranges::equal(copied.weight().value(), map.weight().value()));
+  CHECK(reinterpret_cast<std::uintptr_t>(copied.weight().data()) % 64 == 0);
   CHECK_THROWS_WITH(add_packed(packed, linear_map<int4_blocks>(3, 3), "v"), Catch::Contains("nobody has set"));
 }
 
@@ -116,14 +127,20 @@ TEST_CASE("packed files: other lanes, formats and sizes are refused with a sente
     return packed_refusal(file);
   };
   CHECK(refusal("int4_blocks.L" + packed_lanes, panels).empty());
-  CHECK_THAT(refusal("int4_blocks.L64", panels), Catch::Contains("another instruction set") && Catch::Contains("L" + packed_lanes));
+  CHECK_THAT(refusal("int4_blocks.L64", panels),
+             Catch::Contains("another instruction set") && Catch::Contains("L" + packed_lanes));
   CHECK_THAT(refusal("int4_blocks.L", panels), Catch::Contains("another instruction set"));
   CHECK_THAT(refusal("int3_blocks.L" + packed_lanes, panels),
              Catch::Contains("is int3_blocks.L" + packed_lanes + ", the model reads plain numbers, int8_blocks.L"));
-  CHECK_THAT(refusal("int4_blocks.L" + packed_lanes, panels.first(panels.size() - 1)), Catch::Contains("panels of [20, 33] take"));
+  CHECK_THAT(refusal("int4_blocks.L" + packed_lanes, panels.first(panels.size() - 1)),
+             Catch::Contains("panels of [20, 33] take"));
   CHECK_THAT(refusal("int8_blocks.L" + packed_lanes, panels), Catch::Contains("panels of [20, 33] take"));
   safetensors_writer file;
-  file.add({.name = "w", .dtype = data_type::other, .shape = {20, 32}, .bytes = panels, .other_type = "int4_blocks.L" + packed_lanes});
+  file.add({.name = "w",
+            .dtype = data_type::other,
+            .shape = {20, 32},
+            .bytes = panels,
+            .other_type = "int4_blocks.L" + packed_lanes});
   CHECK_THAT(packed_refusal(file), Catch::Contains("shape is [20, 32], the model needs [20, 33]"));
   CHECK_THAT(packed_refusal(safetensors_writer()), Catch::Contains("missing"));
 }

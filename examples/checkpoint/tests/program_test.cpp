@@ -194,8 +194,8 @@ TEST_CASE("checkpoint: quantize rounds experts' weights, and what it writes is r
   const std::string model = quoted(folder.file("model")), y = folder.file("y"), z = folder.file("z");
   REQUIRE(run_tool(folder, "make " + model + " --family qwen2_moe --experts 4 --layers 2").code == 0);
   REQUIRE(run_tool(folder, "run " + model + " --tokens 20 --output " + quoted(y)).code == 0);
-  // Rounding to b bits in steps of 2 m / (2^b - 1), m the largest of 32 normal numbers, about 2.1 of their deviations: an error of
-  // a step / sqrt(12), which is 0.08 of the deviation in 4 bits and 0.0048 in 8.
+  // Rounding to b bits in steps of 2 m / (2^b - 1), m the largest of 32 normal numbers, about 2.1 of their
+  // deviations: an error of a step / sqrt(12), which is 0.08 of the deviation in 4 bits and 0.0048 in 8.
   for (const auto& [format, bits, least, most] : {std::tuple{"int4", "4.50", 0.06, 0.11}, {"int8", "8.50", 0.003, 0.007}}) {
     const std::string target = quoted(folder.file(format));
     const outcome done = run_tool(folder, "quantize " + model + ' ' + target + " --format " + format + " --threads 2");

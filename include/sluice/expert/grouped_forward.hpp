@@ -12,9 +12,10 @@
 /// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens
 /// to its outputs, which wait until all are there and are then added up in the same order: equal bits.
 ///
-/// Where storages are chosen at run time, a task asks once which it has (visit_map): packing, first maps and the last one
-/// are compiled once a storage each, never for a first one together with a last one. First maps of one storage meet in
-/// one tile; else, or where a storage has a state a map, each runs alone and the sums of the first wait in the place of h.
+/// Where storages are chosen at run time, a task asks once which it has (visit_map): packing, first maps and the last
+/// one are compiled once a storage each, never for a first one together with a last one. First maps of one storage
+/// meet in one tile; else, or where a storage has a state a map, each runs alone and the sums of the first wait in
+/// the place of h.
 ///
 /// An expert takes this road if it is MadeOfLinearMaps; see expert/gated_ffn.hpp for one that is.
 #pragma once
@@ -117,8 +118,8 @@ private:
     m_.is_spent = false;
   }
 
-  /// multiply_panels with the weights of one map. Where there are several storages it is compiled once for each of them,
-  /// whatever it is called with.
+  /// multiply_panels with the weights of one map. Where there are several storages it is compiled once for each of
+  /// them, whatever it is called with.
   template <typename Storage, typename PanelsOf, typename Take>
   static void multiply(const Storage& storage, const kernel::packed_rows<Storage>& x, const kernel::row_blocks& rows,
                        index_t begin, index_t end, const PanelsOf& panels_of, const Take& take) {

@@ -1,19 +1,19 @@
-/// save_packed and load_packed: a model whose weights in codes lie in the file as they lie in memory, so that loading is
-/// mapping.
+/// save_packed and load_packed: a model whose weights in codes lie in the file as they lie in memory, so that loading
+/// is mapping.
 ///
 ///   sluice::save_packed(layer, "layer.packed");
-///   sluice::load_packed(layer, "layer.packed");        // milliseconds, whatever its size; pages are read when they are used
+///   sluice::load_packed(layer, "layer.packed");     // milliseconds, whatever its size; pages are read when used
 ///
-/// It is a safetensors file. Weights in codes are tensors of a type of their own, "int4_blocks.L16": the storage's name and
-/// the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that shape take. Everything else is as
-/// save writes it. Panels are not copied: the matrices read the mapping, which processes share, and keep it alive; who
-/// writes to one gets memory of its own. Where a map chooses its storage at run time (mixed_storage) the file decides, if
-/// the storage is in the list. A model is quickest to make if the first of its list is a storage of codes: that takes no
-/// memory before it is set.
+/// It is a safetensors file. Weights in codes are tensors of a type of their own, "int4_blocks.L16": the storage's
+/// name and the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that shape take.
+/// Everything else is as save writes it. Panels are not copied: the matrices read the mapping, which processes share,
+/// and keep it alive; who writes to one gets memory of its own. Where a map chooses its storage at run time
+/// (mixed_storage) the file decides, if the storage is in the list. A model is quickest to make if the first of its
+/// list is a storage of codes: that takes no memory before it is set.
 ///
-/// Loading is as strict as load is, and reads the same plain tensors (rounded where the storage rounds). Panels for another
-/// number of lanes, of another instruction set that is, are refused, as are formats that the model does not know; any bytes
-/// are numbers, so that panels themselves need no check. A storage that has a state is not written.
+/// Loading is as strict as load is, and reads the same plain tensors (rounded where the storage rounds). Panels for
+/// another number of lanes, of another instruction set that is, are refused, as are formats that the model does not
+/// know; any bytes are numbers, so that panels themselves need no check. A storage that has a state is not written.
 #pragma once
 
 #include <sluice/io/model_file.hpp>
@@ -21,6 +21,7 @@
 #include <sluice/kernel/format/formats.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -28,8 +29,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// What a storage is called in packed files: specialise it for one of your own. The layout of its panels is part of what
-/// the name means.
+/// What a storage is called in packed files: specialise it for one of your own. The layout of its panels is part of
+/// what the name means.
 template <typename Storage>
 inline constexpr const char* storage_name = nullptr;
 
@@ -110,14 +111,21 @@ struct pending_panels {
   void (*run)(const pending_panels&, const std::shared_ptr<const void>& file);
 };
 
+/// The matrix reads panels of the file; a copy, where a file of other origin has them where scales could not be read.
+template <typename Storage>
+void take_panels(encoded_matrix<Storage>& w, const pending_panels& p, const std::shared_ptr<const void>& file) {
+  w.borrow(p.panels, file);
+  if (reinterpret_cast<std::uintptr_t>(p.panels) % alignof(float) != 0) w.make_room();
+}
+
 /// Panels of the file for a matrix of this storage; null, with the reason, if they are not.
 template <typename Storage>
 const std::byte* panels_of(const tensor_info& tensor, index_t outputs, index_t inputs, std::string& reason) {
   constexpr index_t lanes = kernel::simd_width<typename Storage::scalar>;
   const index_t bytes = checked_product((outputs + lanes - 1) / lanes, panel_bytes<Storage>(inputs));
   if (tensor.bytes.size() != as_size(bytes)) {
-    reason = "holds " + std::to_string(tensor.bytes.size()) + " bytes, panels of " + shape_text(tensor.shape) + " take " +
-             std::to_string(bytes);
+    reason = "holds " + std::to_string(tensor.bytes.size()) + " bytes, panels of " + shape_text(tensor.shape) +
+             " take " + std::to_string(bytes);
     return nullptr;
   }
   return tensor.bytes.data();
@@ -148,7 +156,7 @@ public:
     if constexpr (can_be_packed<Storage>())
       if (tensor->other_type == packed_type<Storage>())
         return borrow<Storage>(name, *tensor, w.rows(), w.cols(), &w, [](const pending_panels& p, const auto& file) {
-          static_cast<encoded_matrix<Storage>*>(p.to)->borrow(p.panels, file);
+          take_panels(*static_cast<encoded_matrix<Storage>*>(p.to), p, file);
         });
     std::vector<std::string> known;
     if constexpr (can_be_packed<Storage>()) known.push_back(packed_type<Storage>());
@@ -188,7 +196,8 @@ private:
       all_.refuse(name, reason);
   }
   template <typename Storage, typename Map>
-  void take(const std::string& name, const tensor_info& tensor, Map& map, std::vector<std::string>& known, bool& is_taken) {
+  void take(const std::string& name, const tensor_info& tensor, Map& map, std::vector<std::string>& known,
+            bool& is_taken) {
     if constexpr (requires { typename Storage::element; }) {
       if (is_taken || tensor.dtype != file_type_of<typename Storage::element>()) return;
       is_taken = true;
@@ -204,7 +213,7 @@ private:
       borrow<Storage>(name, tensor, map.outputs(), map.inputs(), &map, [](const pending_panels& p, const auto& file) {
         auto& chosen = *static_cast<Map*>(p.to);
         linear_map<Storage> fresh(chosen.outputs(), chosen.inputs());
-        fresh.weight().borrow(p.panels, file);
+        take_panels(fresh.weight(), p, file);
         chosen = std::move(fresh);
       });
     }
@@ -226,11 +235,12 @@ void add_packed(safetensors_writer& file, const Model& model, const std::string&
         using parameter_type = std::remove_cvref_t<decltype(p)>;
         if constexpr (detail::is_encoded<parameter_type>) {
           if (p.size() > 0 && p.data() == nullptr) throw_invalid("nobody has set the parameter \"", name, "\"");
-          file.add(tensor_info{.name = name,
-                               .dtype = data_type::other,
-                               .shape = {p.shape().begin(), p.shape().end()},
-                               .bytes = p.value(),
-                               .other_type = detail::packed_type<typename detail::storage_of_matrix<parameter_type>::type>()});
+          file.add(tensor_info{
+              .name = name,
+              .dtype = data_type::other,
+              .shape = {p.shape().begin(), p.shape().end()},
+              .bytes = p.value(),
+              .other_type = detail::packed_type<typename detail::storage_of_matrix<parameter_type>::type>()});
         } else {
           detail::add_parameter(file, name, p);
         }

@@ -8,9 +8,9 @@
 ///
 /// mixed_storage takes the place of a storage in ffn, gated_ffn and linear_expert; a value of it says which one, the
 /// first of the list unless told. A map holds the linear_map of that storage and nothing else, and visit(f) calls
-/// f(that map): once an expert and stage of a call, never in a loop over weights. Weights in full precision learn unless
-/// they are frozen; through all others gradients pass. Parameters are visited as what the map holds: initialisers,
-/// optimisers and files see those.
+/// f(that map): once an expert and stage of a call, never in a loop over weights. Weights in full precision learn
+/// unless they are frozen; through all others gradients pass. Parameters are visited as what the map holds:
+/// initialisers, optimisers and files see those.
 ///
 /// Assigning a linear_map of any storage of the list replaces what is held; its shape must be the same.
 #pragma once
@@ -64,7 +64,9 @@ public:
 
   linear_map() = default;
   linear_map(index_t outputs, index_t inputs, const storage& format = {})
-      : map_(format.visit([&](const auto& one) { return variant(linear_map<std::remove_cvref_t<decltype(one)>>(outputs, inputs, one)); })) {}
+      : map_(format.visit([&](const auto& one) {
+          return variant(linear_map<std::remove_cvref_t<decltype(one)>>(outputs, inputs, one));
+        })) {}
   template <WeightStorage Storage>
     requires(storage::template holds<Storage>)
   linear_map(linear_map<Storage> map) : map_(std::move(map)) {}
@@ -74,7 +76,8 @@ public:
     requires(storage::template holds<Storage>)
   linear_map& operator=(linear_map<Storage> map) {
     if (map.inputs() != inputs() || map.outputs() != outputs())
-      throw_invalid("a map [", outputs(), ", ", inputs(), "] cannot become one [", map.outputs(), ", ", map.inputs(), "]");
+      throw_invalid("a map [", outputs(), ", ", inputs(), "] cannot become one [", map.outputs(), ", ", map.inputs(),
+                    "]");
     map_ = std::move(map);
     return *this;
   }
@@ -106,7 +109,7 @@ public:
     return visit([](const auto& map) { return storage(map.format()); });
   }
 
-  // ---- what weight() of other maps has ---------------------------------------------------------------------------------
+  // ---- what weight() of other maps has -----------------------------------------------------------------------------
 
   linear_map& weight() noexcept { return *this; }
   const linear_map& weight() const noexcept { return *this; }

@@ -2,9 +2,10 @@
 ///
 ///   rows of an expert begin at (their first row) * (the largest place that any of the storages needs)
 ///
-/// Every expert's rows are packed as its own map reads them, so there is a place for a row and not one a storage; which
-/// expert has which storage changes no size, and a warm call allocates nothing whatever is routed where. With one storage
-/// this is an array of its packed rows. Storages that pack number by number share rows (kernel/storage.hpp).
+/// Every expert's rows are packed as its own map reads them, so there is a place for a row and not one a storage;
+/// which expert has which storage changes no size, and a warm call allocates nothing whatever is routed where. With
+/// one storage this is an array of its packed rows. Storages that pack number by number share rows
+/// (kernel/storage.hpp).
 #pragma once
 
 #include <sluice/kernel/linear_map.hpp>
@@ -20,8 +21,8 @@ namespace detail {
 
 /// Whether what is packed for a map of storage A can be read by one of storage B.
 template <typename A, typename B>
-inline constexpr bool pack_alike =
-    (packs_numbers<A> && packs_numbers<B>) || (std::same_as<tiles_of<A>, tiles_of<B>> && std::is_empty_v<tiles_of<A>>);
+inline constexpr bool pack_alike = (packs_numbers<A> && packs_numbers<B>) ||
+                                   (std::same_as<tiles_of<A>, tiles_of<B>> && std::is_empty_v<tiles_of<A>>);
 
 }  // namespace detail
 
@@ -34,8 +35,10 @@ template <typename First, typename... Rest>
 class packed_memory<sluice::detail::storage_list<First, Rest...>> {
 public:
   using scalar = typename First::scalar;
-  static constexpr bool all_numbers = sluice::detail::packs_numbers<First> && (sluice::detail::packs_numbers<Rest> && ...);
-  static constexpr bool no_numbers = !sluice::detail::packs_numbers<First> && !(sluice::detail::packs_numbers<Rest> || ...);
+  static constexpr bool all_numbers =
+      sluice::detail::packs_numbers<First> && (sluice::detail::packs_numbers<Rest> && ...);
+  static constexpr bool no_numbers =
+      !sluice::detail::packs_numbers<First> && !(sluice::detail::packs_numbers<Rest> || ...);
   /// Whether any two maps read the same rows.
   static constexpr bool all_alike =
       sluice::detail::pack_alike<First, First> && (sluice::detail::pack_alike<First, Rest> && ...);
@@ -53,14 +56,14 @@ public:
     units_.resize(rows * unit_bytes(inputs));
   }
 
-  /// The rows of one expert, in a batch that begins at row `begin`. Rows `width` wide leave the end of places for rows of
-  /// `widest` unused.
+  /// The rows of one expert, in a batch that begins at row `begin`. Rows `width` wide leave the end of places for
+  /// rows of `widest` unused.
   template <typename Storage>
   packed_rows<Storage> rows_as(const row_blocks& rows, index_t begin, index_t width, index_t widest) {
     using packed = packed_rows<Storage>;
     const index_t before = rows.first() - begin;
-    packed at{reinterpret_cast<typename packed::activation*>(units_.data() + before * unit_bytes(widest)), nullptr, width,
-              rows.first()};
+    packed at{reinterpret_cast<typename packed::activation*>(units_.data() + before * unit_bytes(widest)), nullptr,
+              width, rows.first()};
     if constexpr (SumsInBlocks<Storage>)
       at.factors = reinterpret_cast<typename packed::factor*>(factors_.data() + before * factor_bytes(widest));
     return at;
@@ -72,11 +75,13 @@ private:
 
   template <typename Storage>
   static index_t units_of(index_t inputs) {
-    return packed_rows<Storage>::pitch(inputs) * static_cast<index_t>(sizeof(typename packed_rows<Storage>::activation));
+    return packed_rows<Storage>::pitch(inputs) *
+           static_cast<index_t>(sizeof(typename packed_rows<Storage>::activation));
   }
   template <typename Storage>
   static index_t factors_of(index_t inputs) {
-    return packed_rows<Storage>::row_factors(inputs) * static_cast<index_t>(sizeof(typename packed_rows<Storage>::factor));
+    return packed_rows<Storage>::row_factors(inputs) *
+           static_cast<index_t>(sizeof(typename packed_rows<Storage>::factor));
   }
   static index_t unit_bytes(index_t inputs) {
     return aligned((std::max)({units_of<First>(inputs), units_of<Rest>(inputs)...}));
