@@ -2,16 +2,16 @@
 ///
 ///   experts: first [H,D] and last [D',H] matrices, unit j being row j of the first and column j of the last
 ///   sum       the matrices added up                        mean      divided by E
-///   units     the n_e units of each expert with the largest sqrt(|row|^2 + |column|^2), in their order, expert after expert;
+///   units     the n_e units of each expert with the largest sqrt(|row|^2 + |column|^2), expert after expert;
 ///             n_e = H / E, the first H mod E experts give one more
 ///   directions  every matrix cut to its r leading singular directions, then added up
 ///
-/// A sum is not the sum of the experts' functions: with E alike it has E^2 times the output through a ReLU. Where experts were
-/// weighed by a gate and the student is not, scale the last matrix by the gate's mean. Equal sizes: the lower unit. Throws
-/// std::invalid_argument unless there is an expert, all are of one shape, and r >= 1. Sums are in double, expert by expert:
-/// equal bits always. Singular directions take some ten sweeps of rotations, D^2 H each: minutes for thousands of inputs.
-/// Xue et al. 2022, "One Student Knows All Experts Know: From Sparse to Dense", arXiv:2201.10890; which units it ranks how,
-/// and r, is left open there.
+/// A sum is not the sum of the experts' functions: with E alike it has E^2 times the output through a ReLU. Where
+/// experts were weighed by a gate and the student is not, scale the last matrix by the gate's mean. Equal sizes: the
+/// lower unit. Throws std::invalid_argument unless there is an expert, all are of one shape, and r >= 1. Sums are in
+/// double, expert by expert: equal bits always. Singular directions take some ten sweeps of rotations, D^2 H each:
+/// minutes for thousands of inputs. Xue et al. 2022, "One Student Knows All Experts Know: From Sparse to Dense",
+/// arXiv:2201.10890; which units it ranks how, and r, is left open there.
 #pragma once
 
 #include <sluice/core/error.hpp>

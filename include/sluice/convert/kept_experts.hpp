@@ -1,6 +1,6 @@
 /// Which experts of a layer stay when it is made smaller, by what they did.
 ///
-///   most_used(scores, n)   the n experts with the largest scores, ids ascending; equal scores: the lower one stays; NaN last
+///   most_used(scores, n)   the n experts with the largest scores, ascending; equal scores: the lower stays; NaN last
 ///   router_change(before, after)   [E]: |w_e after| - |w_e before|, or |w_e after - w_e before|, w_e the router's row
 ///   usage_pruning          while training on a task, experts that receive little go:
 ///     usage_e <- decay usage_e + (1 - decay) share_e                        share of a batch's tokens
@@ -11,9 +11,10 @@
 ///
 /// Scores may be anything that was counted: tokens of a validation set, all its languages mixed, summed weights, or the
 /// change of the router between a published model and what was made of it. Keeping every expert changes nothing. Where
-/// weights are a softmax over the chosen ones, tokens whose experts all stay have the same outputs. Chen et al. 2022, "Task-Specific Expert Pruning for Sparse
-/// Mixture-of-Experts", arXiv:2206.00277; Chowdhury et al. 2024, "A Provably Effective Method for Pruning Experts in
-/// Fine-tuned Sparse Mixture-of-Experts", arXiv:2405.16646; Kim et al. 2021, arXiv:2109.10465 (by utilisation).
+/// weights are a softmax over the chosen ones, tokens whose experts all stay have the same outputs. Chen et al. 2022,
+/// "Task-Specific Expert Pruning for Sparse Mixture-of-Experts", arXiv:2206.00277; Chowdhury et al. 2024, "A Provably
+/// Effective Method for Pruning Experts in Fine-tuned Sparse Mixture-of-Experts", arXiv:2405.16646; Kim et al. 2021,
+/// arXiv:2109.10465 (by utilisation).
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -46,8 +47,8 @@ std::vector<index_t> most_used(std::span<const Scalar> scores, index_t n) {
 
 enum class router_change_measure { of_norm, of_row };
 
-/// Of routers [E,D], an expert a row. Throws std::invalid_argument if shapes differ, or if rows have length 1 in both, so
-/// that of_norm says nothing.
+/// Of routers [E,D], an expert a row. Throws std::invalid_argument if shapes differ, or if rows have length 1 in both,
+/// so that of_norm says nothing.
 template <FloatOrDouble Scalar>
 std::vector<Scalar> router_change(tokens_in<Scalar> before, tokens_in<Scalar> after,
                                   router_change_measure measure = router_change_measure::of_norm) {

@@ -4,14 +4,15 @@
 ///   r = ceil(share out in / (out + in)) for a share of the matrix's numbers: rank_for
 ///
 ///   row_pruning, over the S of all matrices, once a step t = 0, 1, ..:
-///     average <- decay average + (1 - decay) importance;  importance <- |S dS|           so the average lags a step behind
-///     keep v(t): 1 until ti = initial, `keep` after total - tf (final), between them keep + (1 - keep) (1 - (t - ti) / (total - ti - tf))^3
-///     once t > ti: a row's score is its mean average; rows below the int(n (1 - v))-th smallest of all n numbers' scores,
-///     rounded to float, are zeroed
+///     average <- decay average + (1 - decay) importance;  importance <- |S dS|     so the average lags a step
+///     keep v(t): 1 until ti = initial, `keep` after total - tf (final), between them
+///       keep + (1 - keep) (1 - (t - ti) / (total - ti - tf))^3
+///     once t > ti: a row's score is its mean average; rows below the int(n (1 - v))-th smallest of all n numbers'
+///       scores, rounded to float, are zeroed
 ///
-/// A row that is all zero is pruned; one that merely adds up to zero is not. Throws std::invalid_argument for shapes that do
-/// not fit. Sums are in double, row by row: equal bits always. Li et al. 2023, "Merge, Then Compress", arXiv:2310.01334;
-/// Li et al. 2023 (LoSparse), arXiv:2306.11222.
+/// A row that is all zero is pruned; one that merely adds up to zero is not. Throws std::invalid_argument for shapes
+/// that do not fit. Sums are in double, row by row: equal bits always. Li et al. 2023, "Merge, Then Compress",
+/// arXiv:2310.01334; Li et al. 2023 (LoSparse), arXiv:2306.11222.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -1,18 +1,19 @@
-/// Experts that are used alike become one: grouping by routing, alignment of hidden units, usage-weighted means (M-SMoE).
+/// Experts that are used alike become one: grouping by routing, alignment of hidden units, usage-weighted means
+/// (M-SMoE).
 ///
-///   dominant   over all layers: the most used expert of each layer counts as used wholly; sorted by usage, descending, entry
-///              number average x layers (from 0) is the threshold; a layer gets a group for every expert strictly above it, its
-///              most used ones; at least one
+///   dominant   over all layers: the most used expert of each layer counts as used wholly; sorted by usage, descending,
+///              entry number average x layers (from 0) is the threshold; a layer gets a group for every expert strictly
+///              above it, its most used ones; at least one
 ///   similarity (1 + cosine of two experts' logits over the tokens) / 2;  a column of zeros is at right angles to all
 ///   join       in descending usage, each other expert to the most similar dominant one
-///   align      pi maximises sum over j of C[j, pi(j)],  C = first_ref first_e^T + last_ref^T last_e: the unit pi(j) of e stands
-///              at j then. The reference is the group's lowest expert. What an expert computes does not change
+///   align      pi maximises sum over j of C[j, pi(j)],  C = first_ref first_e^T + last_ref^T last_e: unit pi(j)
+///              of e stands at j then, which changes nothing that e computes. The reference is the group's lowest expert
 ///   merge      W = sum of usage_e W_e / (sum of usage_e + 1e-7) over the group; a plain mean where nobody was used
 ///
 /// The router stays as it is: slots of a group point to one expert, whose gates add up where a token chose several
-/// (`slot`, the lowest expert of the group). Equal usage: the lower expert; equal similarity: the more used dominant one.
-/// Assignments are exact, in time of H^3. Sums are in double: equal bits always. Li et al. 2023, "Merge, Then Compress:
-/// Demystify Efficient SMoE with Hints from Its Routing Policy", arXiv:2310.01334.
+/// (`slot`, the lowest expert of the group). Equal usage: the lower expert; equal similarity: the more used dominant
+/// one. Assignments are exact, in time of H^3. Sums are in double: equal bits always. Li et al. 2023, "Merge, Then
+/// Compress: Demystify Efficient SMoE with Hints from Its Routing Policy", arXiv:2310.01334.
 #pragma once
 
 #include <sluice/convert/gathered_expert.hpp>
@@ -35,8 +36,8 @@ inline std::vector<index_t> by_usage(const double* usage, index_t count) {
 
 }  // namespace detail
 
-/// How many groups every layer gets. usage [layers,E], finite and at least 0. Throws std::invalid_argument for other usage,
-/// or unless 1 <= average <= E.
+/// How many groups every layer gets. usage [layers,E], finite and at least 0. Throws std::invalid_argument for other
+/// usage, or unless 1 <= average <= E.
 inline std::vector<index_t> group_counts(const matrix<double>& usage, index_t average) {
   const index_t layers = usage.rows(), experts = usage.cols();
   if (layers < 1 || average < 1 || average > experts)
@@ -90,8 +91,8 @@ inline std::vector<index_t> expert_groups(std::span<const double> usage, const m
   return labels;
 }
 
-/// pi [H]: which unit of `other` goes where, so that it is most like the reference. Throws std::invalid_argument for other
-/// shapes or numbers that are not finite.
+/// pi [H]: which unit of `other` goes where, so that it is most like the reference. Throws std::invalid_argument for
+/// other shapes or numbers that are not finite.
 template <FloatOrDouble Scalar>
 std::vector<index_t> aligned_units(const expert_matrices<Scalar>& reference, const expert_matrices<Scalar>& other) {
   const expert_matrices<Scalar> both[] = {reference, other};
@@ -149,8 +150,8 @@ struct merged_layer {
   std::vector<expert_matrices<Scalar>> experts;  ///< [E]; equal within a group
 };
 
-/// Groups of one layer, from expert_groups, merged; a group of one is left as it is. Throws std::invalid_argument if sizes
-/// do not fit.
+/// Groups of one layer, from expert_groups, merged; a group of one is left as it is. Throws std::invalid_argument if
+/// sizes do not fit.
 template <FloatOrDouble Scalar>
 merged_layer<Scalar> merge_groups(std::span<const expert_matrices<Scalar>> experts, std::span<const index_t> groups,
                                   std::span<const double> usage, bool align = true) {

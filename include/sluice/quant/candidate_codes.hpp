@@ -1,19 +1,19 @@
 /// Vector codes that are still several: every tile is a weighted mean of its nearest codes until one is chosen, VQ4DiT.
 ///
 ///   candidates of tile t: the n codes nearest to its weights, nearest first          c [K,m], m weights a tile
-///   r[t] = softmax(z[t]),  tile t = sum over j of r[t,j] c[ids[t,j]]                  z [tiles,n], at first -sharpness |tile - c|^2
+///   r[t] = softmax(z[t]),  tile t = sum over j of r[t,j] c[ids[t,j]]       z [tiles,n], first -sharpness |tile - c|^2
 ///   dc[k] = sum of r[t,j] dtile_t over the (t,j) with id k;   dz = the softmax's of dr[t,j] = dtile_t . c[ids[t,j]]
 ///   ratio_loss = mean of 1 - |2 r - 1|: 0 where every tile has made up its mind
 ///
 ///   candidate_codes<float> codes(w, plain, {.candidates = 2});
 ///   codes.backward(dw);  codes.ratio_loss(1);  optimizer.step(codes);  zero_gradients(codes);
-///   if (codes.ratio_loss() < 0.01) plain = codes.chosen();     // the candidate with the largest ratio, the first of equals
+///   if (codes.ratio_loss() < 0.01) plain = codes.chosen();     // the largest ratio of each, the first of equals
 ///
-/// The paper calibrates by the mean squared difference of a block's outputs on generated inputs; any loss of the decoded
-/// weights will do. n = 1 is plain vector quantisation. The plain codes have one stage, one codebook and no scales. Equal
-/// distances: the lowest code. Weights that hold NaN are refused. Sums run tile by tile: equal bits for any thread count.
-/// Deng et al. 2024, "VQ4DiT: Efficient Post-Training Vector Quantization for Diffusion Transformers", arXiv:2408.17131;
-/// how its ratios begin and how the loss of ratios is weighed is left to the options.
+/// The paper calibrates by the mean squared difference of a block's outputs on generated inputs; any loss of the
+/// decoded weights will do. n = 1 is plain vector quantisation. The plain codes have one stage, one codebook and no
+/// scales. Equal distances: the lowest code. Weights that hold NaN are refused. Sums run tile by tile: equal bits for
+/// any thread count. Deng et al. 2024, "VQ4DiT: Efficient Post-Training Vector Quantization for Diffusion
+/// Transformers", arXiv:2408.17131; how its ratios begin and how the loss of ratios is weighed is left to the options.
 #pragma once
 
 #include <sluice/core/executor.hpp>
@@ -39,8 +39,8 @@ class candidate_codes {
 public:
   using scalar = Scalar;
 
-  /// Of weights [out,in] and codes of them. Throws std::invalid_argument unless the codes are of one stage, one codebook
-  /// and no scales and of that shape, 1 <= n <= K, sharpness >= 0, and no weight is NaN.
+  /// Of weights [out,in] and codes of them. Throws std::invalid_argument unless the codes are of one stage, one
+  /// codebook and no scales and of that shape, 1 <= n <= K, sharpness >= 0, and no weight is NaN.
   candidate_codes(tokens_in<Scalar> w, vector_codes codes, candidate_options o = {}, const executor_ref& executor = {})
       : shape_(std::move(codes)) {
     shape_.validate();

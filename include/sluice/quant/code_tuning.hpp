@@ -6,19 +6,20 @@
 ///   layer.backward(dy, dx, tape);                             // dense gradients, as ever
 ///   tuning.collect(layer);                                    // into codebooks and scales
 ///   optimizer.step(layer);  code_optimizer.step(tuning);      // the weights go where dense ones would; codes learn
-///   tuning.settle(layer, [&](auto& codes, const auto& reference) { discrete_step<float>(codes, reference, options); });
+///   tuning.settle(layer, [&](auto& codes, const auto& reference) { discrete_step<float>(codes, reference, o); });
 ///   zero_gradients(layer);  zero_gradients(tuning);           // the weights are decoded again
 ///
-/// That is PV-Tuning: without a function settle only decodes, and codebooks alone are trained. What a step wanted and codes
-/// could not follow is forgotten; with carry = 1 it is remembered and added to where the next step leads (straight-through
-/// estimation, with a dense matrix a weight), with less in part: carry is 1 - delta_decay of the authors. An optimiser that
-/// divides gradients by their size, as Adam does, moves all weights alike and says less about which index to change than a
-/// plain gradient step.
+/// That is PV-Tuning: without a function settle only decodes, and codebooks alone are trained. What a step wanted and
+/// codes could not follow is forgotten; with carry = 1 it is remembered and added to where the next step leads
+/// (straight-through estimation, with a dense matrix a weight), with less in part: carry is 1 - delta_decay of the
+/// authors. An optimiser that divides gradients by their size, as Adam does, moves all weights alike and says less
+/// about which index to change than a plain gradient step.
 ///
 /// Codes may be of any class with inputs, outputs, to_matrix, backward(dense gradient) and parameters to visit:
-/// tunable_codes, low_rank_codes, candidate_codes. The layer, its experts and its kernels know nothing of codes; a weight is
-/// found again by what it is (parameter::id), wherever the model has moved; a copy of the model has none. A frozen weight
-/// has no gradient to collect. Equal bits for any thread count, as the parts. Malinovskii et al. 2024, arXiv:2405.14852.
+/// tunable_codes, low_rank_codes, candidate_codes. The layer, its experts and its kernels know nothing of codes; a
+/// weight is found again by what it is (parameter::id), wherever the model has moved; a copy of the model has none. A
+/// frozen weight has no gradient to collect. Equal bits for any thread count, as the parts. Malinovskii et al. 2024,
+/// arXiv:2405.14852.
 #pragma once
 
 #include <sluice/core/error.hpp>

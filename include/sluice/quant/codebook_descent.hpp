@@ -1,13 +1,13 @@
 /// Codebooks and scales go where the matrix's outputs lose least, indices staying as they are: GPTVQ's last step.
 ///
 ///   loss = tr((w - Q) H (w - Q)^T),  dQ = 2 (Q - w) H           w [out,in], H [in,in] second moments of the inputs
-///   Adam on everything that decodes into Q; a step that makes the loss larger is taken back, and Adam begins again with a
-///   tenth of the rate
+///   Adam on everything that decodes into Q; a step that makes the loss larger is taken back, and Adam begins again
+///   with a tenth of the rate
 ///
-/// The loss never rises. Codes are those of tunable_codes, or anything that a dense gradient can train (code_tuning.hpp).
-/// H of zeros changes nothing. Throws std::invalid_argument if shapes do not fit, a number of H is not finite, or unless
-/// steps >= 0 and rate > 0. Equal bits for any thread count. van Baalen et al. 2024, "GPTVQ: The Blessing of Dimensionality
-/// for LLM Quantization", arXiv:2402.15319.
+/// The loss never rises. Codes are those of tunable_codes, or anything that a dense gradient can train
+/// (code_tuning.hpp). H of zeros changes nothing. Throws std::invalid_argument if shapes do not fit, a number of H is
+/// not finite, or unless steps >= 0 and rate > 0. Equal bits for any thread count. van Baalen et al. 2024, "GPTVQ: The
+/// Blessing of Dimensionality for LLM Quantization", arXiv:2402.15319.
 #pragma once
 
 #include <sluice/kernel/gemm.hpp>

@@ -2,17 +2,17 @@
 ///
 ///   w [out,in];  a stack is v consecutive outputs of one input, the last one padded with zeros
 ///   1. x = (w - bias) / scale, an input at a time: its least weight, and its range; or w itself
-///   2. main entries: k-means of all stacks, weighted by activity(input) scale^2, what a unit of error costs the outputs
-///   3. the sweep: every stack of an input to its nearest entry, errors as in quant/column_sweep.hpp, in the factor's order
-///   4. with residual codes: k-means of what the sweep left over, compensated weights minus entries; then the sweep from
-///      the start again, nearest main entry first and nearest residual entry to the rest
-///   outliers: the first inputs of the factor's order, which is by activity then, with entries of their own, shorter stacks
+///   2. main entries: k-means of all stacks, weighted by activity(input) scale^2, what a unit of error costs
+///   3. the sweep: every stack of an input to its nearest entry, in the factor's order, as in quant/column_sweep.hpp
+///   4. with residual codes: k-means of what the sweep left over, compensated weights minus entries; then the sweep
+///     from the start again, nearest main entry first and nearest residual entry to the rest
+///   outliers: the first inputs of the factor's order, by activity then, with entries of their own and shorter stacks
 ///
-/// activity [in] is the diagonal of the second moments, or none: ones. group_inputs inputs, in order, share codebooks. An
-/// input whose weights are all alike has scale 1. Equal distances, the lowest entry. Fewer stacks than codes leave entries
-/// twice. Dead inputs count as weights of 0; a neutral factor pushes nothing on. Weights that are not finite are refused.
-/// Equal bits for any thread count. Liu et al. 2024, "VPTQ: Extreme Low-bit Vector Post-Training Quantization for Large
-/// Language Models", arXiv:2409.17066, which weighs by the activity alone.
+/// activity [in] is the diagonal of the second moments, or none: ones. group_inputs inputs, in order, share codebooks.
+/// An input whose weights are all alike has scale 1. Equal distances, the lowest entry. Fewer stacks than codes leave
+/// entries twice. Dead inputs count as weights of 0; a neutral factor pushes nothing on. Weights that are not finite
+/// are refused. Equal bits for any thread count. Liu et al. 2024, "VPTQ: Extreme Low-bit Vector Post-Training
+/// Quantization for Large Language Models", arXiv:2409.17066, which weighs by the activity alone.
 #pragma once
 
 #include <sluice/codebook/kmeans.hpp>
@@ -118,8 +118,8 @@ inline matrix<double> sweep_stacks(tokens_in<float> w, const inverse_factor& fac
   return left;
 }
 
-/// Throws std::invalid_argument if the factor or the activity does not fit, a weight is not finite or options contradict
-/// one another; a factor in order of activity is needed for outliers.
+/// Throws std::invalid_argument if the factor or the activity does not fit, a weight is not finite or options
+/// contradict one another; a factor in order of activity is needed for outliers.
 inline column_codes compensated_stacks(tokens_in<float> w, const inverse_factor& factor,
                                        std::span<const double> activity = {}, const stack_options& o = {},
                                        const executor_ref& executor = {}) {

@@ -1,23 +1,24 @@
 /// Rounds a matrix to vector codes, tuple of inputs after tuple, each error made up for by the inputs to come (GPTVQ).
 ///
-///   w [out,in];  a tile is D consecutive inputs of an output;  a group of group_outputs x group_inputs weights has K entries
-///   where a group begins, from the weights as all earlier blocks of the sweep left them: entries by rank, then Lloyd's rounds
-///     (quant/weighted_lloyd.hpp), then, with bits, rounded to whole multiples of max|entry| / (2^(bits-1) - 1)
-///   tuple by tuple: the nearest entry q, and e, pushed on later columns as in quant/column_sweep.hpp; the columns of a tuple
-///     do not make up for one another
+///   w [out,in];  a tile is D consecutive inputs of an output
+///   a group of group_outputs x group_inputs weights has K entries; where it begins, from the weights as all earlier
+///     blocks of the sweep left them: entries by rank, then Lloyd's rounds (quant/weighted_lloyd.hpp), then, with bits,
+///     rounded to whole multiples of max|entry| / (2^(bits-1) - 1)
+///   tuple by tuple: the nearest entry q, and e, pushed on later columns as in quant/column_sweep.hpp; the columns of a
+///     tuple do not make up for one another
 ///
-///   near and e   whole: |(w - q) U_tile^-1|, e = (w - q) U_tile^-1, U_tile the tuple's D x D: what outputs lose, all in all
-///                then sum over d of h_d (w_d - q_d)^2, e_d = (w_d - q_d) / U_dd, for
-///                plain: h = 1;  conditional: h_d = 1 / U_dd^2, in Lloyd's rounds too;  released: U_dd in Lloyd's rounds and
-///                1 / U_dd in the sweep, for D > 1, as the authors' program has it
+///   near and e   whole: |(w - q) U_tile^-1|, e = (w - q) U_tile^-1, U_tile the tuple's D x D: what outputs really lose
+///                the others: sum over d of h_d (w_d - q_d)^2, e_d = (w_d - q_d) / U_dd, where
+///                  plain: h = 1;  conditional: h_d = 1 / U_dd^2, in Lloyd's rounds too
+///                  released: h_d = U_dd in Lloyd's rounds, 1 / U_dd in the sweep, for D > 1: the authors' program
 ///   on correlated inputs whole lost 5 to 14 % less than released, and conditional up to 5 % more (tests print it)
 ///
-/// With scale_inputs, entries stand for weights over a scale of so many inputs of a row: their largest magnitude where the
-/// group begins, its logarithm rounded to `scale_bits` between the group's least and greatest; rows of zeros get the least.
-/// A group with fewer tiles than K has some entries twice; equal distances, the lowest entry. Dead inputs count as weights
-/// of 0; with a neutral factor nothing is pushed on. Inputs keep their order: a factor in another is refused, as are weights
-/// that are not finite. Empty matrices give empty indices. Equal bits for any thread count. van Baalen et al. 2024, "GPTVQ:
-/// The Blessing of Dimensionality for LLM Quantization", arXiv:2402.15319.
+/// With scale_inputs, entries stand for weights over a scale of so many inputs of a row: their largest magnitude where
+/// the group begins, its logarithm rounded to `scale_bits` between the group's least and greatest; rows of zeros get
+/// the least. A group with fewer tiles than K has some entries twice; equal distances, the lowest entry. Dead inputs
+/// count as weights of 0; with a neutral factor nothing is pushed on. Inputs keep their order: a factor in another is
+/// refused, as are weights that are not finite. Empty matrices give empty indices. Equal bits for any thread count. van
+/// Baalen et al. 2024, "GPTVQ: The Blessing of Dimensionality for LLM Quantization", arXiv:2402.15319.
 #pragma once
 
 #include <sluice/quant/compensated_rounding.hpp>
@@ -188,8 +189,8 @@ private:
 
 }  // namespace detail
 
-/// One stage of codes; `plain()` is what storages are packed from. Throws std::invalid_argument if the factor does not fit,
-/// a weight is not finite or options contradict one another.
+/// One stage of codes; `plain()` is what storages are packed from. Throws std::invalid_argument if the factor does not
+/// fit, a weight is not finite or options contradict one another.
 template <FloatOrDouble Scalar = float>
 tunable_codes<Scalar> compensated_tuples(tokens_in<float> w, const inverse_factor& factor, const tuple_options& o = {},
                                          const executor_ref& executor = {}) {

@@ -4,14 +4,14 @@
 ///   score(t)  = |R - Q|^2 over tile t;  S = the ceil(fraction N) tiles with the largest scores, in that order
 ///   with a temperature T, S is drawn without replacement, each tile with odds sqrt(score)^(1/T)
 ///   for t in S: stage by stage, the entry nearest to what the other stages leave of R; kept where nearer than before
-///   with trust: in that order, until |new Q - Q| / |Q| of all that changed reaches it; the change that does is the last
+///   with trust: in that order, until |new Q - Q| / |Q| of all that changed reaches it; that change is the last
 ///
 /// Where a tile's weights have different scales, near is by the weights and not by the entries. One stage finds the
 /// nearest entry, several the first local best (a beam of 1). Equal scores: the first tile; equal distances: the index
-/// stays, then the lowest entry. fraction = 0 changes nothing; tiles that hold NaN in R or Q, and those that are as R has
-/// them, are left alone. Equal bits for any thread count. Codebooks and scales learn by gradients (tunable_codes.hpp)
-/// between these steps. Malinovskii et al. 2024, "PV-Tuning: Beyond Straight-Through Estimation for Extreme LLM
-/// Compression", arXiv:2405.14852.
+/// stays, then the lowest entry. fraction = 0 changes nothing; tiles that hold NaN in R or Q, and those that are as R
+/// has them, are left alone. Equal bits for any thread count. Codebooks and scales learn by gradients
+/// (tunable_codes.hpp) between these steps. Malinovskii et al. 2024, "PV-Tuning: Beyond Straight-Through Estimation for
+/// Extreme LLM Compression", arXiv:2405.14852.
 #pragma once
 
 #include <sluice/core/random.hpp>

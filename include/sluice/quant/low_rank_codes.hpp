@@ -5,12 +5,12 @@
 ///
 ///   start   P = the r leading eigenvectors of the sum of tile^T tile, c = k-means of the projections tile P
 ///   assign  ids[t] = argmin over k of |tile_t - P c[k]|, the lowest where equal
-///   width   low_rank_width: the r that adds up to the least squared error, what r directions leave out plus what k-means
-///           of the projections leaves; the smallest where equal
+///   width   low_rank_width: the r that adds up to the least squared error, what r directions leave out plus
+///           what k-means of the projections leaves; the smallest where equal
 ///
-/// P, c are parameters: any loss of the decoded weights trains them. r = m with P = I is plain vector quantisation, K >=
-/// number of tiles a plain factorisation of rank r. Sums run tile by tile: equal bits for any thread count. Weights that
-/// are not finite are refused. Zhu, Zhou, Zhao 2022, "Learning Low-Rank Representations for Model Compression",
+/// P, c are parameters: any loss of the decoded weights trains them. r = m with P = I is plain vector quantisation, K
+/// >= number of tiles a plain factorisation of rank r. Sums run tile by tile: equal bits for any thread count. Weights
+/// that are not finite are refused. Zhu, Zhou, Zhao 2022, "Learning Low-Rank Representations for Model Compression",
 /// arXiv:2211.11397, which learns the projections before they are clustered; here they begin with singular vectors.
 #pragma once
 

@@ -1,13 +1,13 @@
 /// Vector codes of a matrix from its weights alone: k-means of its tiles, stage after stage of what is left.
 ///
 ///   s(o) = the root of the mean square of row o, or 1 where that is zero or no scales are wanted
-///   stage m: entries = k-means of the tiles of w / s minus the entries of the stages before, weighted by s^2 where a tile has
-///     one row; indices = the nearest
+///   stage m: entries = k-means of the tiles of w / s minus the entries of the stages before, weighted by s^2 where a
+///     tile has one row; indices = the nearest
 ///
-/// Where AQLM and PV-Tuning begin, and what vector quantisation without calibration is (one stage, no scales). Fewer tiles
-/// than codes leave entries twice; equal distances, the lowest. Tiles at the edges are padded with zeros. Weights that are
-/// not finite are refused. Empty matrices give zero entries and empty indices. Equal bits for any thread count. Chen, Guan,
-/// Wang 2010; Egiazarian et al. 2024 (AQLM), arXiv:2401.06118.
+/// Where AQLM and PV-Tuning begin, and what vector quantisation without calibration is (one stage, no scales). Fewer
+/// tiles than codes leave entries twice; equal distances, the lowest. Tiles at the edges are padded with zeros. Weights
+/// that are not finite are refused. Empty matrices give zero entries and empty indices. Equal bits for any thread
+/// count. Chen, Guan, Wang 2010; Egiazarian et al. 2024 (AQLM), arXiv:2401.06118.
 #pragma once
 
 #include <sluice/codebook/kmeans.hpp>
@@ -30,8 +30,8 @@ struct residual_options {
   random_source random = {};
 };
 
-/// Throws std::invalid_argument unless there are stages, tiles of a weight or more, 1 to 65536 codes and rounds >= 0, and
-/// every weight is finite.
+/// Throws std::invalid_argument unless there are stages, tiles of a weight or more, 1 to 65536 codes and rounds >= 0,
+/// and every weight is finite.
 inline vector_codes residual_codes(tokens_in<float> w, const residual_options& o = {},
                                    const executor_ref& executor = {}) {
   if (o.stages < 1 || o.codes < 1 || o.codes > 65536 || o.rounds < 0)

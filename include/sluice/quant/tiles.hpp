@@ -1,7 +1,8 @@
 /// A matrix as rows of tiles: what codes stand for, laid out for searches and means.
 ///
 ///   w [out,in] in tiles [tile_outputs, tile_inputs], A x B of them, counted along the inputs first
-///   rows [A B, tile_outputs tile_inputs], a tile row by row, as entries of vector_codes (kernel/format/vector_codes.hpp)
+///   rows [A B, tile_outputs tile_inputs], a tile row by row, as entries of vector_codes
+///     (kernel/format/vector_codes.hpp)
 ///
 /// Tiles at the far edges are padded with zeros, which leave when rows become a matrix again.
 #pragma once

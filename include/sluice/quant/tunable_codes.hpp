@@ -8,9 +8,9 @@
 ///   codes.backward(dw);  optimizer.step(codes);  zero_gradients(codes);  plain = codes.plain();
 ///
 /// Any optimiser steps them; indices change by discrete_step.hpp. In float, to_matrix gives the bits of
-/// plain().to_matrix(). Gradients are added in the order of the weights, row by row: equal bits always. An entry that no
-/// tile uses gets zero. NaN in dW reaches the entries and the scale that its weight is made of. Egiazarian et al. 2024,
-/// "Extreme Compression of Large Language Models via Additive Quantization", arXiv:2401.06118.
+/// plain().to_matrix(). Gradients are added in the order of the weights, row by row: equal bits always. An entry that
+/// no tile uses gets zero. NaN in dW reaches the entries and the scale that its weight is made of. Egiazarian et al.
+/// 2024, "Extreme Compression of Large Language Models via Additive Quantization", arXiv:2401.06118.
 #pragma once
 
 #include <sluice/core/parameter.hpp>

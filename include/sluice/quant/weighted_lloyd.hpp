@@ -6,12 +6,12 @@
 ///   start   rows of x, evenly spaced by rank of (x - mean)^T S^-1 (x - mean), S = sum of (x - mean)(x - mean)^T; where
 ///           S has no inverse, 1e-6 of its trace is added to its diagonal
 ///
-/// k-means (codebook/kmeans.hpp) has a weight a row; here a column may count more than its neighbour in the same vector.
-/// Equal distances, the lowest code; equal ranks, the first row. Where the weights of a number sum to zero, an empty code
-/// say, the number stays, or becomes 0 as in the released code. Fewer rows than codes: all rows are codes, some twice.
-/// A row that holds NaN has no code and is in no mean; N = 0 changes nothing. Sums run in the order of the rows: equal
-/// bits for any thread count. van Baalen et al. 2024, "GPTVQ: The Blessing of Dimensionality for LLM Quantization",
-/// arXiv:2402.15319.
+/// k-means (codebook/kmeans.hpp) has a weight a row; here a column may count more than its neighbour in the same
+/// vector. Equal distances, the lowest code; equal ranks, the first row. Where the weights of a number sum to zero, an
+/// empty code say, the number stays, or becomes 0 as in the released code. Fewer rows than codes: all rows are codes,
+/// some twice. A row that holds NaN has no code and is in no mean; N = 0 changes nothing. Sums run in the order of the
+/// rows: equal bits for any thread count. van Baalen et al. 2024, "GPTVQ: The Blessing of Dimensionality for LLM
+/// Quantization", arXiv:2402.15319.
 #pragma once
 
 #include <sluice/codebook/metric.hpp>
@@ -93,7 +93,8 @@ private:
   nearest_scratch<Scalar> scratch_;
 };
 
-/// K rows of x to begin with. Throws std::invalid_argument if K < 1, x has no rows or holds a number that is not finite.
+/// K rows of x to begin with. Throws std::invalid_argument if K < 1, x has no rows or holds a number that is not
+/// finite.
 template <FloatOrDouble Scalar>
 matrix<Scalar> codes_by_rank(tokens_in<Scalar> x, index_t codes) {
   const index_t rows = x.rows(), width = x.cols();
@@ -123,7 +124,8 @@ matrix<Scalar> codes_by_rank(tokens_in<Scalar> x, index_t codes) {
   return first;
 }
 
-/// So many rounds from the codes given. Throws std::invalid_argument if shapes do not fit or a weight is negative or NaN.
+/// So many rounds from the codes given. Throws std::invalid_argument if shapes do not fit or a weight is negative or
+/// NaN.
 template <FloatOrDouble Scalar>
 void weighted_lloyd(tokens_in<Scalar> x, tokens_in<Scalar> h, matrix<Scalar>& codes, index_t rounds,
                     unweighed empty = unweighed::keep, const executor_ref& executor = {}) {
