@@ -7,7 +7,7 @@
 ///   similarity (1 + cosine of two experts' logits over the tokens) / 2;  a column of zeros is at right angles to all
 ///   join       in descending usage, each other expert to the most similar dominant one
 ///   align      pi maximises sum over j of C[j, pi(j)],  C = first_ref first_e^T + last_ref^T last_e: unit pi(j)
-///              of e stands at j then, which changes nothing that e computes. The reference is the group's lowest expert
+///              of e stands at j then, and computes the same. The reference is the group's lowest expert
 ///   merge      W = sum of usage_e W_e / (sum of usage_e + 1e-7) over the group; a plain mean where nobody was used
 ///
 /// The router stays as it is: slots of a group point to one expert, whose gates add up where a token chose several
