@@ -12,8 +12,8 @@
 /// to the panels, so both ways go by small tiles that stay in the nearest cache.
 #pragma once
 
-#include <sluice/checkpoint/encoding/coded_matrix.hpp>
 #include <sluice/checkpoint/expert_layout.hpp>
+#include <sluice/checkpoint/taken_rows.hpp>
 #include <sluice/core/half.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
@@ -21,9 +21,6 @@
 #include <sluice/io/model_file.hpp>
 #include <sluice/io/safetensors_reader.hpp>
 #include <sluice/kernel/encoded_matrix.hpp>
-#include <sluice/kernel/format/ggml_blocks.hpp>
-#include <sluice/kernel/format/grid_storage.hpp>
-#include <sluice/kernel/format/group_blocks.hpp>
 
 #include <algorithm>
 #include <array>
@@ -31,33 +28,11 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
-
-namespace detail {
-
-/// The format of a parameter that is kept in coded blocks.
-template <typename Parameter>
-struct format_of {};
-template <typename Format, arithmetic By>
-struct format_of<encoded_matrix<coded_storage<Format, By>>> {
-  using type = Format;
-};
-/// The same of one that has a file's blocks as they are (kernel/format/grid_storage.hpp).
-template <typename Parameter>
-struct grid_of {};
-template <typename Format>
-struct grid_of<encoded_matrix<grid_storage<Format>>> {
-  using type = Format;
-};
-template <typename Parameter>
-concept HasFileBlocks = requires { typename format_of<Parameter>::type; } || requires { typename grid_of<Parameter>::type; };
-
-}  // namespace detail
 
 class tensor_copy {
 public:
@@ -128,7 +103,9 @@ private:
   static void read_block(const tensor_copy& c, index_t block, conversion_loss& loss) noexcept {
     using element = typename Parameter::element;
     if constexpr (detail::HasFileBlocks<Parameter>)
-      if (c.take_blocks<Parameter>(block)) return;
+      if (detail::take_rows(*static_cast<Parameter*>(c.parameter_), *c.from, c.place, block * tile,
+                            (std::min)(block * tile + tile, c.rows_)))
+        return;
     if (c.from->dtype == c.element_type_)
       c.read_tiles<Parameter, element>(block, loss, [](const tensor_info& t, index_t first, std::span<element> run) {
         std::memcpy(run.data(), t.bytes.data() + static_cast<std::size_t>(first) * sizeof(element), run.size_bytes());
@@ -139,73 +116,6 @@ private:
       c.read_numbers<Parameter, std::int64_t>(block, loss);
     else
       c.read_numbers<Parameter, typename Parameter::scalar>(block, loss);
-  }
-
-  /// Takes rows of a file as they are, if its blocks or codes are the parameter's; false if not, or if they lie otherwise.
-  template <typename Parameter>
-  bool take_blocks(index_t block) const noexcept {
-    if (from->decoder == nullptr || from->shape.empty() || from->shape.back() != cols_ || place.col_stride != 1 ||
-        place.offset % cols_ != 0 || place.row_stride % cols_ != 0)
-      return false;
-    const index_t first = block * tile, last = (std::min)(first + tile, rows_);
-    if constexpr (requires { typename detail::grid_of<Parameter>::type; }) {
-      const auto blocks = from->decoder->blocks();
-      return blocks.has_value() && take_grid_blocks<Parameter>(*blocks, first, last);
-    } else {
-      if (const auto blocks = from->decoder->blocks()) return take_ggml_blocks<Parameter>(*blocks, first, last);
-      if (const coded_matrix* const codes = from->decoder->coded()) return take_codes<Parameter>(*codes, first, last);
-      return false;
-    }
-  }
-
-  template <typename Parameter>
-  bool take_grid_blocks(const element_decoder::typed_blocks& blocks, index_t first, index_t last) const noexcept {
-    using format = typename detail::grid_of<Parameter>::type;
-    using storage = grid_storage<format>;
-    if (blocks.type != format::type || cols_ % storage::block != 0) return false;
-    static_assert(tile % storage::lanes == 0);
-    const index_t row_blocks = cols_ / storage::block;
-    const auto row_of = [&](index_t row) {
-      return blocks.bytes.data() + (place.offset + row * place.row_stride) / storage::block * format::block_bytes;
-    };
-    std::byte* const panels = static_cast<Parameter*>(parameter_)->data();
-    for (index_t p = first / storage::lanes; p * storage::lanes < last; ++p)
-      storage::pack_rows(
-          [&](index_t lane) { return p * storage::lanes + lane < last ? row_of(p * storage::lanes + lane) : nullptr; }, 0,
-          row_blocks, panels + p * detail::panel_bytes<storage>(cols_));
-    return true;
-  }
-
-  template <typename Parameter>
-  bool take_ggml_blocks(const element_decoder::typed_blocks& blocks, index_t first, index_t last) const noexcept {
-    using format = typename detail::format_of<Parameter>::type;
-    bool taken = false;
-    with_ggml_layout(blocks.type, [&]<typename Layout>(Layout) {
-      if constexpr (std::same_as<typename Layout::format, format>) {
-        const index_t size = find_ggml_type(static_cast<std::uint32_t>(blocks.type))->bytes;
-        static_cast<Parameter*>(parameter_)->fill_coded_rows(first, last, [&](index_t row, index_t col) {
-          const index_t at = place.offset + row * place.row_stride + col;
-          const std::byte* const bytes = blocks.bytes.data() + as_size(at / format::inputs * size);
-          return unpack_ggml_block<Layout>(reinterpret_cast<const std::uint8_t*>(bytes));
-        });
-        taken = true;
-      }
-    });
-    return taken;
-  }
-
-  template <typename Parameter>
-  bool take_codes(const coded_matrix& codes, index_t first, index_t last) const noexcept {
-    using format = typename detail::format_of<Parameter>::type;
-    const coded_rows rows(codes);
-    const auto row_in_file = [&](index_t row) { return (place.offset + row * place.row_stride) / cols_; };
-    for (index_t row = first; row < last; ++row)
-      for (index_t col = 0; col < cols_; col += format::inputs)
-        if (detail::changed_by_format<format>(rows, row_in_file(row), col)) return false;
-    static_cast<Parameter*>(parameter_)->fill_coded_rows(first, last, [&](index_t row, index_t col) {
-      return detail::group_block<format>(rows, row_in_file(row), col);
-    });
-    return true;
   }
 
   template <typename Parameter, StorableValue Cell>
