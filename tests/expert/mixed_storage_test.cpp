@@ -8,6 +8,7 @@
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/residual.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/adamw.hpp>
 #include <sluice/train/check_layer.hpp>
@@ -193,7 +194,12 @@ TEST_CASE("mixed storages: every promise of a layer", "[expert][storage]") {
   moe_layer<top_k_router<float>, expert_bank<ffn<float>>> origin{top_k_router<float>{12, 4, {.top_k = 2}},
                                                                  std::move(floats)};
   initialize(origin, 2);
-  const auto layer = origin.stored_as<mixed>([](index_t e, int m) { return mixed_choice(e + 2 * m); });
+  const auto choice = [](index_t e, int m) { return mixed_choice(e + 2 * m); };
+  const auto layer = origin.stored_as<mixed>(choice);
+  // Wrappers hand the choice on.
+  const auto around = residual_layer{origin}.stored_as<mixed>(choice);
+  for (index_t e = 0; e < 4; ++e)
+    CHECK(around.layer().bank().expert(e).last_map().format().number() == (e + 2) % 4);
   const auto report = check_layer(layer);
   INFO(report.describe());
   CHECK(report.passed());
