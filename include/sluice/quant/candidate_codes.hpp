@@ -104,7 +104,7 @@ public:
     matrix<Scalar> dr(r.rows(), r.cols());
     for (index_t i = 0; i < r.size(); ++i) {
       const Scalar above = 2 * r.data()[i] - 1;
-      sum += 1 - std::abs(static_cast<double>(above));
+      sum += 1 - (std::abs)(static_cast<double>(above));
       dr.data()[i] = above > 0 ? -slope : above < 0 ? slope : Scalar(0);
     }
     if (coefficient != 0) add_logit_gradient(r, dr);

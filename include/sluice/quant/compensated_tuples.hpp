@@ -11,7 +11,7 @@
 ///                the others: sum over d of h_d (w_d - q_d)^2, e_d = (w_d - q_d) / U_dd, where
 ///                  plain: h = 1;  conditional: h_d = 1 / U_dd^2, in Lloyd's rounds too
 ///                  released: h_d = U_dd in Lloyd's rounds, 1 / U_dd in the sweep, for D > 1: the authors' program
-///   on correlated inputs whole lost 5 to 14 % less than released, and conditional up to 5 % more (tests print it)
+///   on the correlated inputs of the test, which prints it, whole loses 8 % less than released, and conditional as much
 ///
 /// With scale_inputs, entries stand for weights over a scale of so many inputs of a row: their largest magnitude where
 /// the group begins, its logarithm rounded to `scale_bits` between the group's least and greatest; rows of zeros get
