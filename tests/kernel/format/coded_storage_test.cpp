@@ -183,7 +183,7 @@ void check_coded_products() {
     CHECK(test::same_bits(matrix<float>(spoiled.bottomRows(12)), matrix<float>(y.bottomRows(12))));
     for (index_t o = 0; o < outputs; ++o) CHECK(is_nan(spoiled(3, o)));
     for (index_t o = 0; o < outputs; ++o)
-      CHECK((detail::bits_of(spoiled(4, o)) & 0x7FFFFFFF) >= detail::infinity_bits<float>);
+      CHECK((sluice::detail::bits_of(spoiled(4, o)) & 0x7FFFFFFF) >= sluice::detail::infinity_bits<float>);
   }
 }
 
