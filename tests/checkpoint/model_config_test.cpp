@@ -438,6 +438,21 @@ TEST_CASE("model_config: quantised weights are named, wherever the file says so"
   CHECK(parse(scout).quantization.empty());
 }
 
+TEST_CASE("model_config: what groups of compressed-tensors do not share is not told", "[checkpoint]") {
+  json scout = values_of("llama4_scout");
+  const auto encoding_with = [&](std::vector<std::pair<int, int>> bits_and_groups) {
+    json groups = json::object();
+    for (const auto& [bits, group] : bits_and_groups)
+      groups["group_" + std::to_string(groups.size())] = {{"weights", {{"num_bits", bits}, {"group_size", group}}}};
+    scout["quantization_config"] = {{"quant_method", "compressed-tensors"}, {"config_groups", groups}};
+    const weight_encoding encoding = parse(scout).encoding;
+    return std::pair(encoding.bits, encoding.group);
+  };
+  CHECK(encoding_with({{4, 32}, {4, 32}}) == std::pair<index_t, index_t>(4, 32));
+  CHECK(encoding_with({{4, 32}, {8, 32}, {4, 32}}) == std::pair<index_t, index_t>(0, 32));
+  CHECK(encoding_with({{8, 32}, {8, 128}}) == std::pair<index_t, index_t>(8, 0));
+}
+
 TEST_CASE("to_json: a config that its family cannot say is refused", "[checkpoint]") {
   const auto changed = [](const char* release, const auto& change) {
     model_config config = parse(values_of(release));

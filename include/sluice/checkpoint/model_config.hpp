@@ -122,8 +122,8 @@ inline index_t told_number(const json_value& object, std::initializer_list<const
   return 0;
 }
 
-/// What quantization_config says of the layout of weights, as far as it is understood: whoever decodes them decides. Of
-/// compressed-tensors' groups all must agree; where they do not, bits and groups are not told.
+/// What quantization_config says of the layout of weights, as far as it is understood: whoever decodes them decides.
+/// Bits that compressed-tensors' groups do not share are not told, and neither is a group size that they do not share.
 inline weight_encoding encoding_of(const json_value& told) {
   weight_encoding how;
   for (const char* const key : {"checkpoint_format", "version", "format"})
@@ -146,8 +146,9 @@ inline weight_encoding encoding_of(const json_value& told) {
     each.bits = told_number(*weights, {"num_bits"});
     each.group = told_number(*weights, {"group_size"});
     if (each.group == 0) each.group = -1;  // a scale a row
-    if (common && *common != each) return how;
-    common = each;
+    if (!common) common = each;
+    if (common->bits != each.bits) common->bits = 0;
+    if (common->group != each.group) common->group = 0;
   }
   return common.value_or(how);
 }

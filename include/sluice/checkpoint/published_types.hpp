@@ -246,18 +246,29 @@ struct published<sparse_mixer_router<Scalar>> {
   }
 };
 
+}  // namespace detail
+
+/// The routed experts of a layer alone, with the sizes and conventions of a config, their weights at zero: those that
+/// read the layer's tokens as they are.
+template <typename Expert>
+expert_bank<Expert> make_published_experts(const model_config& c) {
+  using scalar = typename Expert::scalar;
+  typename Expert::options o{};
+  if constexpr (requires { o.gating.limit; }) {
+    o.gating.limit = static_cast<scalar>(c.clamp);
+    o.bias = detail::form_of(c.family).form == detail::layer_form::clamped;
+    if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
+  }
+  return expert_bank<Expert>(c.experts, c.inputs, c.hidden, o);
+}
+
+namespace detail {
+
 template <typename Router, typename Expert>
 struct published<moe_layer<Router, expert_bank<Expert>>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
-    using scalar = typename Expert::scalar;
-    typename Expert::options o{};
-    if constexpr (requires { o.gating.limit; }) {
-      o.gating.limit = static_cast<scalar>(c.clamp);
-      o.bias = form_of(c.family).form == layer_form::clamped;
-      if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
-    }
-    return moe_layer(published<Router>::make(c), expert_bank<Expert>(c.experts, c.inputs, c.hidden, o));
+    return moe_layer(published<Router>::make(c), make_published_experts<Expert>(c));
   }
 };
 
@@ -274,7 +285,7 @@ template <typename Router, typename Expert, std::floating_point Scalar>
 struct published<moe_layer<Router, expert_union<expert_bank<Expert>, expert_bank<identity_expert<Scalar>>>>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
-    expert_union experts(expert_bank<Expert>(c.experts, c.inputs, c.hidden),
+    expert_union experts(make_published_experts<Expert>(c),
                          expert_bank<identity_expert<Scalar>>(c.zero_experts, c.inputs));
     return moe_layer(published<Router>::make(c), std::move(experts));
   }

@@ -36,6 +36,7 @@ public:
   const std::vector<std::int64_t>& shape() const noexcept { return shape_; }
   index_t inputs() const noexcept { return inputs_; }
   index_t rows() const noexcept { return rows_; }
+  int bits() const noexcept { return bits_; }
   /// Of codes, scales and zeros together.
   std::uint64_t bytes() const noexcept { return bytes_; }
 

@@ -111,7 +111,8 @@ std::pair<std::shared_ptr<const coded_matrix>, std::string> decoder_of(const ten
       throw unfit_parts("is in the format \"" + printable(how.format) + "\"; only \"pack-quantized\" is read");
     const packed_inputs::parts given{anchor, parts.needed(".weight_scale"), parts.needed(".weight_shape"),
                                      parts.if_there(".weight_zero_point"), parts.if_there(".weight_g_idx")};
-    return {std::make_shared<packed_inputs>(given, how.bits, how.group), bits_text("packed", how.bits)};
+    const auto made = std::make_shared<packed_inputs>(given, how.bits, how.group);
+    return {made, bits_text("packed", made->bits())};
   }
   if (anchor.name.ends_with("_blocks")) return {std::make_shared<mxfp4_rows>(anchor, parts.needed("_scales")), "MXFP4"};
   if (anchor.dtype == data_type::f8_e4m3) {

@@ -50,14 +50,16 @@ public:
     const tensor_info* group_of = nullptr;
   };
 
-  /// `bits` and `group` as the config tells them; 0: not told; a group of -1 is a whole row.
+  /// `bits` and `group` as the config tells them; a group of -1 is a whole row. 0 is not told, as where groups of the
+  /// config differ: then bits are those whose words make rows of this length.
   packed_inputs(const parts& p, index_t bits, index_t group)
       : coded_matrix(shape_in(p.shape), {&p.packed, &p.scale, p.zero_point, p.group_of}),
         packed_(p.packed),
         scale_(p.scale) {
-    bits_ = static_cast<int>(bits);
     has_zeros_ = true;
     using enum data_type;
+    if (bits == 0) bits = bits_by_length(packed_, inputs());
+    bits_ = static_cast<int>(bits);
     if (bits != 4 && bits != 8)
       throw unfit_parts("codes of " + std::to_string(bits) + " bits; pack-quantized weights have 4 or 8");
     words_ = detail::pieces_of(inputs() * bits, 32);
@@ -91,6 +93,13 @@ private:
     if (shape[0] < 1 || shape[1] < 1 || shape[0] > most || shape[1] > most)
       throw unfit_parts('"' + detail::printable(tensor.name) + "\" says " + detail::shape_text(shape));
     return shape;
+  }
+
+  /// Of 4 and 8 the one that fits; 0 if that is neither, or both because rows are shorter than a word.
+  static index_t bits_by_length(const tensor_info& packed, index_t inputs) {
+    const index_t words = packed.shape.size() == 2 ? packed.shape[1] : 0;
+    const bool is_4 = detail::pieces_of(inputs * 4, 32) == words, is_8 = detail::pieces_of(inputs * 8, 32) == words;
+    return is_4 == is_8 ? 0 : is_4 ? 4 : 8;
   }
 
   std::uint32_t code_at(index_t row, index_t input) const noexcept {
