@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,8 +41,11 @@ struct convert_options : model_options {
   bool progress = false;
 };
 struct quantize_options : model_options {
-  std::string target, format = "int4";
+  std::string target, format = "int4", svg;
   std::int64_t group = 32;
+  std::string calibrate;             // tokens; empty: every weight is rounded on its own
+  std::optional<double> budget;      // bits a weight over the experts of a layer, in the place of a format
+  std::vector<std::string> ignored;  // patterns of tensors that no layer needs to take
   int threads = 1;
   bool progress = false;
 };

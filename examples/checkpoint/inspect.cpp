@@ -16,7 +16,7 @@ namespace {
 /// Tensors of one block that differ by the number of an expert only.
 struct tensor_group {
   std::vector<std::int64_t> shape;
-  std::string type;
+  std::set<std::string> types;  // experts may differ
   std::uint64_t count = 0, bytes = 0, elements = 0;
 };
 
@@ -26,6 +26,12 @@ struct block_summary {
   std::uint64_t bytes = 0, parameters = 0, active = 0;
   std::set<std::string> types;
 };
+
+std::string joined(const std::set<std::string>& words) {
+  std::string out;
+  for (const std::string& word : words) out += (out.empty() ? "" : "+") + word;
+  return out.empty() ? "-" : out;
+}
 
 /// "experts.12.up" -> "experts.{}.up"; a number at the end of a name counts as well.
 std::string without_expert(const std::string& name) {
@@ -63,13 +69,14 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
     const std::string name = tensor.info.name.substr(names.prefix().size());
     tensor_group& group = s.tensors[without_expert(name)];
     group.shape = tensor.info.shape;
-    group.type = sluice::detail::printable(tensor.info.type_name(), 40);
+    const std::string type = sluice::detail::printable(tensor.info.type_name(), 40);
+    group.types.insert(type);
     ++group.count;
     group.bytes += tensor.bytes;
     group.elements += tensor.info.elements();
     s.bytes += tensor.bytes;
     s.parameters += tensor.info.elements();
-    s.types.insert(group.type);
+    s.types.insert(type);
   }
   for (const std::string_view part : names.layout().parts()) {
     if (model.tensors().find(names.layout().place(names.prefix(), 0, part, names.extent()).tensor) == nullptr) continue;
@@ -85,12 +92,6 @@ block_summary summary_of(const sluice::checkpoint_model& model, const sluice::bl
   return s;
 }
 
-std::string joined(const std::set<std::string>& words) {
-  std::string out;
-  for (const std::string& word : words) out += (out.empty() ? "" : "+") + word;
-  return out.empty() ? "-" : out;
-}
-
 std::string megabytes(std::uint64_t bytes) { return shared::fixed(static_cast<double>(bytes) / 1e6, 2); }
 
 nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std::vector<block_summary>& blocks) {
@@ -101,7 +102,7 @@ nlohmann::ordered_json to_json(const sluice::checkpoint_model& model, const std:
     for (const auto& [name, group] : s.tensors)
       tensors.push_back({{"name", name},
                          {"shape", group.shape},
-                         {"type", group.type},
+                         {"type", joined(group.types)},
                          {"bits_a_weight", bits_of(group)},
                          {"count", group.count},
                          {"bytes", group.bytes}});
@@ -173,7 +174,7 @@ void inspect(const inspect_options& o) {
   std::cout << "\ntensors of " << first.name << ":\n";
   rows = {{"name", "shape", "type", "bits a weight", "count", "MB"}};
   for (const auto& [name, group] : first.tensors)
-    rows.push_back({name, sluice::detail::shape_text(group.shape), group.type, bits_of(group),
+    rows.push_back({name, sluice::detail::shape_text(group.shape), joined(group.types), bits_of(group),
                     std::to_string(group.count), megabytes(group.bytes)});
   if (rows.size() == 1)
     std::cout << "none: the config says that this block is a mixture, the files have nothing of it\n";

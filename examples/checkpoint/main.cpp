@@ -27,6 +27,13 @@ void add_model_options(CLI::App& app, model_options& o) {
   app.add_option("--prefix", o.prefix, "what tensors have in front of \"layers.\" (default: all that is usual is tried)");
 }
 
+CLI::Option* add_ignored(CLI::App& app, std::vector<std::string>& ignored) {
+  return app
+      .add_option("--ignore", ignored, "full names of tensors that a layer may leave over; * and ? stand for characters")
+      ->type_name("PATTERN")
+      ->allow_extra_args(false);
+}
+
 void add_layer_options(CLI::App& app, layer_options& o) {
   constexpr std::int64_t most = std::int64_t{1} << 40;
   add_model_options(app, o);
@@ -36,10 +43,7 @@ void add_layer_options(CLI::App& app, layer_options& o) {
   shared::add_number<std::int64_t>(app, "--tokens", o.tokens, 0, most, "without --input: draw as many (default 64)");
   shared::add_number<std::uint64_t>(app, "--seed", o.seed, 0, ~std::uint64_t{0}, "of the draw (default 1)");
   app.add_option("--dtype", o.dtype, "what experts' weights are kept as: float, bfloat16 or float16 (default float)");
-  app.add_option("--ignore", o.ignored,
-                 "full names of tensors that a layer may leave over; * and ? stand for characters")
-      ->type_name("PATTERN")
-      ->allow_extra_args(false);
+  add_ignored(app, o.ignored);
   shared::add_number<int>(app, "--threads", o.threads, 1, 1024, "threads (default 1); results do not depend on it");
   app.add_flag("--progress", o.progress, "a bar on stderr, also where that is no terminal");
 }
@@ -84,9 +88,21 @@ int run_program(int argc, char** argv) {
       "quantize", "Rounds the experts' weights to 4 or 8 bits and writes the model in the layout of compressed-tensors");
   add_model_options(*quantize_c, quantize_o);
   quantize_c->add_option("target", quantize_o.target, "a folder")->required();
-  quantize_c->add_option("--format", quantize_o.format, "int4 or int8, with a scale a group (default int4)");
+  auto* const format =
+      quantize_c->add_option("--format", quantize_o.format, "int4 or int8, with a scale a group (default int4)");
   shared::add_number<std::int64_t>(*quantize_c, "--group", quantize_o.group, 1, 1 << 24,
                                    "inputs that share a scale (default 32)");
+  auto* const calibrate = quantize_c->add_option(
+      "--calibrate", quantize_o.calibrate,
+      "round by GPTQ on tokens: X.csv, X.safetensors[:TENSOR], or one that has layers.L.x [T,D] of every layer");
+  quantize_c
+      ->add_option("--budget", quantize_o.budget,
+                   "most bits a weight over a layer's experts, scales included: MC-MoE says who gets 4 and who 8")
+      ->type_name("BITS")
+      ->needs(calibrate)
+      ->excludes(format);
+  quantize_c->add_option("--svg", quantize_o.svg, "a picture of bits and errors");
+  add_ignored(*quantize_c, quantize_o.ignored)->needs(calibrate);
   shared::add_number<int>(*quantize_c, "--threads", quantize_o.threads, 1, 1024,
                           "threads (default 1); results do not depend on it");
   quantize_c->add_flag("--progress", quantize_o.progress, "a bar on stderr, also where that is no terminal");

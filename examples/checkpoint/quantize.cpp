@@ -1,95 +1,44 @@
-// Experts' weights as whole numbers with a scale a group, each weight rounded on its own, in the layout of
-// compressed-tensors: what other programs read, and run and compare here.
+// Experts' weights as whole numbers with a scale a group in the layout of compressed-tensors: what other programs read,
+// and run and compare here. Every weight is rounded on its own, or by what calibration tokens say of it.
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
+#include <sluice/quant/bit_allocation.hpp>
 #include <sluice/quant/round_to_nearest.hpp>
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <iostream>
 #include <list>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "../shared/progress_line.hpp"
-#include "../shared/text.hpp"
+#include "calibrated_layer.hpp"
 #include "commands.hpp"
 #include "output.hpp"
+#include "packed_codes.hpp"
+#include "quantize_report.hpp"
+#include "quantize_svg.hpp"
 #include "session.hpp"
 #include "text_table.hpp"
 
 namespace checkpoint {
 namespace {
 
-int bits_of_format(const std::string& word) {
-  if (word == "int4") return 4;
-  if (word == "int8") return 8;
+const weight_format& format_of(const std::string& word) {
+  for (const weight_format& format : weight_formats)
+    if (format.name == word) return format;
   throw shared::input_error("--format needs int4 or int8, not " + shared::in_quotes(word));
 }
 
-/// One matrix as the file will have it. The writer refers to it.
-struct packed_matrix {
-  std::string stem;  ///< the tensor's name without ".weight"
-  std::vector<std::int32_t> words;
-  std::vector<std::uint16_t> scales;
-  std::vector<std::int64_t> shape;
-  std::int64_t words_a_row = 0, groups = 0;
-
-  std::uint64_t bytes() const { return 4 * words.size() + 2 * scales.size(); }
-  void add_to(sluice::checkpoint_writer& file) const {
-    file.add(stem + ".weight_packed", {shape[0], words_a_row}, words);
-    file.add(stem + ".weight_scale", {shape[0], groups}, sluice::data_type::bf16,
-             std::as_bytes(std::span<const std::uint16_t>(scales)));
-    file.add(stem + ".weight_shape", {2}, shape);
-  }
-};
-
-/// Consecutive inputs in a word, the lowest bits first; scales are bfloat16 already.
-packed_matrix packed(const std::string& stem, const sluice::grouped_codes& codes) {
-  packed_matrix out{.stem = stem, .words = {}, .scales = {}, .shape = {codes.outputs(), codes.inputs()}};
-  const sluice::index_t in_word = 32 / codes.bits;
-  out.words_a_row = (codes.inputs() + in_word - 1) / in_word;
-  out.groups = codes.groups();
-  for (sluice::index_t o = 0; o < codes.outputs(); ++o) {
-    for (sluice::index_t k = 0; k < out.words_a_row; ++k) {
-      std::uint32_t word = 0;
-      for (sluice::index_t i = k * in_word; i < std::min((k + 1) * in_word, codes.inputs()); ++i)
-        word |= std::uint32_t{codes.codes(o, i)} << (i % in_word * codes.bits);
-      out.words.push_back(static_cast<std::int32_t>(word));
-    }
-    for (sluice::index_t g = 0; g < codes.groups(); ++g)
-      out.scales.push_back(sluice::round_to<sluice::bfloat16>(codes.scales(o, g)).bits);
-  }
-  return out;
-}
-
-/// What an expert's matrices come to together.
-struct expert_sums {
-  std::string name;
-  double error = 0, weight = 0, numbers = 0, bytes = 0;
-
-  void add(const sluice::matrix<float>& w, const sluice::grouped_codes& codes, const packed_matrix& as) {
-    for (sluice::index_t o = 0; o < w.rows(); ++o)
-      for (sluice::index_t i = 0; i < w.cols(); ++i) {
-        const double d = double(w(o, i)) - double(codes.value(o, i));
-        error += d * d;
-        weight += double(w(o, i)) * double(w(o, i));
-      }
-    numbers += double(w.size());
-    bytes += double(as.bytes());
-  }
-  std::vector<std::string> row(const std::string& format) const {
-    return {name, format, shared::fixed(8 * bytes / numbers, 2),
-            shared::fixed(weight > 0 ? std::sqrt(error / weight) : 0, 5)};
-  }
-};
-
 /// The tensor that is this matrix and nothing else; null if the layer has none of that name.
 const sluice::tensor_info* matrix_of(const sluice::checkpoint_model& model, const sluice::tensor_names& names,
-                                     const std::string& parameter, sluice::index_t rows, sluice::index_t cols) {
+                                     const std::string& parameter, index_t rows, index_t cols) {
   const auto place = names.place_of(parameter, rows, cols);
   const sluice::located_tensor* const found = place ? model.files().find(place->tensor) : nullptr;
   if (found == nullptr) return nullptr;
@@ -101,89 +50,214 @@ const sluice::tensor_info* matrix_of(const sluice::checkpoint_model& model, cons
   return &tensor;
 }
 
-/// The model's config.json with what the weights are now.
-std::string config_of(const sluice::checkpoint_model& model, int bits, std::int64_t group) {
+/// A matrix of an expert as it is in the file.
+struct expert_matrix {
+  const sluice::tensor_info* tensor;
+  sluice::matrix<float> weights;
+
+  std::string stem() const { return tensor->name.substr(0, tensor->name.size() - std::string_view(".weight").size()); }
+  double bits(const weight_format& format, index_t group) const {
+    const index_t inputs = weights.cols(), groups = (inputs + group - 1) / group;
+    return static_cast<double>(weights.rows() * (32 * words_of_row(inputs, format.bits) + 16 * groups));
+  }
+};
+
+/// Those of an expert in the order of a calibrated layer; none of an expert that is not there.
+std::vector<expert_matrix> matrices_of(const sluice::checkpoint_model& model, const sluice::tensor_names& names,
+                                       index_t expert) {
+  const sluice::model_config& c = model.config();
+  const index_t inputs = c.latent > 0 ? c.latent : c.inputs;
+  std::vector<expert_matrix> matrices;
+  for (const std::string part : {"gate", "up", "down"}) {
+    const bool is_last = part == "down";
+    const auto* const tensor = matrix_of(model, names, "experts." + std::to_string(expert) + '.' + part,
+                                         is_last ? inputs : c.hidden, is_last ? c.hidden : inputs);
+    if (tensor == nullptr) continue;
+    sluice::matrix<float> w(tensor->shape[0], tensor->shape[1]);
+    const std::span<float> numbers(w.data(), static_cast<std::size_t>(w.size()));
+    if (const auto why = sluice::safetensors_reader::obstacle<float>(*tensor, numbers.size()); !why.empty())
+      throw sluice::file_error(model.name(), tensor->name, why);
+    sluice::safetensors_reader::copy<float>(*tensor, numbers);
+    matrices.push_back({tensor, std::move(w)});
+  }
+  return matrices;
+}
+
+/// Bits of a weight in each of the formats, scales included, of experts with these matrices.
+std::array<double, weight_formats.size()> bits_a_weight(const std::vector<expert_matrix>& matrices, index_t group) {
+  std::array<double, weight_formats.size()> bits{};
+  double numbers = 0;
+  for (const expert_matrix& m : matrices) {
+    numbers += static_cast<double>(m.weights.size());
+    for (std::size_t f = 0; f < bits.size(); ++f) bits[f] += m.bits(weight_formats[f], group);
+  }
+  for (double& each : bits) each /= std::max(numbers, 1.0);
+  return bits;
+}
+
+/// How many of `experts` experts can have the second format in a mean of `budget` bits a weight, the others the first.
+index_t in_second_format(index_t experts, double budget, const std::array<double, weight_formats.size()>& bits) {
+  static_assert(weight_formats.size() == 2);
+  if (!(budget >= bits[0]))
+    throw shared::input_error("--budget needs " + shared::fixed(bits[0], 3) +
+                              " bits a weight or more, which is int4 with its scales, not " + shared::fixed(budget, 3));
+  const auto all = static_cast<double>(experts);
+  return static_cast<index_t>(std::min(all, std::floor(all * (budget - bits[0]) / (bits[1] - bits[0]) + 1e-9)));
+}
+
+relative_error error_of(const sluice::matrix<float>& w, const sluice::matrix<float>& q) {
+  return {(w.cast<double>() - q.cast<double>()).squaredNorm(), w.cast<double>().squaredNorm()};
+}
+
+/// The model's config.json, to which is added what the weights are now.
+nlohmann::ordered_json config_of(const sluice::checkpoint_model& model) {
   const std::filesystem::path path = model.files().folder() / "config.json";
   const sluice::mapped_file file(path);
   const auto* const text = reinterpret_cast<const char*>(file.bytes().data());
   auto config = nlohmann::ordered_json::parse(text, text + file.bytes().size(), nullptr, false);
   if (!config.is_object()) throw sluice::file_error(path.string(), "is no strict JSON");
-  config["quantization_config"] = {{"quant_method", "compressed-tensors"},
-                                   {"format", "pack-quantized"},
-                                   {"quantization_status", "compressed"},
-                                   {"config_groups",
-                                    {{"group_0",
-                                      {{"targets", {"re:.*\\.experts\\.[0-9]+\\..*"}},
-                                       {"weights",
-                                        {{"num_bits", bits},
-                                         {"type", "int"},
-                                         {"symmetric", true},
-                                         {"strategy", "group"},
-                                         {"group_size", group}}}}}}}};
-  return config.dump(2) + '\n';
+  return config;
 }
+
+class quantizer {
+public:
+  quantizer(const sluice::checkpoint_model& model, const quantize_options& o)
+      : model_(model), o_(o), format_(format_of(o.format)), threads_(o.threads), bar_(o.progress) {
+    for (const sluice::located_tensor& tensor : model.files().tensors()) left_[tensor.info.name] = &tensor.info;
+  }
+
+  void run() {
+    const auto blocks = model_.blocks();
+    for (std::size_t b = 0; b < blocks.size(); ++b) add_layer(blocks[b], b, blocks.size());
+    if (matrices_.empty()) throw sluice::file_error(model_.name(), "has no experts whose weights could be rounded");
+  }
+
+  void save(const std::filesystem::path& target, nlohmann::ordered_json config) {
+    sluice::checkpoint_writer file;
+    for (const auto& [key, value] : model_.files().metadata()) file.metadata(key, value);
+    for (const auto& [name, tensor] : left_) file.add(*tensor);
+    for (const packed_matrix& matrix : matrices_) matrix.add_to(file);
+    bar_.draw("writing", 1, 1);
+    file.save(target);
+    config["quantization_config"] = groups_.config(o_.group);
+    write_text(target / "config.json", config.dump(2) + '\n');
+  }
+
+  const std::vector<rounded_expert>& experts() const { return experts_; }
+  std::size_t matrices() const { return matrices_.size(); }
+  index_t tokens() const { return tokens_; }
+
+private:
+  void add_layer(const sluice::block_id& block, std::size_t number, std::size_t count) {
+    const std::string name = to_string(block);
+    const auto experts = model_.config().experts;
+    // Of the work on a layer, guessed: where calibration, the search for bits and rounding begin.
+    const double searching = o_.calibrate.empty() ? 0 : 0.1, rounding = o_.budget ? 0.3 : searching;
+    const auto draw = [&](const std::string& what, double done) { bar_.draw(what, done, 1, number, count); };
+    const sluice::tensor_names names = model_.names(block);
+
+    index_t second = 0;
+    if (o_.budget)
+      second = in_second_format(experts, *o_.budget, bits_a_weight(matrices_of(model_, names, 0), o_.group));
+    std::unique_ptr<calibrated_layer> calibrated;
+    if (!o_.calibrate.empty()) {
+      layer_options as;
+      as.ignored = o_.ignored;
+      sluice::matrix<float> x = read_tokens_of(o_.calibrate, name, model_.config().inputs);
+      tokens_ = x.rows();
+      calibrated = calibrate_layer(model_, block, std::move(x), as, threads_,
+                                   [&](const std::string& what, double part) { draw(what, part * searching); });
+    }
+    std::vector<const weight_format*> formats(static_cast<std::size_t>(experts), &format_);
+    if (o_.budget) {
+      const sluice::matrix<double> costs = calibrated->costs(
+          o_.group, [&](double part) { draw("weighing " + name, searching + part * (rounding - searching)); });
+      // An expert at int4 is a unit of the budget, one at int8 is two.
+      const auto units = sluice::allocate_bits(costs, experts + second, false).bits;
+      for (std::size_t e = 0; e < formats.size(); ++e)
+        formats[e] = &weight_formats[static_cast<std::size_t>(units[e] - 1)];
+    }
+    for (index_t e = 0; e < experts; ++e) {
+      draw("rounding " + name, rounding + (1 - rounding) * static_cast<double>(e) / static_cast<double>(experts));
+      add_expert(name, names, e, *formats[static_cast<std::size_t>(e)], calibrated.get());
+    }
+  }
+
+  void add_expert(const std::string& layer, const sluice::tensor_names& names, index_t e, const weight_format& format,
+                  const calibrated_layer* calibrated) {
+    std::vector<sluice::grouped_codes> codes;
+    std::vector<sluice::matrix<float>> nearest, done;
+    rounded_expert report{.layer = layer, .expert = e, .format = std::string(format.name)};
+    const std::vector<expert_matrix> matrices = matrices_of(model_, names, e);
+    if (matrices.empty()) return;
+    for (const expert_matrix& m : matrices) {
+      codes.push_back(sluice::round_to_nearest(m.weights, rounding_to(format, o_.group), threads_));
+      nearest.push_back(codes.back().to_matrix());
+      report.nearest_weights.add(error_of(m.weights, nearest.back()));
+    }
+    if (calibrated != nullptr) {
+      report.tokens = calibrated->tokens(e);
+      report.has_few_tokens = report.tokens < calibrated_layer::least_tokens;
+      report.nearest_outputs = calibrated->change(e, nearest);
+      codes = calibrated->compensated(e, format, o_.group);
+    }
+    for (std::size_t m = 0; m < matrices.size(); ++m) {
+      left_.erase(matrices[m].tensor->name);
+      done.push_back(codes[m].to_matrix());
+      report.weights.add(error_of(matrices[m].weights, done.back()));
+      matrices_.push_back(packed(matrices[m].stem(), codes[m]));
+      groups_.add(matrices_.back().stem, e, format.bits);
+      report.numbers += static_cast<double>(done.back().size());
+      report.bytes += static_cast<double>(matrices_.back().bytes());
+    }
+    if (calibrated != nullptr) report.outputs = calibrated->change(e, done);
+    experts_.push_back(std::move(report));
+  }
+
+  const sluice::checkpoint_model& model_;
+  const quantize_options& o_;
+  const weight_format& format_;
+  sluice::thread_pool threads_;
+  work_bar bar_;
+  std::map<std::string, const sluice::tensor_info*> left_;  // what stays as it is
+  std::list<packed_matrix> matrices_;                       // the file refers to them
+  packed_groups groups_;
+  std::vector<rounded_expert> experts_;
+  index_t tokens_ = 0;
+};
 
 }  // namespace
 
 void quantize(const quantize_options& o) {
-  const int bits = bits_of_format(o.format);
   const sluice::checkpoint_model model(o.model, o.prefix);
   if (!model.config().quantization.empty() || !model.files().gguf().empty())
     throw sluice::file_error(model.name(), "is quantised already, or a GGUF file: quantize takes plain numbers");
-  const std::string config = config_of(model, bits, o.group);
-  sluice::thread_pool threads(o.threads);
-  work_bar bar(o.progress);
-
-  std::list<packed_matrix> matrices;
-  std::vector<std::vector<std::string>> rows{{"expert", "format", "bits a weight", "error of weights"}};
-  std::map<std::string, const sluice::tensor_info*> left;
-  for (const sluice::located_tensor& tensor : model.files().tensors()) left[tensor.info.name] = &tensor.info;
-  expert_sums all{"all"};
-  const auto blocks = model.blocks();
-  const sluice::index_t experts = model.config().experts, inputs = model.config().inputs,
-                        hidden = model.config().hidden;
-  for (std::size_t b = 0; b < blocks.size(); ++b) {
-    const sluice::tensor_names names = model.names(blocks[b]);
-    for (sluice::index_t e = 0; e < experts; ++e) {
-      bar.draw("rounding " + to_string(blocks[b]), double(e), double(experts), b, blocks.size());
-      expert_sums sums{to_string(blocks[b]) + " expert " + std::to_string(e)};
-      for (const char* const part : {"gate", "up", "down"}) {
-        const bool is_last = std::string_view(part) == "down";
-        const auto* const tensor = matrix_of(model, names, "experts." + std::to_string(e) + '.' + part,
-                                             is_last ? inputs : hidden, is_last ? hidden : inputs);
-        if (tensor == nullptr || left.erase(tensor->name) == 0) continue;
-        sluice::matrix<float> w(tensor->shape[0], tensor->shape[1]);
-        const std::span<float> numbers(w.data(), static_cast<std::size_t>(w.size()));
-        if (const auto why = sluice::safetensors_reader::obstacle<float>(*tensor, numbers.size()); !why.empty())
-          throw sluice::file_error(model.name(), tensor->name, why);
-        sluice::safetensors_reader::copy<float>(*tensor, numbers);
-        const auto codes = sluice::round_to_nearest(
-            w,
-            {.bits = bits, .group = o.group, .range = sluice::code_range::full, .scales = sluice::scale_type::bfloat16},
-            threads);
-        matrices.push_back(
-            packed(tensor->name.substr(0, tensor->name.size() - std::string_view(".weight").size()), codes));
-        sums.add(w, codes, matrices.back());
-        all.add(w, codes, matrices.back());
-      }
-      if (sums.numbers > 0) rows.push_back(sums.row(o.format));
-    }
+  if (!o.svg.empty()) require_writable(o.svg);
+  const nlohmann::ordered_json config = config_of(model);
+  const bool is_calibrated = !o.calibrate.empty();
+  std::vector<rounded_expert> experts;
+  std::string how;
+  {
+    quantizer work(model, o);
+    work.run();
+    work.save(o.target, config);
+    experts = work.experts();
+    how =
+        std::to_string(work.matrices()) + " matrices in groups of " + std::to_string(o.group) +
+        (is_calibrated ? ", rounded by GPTQ on " + shared::grouped(work.tokens()) + " tokens" : ", rounded to nearest");
   }
-  if (matrices.empty()) throw sluice::file_error(model.name(), "has no experts whose weights could be rounded");
-  rows.push_back(all.row(o.format));
-
-  sluice::checkpoint_writer file;
-  for (const auto& [key, value] : model.files().metadata()) file.metadata(key, value);
-  for (const auto& [name, tensor] : left) file.add(*tensor);
-  for (const packed_matrix& matrix : matrices) matrix.add_to(file);
-  bar.draw("writing", 0, 1);
-  file.save(o.target);
-  write_text(std::filesystem::path(o.target) / "config.json", config);
-
-  print_aligned(std::cout, rows);
-  std::cout << '\n'
-            << o.target << ": " << matrices.size() << " matrices in groups of " << o.group
-            << ", rounded to nearest; everything else as it was\n";
+  if (!o.svg.empty())
+    write_text(o.svg,
+               quantize_picture(experts, is_calibrated, "What rounding costs " + model.config().model_type,
+                                how + "; " + shared::fixed(sum_of(experts, "").bits(), 2) +
+                                    " bits a weight with scales. An error is the size of the change as a part of "
+                                    "what is changed, both as root mean squares."));
+  print_aligned(std::cout, table_of(experts, is_calibrated));
+  if (const std::string few = few_tokens(experts, calibrated_layer::least_tokens); !few.empty())
+    std::cout << '\n' << few;
+  std::cout << '\n' << o.target << ": " << how << "; everything else as it was\n";
+  if (is_calibrated) std::cout << "Errors of outputs are those on the calibration tokens.\n";
+  if (!o.svg.empty()) std::cout << "written: " << o.svg << '\n';
 }
 
 }  // namespace checkpoint

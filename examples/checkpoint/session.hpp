@@ -84,6 +84,17 @@ inline std::string loading_notes(const layer_result& r) {
   return notes;
 }
 
+struct ran_layer {
+  layer_result result;
+  std::unique_ptr<sluice::published_layer<float>> layer;
+  sluice::matrix<float> y;
+};
+
+/// Loads a layer and sends x through it. progress(what, part) is told how much of that is done.
+ran_layer run_layer(const sluice::checkpoint_model& model, const sluice::block_id& block, const layer_options& o,
+                    const sluice::matrix<float>& x, const sluice::executor_ref& executor,
+                    const std::function<void(const std::string&, double)>& progress);
+
 /// Loads every chosen layer, sends x through it and calls see(result, layer, y). One layer is in memory at a time.
 void run_layers(const sluice::checkpoint_model& model, const layer_options& o, const sluice::matrix<float>& x,
                 const std::function<void(const layer_result&, const sluice::published_layer<float>&,

@@ -115,4 +115,13 @@ inline sluice::matrix<float> read_tokens(const std::string& input, index_t width
   return detail::read_tensor(file, tensor, width);
 }
 
+/// The same for one layer of a model: of a safetensors file that has "layers.L.x" the layer gets its own. Throws
+/// file_error.
+inline sluice::matrix<float> read_tokens_of(const std::string& input, const std::string& layer, index_t width) {
+  if (const auto [file, tensor] = detail::split_input(input); !input.ends_with(".csv") && tensor.empty())
+    if (const std::string own = layer + ".x"; sluice::safetensors_reader(file).contains(own))
+      return detail::read_tensor(file, own, width);
+  return read_tokens(input, width);
+}
+
 }  // namespace checkpoint

@@ -1,7 +1,11 @@
 // The program as a user runs it: every command, every family, and every way to fail.
+#include <sluice/core/random.hpp>
 #include <sluice/io/safetensors.hpp>
 
 #include <nlohmann/json.hpp>
+
+#include <cmath>
+#include <regex>
 
 #if !defined(_WIN32)
 #include <sys/wait.h>
@@ -28,6 +32,38 @@ bool holds(const std::string& text, const std::string& part) { return text.find(
 /// One line on stderr that begins with the program's name.
 bool is_complaint(const outcome& o, int code, const std::string& part) {
   return o.code == code && o.error.starts_with("checkpoint: ") && holds(o.error, part);
+}
+
+/// Tokens [T,32] whose inputs depend on one another, as those of models do: the same ones for every name.
+void save_dependent_tokens(const std::string& path, const std::vector<std::string>& names, int tokens, std::uint64_t seed) {
+  constexpr int width = 32;
+  const sluice::random_source draws(seed), mix(7);
+  const sluice::random_site site("program_test.tokens");
+  std::vector<float> x(static_cast<std::size_t>(tokens * width));
+  for (int t = 0; t < tokens; ++t)
+    for (int i = 0; i < width; ++i) {
+      double sum = 0;
+      for (int j = 0; j < width; ++j)  // four directions carry most of it
+        sum += (j < 4 ? 0.5 : 0.05) * draws.normal(site, t * width + j) * mix.normal(site, j * width + i);
+      x[static_cast<std::size_t>(t * width + i)] = static_cast<float>(sum);
+    }
+  sluice::safetensors_writer file;
+  for (const std::string& name : names) file.add(name, {tokens, width}, x);
+  file.save(path);
+}
+
+/// |b - a| / |a| over these tensors of two files.
+double relative_change(const std::string& a, const std::string& b, const std::vector<std::string>& names) {
+  double change = 0, whole = 0;
+  for (const std::string& name : names) {
+    const auto from = sluice::safetensors_reader(a).read_vector<float>(name),
+               to = sluice::safetensors_reader(b).read_vector<float>(name);
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      change += std::pow(double(to[i]) - double(from[i]), 2);
+      whole += std::pow(double(from[i]), 2);
+    }
+  }
+  return std::sqrt(change / whole);
 }
 
 }  // namespace
@@ -220,6 +256,74 @@ TEST_CASE("checkpoint: quantize rounds experts' weights, and what it writes is r
   const std::string stacked = quoted(folder.file("stacked"));
   REQUIRE(run_tool(folder, "convert " + model + ' ' + stacked + " --layout stacked").code == 0);
   CHECK(is_complaint(run_tool(folder, "quantize " + stacked + ' ' + quoted(folder.file("no"))), 3, "convert --layout per-expert first"));
+  CHECK(!std::filesystem::exists(folder.file("no")));
+}
+
+TEST_CASE("checkpoint: quantize by calibration tokens loses less on others, and gives bits to who needs them", "[checkpoint]") {
+  const temporary_folder folder("calibrate");
+  const std::string model = quoted(folder.file("model")), y = folder.file("y");
+  REQUIRE(run_tool(folder, "make " + model + " --family qwen2_moe --experts 4 --layers 2 --width 32 --hidden 16").code == 0);
+  save_dependent_tokens(folder.file("seen.safetensors"), {"layers.0.x", "layers.1.x"}, 300, 1);
+  save_dependent_tokens(folder.file("few.safetensors"), {"x"}, 5, 1);
+  save_dependent_tokens(folder.file("others.safetensors"), {"x"}, 200, 2);
+  const std::string input = " --input " + quoted(folder.file("others.safetensors")) + " --output ";
+  const std::string seen = " --calibrate " + quoted(folder.file("seen.safetensors"));
+  REQUIRE(run_tool(folder, "run " + model + input + quoted(y)).code == 0);
+  const auto quantised = [&](const std::string& name, const std::string& options) {
+    return run_tool(folder, "quantize " + model + ' ' + quoted(folder.file(name)) + options);
+  };
+  const auto error_on_others = [&](const std::string& name) {
+    CHECK(run_tool(folder, "run " + quoted(folder.file(name)) + input + quoted(folder.file("z"))).code == 0);
+    return relative_change(y, folder.file("z"), {"layers.0.y", "layers.1.y"});
+  };
+  REQUIRE(quantised("nearest", "").code == 0);
+  const outcome done = quantised("gptq", seen + " --svg " + quoted(folder.file("q.svg")));
+  REQUIRE(done.code == 0);
+  CHECK(shared::testing::xml_fault(contents(folder.file("q.svg"))).empty());
+  std::istringstream words(done.out.substr(done.out.find("\nall")));
+  std::string all, format, bits;
+  double weights = 0, nearest_weights = 0, outputs = 0, nearest_outputs = 0;
+  words >> all >> format >> bits >> weights >> nearest_weights >> outputs >> nearest_outputs;
+  CHECK(weights > nearest_weights);  // what it gives up for the outputs
+  CHECK(outputs < 0.8 * nearest_outputs);
+  CHECK(holds(done.out, "rounded by GPTQ on 300 tokens"));
+  const double nearest = error_on_others("nearest"), compensated = error_on_others("gptq");
+  CHECK(compensated < 0.9 * nearest);
+  REQUIRE(quantised("threads", seen + " --threads 2").code == 0);
+  CHECK(contents(folder.file("threads/model.safetensors")) == contents(folder.file("gptq/model.safetensors")));
+
+  // Five tokens are too few for anybody: all is rounded to nearest, and said.
+  const outcome few = quantised("few", " --calibrate " + quoted(folder.file("few.safetensors")));
+  CHECK(holds(few.out, "layers.1: fewer than 16 tokens, so rounded to nearest: expert 0 1 2 3\n"));
+  CHECK(contents(folder.file("few/model.safetensors")) == contents(folder.file("nearest/model.safetensors")));
+
+  // With scales int4 takes 4.5 bits a weight, 5 in the last matrix, whose rows are half a group: 4.667 in the mean. int8
+  // takes 4 more, which one expert of four can have.
+  const outcome mixed = quantised("mixed", seen + " --budget 5.9");
+  REQUIRE(mixed.code == 0);
+  for (const std::string layer : {"layers.0 expert", "layers.1 expert"}) {
+    std::istringstream lines(mixed.out);
+    int eights = 0;
+    for (std::string line; std::getline(lines, line);) eights += line.starts_with(layer) && holds(line, " int8 ");
+    CHECK(eights == 1);
+  }
+  CHECK(error_on_others("mixed") < compensated);
+  const auto config = nlohmann::json::parse(contents(folder.file("mixed/config.json"))).at("quantization_config");
+  CHECK(config.at("config_groups").size() == 2);
+  CHECK(config.at("config_groups").at("group_1").at("weights").at("num_bits") == 8);
+  const std::string target = config.at("config_groups").at("group_1").at("targets").at(0);
+  CHECK(std::regex_match(target, std::regex(R"(re:model\\\.layers\\\.0\\\.mlp\\\.experts\\\.\([0-3]\)\\\.\.\*)")));
+  CHECK(holds(run_tool(folder, "inspect " + quoted(folder.file("mixed"))).out, "packed int4+packed int8"));
+
+  CHECK(is_complaint(quantised("no", seen + " --budget 4"), 2, "--budget needs 4.667 bits a weight or more"));
+  CHECK(is_complaint(quantised("no", seen + " --budget 0"), 2, "--budget needs 4.667 bits a weight or more"));
+  CHECK(is_complaint(quantised("no", seen + " --budget 6 --format int4"), 2, "--format"));
+  CHECK(is_complaint(quantised("no", " --budget 6"), 2, "--calibrate"));
+  CHECK(is_complaint(quantised("no", " --calibrate " + quoted(folder.file("none.csv"))), 3, "none.csv"));
+  const std::string gemma = quoted(folder.file("gemma"));
+  REQUIRE(run_tool(folder, "make " + gemma + " --family gemma4 --width 32 --hidden 16").code == 0);
+  CHECK(is_complaint(run_tool(folder, "quantize " + gemma + ' ' + quoted(folder.file("no")) + seen), 3,
+                     "read a norm or a projection of the tokens"));
   CHECK(!std::filesystem::exists(folder.file("no")));
 }
 

@@ -38,4 +38,10 @@ TEST_CASE("tokens: from safetensors, by name or the only one", "[checkpoint]") {
   CHECK(read_tokens(folder.file("x.safetensors") + ":x", 3)(1, 2) == 6);
   CHECK_THROWS_AS(read_tokens(folder.file("x.safetensors") + ":y", 3), sluice::file_error);
   CHECK_THROWS_AS(read_tokens(folder.file("x.safetensors"), 2), sluice::file_error);
+  const std::vector<float> own{7, 8, 9};
+  file.add("layers.1.x", {1, 3}, own);
+  file.save(folder.file("layers.safetensors"));
+  CHECK(read_tokens_of(folder.file("layers.safetensors"), "layers.1", 3).rows() == 1);
+  CHECK(read_tokens_of(folder.file("layers.safetensors") + ":x", "layers.1", 3).rows() == 2);
+  CHECK_THROWS_AS(read_tokens_of(folder.file("layers.safetensors"), "layers.0", 3), sluice::file_error);
 }
