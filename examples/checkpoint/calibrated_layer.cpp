@@ -81,15 +81,15 @@ public:
     return sluice::allocation_costs(tokens, weights, sensitivity.errors());
   }
 
-  std::vector<sluice::grouped_codes> compensated(index_t e, const weight_format& format, index_t group) const override {
+  compensated_codes compensated(index_t e, const weight_format& format, index_t group) const override {
     sluice::bank_calibration<Expert> calibration(bank_, {.first_expert = e, .only = 1, .least_rows = least_tokens});
     calibration.add(bank_, x_, rows().only(e, 1), executor_);
     const sluice::rounding_options as = rounding_to(format, group);
-    std::vector<sluice::grouped_codes> codes;
+    compensated_codes codes{{}, !calibration.unseen().empty()};
     sluice::for_each_calibrated_map(
         bank_, calibration, {.damping = 0.01},
         [&](const sluice::calibrated_map& map) {
-          codes.push_back(sluice::compensated_rounding(
+          codes.of.push_back(sluice::compensated_rounding(
               map.weights, map.factor, {.bits = as.bits, .group = as.group, .range = as.range, .scales = as.scales},
               executor_));
         },

@@ -20,20 +20,25 @@ namespace checkpoint {
 
 using sluice::index_t;
 
+/// Codes of an expert's matrices. Those of an expert with few tokens are those of rounding to nearest.
+struct compensated_codes {
+  std::vector<sluice::grouped_codes> of;
+  bool has_few_tokens;
+};
+
 /// Matrices come as experts count them: gate, up, down, or up, down where there is no gate.
 class calibrated_layer {
 public:
   static constexpr index_t least_tokens = 16;
 
   virtual ~calibrated_layer() = default;
-  /// How many tokens an expert got. With fewer than least_tokens it is rounded to nearest.
+  /// How many tokens an expert got.
   virtual index_t tokens(index_t expert) const = 0;
   /// What it costs the layer to round an expert to each of the formats, [E, formats] (MC-MoE; weights of tokens are
   /// those that the layer multiplies with, normalised where its router does that).
   virtual sluice::matrix<double> costs(index_t group, const std::function<void(double part)>& progress) const = 0;
-  /// Codes of an expert's matrices by GPTQ.
-  virtual std::vector<sluice::grouped_codes> compensated(index_t expert, const weight_format& format,
-                                                         index_t group) const = 0;
+  /// By GPTQ. An expert has few tokens if fewer than least_tokens gave finite numbers to each of its matrices.
+  virtual compensated_codes compensated(index_t expert, const weight_format& format, index_t group) const = 0;
   /// What becomes of the outputs of its tokens if an expert has these matrices. Of tokens whose output is not finite
   /// nothing is said.
   virtual relative_error change(index_t expert, const std::vector<sluice::matrix<float>>& weights) const = 0;

@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "calibrated_layer.hpp"
@@ -152,13 +153,13 @@ private:
     const std::string name = to_string(block);
     const auto experts = model_.config().experts;
     // Of the work on a layer, guessed: where calibration, the search for bits and rounding begin.
-    const double searching = o_.calibrate.empty() ? 0 : 0.1, rounding = o_.budget ? 0.3 : searching;
+    const double searching = o_.calibrate.empty() ? 0 : 0.02, rounding = o_.budget ? 0.1 : searching;
     const auto draw = [&](const std::string& what, double done) { bar_.draw(what, done, 1, number, count); };
     const sluice::tensor_names names = model_.names(block);
 
-    index_t second = 0;
-    if (o_.budget)
-      second = in_second_format(experts, *o_.budget, bits_a_weight(matrices_of(model_, names, 0), o_.group));
+    // What cannot be done is said before the work on a layer.
+    const auto bits = bits_a_weight(matrices_of(model_, names, 0), o_.group);
+    const index_t second = o_.budget ? in_second_format(experts, *o_.budget, bits) : 0;
     std::unique_ptr<calibrated_layer> calibrated;
     if (!o_.calibrate.empty()) {
       layer_options as;
@@ -197,9 +198,10 @@ private:
     }
     if (calibrated != nullptr) {
       report.tokens = calibrated->tokens(e);
-      report.has_few_tokens = report.tokens < calibrated_layer::least_tokens;
       report.nearest_outputs = calibrated->change(e, nearest);
-      codes = calibrated->compensated(e, format, o_.group);
+      compensated_codes compensated = calibrated->compensated(e, format, o_.group);
+      codes = std::move(compensated.of);
+      report.has_few_tokens = compensated.has_few_tokens;
     }
     for (std::size_t m = 0; m < matrices.size(); ++m) {
       left_.erase(matrices[m].tensor->name);

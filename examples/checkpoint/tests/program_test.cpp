@@ -320,8 +320,9 @@ TEST_CASE("checkpoint: quantize by calibration tokens loses less on others, and 
   CHECK(is_complaint(quantised("no", seen + " --budget 6 --format int4"), 2, "--format"));
   CHECK(is_complaint(quantised("no", " --budget 6"), 2, "--calibrate"));
   CHECK(is_complaint(quantised("no", " --calibrate " + quoted(folder.file("none.csv"))), 3, "none.csv"));
-  const std::string gemma = quoted(folder.file("gemma"));
-  REQUIRE(run_tool(folder, "make " + gemma + " --family gemma4 --width 32 --hidden 16").code == 0);
+  const std::string stacked = quoted(folder.file("stacked")), gemma = quoted(folder.file("gemma"));
+  REQUIRE(run_tool(folder, "make " + stacked + " --family gemma4 --width 32 --hidden 16").code == 0);
+  REQUIRE(run_tool(folder, "convert " + stacked + ' ' + gemma + " --layout per-expert").code == 0);
   CHECK(is_complaint(run_tool(folder, "quantize " + gemma + ' ' + quoted(folder.file("no")) + seen), 3,
                      "read a norm or a projection of the tokens"));
   CHECK(!std::filesystem::exists(folder.file("no")));
