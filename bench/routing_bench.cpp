@@ -34,6 +34,7 @@
 #include <sluice/router/threshold/relu.hpp>
 #include <sluice/router/threshold/skip.hpp>
 #include <sluice/router/threshold/top_p.hpp>
+#include <sluice/router/tokens_choose/chosen_ranks.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>

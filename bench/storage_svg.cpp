@@ -11,7 +11,6 @@ namespace bench {
 
 namespace {
 
-constexpr double cell_width = 62, cell_height = 30, left = 170, margin = 30;
 constexpr double most_gain = 10;  // the darkest cell
 
 bool is_rounded(const session& s, const record& r) {
@@ -31,6 +30,7 @@ std::string storage_svg(const session& s) {
   for (const record& r : s.found.cases)
     if (is_rounded(s, r)) add_once(names, r.name), add_once(storages, r.dtype), add_once(counts, r.tokens);
   std::sort(counts.begin(), counts.end());
+  constexpr double cell_width = 62, cell_height = 30, left = 170, margin = 30;
   constexpr std::string_view grey = " fill=\"#5b6470\"";
   constexpr std::string_view title = "What do fewer bits buy?";
   const double width = std::max(860.0, left + cell_width * static_cast<double>(counts.size()) + margin);

@@ -30,7 +30,7 @@ TEST_CASE("gathered_expert: experts that are alike", "[convert][gathered]") {
   CHECK(test::largest_difference(through(gathered_sum<double>(alike), x), matrix<double>(9 * y)) < 1e-12);
 }
 
-TEST_CASE("gathered_expert: one expert is itself; directions are the best of their rank", "[convert][gathered]") {
+TEST_CASE("gathered_expert: one expert is itself, directions are the best of their rank", "[convert][gathered]") {
   const gathered one = experts_to_gather(1, 6);
   CHECK(gathered_units<double>(one).first == one[0].first);
   CHECK(gathered_units<double>(one).last == one[0].last);

@@ -37,7 +37,7 @@ matrix<double> outputs_of_kept(const kept_layer& layer, const matrix<double>& x)
 
 }  // namespace
 
-TEST_CASE("kept_experts: all is the same layer; those that a batch chose do, if weights are theirs alone",
+TEST_CASE("kept_experts: all is the same layer, those that a batch chose do, if weights are theirs alone",
           "[convert][kept]") {
   for (const weighting weights : {weighting::post, weighting::pre}) {
     kept_layer layer = layer_of(6, weights);

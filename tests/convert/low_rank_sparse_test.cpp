@@ -4,7 +4,7 @@
 
 using namespace sluice;
 
-TEST_CASE("low_rank_sparse: parts add up to the matrix; a full rank leaves nothing", "[convert][low_rank_sparse]") {
+TEST_CASE("low_rank_sparse: parts add up to the matrix, a full rank leaves nothing", "[convert][low_rank_sparse]") {
   for (const bool wide : {false, true}) {
     const matrix<double> m = test::random_matrix<double>(7, 4, 1), w = wide ? matrix<double>(m.transpose()) : m;
     const kernel::small_svd svd(m);

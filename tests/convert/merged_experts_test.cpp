@@ -68,7 +68,7 @@ TEST_CASE("merged_experts: groups by hand", "[convert][merged]") {
   CHECK(logit_similarity<double>(matrix<double>::Zero(3, 2))(0, 1) == 0.5);
 }
 
-TEST_CASE("merged_experts: a group of one is left alone, experts that nobody used count alike; what it needs",
+TEST_CASE("merged_experts: a group of one is left alone, experts that nobody used count alike, what it needs",
           "[convert][merged]") {
   const std::vector<expert_matrices<double>> experts{expert_to_merge(21), expert_to_merge(23), expert_to_merge(25)};
   const auto merged =

@@ -121,7 +121,7 @@ TEST_CASE("mixed storages: a bank's experts equal their maps one by one, bit for
   }
 }
 
-TEST_CASE("mixed storages: gradients pass all of them; what is in full precision learns", "[expert][storage]") {
+TEST_CASE("mixed storages: gradients pass all of them, what is in full precision learns", "[expert][storage]") {
   // No activations of 8 bits: everything is as in the same experts widened to floats.
   const auto exact = [](index_t expert, int matrix) {
     return mixed_choice(std::array<index_t, 4>{0, 1, 3, 0}[as_size(expert + matrix) % 4]);

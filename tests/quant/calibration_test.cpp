@@ -99,7 +99,7 @@ TEST_CASE("bank_calibration: counts, weights and moments of every expert's rows 
   }
 }
 
-TEST_CASE("bank_calibration: experts without rows are listed and rounded plainly; some experts alone",
+TEST_CASE("bank_calibration: experts without rows are listed and rounded plainly, some experts alone",
           "[quant][calibration]") {
   calibrated_layer layer = layer_to_calibrate();
   const matrix<float> x = test::random_matrix<float>(30, 10, 4);

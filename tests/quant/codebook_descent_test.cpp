@@ -31,7 +31,7 @@ TEST_CASE("codebook_descent: codes of a sweep lose less after it, and indices st
   CHECK(codes.shape().indices == indices);
 }
 
-TEST_CASE("codebook_descent: the loss never rises, however large the rate; the gradient's way is down",
+TEST_CASE("codebook_descent: the loss never rises, however large the rate, the gradient's way is down",
           "[quant][descent]") {
   const matrix<double> w = test::random_matrix<double>(6, 8, 3), h = descent_moments(30, 8, 4);
   low_rank_codes<double> codes(w, {1, 4}, {.codes = 4, .width = 2, .random = random_source(5)});

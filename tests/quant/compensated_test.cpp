@@ -88,7 +88,7 @@ TEST_CASE("compensated_rounding: bits do not depend on threads, results on nothi
   CHECK((of_blocks(7).cast<int>() - of_blocks(128).cast<int>()).cwiseAbs().maxCoeff() <= 1);
 }
 
-TEST_CASE("compensated_rounding: dead inputs are zero; empty matrices; what does not fit", "[quant][compensated]") {
+TEST_CASE("compensated_rounding: dead inputs are zero, empty matrices, what does not fit", "[quant][compensated]") {
   matrix<float> w = test::random_matrix<float>(5, 20, 6);
   w(2, 7) = 50;
   matrix<double> h = moments_of_dependent_inputs(40, 20, 7);

@@ -45,7 +45,7 @@ TEST_CASE("discrete_step: all tiles and no bound is the nearest entry everywhere
       }
 }
 
-TEST_CASE("discrete_step: a fraction of the tiles, those that are farthest off first; never nothing, but for none",
+TEST_CASE("discrete_step: a fraction of the tiles, those that are farthest off first, never nothing, but for none",
           "[quant][discrete]") {
   const vector_codes plain = test::random_codes({.outputs = 4, .inputs = 20, .tile_inputs = 2, .entries = 16}, 3);
   tunable_codes<double> codes(plain);

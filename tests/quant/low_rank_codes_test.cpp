@@ -50,7 +50,7 @@ TEST_CASE("low_rank_codes: the whole width with P = I is plain vector quantisati
   }
 }
 
-TEST_CASE("low_rank_codes: gradients are slopes; training lowers the error", "[quant][low_rank][gradient]") {
+TEST_CASE("low_rank_codes: gradients are slopes, training lowers the error", "[quant][low_rank][gradient]") {
   const matrix<double> w = test::random_matrix<double>(5, 9, 5);  // tiles of 4: the last ones padded
   low_rank_codes<double> codes(w, {1, 4}, {.codes = 4, .width = 2, .random = random_source(6)});
   codes.lift().map() += 0.4 * test::random_matrix<double>(4, 2, 13);
@@ -84,7 +84,7 @@ TEST_CASE("low_rank_codes: the width is where both errors together are least", "
   CHECK(chosen >= 2);  // one direction leaves too much out
 }
 
-TEST_CASE("low_rank_codes: plain codes decode alike; zeros; equal bits for any thread count; what it needs",
+TEST_CASE("low_rank_codes: plain codes decode alike, zeros, equal bits for any thread count, what it needs",
           "[quant][low_rank]") {
   const matrix<float> w = test::random_matrix<float>(9, 16, 11);
   const low_rank_options o{.codes = 6, .width = 3, .random = random_source(12)};

@@ -4,7 +4,7 @@
 
 using namespace sluice;
 
-TEST_CASE("residual_codes: every stage leaves less; as many codes as tiles leave nothing", "[quant][residual]") {
+TEST_CASE("residual_codes: every stage leaves less, as many codes as tiles leave nothing", "[quant][residual]") {
   const matrix<float> w = test::random_matrix<float>(12, 22, 1);
   for (const bool scales : {false, true}) {
     float before = w.squaredNorm();
@@ -38,13 +38,13 @@ TEST_CASE("residual_codes: each tile has the nearest entry, and each entry is th
     CHECK((means.row(k) / counts[as_size(k)] - book.row(k)).cwiseAbs().maxCoeff() < 1e-5F);
 }
 
-TEST_CASE("residual_codes: scales make rows alike; zeros, one code, empty matrices, threads, what it needs",
+TEST_CASE("residual_codes: scales make rows alike, zeros, one code, empty matrices, threads, what it needs",
           "[quant][residual]") {
   // The same rows in all sizes: with scales one matrix of codes does for all.
   const matrix<float> row = test::random_matrix<float>(1, 16, 4);
   matrix<float> w(5, 16);
   for (index_t r = 0; r < 5; ++r) w.row(r) = row.row(0) * std::ldexp(1.0F, static_cast<int>(3 * r));
-  const residual_options few{.tile = {1, 4}, .codes = 4, .scales = true};
+  const residual_code_options few{.tile = {1, 4}, .codes = 4, .scales = true};
   CHECK((residual_codes(w, few).to_matrix() - w).cwiseAbs().maxCoeff() < 1e-5F * w.cwiseAbs().maxCoeff());
 
   w.row(2).setZero();

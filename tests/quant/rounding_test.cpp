@@ -68,7 +68,7 @@ TEST_CASE("round_to_nearest: no weight is further than half a step from its valu
   CHECK(round_to_nearest(w, {.bits = bits, .group = 16, .range = range}, threads).codes == codes.codes);
 }
 
-TEST_CASE("round_to_nearest: the same code wherever a weight stands in a vector; ties to even", "[quant][rounding]") {
+TEST_CASE("round_to_nearest: the same code wherever a weight stands in a vector, ties to even", "[quant][rounding]") {
   // With a scale of 1/2 every second number is a tie.
   matrix<float> ties(1, 35);
   for (index_t i = 0; i < 35; ++i) ties(0, i) = static_cast<float>(i % 14 - 7) / 4;

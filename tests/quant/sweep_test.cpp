@@ -136,7 +136,7 @@ TEST_CASE("column_sweep: columns that are rounded together do not make up for ea
   CHECK(swept(w, factor, {.block = 12, .step = 3}) == expected);
 }
 
-TEST_CASE("column_sweep: a neutral factor rounds plainly; empty matrices; what does not fit", "[quant][sweep]") {
+TEST_CASE("column_sweep: a neutral factor rounds plainly, empty matrices, what does not fit", "[quant][sweep]") {
   const matrix<double> w = 3 * test::random_matrix<double>(9, 20, 11);
   CHECK(swept(w, inverse_factor(20), {.block = 8}) == matrix<double>(w.array().rint().matrix()));
   CHECK(swept(matrix<double>(0, 20), inverse_factor(20)).rows() == 0);

@@ -65,7 +65,7 @@ TEST_CASE("tunable_codes: gradients are the slopes of any function of the matrix
   }
 }
 
-TEST_CASE("tunable_codes: entries that no tile uses get no gradient; gradients add up", "[quant][tunable]") {
+TEST_CASE("tunable_codes: entries that no tile uses get no gradient, gradients add up", "[quant][tunable]") {
   vector_codes plain = test::random_codes({.outputs = 2, .inputs = 4, .tile_inputs = 2, .entries = 3}, 5);
   plain.indices[0] << 0, 2, 2, 2;
   tunable_codes<double> codes(plain);
@@ -79,7 +79,7 @@ TEST_CASE("tunable_codes: entries that no tile uses get no gradient; gradients a
   CHECK(codes.codebook(0, 0).gradient_map() == 2 * expected);
 }
 
-TEST_CASE("tunable_codes: what does not fit is refused; empty matrices are none of that", "[quant][tunable]") {
+TEST_CASE("tunable_codes: what does not fit is refused, empty matrices are none of that", "[quant][tunable]") {
   vector_codes plain = test::random_codes({}, 6);
   tunable_codes<float> codes(plain);
   CHECK_THROWS_WITH(codes.backward(matrix<float>::Zero(6, 9)),

@@ -119,7 +119,7 @@ TEST_CASE("weighted_lloyd: a code is the weighted mean of its rows, number by nu
   }
 }
 
-TEST_CASE("weighted_lloyd: empty codes stay or become zero; rows of NaN move nothing", "[quant][lloyd]") {
+TEST_CASE("weighted_lloyd: empty codes stay or become zero, rows of NaN move nothing", "[quant][lloyd]") {
   matrix<double> x(3, 1), codes(2, 1);
   x << 1, 3, quiet_nan<double>();
   codes << 2, 100;

@@ -56,7 +56,7 @@ std::vector<Scalar> router_change(tokens_in<Scalar> before, tokens_in<Scalar> af
     throw_invalid("a router [", after.rows(), ", ", after.cols(), "] did not come from one of [", before.rows(), ", ",
                   before.cols(), "]");
   const auto is_normalized = [](tokens_in<Scalar> m) {
-    return m.rows() > 0 && (m.rowwise().norm().array() - 1).abs().maxCoeff() < Scalar(1e-4);
+    return m.rows() > 0 && (m.rowwise().norm().array() - 1).matrix().cwiseAbs().maxCoeff() < Scalar(1e-4);
   };
   if (measure == router_change_measure::of_norm && is_normalized(before) && is_normalized(after))
     throw_invalid("the rows of both routers have length 1: their lengths do not tell ", before.rows(),
@@ -111,12 +111,12 @@ public:
   std::span<const double> usage() const noexcept { return usage_; }
   /// Takes a saved usage up again. Throws std::invalid_argument if it is not one number >= 0 an expert.
   void set_usage(std::span<const double> usage) {
-    check(usage);
+    validate(usage);
     usage_.assign(usage.begin(), usage.end());
   }
   /// The share of a batch's tokens that every expert received.
   void observe(std::span<const double> share) {
-    check(share);
+    validate(share);
     for (std::size_t e = 0; e < usage_.size(); ++e)
       usage_[e] = options_.decay * usage_[e] + (1 - options_.decay) * share[e];
   }
@@ -151,7 +151,7 @@ public:
   }
 
 private:
-  void check(std::span<const double> numbers) const {
+  void validate(std::span<const double> numbers) const {
     if (numbers.size() != usage_.size()) throw_invalid(usage_.size(), " experts have no ", numbers.size(), " shares");
     for (std::size_t e = 0; e < numbers.size(); ++e)
       if (!is_at_least(numbers[e], 0.0) || !is_finite(numbers[e]))

@@ -96,7 +96,7 @@ public:
 
   /// One step: S of every matrix, and its gradient; rows are zeroed. The matrices are the same ones at every step.
   void step(const std::vector<matrix<Scalar>*>& sparse, const std::vector<const matrix<Scalar>*>& gradients) {
-    check(sparse, gradients);
+    validate(sparse, gradients);
     for (std::size_t m = 0; m < sparse.size(); ++m) {
       average_[m] = options_.decay * average_[m] + (1 - options_.decay) * importance_[m];
       importance_[m] =
@@ -115,7 +115,7 @@ public:
   }
 
 private:
-  void check(const std::vector<matrix<Scalar>*>& sparse, const std::vector<const matrix<Scalar>*>& gradients) {
+  void validate(const std::vector<matrix<Scalar>*>& sparse, const std::vector<const matrix<Scalar>*>& gradients) {
     if (step_ == 0 && average_.empty())
       for (const matrix<Scalar>* s : sparse) {
         average_.push_back(matrix<double>::Zero(s->rows(), s->cols()));

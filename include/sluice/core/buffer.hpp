@@ -97,7 +97,7 @@ private:
     const index_t bytes = checked_product(capacity, static_cast<index_t>(sizeof(T)));
     T* fresh = static_cast<T*>(::operator new(static_cast<std::size_t>(bytes), alignment));
     detail::ask_for_huge_pages(fresh, static_cast<std::size_t>(bytes));
-    if (size_ > 0) std::memcpy(fresh, data_, static_cast<std::size_t>(size_) * sizeof(T));
+    if (data_ != nullptr) std::memcpy(fresh, data_, static_cast<std::size_t>(size_) * sizeof(T));
     release(data_);
     data_ = fresh;
     capacity_ = capacity;

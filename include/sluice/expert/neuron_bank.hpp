@@ -100,7 +100,7 @@ public:
                       const executor_ref& executor) const {
     find_working(rows.by_expert, t);
     for_each_row(rows, down_, t, executor, [&](index_t r, index_t i, const Scalar* down) {
-      t.z[r] = rows.input_scale(i) * kernel::dot(down, x.data() + rows.token(i) * x.outerStride(), inputs());
+      t.z[r] = kernel::dot_scaled(down, rows.input_scale(i), x.data() + rows.token(i) * x.outerStride(), inputs());
     });
     add_rows_of(up_, rows, t, y, executor, [&](index_t r, index_t i) {
       return std::pair{rows.weight(i), Scalar(Phi::value(t.z[r]))};

@@ -67,7 +67,7 @@ public:
     linear_forward<Scalar>(x, gate_, t.gate.map(), context.executor);
     linear_forward<Scalar>(x, up_, t.up.map(), context.executor);
     for_rows(x.rows(), context, [&](index_t r) {
-      for (index_t e = 0; e < experts(); ++e) logits(r, e) = std::abs(Scalar(Phi::value(t.gate(r, e))) * t.up(r, e));
+      for (index_t e = 0; e < experts(); ++e) logits(r, e) = (std::abs)(Scalar(Phi::value(t.gate(r, e))) * t.up(r, e));
     });
   }
 

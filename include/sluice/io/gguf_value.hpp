@@ -99,8 +99,8 @@ public:
 
   std::optional<std::string_view> text() const noexcept {
     if (type_ != gguf_type::string) return std::nullopt;
-    return std::string_view(reinterpret_cast<const char*>(bytes_.data()) + 8,
-                            static_cast<std::size_t>(read<std::uint64_t>()));
+    const std::size_t length = read<std::uint64_t>();
+    return std::string_view(reinterpret_cast<const char*>(bytes_.data()) + 8, length);
   }
 
   /// Of an array; of everything else its own type and 1.
@@ -122,10 +122,10 @@ public:
 
   /// How many of the bytes are the value's.
   std::size_t length() const noexcept {
-    if (type_ == gguf_type::string) return 8 + static_cast<std::size_t>(read<std::uint64_t>());
+    if (type_ == gguf_type::string) return 8 + read<std::uint64_t>();
     if (type_ != gguf_type::array) return detail::row_of(type_).size;
     if (const std::size_t size = detail::row_of(element_type()).size; size > 0)
-      return 12 + static_cast<std::size_t>(elements()) * size;
+      return 12 + elements() * size;
     std::size_t length = 12;
     for_each([&length](const gguf_value& element) { length += element.length(); });
     return length;

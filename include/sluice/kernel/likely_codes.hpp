@@ -90,10 +90,10 @@ bool find_likely_codes(const Scalar* x, const code_keys<Scalar>& k, likely_codes
         vector key = load_lanes(keys[j] + d);
         if constexpr (AreFar) prefetch(keys[j] + together * k.stride + d);
         keep_in_register<Scalar>(key);
-        largest = (xsimd::max)(largest, xsimd::abs(key));
+        largest = (xsimd::max)(largest, (xsimd::abs)(key));
         sums[j] = multiply_add<Scalar>(row, key, sums[j]);
       }
-      sizes = multiply_add<Scalar>(xsimd::abs(row), largest, sizes);
+      sizes = multiply_add<Scalar>((xsimd::abs)(row), largest, sizes);
     };
     index_t d = 0;
     for (; d + lanes <= k.width; d += lanes) meet([](const Scalar* from) { return load(from); }, d);
@@ -108,7 +108,7 @@ bool find_likely_codes(const Scalar* x, const code_keys<Scalar>& k, likely_codes
       const vector offset = k.offsets == nullptr ? vector(Scalar(0))
                             : count == lanes     ? load(k.offsets + first + j)
                                                  : load_part(k.offsets + first + j, count, Scalar(0));
-      const vector score = columns[0] + offset, whole = size + xsimd::abs(offset);
+      const vector score = columns[0] + offset, whole = size + (xsimd::abs)(offset);
       // A size that NaN has hidden leaves NaN in a score. As integers, sizes order as they are, NaN above all.
       const auto magnitude =
           (xsimd::max)(magnitudes<Scalar>(cast_bits<bits>(score)), magnitudes<Scalar>(cast_bits<bits>(whole)));

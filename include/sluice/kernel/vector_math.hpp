@@ -27,6 +27,24 @@ Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
   return sum;
 }
 
+/// Sum over i of a[i] * (factor * b[i]): the dot product with what copy_scaled makes of b, bit for bit.
+template <typename Scalar>
+Scalar dot_scaled(const Scalar* a, Scalar factor, const Scalar* b, index_t count) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  const simd<Scalar> factors(factor);
+  simd<Scalar> sum0(Scalar(0));
+  simd<Scalar> sum1(Scalar(0));
+  index_t i = 0;
+  for (; i + 2 * width <= count; i += 2 * width) {
+    sum0 = multiply_add<Scalar>(load(a + i), factors * load(b + i), sum0);
+    sum1 = multiply_add<Scalar>(load(a + i + width), factors * load(b + i + width), sum1);
+  }
+  for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), factors * load(b + i), sum0);
+  Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
+  for (; i < count; ++i) sum += a[i] * (factor * b[i]);
+  return sum;
+}
+
 /// Sum over i of (a[i] - b[i])^2.
 template <typename Scalar>
 Scalar squared_difference(const Scalar* a, const Scalar* b, index_t count) noexcept {

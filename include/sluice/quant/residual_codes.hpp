@@ -21,7 +21,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-struct residual_options {
+struct residual_code_options {
   tile_shape tile = {1, 8};
   index_t stages = 1;
   index_t codes = 256;  ///< of a stage, at most 65536
@@ -32,7 +32,7 @@ struct residual_options {
 
 /// Throws std::invalid_argument unless there are stages, tiles of a weight or more, 1 to 65536 codes and rounds >= 0,
 /// and every weight is finite.
-inline vector_codes residual_codes(tokens_in<float> w, const residual_options& o = {},
+inline vector_codes residual_codes(tokens_in<float> w, const residual_code_options& o = {},
                                    const executor_ref& executor = {}) {
   if (o.stages < 1 || o.codes < 1 || o.codes > 65536 || o.rounds < 0)
     throw_invalid("residual codes need a stage, 1 to 65536 codes and rounds >= 0, not ", o.stages, ", ", o.codes,

@@ -29,7 +29,7 @@ constexpr float mxfp4_value(std::uint8_t code, std::uint8_t exponent) {
   const std::uint32_t sign = (code & 8U) << 28U;
   const auto doubled = static_cast<std::uint32_t>(e2m1_doubled[code & 7U]);
   if (doubled == 0) return std::bit_cast<float>(sign);
-  const auto leading = static_cast<std::uint32_t>(std::bit_width(doubled)) - 1U;  // doubled = 1.f * 2^leading
+  const std::uint32_t leading = 31U - unsigned(std::countl_zero(doubled));  // doubled = 1.f * 2^leading
   const std::int32_t field = static_cast<std::int32_t>(leading + exponent) - 1;   // of the float's exponent
   const std::uint32_t significand = doubled << (23U - leading);
   if (field >= 255) return std::bit_cast<float>(sign | 0x7F800000U);
