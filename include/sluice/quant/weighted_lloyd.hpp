@@ -105,15 +105,16 @@ matrix<Scalar> codes_by_rank(tokens_in<Scalar> x, index_t codes) {
     throw_invalid("codes cannot begin among ", rows, " rows that hold NaN, or numbers past all bounds");
   const kernel::small_svd axes(spread);
   const double least = axes.s(width - 1, 0), padding = least > 1e-12 * axes.s(0, 0) ? 0 : 1e-6 * spread.trace();
-  std::vector<double> far(as_size(rows), 0.0);  // one point, many times: every rank is zero
+  std::vector<double> distance(as_size(rows), 0.0);  // one point, many times: every rank is zero
   if (axes.s(0, 0) > 0)
     for (index_t n = 0; n < rows; ++n) {
       const matrix<double> along = centred.row(n) * axes.u;
-      for (index_t d = 0; d < width; ++d) far[as_size(n)] += along(0, d) * along(0, d) / (axes.s(d, 0) + padding);
+      for (index_t d = 0; d < width; ++d) distance[as_size(n)] += along(0, d) * along(0, d) / (axes.s(d, 0) + padding);
     }
   std::vector<index_t> order(as_size(rows));
   std::iota(order.begin(), order.end(), index_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return far[as_size(a)] < far[as_size(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](index_t a, index_t b) { return distance[as_size(a)] < distance[as_size(b)]; });
   matrix<Scalar> first(codes, width);
   for (index_t k = 0; k < codes; ++k) {
     // k (N - 1) / (K - 1) to the nearest, halves to the even one.
