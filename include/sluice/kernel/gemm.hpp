@@ -34,26 +34,29 @@ void put(Scalar& place, Scalar value, write mode) noexcept {
   place = mode == write::accumulate ? place + value : value;
 }
 
-/// Rows x Cols dot products along k. Every dot product is one vector accumulator, its lanes' sum, then the tail.
+/// Rows x Cols dot products along k. Every dot product is one vector accumulator, and then the sum of its lanes.
 template <int Rows, int Cols, typename Scalar>
 void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
   constexpr index_t width = simd_width<Scalar>, count = Rows * Cols;
   simd<Scalar> sums[as_size(count)];
   SLUICE_UNROLL for (index_t i = 0; i < count; ++i) sums[i] = simd<Scalar>(Scalar(0));
-  index_t p = 0;
-  for (; p + width <= k; p += width) {
+  const auto step = [&](const auto& load_from, index_t p) {
     simd<Scalar> columns[as_size(Cols)];
     SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
-      columns[j] = load(b + j * ldb + p);
+      columns[j] = load_from(b + j * ldb + p);
       keep_in_register<Scalar>(columns[j]);
     }
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
-      simd<Scalar> row = load(a + i * lda + p);
+      simd<Scalar> row = load_from(a + i * lda + p);
       keep_in_register<Scalar>(row);
       SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
         sums[i * Cols + j] = multiply_add<Scalar>(row, columns[j], sums[i * Cols + j]);
     }
-  }
+  };
+  index_t p = 0;
+  for (; p + width <= k; p += width) step([](const Scalar* from) { return load(from); }, p);
+  // In vectors too: -ffast-math sums a loop over single numbers in an order that depends on the tile.
+  if (p < k) step([&](const Scalar* from) { return load_part(from, k - p, Scalar(0)); }, p);
   // As many sums at a time as a vector holds; the last one stands in for those that are not there.
   constexpr index_t together = (std::min)(width, static_cast<index_t>(std::bit_ceil(as_size(count))));
   Scalar totals[as_size(count + 2 * width)];
@@ -62,9 +65,6 @@ void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t 
     SLUICE_UNROLL for (index_t i = 0; i < together; ++i) some[i] = sums[(std::min)(first + i, count - 1)];
     store<Scalar>(totals + first, sums_of_lanes<Scalar>(some));
   }
-  for (; p < k; ++p)
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
-      totals[i * Cols + j] += a[i * lda + p] * b[j * ldb + p];
   if (mode == write::accumulate)
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
       totals[i * Cols + j] = c[i * ldc + j] + totals[i * Cols + j];

@@ -77,7 +77,9 @@ TEST_CASE("group_blocks: floats of four and eight bits, and minima", "[kernel][f
   n.scales = n.scales.unaryExpr([](float v) { return e4m3_to_float(round_to_e4m3(std::abs(v))); });
   CHECK(takes<nvfp4_format>(n));
   n.tensor_scale = 0.3F;
+#ifndef __FAST_MATH__  // which multiplies the three factors in any order, so that codes are not sure to mean the same number
   CHECK(takes<scaled_nvfp4_format>(n));
+#endif
   CHECK(!takes<nvfp4_format>(n));
 
   auto f = drawn_group_codes(4, 300, 8, 128, false);
