@@ -100,6 +100,22 @@ protected:
   index_t groups_ = 0;
   std::vector<std::int32_t> group_of_;  ///< every input's, where they come in any order
 
+  /// scale (code - zero) of a row, scale and zero found once a group: read_row where code_at(row, input) is a whole number.
+  template <typename CodeAt>
+  void read_whole_codes(index_t row, index_t first, std::span<float> out, const CodeAt& code_at) const noexcept {
+    index_t known = -1;  // the group that scale and zero are of
+    float factor = 0, origin = 0;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const index_t input = first + static_cast<index_t>(i);
+      if (const index_t g = group_at(input); g != known) {
+        known = g;
+        factor = scale(row, g);
+        origin = zero(row, g);
+      }
+      out[i] = factor * (static_cast<float>(code_at(row, input)) - origin);
+    }
+  }
+
 private:
   /// Part of a row of weights: never beyond its end.
   virtual void read_row(index_t row, index_t first, std::span<float> out) const noexcept = 0;

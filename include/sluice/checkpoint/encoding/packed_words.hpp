@@ -107,17 +107,7 @@ private:
   }
 
   void read_row(index_t output, index_t first, std::span<float> out) const noexcept override {
-    index_t known = -1;  // the group that scale and zero are of
-    float factor = 0, origin = 0;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      const index_t input = first + static_cast<index_t>(i);
-      if (const index_t g = group_at(input); g != known) {
-        known = g;
-        factor = scale(output, g);
-        origin = zero(output, g);
-      }
-      out[i] = factor * (static_cast<float>(code_at(output, input)) - origin);
-    }
+    read_whole_codes(output, first, out, [this](index_t r, index_t input) { return code_at(r, input); });
   }
 
   tensor_info weight_;
