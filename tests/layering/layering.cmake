@@ -1,8 +1,9 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- codebook, train, convert, io, reference;
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- attention, codebook, train, convert, io, reference; core <- statistics;
+#   attention <- adapter;
 #   codebook, train <- quant;
-#   codebook, quant, io <- checkpoint
+#   attention, codebook, quant, io <- checkpoint
 #
 # A room may include itself and the rooms named here; everything else is refused.
 cmake_minimum_required(VERSION 3.21)
@@ -15,13 +16,16 @@ set(loss_may core kernel)
 set(router_may core kernel gate capacity loss)
 set(expert_may core kernel gate capacity loss)
 set(layer_may core kernel gate capacity loss router expert)
+set(attention_may core kernel gate capacity loss router expert layer)
+set(adapter_may core kernel gate capacity loss router expert layer attention)
+set(statistics_may core)
 set(codebook_may core kernel gate capacity loss router expert layer)
 set(quant_may core kernel gate capacity loss router expert layer codebook train)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(convert_may core kernel gate capacity loss router expert layer)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
-set(checkpoint_may core kernel gate capacity loss router expert layer codebook quant io)
+set(checkpoint_may core kernel gate capacity loss router expert layer attention codebook quant io)
 
 # Slow to compile, or not for a library: no public header includes them.
 set(nowhere iostream regex functional random Eigen/Dense Eigen/Eigen)
