@@ -4,10 +4,10 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
-#include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../io/messages.hpp"
+#include "../layer/layer_promises.hpp"
 #include "../support.hpp"
 
 using namespace sluice;
@@ -61,24 +61,10 @@ TEST_CASE("nested_bank: an expert is the network on its first channels", "[exper
   CHECK(test::largest_difference(matrix<double>(bank.down().gradient_map()), ddown) <= 7 * bound);
 }
 
-TEST_CASE("nested_bank: gradients in a layer equal central differences", "[expert][nested_bank][gradient]") {
-  moe_layer layer{top_k_router<double>{6, 3, {.top_k = 2}},
-                  nested_bank<double, silu>{3, 6, 4, {.widths = {1, 4, 6}, .bias = true}}};
-  initialize(layer, 11);
-  matrix<double> x = test::random_matrix<double>(9, 6, 12);
-  const matrix<double> dy = test::random_matrix<double>(9, 6, 13);
-  matrix<double> y(9, 6), dx(9, 6);
-  decltype(layer)::tape tape;
-  layer.forward(x, y, tape);
-  layer.backward(dy, dx, tape);
-  decltype(layer)::workspace workspace;
-  const auto report = check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
-    layer.forward(x, y, workspace);
-    return (y.array() * dy.array()).sum();
-  });
-  INFO(report.describe());
-  CHECK(report.checked > 100);
-  CHECK(report.largest_error < 1e-6);
+TEST_CASE("nested_bank: keeps every promise of a layer", "[expert][nested_bank][gradient]") {
+  test::check_layer_promises(moe_layer{top_k_router<double>{6, 3, {.top_k = 2}},
+                                       nested_bank<double, silu>{3, 6, 4, {.widths = {1, 4, 6}, .bias = true}}},
+                             11);
 }
 
 TEST_CASE("nested_bank: equal bits for every thread count", "[expert][nested_bank][determinism]") {

@@ -1,17 +1,17 @@
 #include <sluice/expert/neuron_bank.hpp>
 
+#include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/simple.hpp>
 #include <sluice/expert/union.hpp>
-#include <sluice/exec/thread_pool.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
-#include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "../layer/layer_promises.hpp"
 #include "../support.hpp"
 
 using namespace sluice;
@@ -62,26 +62,12 @@ TEMPLATE_TEST_CASE("neuron_bank: equals feed-forward experts of hidden width 1",
   }
 }
 
-TEST_CASE("neuron_bank: gradients in a layer and beside other banks equal central differences",
-          "[expert][neuron_bank][gradient]") {
-  moe_layer layer{top_k_router<double>{5, 7, {.top_k = 3}},
-                  expert_union{expert_bank<identity_expert<double>>(1, 5), neuron_bank<double, silu>{4, 5},
-                               expert_bank<ffn<double, gelu>>(2, 5, 3)}};
-  initialize(layer, 11);
-  matrix<double> x = test::random_matrix<double>(9, 5, 12);
-  const matrix<double> dy = test::random_matrix<double>(9, 5, 13);
-  matrix<double> y(9, 5), dx(9, 5);
-  decltype(layer)::tape tape;
-  layer.forward(x, y, tape);
-  layer.backward(dy, dx, tape);
-  decltype(layer)::workspace workspace;
-  const auto report = check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
-    layer.forward(x, y, workspace);
-    return (y.array() * dy.array()).sum();
-  });
-  INFO(report.describe());
-  CHECK(report.checked > 150);
-  CHECK(report.largest_error < 1e-6);
+TEST_CASE("neuron_bank: keeps every promise of a layer, beside other banks too", "[expert][neuron_bank][gradient]") {
+  test::check_layer_promises(
+      moe_layer{top_k_router<double>{5, 7, {.top_k = 3}},
+                expert_union{expert_bank<identity_expert<double>>(1, 5), neuron_bank<double, silu>{4, 5},
+                             expert_bank<ffn<double, gelu>>(2, 5, 3)}},
+      11);
 }
 
 TEST_CASE("neuron_bank: a plan run as it lies has the bits of gathering, running and adding", "[expert][neuron_bank]") {
@@ -108,24 +94,12 @@ TEST_CASE("neuron_bank: a plan run as it lies has the bits of gathering, running
   }
 }
 
-TEST_CASE("neuron_bank: gradients of weights that act on inputs equal central differences",
+TEST_CASE("neuron_bank: keeps every promise of a layer whose weights act on inputs",
           "[expert][neuron_bank][gradient]") {
-  moe_layer layer{sigmoid_router<double>{5, 7, {.top_k = 3, .renormalize = false, .use = weight_use::input}},
-                  neuron_bank<double, silu>{7, 5}};
-  initialize(layer, 51);
-  matrix<double> x = test::random_matrix<double>(9, 5, 52);
-  const matrix<double> dy = test::random_matrix<double>(9, 5, 53);
-  matrix<double> y(9, 5), dx(9, 5);
-  decltype(layer)::tape tape;
-  layer.forward(x, y, tape);
-  layer.backward(dy, dx, tape);
-  decltype(layer)::workspace workspace;
-  const auto report = check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
-    layer.forward(x, y, workspace);
-    return (y.array() * dy.array()).sum();
-  });
-  INFO(report.describe());
-  CHECK(report.largest_error < 1e-6);
+  test::check_layer_promises(
+      moe_layer{sigmoid_router<double>{5, 7, {.top_k = 3, .renormalize = false, .use = weight_use::input}},
+                neuron_bank<double, silu>{7, 5}},
+      51);
 }
 
 TEST_CASE("neuron_bank: lists the rows it touched", "[expert][neuron_bank]") {
