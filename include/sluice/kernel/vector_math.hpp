@@ -7,42 +7,47 @@
 #include <sluice/kernel/simd.hpp>
 
 #include <algorithm>
+#include <concepts>
+#include <type_traits>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
-/// Sum over i of a[i] * b[i].
-template <typename Scalar>
-Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
+namespace detail {
+
+/// Sum over i of a[i] * of(b[i]); `of` takes a vector or a number.
+template <typename Scalar, typename Of>
+Scalar dot_with(const Scalar* a, const Scalar* b, index_t count, const Of& of) noexcept {
   constexpr index_t width = simd_width<Scalar>;
   simd<Scalar> sum0(Scalar(0));
   simd<Scalar> sum1(Scalar(0));
   index_t i = 0;
   for (; i + 2 * width <= count; i += 2 * width) {
-    sum0 = multiply_add<Scalar>(load(a + i), load(b + i), sum0);
-    sum1 = multiply_add<Scalar>(load(a + i + width), load(b + i + width), sum1);
+    sum0 = multiply_add<Scalar>(load(a + i), of(load(b + i)), sum0);
+    sum1 = multiply_add<Scalar>(load(a + i + width), of(load(b + i + width)), sum1);
   }
-  for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), load(b + i), sum0);
+  for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), of(load(b + i)), sum0);
   Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
-  for (; i < count; ++i) sum += a[i] * b[i];
+  for (; i < count; ++i) sum += a[i] * of(b[i]);
   return sum;
+}
+
+}  // namespace detail
+
+/// Sum over i of a[i] * b[i].
+template <typename Scalar>
+Scalar dot(const Scalar* a, const Scalar* b, index_t count) noexcept {
+  return detail::dot_with(a, b, count, [](const auto& v) { return v; });
 }
 
 /// Sum over i of a[i] * (factor * b[i]): the dot product with what copy_scaled makes of b, bit for bit.
 template <typename Scalar>
 Scalar dot_scaled(const Scalar* a, Scalar factor, const Scalar* b, index_t count) noexcept {
-  constexpr index_t width = simd_width<Scalar>;
-  const simd<Scalar> factors(factor);
-  simd<Scalar> sum0(Scalar(0));
-  simd<Scalar> sum1(Scalar(0));
-  index_t i = 0;
-  for (; i + 2 * width <= count; i += 2 * width) {
-    sum0 = multiply_add<Scalar>(load(a + i), factors * load(b + i), sum0);
-    sum1 = multiply_add<Scalar>(load(a + i + width), factors * load(b + i + width), sum1);
-  }
-  for (; i + width <= count; i += width) sum0 = multiply_add<Scalar>(load(a + i), factors * load(b + i), sum0);
-  Scalar sum = sum_lanes<Scalar>(sum0 + sum1);
-  for (; i < count; ++i) sum += a[i] * (factor * b[i]);
-  return sum;
+  return detail::dot_with(a, b, count, [factor, factors = simd<Scalar>(factor)](const auto& v) {
+    if constexpr (std::same_as<std::remove_cvref_t<decltype(v)>, Scalar>)
+      return factor * v;
+    else
+      return factors * v;
+  });
 }
 
 /// Sum over i of (a[i] - b[i])^2.
@@ -90,7 +95,9 @@ void copy_scaled(Scalar alpha, const Scalar* x, Scalar* y, index_t count) noexce
 /// that this can be seen without compiling its body.
 template <typename Scalar, typename F, typename... Inputs>
 void transform(index_t count, F&& f, Scalar* out, const Inputs*... in) {
-  if constexpr (requires(simd<Scalar> v) { { f((static_cast<void>(in), v)...) } -> std::convertible_to<simd<Scalar>>; }) {
+  if constexpr (requires(simd<Scalar> v) {
+                  { f((static_cast<void>(in), v)...) } -> std::convertible_to<simd<Scalar>>;
+                }) {
     constexpr index_t width = simd_width<Scalar>;
     index_t i = 0;
     for (; i + width <= count; i += width) store<Scalar>(out + i, f(load(in + i)...));
