@@ -28,9 +28,9 @@ struct format_names {
 template <typename Format>
 inline constexpr format_names format_name{};
 template <>
-inline constexpr format_names format_name<sluice::symmetric_format<8, sluice::bfloat16, 32>>{"int8 exact", "int8"};
+inline constexpr format_names format_name<sluice::int8_format>{"int8 exact", "int8"};
 template <>
-inline constexpr format_names format_name<sluice::symmetric_format<4, sluice::bfloat16, 32>>{"int4", "int4 8-bit"};
+inline constexpr format_names format_name<sluice::int4_format>{"int4", "int4 8-bit"};
 template <>
 inline constexpr format_names format_name<sluice::q4_k_format>{"Q4_K", "Q4_K 8-bit"};
 template <>

@@ -4,6 +4,7 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/io/packed_file.hpp>
+#include <sluice/kernel/block_storage.hpp>
 
 #include <algorithm>
 #include <array>

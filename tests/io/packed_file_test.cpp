@@ -2,6 +2,9 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/io/packed_file.hpp>
+#include <sluice/kernel/block_storage.hpp>
+#include <sluice/kernel/format/formats.hpp>
+#include <sluice/kernel/format/grid_storage.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -9,6 +12,7 @@
 #include "support.hpp"
 #include "temporary_folder.hpp"
 
+#include <set>
 #include <string>
 #include <utility>
 
@@ -115,6 +119,31 @@ TEST_CASE("packed files: matrices of one storage, and plain files", "[io]") {
   CHECK(std::ranges::equal(copied.weight().value(), map.weight().value()));
   CHECK(reinterpret_cast<std::uintptr_t>(copied.weight().data()) % 64 == 0);
   CHECK_THROWS_WITH(add_packed(packed, linear_map<int4_blocks>(3, 3), "v"), Catch::Contains("nobody has set"));
+}
+
+TEST_CASE("packed files: every format has a name of its own", "[io]") {
+  const auto kept = [](auto storage) {
+    using type = decltype(storage);
+    encoded_matrix<type> saved(20, 256), loaded(20, 256);
+    saved.assign(test::random_matrix<float>(20, 256, 11));
+    safetensors_writer file;
+    file.add(tensor_info{.name = "w",
+                         .dtype = data_type::other,
+                         .shape = {20, 256},
+                         .bytes = saved.value(),
+                         .other_type = detail::packed_type<type>()});
+    linear_map<type> map(20, 256);
+    load_packed(map, opened(file.to_bytes()), {.prefix = "w"});
+    CHECK(test::same_bits(map.weight().to_matrix(), saved.to_matrix()));
+    return std::string(detail::packed_name<type>());
+  };
+  const std::set<std::string> names{kept(coded_storage<q5_0_format>()),    kept(coded_storage<q5_1_format>()),
+                                    kept(coded_storage<iq4_nl_format>()),  kept(coded_storage<iq4_xs_format>()),
+                                    kept(coded_storage<nvfp4_format>()),   kept(coded_storage<scaled_nvfp4_format>()),
+                                    kept(coded_storage<ternary_format>()), kept(grid_storage<iq3_s>()),
+                                    kept(grid_storage<iq2_xxs>()),         kept(int8_blocks())};
+  CHECK(names.size() == 10);
+  CHECK(names.contains("iq2_xxs"));
 }
 
 TEST_CASE("packed files: other lanes, formats and sizes are refused with a sentence", "[io]") {

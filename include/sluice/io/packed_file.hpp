@@ -4,8 +4,8 @@
 ///   sluice::save_packed(layer, "layer.packed");
 ///   sluice::load_packed(layer, "layer.packed");     // milliseconds, whatever its size; pages are read when used
 ///
-/// It is a safetensors file. Weights in codes are tensors of a type of their own, "int4_blocks.L16": the storage's
-/// name and the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that shape take.
+/// It is a safetensors file. Weights in codes are tensors of a type of their own, "int4_blocks.L16": the name of the
+/// storage or of its format, and the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that shape take.
 /// Everything else is as save writes it. Panels are not copied: the matrices read the mapping, which processes share,
 /// and keep it alive; who writes to one gets memory of its own. Where a map chooses its storage at run time
 /// (mixed_storage) the file decides, if the storage is in the list. A model is quickest to make if the first of its
@@ -17,69 +17,40 @@
 #pragma once
 
 #include <sluice/io/model_file.hpp>
-#include <sluice/kernel/block_storage.hpp>
-#include <sluice/kernel/format/formats.hpp>
+#include <sluice/kernel/encoded_matrix.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
-/// What a storage is called in packed files: specialise it for one of your own. The layout of its panels is part of
-/// what the name means.
+namespace detail {
+
+/// The name of a storage, or of the format that it stores; the layout of panels is part of what it means.
 template <typename Storage>
-inline constexpr const char* storage_name = nullptr;
-
-namespace detail {
-
-template <typename Format>
-inline constexpr const char* format_name = nullptr;
-template <>
-inline constexpr const char* format_name<symmetric_format<8, bfloat16, 32>> = "int8_blocks";
-template <>
-inline constexpr const char* format_name<symmetric_format<4, bfloat16, 32>> = "int4_blocks";
-template <>
-inline constexpr const char* format_name<q8_0_format> = "q8_0";
-template <>
-inline constexpr const char* format_name<q4_0_format> = "q4_0";
-template <>
-inline constexpr const char* format_name<q4_1_format> = "q4_1";
-template <>
-inline constexpr const char* format_name<q2_k_format> = "q2_k";
-template <>
-inline constexpr const char* format_name<q3_k_format> = "q3_k";
-template <>
-inline constexpr const char* format_name<q4_k_format> = "q4_k";
-template <>
-inline constexpr const char* format_name<q5_k_format> = "q5_k";
-template <>
-inline constexpr const char* format_name<q6_k_format> = "q6_k";
-template <>
-inline constexpr const char* format_name<mxfp4_format> = "mxfp4";
-template <>
-inline constexpr const char* format_name<fp8_format> = "fp8";
-
-}  // namespace detail
-
-/// Both roads of the arithmetic have the same panels, and the same name.
-template <typename Format, arithmetic By>
-inline constexpr const char* storage_name<coded_storage<Format, By>> = detail::format_name<Format>;
-
-namespace detail {
-
+constexpr std::string_view packed_name() {
+  if constexpr (requires { std::string_view(Storage::name); })
+    return Storage::name;
+  else if constexpr (requires { std::string_view(Storage::format::name); })
+    return Storage::format::name;
+  else
+    return {};
+}
 template <typename Storage>
 constexpr bool can_be_packed() {
-  static_assert(!std::is_empty_v<Storage> || storage_name<Storage> != nullptr,
-                "sluice: a storage without elements needs a storage_name to be written to packed files");
+  static_assert(!std::is_empty_v<Storage> || !packed_name<Storage>().empty(),
+                "sluice: a storage without elements, or its format, needs a static constexpr std::string_view name to "
+                "be written to packed files");
   return std::is_empty_v<Storage>;
 }
 template <typename Storage>
 std::string packed_type() {
-  return std::string(storage_name<Storage>) + ".L" + std::to_string(kernel::simd_width<typename Storage::scalar>);
+  return std::string(packed_name<Storage>()) + ".L" + std::to_string(kernel::simd_width<typename Storage::scalar>);
 }
 
 template <typename T>

@@ -17,10 +17,18 @@
 
 #include <sluice/kernel/format/group_formats.hpp>
 
+#include <string_view>
+
 namespace sluice::inline SLUICE_ISA {
 
-using int8_blocks = coded_storage<symmetric_format<8, bfloat16, 32>, arithmetic::bytes>;
-using int4_blocks = coded_storage<symmetric_format<4, bfloat16, 32>>;
+struct int8_format : symmetric_format<8, bfloat16, 32> {
+  static constexpr std::string_view name = "int8_blocks";
+};
+struct int4_format : symmetric_format<4, bfloat16, 32> {
+  static constexpr std::string_view name = "int4_blocks";
+};
+using int8_blocks = coded_storage<int8_format, arithmetic::bytes>;
+using int4_blocks = coded_storage<int4_format>;
 
 static_assert(WeightStorage<int8_blocks> && WeightStorage<int4_blocks>);
 

@@ -15,6 +15,8 @@
 #include <sluice/kernel/format/grid_search.hpp>
 #include <sluice/kernel/widen.hpp>
 
+#include <string_view>
+
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Format>
@@ -22,6 +24,7 @@ struct grid_storage : decoded_runs<grid_storage<Format>> {
   using base = decoded_runs<grid_storage<Format>>;
   using base::lanes, base::run;
   using words = kernel::simd<std::uint32_t>;
+  static constexpr std::string_view name = find_ggml_type(static_cast<std::uint32_t>(Format::type))->name;
   static constexpr index_t block = detail::grid_inputs;
   static constexpr index_t block_bytes = lanes * (2 + 4 * detail::grid_words<Format>);
   static constexpr double bits_a_weight = 8.0 * double(block_bytes) / double(block * lanes);
