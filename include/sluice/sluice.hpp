@@ -20,6 +20,8 @@
 #include <sluice/expert/constant.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/images/convolution.hpp>
+#include <sluice/expert/images/image_windows.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/linear.hpp>
@@ -36,6 +38,7 @@
 #include <sluice/gate/connected.hpp>
 #include <sluice/gate/cosine.hpp>
 #include <sluice/gate/decorator.hpp>
+#include <sluice/gate/features.hpp>
 #include <sluice/gate/frozen.hpp>
 #include <sluice/gate/gated_residual.hpp>
 #include <sluice/gate/identity.hpp>
@@ -76,6 +79,7 @@
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>
 #include <sluice/layer/fixed.hpp>
+#include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>

@@ -39,6 +39,7 @@ std::vector<replayer> all_replayers() {
            nested_experts(),
            patches(),
            per_sample(),
+           images(),
            fixed_routers(),
            assigned_routers(),
            stable_routers(),
