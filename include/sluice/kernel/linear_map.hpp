@@ -5,7 +5,7 @@
 ///
 /// There is one copy of the weights, the panels; a gradient lies in panels too. Reading and writing by element or as a
 /// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16_storage>() converts. Initial values: normal
-/// with deviation 1/sqrt(in).
+/// with deviation 1/sqrt(in), or those that it is told.
 ///
 /// Kernels ask for no more than a PanelledMap, which may be a view: shared by experts, a part of another map, memory of a
 /// file. linear_map_view is one; a view of panels first .. of a map, or of the first inputs only, is a smaller map.
@@ -55,6 +55,11 @@ using storages_of = typename storages_of_map<std::remove_cvref_t<Map>>::type;
 
 template <typename S>
 inline constexpr bool is_storage_choice = false;
+
+/// Initial values of a map that says nothing else.
+inline initial_values initial_of_map(index_t inputs) {
+  return initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0);
+}
 
 }  // namespace detail
 
@@ -121,10 +126,9 @@ public:
 
   linear_map() = default;
   linear_map(index_t outputs, index_t inputs, Storage format = {})
-      : weight_(detail::weight_of<Storage>::make(
-            outputs, inputs, initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0),
-            format)),
-        format_(format) {}
+      : linear_map(outputs, inputs, detail::initial_of_map(inputs), format) {}
+  linear_map(index_t outputs, index_t inputs, initial_values initial, Storage format = {})
+      : weight_(detail::weight_of<Storage>::make(outputs, inputs, initial, format)), format_(format) {}
 
   index_t inputs() const noexcept { return weight_.cols(); }
   index_t outputs() const noexcept { return weight_.rows(); }

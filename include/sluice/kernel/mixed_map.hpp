@@ -64,8 +64,10 @@ public:
 
   linear_map() = default;
   linear_map(index_t outputs, index_t inputs, const storage& format = {})
+      : linear_map(outputs, inputs, detail::initial_of_map(inputs), format) {}
+  linear_map(index_t outputs, index_t inputs, initial_values initial, const storage& format = {})
       : map_(format.visit([&](const auto& one) {
-          return variant(linear_map<std::remove_cvref_t<decltype(one)>>(outputs, inputs, one));
+          return variant(linear_map<std::remove_cvref_t<decltype(one)>>(outputs, inputs, initial, one));
         })) {}
   template <WeightStorage Storage>
     requires(storage::template holds<Storage>)
