@@ -19,7 +19,7 @@ set(cases
   "router/h.hpp|<sluice/sluice.hpp>|router/h.hpp: includes <sluice/sluice.hpp>"
   "cellar/a.hpp|<vector>|has no place in the order"
   "stray.hpp|<vector>|belongs to no room"
-  "sluice.hpp|<sluice/io/ok.hpp>|are included by those who use them"
+  "sluice.hpp|<sluice/io/ok.hpp>|of a room that those include who use it"
   "gate/lonely.hpp|<vector>|does not bring <sluice/gate/lonely.hpp>")
 
 foreach(room kernel exec router train io expert)
