@@ -90,19 +90,26 @@ public:
     return self();
   }
 
+protected:
+  /// All of a forward call around mix(x without what is hidden), for layers that have another call than forward.
+  template <typename Memory, typename Mix>
+  void run(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context, Mix&& mix) const {
+    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    m.record.forget();
+    m.record.check_values(self());
+    m.kept.keep(x, context);
+    mix(m.kept.x());
+    for (index_t t = 0; t < y.rows(); ++t)
+      if (!m.kept.counts(t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
+  }
+
 private:
   Derived& self() noexcept { return static_cast<Derived&>(*this); }
   const Derived& self() const noexcept { return static_cast<const Derived&>(*this); }
 
   template <typename Memory>
   void run(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
-    detail::check_forward<Derived, Scalar>(self(), x, y, context);
-    m.record.forget();
-    m.record.check_values(self());
-    m.kept.keep(x, context);
-    self().mix(m.kept.x(), y, m, context);
-    for (index_t t = 0; t < y.rows(); ++t)
-      if (!m.kept.counts(t)) y.row(t).setConstant(context.is_padding(t) ? Scalar(0) : quiet_nan<Scalar>());
+    run(x, y, m, context, [&](tokens_in<Scalar> seen) { self().mix(seen, y, m, context); });
   }
 };
 

@@ -1,0 +1,6 @@
+/// The whole room: attention between the tokens of a sequence, and mixtures of it.
+#pragma once
+
+#include <sluice/attention/dot_product_attention.hpp>
+#include <sluice/attention/key_value_cache.hpp>
+#include <sluice/attention/self_attention.hpp>
