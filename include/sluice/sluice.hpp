@@ -126,6 +126,7 @@
 #include <sluice/router/assigned/sparse_coupling.hpp>
 #include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/choice_rule.hpp>
+#include <sluice/router/combined.hpp>
 #include <sluice/router/every_expert/deep_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
 #include <sluice/router/every_expert/dense_mixture.hpp>

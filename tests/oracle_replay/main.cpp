@@ -40,6 +40,7 @@ std::vector<replayer> all_replayers() {
            patches(),
            per_sample(),
            images(),
+           encoders(),
            fixed_routers(),
            assigned_routers(),
            stable_routers(),

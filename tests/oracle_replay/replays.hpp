@@ -54,6 +54,7 @@ template <typename Scalar>
 void replay_ternary_runs(oracle_case<Scalar>& c);
 std::vector<replayer> conversions();     // m_smoe, mc_smoe_losparse, task_pruning, router_norm_pruning, ones_gather
 std::vector<replayer> images();          // advmoe_conv
+std::vector<replayer> encoders();        // vrd_logsum
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 
 }  // namespace oracle
