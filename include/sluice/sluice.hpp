@@ -76,6 +76,8 @@
 #include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/small_svd.hpp>
 #include <sluice/layer/beside.hpp>
+#include <sluice/layer/branches/shortcut.hpp>
+#include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>

@@ -13,6 +13,8 @@
 #include <sluice/gate/cosine.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/layer/beside.hpp>
+#include <sluice/layer/branches/shortcut.hpp>
+#include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
@@ -191,6 +193,9 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});
   add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
   add("side by side, between norms", branches());
+  add("side by side, weighed", weighed_branches{layer_of(top_2), dense_layer{swiglu<float>{width, 7}}});
+  add("on a shortcut", shortcut_layer{layer_of(top_2), rms_norm<float>{width}, dense_layer{swiglu<float>{width, 7}},
+                                      residual_layer{dense_layer{ffn<float>{width, 7}}}});
   return all;
 }
 

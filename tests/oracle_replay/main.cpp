@@ -32,6 +32,7 @@ std::vector<replayer> all_replayers() {
            selectors(),
            probes(),
            tasks(),
+           branches(),
            dense_gates(),
            memory_layers(),
            thresholds(),

@@ -50,6 +50,16 @@ concept MixtureLayer = HasInputs<L> && HasOutputs<L> && CanInfer<L> && CanForwar
 template <typename L>
 concept TrainableLayer = MixtureLayer<L> && CanBackward<L> && CanStep<L>;
 
+/// Whether a token's output depends on other tokens beyond what routers decide: attention, averages, sums say
+/// `static constexpr bool mixes_tokens = true` (layer/token_mixer.hpp), and so do layers that hold one.
+template <typename L>
+inline constexpr bool is_token_mixer = [] {
+  if constexpr (requires { L::mixes_tokens; })
+    return bool(L::mixes_tokens);
+  else
+    return false;
+}();
+
 namespace detail {
 
 /// What backward of a layer that cannot be trained returns.
@@ -60,6 +70,7 @@ struct refused {};
 template <typename Memory, typename F>
 void for_each_inner(Memory& memory, F&& f) {
   if constexpr (requires { memory.other; }) f(memory.other);
+  if constexpr (requires { memory.others; }) std::apply([&](auto&... one) { (f(one), ...); }, memory.others);
   if constexpr (requires { memory.layer; })
     f(memory.layer);
   else if constexpr (requires { memory.layers; })

@@ -36,6 +36,7 @@ public:
   using scalar = typename First::scalar;
   using context_type = typename First::context_type;
   static constexpr bool causal = is_causal<First> && (is_causal<Rest> && ...);
+  static constexpr bool mixes_tokens = is_token_mixer<First> || (is_token_mixer<Rest> || ...);
   static constexpr std::size_t size = 1 + sizeof...(Rest);
 
   struct workspace {

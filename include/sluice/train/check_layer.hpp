@@ -88,7 +88,7 @@ public:
   using batch = picked_batch<scalar>;
   static constexpr bool trains = TrainableLayer<Layer>;
   static constexpr bool causal = is_causal<Layer>;
-  static constexpr bool mixes_tokens = requires { requires Layer::mixes_tokens; };
+  static constexpr bool mixes_tokens = is_token_mixer<Layer>;
 
   struct results {
     matrix<scalar> y;

@@ -1,0 +1,146 @@
+/// Two layers side by side whose sum every token weighs for itself: residual MoE.
+///
+///   c = softmax(x C^T + b) [T,2]    C [2,D], b [2]
+///   y = c[0] layer(x) + c[1] other(x)
+///   dc = (<dy, layer(x)>, <dy, other(x)>);  dl[0] = c[0] c[1] (dc[0] - dc[1]) = -dl[1];  dC += dl^T x;  dx += dl C
+///
+///   weighed_branches block{moe_layer{...}, dense_layer{ffn<float, gelu>{64, 256, {.bias = true}}}};
+///
+/// The first layer is the mixture whose plan, router and bank the whole shows. The form without weights is
+/// layer/beside.hpp; DeepSpeed's mixtures themselves are router/tokens_choose/gshard_top2.hpp and
+/// capacity/random.hpp. A pyramid (PR-MoE) is a sequence in which later mixtures have more experts. The calls and the
+/// memory rules are those of moe_layer (layer/decorator.hpp). Padding gets zero; a token with NaN gets NaN, changes no
+/// other and reaches no gradient; T = 0 is fine. Initially C is normal with deviation 1/sqrt(D), b zero.
+/// Rajbhandari et al. 2022 (DeepSpeed-MoE), arXiv:2201.05596, which calls it residual MoE.
+#pragma once
+
+#include <sluice/kernel/softmax.hpp>
+#include <sluice/layer/branches/two_branches.hpp>
+#include <sluice/layer/dense.hpp>
+#include <sluice/layer/linear.hpp>
+
+#include <utility>
+
+namespace sluice::inline SLUICE_ISA {
+
+namespace detail {
+
+template <typename Scalar>
+struct weighed_outputs {
+  matrix_buffer<Scalar> weights;        ///< [T,2] c
+  matrix_buffer<Scalar> first, second;  ///< [T,D'] of the mixture and of the other layer
+};
+
+template <typename Scalar>
+struct weighed_workspace : weighed_outputs<Scalar> {
+  typename linear_layer<Scalar>::workspace weighing;
+};
+
+template <typename Scalar>
+struct weighed_tape : weighed_outputs<Scalar> {
+  typename linear_layer<Scalar>::tape weighing;
+  matrix_buffer<Scalar> dweights;  ///< [T,2] of the logits
+  matrix_buffer<Scalar> dfirst, dsecond;
+  matrix_buffer<Scalar> dx;  ///< [T,D] of one branch
+};
+
+}  // namespace detail
+
+template <typename Layer, typename Other>
+class weighed_branches : public two_branches<weighed_branches<Layer, Other>, Layer, Other,
+                                             detail::weighed_workspace<typename Layer::scalar>,
+                                             detail::weighed_tape<typename Layer::scalar>> {
+  using base = two_branches<weighed_branches, Layer, Other, detail::weighed_workspace<typename Layer::scalar>,
+                            detail::weighed_tape<typename Layer::scalar>>;
+  friend typename base::decorator;
+
+public:
+  using typename base::context_type;
+  using typename base::scalar;
+  using typename base::tape;
+
+  /// Throws std::invalid_argument if the widths differ.
+  weighed_branches(Layer layer, Other other) : base(std::move(layer), std::move(other)), weighing_(this->inputs(), 2) {}
+
+  /// C and b
+  linear_layer<scalar>& weighing() noexcept { return weighing_; }
+  const linear_layer<scalar>& weighing() const noexcept { return weighing_; }
+
+private:
+  template <typename L, typename O>
+  friend class weighed_branches;
+
+  template <typename Memory, typename Inner>
+  void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
+    m.weights.resize(x.rows(), 2);
+    m.first.resize(y.rows(), y.cols());
+    m.second.resize(y.rows(), y.cols());
+    weighing_.forward(x, m.weights.map(), m.weighing, context);
+    this->other().forward(x, m.second.map(), m.other, base::beside(context));
+    inner(x, m.first.map());
+    for_rows(y.rows(), y.cols(), context.executor, [&](index_t t) {
+      scalar* const c = m.weights.row(t);
+      kernel::softmax(c, c, 2);
+      kernel::copy_scaled(c[0], m.first.row(t), y.data() + t * y.outerStride(), y.cols());
+      kernel::add_scaled(c[1], m.second.row(t), y.data() + t * y.outerStride(), y.cols());
+    });
+  }
+
+  template <typename Inner>
+  void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
+    t.dweights.resize(dy.rows(), 2);
+    t.dfirst.resize(dy.rows(), dy.cols());
+    t.dsecond.resize(dy.rows(), dy.cols());
+    t.dx.resize(dx.rows(), dx.cols());
+    // Rows of padding and of NaN may hold anything here: the three layers read none of theirs.
+    for_rows(dy.rows(), dy.cols(), t.context.executor, [&](index_t r) {
+      const scalar* const upstream = dy.data() + r * dy.outerStride();
+      const scalar* const c = t.weights.row(r);
+      kernel::copy_scaled(c[0], upstream, t.dfirst.row(r), dy.cols());
+      kernel::copy_scaled(c[1], upstream, t.dsecond.row(r), dy.cols());
+      const scalar towards_first =
+          kernel::dot(upstream, t.first.row(r), dy.cols()) - kernel::dot(upstream, t.second.row(r), dy.cols());
+      t.dweights(r, 0) = c[0] * c[1] * towards_first;
+      t.dweights(r, 1) = -t.dweights(r, 0);
+    });
+    inner(t.dfirst.map(), dx);
+    this->other().backward(t.dsecond.map(), t.dx.map(), t.other);
+    dx += t.dx.map();
+    weighing_.backward(t.dweights.map(), t.dx.map(), t.weighing);
+    dx += t.dx.map();
+  }
+
+  template <typename F>
+  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
+    constexpr index_t rows_per_task = 32;
+    executor.parallel_blocks(rows, rows_per_task, 2 * width, [&](index_t begin, index_t end) {
+      for (index_t r = begin; r < end; ++r) f(r);
+    });
+  }
+
+  template <typename Storage, typename Inner>
+  auto rebuilt(Inner inner) const {
+    auto other = this->other().template stored_as<Storage>();
+    weighed_branches<Inner, decltype(other)> result(std::move(inner), std::move(other));
+    result.weighing_ = weighing_;
+    return result;
+  }
+
+  index_t own_bytes(index_t tokens, bool training) const {
+    return this->branch_bytes(tokens, training, training ? 4 : 2) + weighing_.workspace_bytes(tokens, training);
+  }
+
+  template <typename Self, typename Visitor>
+  static void visit_own(Self& self, Visitor& visit) {
+    base::visit_own(self, visit);
+    visit("weighing", self.weighing_);
+  }
+
+  linear_layer<scalar> weighing_;
+};
+
+/// DeepSpeed-MoE's: the branch beside the mixture is one expert that every token passes.
+template <typename Layer, typename Expert>
+using residual_moe = weighed_branches<Layer, dense_layer<Expert>>;
+
+}  // namespace sluice::inline SLUICE_ISA
