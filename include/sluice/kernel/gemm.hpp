@@ -26,7 +26,8 @@ template <int Max, typename F>
 void with_constant(index_t count, F&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) {
     (void)((count == I + 1 ? (f(std::integral_constant<int, I + 1>{}), true) : false) || ...);
-  }(std::make_integer_sequence<int, Max>{});
+  }
+  (std::make_integer_sequence<int, Max>{});
 }
 
 template <typename Scalar>
@@ -36,21 +37,23 @@ void put(Scalar& place, Scalar value, write mode) noexcept {
 
 /// Rows x Cols dot products along k. Every dot product is one vector accumulator, and then the sum of its lanes.
 template <int Rows, int Cols, typename Scalar>
-void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc, write mode) {
+void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t ldb, Scalar* c, index_t ldc,
+              write mode) {
   constexpr index_t width = simd_width<Scalar>, count = Rows * Cols;
   simd<Scalar> sums[as_size(count)];
   SLUICE_UNROLL for (index_t i = 0; i < count; ++i) sums[i] = simd<Scalar>(Scalar(0));
   const auto step = [&](const auto& load_from, index_t p) {
     simd<Scalar> columns[as_size(Cols)];
     SLUICE_UNROLL for (int j = 0; j < Cols; ++j) {
-      columns[j] = load_from(b + j * ldb + p);
-      keep_in_register<Scalar>(columns[j]);
+      simd<Scalar> column = load_from(b + j * ldb + p);  // by itself: given as a reference, an array stays in memory
+      keep_in_register<Scalar>(column);
+      columns[j] = column;
     }
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       simd<Scalar> row = load_from(a + i * lda + p);
       keep_in_register<Scalar>(row);
-      SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
-        sums[i * Cols + j] = multiply_add<Scalar>(row, columns[j], sums[i * Cols + j]);
+      SLUICE_UNROLL for (int j = 0; j < Cols; ++j) sums[i * Cols + j] =
+          multiply_add<Scalar>(row, columns[j], sums[i * Cols + j]);
     }
   };
   index_t p = 0;
@@ -66,23 +69,25 @@ void dot_tile(index_t k, const Scalar* a, index_t lda, const Scalar* b, index_t 
     store<Scalar>(totals + first, sums_of_lanes<Scalar>(some));
   }
   if (mode == write::accumulate)
-    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j)
-      totals[i * Cols + j] = c[i * ldc + j] + totals[i * Cols + j];
+    SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Cols; ++j) totals[i * Cols + j] =
+        c[i * ldc + j] + totals[i * Cols + j];
   SLUICE_UNROLL for (int i = 0; i < Rows; ++i) std::copy_n(totals + i * Cols, Cols, c + i * ldc);
 }
 
 /// Rows x (Vectors vectors) of C, where A(i,p) = a[i*ai + p*ap].
 template <int Rows, int Vectors, typename Scalar>
-void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb, Scalar* c, index_t ldc,
-                write mode) {
+void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb, Scalar* c,
+                index_t ldc, write mode) {
   constexpr index_t width = simd_width<Scalar>;
   simd<Scalar> sums[as_size(Rows)][as_size(Vectors)];
-  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] = simd<Scalar>(Scalar(0));
+  SLUICE_UNROLL for (int i = 0; i < Rows; ++i) SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) sums[i][j] =
+      simd<Scalar>(Scalar(0));
   for (index_t p = 0; p < k; ++p) {
     simd<Scalar> columns[as_size(Vectors)];
     SLUICE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      columns[j] = load(b + p * ldb + j * width);
-      keep_in_register<Scalar>(columns[j]);
+      simd<Scalar> column = load(b + p * ldb + j * width);  // by itself, as above
+      keep_in_register<Scalar>(column);
+      columns[j] = column;
     }
     SLUICE_UNROLL for (int i = 0; i < Rows; ++i) {
       const simd<Scalar> factor(a[i * ai + p * ap]);
@@ -96,8 +101,8 @@ void outer_tile(index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar
 }
 
 template <typename Scalar>
-void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb,
-                Scalar* c, index_t ldc, write mode) {
+void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b,
+                index_t ldb, Scalar* c, index_t ldc, write mode) {
   for (index_t i = 0; i < rows; ++i)
     for (index_t j = 0; j < cols; ++j) {
       Scalar sum = 0;
@@ -108,8 +113,8 @@ void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t 
 
 /// C [m,n] (+)= A * B with A(i,p) = a[i*ai + p*ap] and rows of B along n.
 template <typename Scalar>
-void multiply_outer(index_t m, index_t n, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b, index_t ldb,
-                    Scalar* c, index_t ldc, write mode) {
+void multiply_outer(index_t m, index_t n, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b,
+                    index_t ldb, Scalar* c, index_t ldc, write mode) {
   // 8 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of
   // AVX2.
   constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 8 : 4;

@@ -91,7 +91,7 @@ private:
     std::fill_n(dq_lanes_, s.key_width * L, Scalar(0));
     std::fill_n(scale_, L, scale);
     if (begin < end) {
-      pack_lanes(lanes, in_.q, s.key_width, scale, q_lanes_);
+      pack_lanes(lanes, in_.q, s.key_width, static_cast<Scalar>(s.score_scale() * std::numbers::log2e), q_lanes_);
       pack_lanes(lanes, g_.dout, s.value_width, Scalar(1), dout_lanes_);
       pack_rows(lanes, scale);
       for (index_t first = begin; first < end; first += attention_keys)
@@ -112,7 +112,7 @@ private:
       copy_scaled(scale, lanes.at(in_.q, l), q_rows_ + l * dk_width_, s.key_width);
       const Scalar* dout = lanes.at(g_.dout, l);
       std::copy_n(dout, s.value_width, dout_rows_ + l * dv_width_);
-      log_sums_[l] = g_.log_sums[lanes.row(l) * s.heads + lanes.head(l)];
+      log_sums_[l] = g_.log_sums[lanes.row(l) * s.heads + lanes.head(l)] * std::numbers::log2e_v<Scalar>;
       mean_[l] = dot(dout, lanes.at(g_.out, l), s.value_width);
     }
   }
@@ -139,7 +139,7 @@ private:
     for (index_t l = 0; l < L; l += simd_width<Scalar>) {
       const simd<Scalar> log_sum = load(log_sums_ + l), mean = load(mean_ + l);
       for (index_t at = l; at < keys * L; at += L) {
-        const simd<Scalar> p = xsimd::exp(load(p_ + at) - log_sum);
+        const simd<Scalar> p = power_of_two<Scalar>(load(p_ + at) - log_sum);
         store<Scalar>(p_ + at, p);
         store<Scalar>(da_ + at, p * (load(da_ + at) - mean));
       }

@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <numbers>
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
@@ -64,7 +65,7 @@ public:
 
   void run(const head_rows<Scalar>& out, Scalar* log_sums) {
     const attention_shape& s = in_.shape;
-    pack_lanes(lanes_, in_.q, s.key_width, static_cast<Scalar>(s.score_scale()), queries_);
+    pack_lanes(lanes_, in_.q, s.key_width, static_cast<Scalar>(s.score_scale() * std::numbers::log2e), queries_);
     std::fill_n(sums_, s.value_width * L_, Scalar(0));
     std::fill_n(total_, L_, Scalar(0));
     std::fill_n(maximum_, L_, no_maximum<Scalar>);
@@ -75,7 +76,7 @@ public:
       factor_[l] = total_[l] > Scalar(0) ? 1 / total_[l] : Scalar(0);
       if (log_sums != nullptr && l < lanes_.count)
         log_sums[lanes_.row(l) * s.heads + lanes_.head(l)] =
-            total_[l] > Scalar(0) ? maximum_[l] + std::log(total_[l]) : Scalar(0);
+            total_[l] > Scalar(0) ? maximum_[l] * std::numbers::ln2_v<Scalar> + std::log(total_[l]) : Scalar(0);
     }
     unpack_lanes(lanes_, sums_, factor_, s.value_width, out, write::replace);
   }
@@ -88,7 +89,10 @@ private:
     for_each_hidden(in_, lanes_, first, keys, [&](index_t place, const auto& sees) {
       store<Scalar>(scores_ + place, xsimd::select(sees, load(scores_ + place), simd<Scalar>(no_score<Scalar>)));
     });
-    if (exponentiate_lanes(scores_, keys, L_, maximum_, total_, factor_))
+    bool moved = false;
+    for (index_t l = 0; l < L_; l += simd_width<Scalar>)
+      moved |= exponentiate_lanes(scores_ + l, keys, L_, maximum_ + l, total_ + l, factor_ + l);
+    if (moved)
       for (index_t c = 0; c < s.value_width; ++c)
         for (index_t l = 0; l < L_; l += simd_width<Scalar>)
           store<Scalar>(sums_ + c * L_ + l, load(sums_ + c * L_ + l) * load(factor_ + l));
