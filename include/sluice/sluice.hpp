@@ -19,6 +19,9 @@
 #include <sluice/expert/change.hpp>
 #include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/constant.hpp>
+#include <sluice/expert/derived/computed_bank.hpp>
+#include <sluice/expert/factorized/core_sweep.hpp>
+#include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/images/convolution.hpp>

@@ -33,6 +33,7 @@ std::vector<replayer> all_replayers() {
            probes(),
            tasks(),
            branches(),
+           factorized_experts(),
            dense_gates(),
            memory_layers(),
            thresholds(),

@@ -55,6 +55,7 @@ void replay_ternary_runs(oracle_case<Scalar>& c);
 std::vector<replayer> conversions();     // m_smoe, mc_smoe_losparse, task_pruning, router_norm_pruning, ones_gather
 std::vector<replayer> images();          // advmoe_conv
 std::vector<replayer> encoders();        // vrd_logsum
+std::vector<replayer> factorized_experts();  // mpoe
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 std::vector<replayer> branches();  // residual_moe, longcat_shortcut
 

@@ -114,6 +114,17 @@ private:
   static constexpr index_t lanes = kernel::simd_width<typename Storage::scalar>;
 };
 
+/// The same of weights that learn: their gradient lies as they do.
+template <FloatOrDouble Scalar>
+struct learned_map_view : linear_map_view<full_precision<Scalar>> {
+  Scalar* first_gradient = nullptr;  ///< null: there is none
+
+  Scalar* gradient_panel(index_t p) const noexcept {
+    constexpr auto number = static_cast<index_t>(sizeof(Scalar));
+    return first_gradient == nullptr ? nullptr : first_gradient + p * (this->panel_bytes / number);
+  }
+};
+
 template <MapStorage Storage>
 class linear_map;
 
