@@ -115,16 +115,19 @@ void outer_edge(index_t rows, index_t cols, index_t k, const Scalar* a, index_t 
 template <typename Scalar>
 void multiply_outer(index_t m, index_t n, index_t k, const Scalar* a, index_t ai, index_t ap, const Scalar* b,
                     index_t ldb, Scalar* c, index_t ldc, write mode) {
-  // 8 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of
-  // AVX2.
-  constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 8 : 4;
+  // 14 x 2 accumulators, 2 columns of B and 1 broadcast fit the 32 registers of AVX-512 and, with 4 rows, the 16 of
+  // AVX2. Rows are cut into tiles of about equal height: a low one reads as much of B for less.
+  constexpr int rows_max = sizeof(simd<Scalar>) >= 64 ? 14 : 4;
   constexpr index_t width = simd_width<Scalar>;
+  const index_t tiles = (m + rows_max - 1) / rows_max;
   index_t j = 0;
   const auto column_block = [&]<int Vectors>(std::integral_constant<int, Vectors>) {
-    for (index_t i = 0; i < m; i += rows_max)
-      with_constant<rows_max>(std::min<index_t>(rows_max, m - i), [&]<int Rows>(std::integral_constant<int, Rows>) {
+    for (index_t t = 0; t < tiles; ++t) {
+      const index_t i = m * t / tiles;
+      with_constant<rows_max>(m * (t + 1) / tiles - i, [&]<int Rows>(std::integral_constant<int, Rows>) {
         outer_tile<Rows, Vectors>(k, a + i * ai, ai, ap, b + j, ldb, c + i * ldc + j, ldc, mode);
       });
+    }
   };
   for (; j + 2 * width <= n; j += 2 * width) column_block(std::integral_constant<int, 2>{});
   for (; j + width <= n; j += width) column_block(std::integral_constant<int, 1>{});
