@@ -100,6 +100,7 @@
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/layer/split/sub_tokens.hpp>
 #include <sluice/layer/token_mixer.hpp>
 #include <sluice/layer/transposed.hpp>
 #include <sluice/loss/adaptive_l1.hpp>

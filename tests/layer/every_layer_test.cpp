@@ -24,6 +24,7 @@
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/layer/split/sub_tokens.hpp>
 #include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
@@ -62,8 +63,14 @@ void infer_with(const Layer& layer, Tape& tape, tokens_in<float> x, tokens_out<f
     layer.forward(x, y, static_cast<typename Layer::workspace&>(tape));
   else if constexpr (requires { tape.layers; })
     infer_with(layer.template layer<0>(), std::get<0>(tape.layers), x, y);
-  else
+  else if (layer.layer().inputs() == layer.inputs())
     infer_with(layer.layer(), tape.layer, x, y);
+  else {  // sub-tokens
+    const index_t rows = x.size() / layer.layer().inputs();
+    matrix<float> in = x, out(rows, layer.layer().outputs());
+    infer_with(layer.layer(), tape.layer, Eigen::Map<matrix<float>>(in.data(), rows, layer.layer().inputs()), out);
+    y = Eigen::Map<matrix<float>>(out.data(), y.rows(), y.cols());
+  }
 }
 
 template <typename Layer>
@@ -196,6 +203,10 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("side by side, weighed", weighed_branches{layer_of(top_2), dense_layer{swiglu<float>{width, 7}}});
   add("on a shortcut", shortcut_layer{layer_of(top_2), rms_norm<float>{width}, dense_layer{swiglu<float>{width, 7}},
                                       residual_layer{dense_layer{ffn<float>{width, 7}}}});
+  static_assert(width % 2 == 0);
+  add("sub-tokens", sub_token_layer{moe_layer{top_k_router<float>{width / 2, experts, {.top_k = 2}},
+                                              expert_bank<swiglu<float>>{experts, width / 2, 11}},
+                                    2});
   return all;
 }
 

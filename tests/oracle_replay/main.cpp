@@ -34,6 +34,7 @@ std::vector<replayer> all_replayers() {
            tasks(),
            branches(),
            factorized_experts(),
+           sub_tokens(),
            dense_gates(),
            memory_layers(),
            thresholds(),

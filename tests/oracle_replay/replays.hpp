@@ -58,5 +58,6 @@ std::vector<replayer> encoders();        // vrd_logsum
 std::vector<replayer> factorized_experts();  // mpoe
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 std::vector<replayer> branches();  // residual_moe, longcat_shortcut
+std::vector<replayer> sub_tokens();  // mh_moe
 
 }  // namespace oracle

@@ -14,7 +14,8 @@
 ///
 /// (tests/layer/decorator_test.cpp has it whole.) A wrapper may name two structs of its own memory, for inference and
 /// for training; workspace and tape are those and the inner layer's, as `layer`. The tape also keeps the context of the
-/// last training forward call. A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers
+/// last training forward call. Where the layer inside sees other tokens, inner(x, y, context) gives it theirs
+/// (layer/split/own_context.hpp). A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers
 /// nest. Shapes, shared memory and the order of calls are checked here as in moe_layer: y may be x, so around reads
 /// what it wants of x before inner writes y.
 #pragma once
@@ -66,8 +67,8 @@ public:
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
     detail::check_forward<Derived, scalar>(self(), x, y, context);
-    self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
-      layer_.forward(from, to, ws.layer, context);
+    self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
+      layer_.forward(from, to, ws.layer, first_of(own..., context));
     });
   }
 
@@ -83,8 +84,8 @@ public:
     t.record.forget();
     t.context = context;
     t.tokens = x.rows();
-    self().around(x, y, t, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
-      layer_.forward(from, to, t.layer, context);
+    self().around(x, y, t, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
+      layer_.forward(from, to, t.layer, first_of(own..., context));
     });
     t.record.keep(this);
   }
@@ -93,8 +94,8 @@ public:
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
     detail::check_forward<Derived, scalar>(self(), x, y, context);
-    self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
-      layer_.forward_planned(from, to, ws.layer, context);
+    self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
+      layer_.forward_planned(from, to, ws.layer, first_of(own..., context));
     });
   }
 
@@ -158,6 +159,10 @@ protected:
   static void visit_own(Self&, Visitor&) {}
 
 private:
+  template <typename... More>
+  static const context_type& first_of(const context_type& context, const More&...) {
+    return context;
+  }
   Derived& self() noexcept { return static_cast<Derived&>(*this); }
   const Derived& self() const noexcept { return static_cast<const Derived&>(*this); }
 

@@ -14,6 +14,7 @@
 /// Lou et al. 2021, arXiv:2109.02008; Tolstikhin et al. 2021 (MLP-Mixer), arXiv:2105.01601.
 #pragma once
 
+#include <sluice/layer/split/own_context.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
 #include <utility>
@@ -26,7 +27,7 @@ template <typename Scalar, typename InnerMemory>
 struct transposed_memory {
   InnerMemory layer;
   matrix_buffer<Scalar> items, outputs;  ///< [G D, N]
-  buffer<index_t> borders;               ///< of the groups of items
+  own_context own;                       ///< with the borders of the groups of items
 };
 
 template <typename Scalar, typename InnerMemory>
@@ -94,23 +95,21 @@ private:
   template <typename Memory>
   void mix(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
     const index_t groups = groups_of(x.rows(), context);
-    m.borders.resize(groups + 1);
-    for (index_t g = 0; g <= groups; ++g) m.borders[g] = g * width_;
     m.items.resize(groups * width_, tokens_a_group());
     m.outputs.resize(groups * width_, tokens_a_group());
     for_groups(groups, context, [&](index_t g) { of_group(m.items, g) = rows_of(x, g).transpose(); });
-    context_type own;
-    own.training = context.training;
-    own.random = context.random;
-    own.step = context.step;
-    own.executor = context.executor;
-    if (groups > 0) own.groups = m.borders.span();
+    m.own.clear();
+    m.own.groups.resize(groups > 0 ? groups + 1 : 0);
+    for (index_t g = 0; g < m.own.groups.size(); ++g) m.own.groups[g] = g * width_;
+    context_type own = m.own.seen_by(context);
+    own.top_k = 0;
     layer_.forward(m.items.map(), m.outputs.map(), m.layer, own);
     for_groups(groups, context, [&](index_t g) { rows_of(y, g) = of_group(m.outputs, g).transpose(); });
   }
 
   void mix_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
-    const index_t groups = t.borders.size() - 1;
+    const index_t groups = t.items.rows() / width_;
+    t.own.follow(t.layer);
     t.ditems.resize(groups * width_, tokens_a_group());
     t.doutputs.resize(groups * width_, tokens_a_group());
     for_groups(groups, t.context, [&](index_t g) { of_group(t.doutputs, g) = rows_of(dy, g).transpose(); });
