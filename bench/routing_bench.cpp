@@ -21,6 +21,7 @@
 #include <sluice/router/fixed/random_partition.hpp>
 #include <sluice/router/masked/id_mask.hpp>
 #include <sluice/router/masked/modality.hpp>
+#include <sluice/router/masked/offered.hpp>
 #include <sluice/router/masked/per_sample.hpp>
 #include <sluice/router/masked/prototypes.hpp>
 #include <sluice/router/over_training/compete.hpp>
@@ -231,6 +232,8 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));
   time_router(s, "given", sluice::given_router<float>(sluice::no_gate<float>(width, experts)));
+  time_router(s, "offered, one each",
+              sluice::offered_router<float>(width, experts, {.top_k = 1, .constant_weight = true}));
   time_router(s, "random_partition, in training", sluice::random_partition_router<float>(width, experts), in_training);
   time_router(s, "smoe_dropout, k = 2", sluice::smoe_dropout_router<float>(width, experts, {.schedule = {{.last = 2}}}));
   time_router(s, "compete around top_k, k = 2",

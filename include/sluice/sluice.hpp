@@ -55,6 +55,7 @@
 #include <sluice/gate/none.hpp>
 #include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/normalized.hpp>
+#include <sluice/gate/offered.hpp>
 #include <sluice/gate/per_group.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/gate/random.hpp>
@@ -84,6 +85,7 @@
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>
+#include <sluice/layer/encoders/text_and_image_gate.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/linear.hpp>
@@ -151,6 +153,7 @@
 #include <sluice/router/masked/id_mask.hpp>
 #include <sluice/router/masked/modality.hpp>
 #include <sluice/router/masked/modality_experts.hpp>
+#include <sluice/router/masked/offered.hpp>
 #include <sluice/router/masked/per_sample.hpp>
 #include <sluice/router/masked/prototypes.hpp>
 #include <sluice/router/noise.hpp>

@@ -2,6 +2,7 @@
 
 #include <sluice/gate/cluster.hpp>
 #include <sluice/gate/identity.hpp>
+#include <sluice/gate/joined.hpp>
 #include <sluice/gate/noisy.hpp>
 
 #include "../io/messages.hpp"
@@ -158,4 +159,18 @@ TEST_CASE("cluster_gate: tokens of a cluster have its logits, whatever they hold
 TEST_CASE("identity_gate: tokens are logits", "[gate][identity]") {
   test::check_gate_promises(identity_gate<double>(4), 17);
   CHECK_THROWS_WITH(identity_gate<double>(0), test::contains("E >= 1"));
+}
+
+TEST_CASE("per_group_gate: a joined gate inside reads the group's features in front of the mean", "[gate][per_group]") {
+  const auto gate = filled_gate(
+      per_group_gate<joined_gate<linear_gate<double>>>(joined_gate(linear_gate<double>(7, 3), 2)));
+  const matrix<double> x = test::random_matrix<double>(9, 5, 4), text = test::random_matrix<double>(3, 2, 5);
+  auto context = grouped();
+  context.group_features = text;
+  const matrix<double> logits = test::score(gate, x, context);
+  matrix<double> joined(1, 7);
+  joined << text.row(2), x.bottomRows(5).colwise().mean();
+  const matrix<double> expected = test::score(gate.inner().inner(), joined);
+  CHECK(test::largest_difference(matrix<double>(logits.row(6)), expected) <= test::bound<double>(14, 4.0));
+  CHECK_THROWS_WITH(test::score(gate, x, grouped()), test::contains("routing_context.features [T, F] = [3, 2]"));
 }

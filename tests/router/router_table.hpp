@@ -31,6 +31,7 @@ struct made_with {
   index_t modalities = 2;                ///< modality_ids are below it
   index_t clusters = 3;                  ///< cluster_ids are below it
   index_t tasks = 2;                     ///< task_id is below it
+  index_t offered = 1;                   ///< columns of expert_ids
   index_t feature_width = 5;             ///< columns of routing_context::features and group_features
   std::vector<index_t> steps{0, 10000};  ///< between which a router that reads the step changes
   std::uint64_t seed = 7;                ///< of the initial values; 0: the router has its own already

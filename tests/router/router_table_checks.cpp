@@ -78,12 +78,15 @@ struct whole_batch {
     token_ids = ids(o.vocabulary, 0);
     modality_ids = ids(o.modalities, T);
     cluster_ids = ids(o.clusters, 2 * T);
-    expert_ids = ids(router.experts(), 3 * T);
+    // Neighbours of the first, so that a row names no expert twice.
+    for (const index_t first : ids(router.experts(), 3 * T))
+      for (index_t j = 0; j < o.offered; ++j) expert_ids.push_back((first + j) % router.experts());
     groups = {0, T / 4, T / 2, T};
     if (kind == tokens_of::one_direction) x.rowwise() += random_matrix<double>(1, x.cols(), seed + 400).row(0);
     if (kind != tokens_of::one_token) return;
     for (matrix<double>* m : {&x, &previous_logits, &features}) *m = m->row(0).eval().replicate(T, 1);
-    for (auto* all : {&token_ids, &modality_ids, &cluster_ids, &expert_ids}) std::fill(all->begin(), all->end(), all->front());
+    for (auto* all : {&token_ids, &modality_ids, &cluster_ids}) std::fill(all->begin(), all->end(), all->front());
+    for (std::size_t i = as_size(o.offered); i < expert_ids.size(); ++i) expert_ids[i] = expert_ids[i % as_size(o.offered)];
   }
 };
 
@@ -112,7 +115,7 @@ struct call_of {
     if (fields.count("previous_logits") != 0)
       context.previous_logits = {b.previous_logits.data(), tokens, b.previous_logits.cols()};
     if (fields.count("features") != 0) context.features = {b.features.data(), tokens, b.features.cols()};
-    if (fields.count("expert_ids") != 0) context.expert_ids = {b.expert_ids.data(), tokens, 1};
+    if (fields.count("expert_ids") != 0) context.expert_ids = {b.expert_ids.data(), tokens, static_cast<index_t>(b.expert_ids.size()) / table_tokens};
     if (fields.count("group_features") != 0)
       context.group_features = {b.group_features.data(), 1, b.group_features.cols()};
   }
@@ -433,7 +436,7 @@ private:
     if (field == "task_id") changed.task_id = options_.tasks - 1;
     if (field == "previous_logits") changed.previous_logits = other.previous_logits;
     if (field == "features") changed.features = other.features;
-    if (field == "expert_ids") changed.expert_ids = {other.expert_ids.data(), table_tokens, 1};
+    if (field == "expert_ids") changed.expert_ids = {other.expert_ids.data(), table_tokens, options_.offered};
     if (field == "group_features")
       changed.group_features = {other.group_features.data(), 1, other.group_features.cols()};
     return calls;

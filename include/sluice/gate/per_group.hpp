@@ -7,8 +7,9 @@
 ///   logits[t] = gate(v)[g] for every token t of group g
 ///   dgate[g] = sum over the group's tokens of dlogits;  dv[g] goes back into x, or stays in tape.group_gradient()
 ///
-/// The inner gate sees a batch of G rows: noise in it is drawn once a group, and of ids it sees those of the group's
-/// first token. Equal logits give equal choices, so no rule needs to know; noise of the router itself would tell tokens
+/// The inner gate sees a batch of G rows: noise in it is drawn once a group, of ids it sees those of the group's first
+/// token, and group_features that are not the vectors themselves are the features of its rows: joined_gate inside scores
+/// an instruction and the mean of an image together. Equal logits give equal choices, so no rule needs to know; noise of the router itself would tell tokens
 /// of a group apart. Hidden tokens have logits 0; a group of nothing else is not scored. NaN in group_features, or
 /// overflow in a mean, makes the whole group invalid and reaches no gradient. T = 0 is fine. Without context.groups the
 /// batch is one group. Means and first tokens couple the tokens of a group: not causal. Ids are taken to be the same
@@ -147,7 +148,8 @@ private:
     groups.protected_tokens = {};
     groups.sequences = {};
     groups.expert_ids = {};
-    groups.expert_weights = groups.previous_logits = groups.features = groups.group_features = {};
+    groups.expert_weights = groups.previous_logits = groups.group_features = {};
+    groups.features = reads_vectors ? optional_matrix<scalar>{} : context.group_features;
     return groups;
   }
 
