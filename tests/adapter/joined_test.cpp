@@ -151,16 +151,20 @@ TEST_CASE("scaling_bank: each head has its vectors, and the row after its last i
 TEST_CASE("joined_low_rank: every promise of a bank", "[adapter][joined_low_rank][conformance]") {
   check_bank(joined_bank<double>(31));
 }
-TEST_CASE("scaling_bank: every promise of a bank", "[adapter][scaling][conformance]") { check_bank(scales<double>(33)); }
+TEST_CASE("scaling_bank: every promise of a bank", "[adapter][scaling][conformance]") {
+  check_bank(scales<double>(33));
+}
 
 TEST_CASE("joined_low_rank, scaling_bank: weights of zero get their gradients too", "[adapter]") {
   const std::vector<index_t> offsets{0, 2, 2, 3, 3}, tokens{0, 2, 0};
   const std::vector<double> weights{0, 0.5, 0};
-  const routed_rows<double> rows{.by_expert = offsets, .is_routed = true, .tokens = tokens.data(), .weights = weights.data()};
+  const routed_rows<double> rows{
+      .by_expert = offsets, .is_routed = true, .tokens = tokens.data(), .weights = weights.data()};
   const matrix<double> x = test::random_matrix<double>(3, D, 41);
   const auto check_one = [&](auto bank) {
     const matrix<double> dy = test::random_matrix<double>(3, bank.outputs(), 42);
-    matrix<double> y = matrix<double>::Zero(3, bank.outputs()), dx = matrix<double>::Zero(3, D), alone(3, bank.outputs());
+    matrix<double> y = matrix<double>::Zero(3, bank.outputs()), dx = matrix<double>::Zero(3, D),
+                   alone(3, bank.outputs());
     std::vector<double> dweight(3, 99);
     typename decltype(bank)::tape tape;
     bank.forward_routed(x, rows, y, tape, {});

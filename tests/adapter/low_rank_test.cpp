@@ -75,7 +75,7 @@ TEST_CASE("adapted: is the base and the adapters, of which the base is frozen", 
   std::remove_cvref_t<decltype(layer.base())>::workspace ws;
   const matrix<float> weight = layer.base().expert().weight().to_matrix();
 
-  // Nothing changes at first. The gradient of A is exactly zero, that of B is not, the base's weights have no memory for any.
+  // Nothing changes at first. The gradient of A is exactly zero, that of B is not, the base's weights have none.
   layer.forward(x, y, tape);
   layer.base().forward(x, alone, ws);
   CHECK(test::same_bits(y, alone));

@@ -33,7 +33,14 @@ public:
     index_t col_stride;
   };
   void bind_at(const std::string& tensor, sluice::parameter<Scalar>& p, place at, index_t rows = 0) {
-    bound_.push_back({tensor, &p, at, rows == 0 ? p.rows() : rows});
+    if (rows == 0) rows = p.rows();
+    bound_.push_back({tensor, &p, at, 0, rows, rows == 0 ? 0 : p.size() / rows});
+  }
+  /// The rows first .. first + count of the parameter are the slice of the tensor that starts at element `offset`.
+  void bind_rows(const std::string& tensor, sluice::parameter<Scalar>& p, index_t first, index_t count, index_t offset,
+                 layout l = layout::as_stored) {
+    const bool stored = l == layout::as_stored;
+    bound_.push_back({tensor, &p, {offset, stored ? p.cols() : 1, stored ? 1 : count}, first, count, p.cols()});
   }
 
   /// Copies the file's values into the parameters.
@@ -60,14 +67,15 @@ private:
     std::string tensor;
     sluice::parameter<Scalar>* target;
     place at;
+    index_t first;
     index_t rows;
+    index_t cols;
 
     template <typename F>
     void each(F&& f) const {
-      const index_t cols = rows == 0 ? 0 : target->size() / rows;
       for (index_t r = 0; r < rows; ++r)
         for (index_t c = 0; c < cols; ++c)
-          f(static_cast<std::size_t>(target->place(r * cols + c)),
+          f(static_cast<std::size_t>(target->place((first + r) * cols + c)),
             static_cast<std::size_t>(at.offset + r * at.row_stride + c * at.col_stride));
     }
   };

@@ -42,6 +42,7 @@ std::vector<replayer> all_replayers() {
            nested_experts(),
            patches(),
            per_sample(),
+           adapters(),
            images(),
            encoders(),
            fixed_routers(),

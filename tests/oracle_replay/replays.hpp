@@ -16,7 +16,8 @@ std::vector<replayer> dense_gates();     // gg_moe, kamoe, evomoe, sparsemixer, 
 std::vector<replayer> memory_layers();   // ultramem, ultramem_tdqkr
 std::vector<replayer> nested_experts();  // mone_router, mone
 std::vector<replayer> patches();         // pmoe_gate, pmoe
-std::vector<replayer> per_sample();      // mocle_gate, mocle, octavius, advmoe
+std::vector<replayer> per_sample();      // advmoe
+std::vector<replayer> adapters();        // mov, molora, octavius, mocle_gate, mocle, mixphm
 std::vector<replayer> contrast();        // scmoe_contrast
 std::vector<replayer> thresholds();      // xmoe, mc_moe
 std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout

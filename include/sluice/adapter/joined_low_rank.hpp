@@ -6,14 +6,14 @@
 ///
 ///   moe_layer adapters{dense_softmax_router<float>{linear_gate<float>{64, 10, {.bias = true}}},          // MoLORA
 ///                      joined_low_rank_bank<float>{10, 64, 4, {.scale = 4}}};
-///   moe_layer adapters{top_k_router<float>{64, 10, {.top_k = 2, .weights = weighting::pre}}, ...};       // only its 2 best
+///   moe_layer adapters{top_k_router<float>{64, 10, {.top_k = 2, .weights = weighting::pre}}, ...};  // its 2 best
 ///
-/// Where most experts have a part in most tokens this is much less work than expert by expert (adapter/low_rank.hpp in a
-/// bank), for x and y are gone through once and not E times; it costs 2 T E R (D + D') operations whatever is chosen. R =
-/// 1 makes one LoRA of rank E whose directions are weighed one by one (adapter/rank_one.hpp). A is expert after expert,
-/// and so is B, transposed. Expert e of weight 0 gets and gives nothing, but an infinity in its B reaches all.
-/// Tasks are blocks of rows, and of A and B^T for gradients: equal bits for any thread count. Tokens without experts are
-/// not read. Initial values: A normal with deviation 0.02, B zero. Zadouri et al. 2023, arXiv:2309.05444 (MoLORA).
+/// Where most experts have a part in most tokens this is much less work than expert by expert (adapter/low_rank.hpp in
+/// a bank), for x and y are gone through once and not E times; it costs 2 T E R (D + D') operations whatever is chosen.
+/// R = 1 makes one LoRA of rank E whose directions are weighed one by one (adapter/rank_one.hpp). A is expert after
+/// expert, and so is B, transposed. Expert e of weight 0 gets and gives nothing, but an infinity in its B reaches all.
+/// Tasks are blocks of rows, and of A and B^T for gradients: equal bits for any thread count. Tokens without experts
+/// are not read. Initial values: A normal with deviation 0.02, B zero. Zadouri et al. 2023, arXiv:2309.05444 (MoLORA).
 #pragma once
 
 #include <sluice/adapter/token_weights.hpp>

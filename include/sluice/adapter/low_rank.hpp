@@ -4,7 +4,7 @@
 ///   p = A x;  dp = s B^T dy;  dx = A^T dp;  dA += dp x^T;  dB += s dy p^T
 ///
 ///   moe_layer adapters{top_k_router<float>{64, 8}, expert_bank<low_rank_expert<float>>{8, 64, 4, {.scale = 4}}};
-///   adapted_layer layer{dense_layer{linear_expert<float>{64, 64}}, adapters};         // adapter/adapted.hpp: W x beside them
+///   adapted_layer layer{dense_layer{linear_expert<float>{64, 64}}, adapters};  // adapter/adapted.hpp: W x beside them
 ///
 /// It is made of linear maps, so a bank of many runs on the grouped kernels, whatever the routing, and is stored as any
 /// other expert. Each row depends on its own input only, NaN stays in its row. Initial values: A uniform in
@@ -63,7 +63,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp) ----------------------------------------------------------------------
+  // ---- what a bank runs (expert/grouped_rows.hpp) ------------------------------------------------------------------
 
   const linear_map<Storage>& first_map(int) const noexcept { return a_; }
   linear_map<Storage>& first_map(int) noexcept { return a_; }

@@ -6,14 +6,14 @@
 ///
 ///   moe_layer scales{dense_softmax_router<float>{linear_gate<float>{64, 20, {.bias = true}}},            // MoV
 ///                    scaling_bank<float>{20, 64}};
-///   moe_layer scales{top_k_router<float>{64, 20, {.top_k = 2, .weights = weighting::pre}}, ...};         // only its 2 best
+///   moe_layer scales{top_k_router<float>{64, 20, {.top_k = 2, .weights = weighting::pre}}, ...};   // only its 2 best
 ///
-/// One expert of weight 1 is (IA)^3. With heads a token is one head's part of a row: x is [T H, D], row t belongs to head
-/// t mod H, all heads share the router and each has vectors of its own. An x of [T, H D] lies in memory as it has to.
-/// It costs 2 T E D operations whatever is chosen. All vectors are in every token's sum: an infinity in one reaches all
-/// tokens, even with weight 0. Tasks are blocks of rows, and columns of L for its gradient: equal bits for any thread
-/// count. Tokens without experts are not read. Initial values: 1, so that nothing changes at first where weights sum to
-/// 1. Zadouri et al. 2023, arXiv:2309.05444 (MoV); Liu et al. 2022, arXiv:2205.05638 ((IA)^3).
+/// One expert of weight 1 is (IA)^3. With heads a token is one head's part of a row: x is [T H, D], row t belongs to
+/// head t mod H, all heads share the router and each has vectors of its own. An x of [T, H D] lies in memory as it has
+/// to. It costs 2 T E D operations whatever is chosen. All vectors are in every token's sum: an infinity in one reaches
+/// all tokens, even with weight 0. Tasks are blocks of rows, and columns of L for its gradient: equal bits for any
+/// thread count. Tokens without experts are not read. Initial values: 1, so that nothing changes at first where weights
+/// sum to 1. Zadouri et al. 2023, arXiv:2309.05444 (MoV); Liu et al. 2022, arXiv:2205.05638 ((IA)^3).
 #pragma once
 
 #include <sluice/adapter/token_weights.hpp>

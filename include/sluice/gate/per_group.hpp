@@ -129,7 +129,7 @@ private:
       t.used[g] = t.count[g] > 0;
     }
     const auto pick = [&](std::span<const index_t> ids, buffer<index_t>& own) {
-      own.resize(ids.empty() ? 0 : groups);
+      own.resize(ids.empty() && tokens > 0 ? 0 : groups);  // of no tokens nobody can say whether ids were given
       for (index_t g = 0; g < own.size(); ++g) own[g] = t.used[g] ? ids[static_cast<std::size_t>(t.first[g])] : 0;
     };
     pick(context.token_ids, t.token_ids);

@@ -119,6 +119,8 @@ TEST_CASE("per_sample: samples of one cluster are routed alike without noise, an
   const auto noisy = test::route(inner, x, context).plan;
   check_one_decision(noisy);
   CHECK_FALSE(noisy.dense_weights().row(0) == noisy.dense_weights().row(11));
+  // Of no tokens there are no ids, and nobody misses them.
+  CHECK(test::route(inner, matrix<double>(0, 5)).plan.size() == 0);
 
   // The universal expert has what the best leaves over.
   for (const bool by_best : {false, true}) {
