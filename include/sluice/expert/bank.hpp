@@ -91,6 +91,8 @@ public:
   index_t experts() const noexcept { return static_cast<index_t>(experts_.size()); }
   index_t inputs() const noexcept { return experts_.front().inputs(); }
   index_t outputs() const noexcept { return experts_.front().outputs(); }
+  /// Another bank: so many copies of the first expert.
+  expert_bank copies_of_first(index_t count) const { return expert_bank(count, experts_.front()); }
   Expert& expert(index_t e) noexcept { return experts_[static_cast<std::size_t>(e)]; }
   const Expert& expert(index_t e) const noexcept { return experts_[static_cast<std::size_t>(e)]; }
 

@@ -23,19 +23,18 @@ public:
   struct options {
     index_t outputs = 0;  ///< D'; 0 means D
     bool bias = false;
+    bool output_bias = true;  ///< false: if there are biases, b1 alone
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
-  ffn(index_t inputs, index_t hidden, options o = {}) : has_bias_(o.bias) {
+  ffn(index_t inputs, index_t hidden, options o = {}) : has_bias_(o.bias), has_output_bias_(o.bias && o.output_bias) {
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
     up_ = {hidden, inputs};
     down_ = {outputs, hidden};
-    if (has_bias_) {
-      up_bias_ = detail::vector_in_lanes<Scalar>(hidden);
-      down_bias_ = detail::vector_in_lanes<Scalar>(outputs);
-    }
+    if (has_bias_) up_bias_ = detail::vector_in_lanes<Scalar>(hidden);
+    if (has_output_bias_) down_bias_ = detail::vector_in_lanes<Scalar>(outputs);
   }
 
   index_t inputs() const noexcept { return up_.inputs(); }
@@ -55,7 +54,8 @@ public:
   /// The same, to what format(matrix) says, 0 for up and 1 for down.
   template <MapStorage Other, std::invocable<int> Format>
   ffn<Scalar, Phi, Other> stored_as(const Format& format) const {
-    ffn<Scalar, Phi, Other> other(inputs(), hidden(), {.outputs = outputs(), .bias = has_bias_});
+    ffn<Scalar, Phi, Other> other(inputs(), hidden(),
+                                  {.outputs = outputs(), .bias = has_bias_, .output_bias = has_output_bias_});
     other.up_ = up_.template stored_as<Other>(format(0));
     other.down_ = down_.template stored_as<Other>(format(1));
     other.up_bias_ = up_bias_;
@@ -69,8 +69,8 @@ public:
   linear_map<Storage>& first_map(int) noexcept { return up_; }
   const linear_map<Storage>& last_map() const noexcept { return down_; }
   linear_map<Storage>& last_map() noexcept { return down_; }
-  const Scalar* output_bias() const noexcept { return has_bias_ ? down_bias_.data() : nullptr; }
-  Scalar* output_bias_gradient() { return has_bias_ ? down_bias_.gradient().data() : nullptr; }
+  const Scalar* output_bias() const noexcept { return has_output_bias_ ? down_bias_.data() : nullptr; }
+  Scalar* output_bias_gradient() { return has_output_bias_ ? down_bias_.gradient().data() : nullptr; }
 
   vector activate(index_t column, const std::array<vector, 1>& z) const {
     return detail::value_of<Phi, Scalar>(with_bias(column, z[0]));
@@ -85,7 +85,7 @@ public:
     visit("up", self.up_);
     if (self.has_bias_) visit("up_bias", self.up_bias_);
     visit("down", self.down_);
-    if (self.has_bias_) visit("down_bias", self.down_bias_);
+    if (self.has_output_bias_) visit("down_bias", self.down_bias_);
   }
 
 private:
@@ -96,7 +96,7 @@ private:
     return has_bias_ ? z + kernel::load(up_bias_.data() + column) : z;
   }
 
-  bool has_bias_;
+  bool has_bias_, has_output_bias_;
   linear_map<Storage> up_, down_;
   parameter<Scalar> up_bias_, down_bias_;
 };

@@ -45,8 +45,11 @@ public:
     if (has_bias_ && bias_.is_learned()) add_column_sums(dlogits, bias_.gradient());
   }
 
+  bool has_bias() const noexcept { return has_bias_; }
   parameter<Scalar>& weight() noexcept { return weight_; }
   parameter<Scalar>& bias() noexcept { return bias_; }
+  const parameter<Scalar>& weight() const noexcept { return weight_; }
+  const parameter<Scalar>& bias() const noexcept { return bias_; }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
