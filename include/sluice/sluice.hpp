@@ -18,6 +18,7 @@
 #include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/change.hpp>
 #include <sluice/expert/clamped_glu.hpp>
+#include <sluice/expert/composed/chained_bank.hpp>
 #include <sluice/expert/constant.hpp>
 #include <sluice/expert/derived/computed_bank.hpp>
 #include <sluice/expert/factorized/core_sweep.hpp>
@@ -55,6 +56,7 @@
 #include <sluice/gate/none.hpp>
 #include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/normalized.hpp>
+#include <sluice/gate/normalized_weights.hpp>
 #include <sluice/gate/offered.hpp>
 #include <sluice/gate/per_group.hpp>
 #include <sluice/gate/product_keys.hpp>
@@ -89,6 +91,8 @@
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/linear.hpp>
+#include <sluice/layer/merged/merged_layer.hpp>
+#include <sluice/layer/merged/published.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/multi_gate.hpp>

@@ -14,6 +14,7 @@
 #include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/noisy.hpp>
 #include <sluice/gate/normalized.hpp>
+#include <sluice/gate/normalized_weights.hpp>
 #include <sluice/gate/per_group.hpp>
 #include <sluice/gate/random.hpp>
 #include <sluice/gate/residual.hpp>
@@ -80,7 +81,8 @@ class any_gate {
                        normalized_gate<linear_gate<float>, rms_norm<float>>, activated_gate<features_gate>,
                        tempered_gate<linear_gate<float>>, frozen_gate<linear_gate<float>>, random_gate<float>,
                        connected_gate<features_gate>, per_group_gate<linear_gate<float>>,
-                       noisy_gate<features_gate>, neuron_magnitude_gate<float>>;
+                       noisy_gate<features_gate>, neuron_magnitude_gate<float>,
+                       normalized_weights_gate<float, rms_norm<float>>>;
 
 public:
   using scalar = float;

@@ -784,6 +784,11 @@ drawn_gate draw_gate(byte_reader& bytes, batch& b, matrix<float>* dlogits) {
       return {any_gate(noisy_gate<features_gate>(features, {.temperature = 0.5F, .noise_std = 0.5F}))};
     case 14:
       return {filled(bytes, any_gate(neuron_magnitude_gate<float>(b.width, b.experts))), false};
+    case 15: {
+      const linear_gate<float> linear(b.width, b.experts, {.bias = bytes.flag()});
+      const rms_norm<float> norm(b.width, {.epsilon = 1e-3F});
+      return {filled(bytes, any_gate(normalized_weights_gate<float, rms_norm<float>>(linear, norm))), false};
+    }
     default:
       return {any_gate(features)};
   }

@@ -16,6 +16,7 @@
 #include <sluice/layer/branches/shortcut.hpp>
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/merged/merged_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
@@ -195,6 +196,7 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("union, with a loss", moe_layer{top_2, unlike_banks(), importance_loss{}});
   add("experts of unlike widths", moe_layer{top_2, unlike_widths()});
   add("shared expert", shared_expert_layer{layer_of(top_2), swiglu<float>{width, 7}, gated});
+  add("merged experts", merged_layer{layer_of(noisy_top_k_router<float>{width, experts}, importance_loss{})});
   add("output bias", output_bias_layer{layer_of(relu_router<float>{width, experts})});
   add("residual", residual_layer{normalized_layer{layer_of(top_2), rms_norm<float>{width}}});
   add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});

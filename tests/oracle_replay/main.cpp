@@ -43,6 +43,7 @@ std::vector<replayer> all_replayers() {
            patches(),
            per_sample(),
            adapters(),
+           merged_experts(),
            images(),
            encoders(),
            fixed_routers(),

@@ -23,7 +23,8 @@ public:
   struct options {
     index_t outputs = 0;  ///< D'; 0 means D
     bool bias = false;
-    bool output_bias = true;  ///< false: if there are biases, b1 alone
+    bool output_bias = true;   ///< false: if there are biases, b1 alone
+    bool zero_output = false;  ///< W2 starts at zero: what is added beside other layers then changes nothing at first
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
@@ -32,7 +33,8 @@ public:
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
     up_ = {hidden, inputs};
-    down_ = {outputs, hidden};
+    down_ = o.zero_output ? linear_map<Storage>(outputs, hidden, initial_values::constant(0))
+                          : linear_map<Storage>(outputs, hidden);
     if (has_bias_) up_bias_ = detail::vector_in_lanes<Scalar>(hidden);
     if (has_output_bias_) down_bias_ = detail::vector_in_lanes<Scalar>(outputs);
   }

@@ -71,7 +71,7 @@ public:
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     linear_gate<Scalar>::visit_parameters(self.gate_, visit);
-    if constexpr (HasParameters<Norm>) visit("norm", self.norm_);
+    if constexpr (HasParameters<Norm>) visit("weight_norm", self.norm_);  // a norm of tokens may stand around it
   }
 
 private:

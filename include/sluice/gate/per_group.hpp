@@ -117,6 +117,9 @@ private:
   index_t inputs_;
 };
 
+template <typename Inner>
+per_group_gate(Inner) -> per_group_gate<Inner>;
+
 static_assert(DifferentiableGate<per_group_gate<linear_gate<float>>>);
 static_assert(DifferentiableGate<per_group_gate<linear_gate<float>, group_source::group_vector>>);
 

@@ -5,6 +5,7 @@
 ///   sigmoid    1 / (1 + exp(-z))                   squared_relu  max(z, 0)^2, derivative 2 max(z, 0)
 ///   elu        z, below 0 exp(z) - 1               hyperbolic_tangent  tanh(z)
 ///   hard_tanh  min(max(z, -1), 1), derivative 1 at both ends             no_activation  z
+///   quick_gelu  z / (1 + exp(-1.702 z)), CLIP's
 ///
 /// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on
 /// vectors; written for one number, they run number by number.
@@ -88,6 +89,18 @@ struct silu {
   static V derivative(V z) {
     const V s = kernel::logistic(z);
     return s * (detail::constant<V>(1) + z * (detail::constant<V>(1) - s));
+  }
+};
+
+struct quick_gelu {
+  template <typename V>
+  static V value(V z) {
+    return z * kernel::logistic(detail::constant<V>(1.702) * z);
+  }
+  template <typename V>
+  static V derivative(V z) {
+    const V s = kernel::logistic(detail::constant<V>(1.702) * z);
+    return s * (detail::constant<V>(1) + detail::constant<V>(1.702) * z * (detail::constant<V>(1) - s));
   }
 };
 

@@ -75,7 +75,7 @@ public:
   /// Both halves of expert e, whose parameters may be visited.
   auto expert(index_t e) noexcept {
     return detail::chained_experts<detail::expert_of_bank<First>, detail::expert_of_bank<Second>>{first_.expert(e),
-                                                                                                 second_.expert(e)};
+                                                                                                  second_.expert(e)};
   }
   auto expert(index_t e) const noexcept {
     return detail::chained_experts<detail::expert_of_bank<const First>, detail::expert_of_bank<const Second>>{
@@ -103,9 +103,7 @@ public:
   }
 
   void backward(tokens_in<scalar> x, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
-                const executor_ref& executor)
-    requires DifferentiableBank<First> && DifferentiableBank<Second>
-  {
+                const executor_ref& executor) requires DifferentiableBank<First> && DifferentiableBank<Second> {
     t.dbetween.resize(x.rows(), first_.outputs());
     second_.backward(t.between.map(), rows, dy, t.dbetween.map(), t.second, executor);
     first_.backward(x, rows, t.dbetween.map(), dx, t.first, executor);

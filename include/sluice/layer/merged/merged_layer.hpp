@@ -49,12 +49,12 @@ struct merged_memory {
   group_vectors<scalar> groups;
   merging_weights<scalar> weights;
   parameter_sums<scalar> sums;
-  std::optional<Bank> merged;       ///< an expert a group
+  std::optional<Bank> merged;  ///< an expert a group
   typename Bank::tape experts;
-  buffer<index_t> tokens;           ///< whose rows are which: those of a group that has experts stand together
-  buffer<index_t> offsets;          ///< [G+1] rows of each group
-  matrix_buffer<scalar> rows;       ///< their x
-  matrix_buffer<scalar> outputs;    ///< their y
+  buffer<index_t> tokens;         ///< whose rows are which: those of a group that has experts stand together
+  buffer<index_t> offsets;        ///< [G+1] rows of each group
+  matrix_buffer<scalar> rows;     ///< their x
+  matrix_buffer<scalar> outputs;  ///< their y
 };
 
 template <typename Bank, typename LayerTape>
@@ -146,10 +146,14 @@ private:
       const token_range group = context.group(g, x.rows());
       y.middleRows(group.begin, group.size()).setConstant(quiet_nan<scalar>());
     }
-    if constexpr (trains) layer_.evaluate_losses(m.layer);
+    if constexpr (trains) {
+      layer_.evaluate_losses(m.layer);
+      m.layer.record.keep(&layer_, m.layer.plan.rows());
+    }
   }
 
   void mix_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
+    t.layer.record.validate(&layer_, t.layer.plan.rows());  // its memory may have been used for a call of its own
     const executor_ref& executor = t.context.executor;
     const context_type seen = t.kept.visible(t.context), groups = t.groups.context_of_groups(seen);
     t.doutputs.resize(t.tokens.size(), outputs());

@@ -52,9 +52,10 @@ public:
       };
       for_each_array(bank, 0, list(first));
       for_each_array(bank, e, list(own));
-      const bool is_alike = std::equal(first.begin(), first.end(), own.begin(), own.end(), [](const auto& a, const auto& b) {
-        return a.rows() == b.rows() && a.cols() == b.cols() && a.stored_size() == b.stored_size();
-      });
+      const bool is_alike =
+          std::equal(first.begin(), first.end(), own.begin(), own.end(), [](const auto& a, const auto& b) {
+            return a.rows() == b.rows() && a.cols() == b.cols() && a.stored_size() == b.stored_size();
+          });
       if (!is_alike) throw_invalid("experts that are merged need equal shapes; expert ", e, " differs from expert 0");
     }
   }
@@ -65,8 +66,7 @@ public:
              const executor_ref& executor) {
     find(bank);
     places_.clear();
-    for (index_t g = 0; g < count; ++g)
-      for_each_array(merged, g, [&](auto& p) { places_.push_back(p.data()); });
+    for (index_t g = 0; g < count; ++g) for_each_array(merged, g, [&](auto& p) { places_.push_back(p.data()); });
     for_each_piece(count * weights.experts(), executor, [&](index_t, const piece& own) {
       for (index_t g = 0; g < count; ++g) {
         Scalar* const sum = places_[g * arrays_ + own.array] + own.begin;
