@@ -41,6 +41,7 @@
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
+#include <sluice/router/tokens_choose/score_weighted.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>
@@ -228,6 +229,7 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "universal_expert around mocle", sluice::universal_expert_router(mocle(experts - 1)));
   time_router(s, "advmoe", sluice::advmoe_router<float>(of_sample(sluice::identity_gate<float>(experts))),
               {.sample_width = experts});
+  time_router(s, "score_weighted", sluice::score_weighted_router<float>(width, experts));
   time_router(s, "straight_through", sluice::straight_through_router<float>(width, experts));
   time_router(s, "hash", sluice::hash_router<float>(sluice::no_gate<float>(width, experts),
                                                     sluice::random_hash(512, experts, 1, sluice::random_source(3))));

@@ -27,6 +27,7 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/images/convolution.hpp>
 #include <sluice/expert/images/image_windows.hpp>
+#include <sluice/expert/images/pooled_filters.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/linear.hpp>
@@ -59,6 +60,7 @@
 #include <sluice/gate/normalized_weights.hpp>
 #include <sluice/gate/offered.hpp>
 #include <sluice/gate/per_group.hpp>
+#include <sluice/gate/piece_sum.hpp>
 #include <sluice/gate/product_keys.hpp>
 #include <sluice/gate/random.hpp>
 #include <sluice/gate/recurrent.hpp>
@@ -188,6 +190,7 @@
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
+#include <sluice/router/tokens_choose/score_weighted.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>

@@ -67,6 +67,7 @@ TEMPLATE_TEST_CASE("activations: known numbers", "[expert][activation]", float, 
   CHECK(static_cast<double>(gelu::value(TestType(1))) == Approx(0.8413447460685429).epsilon(eps));
   CHECK(static_cast<double>(gelu_tanh::value(TestType(1))) == Approx(0.8411919906082768).epsilon(eps));
   CHECK(sigmoid::value(TestType(0)) == TestType(0.5));
+  CHECK((cube::value(TestType(-2)) == -8 && cube::derivative(TestType(-2)) == 12));
   CHECK(relu::value(TestType(-2)) == 0);
   CHECK((squared_relu::value(TestType(3)) == 9 && squared_relu::derivative(TestType(3)) == 6));
   CHECK((squared_relu::value(TestType(-3)) == 0 && squared_relu::derivative(TestType(-3)) == 0));

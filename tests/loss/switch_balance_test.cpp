@@ -90,7 +90,8 @@ TEST_CASE("switch_balance: falls below 1 where choices and probabilities disagre
 TEST_CASE("switch_balance: gradients equal central differences", "[loss][gradient]") {
   const auto share = GENERATE(from_range(every_share.begin(), every_share.end()));
   const auto probability =
-      GENERATE(loss_probability::softmax, loss_probability::normalized_sigmoid, loss_probability::near_rivals);
+      GENERATE(loss_probability::softmax, loss_probability::normalized_sigmoid, loss_probability::near_rivals,
+               loss_probability::none);
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
   auto c = test::random_case(11, 5, 61);
   REQUIRE_FALSE(c.plan.dropped().empty());

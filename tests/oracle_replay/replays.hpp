@@ -55,8 +55,7 @@ std::vector<replayer> block_formats();  // ggml_blocks, ggml_quantise
 template <typename Scalar>
 void replay_ternary_runs(oracle_case<Scalar>& c);
 std::vector<replayer> conversions();     // m_smoe, mc_smoe_losparse, task_pruning, router_norm_pruning, ones_gather
-std::vector<replayer> images();          // advmoe_conv
-std::vector<replayer> encoders();        // vrd_logsum
+std::vector<replayer> images();          // advmoe_conv, cluster_moe
 std::vector<replayer> factorized_experts();  // mpoe
 std::vector<replayer> encoders();        // vrd_logsum, mova_gate
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2

@@ -6,6 +6,7 @@
 ///   elu        z, below 0 exp(z) - 1               hyperbolic_tangent  tanh(z)
 ///   hard_tanh  min(max(z, -1), 1), derivative 1 at both ends             no_activation  z
 ///   quick_gelu  z / (1 + exp(-1.702 z)), CLIP's
+///   cube       z^3
 ///
 /// An activation of your own is a struct with static value(z) and derivative(z). Written as templates, they run on
 /// vectors; written for one number, they run number by number.
@@ -158,6 +159,17 @@ struct hard_tanh {
       return fabs(z) <= V(1) ? V(1) : V(0);
     else
       return select(fabs(z) <= detail::constant<V>(1), detail::constant<V>(1), detail::constant<V>(0));
+  }
+};
+
+struct cube {
+  template <typename V>
+  static V value(V z) {
+    return z * z * z;
+  }
+  template <typename V>
+  static V derivative(V z) {
+    return detail::constant<V>(3) * z * z;
   }
 };
 

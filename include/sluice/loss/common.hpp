@@ -13,6 +13,7 @@
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
 ///          or softmax over the near rivals of the largest L[t]  (kernel/near_rivals.hpp), the others' p being 0
+///          or L[t] itself                                    dL[t,j] += c[j]
 ///
 /// Sums over tokens and experts are made in double, in one order for every executor.
 #pragma once
@@ -25,6 +26,7 @@
 #include <sluice/kernel/order.hpp>
 #include <sluice/kernel/softmax.hpp>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -37,7 +39,7 @@ enum class loss_logits {
 };
 
 /// How a loss turns a row of logits into probabilities.
-enum class loss_probability { softmax, normalized_sigmoid, near_rivals };
+enum class loss_probability { softmax, normalized_sigmoid, near_rivals, none };
 
 /// Whether a variance over E numbers divides by E, or by E - 1 (then 1e-10 is added to the squared mean below it).
 enum class variance { population, unbiased };
@@ -128,6 +130,10 @@ public:
   void backward(const double* c, matrix_buffer<Scalar>& dlogits) const {
     for_tokens(context_, group_, experts(), [&](index_t t) {
       const Scalar* p = rows_.row(t - group_.begin);
+      if (form_ == loss_probability::none) {
+        for (index_t e = 0; e < experts(); ++e) dlogits(t, e) += static_cast<Scalar>(c[e] / temperature_);
+        return;
+      }
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
@@ -145,6 +151,10 @@ private:
       logits = row;
     }
     if (form_ == loss_probability::softmax) return kernel::softmax(logits, row, experts());
+    if (form_ == loss_probability::none) {
+      std::copy_n(logits, experts(), row);
+      return;
+    }
     if (form_ == loss_probability::near_rivals) {
       const Scalar largest = logits[kernel::arg_max(logits, experts())];
       for (index_t e = 0; e < experts(); ++e)

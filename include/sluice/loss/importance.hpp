@@ -45,7 +45,7 @@ struct importance_loss {
     gradients.sum_scratch.assign(2 * experts, 0);
     double* sums = gradients.sum_scratch.data();
     if (source == importance_source::sparse_gates) {
-      if constexpr (std::same_as<Plan, sparse_plan<Scalar>>)
+      if constexpr (std::derived_from<Plan, sparse_plan<Scalar>>)
         return static_cast<Scalar>(sparse_value(seen, plan, context, range, scale, gradients));
       else
         throw_invalid("importance_loss: only a sparse plan has sparse gates");

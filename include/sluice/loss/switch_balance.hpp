@@ -19,6 +19,7 @@
 ///   MoE++                       {.share = per_token, .times_experts = false, .cost = {1, ..., tau, ...}}
 ///   HMoE's penalty              {.share = per_token, .cost = {H_e / mean H, ...}}, or over the largest H
 ///   X-MoE's gate                {.share = per_slot, .temperature = 0.3}: p = softmax(l / 0.3)       CompeteSMoE's baseline
+///   the cluster study           {.probability = none}: p is the noisy score itself, which is that router's weight
 ///   SparseMixer, version one    {.logits = clean, .probability = near_rivals, .jitter = 0.1}
 ///
 /// Choices that were thinned out at random are in no plan and no share. No choice at all gives 0.

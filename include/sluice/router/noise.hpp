@@ -5,8 +5,9 @@
 ///   learned_noise   L' = L + s z, s = softplus(x Wn^T) + epsilon       Shazeer et al. 2017, arXiv:1701.06538, eq. 4
 ///   logistic_noise  L' = L + scale (zeta - zeta')   MoMa: Lin et al. 2024, arXiv:2407.21770
 ///   gumbel_noise    L' = L + zeta                   the largest L' is a draw from softmax(L)
+///   uniform_noise   L' = L + scale u, u in (0, 1)   Chen et al. 2022, arXiv:2208.02813
 ///
-/// z [T,E] are standard normal draws at noise_site, zeta standard Gumbel draws there, position t*E + e. Without
+/// z [T,E] are standard normal draws at noise_site, zeta and u Gumbel and uniform draws there, position t*E + e. Without
 /// training nothing is added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn
 /// starts at zero.
 /// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
@@ -108,6 +109,33 @@ public:
         seen.noisy_storage.data()[i] = seen.clean.data()[i] + static_cast<Scalar>(context.random.gumbel(noise_site, i));
     });
   }
+};
+
+template <FloatOrDouble Scalar>
+class uniform_noise : public no_noise<Scalar> {
+public:
+  using typename no_noise<Scalar>::tape;
+
+  /// Throws std::invalid_argument if the scale is negative.
+  explicit uniform_noise(Scalar scale = 1) : scale_(scale) {
+    if (is_nan(scale) || scale < 0 || scale > (std::numeric_limits<Scalar>::max)() / 2)
+      throw_invalid("uniform_noise needs a finite scale >= 0, not ", scale);
+  }
+
+  void apply(tokens_in<Scalar> x, const routing_context<Scalar>& context, score_signals<Scalar>& seen, tape& t) const {
+    no_noise<Scalar>::apply(x, context, seen, t);
+    if (!context.training || scale_ == Scalar(0)) return;
+    seen.has_noise = true;
+    seen.noisy_storage.resize(seen.clean.rows(), seen.clean.cols());
+    context.executor.parallel_blocks(seen.clean.size(), detail::noise_block, 20, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i)
+        seen.noisy_storage.data()[i] =
+            seen.clean.data()[i] + scale_ * static_cast<Scalar>(context.random.uniform(noise_site, i));
+    });
+  }
+
+private:
+  Scalar scale_;
 };
 
 /// The difference of two Gumbel draws, at noise_site position 2 (t*E + e) and the next: sigmoid(L' / tau) is then a
