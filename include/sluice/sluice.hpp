@@ -88,6 +88,9 @@
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/depth/linked.hpp>
+#include <sluice/layer/depth/momentum.hpp>
+#include <sluice/layer/depth/state_chain.hpp>
 #include <sluice/layer/embedding.hpp>
 #include <sluice/layer/encoders/text_and_image_gate.hpp>
 #include <sluice/layer/fixed.hpp>
@@ -108,6 +111,7 @@
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/layer/split/columns.hpp>
 #include <sluice/layer/split/sub_tokens.hpp>
 #include <sluice/layer/token_mixer.hpp>
 #include <sluice/layer/transposed.hpp>

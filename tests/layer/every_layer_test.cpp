@@ -17,6 +17,8 @@
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
+#include <sluice/layer/depth/momentum.hpp>
+#include <sluice/layer/depth/state_chain.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
@@ -25,6 +27,7 @@
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/shared_expert.hpp>
+#include <sluice/layer/split/columns.hpp>
 #include <sluice/layer/split/sub_tokens.hpp>
 #include <sluice/loss/entropy.hpp>
 #include <sluice/loss/importance.hpp>
@@ -66,11 +69,10 @@ void infer_with(const Layer& layer, Tape& tape, tokens_in<float> x, tokens_out<f
     infer_with(layer.template layer<0>(), std::get<0>(tape.layers), x, y);
   else if (layer.layer().inputs() == layer.inputs())
     infer_with(layer.layer(), tape.layer, x, y);
-  else {  // sub-tokens
-    const index_t rows = x.size() / layer.layer().inputs();
-    matrix<float> in = x, out(rows, layer.layer().outputs());
-    infer_with(layer.layer(), tape.layer, Eigen::Map<matrix<float>>(in.data(), rows, layer.layer().inputs()), out);
-    y = Eigen::Map<matrix<float>>(out.data(), y.rows(), y.cols());
+  else {  // what is inside sees other tokens
+    const matrix<float> in = matrix<float>::Zero(x.rows(), layer.layer().inputs());
+    matrix<float> out(x.rows(), layer.layer().outputs());
+    infer_with(layer.layer(), tape.layer, in, out);
   }
 }
 
@@ -205,6 +207,10 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("side by side, weighed", weighed_branches{layer_of(top_2), dense_layer{swiglu<float>{width, 7}}});
   add("on a shortcut", shortcut_layer{layer_of(top_2), rms_norm<float>{width}, dense_layer{swiglu<float>{width, 7}},
                                       residual_layer{dense_layer{ffn<float>{width, 7}}}});
+  add("linked", state_chain{sequence{linked_layer{layer_of(top_2), momentum_step<float>{}},
+                                     column_layers{residual_layer{dense_layer{ffn<float>{width, 7}}},
+                                                   dense_layer{identity_expert<float>{width}}}},
+                            width});
   static_assert(width % 2 == 0);
   add("sub-tokens", sub_token_layer{moe_layer{top_k_router<float>{width / 2, experts, {.top_k = 2}},
                                               expert_bank<swiglu<float>>{experts, width / 2, 11}},

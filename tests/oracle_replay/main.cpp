@@ -35,6 +35,7 @@ std::vector<replayer> all_replayers() {
            branches(),
            factorized_experts(),
            sub_tokens(),
+           stacks(),
            dense_gates(),
            memory_layers(),
            thresholds(),

@@ -37,7 +37,7 @@ public:
   using typename base::tape;
 
   /// Throws std::invalid_argument if the widths differ.
-  beside_layer(Layer layer, Other other) : base(std::move(layer), std::move(other)) {}
+  beside_layer(Layer layer, Other other) : base(std::move(layer), std::move(other)) { this->require_equal_widths(); }
 
 private:
   template <typename Memory, typename Inner>

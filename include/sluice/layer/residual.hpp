@@ -1,6 +1,7 @@
 /// A layer beside which its input runs on: y = x + layer(x).
 ///
 ///   residual_layer block{normalized_layer{moe_layer{...}, rms_norm<float>{64}}};           dx = dy + layer'(dy)
+///   residual_layer block{linked_layer{...}, /*columns=*/64};      only these run on, the others are layer(x): a state
 ///
 /// It has the calls of moe_layer (layer/decorator.hpp), so wrappers nest; the inner layer's workspace is
 /// workspace.layer. Its widths must be equal. Padding tokens get zero; a NaN token gets NaN, changes no other and has
@@ -47,9 +48,15 @@ public:
   using typename base::tape;
 
   /// Throws std::invalid_argument if the layer's widths differ.
-  explicit residual_layer(Layer layer) : base(std::move(layer)) {
+  explicit residual_layer(Layer layer) : base(std::move(layer)), columns_(this->inputs()) {
     if (this->inputs() != this->outputs())
       throw_invalid("a residual layer needs equal widths, not ", this->inputs(), " -> ", this->outputs());
+  }
+  /// Throws std::invalid_argument as well unless 1 <= columns <= D.
+  residual_layer(Layer layer, index_t columns) : residual_layer(std::move(layer)) {
+    if (columns < 1 || columns > this->inputs())
+      throw_invalid("of ", this->inputs(), " columns ", columns, " cannot run on beside a layer");
+    columns_ = columns;
   }
 
 private:
@@ -61,7 +68,9 @@ private:
     for_rows(x.rows(), x.cols(), context.executor, [&](index_t t) {
       const scalar* const in = x.data() + t * x.outerStride();
       if constexpr (std::same_as<Memory, tape>) m.counts[t] = !context.is_padding(t) && !any_nan(in, x.cols());
-      add_row(!context.is_padding(t), in, m.outputs.row(t), y.data() + t * y.outerStride(), x.cols());
+      scalar* const out = y.data() + t * y.outerStride();
+      std::copy(m.outputs.row(t) + columns_, m.outputs.row(t) + x.cols(), out + columns_);
+      add_row(!context.is_padding(t), in, m.outputs.row(t), out, columns_);
     });
   }
 
@@ -70,7 +79,7 @@ private:
     inner(dy, dx);
     for_rows(dx.rows(), dx.cols(), t.context.executor, [&](index_t r) {
       scalar* const out = dx.data() + r * dx.outerStride();
-      add_row(t.counts[r], dy.data() + r * dy.outerStride(), out, out, dx.cols());
+      add_row(t.counts[r], dy.data() + r * dy.outerStride(), out, out, columns_);
     });
   }
 
@@ -93,12 +102,14 @@ private:
 
   template <typename Storage, typename Inner>
   auto rebuilt(Inner inner) const {
-    return residual_layer<Inner>(std::move(inner));
+    return residual_layer<Inner>(std::move(inner), columns_);
   }
 
   index_t own_bytes(index_t tokens, bool) const {
     return tokens * this->outputs() * static_cast<index_t>(sizeof(scalar));
   }
+
+  index_t columns_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

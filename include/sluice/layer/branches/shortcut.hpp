@@ -18,7 +18,8 @@
 /// beside_layer{normalized_layer{layer, norm}, sequence{...}} (layer/beside.hpp). All widths are D. The mixture's plan,
 /// router and bank are those of the whole; it draws as if it stood alone, the others draw apart. The calls and the
 /// memory rules are those of moe_layer (layer/decorator.hpp). Padding gets zero; a token with NaN gets NaN and reaches
-/// no gradient; T = 0 is fine. Cai et al. 2024 (ScMoE), arXiv:2404.05019; Meituan 2025 (LongCat-Flash), arXiv:2509.01322.
+/// no gradient; T = 0 is fine. Cai et al. 2024 (ScMoE), arXiv:2404.05019; Meituan 2025 (LongCat-Flash),
+/// arXiv:2509.01322.
 #pragma once
 
 #include <sluice/kernel/row_norm.hpp>

@@ -1,8 +1,8 @@
-/// What layers share that run another layer on the same tokens as the mixture: the other layer, its calls, its memory.
+/// What layers share that run another layer beside the mixture: the other layer, its calls, its memory.
 ///
-/// Derived is a layer_decorator around the mixture (layer/decorator.hpp), whose plan, router and bank the whole shows. It
-/// writes around and around_backward, which find the other layer as other(), its memory as memory.other and its context
-/// as beside(context): draws of its own. layer/beside.hpp is the shortest.
+/// Derived is a layer_decorator around the mixture (layer/decorator.hpp), whose plan, router and bank the whole shows.
+/// It writes around and around_backward, which find the other layer as other(), its memory as memory.other and its
+/// context as beside(context): draws of its own. layer/beside.hpp is the shortest.
 #pragma once
 
 #include <sluice/layer/decorator.hpp>
@@ -40,12 +40,7 @@ public:
   static constexpr bool causal = is_causal<Layer> && is_causal<Other>;
   static constexpr bool mixes_tokens = is_token_mixer<Layer> || is_token_mixer<Other>;
 
-  /// Throws std::invalid_argument if the widths differ.
-  two_branches(Layer layer, Other other) : decorator(std::move(layer)), other_(std::move(other)) {
-    if (other_.inputs() != this->inputs() || other_.outputs() != this->outputs())
-      throw_invalid("layers side by side need equal widths: ", this->inputs(), " -> ", this->outputs(), " and ",
-                    other_.inputs(), " -> ", other_.outputs());
-  }
+  two_branches(Layer layer, Other other) : decorator(std::move(layer)), other_(std::move(other)) {}
 
   Other& other() noexcept { return other_; }
   const Other& other() const noexcept { return other_; }
@@ -58,6 +53,14 @@ public:
   static consteval bool explain_training() { return decorator::explain_training() && explain_trainable_layer<Other>(); }
 
 protected:
+  /// Throws std::invalid_argument if the widths differ.
+  void require_equal_widths() const {
+    const Layer& layer = this->layer();
+    if (other_.inputs() != layer.inputs() || other_.outputs() != layer.outputs())
+      throw_invalid("layers side by side need equal widths: ", layer.inputs(), " -> ", layer.outputs(), " and ",
+                    other_.inputs(), " -> ", other_.outputs());
+  }
+
   /// Bytes of the other layer and of so many matrices of what layers put out.
   index_t branch_bytes(index_t tokens, bool training, index_t matrices) const {
     return other_.workspace_bytes(tokens, training) +

@@ -60,7 +60,9 @@ public:
   using typename base::tape;
 
   /// Throws std::invalid_argument if the widths differ.
-  weighed_branches(Layer layer, Other other) : base(std::move(layer), std::move(other)), weighing_(this->inputs(), 2) {}
+  weighed_branches(Layer layer, Other other) : base(std::move(layer), std::move(other)), weighing_(this->inputs(), 2) {
+    this->require_equal_widths();
+  }
 
   /// C and b
   linear_layer<scalar>& weighing() noexcept { return weighing_; }

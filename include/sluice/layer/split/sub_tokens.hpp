@@ -2,17 +2,19 @@
 ///
 ///   x [T, h D]  ->  sub-token t h + j = slice j of token t  [T h, D]  ->  layer  ->  [T h, D']  ->  y [T, h D']
 ///
-///   sequence multi_head{linear_layer<float>{64, 64}, sub_token_layer{moe_layer{...}, /*parts=*/4}, linear_layer<float>{64, 64}};
+///   sequence heads{linear_layer<float>{64, 64}, sub_token_layer{moe_layer{...}, /*parts=*/4}, linear_layer<float>{64, 64}};
 ///
-/// Between two linear maps it is MH-MoE, whose experts have width D / h; the first map gets its gradient through experts and
-/// router. Equal for one part to the layer inside. Its parity version differs in sizes only: equal_cost_sizes().
+/// Between two linear maps it is MH-MoE, whose experts have width D / h; the first map gets its gradient through
+/// experts and router. Equal for one part to the layer inside. Its parity version differs in sizes only:
+/// equal_cost_sizes().
 ///
 /// The layer inside sees T h tokens: capacities, losses and counters are of sub-tokens, and so is a plan for
 /// forward_planned. Masks and ids are repeated h times, groups and sequences are h times as long; matrices that a
-/// context has for every token or group (features, given experts, previous logits) are not passed on. A sub-token of
-/// a token that holds NaN is hidden, all of the token's output is NaN; padding gets zero. Causal if the layer is: parts of
-/// one token do not see each other. T = 0 is fine. Calls and memory rules are those of moe_layer (layer/decorator.hpp).
-/// Wu et al. 2024 (MH-MoE), arXiv:2404.15045; Huang et al. 2024 (at equal cost), arXiv:2411.16205.
+/// context has for every token or group (features, given experts, previous logits) are not passed on. A sub-token of a
+/// token that holds NaN is hidden, all of the token's output is NaN; padding gets zero. Causal if the layer is: parts
+/// of one token do not see each other. T = 0 is fine. Calls and memory rules are those of moe_layer
+/// (layer/decorator.hpp). Wu et al. 2024 (MH-MoE), arXiv:2404.15045; Huang et al. 2024 (at equal cost),
+/// arXiv:2411.16205.
 #pragma once
 
 #include <sluice/layer/decorator.hpp>
@@ -129,7 +131,8 @@ private:
   index_t parts_;
 };
 
-/// Hidden width and number of experts at which MH-MoE has as many parameters, and about as many multiplications, as a mixture.
+/// Hidden width and number of experts at which MH-MoE has as many parameters, and about as many multiplications, as a
+/// mixture.
 struct sub_token_sizes {
   double hidden;   ///< of an expert for sub-tokens
   double experts;  ///< to be rounded, as the paper does
