@@ -34,7 +34,6 @@ void for_each_loss(F&& f) {
   f("balance, survivors", switch_balance{.share = balance_share::survivors});
   f("balance, survivors of both", switch_balance{.share = balance_share::survivors_of_both});
   f("balance, sigmoid", switch_balance{.probability = loss_probability::normalized_sigmoid});
-  f("balance, scores", switch_balance{.probability = loss_probability::none});
   f("balance, near rivals", switch_balance{.probability = loss_probability::near_rivals, .jitter = 0.3});
   f("chosen balance", chosen_balance{.logits = loss_logits::noisy, .temperature = 0.7});
   f("router z", router_z_loss{});
