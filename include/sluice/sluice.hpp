@@ -95,6 +95,7 @@
 #include <sluice/layer/encoders/text_and_image_gate.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/images/chosen_channels.hpp>
+#include <sluice/layer/images/patch_experts.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
 #include <sluice/layer/merged/published.hpp>

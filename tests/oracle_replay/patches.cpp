@@ -2,9 +2,7 @@
 #include "layer_run.hpp"
 #include "replays.hpp"
 
-#include <sluice/expert/linear.hpp>
-#include <sluice/kernel/dispatch.hpp>
-#include <sluice/router/experts_choose/patch_level.hpp>
+#include <sluice/layer/images/patch_experts.hpp>
 
 namespace oracle {
 namespace {
@@ -39,62 +37,39 @@ void check_gates(oracle_case<Scalar>& c, const sparse_plan<Scalar>& plan, const 
   c.check_integers("indices", taken);
 }
 
-/// y_b = mean over n (or l) of relu(experts (G x)), side by side or added up by `output`.
+/// y_b = mean over n (or l) of relu(experts (G x)), side by side or added up by `output`. The files have patches as rows:
+/// an image of n lines, of which each is a window.
 template <typename Scalar>
 void run_patches(oracle_case<Scalar>& c, const patch_model<Scalar>& model, index_t l) {
   const auto E = c.template setting<index_t>("E");
-  const matrix<Scalar> x = c.rows("x");
-  const index_t n = c.axis("x", 1), D = x.cols(), W = c.axis(model.experts, 1), images = x.rows() / n;
+  const index_t n = c.axis("x", 1), D = c.axis("x", 2), W = c.axis(model.experts, 1), images = c.axis("x", 0);
   const patch_gate form = model.form == "topk_softmax"   ? patch_gate::over_taken
                           : model.form == "softmax_topk" ? patch_gate::over_patches
                                                          : patch_gate::even;
-  pmoe_router<Scalar> router(D, E, l, form);
-  expert_bank<linear_expert<Scalar>> bank(E, D, W);
-  bindings<Scalar> bound;
-  bound.bind(model.router, router.gate().weight());
-  for (index_t e = 0; e < E; ++e) bound.bind(model.experts, bank.expert(e).weight(), e * W * D);
-  bound.load(c);
-  ensure_gradients(router), ensure_gradients(bank);
-  const auto groups = c.groups();
-  routing_context<Scalar> context;
-  context.groups = groups;
-  sparse_plan<Scalar> plan;
-  typename pmoe_router<Scalar>::tape tape;
-  router.route(x, context, plan, tape);
-  tape.dseen.zero_like(tape.seen);
-  check_gates(c, plan, tape.seen.clean, n);
-
-  matrix<Scalar> rows(plan.rows(), D), units(plan.rows(), W), drows(plan.rows(), D), dunits(plan.rows(), W);
-  typename expert_bank<linear_expert<Scalar>>::tape experts;
-  dispatch(plan, x, rows, context.executor);
-  bank.forward(rows, plan.by_expert(), units, experts, context.executor);
   const bool side_by_side = model.output.size() == 0;
-  const Scalar share = 1 / static_cast<Scalar>(side_by_side ? n : l);
-  const matrix<Scalar> dy = c.rows("grad_out");
-  matrix<Scalar> y = matrix<Scalar>::Zero(images, side_by_side ? E * W : 1);
-  matrix<Scalar> doutput = matrix<Scalar>::Zero(model.output.rows(), model.output.cols());
-  for (index_t i = 0; i < plan.rows(); ++i) {
-    const index_t b = plan.token(i) / n, e = plan.expert(i);
-    for (index_t w = 0; w < W; ++w) {
-      const Scalar unit = share * std::max(units(i, w), Scalar(0)), slope = units(i, w) > 0 ? share : Scalar(0);
-      if (side_by_side) {
-        y(b, e * W + w) += unit;
-        dunits(i, w) = slope * dy(b, e * W + w);
-      } else {
-        y(b, 0) += model.output(e, w) * unit;
-        dunits(i, w) = slope * model.output(e, w) * dy.data()[b];
-        doutput(e, w) += unit * dy.data()[b];
-      }
-    }
+  pmoe_layer<Scalar> layer({1, n, D}, {1, D, 1, 0}, E, W, l, form,
+                           side_by_side ? patch_mean::of_all : patch_mean::of_taken);
+  bindings<Scalar> bound;
+  bound.bind(model.router, layer.router().gate().weight());
+  for (index_t e = 0; e < E; ++e) bound.bind(model.experts, layer.bank().expert(e).weight(), e * W * D);
+  bound.load(c);
+  ensure_gradients(layer);
+  const std::vector<Scalar> numbers = c.numbers("x");
+  const matrix<Scalar> x = const_matrix_map<Scalar>(numbers.data(), images, n * D), dy = c.rows("grad_out");
+  matrix<Scalar> units(images, E * W), dunits, dx(images, n * D);
+  typename pmoe_layer<Scalar>::tape tape;
+  layer.forward(x, units, tape);
+  check_gates(c, tape.plan, tape.router.seen.clean, n);
+  if (side_by_side) {
+    c.check("y", units);
+    dunits = dy;
+  } else {
+    const const_matrix_map<Scalar> head(model.output.data(), 1, E * W), dscores(dy.data(), images, 1);
+    c.check("y", matrix<Scalar>(units * head.transpose()));
+    c.check("grad.output.weight", matrix<Scalar>(dscores.transpose() * units));
+    dunits = dscores * head;
   }
-  c.check("y", y);
-  if (!side_by_side) c.check("grad.output.weight", doutput);
-  matrix<Scalar> dx = matrix<Scalar>::Zero(x.rows(), D);
-  sparse_plan_gradient<Scalar> dplan;
-  dplan.weight.assign(plan.rows(), Scalar(0));
-  bank.backward(rows, plan.by_expert(), dunits, drows, experts, context.executor);
-  dispatch_backward(plan, x, drows, dx, dplan, context.executor);
-  router.backward(x, context, plan, dplan, tape, dx);
+  layer.backward(dunits, dx, tape);
   c.check("grad.x", dx);
   bound.check_gradients(c, "grad");
 }
