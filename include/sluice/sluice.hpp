@@ -152,6 +152,7 @@
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
+#include <sluice/router/every_expert/slots_across_experts.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
 #include <sluice/router/experts_choose/expert_preferred.hpp>
@@ -214,6 +215,7 @@
 #include <sluice/train/clip.hpp>
 #include <sluice/train/conformance.hpp>
 #include <sluice/train/cross_entropy.hpp>
+#include <sluice/train/distill_teachers.hpp>
 #include <sluice/train/diversify.hpp>
 #include <sluice/train/expert_diversity.hpp>
 #include <sluice/train/gradient_check.hpp>

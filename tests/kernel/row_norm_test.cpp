@@ -58,6 +58,9 @@ TEMPLATE_TEST_CASE("row_norm: values by the definitions", "[kernel][row_norm]", 
   const matrix<S> floored = apply(unit_norm<S>(4, 0, S(10)), x);
   CHECK(std::abs(floored(0, 3) - S(0.4)) <= eps);
   CHECK(floored.row(1).isZero(0));
+  const matrix<S> shortened = apply(unit_norm<S>(4, 0, 0, S(3)), x);
+  CHECK(std::abs(shortened(0, 3) - S(0.5)) <= eps);  // 4 / (5 + 3)
+  CHECK(shortened.row(1).isZero(0));
   CHECK(std::abs(apply(rms_norm<S>(4), x)(0, 1) - S(0.8)) <= eps);                            // 2 / 5 * sqrt(4)
   CHECK(std::abs(apply(rms_norm<S>(4, {.epsilon = S(2.75)}), x)(0, 1) - S(2 / 3.0)) <= eps);  // sqrt(25/4 + 2.75) = 3
   CHECK(apply(rms_norm<S>(4), x).row(1).isZero(0));
@@ -94,6 +97,7 @@ TEST_CASE("row_norm: gradients equal central differences", "[kernel][row_norm][g
   check(unit_norm<double>(5, 2.0));
   check(unit_norm<double>(5, 0.0, 1e-12));
   check(unit_norm<double>(5, 0.0, 1e3));  // every row is below the floor
+  check(unit_norm<double>(5, 0.5, 0.0, 2.0));
   check(gain_only<double>(5));
   check(rms_norm<double>(5));
   check(rms_norm<double>(5, {.epsilon = 0.5}));

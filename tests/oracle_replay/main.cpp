@@ -45,6 +45,7 @@ std::vector<replayer> all_replayers() {
            per_sample(),
            adapters(),
            merged_experts(),
+           slot_adapters(),
            images(),
            encoders(),
            fixed_routers(),

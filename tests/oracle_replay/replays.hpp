@@ -19,6 +19,7 @@ std::vector<replayer> patches();         // pmoe_gate, pmoe
 std::vector<replayer> per_sample();      // advmoe
 std::vector<replayer> adapters();        // mov, molora, octavius, mocle_gate, mocle, mixphm
 std::vector<replayer> merged_experts();  // smear, mann, meo
+std::vector<replayer> slot_adapters();   // soft_moa, move_kd
 std::vector<replayer> contrast();        // scmoe_contrast
 std::vector<replayer> thresholds();      // xmoe, mc_moe
 std::vector<replayer> fixed_routers();   // hash_layer, ewa, smoe_dropout

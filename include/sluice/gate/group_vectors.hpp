@@ -6,8 +6,8 @@
 ///                ids             none (zeros): who is asked reads ids alone
 ///
 /// Who reads v sees a batch in which a row is a group (context_of_groups): of ids it sees those of the group's first
-/// token, the features of its rows are the context's group_features, and a group of nothing but padding is padding. find,
-/// gather, and on the way back scatter. Memory of one call.
+/// token, the features of its rows are the context's group_features, and a group of nothing but padding is padding.
+/// Calls: find, gather, and on the way back scatter. Memory of one call.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

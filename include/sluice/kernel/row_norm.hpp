@@ -2,7 +2,7 @@
 ///
 ///   no_norm      y = x
 ///   gain_only    y = x * gain                                                     learned gain [D]
-///   unit_norm    y = x / max(sqrt(sum x^2 + epsilon), floor)                      unit length, nothing learned
+///   unit_norm    y = x / max(sqrt(sum x^2 + epsilon) + added, floor)              unit length, nothing learned
 ///   rms_norm     y = x / max(sqrt(mean x^2 + epsilon), floor / sqrt(D)) * gain (+ bias)    length sqrt(D), learned gain [D]
 ///   layer_norm   y = (x - mean) / sqrt(variance + epsilon) * gain (+ bias)        population variance
 ///
@@ -153,12 +153,13 @@ public:
   using scalar = Scalar;
   using tape = detail::norm_tape<Scalar>;
 
-  /// The width is not needed; rows shorter than the floor are divided by it. Throws std::invalid_argument if epsilon or
-  /// the floor is negative.
-  explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6), Scalar smallest = 0)
-      : epsilon_(epsilon), smallest_(smallest) {
-    if (!is_at_least(epsilon, 0) || !is_at_least(smallest, 0))
-      throw_invalid("unit_norm needs epsilon >= 0 and floor >= 0, not ", epsilon, " and ", smallest);
+  /// The width is not needed; rows shorter than the floor are divided by it. Throws std::invalid_argument if epsilon,
+  /// the floor or what is added is negative.
+  explicit unit_norm(index_t = 0, Scalar epsilon = Scalar(1e-6), Scalar smallest = 0, Scalar added = 0)
+      : epsilon_(epsilon), smallest_(smallest), added_(added) {
+    if (!is_at_least(epsilon, 0) || !is_at_least(smallest, 0) || !is_at_least(added, 0))
+      throw_invalid("unit_norm needs epsilon >= 0, floor >= 0 and added >= 0, not ", epsilon, ", ", smallest, " and ",
+                    added);
   }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
@@ -167,7 +168,7 @@ public:
     executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
       for (index_t r = begin; r < end; ++r) {
         const Scalar* row = x.data() + r * x.outerStride();
-        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_) + added_;
         t.at_floor[r] = length < smallest_;
         t.scale[r] = 1 / (t.at_floor[r] ? smallest_ : length);
         kernel::copy_scaled(t.scale[r], row, y.data() + r * y.outerStride(), x.cols());
@@ -175,7 +176,7 @@ public:
     });
   }
 
-  /// dx += s (dy - y <y, dy>) with y = s x.
+  /// dx += s (dy - y <y, dy> / (1 - s added)) with y = s x. A row of length 0 passes s dy.
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
     executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
@@ -184,9 +185,12 @@ public:
         const Scalar* upstream = dy.data() + r * dy.outerStride();
         const Scalar s = t.scale[first + r];
         kernel::add_scaled(s, upstream, dx.data() + r * dx.outerStride(), x.cols());
-        if (t.at_floor[first + r]) continue;
-        kernel::add_scaled(-s * s * s * kernel::dot(row, upstream, x.cols()), row, dx.data() + r * dx.outerStride(),
-                           x.cols());
+        // The share that x has in what divides it.
+        const Scalar of_length =
+            added_ == 0 ? Scalar(1) : s * std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+        if (t.at_floor[first + r] || !(of_length > 0)) continue;
+        kernel::add_scaled(-s * s * s / of_length * kernel::dot(row, upstream, x.cols()), row,
+                           dx.data() + r * dx.outerStride(), x.cols());
       }
     });
   }
@@ -194,6 +198,7 @@ public:
 private:
   Scalar epsilon_;
   Scalar smallest_;
+  Scalar added_;
 };
 
 template <FloatOrDouble Scalar>

@@ -3,7 +3,7 @@
 ///   f_e(x) = second_e(first_e(x))       rows of expert e: z = first_e(x) [n,M],  y = second_e(z) [n,D']
 ///   dz = second_e's dx of dy;   dx = first_e's dx of dz
 ///
-///   chained_bank deep{expert_bank<activated_expert<float, elu>>{8, 64, 128}, expert_bank<linear_expert<float>>{8, 128, 32}};
+///   chained_bank deep{expert_bank<ffn<float, elu>>{8, 64, 128}, expert_bank<linear_expert<float>>{8, 64, 32}};
 ///   chained_bank deeper{expert_bank<activated_expert<float, elu>>{8, 24, 64}, std::move(deep)};
 ///
 /// So experts have as many maps as wanted, and each bank runs all its rows together in its own way. Rows, NaN and

@@ -4,7 +4,7 @@
 ///   w [G,E]        the router's plan for the G vectors: all experts, or those it chooses
 ///   theta_g      = sum over e of w[g,e] theta_e             all parameters of the experts, once a group
 ///   y[t]         = f(x[t]; theta_g)                         for every token t of group g
-///   dtheta_e    += sum over g of w[g,e] dtheta_g;  dw[g,e] = <dtheta_g, theta_e>;  dv goes back into the group's tokens
+///   dtheta_e    += sum over g of w[g,e] dtheta_g;  dw[g,e] = <dtheta_g, theta_e>;  dv goes back into the tokens
 ///
 ///   merged_layer layer{moe_layer{dense_softmax_router<float>{64, 8}, expert_bank<ffn<float, silu>>{8, 64, 16}}};
 ///   layer.forward(x, y, tape, {.training = true, .groups = sequences});

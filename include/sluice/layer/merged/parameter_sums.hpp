@@ -5,9 +5,9 @@
 ///   dw[g,e]  = <dmerged_g, theta_e>
 ///
 /// Experts are visited, so any that is made of parameters will do; they have to be alike, array by array, in full
-/// precision. Arrays are cut into pieces that stay in the first cache while every g takes what it wants of them, so each
-/// expert is read from memory once. Sums have one order whatever the threads. Costs G k |theta| multiplications forward,
-/// twice as many backward.
+/// precision. Arrays are cut into pieces that stay in a near cache while every g takes what it wants of them, so each
+/// expert is read from memory once. Sums have one order whatever the threads. Costs G k |theta| multiplications,
+/// backward twice as many.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
