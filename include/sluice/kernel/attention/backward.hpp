@@ -45,7 +45,7 @@ public:
     const index_t lanes = attention_lanes<Scalar> * (2 * s.key_width + s.value_width + 2 * attention_keys + 3);
     const index_t rows = (attention_lanes<Scalar> + keys_per_share) *
                          (whole_vectors<Scalar>(s.key_width) + whole_vectors<Scalar>(s.value_width));
-    return lanes + rows;
+    return lanes + rows + keys_per_share * (s.key_width + s.value_width);
   }
 
   backward_keys(const attention_inputs<Scalar>& in, const attention_gradients<Scalar>& g, const attended_range& range,
@@ -63,6 +63,7 @@ public:
     p_ = take(attention_keys * L), da_ = take(attention_keys * L);
     log_sums_ = take(L), mean_ = take(L), scale_ = take(L);
     q_rows_ = take(dk_width_ * L), dout_rows_ = take(dv_width_ * L);
+    k_ = take(keys_per_share * in.shape.key_width), v_ = take(keys_per_share * in.shape.value_width);
     dk_ = take(keys_per_share * dk_width_), dv_ = take(keys_per_share * dv_width_);
   }
 
@@ -70,6 +71,8 @@ public:
   void run(index_t begin, index_t end, const head_rows<Scalar>& dq, write mode) {
     std::fill_n(dk_, (end - begin) * dk_width_, Scalar(0));
     std::fill_n(dv_, (end - begin) * dv_width_, Scalar(0));
+    copy_rows(in_.k, key_head_, range_.first_key + begin, end - begin, 0, in_.shape.key_width, k_);
+    copy_rows(in_.v, key_head_, range_.first_key + begin, end - begin, 0, in_.shape.value_width, v_);
     const index_t all = range_.queries * in_.shape.shared();
     for (index_t first = 0; first < all; first += attention_lanes<Scalar>) {
       const query_lanes<Scalar> lanes{in_.shape, range_, key_head_, first,
@@ -104,45 +107,40 @@ private:
   void pack_rows(const query_lanes<Scalar>& lanes, Scalar scale) {
     const attention_shape& s = in_.shape;
     const index_t L = lanes.padded();
-    std::fill_n(q_rows_, L * dk_width_, Scalar(0));
-    std::fill_n(dout_rows_, L * dv_width_, Scalar(0));
-    std::fill_n(log_sums_, L, Scalar(0));
-    std::fill_n(mean_, L, Scalar(0));
-    for (index_t l = 0; l < lanes.count; ++l) {
-      copy_scaled(scale, lanes.at(in_.q, l), q_rows_ + l * dk_width_, s.key_width);
-      const Scalar* dout = lanes.at(g_.dout, l);
+    for (index_t l = 0; l < L; ++l) {
+      const index_t lane = (std::min)(l, lanes.count - 1);
+      const Scalar *q = lanes.at(in_.q, lane), *dout = lanes.at(g_.dout, lane);
+      log_sums_[l] = g_.log_sums[lanes.row(lane) * s.heads + lanes.head(lane)] * std::numbers::log2e_v<Scalar>;
+      mean_[l] = dot(dout, lanes.at(g_.out, lane), s.value_width);
+      copy_scaled(scale, q, q_rows_ + l * dk_width_, s.key_width);
       std::copy_n(dout, s.value_width, dout_rows_ + l * dv_width_);
-      log_sums_[l] = g_.log_sums[lanes.row(l) * s.heads + lanes.head(l)] * std::numbers::log2e_v<Scalar>;
-      mean_[l] = dot(dout, lanes.at(g_.out, l), s.value_width);
+      std::fill(q_rows_ + l * dk_width_ + s.key_width, q_rows_ + (l + 1) * dk_width_, Scalar(0));
+      std::fill(dout_rows_ + l * dv_width_ + s.value_width, dout_rows_ + (l + 1) * dv_width_, Scalar(0));
     }
   }
 
+  /// Some keys of the block, `place` behind its first.
   void add_keys(const query_lanes<Scalar>& lanes, index_t first, index_t keys, index_t place) {
-    const attention_shape& s = in_.shape;
-    const index_t L = lanes.padded(), row = range_.first_key + first;
-    const Scalar *k = in_.k.at(row, key_head_), *v = in_.v.at(row, key_head_);
-    multiply_nn(keys, L, s.key_width, k, in_.k.row_stride, q_lanes_, L, p_, L);
-    multiply_nn(keys, L, s.value_width, v, in_.v.row_stride, dout_lanes_, L, da_, L);
-    for_each_hidden(in_, lanes, first, keys, [&](index_t at, const auto& sees) {
-      store<Scalar>(p_ + at, xsimd::select(sees, load(p_ + at), simd<Scalar>(no_score<Scalar>)));
-    });
-    score_gradients(keys, L);
+    const index_t L = lanes.padded(), dk = in_.shape.key_width, dv = in_.shape.value_width;
+    const Scalar *k = k_ + place * dk, *v = v_ + place * dv;
+    multiply_nn(keys, L, dk, k, dk, q_lanes_, L, p_, L);
+    multiply_nn(keys, L, dv, v, dv, dout_lanes_, L, da_, L);
+    hide_scores(in_, lanes, first, keys, no_score<Scalar>, p_);
+    for (index_t l = 0; l < L; l += simd_width<Scalar>) score_gradients(l, keys, L);
     multiply_nn(keys, dv_width_, lanes.count, p_, L, dout_rows_, dv_width_, dv_ + place * dv_width_, dv_width_,
                 write::accumulate);
     multiply_nn(keys, dk_width_, lanes.count, da_, L, q_rows_, dk_width_, dk_ + place * dk_width_, dk_width_,
                 write::accumulate);
-    multiply_tn(s.key_width, L, keys, k, in_.k.row_stride, da_, L, dq_lanes_, L, write::accumulate);
+    multiply_tn(dk, L, keys, k, dk, da_, L, dq_lanes_, L, write::accumulate);
   }
 
-  /// Scores become p, and dp becomes da.
-  void score_gradients(index_t keys, index_t L) {
-    for (index_t l = 0; l < L; l += simd_width<Scalar>) {
-      const simd<Scalar> log_sum = load(log_sums_ + l), mean = load(mean_ + l);
-      for (index_t at = l; at < keys * L; at += L) {
-        const simd<Scalar> p = power_of_two<Scalar>(load(p_ + at) - log_sum);
-        store<Scalar>(p_ + at, p);
-        store<Scalar>(da_ + at, p * (load(da_ + at) - mean));
-      }
+  /// Scores of a vector of lanes become p, and dp becomes da.
+  void score_gradients(index_t lane, index_t keys, index_t L) {
+    const simd<Scalar> log_sum = load(log_sums_ + lane), mean = load(mean_ + lane);
+    for (index_t at = lane; at < keys * L; at += L) {
+      const simd<Scalar> p = power_of_two<Scalar>(load(p_ + at) - log_sum);
+      store<Scalar>(p_ + at, p);
+      store<Scalar>(da_ + at, p * (load(da_ + at) - mean));
     }
   }
 
@@ -150,7 +148,8 @@ private:
   const attention_gradients<Scalar>& g_;
   const attended_range& range_;
   index_t key_head_, dk_width_, dv_width_;
-  Scalar *q_lanes_, *dq_lanes_, *dout_lanes_, *p_, *da_, *log_sums_, *mean_, *scale_, *q_rows_, *dout_rows_, *dk_, *dv_;
+  Scalar *q_lanes_, *dq_lanes_, *dout_lanes_, *p_, *da_, *log_sums_, *mean_, *scale_, *q_rows_, *dout_rows_, *k_, *v_,
+      *dk_, *dv_;
 };
 
 /// dq += what the tasks after a range's first have for it.

@@ -26,13 +26,13 @@ namespace detail {
 template <typename Scalar>
 inline constexpr auto power_series = [] {
   if constexpr (sizeof(Scalar) == 4)
-    return std::array<Scalar, 6>{0.693147214968F, 0.240226527829F, 0.0555031055101F,
+    return std::array<Scalar, 6>{0.693147214968F,   0.240226527829F,  0.0555031055101F,
                                  0.00961769297299F, 0.0013406643902F, 0.000155946781613F};
   else
-    return std::array<Scalar, 11>{0.693147180559945697,    0.24022650695910098,     0.0555041086647903946,
-                                  0.00961812910760700238,  0.00133335581534399647,  0.000154035304415721303,
-                                  1.52527273851938682e-5,  1.32154426753298221e-6,  1.01806476592341389e-7,
-                                  7.07257041281442351e-9,  4.07807192958833667e-10};
+    return std::array<Scalar, 11>{0.693147180559945697,   0.24022650695910098,    0.0555041086647903946,
+                                  0.00961812910760700238, 0.00133335581534399647, 0.000154035304415721303,
+                                  1.52527273851938682e-5, 1.32154426753298221e-6, 1.01806476592341389e-7,
+                                  7.07257041281442351e-9, 4.07807192958833667e-10};
 }();
 
 /// p 2^whole for whole numbers, 0 where that is below the smallest normal number.
@@ -66,7 +66,8 @@ SLUICE_ALWAYS_INLINE simd<Scalar> power_of_two(const simd<Scalar>& x) noexcept {
 /// Scores [keys][L] of a vector of lanes become powers; maximum and sum take them in, and factor is what sums from before
 /// are multiplied with. Returns whether any factor is not 1.
 template <typename Scalar>
-bool exponentiate_lanes(Scalar* scores, index_t keys, index_t L, Scalar* maximum, Scalar* sum, Scalar* factor) noexcept {
+bool exponentiate_lanes(Scalar* scores, index_t keys, index_t L, Scalar* maximum, Scalar* sum,
+                        Scalar* factor) noexcept {
   const simd<Scalar> before = load(maximum);
   simd<Scalar> top = before;
   for (index_t j = 0; j < keys; ++j) top = xsimd::max(top, load(scores + j * L));

@@ -49,61 +49,104 @@ void run_attention_tasks(attention_memory<Scalar>& memory, index_t numbers, inde
   });
 }
 
+/// What is known of the queries of a block of lanes: their numbers, and the sums over the keys so far.
 template <typename Scalar>
-class forward_block {
+struct lanes_so_far {
+  static constexpr index_t L = attention_lanes<Scalar>;
+
+  static index_t numbers(const attention_shape& s) { return L * (s.key_width + s.value_width + 3); }
+  lanes_so_far(const attention_shape& s, Scalar* memory)
+      : queries(memory),
+        sums(queries + L * s.key_width),
+        maximum(sums + L * s.value_width),
+        total(maximum + L),
+        factor(total + L) {}
+
+  Scalar *queries, *sums;            ///< [dk][L], [dv][L]
+  Scalar *maximum, *total, *factor;  ///< [L]
+};
+
+/// Some blocks of lanes, which share every block of keys that is read.
+template <typename Scalar>
+class forward_task {
 public:
+  static constexpr index_t L = attention_lanes<Scalar>;
+  static constexpr index_t most_blocks = 8;
+
   static index_t scratch(const attention_shape& s) {
-    return attention_lanes<Scalar> * (s.key_width + s.value_width + attention_keys + 3);
+    return most_blocks * lanes_so_far<Scalar>::numbers(s) + attention_keys * (L + s.key_width + s.value_width);
   }
 
-  forward_block(const attention_inputs<Scalar>& in, const query_lanes<Scalar>& lanes, Scalar* scratch)
-      : in_(in), lanes_(lanes), L_(lanes.padded()) {
-    const auto take = [&](index_t rows) { return std::exchange(scratch, scratch + rows * attention_lanes<Scalar>); };
-    queries_ = take(in.shape.key_width), sums_ = take(in.shape.value_width), scores_ = take(attention_keys);
-    maximum_ = take(1), total_ = take(1), factor_ = take(1);
+  forward_task(const attention_inputs<Scalar>& in, const query_lanes<Scalar>& all, Scalar* scratch)
+      : in_(in), all_(all), scratch_(scratch) {
+    scores_ = scratch + most_blocks * lanes_so_far<Scalar>::numbers(in.shape);
+    keys_ = scores_ + attention_keys * L;
+    values_ = keys_ + attention_keys * in.shape.key_width;
   }
 
   void run(const head_rows<Scalar>& out, Scalar* log_sums) {
+    for_each_block([&](const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far) { begin(lanes, so_far); });
     const attention_shape& s = in_.shape;
-    pack_lanes(lanes_, in_.q, s.key_width, static_cast<Scalar>(s.score_scale() * std::numbers::log2e), queries_);
-    std::fill_n(sums_, s.value_width * L_, Scalar(0));
-    std::fill_n(total_, L_, Scalar(0));
-    std::fill_n(maximum_, L_, no_maximum<Scalar>);
-    const index_t most = lanes_.most_keys();
-    for (index_t first = 0; first < most; first += attention_keys)
-      attend(first, (std::min)(attention_keys, most - first));
-    for (index_t l = 0; l < L_; ++l) {
-      factor_[l] = total_[l] > Scalar(0) ? 1 / total_[l] : Scalar(0);
-      if (log_sums != nullptr && l < lanes_.count)
-        log_sums[lanes_.row(l) * s.heads + lanes_.head(l)] =
-            total_[l] > Scalar(0) ? maximum_[l] * std::numbers::ln2_v<Scalar> + std::log(total_[l]) : Scalar(0);
+    const index_t most = all_.most_keys(), row = all_.range.first_key;
+    for (index_t first = 0; first < most; first += attention_keys) {
+      const index_t keys = (std::min)(attention_keys, most - first);
+      copy_rows(in_.k, all_.key_head, row + first, keys, row + most, s.key_width, keys_);
+      copy_rows(in_.v, all_.key_head, row + first, keys, row + most, s.value_width, values_);
+      for_each_block([&](const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far) {
+        const index_t seen = (std::min)(keys, lanes.most_keys() - first);
+        if (seen > 0) attend(lanes, so_far, first, seen);
+      });
     }
-    unpack_lanes(lanes_, sums_, factor_, s.value_width, out, write::replace);
+    for_each_block([&](const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far) {
+      finish(lanes, so_far, out, log_sums);
+    });
   }
 
 private:
-  void attend(index_t first, index_t keys) {
+  template <typename F>
+  void for_each_block(F&& f) const {
+    for (index_t first = 0; first < all_.count; first += L)
+      f(query_lanes<Scalar>{all_.shape, all_.range, all_.key_head, all_.first + first,
+                            (std::min)(L, all_.count - first)},
+        lanes_so_far<Scalar>(in_.shape, scratch_ + first / L * lanes_so_far<Scalar>::numbers(in_.shape)));
+  }
+
+  void begin(const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far) const {
     const attention_shape& s = in_.shape;
-    const index_t row = lanes_.range.first_key + first;
-    multiply_nn(keys, L_, s.key_width, in_.k.at(row, lanes_.key_head), in_.k.row_stride, queries_, L_, scores_, L_);
-    for_each_hidden(in_, lanes_, first, keys, [&](index_t place, const auto& sees) {
-      store<Scalar>(scores_ + place, xsimd::select(sees, load(scores_ + place), simd<Scalar>(no_score<Scalar>)));
-    });
-    bool moved = false;
-    for (index_t l = 0; l < L_; l += simd_width<Scalar>)
-      moved |= exponentiate_lanes(scores_ + l, keys, L_, maximum_ + l, total_ + l, factor_ + l);
-    if (moved)
-      for (index_t c = 0; c < s.value_width; ++c)
-        for (index_t l = 0; l < L_; l += simd_width<Scalar>)
-          store<Scalar>(sums_ + c * L_ + l, load(sums_ + c * L_ + l) * load(factor_ + l));
-    multiply_tn(s.value_width, L_, keys, in_.v.at(row, lanes_.key_head), in_.v.row_stride, scores_, L_, sums_, L_,
-                write::accumulate);
+    pack_lanes(lanes, in_.q, s.key_width, static_cast<Scalar>(s.score_scale() * std::numbers::log2e), so_far.queries);
+    std::fill_n(so_far.sums, s.value_width * L, Scalar(0));
+    std::fill_n(so_far.total, L, Scalar(0));
+    std::fill_n(so_far.maximum, L, no_maximum<Scalar>);
+  }
+
+  void attend(const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far, index_t first, index_t keys) {
+    const index_t n = lanes.padded(), dk = in_.shape.key_width, dv = in_.shape.value_width;
+    multiply_nn(keys, n, dk, keys_, dk, so_far.queries, n, scores_, n);
+    hide_scores(in_, lanes, first, keys, no_score<Scalar>, scores_);
+    for (index_t l = 0; l < n; l += simd_width<Scalar>)
+      if (exponentiate_lanes(scores_ + l, keys, n, so_far.maximum + l, so_far.total + l, so_far.factor + l))
+        for (index_t c = 0; c < dv; ++c) {
+          Scalar* sum = so_far.sums + c * n + l;
+          store<Scalar>(sum, load(sum) * load(so_far.factor + l));
+        }
+    multiply_tn(dv, n, keys, values_, dv, scores_, n, so_far.sums, n, write::accumulate);
+  }
+
+  void finish(const query_lanes<Scalar>& lanes, const lanes_so_far<Scalar>& so_far, const head_rows<Scalar>& out,
+              Scalar* log_sums) const {
+    for (index_t l = 0; l < lanes.count; ++l) {
+      const bool sees = so_far.total[l] > Scalar(0);
+      so_far.factor[l] = sees ? 1 / so_far.total[l] : Scalar(0);
+      if (log_sums != nullptr)
+        log_sums[lanes.row(l) * in_.shape.heads + lanes.head(l)] =
+            sees ? so_far.maximum[l] * std::numbers::ln2_v<Scalar> + std::log(so_far.total[l]) : Scalar(0);
+    }
+    unpack_lanes(lanes, so_far.sums, so_far.factor, in_.shape.value_width, out, write::replace);
   }
 
   const attention_inputs<Scalar>& in_;
-  const query_lanes<Scalar>& lanes_;
-  index_t L_;
-  Scalar *queries_, *sums_, *scores_, *maximum_, *total_, *factor_;
+  const query_lanes<Scalar>& all_;
+  Scalar *scratch_, *scores_, *keys_, *values_;
 };
 
 /// What an executor counts: a multiplication a quarter, an exponential 16.
@@ -120,19 +163,25 @@ index_t attention_work(const attention_inputs<Scalar>& in) {
 template <typename Scalar>
 void attention_forward(const attention_inputs<Scalar>& in, const head_rows<Scalar>& out, Scalar* log_sums,
                        attention_memory<Scalar>& memory, const executor_ref& executor) {
+  const attention_shape& s = in.shape;
+  index_t all = 0;
+  for (const attended_range& r : in.sequences) all += r.queries * s.heads;
+  // Several blocks a task, for each task reads the keys anew, but tasks enough to keep all threads busy to the end.
+  const index_t blocks = std::clamp<index_t>(all / (attention_lanes<Scalar> * 4 * executor.concurrency()), 1,
+                                             detail::forward_task<Scalar>::most_blocks);
   memory.tasks.clear();
-  for (index_t s = 0; s < static_cast<index_t>(in.sequences.size()); ++s) {
-    const index_t lanes = in.sequences[as_size(s)].queries * in.shape.shared();
-    for (index_t h = 0; h < in.shape.key_heads; ++h)
-      for (index_t first = 0; first < lanes; first += attention_lanes<Scalar>)
-        memory.tasks.push_back({s, h, first, (std::min)(attention_lanes<Scalar>, lanes - first)});
+  for (index_t i = 0; i < static_cast<index_t>(in.sequences.size()); ++i) {
+    const index_t lanes = in.sequences[as_size(i)].queries * s.shared(), some = blocks * attention_lanes<Scalar>;
+    for (index_t h = 0; h < s.key_heads; ++h)
+      for (index_t first = 0; first < lanes; first += some)
+        memory.tasks.push_back({i, h, first, (std::min)(some, lanes - first)});
   }
-  detail::run_attention_tasks(memory, detail::forward_block<Scalar>::scratch(in.shape), detail::attention_work(in),
-                              executor, [&](const auto& task, Scalar* scratch) {
-                                const query_lanes<Scalar> lanes{in.shape, in.sequences[as_size(task.range)],
-                                                                task.key_head, task.first, task.count};
-                                detail::forward_block<Scalar>(in, lanes, scratch).run(out, log_sums);
-                              });
+  detail::run_attention_tasks(
+      memory, detail::forward_task<Scalar>::scratch(s), detail::attention_work(in), executor,
+      [&](const auto& task, Scalar* scratch) {
+        const query_lanes<Scalar> lanes{s, in.sequences[as_size(task.range)], task.key_head, task.first, task.count};
+        detail::forward_task<Scalar>(in, lanes, scratch).run(out, log_sums);
+      });
 }
 
 }  // namespace sluice::inline SLUICE_ISA::kernel
