@@ -15,6 +15,7 @@
 
 #include <sluice/core/executor.hpp>
 #include <sluice/core/numeric.hpp>
+#include <sluice/kernel/vector_math.hpp>
 #include <sluice/train/optimizer_state.hpp>
 
 #include <cmath>
@@ -86,14 +87,23 @@ private:
     Scalar* value = p.data();
     Scalar* first = entry.arrays[0].data();
     Scalar* second = entry.arrays[1].data();
-    executor.parallel_blocks(
-        static_cast<index_t>(p.value().size()), detail::optimizer_block, 8, [=](index_t begin, index_t end) {
-          for (index_t i = begin; i < end; ++i) {
-            first[i] = beta1 * first[i] + rest1 * gradient[i];
-            second[i] = beta2 * second[i] + rest2 * gradient[i] * gradient[i];
-            value[i] = kept * value[i] - rate * first[i] / (std::sqrt(second[i]) * unbias + epsilon);
-          }
-        });
+    executor.parallel_blocks(static_cast<index_t>(p.value().size()), detail::optimizer_block, 8,
+                             [=](index_t begin, index_t end) {
+                               const index_t count = end - begin;
+                               kernel::transform(
+                                   count, [&](const auto& m, const auto& g) { return beta1 * m + rest1 * g; },
+                                   first + begin, first + begin, gradient + begin);
+                               kernel::transform(
+                                   count, [&](const auto& v, const auto& g) { return beta2 * v + rest2 * g * g; },
+                                   second + begin, second + begin, gradient + begin);
+                               kernel::transform(
+                                   count,
+                                   [&](const auto& w, const auto& m, const auto& v) {
+                                     using std::sqrt;  // a vector's is found beside its type
+                                     return kept * w - rate * m / (sqrt(v) * unbias + epsilon);
+                                   },
+                                   value + begin, value + begin, first + begin, second + begin);
+                             });
   }
 
   options options_;
