@@ -53,6 +53,7 @@ int run(const options& o) {
   routing_cases(s);
   codebook_cases(s);
   rounding_cases(s);
+  attention_cases(s);
   executor_cases(s);
   sweep_cases(s);
   s.refresh_limits();

@@ -318,6 +318,18 @@ std::string rounding_section(const session& s) {
   return t.empty() ? "" : std::string(prose::roundings) + t.text();
 }
 
+std::string attention_section(const session& s) {
+  table t({"head", "T", "who is seen", "threads", "forward, GFLOP/s", "of the peak", "backward, GFLOP/s", "of the peak"});
+  for (const attention_time& a : s.found.attentions) {
+    const double forward = 1e-9 * a.flops / a.forward, backward = 2.5e-9 * a.flops / a.backward;
+    const double peak = s.limits_of(a.threads).gflops;
+    t.add({std::to_string(a.width), std::to_string(a.tokens), a.causal ? "earlier tokens" : "all",
+           std::to_string(a.threads), fixed(forward, 0), percent(forward / peak), fixed(backward, 0),
+           percent(backward / peak)});
+  }
+  return t.empty() ? "" : std::string(prose::attentions) + t.text();
+}
+
 std::string executor_section(const session& s) {
   table t({"executor", "threads", "nothing to do, us", "32 tasks, free cores, us", "32 tasks, busy cores, us"});
   for (const executor_time& e : s.found.executors)
@@ -370,7 +382,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `storages.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + executor_section(s) + sweep_section(s) +
+         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

@@ -139,6 +139,13 @@ once an expert.
 
 )";
 
+inline constexpr std::string_view attentions = R"(## Attention
+
+Eight heads over one sequence of T tokens, without the projections, at the fastest call. Counted are the products of pairs that see
+each other, two forward and five backward: 4 and 10 operations a pair and number of a head, no exponential.
+
+)";
+
 inline constexpr std::string_view executors = R"(## Handing out tasks
 
 One call of `parallel_for`: with a task a thread that does nothing, and with 32 tasks of some five microseconds. The first two

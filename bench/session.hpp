@@ -56,6 +56,15 @@ struct rounding_time {
   double gptq = 0;     ///< of the three matrices of one expert, from moments to codes
 };
 
+/// Seconds, the fastest, of attention alone, eight heads over one sequence.
+struct attention_time {
+  std::int64_t width = 0, tokens = 0;
+  bool causal = false;
+  int threads = 1;
+  double flops = 0;  ///< forward, of the pairs that see each other; backward takes 2.5 times as many
+  double forward = 0, backward = 0;
+};
+
 /// A layer of single neurons behind product keys, and reading once the weights that its tokens touch: seconds.
 struct neurons_time {
   std::int64_t experts = 0, tokens = 0;
@@ -100,6 +109,7 @@ struct results {
   std::vector<codebook_time> codebooks;
   std::vector<scan_time> scans;
   std::vector<rounding_time> roundings;
+  std::vector<attention_time> attentions;
   std::vector<executor_time> executors;
   std::vector<sweep_point> sweep;
   std::vector<memory_use> memory;
@@ -136,6 +146,7 @@ void growth_cases(session& s);
 void routing_cases(session& s);
 void codebook_cases(session& s);
 void rounding_cases(session& s);
+void attention_cases(session& s);
 void executor_cases(session& s);
 void sweep_cases(session& s);
 

@@ -112,7 +112,8 @@ TEST_CASE("bench: a smoke run writes its report", "[bench][program]") {
   const std::string report = contents(folder.file("deep/report/report.md"));
   for (const char* heading : {"# sluice: benchmark report", "measured limit", "## How to read this", "## Forward pass",
                               "## Even and uneven routing", "## Training step", "## Growth", "## What is not experts",
-                              "## Routers alone", "## Codebooks", "## Making codes of weights", "## Handing out tasks", "## Sizes, round and odd", "## One thread and", "## Memory", "## Every case"})
+                              "## Routers alone", "## Codebooks", "## Making codes of weights", "## Attention",
+                              "## Handing out tasks", "## Sizes, round and odd", "## One thread and", "## Memory", "## Every case"})
     CHECK(report.find(heading) != std::string::npos);
   CHECK(report.find("nan") == std::string::npos);
   CHECK(report.find("-nan") == std::string::npos);
