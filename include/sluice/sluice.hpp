@@ -92,7 +92,11 @@
 #include <sluice/layer/depth/momentum.hpp>
 #include <sluice/layer/depth/state_chain.hpp>
 #include <sluice/layer/embedding.hpp>
+#include <sluice/layer/encoders/encoder_mixture.hpp>
+#include <sluice/layer/encoders/network_bank.hpp>
 #include <sluice/layer/encoders/text_and_image_gate.hpp>
+#include <sluice/layer/encoders/unfolded.hpp>
+#include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/images/patch_experts.hpp>

@@ -7,8 +7,14 @@
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/expert/union.hpp>
+#include <sluice/layer/encoders/network_bank.hpp>
+#include <sluice/layer/encoders/unfolded.hpp>
 #include <sluice/layer/fixed.hpp>
+#include <sluice/layer/images/chosen_channels.hpp>
+#include <sluice/layer/images/patch_experts.hpp>
+#include <sluice/layer/linear.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/combined.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -144,6 +150,31 @@ TEST_CASE("layers: once warm, a training step allocates nothing, whatever is rou
     }
     CHECK(batches_that_allocate(step) == "");
   }
+}
+
+TEST_CASE("layers over images and of networks: once warm, inference allocates nothing", "[layer][images][encoders][alloc]") {
+  const auto calls_of_warm = [](auto layer) {
+    initialize(layer, 3);
+    typename decltype(layer)::workspace workspace;
+    matrix<float> y(30, layer.outputs());
+    routing_context<float> context;
+    const auto run = [&](index_t images, std::uint64_t seed) {
+      const matrix<float> x = test::random_matrix<float>(images, layer.inputs(), seed);
+      const matrix<float> scores = test::random_matrix<float>(images, 3, seed + 1);
+      context.features = scores;
+      const long before = allocations.calls;
+      layer.forward(x, y.topRows(images), workspace, context);
+      return allocations.calls - before;
+    };
+    CHECK(run(30, 1) > 0);
+    return run(30, 3) + run(7, 5) + run(30, 7) + run(0, 9);
+  };
+  CHECK(calls_of_warm(chosen_channels_layer<float>({2, 4, 4}, 3, 2, window_shape::square(3, 1, 1))) == 0);
+  CHECK(calls_of_warm(pmoe_layer<float>({2, 4, 4}, window_shape::square(2, 2), 3, 5, 2)) == 0);
+  const unfolded_layer network{linear_layer<float>{4, 3}, 2};
+  CHECK(calls_of_warm(moe_layer{top_k_router<float>{8, 3, {.top_k = 2}}, network_bank{3, network}}) == 0);
+  CHECK(calls_of_warm(moe_layer{combined_router{top_k_router<float>{8, 3, {.top_k = 2}}, log_sum_exp{}},
+                                network_bank{3, network}}) == 0);
 }
 
 TEST_CASE("reserve: fewer groups and threads than it was told of need no more memory", "[layer][reserve][alloc]") {

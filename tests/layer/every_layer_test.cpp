@@ -16,6 +16,7 @@
 #include <sluice/layer/branches/shortcut.hpp>
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
 #include <sluice/layer/depth/momentum.hpp>
 #include <sluice/layer/depth/state_chain.hpp>
@@ -201,6 +202,7 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("merged experts", merged_layer{layer_of(noisy_top_k_router<float>{width, experts}, importance_loss{})});
   add("output bias", output_bias_layer{layer_of(relu_router<float>{width, experts})});
   add("residual", residual_layer{normalized_layer{layer_of(top_2), rms_norm<float>{width}}});
+  add("zero-gated", zero_gated_layer{layer_of(top_2)});
   add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});
   add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
   add("side by side, between norms", branches());

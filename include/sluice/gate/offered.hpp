@@ -1,13 +1,13 @@
 /// A gate of which every token sees those experts only that were offered to it; the logits of all others are -infinity.
 ///
-///   offered to t: row t of context.expert_ids [T,K], up to the first no_expert      L'[t,e] = L[t,e] where e is offered
+///   offered to t: row t of context.expert_ids [T,K], up to the first no_expert     L'[t,e] = L[t,e] where e is offered
 ///
-/// A coarse choice made elsewhere, by a language model or by the layer before, of which this gate's router makes a finer
-/// one: offered_router (router/masked/offered.hpp) chooses and weighs. What is not offered has probability 0 and no
-/// gradient. An expert that is named twice is offered once; nothing offered leaves a token without experts. A call
+/// A coarse choice made elsewhere, by a language model or by the layer before, of which this gate's router makes a
+/// finer one: offered_router (router/masked/offered.hpp) chooses and weighs. What is not offered has probability 0 and
+/// no gradient. An expert that is named twice is offered once; nothing offered leaves a token without experts. A call
 /// without ids, or with an expert outside 0..E-1, throws std::invalid_argument with its numbers; rows of padding may
-/// hold anything. Causal if the gate inside is. T = 0 is fine.
-/// Zong et al. 2024 (MoVA), arXiv:2404.13046, gives its gate such a mask of vision encoders.
+/// hold anything. Causal if the gate inside is. T = 0 is fine. Zong et al. 2024 (MoVA), arXiv:2404.13046, gives its
+/// gate such a mask of vision encoders.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

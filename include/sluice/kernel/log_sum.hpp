@@ -5,8 +5,8 @@
 ///
 /// The maximum of a column is subtracted first, so nothing overflows; infinities share its mass. A weight of exactly 0
 /// leaves its row out: drow is zero, dw is what a first bit of weight would do. Weights must not be negative. Without
-/// rows that count y is `of_none` and has no gradient. NaN in a row gives NaN in its columns. Nothing past a row is read
-/// or written, and sums go in the order of the rows and columns.
+/// rows that count y is `of_none` and has no gradient. NaN in a row gives NaN in its columns. Nothing past a row is
+/// read or written, and sums go in the order of the rows and columns.
 #pragma once
 
 #include <sluice/kernel/logarithm.hpp>

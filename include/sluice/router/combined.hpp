@@ -10,13 +10,13 @@
 ///
 /// The way to combine is part of the plan: the layer, banks, losses and everything around them stay what they are, at
 /// the price that dispatch, experts and combine are three passes and no longer one. A way of your own is a struct with
-///   combine(outputs, y) const                  writes y [D'] of one token, whose experts' outputs these are (token_outputs)
+///   combine(outputs, y) const                  writes y [D'] of one token from its experts' outputs (token_outputs)
 ///   backward(outputs, dy, gradients) const     writes the gradients of the outputs, and adds into those of the weights
-/// called for many tokens at once. A token without experts has outputs of size 0: log_sum_exp gives it of_none, which is
-/// small and finite as in the released code. Padding gets zero and an invalid token NaN, whatever the struct says. Choice,
-/// drops, ties, T = 0, causality and losses are the router's. Outputs of several kinds (scores of subject, object and
-/// predicate) stand side by side in one row: all of this goes column by column.
-/// Shaabana, Gharaee, Fieguth 2024, "Video Relationship Detection Using Mixture of Experts", arXiv:2403.03994.
+/// called for many tokens at once. A token without experts has outputs of size 0: log_sum_exp gives it of_none, which
+/// is small and finite as in the released code. Padding gets zero and an invalid token NaN, whatever the struct says.
+/// Choice, drops, ties, T = 0, causality and losses are the router's. Outputs of several kinds (scores of subject,
+/// object and predicate) stand side by side in one row: all of this goes column by column. Shaabana, Gharaee, Fieguth
+/// 2024, "Video Relationship Detection Using Mixture of Experts", arXiv:2403.03994.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -152,7 +152,7 @@ private:
   Combination way_;
 };
 
-// ---- the passes of such a plan, as those of kernel/dispatch.hpp ------------------------------------------------------
+// ---- the passes of such a plan, as those of kernel/dispatch.hpp ---------------------------------------------------
 
 template <typename Plan, typename C>
 void dispatch(const combined_plan<Plan, C>& plan, tokens_in<typename Plan::scalar> x,

@@ -8,9 +8,9 @@
 ///   dense_layer plain{expert};                                 an ordinary convolution of every image
 ///   expert_bank<convolution_expert<float>> bank(4, expert);    channels in four groups, of which a router chooses
 ///
-/// Windows are gathered some at a time (expert/images/image_windows.hpp) into `saved`, which is scratch: backward gathers
-/// them again, for that costs a part in O of the products. Images do not see each other and n may be 0; NaN stays in its
-/// image. Initial values: normal with deviation 1/sqrt(C kh kw), bias zero.
+/// Windows are gathered some at a time (expert/images/image_windows.hpp) into `saved`, which is scratch: backward
+/// gathers them again, for that costs a part in O of the products. Images do not see each other and n may be 0; NaN
+/// stays in its image. Initial values: normal with deviation 1/sqrt(C kh kw), bias zero.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -4,8 +4,9 @@
 ///   windows [P, C kh kw]   P = H' W', position (i,j) begins at pixel (i stride - padding, j stride - padding)
 ///   H' = (H + 2 padding - kh) / stride + 1, rounded down, and W' likewise
 ///
-/// Padding is zeros. A convolution is a linear map of these rows (expert/images/convolution.hpp); with a stride as large
-/// as the kernel they are the patches of an image. Windows are gathered some at a time, so that they stay in the cache.
+/// Padding is zeros. A convolution is a linear map of these rows (expert/images/convolution.hpp); with a stride as
+/// large as the kernel they are the patches of an image. Windows are gathered some at a time, so that they stay in the
+/// cache.
 #pragma once
 
 #include <sluice/core/checked_size.hpp>
@@ -83,9 +84,9 @@ public:
   }
 
 private:
-  /// f(line, before, inside, pixel) for every line of kw numbers of these windows: `line` is where it begins in the rows,
-  /// `before` numbers of it lie left of the image, `inside` ones in it from `pixel` on. Lines above or below the image
-  /// have none inside.
+  /// f(line, before, inside, pixel) for every line of kw numbers of these windows: `line` is where it begins in the
+  /// rows, `before` numbers of it lie left of the image, `inside` ones in it from `pixel` on. Lines above or below the
+  /// image have none inside.
   template <typename F>
   void for_each_line(index_t begin, index_t end, F&& f) const {
     index_t line = 0;

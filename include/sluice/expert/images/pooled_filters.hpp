@@ -1,7 +1,7 @@
 /// Filters on the pieces of a row, added up by class: the smallest convolutional classifier.
 ///
 ///   x [n, P d], a row P pieces of d numbers (patches of an image)   weight [C m, d]   bias [C m]   y [n,C]
-///   z[p,f] = <weight[f], piece p> + bias[f]      y[c] = sum over pieces p and the m filters f of class c of phi(z[p,f])
+///   z[p,f] = <weight[f], piece p> + bias[f]    y[c] = sum over pieces p and the m filters f of class c of phi(z[p,f])
 ///   dz[p,f] = phi'(z[p,f]) dy[c];   dweight += dz^T pieces;   dbias += sums of dz;   dx's piece p = dz[p] weight
 ///
 ///   pooled_filters<float, cube> expert(4, 50, 2, 8);      four patches of width 50, two classes of eight filters each

@@ -1,17 +1,17 @@
 /// A gate that reads a text and an image: one decision an image, by a two-layer network over both.
 ///
-///   tokens of an image: the groups of the context     text [G,F] = context.group_features      v = [text, mean of tokens]
-///   logits = W2 gelu(W1 v + b1) + b2, the same for all tokens of the group                      W1 [H, F + D], W2 [E,H]
+///   tokens of an image: the groups of the context    text [G,F] = context.group_features    v = [text, mean of tokens]
+///   logits = W2 gelu(W1 v + b1) + b2, the same for all tokens of the group                  W1 [H, F + D], W2 [E,H]
 ///
 ///   text_and_image_gate<float> gate(/*inputs=*/1024, /*experts=*/7, {.text = 4096});
 ///   offered_router<float, text_and_image_gate<float>> router(gate, {.top_k = 3});              MoVA's fine stage
 ///   residual_layer block{moe_layer{router, experts}};                                          x + sum of w_e f_e(x)
 ///
-/// It is per_group_gate over joined_gate over network_gate, each of which stands for itself; GELU is that with the error
-/// function. Padding and tokens with NaN have no part in the mean; NaN in a text makes its group invalid. The gradient of
-/// the text is text_gradient(tape) [G,F] after backward. Not causal: an image's tokens decide together. The paper starts
-/// with W2 and b2 at zero, where all offered experts weigh the same: after initialize(), fill network().down() so.
-/// Zong et al. 2024 (MoVA), arXiv:2404.13046, released code.
+/// It is per_group_gate over joined_gate over network_gate, each of which stands for itself; GELU is that with the
+/// error function. Padding and tokens with NaN have no part in the mean; NaN in a text makes its group invalid. The
+/// gradient of the text is text_gradient(tape) [G,F] after backward. Not causal: an image's tokens decide together. The
+/// paper starts with W2 and b2 at zero, where all offered experts weigh the same: after initialize(), fill
+/// network().down() so. Zong et al. 2024 (MoVA), arXiv:2404.13046, released code.
 #pragma once
 
 #include <sluice/expert/ffn.hpp>

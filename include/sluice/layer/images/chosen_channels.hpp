@@ -7,13 +7,14 @@
 ///   chosen_channels_layer<float> layer({16, 32, 32}, /*experts=*/2, /*channels=*/8, window_shape::square(3, 1, 1));
 ///   context.features = scores;            the same for all layers of the model: their gradients add up
 ///
-/// As wide as a convolution of E O channels, whose channels e O .. (e+1) O - 1 are those of expert e, and as dear as one
-/// of O: the channels that are not chosen are computed neither forward nor backward. It is a moe_layer of
+/// As wide as a convolution of E O channels, whose channels e O .. (e+1) O - 1 are those of expert e, and as dear as
+/// one of O: the channels that are not chosen are computed neither forward nor backward. It is a moe_layer of
 /// straight_through_router and convolution_experts, with all of its calls and promises, so padding images get zero, one
-/// with NaN in it or its scores NaN, T may be 0. Batch normalisation behind it has statistics an expert, so it is part of
-/// the expert. Where images are of several rows, groups of pixels say, advmoe_router over linear experts does the same
-/// for 1 x 1 kernels. The released code trains in turns: experts with the router fixed, then the router (train/model_part.hpp).
-/// Zhang et al. 2023, "Robust Mixture-of-Expert Training for Convolutional Neural Networks", arXiv:2308.10110.
+/// with NaN in it or its scores NaN, T may be 0. Batch normalisation behind it has statistics an expert, so it is part
+/// of the expert. Where images are of several rows, groups of pixels say, advmoe_router over linear experts does the
+/// same for 1 x 1 kernels. The released code trains in turns: experts with the router fixed, then the router
+/// (train/model_part.hpp). Zhang et al. 2023, "Robust Mixture-of-Expert Training for Convolutional Neural Networks",
+/// arXiv:2308.10110.
 #pragma once
 
 #include <sluice/expert/bank.hpp>

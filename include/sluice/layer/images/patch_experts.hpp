@@ -1,5 +1,5 @@
-/// Experts on patches: every image is cut into windows, a router gives each expert some of them, and what an expert made
-/// of its own is averaged. A convolution of which every filter looks at the patches that concern it.
+/// Experts on patches: every image is cut into windows, a router gives each expert some of them, and what an expert
+/// made of its own is averaged. A convolution of which every filter looks at the patches that concern it.
 ///
 ///   x [T, C H W], a row an image -> n windows of Dp = C kh kw numbers each (expert/images/image_windows.hpp)
 ///   router and bank over the T n windows, the windows of an image being a group:  u_i = f_e(scale_i window_i) [W]
@@ -11,11 +11,11 @@
 ///   sequence model{layer, linear_layer<float>{8 * 16, 10}};
 ///
 /// pMoE: pmoe_router, whose weights act on windows before the experts see them, bias-free linear experts, phi = ReLU; a
-/// share l/n of a convolution's products. Experts that are networks on patches are as good (convolution_expert). An image
-/// that holds NaN gets NaN and padding zero, and neither is routed; images do not see each other. An expert without windows
-/// in an image has zeros there. T = 0 is fine. Inference is const, a workspace a thread. Windows may overlap.
-/// Chowdhury et al. 2023, "Patch-level Routing in Mixture-of-Experts is Provably Sample-efficient for Convolutional Neural
-/// Networks", arXiv:2306.04073.
+/// share l/n of a convolution's products. Experts that are networks on patches are as good (convolution_expert). An
+/// image that holds NaN gets NaN and padding zero, and neither is routed; images do not see each other. An expert
+/// without windows in an image has zeros there. T = 0 is fine. Inference is const, a workspace a thread. Windows may
+/// overlap. Chowdhury et al. 2023, "Patch-level Routing in Mixture-of-Experts is Provably Sample-efficient for
+/// Convolutional Neural Networks", arXiv:2306.04073.
 #pragma once
 
 #include <sluice/expert/bank.hpp>

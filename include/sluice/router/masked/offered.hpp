@@ -5,12 +5,12 @@
 ///
 ///   offered_router<float> router(64, 8, {.top_k = 3});
 ///
-/// MoVA's two stages: a language model names the vision encoders that suit a question, a gate over text and image weighs
-/// them (layer/encoders/text_and_image_gate.hpp). Fewer offered than k: all of them; none: the token gets no expert, and
-/// beside a residual_layer passes unchanged. The released code adds -10^6 to what is not offered and keeps weights of 0,
-/// which is the same. With one expert its weight is constantly 1 and the gate has no gradient from there. Ties go to the
-/// lower expert; NaN, padding and T = 0 as in router/token_choice.hpp.
-/// Zong et al. 2024, "MoVA: Adapting Mixture of Vision Experts to Multimodal Context", arXiv:2404.13046.
+/// MoVA's two stages: a language model names the vision encoders that suit a question, a gate over text and image
+/// weighs them (layer/encoders/text_and_image_gate.hpp). Fewer offered than k: all of them; none: the token gets no
+/// expert, and beside a residual_layer passes unchanged. The released code adds -10^6 to what is not offered and keeps
+/// weights of 0, which is the same. With one expert its weight is constantly 1 and the gate has no gradient from there.
+/// Ties go to the lower expert; NaN, padding and T = 0 as in router/token_choice.hpp. Zong et al. 2024, "MoVA: Adapting
+/// Mixture of Vision Experts to Multimodal Context", arXiv:2404.13046.
 #pragma once
 
 #include <sluice/gate/offered.hpp>

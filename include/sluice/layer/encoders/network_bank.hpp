@@ -1,0 +1,137 @@
+/// A bank whose experts are whole networks: layers, sequences of them, encoders of images.
+///
+///   rows of expert e: rows.of(e) of x [n,D] and y [n,D'], through its own layer
+///
+///   sequence network{dense_layer{ffn<float>{64, 256}}, linear_layer<float>{64, 10}};
+///   moe_layer mixture{noisy_top_k_router<float>{64, 8}, network_bank{8, network}};
+///   expert_union encoders{network_bank{1, first}, network_bank{1, second}};          networks of unlike types
+///
+/// What a network reads of several kinds stands side by side in a row, and so does what it says: blocks of features in,
+/// blocks of scores out, as in MoE-VRD, whose scores are logarithms (router/combined.hpp). Networks must treat rows on
+/// their own; one that works on many tokens takes a whole sequence as a row (layer/encoders/unfolded.hpp).
+///
+/// Networks run one after the other, each with all threads; one without rows costs nothing. They are called with the
+/// executor of the call and with training or not, and find nothing else in their context: no ids, and the draws of the
+/// default source. Losses and after_step of layers inside are not theirs to call. In inference all share the memory of
+/// one, with room for every row at any of them; in training each has its own, which grows with the most rows that it
+/// had. Equal bits for every executor. Shaabana, Gharaee, Fieguth 2024 (MoE-VRD), arXiv:2403.03994.
+#pragma once
+
+#include <sluice/core/concepts.hpp>
+#include <sluice/layer/mixture_layer.hpp>
+#include <sluice/layer/reserve.hpp>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sluice::inline SLUICE_ISA {
+
+template <typename Layer>
+class network_bank {
+  static_assert(explain_layer<Layer>());
+
+public:
+  using scalar = typename Layer::scalar;
+
+  struct tape {
+    typename Layer::workspace workspace;         ///< of inference
+    std::vector<typename Layer::tape> networks;  ///< [E] of training
+    index_t rows = 0;                            ///< that calls may have
+    index_t room = 0;                            ///< rows that the workspace has room for
+    index_t threads = 0;                         ///< with which it was made
+    bool is_training = false;
+  };
+
+  /// `count` copies of a network. Throws std::invalid_argument if count < 1.
+  network_bank(index_t count, const Layer& network) {
+    if (count < 1) throw_invalid("network_bank needs E >= 1, not ", count);
+    networks_.assign(static_cast<std::size_t>(count), network);
+  }
+  /// Networks made elsewhere, of equal widths in and out.
+  explicit network_bank(std::vector<Layer> networks) : networks_(std::move(networks)) {
+    if (networks_.empty()) throw_invalid("network_bank needs at least one network");
+    for (const Layer& network : networks_)
+      if (network.inputs() != inputs() || network.outputs() != outputs())
+        throw_invalid("networks of one bank need equal widths: ", inputs(), " -> ", outputs(), " and ",
+                      network.inputs(), " -> ", network.outputs());
+  }
+
+  index_t experts() const noexcept { return static_cast<index_t>(networks_.size()); }
+  index_t inputs() const noexcept { return networks_.front().inputs(); }
+  index_t outputs() const noexcept { return networks_.front().outputs(); }
+  Layer& network(index_t e) noexcept { return networks_[as_size(e)]; }
+  const Layer& network(index_t e) const noexcept { return networks_[as_size(e)]; }
+
+  void prepare(tape& t, index_t rows, bool training) const {
+    t.is_training = training;
+    t.rows = (std::max)(t.rows, rows);
+    if (training && t.networks.size() != networks_.size()) t.networks.resize(networks_.size());
+  }
+
+  void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
+               const executor_ref& executor) const {
+    routing_context<scalar> context;
+    context.training = t.is_training;
+    context.executor = executor;
+    if (!t.is_training) make_room(t, context);
+    for (const auto& [expert, begin, end] : rows) {
+      const auto in = x.middleRows(begin, end - begin);
+      auto out = y.middleRows(begin, end - begin);
+      if (t.is_training)
+        network(expert).forward(in, out, t.networks[as_size(expert)], context);
+      else
+        network(expert).forward(in, out, t.workspace, context);
+    }
+  }
+
+  void backward(tokens_in<scalar>, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
+                const executor_ref&) requires TrainableLayer<Layer> {
+    for (const auto& [expert, begin, end] : rows)
+      network(expert).backward(dy.middleRows(begin, end - begin), dx.middleRows(begin, end - begin),
+                               t.networks[as_size(expert)]);
+  }
+
+  /// The same networks with the weights of their experts rounded to another storage, for inference.
+  template <typename Storage>
+  auto stored_as() const {
+    using other = decltype(network(0).template stored_as<Storage>());
+    std::vector<other> converted;
+    converted.reserve(networks_.size());
+    for (const Layer& one : networks_) converted.push_back(one.template stored_as<Storage>());
+    return network_bank<other>(std::move(converted));
+  }
+
+  /// Bytes of a tape that has run `rows` rows; in training each network may have had all of them.
+  index_t workspace_bytes(index_t rows, bool training) const {
+    index_t bytes = 0;
+    for (const Layer& one : networks_)
+      if constexpr (requires { one.workspace_bytes(rows, training); }) {
+        const index_t own = one.workspace_bytes(rows, training);
+        bytes = training ? bytes + own : (std::max)(bytes, own);
+      }
+    return bytes;
+  }
+
+  static consteval bool explain_training() { return explain_trainable_layer<Layer>(); }
+
+  template <typename Self, typename Visitor>
+  static void visit_parameters(Self& self, Visitor&& visit) {
+    if constexpr (HasParameters<Layer>)
+      for (std::size_t e = 0; e < self.networks_.size(); ++e) visit(std::to_string(e), self.networks_[e]);
+  }
+
+private:
+  void make_room(tape& t, const routing_context<scalar>& context) const {
+    const index_t threads = context.executor.concurrency();
+    if (t.room >= t.rows && t.threads >= threads) return;
+    for (const Layer& one : networks_) reserve(one, t.workspace, t.rows, context);
+    t.room = t.rows;
+    t.threads = threads;
+  }
+
+  std::vector<Layer> networks_;
+};
+
+}  // namespace sluice::inline SLUICE_ISA

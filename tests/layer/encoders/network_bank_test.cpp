@@ -1,0 +1,78 @@
+#include <sluice/layer/encoders/network_bank.hpp>
+
+#include <sluice/expert/ffn.hpp>
+#include <sluice/layer/dense.hpp>
+#include <sluice/layer/encoders/unfolded.hpp>
+#include <sluice/layer/linear.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/residual.hpp>
+#include <sluice/layer/sequence.hpp>
+#include <sluice/router/combined.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
+#include <sluice/train/check_layer.hpp>
+#include <sluice/train/initialize.hpp>
+
+#include "../../support.hpp"
+
+using namespace sluice;
+
+namespace {
+
+/// Five numbers of one kind and three of another in, scores of 4 and of 2 out.
+template <typename Scalar>
+auto relation_network() {
+  return sequence{residual_layer{dense_layer{ffn<Scalar, gelu>{8, 6, {.bias = true}}}}, linear_layer<Scalar>{8, 6}};
+}
+
+template <typename Scalar>
+auto relation_mixture() {
+  moe_layer layer{top_k_router<Scalar>{8, 3, {.top_k = 2}}, network_bank{3, relation_network<Scalar>()}};
+  initialize(layer, 3);
+  return layer;
+}
+
+}  // namespace
+
+TEST_CASE("network_bank: a row goes through the networks that were chosen for it", "[layer][encoders]") {
+  const auto layer = relation_mixture<double>();
+  const matrix<double> x = test::random_matrix<double>(7, 8, 4);
+  matrix<double> y(7, 6), expected = matrix<double>::Zero(7, 6), own(1, 6);
+  decltype(relation_mixture<double>())::workspace ws;
+  layer.forward(x, y, ws);
+  for (index_t t = 0; t < 7; ++t)
+    for (const index_t i : ws.plan.of_token(t)) {
+      decltype(relation_network<double>())::workspace memory;
+      layer.bank().network(ws.plan.expert(i)).forward(x.row(t), own, memory);
+      expected.row(t) += ws.plan.weight(i) * own;
+    }
+  CHECK(test::largest_difference(y, expected) < test::bound<double>(8, 10));
+}
+
+TEST_CASE("network_bank: keeps the promises of layers, with sums and with logarithms", "[layer][encoders]") {
+  const auto report = check_layer(relation_mixture<double>(), {.tokens = 21, .gradient_tokens = 5});
+  INFO(report.describe());
+  CHECK(report.passed());
+  moe_layer logarithms{combined_router{top_k_router<double>{8, 3, {.top_k = 2}}, log_sum_exp{.weighted = true}},
+                       network_bank{3, relation_network<double>()}};
+  initialize(logarithms, 5);
+  const auto other = check_layer(logarithms, {.tokens = 21, .gradient_tokens = 5});
+  INFO(other.describe());
+  CHECK(other.passed());
+}
+
+TEST_CASE("unfolded: a row is a sequence of its own", "[layer][encoders]") {
+  unfolded_layer layer{residual_layer{dense_layer{ffn<double, gelu>{4, 5}}}, 3};
+  initialize(layer, 8);
+  CHECK((layer.inputs() == 12 && layer.outputs() == 12 && layer.pieces() == 3));
+  const matrix<double> x = test::random_matrix<double>(5, 12, 9);
+  matrix<double> y(5, 12), tokens(15, 4);
+  decltype(layer)::workspace ws;
+  layer.forward(x, y, ws);
+  std::remove_cvref_t<decltype(layer.layer())>::workspace inner;
+  layer.layer().forward(const_matrix_map<double>(x.data(), 15, 4), tokens, inner);
+  CHECK(test::same_bits(matrix<double>(const_matrix_map<double>(y.data(), 15, 4)), tokens));
+  const auto report = check_layer(layer, {.tokens = 13, .gradient_tokens = 3});
+  INFO(report.describe());
+  CHECK(report.passed());
+  CHECK_THROWS_AS((unfolded_layer{linear_layer<float>{2, 2}, 0}), std::invalid_argument);
+}
