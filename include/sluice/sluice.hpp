@@ -224,6 +224,7 @@
 #include <sluice/train/expert_diversity.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
+#include <sluice/train/joint_scaling_law.hpp>
 #include <sluice/train/model_part.hpp>
 #include <sluice/train/optimizer_state.hpp>
 #include <sluice/train/reroute.hpp>
