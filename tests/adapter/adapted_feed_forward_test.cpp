@@ -39,9 +39,9 @@ auto best_of_three() {
   return top_k_router<double>{5, 3, {.top_k = 1, .weights = weighting::post, .constant_weight = true}};
 }
 
-const switch_balance balance{.coefficient = 0.01 / 3};
+const switch_balance choice_balance{.coefficient = 0.01 / 3};
 
-matrix<double> affine(const matrix<double>& x, auto& map) {
+matrix<double> affine_map(const matrix<double>& x, auto& map) {
   matrix<double> y = x * map.weight().to_matrix().transpose();
   y.rowwise() += Eigen::RowVectorXd(map.bias().to_matrix().transpose());
   return y;
@@ -55,7 +55,7 @@ matrix<double> of_adapter(const biased_adapter& adapter, const matrix<double>& x
 }  // namespace
 
 TEST_CASE("adapted_feed_forward: one choice for both maps, inside of the activation", "[adapter][feed_forward]") {
-  auto layer = tuned_network(best_of_three(), balance);
+  auto layer = tuned_network(best_of_three(), choice_balance);
   const matrix<double> x = test::random_matrix<double>(6, 5, 71);
   matrix<double> y(6, 4);
   decltype(layer)::workspace workspace;
@@ -65,9 +65,9 @@ TEST_CASE("adapted_feed_forward: one choice for both maps, inside of the activat
     index_t e = 0;
     logits.row(t).maxCoeff(&e);
     const matrix<double> row = x.row(t);
-    const matrix<double> z = affine(row, layer.first()) + 0.5 * of_adapter(layer.first_adapters().expert(e), row);
+    const matrix<double> z = affine_map(row, layer.first()) + 0.5 * of_adapter(layer.first_adapters().expert(e), row);
     const matrix<double> h = z.array() / (1 + (-1.702 * z.array()).exp());
-    const matrix<double> expected = affine(h, layer.second()) + 0.5 * of_adapter(layer.second_adapters().expert(e), h);
+    const matrix<double> expected = affine_map(h, layer.second()) + 0.5 * of_adapter(layer.second_adapters().expert(e), h);
     CHECK(test::largest_difference(matrix<double>(y.row(t)), expected) <= test::bound<double>(30, 16.0));
   }
 }
@@ -79,13 +79,13 @@ TEST_CASE("adapted_feed_forward: keeps every promise of a layer", "[adapter][fee
     CHECK(report.passed());
     CHECK(report.find("gradients")->result == outcome::passed);
   };
-  check_it(tuned_network(best_of_three(), balance));
+  check_it(tuned_network(best_of_three(), choice_balance));
   check_it(tuned_network(dense_softmax_router<double>{5, 3}));
 }
 
 TEST_CASE("adapted_feed_forward: the base stays, and the router of one choice learns from its balance alone",
           "[adapter][feed_forward]") {
-  auto layer = tuned_network(best_of_three(), balance);
+  auto layer = tuned_network(best_of_three(), choice_balance);
   const matrix<double> x = test::random_matrix<double>(6, 5, 73), dy = test::random_matrix<double>(6, 4, 74);
   matrix<double> y(6, 4), dx(6, 5);
   decltype(layer)::tape tape;

@@ -31,7 +31,7 @@ matrix<double> tuned_outputs(const Layer& layer, const matrix<double>& x) {
   return y;
 }
 
-matrix<double> alone(const tuned_adapter& adapter, const matrix<double>& x) {
+matrix<double> adapter_alone(const tuned_adapter& adapter, const matrix<double>& x) {
   matrix<double> y(x.rows(), adapter.outputs()), saved(x.rows(), 0);
   adapter.forward(x, y, saved);
   return y;
@@ -65,7 +65,7 @@ TEST_CASE("perft: what each form adds to the base", "[adapter][perft]") {
   const auto base = tuned_base();
   const matrix<double> x = test::random_matrix<double>(9, 6, 24), y = tuned_outputs(base, x);
   const auto own = drawn_adapter(25);
-  const matrix<double> added = alone(own, x);
+  const matrix<double> added = adapter_alone(own, x);
   const double bound = test::bound<double>(30, 16.0);
 
   CHECK(test::largest_difference(tuned_outputs(published::perft_single(base, own), x), matrix<double>(y + added)) <=
@@ -90,7 +90,7 @@ TEST_CASE("perft: what each form adds to the base", "[adapter][perft]") {
     index_t best = 0;
     logits.row(t).maxCoeff(&best);
     const double share = 1 / (logits.row(t).array() - logits(t, best)).exp().sum();
-    const matrix<double> expected = y.row(t) + share * alone(routed.bank().expert(best), x.row(t));
+    const matrix<double> expected = y.row(t) + share * adapter_alone(routed.bank().expert(best), x.row(t));
     CHECK(test::largest_difference(matrix<double>(z.row(t)), expected) <= bound);
   }
 }

@@ -14,7 +14,8 @@
 ///
 /// This is our reading of GRAPHMOE (Tang et al. 2025, arXiv:2501.07890), of which the abstract was at hand: experts as
 /// nodes that hear of each other through a virtual node, in rounds of routing with a recurrent cell. Which cell, how
-/// many rounds, and how the virtual node enters are not in it; the name graph_moe stays free for its exact form.
+/// many rounds, and how the virtual node enters are not in it; the name graph_moe stays free for its exact form. There
+/// experts are low-rank ones beside a frozen map: adapted_layer{base, recurrent_layer{...}} (adapter/adapted.hpp).
 /// Padding gets zero, a token with NaN gets NaN; causal if the layer is.
 #pragma once
 

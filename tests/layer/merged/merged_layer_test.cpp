@@ -17,7 +17,7 @@ using namespace sluice;
 
 namespace {
 
-const std::vector<index_t> three_groups{0, 4, 4, 9};  // the second one is empty
+const std::vector<index_t> two_full_groups{0, 4, 4, 9};  // the second one is empty
 
 template <typename Scalar>
 auto merged_networks() {
@@ -62,7 +62,7 @@ auto expert_by_hand(const Bank& bank, const std::vector<double>& weights) {
 TEST_CASE("merged_layer: every group runs the sum of its experts", "[layer][merged]") {
   auto layer = merged_networks<double>();
   const matrix<double> x = test::random_matrix<double>(9, 6, 72);
-  const matrix<double> y = merged_outputs(layer, x, {.groups = three_groups});
+  const matrix<double> y = merged_outputs(layer, x, {.groups = two_full_groups});
   const matrix<double> gate = layer.router().gate().weight().to_matrix();
   for (const token_range group : {token_range{0, 4}, token_range{4, 9}}) {
     const Eigen::RowVectorXd logits = x.middleRows(group.begin, group.size()).colwise().mean() * gate.transpose();
@@ -100,8 +100,8 @@ TEST_CASE("merged_layer: merging is no mixing unless experts are linear or alone
   initialize(mixed, 73);
   merged_layer merged{moe_layer{dense_softmax_router<double>{mixed.router().gate().inner()}, mixed.bank()}};
   const matrix<double> x = test::random_matrix<double>(9, 6, 74);
-  CHECK(test::largest_difference(merged_outputs(merged, x, {.groups = three_groups}),
-                                 merged_outputs(mixed, x, {.groups = three_groups})) <= test::bound<double>(10, 16.0));
+  CHECK(test::largest_difference(merged_outputs(merged, x, {.groups = two_full_groups}),
+                                 merged_outputs(mixed, x, {.groups = two_full_groups})) <= test::bound<double>(10, 16.0));
 
   // One expert a token: the plain layer, weight 1, for any expert.
   const auto networks = merged_networks<double>();
@@ -152,11 +152,11 @@ TEST_CASE("merged_layer: more groups than are merged at once, and the same bits 
 TEST_CASE("merged_layer: a group that is not routed gets nothing or NaN, and no other one sees it", "[layer][merged]") {
   auto layer = merged_networks<double>();
   matrix<double> x = test::random_matrix<double>(9, 6, 78);
-  const matrix<double> clean = merged_outputs(layer, x, {.groups = three_groups});
+  const matrix<double> clean = merged_outputs(layer, x, {.groups = two_full_groups});
   x.middleRows(4, 5) *= 1e308;  // a mean that overflows: logits that are no numbers
   matrix<double> y(9, 3), dx(9, 6);
   decltype(layer)::tape tape;
-  layer.forward(x, y, tape, {.training = true, .groups = three_groups});
+  layer.forward(x, y, tape, {.training = true, .groups = two_full_groups});
   CHECK(test::same_bits(matrix<double>(y.topRows(4)), matrix<double>(clean.topRows(4))));
   for (index_t t = 4; t < 9; ++t) CHECK(is_nan(y(t, 0)));
   layer.backward(matrix<double>::Ones(9, 3), dx, tape);
@@ -166,7 +166,7 @@ TEST_CASE("merged_layer: a group that is not routed gets nothing or NaN, and no 
     CHECK(!any_nan(p.gradient().data(), p.size()));
   });
   const std::vector<std::uint8_t> mask{1, 1, 1, 1, 0, 0, 0, 0, 0};
-  matrix<double> masked = merged_outputs(layer, x, {.token_mask = mask, .groups = three_groups});
+  matrix<double> masked = merged_outputs(layer, x, {.token_mask = mask, .groups = two_full_groups});
   CHECK(test::same_bits(matrix<double>(masked.topRows(4)), matrix<double>(clean.topRows(4))));
   CHECK(masked.bottomRows(5).isZero(0));
 }
