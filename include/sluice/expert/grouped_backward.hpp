@@ -147,7 +147,7 @@ private:
   void pack_upstream(tokens_in<scalar> dy) {
     m_.dy.resize(rows_.size() * packed::pitch(outputs_));
     m_.dy_lanes.resize(lane_groups() * lanes * outputs_);
-    const auto upstream = [&](index_t i) { return dy.data() + rows_.token(i) * dy.outerStride(); };
+    const auto upstream = [&](index_t i) { return dy.data() + rows_.target(i) * dy.outerStride(); };
     group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
                      [&](const active_rows& own) { return 2 * group_.blocks_of(own).height() * outputs_; },
                      [&](const task& t) {
@@ -259,7 +259,7 @@ private:
     for (const active_rows& own : m_.active)
       if (const scalar* bias = expert_of(own.expert).output_bias(); bias != nullptr)
         for (index_t i = own.begin; i < own.end; ++i)
-          dweight[i] += kernel::dot(dy.data() + rows_.token(i) * dy.outerStride(), bias, outputs_);
+          dweight[i] += kernel::dot(dy.data() + rows_.target(i) * dy.outerStride(), bias, outputs_);
   }
 
   static void multiply_transposed(const LinearMap auto& any, index_t begin, index_t end, const lane_rows& dy,

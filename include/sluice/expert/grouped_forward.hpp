@@ -326,7 +326,7 @@ private:
   void add_output(const Expert& expert, index_t row, index_t column, const scalar* sums, tokens_out<scalar>& y) const {
     kernel::simd<scalar> sum = kernel::load(sums);
     if (const scalar* bias = expert.output_bias(); bias != nullptr) sum = sum + kernel::load(bias + column);
-    kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, &y(rows_.token(row), column));
+    kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, &y(rows_.target(row), column));
   }
 
   routed_rows<scalar> rows_;

@@ -69,7 +69,7 @@ public:
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
-    project(x, t, executor);
+    project(x, y.rows(), t, executor);
     bank_.forward(t.latent.map(), rows, t.mixed.map(), t.bank, executor);
     const index_t first = rows.first_row(), count = rows.rows();
     linear_forward<scalar>(t.mixed.map().middleRows(first, count), out_of_, y.middleRows(first, count), executor);
@@ -83,12 +83,12 @@ public:
     dx.middleRows(first, count).setZero();
     prepare_gradients(dy, first, count, t, executor);
     bank_.backward(t.latent.map(), rows, t.dmixed.map(), t.dlatent.map(), t.bank, executor);
-    add_gradients(x, dy, dx, first, count, t, executor);
+    add_gradients(x, dy, dx, {first, first + count}, {first, first + count}, t, executor);
   }
 
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
-    project(x, t, executor);
+    project(x, y.rows(), t, executor);
     detail::clear_rows<scalar>(t.mixed.map(), executor);
     bank_.forward_routed(t.latent.map(), rows, t.mixed.map(), t.bank, executor);
     linear_forward<scalar>(t.mixed.map(), out_of_, y, executor, kernel::write::accumulate);
@@ -99,10 +99,10 @@ public:
                        const executor_ref& executor)
     requires DifferentiableBank<Bank>
   {
-    prepare_gradients(dy, 0, x.rows(), t, executor);
+    prepare_gradients(dy, 0, dy.rows(), t, executor);
     bank_.backward_routed(t.latent.map(), rows, t.dmixed.map(), t.dlatent.map(), t.bank, dweight, dinput_scale,
                           executor);
-    add_gradients(x, dy, dx, 0, x.rows(), t, executor);
+    add_gradients(x, dy, dx, {0, x.rows()}, {0, dy.rows()}, t, executor);
   }
 
   index_t workspace_bytes(index_t rows, bool training) const {
@@ -129,9 +129,9 @@ public:
   }
 
 private:
-  void project(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
+  void project(tokens_in<scalar> x, index_t targets, tape& t, const executor_ref& executor) const {
     t.latent.resize(x.rows(), into_.rows());
-    t.mixed.resize(x.rows(), out_of_.cols());
+    t.mixed.resize(targets, out_of_.cols());
     linear_forward<scalar>(x, into_, t.latent.map(), executor);
   }
 
@@ -143,12 +143,12 @@ private:
   }
 
   // Where u or dz is zero there is nothing to add, and dy or x may be NaN: such rows are not read.
-  void add_gradients(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> dx, index_t first, index_t count,
-                     tape& t, const executor_ref& executor) {
-    detail::for_each_used_run(t.mixed, first, first + count, [&](index_t begin, index_t end) {
+  void add_gradients(tokens_in<scalar> x, tokens_in<scalar> dy, tokens_out<scalar> dx, token_range tokens,
+                     token_range targets, tape& t, const executor_ref& executor) {
+    detail::for_each_used_run(t.mixed, targets.begin, targets.end, [&](index_t begin, index_t end) {
       add_to_weight(t.mixed.map().middleRows(begin, end - begin), out_of_, dy.middleRows(begin, end - begin), executor);
     });
-    detail::for_each_used_run(t.dlatent, first, first + count, [&](index_t begin, index_t end) {
+    detail::for_each_used_run(t.dlatent, tokens.begin, tokens.end, [&](index_t begin, index_t end) {
       const auto dz = t.dlatent.map().middleRows(begin, end - begin);
       linear_backward_inputs<scalar>(into_, dz, dx.middleRows(begin, end - begin), executor);
       add_to_weight(x.middleRows(begin, end - begin), into_, dz, executor);

@@ -95,7 +95,7 @@ public:
     });
   }
 
-  /// y[token(i)] += weight(i) f(input_scale(i) x[token(i)]) for the rows i of the view.
+  /// y[target(i)] += weight(i) f(input_scale(i) x[token(i)]) for the rows i of the view.
   void forward_routed(tokens_in<Scalar> x, const routed_rows<Scalar>& rows, tokens_out<Scalar> y, tape& t,
                       const executor_ref& executor) const {
     find_working(rows.by_expert, t);
@@ -103,7 +103,7 @@ public:
       t.z[r] = kernel::dot_scaled(down, rows.input_scale(i), x.data() + rows.token(i) * x.outerStride(), inputs());
     });
     add_rows_of(up_, rows, t, y, executor, [&](index_t r, index_t i) {
-      return std::pair{rows.weight(i), Scalar(Phi::value(t.z[r]))};
+      return addend{rows.target(i), rows.weight(i), Scalar(Phi::value(t.z[r]))};
     });
   }
 
@@ -114,7 +114,7 @@ public:
                        const executor_ref& executor) {
     t.dz.resize(t.expert.size());
     for_each_row(rows, up_, t, executor, [&](index_t r, index_t i, const Scalar* up) {
-      const Scalar da = kernel::dot(up, dy.data() + rows.token(i) * dy.outerStride(), outputs());
+      const Scalar da = kernel::dot(up, dy.data() + rows.target(i) * dy.outerStride(), outputs());
       if (dweight != nullptr) dweight[i] = da * Scalar(Phi::value(t.z[r]));
       t.dz[r] = rows.weight(i) * da * Phi::derivative(t.z[r]);
       if (dinput_scale != nullptr)
@@ -122,12 +122,12 @@ public:
                                                 inputs());
     });
     add_rows_of(down_, rows, t, dx, executor, [&](index_t r, index_t i) {
-      return std::pair{rows.input_scale(i), t.dz[r]};
+      return addend{rows.token(i), rows.input_scale(i), t.dz[r]};
     });
     add_gradients(t, executor, [&](index_t r, Scalar* ddown, Scalar* dup) {
-      const index_t i = rows.begin() + r, token = rows.token(i);
-      kernel::add_scaled(rows.input_scale(i) * t.dz[r], x.data() + token * x.outerStride(), ddown, inputs());
-      kernel::add_scaled(rows.weight(i) * Scalar(Phi::value(t.z[r])), dy.data() + token * dy.outerStride(), dup,
+      const index_t i = rows.begin() + r;
+      kernel::add_scaled(rows.input_scale(i) * t.dz[r], x.data() + rows.token(i) * x.outerStride(), ddown, inputs());
+      kernel::add_scaled(rows.weight(i) * Scalar(Phi::value(t.z[r])), dy.data() + rows.target(i) * dy.outerStride(), dup,
                          outputs());
     });
   }
@@ -201,11 +201,15 @@ private:
     });
   }
 
-  /// out[token(i)] += outer (inner table[e]) for the rows i = begin() + r of the view, in their order, with
-  /// {outer, inner} = factors(r, i). A task owns columns.
-  template <typename Factors>
+  /// What a row of the view adds, and to which row: out[row] += outer (inner table[e]).
+  struct addend {
+    index_t row;
+    Scalar outer, inner;
+  };
+  /// Adds what addend_of(r, i) says for the rows i = begin() + r of the view, in their order. A task owns columns.
+  template <typename AddendOf>
   static void add_rows_of(const parameter<Scalar>& table, const routed_rows<Scalar>& rows, const tape& t,
-                          tokens_out<Scalar> out, const executor_ref& executor, const Factors& factors) {
+                          tokens_out<Scalar> out, const executor_ref& executor, const AddendOf& addend_of) {
     constexpr index_t lanes = kernel::simd_width<Scalar>, fewest_vectors = 4;
     const index_t vectors = (out.cols() + lanes - 1) / lanes;
     const executor_ref threads = executor.for_work(2 * rows.size() * out.cols());
@@ -215,10 +219,10 @@ private:
       const index_t end = (std::min)(vectors * (part + 1) / parts * lanes, out.cols());
       for (index_t r = 0; r < t.expert.size(); ++r) {
         ask_for(table, t, r + rows_ahead);
-        const auto [outer, inner] = factors(r, rows.begin() + r);
+        const auto [to_row, outer, inner] = addend_of(r, rows.begin() + r);
         const kernel::simd<Scalar> factor(inner);
         const Scalar* from = row(table, t.expert[r]);
-        Scalar* to = out.data() + rows.token(rows.begin() + r) * out.outerStride();
+        Scalar* to = out.data() + to_row * out.outerStride();
         index_t c = begin;
         for (; c + lanes <= end; c += lanes)
           kernel::add_weighted<Scalar>(outer, factor * kernel::load(from + c), lanes, to + c);

@@ -107,7 +107,7 @@ public:
       for_each_row(rows, [&](index_t i, const piece& p) {
         if (rows.weight(i) != Scalar(0))
           kernel::add_scaled(rows.weight(i), values_.data() + p.value + begin,
-                             y.data() + rows.token(i) * y.outerStride() + p.output + begin, count);
+                             y.data() + rows.target(i) * y.outerStride() + p.output + begin, count);
       });
     });
   }
@@ -117,7 +117,7 @@ public:
   void backward_routed(tokens_in<Scalar>, const routed_rows<Scalar>& rows, tokens_in<Scalar> dy, tokens_out<Scalar>,
                        tape&, Scalar* dweight, Scalar* dinput_scale, const executor_ref& executor) {
     const auto upstream = [&](index_t i, const piece& p) {
-      return dy.data() + rows.token(i) * dy.outerStride() + p.output;
+      return dy.data() + rows.target(i) * dy.outerStride() + p.output;
     };
     for_each_row(rows, [&](index_t i, const piece& p) {
       if (dweight != nullptr) dweight[i] = kernel::dot(upstream(i, p), values_.data() + p.value, piece_width());

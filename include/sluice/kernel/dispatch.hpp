@@ -46,9 +46,9 @@ void for_each_routed(const routed_rows<Scalar>& view, index_t work, const execut
   });
 }
 
-/// out[token(i)] += factor(i) * rows[i]. Columns go in whole vectors, whoever has them.
-template <typename Scalar, typename Factor>
-void add_by_columns(const routed_rows<Scalar>& view, const Factor& factor, tokens_in<Scalar> rows,
+/// out[place(i)] += factor(i) * rows[i]. Columns go in whole vectors, whoever has them.
+template <typename Scalar, typename Place, typename Factor>
+void add_by_columns(const routed_rows<Scalar>& view, const Place& place, const Factor& factor, tokens_in<Scalar> rows,
                     tokens_out<Scalar> out, const executor_ref& executor) {
   constexpr index_t lanes = kernel::simd_width<Scalar>, fewest_vectors = 4;
   const index_t vectors = (out.cols() + lanes - 1) / lanes;
@@ -59,7 +59,7 @@ void add_by_columns(const routed_rows<Scalar>& view, const Factor& factor, token
     const index_t end = (std::min)(vectors * (part + 1) / parts * lanes, out.cols());
     for (index_t i = view.begin(); i < view.end(); ++i) {
       const Scalar* from = rows.data() + i * rows.outerStride();
-      Scalar* to = out.data() + view.token(i) * out.outerStride();
+      Scalar* to = out.data() + place(i) * out.outerStride();
       index_t c = begin;
       for (; c + lanes <= end; c += lanes) kernel::add_weighted(factor(i), kernel::load(from + c), lanes, to + c);
       if (c < end) kernel::add_weighted(factor(i), kernel::load_part(from + c, end - c, Scalar(0)), end - c, to + c);
@@ -83,7 +83,7 @@ template <std::floating_point Scalar>
 void add_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> rows, tokens_out<Scalar> y,
               const executor_ref& executor) {
   detail::add_by_columns<Scalar>(
-      view, [&](index_t i) { return view.weight(i); }, rows, y, executor);
+      view, [&](index_t i) { return view.target(i); }, [&](index_t i) { return view.weight(i); }, rows, y, executor);
 }
 
 /// The adjoint of add_rows. dweight may be null.
@@ -91,7 +91,7 @@ template <std::floating_point Scalar>
 void weigh_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> dy, tokens_in<Scalar> rows, tokens_out<Scalar> drows,
                 Scalar* dweight, const executor_ref& executor) {
   detail::for_each_routed(view, 2 * dy.cols(), executor, [&](index_t i) {
-    const Scalar* upstream = dy.data() + view.token(i) * dy.outerStride();
+    const Scalar* upstream = dy.data() + view.target(i) * dy.outerStride();
     kernel::copy_scaled(view.weight(i), upstream, drows.data() + i * drows.outerStride(), dy.cols());
     if (dweight != nullptr) dweight[i] = kernel::dot(upstream, rows.data() + i * rows.outerStride(), dy.cols());
   });
@@ -102,7 +102,8 @@ template <std::floating_point Scalar>
 void add_input_rows(const routed_rows<Scalar>& view, tokens_in<Scalar> x, tokens_in<Scalar> drows,
                     tokens_out<Scalar> dx, Scalar* dinput_scale, const executor_ref& executor) {
   detail::add_by_columns<Scalar>(
-      view, [&](index_t i) { return view.input_scale(i); }, drows, dx, executor);
+      view, [&](index_t i) { return view.token(i); }, [&](index_t i) { return view.input_scale(i); }, drows, dx,
+      executor);
   if (dinput_scale == nullptr) return;
   detail::for_each_routed(view, x.cols(), executor, [&](index_t i) {
     dinput_scale[i] = kernel::dot(x.data() + view.token(i) * x.outerStride(), drows.data() + i * drows.outerStride(),
