@@ -28,9 +28,9 @@
 #include <sluice/layer/call_checks.hpp>
 #include <sluice/layer/kept_rows.hpp>
 #include <sluice/layer/mixture_layer.hpp>
+#include <sluice/loss/loss_list.hpp>
 
 #include <algorithm>
-#include <array>
 #include <tuple>
 #include <utility>
 
@@ -105,21 +105,13 @@ public:
   };
 
   /// A workspace that also keeps what backward needs.
-  struct tape : workspace {
+  struct tape : workspace, loss_values<scalar, sizeof...(Losses)> {
     context_type context;
     matrix_buffer<scalar> x;
-    std::array<scalar, sizeof...(Losses)> losses{};  ///< coefficient × value of each auxiliary loss
-    buffer<std::uint8_t> counted;                    ///< [T] 1 where losses see the token; empty: as the context says
     matrix_buffer<scalar> drows;
     matrix_buffer<scalar> doutputs;
     typename plan_type::gradient dplan;
     bool is_planned = false;  ///< whether the last call took the plan as it was
-
-    scalar loss() const {
-      scalar sum = 0;
-      for (const scalar value : losses) sum += value;
-      return sum;
-    }
   };
 
   /// Throws std::invalid_argument if the experts do not fit the router.
@@ -165,13 +157,7 @@ public:
 
   /// The end of a training forward call, for who has routed by router() and runs the experts himself
   /// (layer/multi_gate.hpp): the losses see what was routed into t.plan by t.router, with t.context.
-  void evaluate_losses(tape& t) const {
-    if constexpr (requires { t.router.dseen.zero_like(t.router.seen); })
-      t.router.dseen.zero_like(t.router.seen);
-    if constexpr (sizeof...(Losses) > 0 && requires { t.router.dseen.reserve_scratch(index_t()); })
-      t.router.dseen.reserve_scratch(t.context.group_count());
-    evaluate_losses(t, loss_context(t), std::index_sequence_for<Losses...>{});
-  }
+  void evaluate_losses(tape& t) const { losses_.evaluate(t.router, t.plan, t.context, t); }
 
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
@@ -231,7 +217,7 @@ public:
   /// from the statistics that the tape gathered since the last call.
   void after_step(tape& t) {
     if constexpr (requires { router_.after_step(t.statistics, t.router); }) router_.after_step(t.statistics, t.router);
-    std::apply([&](auto&... loss) { (step_loss(loss, t.statistics), ...); }, losses_);
+    losses_.after_step(t.statistics);
     t.statistics.clear();
   }
 
@@ -245,7 +231,7 @@ public:
           auto bank = experts_.template stored_as<Storage>(format...);
           return moe_layer<Router, decltype(bank), Losses...>(router_, std::move(bank), loss...);
         },
-        losses_);
+        losses_.all());
   }
 
   /// Bytes of memory that the experts of a workspace (or tape) will take for `rows` assignments; what the router keeps
@@ -262,14 +248,14 @@ public:
   const Experts& bank() const noexcept { return experts_; }
   template <std::size_t I>
   auto& loss() noexcept {
-    return std::get<I>(losses_);
+    return losses_.template get<I>();
   }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Router>) visit("router", self.router_);
     if constexpr (HasParameters<Experts>) visit("experts", self.experts_);
-    visit_losses(self, visit, std::index_sequence_for<Losses...>{});
+    loss_list<Losses...>::visit_parameters(self.losses_, visit);
   }
 
 private:
@@ -357,42 +343,9 @@ private:
     dispatch_backward(t.plan, t.x.map(), t.drows.map(), dx, t.dplan, executor);
   }
 
-  /// The context of a training call as losses see it: a token that held NaN is padding to them.
-  static context_type loss_context(tape& t) {
-    context_type context = t.context;
-    if (sizeof...(Losses) == 0) return context;
-    t.counted.reserve(t.plan.tokens());
-    t.counted.clear();
-    const auto invalid = t.plan.invalid_tokens();
-    if (invalid.empty()) return context;
-    t.counted.resize(t.plan.tokens());
-    for (index_t token = 0; token < t.plan.tokens(); ++token) t.counted[token] = !context.is_padding(token);
-    for (const index_t token : invalid) t.counted[token] = 0;
-    context.token_mask = t.counted.span();
-    return context;
-  }
-
-  template <std::size_t... I>
-  void evaluate_losses(tape& t, const context_type& context, std::index_sequence<I...>) const {
-    ((t.losses[I] = std::get<I>(losses_)(t.router.seen, t.plan, context, t.router.dseen)), ...);
-  }
-
-  template <typename Loss>
-  static void step_loss(Loss& loss, const routing_statistics& statistics) {
-    if constexpr (requires { loss.after_step(statistics); }) loss.after_step(statistics);
-  }
-
-  template <typename Self, typename Visitor, std::size_t... I>
-  static void visit_losses(Self& self, Visitor& visit, std::index_sequence<I...>) {
-    [[maybe_unused]] const auto one = [&](const std::string& name, auto& loss) {
-      if constexpr (HasParameters<std::remove_cvref_t<decltype(loss)>>) visit(name, loss);
-    };
-    (one("loss." + std::to_string(I), std::get<I>(self.losses_)), ...);
-  }
-
   Router router_;
   Experts experts_;
-  std::tuple<Losses...> losses_;
+  loss_list<Losses...> losses_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA
