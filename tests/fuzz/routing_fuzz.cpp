@@ -440,6 +440,13 @@ index_t room(const group_limit& limit, index_t experts) {
   return limit.limits() ? limit.kept * (experts / limit.groups) : experts;
 }
 
+/// k under the limit, and whether every kept group gives as many of it.
+drawn_k draw_k(byte_reader& bytes, index_t experts, group_limit& limit) {
+  const drawn_k k = draw_k(bytes, index_t(1), room(limit, experts));
+  limit.evenly = k.own % limit.kept == 0 && k.of_call % limit.kept == 0 && bytes.flag();
+  return k;
+}
+
 choice_policy<float> draw_policy(byte_reader& bytes) {
   constexpr further_choices policies[] = {further_choices::random, further_choices::all, further_choices::none,
                                           further_choices::threshold};
@@ -459,7 +466,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
       o.smallest_sum = bytes.one_of(guards), o.added_to_sum = bytes.one_of(guards), o.scaling = bytes.one_of(scalings);
       o.groups = draw_groups(bytes, b.experts);
-      k = draw_k(bytes, 1, room(o.groups, b.experts));
+      k = draw_k(bytes, b.experts, o.groups);
       o.top_k = k.own;
       return any_rule(softmax_rule<float>(o));
     }
@@ -470,7 +477,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
       o.added_to_sum = bytes.one_of(guards), o.smallest_sum = bytes.one_of(guards), o.scaling = bytes.one_of(scalings);
       o.scores = bytes.one_of(scores);
       o.groups = draw_groups(bytes, b.experts);
-      k = draw_k(bytes, 1, room(o.groups, b.experts));
+      k = draw_k(bytes, b.experts, o.groups);
       o.top_k = k.own;
       sigmoid_rule<float> rule(b.experts, o);
       bit_stream bits(bytes.byte());

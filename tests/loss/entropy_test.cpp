@@ -102,3 +102,20 @@ TEST_CASE("entropy_loss: gradients of thresholds and of tokens equal central dif
   INFO(report.describe());
   CHECK(report.largest_error < 1e-6);
 }
+
+TEST_CASE("entropy_loss: parts of the experts have values of their own, and the loss is their mean", "[loss][gradient]") {
+  const auto of = GENERATE(entropy_of::mean, entropy_of::tokens);
+  auto c = test::random_case(9, 6, 95);
+  const double together = c.evaluate(entropy_loss{.coefficient = 0.5, .of = of, .parts = 2});
+  const matrix<double> logits = c.seen.clean.map(), gradient = c.gradients.clean.map();
+  double mean = 0;
+  for (index_t part = 0; part < 2; ++part) {
+    test::loss_case<double> alone;
+    alone.set_clean(matrix<double>(logits.middleCols(3 * part, 3)));
+    mean += alone.evaluate(entropy_loss{.coefficient = 0.25, .of = of});
+    CHECK(test::largest_difference(matrix<double>(gradient.middleCols(3 * part, 3)),
+                                   matrix<double>(alone.gradients.clean.map())) < test::bound<double>(3));
+  }
+  CHECK(together == Approx(mean).epsilon(1e-12));
+  CHECK_THROWS_WITH(c.evaluate(entropy_loss{.parts = 4}), Catch::Matchers::Contains("6 experts into 4"));
+}

@@ -23,9 +23,23 @@ TEST_CASE("importance_loss: sparse gates of fixture F", "[loss]") {
   CHECK(c.evaluate(unbiased) == Approx(3.353163 / 3).margin(1e-6));
 }
 
+TEST_CASE("importance_loss: chosen probabilities are those of all, where everything is chosen", "[loss]") {
+  auto c = test::fixture_f(2);
+  const importance_loss chosen{.source = importance_source::chosen_probabilities};
+  // One token of two experts, of which it chooses the first: shares 0.75 and 0, so the variance is the squared mean.
+  test::loss_case<double> one;
+  one.set_clean(matrix<double>{{std::log(0.75), std::log(0.25)}});
+  one.choose(1, 1);
+  CHECK(one.evaluate(chosen) == Approx(1).epsilon(1e-12));
+  c.choose(4, 4);
+  const double all = c.evaluate(importance_loss{});
+  CHECK(c.evaluate(chosen) == Approx(all).epsilon(1e-12));
+}
+
 TEST_CASE("importance_loss: gradients equal central differences", "[loss][gradient]") {
   const auto form = GENERATE(variance::population, variance::unbiased);
-  const auto source = GENERATE(importance_source::probabilities, importance_source::sparse_gates);
+  const auto source = GENERATE(importance_source::probabilities, importance_source::sparse_gates,
+                               importance_source::chosen_probabilities);
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
   auto c = test::random_case(11, 5, 31);
   const auto report = c.check(

@@ -105,13 +105,22 @@ Scalar mean_over_groups(const Loss& loss, const score_signals<Scalar>& seen, con
   });
 }
 
-/// The probabilities of one group, one row a token: those of logits that are divided by a temperature.
+/// Columns of a matrix [T,E]; all of them if there is no count.
+struct column_range {
+  index_t first = 0;
+  index_t count = 0;
+};
+
+/// The probabilities of one group, one row a token: those of logits that are divided by a temperature. With columns, of
+/// these experts alone.
 template <FloatOrDouble Scalar>
 class group_probabilities {
 public:
   group_probabilities(const matrix_buffer<Scalar>& logits, const routing_context<Scalar>& context, token_range group,
-                      loss_probability form, matrix_buffer<Scalar>& rows, double jitter = 0, double temperature = 1)
+                      loss_probability form, matrix_buffer<Scalar>& rows, double jitter = 0, double temperature = 1,
+                      column_range columns = {})
       : logits_(logits),
+        columns_(columns.count == 0 ? column_range{0, logits.cols()} : columns),
         context_(context),
         group_(group),
         form_(form),
@@ -119,10 +128,12 @@ public:
         temperature_(temperature),
         rows_(rows) {
     rows_.resize(group.size(), experts());
-    for_tokens(context, group, experts(), [&](index_t t) { fill(logits_.row(t), rows_.row(t - group_.begin)); });
+    for_tokens(context, group, experts(), [&](index_t t) {
+      fill(logits_.row(t) + columns_.first, rows_.row(t - group_.begin));
+    });
   }
 
-  index_t experts() const noexcept { return logits_.cols(); }
+  index_t experts() const noexcept { return columns_.count; }
 
   void add_to(double* sums) const { add_rows(context_, group_, rows_, experts(), sums); }
 
@@ -137,9 +148,10 @@ public:
       double inner = 0;
       for (index_t e = 0; e < experts(); ++e) inner += c[e] * static_cast<double>(p[e]);
       for (index_t e = 0; e < experts(); ++e) {
-        const double logit = static_cast<double>(logits_(t, e)) / temperature_;
+        const index_t column = columns_.first + e;
+        const double logit = static_cast<double>(logits_(t, column)) / temperature_;
         const double slope = (form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1) / temperature_;
-        dlogits(t, e) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
+        dlogits(t, column) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });
   }
@@ -170,6 +182,7 @@ private:
   }
 
   const matrix_buffer<Scalar>& logits_;
+  column_range columns_;
   const routing_context<Scalar>& context_;
   token_range group_;
   loss_probability form_;

@@ -12,6 +12,8 @@
 /// With a modality, tokens of others count nowhere: LIMoE has for text
 ///   entropy_loss{.of = tokens, .modality = text}, entropy_loss{.threshold = log S, .modality = text}
 /// and for images the second alone, with log S for about S experts; a group without tokens of the modality has value 0.
+/// With parts, E experts stand in so many equal parts with a softmax and a value each, and the loss is their mean:
+/// experts by head (attention/routed_value_attention.hpp).
 /// 0 log 0 is 0. A negative coefficient turns the mean's round and concentrates it (HMoE's entropy term).
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp. Csordas et al. 2023 (sigma-MoE), arXiv:2310.10837;
 /// Mustafa et al. 2022 (LIMoE), arXiv:2206.02770.
@@ -35,6 +37,7 @@ struct entropy_loss {
   entropy_of of = entropy_of::mean;
   double threshold = (std::numeric_limits<double>::max)();  ///< tau of the mean; the default is none
   index_t modality = -1;                                    ///< of the tokens that count; -1 means all
+  index_t parts = 1;                                        ///< of the experts, with a softmax each
 
   template <std::floating_point Scalar, typename Plan>
   Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
@@ -42,7 +45,7 @@ struct entropy_loss {
     return detail::mean_over_groups(*this, seen, plan, context, gradients);
   }
 
-  /// Throws std::invalid_argument if there is a modality and the context has no modality_ids.
+  /// Throws std::invalid_argument if there is a modality and the context has no modality_ids, or parts do not divide E.
   template <std::floating_point Scalar, typename Plan>
   Scalar group_value(const score_signals<Scalar>& seen, const Plan&, const routing_context<Scalar>& context,
                      index_t group, double scale, score_gradients<Scalar>& gradients) const {
@@ -54,9 +57,17 @@ struct entropy_loss {
     if (count == 0) return 0;
     const matrix_buffer<Scalar>& read = detail::logits_of(seen, logits);
     matrix_buffer<Scalar>& dlogits = detail::logits_of(gradients, logits);
-    return static_cast<Scalar>(of == entropy_of::mean
-                                   ? of_mean(read, context, range, count, scale, gradients, dlogits)
-                                   : of_tokens(read, context, range, count, scale, gradients, dlogits));
+    if (parts < 1 || read.cols() % parts != 0)
+      throw_invalid("entropy_loss cannot part ", read.cols(), " experts into ", parts);
+    const index_t size = read.cols() / parts;
+    double value = 0;
+    for (index_t part = 0; part < parts; ++part) {
+      const detail::column_range columns{part * size, size};
+      const double share = scale / static_cast<double>(parts);
+      value += of == entropy_of::mean ? of_mean(read, context, range, count, columns, share, gradients, dlogits)
+                                      : of_tokens(read, context, range, count, columns, share, gradients, dlogits);
+    }
+    return static_cast<Scalar>(value);
   }
 
 private:
@@ -67,13 +78,14 @@ private:
 
   template <std::floating_point Scalar>
   double of_mean(const matrix_buffer<Scalar>& read, const routing_context<Scalar>& context, token_range range,
-                 index_t count, double scale, score_gradients<Scalar>& gradients,
+                 index_t count, detail::column_range columns, double scale, score_gradients<Scalar>& gradients,
                  matrix_buffer<Scalar>& dlogits) const {
-    const index_t experts = read.cols();
+    const index_t experts = columns.count;
     gradients.sum_scratch.assign(2 * experts, 0);
     double* q = gradients.sum_scratch.data();
     double* c = q + experts;
-    const detail::group_probabilities<Scalar> p(read, context, range, loss_probability::softmax, gradients.row_scratch);
+    const detail::group_probabilities<Scalar> p(read, context, range, loss_probability::softmax, gradients.row_scratch,
+                                                0, 1, columns);
     for (index_t t = range.begin; t < range.end; ++t)  // a row of zeros has no part and no gradient
       if (!counts(context, t)) std::fill_n(gradients.row_scratch.row(t - range.begin), experts, Scalar(0));
     p.add_to(q);
@@ -94,9 +106,9 @@ private:
 
   template <std::floating_point Scalar>
   double of_tokens(const matrix_buffer<Scalar>& read, const routing_context<Scalar>& context, token_range range,
-                   index_t count, double scale, score_gradients<Scalar>& gradients,
+                   index_t count, detail::column_range columns, double scale, score_gradients<Scalar>& gradients,
                    matrix_buffer<Scalar>& dlogits) const {
-    const index_t experts = read.cols();
+    const index_t experts = columns.count;
     matrix_buffer<Scalar>& rows = gradients.row_scratch;  // the entropy, and from column E on p
     rows.resize(range.size(), 2 * experts);
     const double share = scale / static_cast<double>(count);
@@ -105,12 +117,12 @@ private:
       *entropy = 0;
       if (!counts(context, t)) return;
       Scalar* p = entropy + experts;
-      kernel::softmax(read.row(t), p, experts);
+      kernel::softmax(read.row(t) + columns.first, p, experts);
       const auto log_of = [&](index_t e) { return p[e] == 0 ? 0.0 : std::log(static_cast<double>(p[e])); };
       double sum = 0;
       for (index_t e = 0; e < experts; ++e) sum -= static_cast<double>(p[e]) * log_of(e);
       for (index_t e = 0; e < experts; ++e)
-        dlogits(t, e) -= static_cast<Scalar>(share * static_cast<double>(p[e]) * (log_of(e) + sum));
+        dlogits(t, columns.first + e) -= static_cast<Scalar>(share * static_cast<double>(p[e]) * (log_of(e) + sum));
       *entropy = static_cast<Scalar>(sum);
     });
     double sum = 0;

@@ -2,9 +2,11 @@
 ///
 ///   importance[e] = sum over t of p[t,e], p = softmax of the clean logits        value = cv2(importance)
 ///   sparse gates:   sum over t of w[t,e], w = softmax of the noisy logits over the token's assignments
+///   chosen:         sum over the t that have an assignment to e of p[t,e], over the sum of those of all experts
 ///
 /// The sparse form is the gate of Shazeer et al. and FastMoE: the plan's weights wherever these are a softmax over the
-/// choice (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token.
+/// choice (`post`, or `renorm` with scaling 1). It has value and no gradient with one choice a token. Where the weights
+/// are the probabilities themselves (`pre`, as in the code of the mixture of attention heads), they are the chosen.
 /// With costs, importance[e] is multiplied by that of e: latencies, so that slow experts should matter less. 1 + value
 /// is the mean importance loss of SpeechMoE, E sum over e of (mean over t of p[t,e])^2.
 /// Groups, padding, NaN and coefficient 0: loss/common.hpp. A group without tokens has value 0.
@@ -18,11 +20,12 @@
 #include <sluice/loss/common.hpp>
 
 #include <concepts>
+#include <span>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class importance_source { probabilities, sparse_gates };
+enum class importance_source { probabilities, sparse_gates, chosen_probabilities };
 
 struct importance_loss {
   double coefficient = 1;
@@ -42,13 +45,19 @@ struct importance_loss {
                      index_t group, double scale, score_gradients<Scalar>& gradients) const {
     const token_range range = context.group(group, seen.clean.rows());
     const index_t experts = seen.clean.cols();
-    gradients.sum_scratch.assign(2 * experts, 0);
+    gradients.sum_scratch.assign(3 * experts, 0);
     double* sums = gradients.sum_scratch.data();
     if (source == importance_source::sparse_gates) {
       if constexpr (std::derived_from<Plan, sparse_plan<Scalar>>)
         return static_cast<Scalar>(sparse_value(seen, plan, context, range, scale, gradients));
       else
         throw_invalid("importance_loss: only a sparse plan has sparse gates");
+    }
+    if (source == importance_source::chosen_probabilities) {
+      if constexpr (std::same_as<Plan, sparse_plan<Scalar>>)
+        return static_cast<Scalar>(chosen_value(seen, plan, context, range, scale, gradients));
+      else
+        throw_invalid("importance_loss: only a sparse plan says what was chosen");
     }
     const detail::group_probabilities<Scalar> p(detail::logits_of(seen, logits), context, range,
                                                 loss_probability::softmax, gradients.row_scratch);
@@ -92,6 +101,44 @@ private:
         gradients.noisy_or_clean()(t, plan.expert(own[j])) +=
             static_cast<Scalar>(static_cast<double>(w[j]) * (c[plan.expert(own[j])] - inner));
     }
+    return value;
+  }
+
+  template <std::floating_point Scalar>
+  double chosen_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
+                      const routing_context<Scalar>& context, token_range range, double scale,
+                      score_gradients<Scalar>& gradients) const {
+    const index_t experts = seen.clean.cols();
+    double* sums = gradients.sum_scratch.data();
+    const auto for_chosen = [&](auto&& f) {
+      for (index_t t = range.begin; t < range.end; ++t)
+        if (!context.is_padding(t)) f(t, gradients.row_scratch.row(t - range.begin), plan.of_token(t));
+    };
+    const detail::group_probabilities<Scalar> all(detail::logits_of(seen, logits), context, range,
+                                                  loss_probability::softmax, gradients.row_scratch);
+    for_chosen([&](index_t, const Scalar* p, std::span<const index_t> own) {
+      for (const index_t i : own) sums[plan.expert(i)] += static_cast<double>(p[plan.expert(i)]);
+    });
+    double total = 0;
+    for (index_t e = 0; e < experts; ++e) total += sums[e];
+    if (total == 0) return 0;
+    double* const c = sums + experts;
+    double* const shares = c + experts;
+    for (index_t e = 0; e < experts; ++e) shares[e] = sums[e] /= total;
+    const double value = differentiate(sums, experts, scale);
+    double common = 0;
+    for (index_t e = 0; e < experts; ++e) common += c[e] * shares[e];
+    for (index_t e = 0; e < experts; ++e) c[e] = (c[e] - common) / total;
+    matrix_buffer<Scalar>& dlogits = detail::logits_of(gradients, logits);
+    for_chosen([&](index_t t, const Scalar* p, std::span<const index_t> own) {
+      double inner = 0;
+      for (const index_t i : own) {
+        const double pull = c[plan.expert(i)] * static_cast<double>(p[plan.expert(i)]);
+        dlogits(t, plan.expert(i)) += static_cast<Scalar>(pull);
+        inner += pull;
+      }
+      for (index_t e = 0; e < experts; ++e) dlogits(t, e) -= static_cast<Scalar>(inner * static_cast<double>(p[e]));
+    });
     return value;
   }
 };

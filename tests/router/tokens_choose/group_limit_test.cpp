@@ -87,6 +87,15 @@ TEST_CASE("group_limit: experts outside the kept groups are not chosen even for 
   CHECK(choice(limit, scores, 2) == std::vector<index_t>{3, 2});
 }
 
+TEST_CASE("group_limit: evenly, every kept group gives its own best", "[router][group_limit]") {
+  const std::vector<double> scores{0.1, 0.9, 0.9, 0.2, 0.8, 0.7, 0.3, 0.1, 0.2};
+  CHECK(choice({.groups = 3, .kept = 3, .evenly = true}, scores, 6) == std::vector<index_t>{1, 2, 4, 5, 6, 8});
+  CHECK(choice({.groups = 3, .kept = 2, .evenly = true}, scores, 2) == std::vector<index_t>{1, 4});
+  CHECK(choice({.groups = 3, .kept = 3, .evenly = true}, {0.1, 0.2, 0.3}, 3) == std::vector<index_t>{0, 1, 2});
+  CHECK_THROWS_WITH((group_limit{.groups = 3, .kept = 3, .evenly = true}.validate(9, 4)),
+                    test::contains("k = 4 experts cannot come evenly from 3 groups"));
+}
+
 TEST_CASE("group_limit: refuses what cannot be, with the numbers", "[router][group_limit]") {
   const auto message = [](const char* part) { return test::contains(part); };
   CHECK_THROWS_WITH((group_limit{.groups = 3, .kept = 1}.validate(8, 2)), message("E = 8") && message("groups = 3"));

@@ -2,12 +2,14 @@
 ///
 ///   E experts in n equal contiguous groups; a group's score is its best expert's score (DeepSeek-V2) or the sum of its
 ///   two best (DeepSeek-V3); the experts of all but `kept` groups cannot be chosen; then top-k of the others
+///   evenly: each of the kept groups gives its own k / kept best; one group after the other, in a group the best first
 ///
 /// The others may have any score: negative, -infinity and NaN (which counts as -infinity) are still chosen before an
 /// expert of a group that is not kept. Published inference code does not exclude those experts but sets what they are
 /// compared by to 0, so that they come before negative (biased) scores: unkept::score_of_zero does the same, for runs
-/// that have to agree with such code. Equal scores: the lower group, the lower expert. DeepSeek-AI 2024,
-/// arXiv:2405.04434 and arXiv:2412.19437.
+/// that have to agree with such code. Evenly and with all groups kept, k is chosen group by group, as by a router for
+/// each: the heads of SwitchHead (attention/routed_value_attention.hpp). Equal scores: the lower group, the lower
+/// expert. DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -24,6 +26,7 @@ struct group_limit {
   index_t kept = 1;
   group_score score = group_score::best;
   unkept others = unkept::excluded;  ///< experts of groups that are not kept
+  bool evenly = false;               ///< whether every kept group gives as many
 
   friend bool operator==(const group_limit&, const group_limit&) = default;
 
@@ -38,6 +41,8 @@ struct group_limit {
       throw_invalid("groups of ", experts / groups, " expert have no two best");
     if (limits() && k > kept * (experts / groups))
       throw_invalid("k = ", k, " experts cannot come from ", kept, " groups of ", experts / groups);
+    if (limits() && evenly && k % kept != 0)
+      throw_invalid("k = ", k, " experts cannot come evenly from ", kept, " groups");
   }
 
   template <typename Scalar>
@@ -65,6 +70,14 @@ struct group_limit {
   void top_k(const Scalar* scores, Scalar* scratch, index_t experts, index_t k, index_t* ids) const {
     const index_t size = experts / groups;
     const Scalar* kept_groups = mark_kept(scores, scratch, size);
+    if (evenly) {
+      for (index_t g = 0; g < groups; ++g) {
+        if (kept_groups[g] == Scalar(0)) continue;
+        kernel::top_k(scores + g * size, size, k / kept, ids);
+        for (index_t j = 0; j < k / kept; ++j) *ids++ += g * size;
+      }
+      return;
+    }
     const bool at_zero = others == unkept::score_of_zero;
     const auto key = [&](index_t e) {
       return order_key(at_zero && kept_groups[e / size] == Scalar(0) ? Scalar(0) : scores[e]);
