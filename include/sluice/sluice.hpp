@@ -89,7 +89,9 @@
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/depth/linked.hpp>
+#include <sluice/layer/depth/loss_over_rounds.hpp>
 #include <sluice/layer/depth/momentum.hpp>
+#include <sluice/layer/depth/repeated.hpp>
 #include <sluice/layer/depth/state_chain.hpp>
 #include <sluice/layer/embedding.hpp>
 #include <sluice/layer/encoders/encoder_mixture.hpp>
@@ -131,6 +133,7 @@
 #include <sluice/loss/expert_target.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/loss/load.hpp>
+#include <sluice/loss/loss_list.hpp>
 #include <sluice/loss/membership.hpp>
 #include <sluice/loss/relu_l1.hpp>
 #include <sluice/loss/router_z.hpp>

@@ -16,6 +16,7 @@
 #include <sluice/layer/branches/shortcut.hpp>
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/depth/repeated.hpp>
 #include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
 #include <sluice/layer/depth/momentum.hpp>
@@ -68,6 +69,8 @@ void infer_with(const Layer& layer, Tape& tape, tokens_in<float> x, tokens_out<f
     layer.forward(x, y, static_cast<typename Layer::workspace&>(tape));
   else if constexpr (requires { tape.layers; })
     infer_with(layer.template layer<0>(), std::get<0>(tape.layers), x, y);
+  else if constexpr (requires { tape.rounds; })
+    infer_with(layer.layer(0), tape.rounds.front(), x, y);
   else if (layer.layer().inputs() == layer.inputs())
     infer_with(layer.layer(), tape.layer, x, y);
   else {  // what is inside sees other tokens
@@ -204,6 +207,7 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("residual", residual_layer{normalized_layer{layer_of(top_2), rms_norm<float>{width}}});
   add("zero-gated", zero_gated_layer{layer_of(top_2)});
   add("sequence", sequence{layer_of(relu_router<float>{width, experts}), residual_layer{layer_of(top_2)}});
+  add("taking turns", repeated_layers{std::vector{residual_layer{layer_of(top_2)}, residual_layer{layer_of(top_2)}}});
   add("normalised", normalized_layer{layer_of(top_2), rms_norm<float>{width}});
   add("side by side, between norms", branches());
   add("side by side, weighed", weighed_branches{layer_of(top_2), dense_layer{swiglu<float>{width, 7}}});
