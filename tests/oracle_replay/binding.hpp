@@ -107,6 +107,13 @@ void bind_ffn(bindings<Scalar>& b, Bank& bank, const ffn_tensors& names, bool bi
   }
 }
 
+/// The matrix of each expert of a bank of linear maps: one after the other in one tensor.
+template <typename Scalar, typename Bank>
+void bind_maps(bindings<Scalar>& b, Bank& bank, const std::string& tensor, layout l) {
+  for (index_t e = 0; e < bank.experts(); ++e)
+    b.bind(tensor, bank.expert(e).weight(), e * bank.expert(e).weight().size(), l);
+}
+
 /// gate_proj, up_proj, down_proj, each [E, out, in].
 template <typename Scalar, typename Bank>
 void bind_gated(bindings<Scalar>& b, Bank& bank, const std::string& prefix = "experts.") {

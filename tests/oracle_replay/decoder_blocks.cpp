@@ -89,7 +89,7 @@ void phimoe(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void jetmoe(oracle_case<Scalar>& c) {
-  if (c.template setting<std::string>("kind") != "moe") throw unsupported("attention experts");
+  if (c.template setting<std::string>("kind") == "moa") return jetmoe_attention_block(c);
   const auto [D, E, H] = sizes_of(c);
   const auto bind = [H = H, D = D](auto& layer) {
     bindings<Scalar> b;

@@ -26,6 +26,8 @@ std::vector<replayer> all_replayers() {
   for (const auto& some : {
            softmax_blocks(),
            decoder_blocks(),
+           attention_mixtures(),
+           switch_heads(),
            vision_routers(),
            token_choice(),
            soft_routers(),

@@ -7,6 +7,8 @@ namespace oracle {
 
 std::vector<replayer> softmax_blocks();  // mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v2, deepseek_v3
 std::vector<replayer> decoder_blocks();  // phimoe, jetmoe, gpt_oss, llama4, megatron
+std::vector<replayer> attention_mixtures();  // moa
+std::vector<replayer> switch_heads();    // switchhead
 std::vector<replayer> vision_routers();  // vmoe
 std::vector<replayer> token_choice();    // noisy_topk, switch, top2_gshard, st_moe, tutel
 std::vector<replayer> soft_routers();    // soft_moe, soft_moe_lucidrains
@@ -29,6 +31,10 @@ std::vector<replayer> codebook_policies();  // cvq_vae, vq_kmeans, ibq, optvq, v
 std::vector<replayer> drawn_codes();     // gumbel_vq, mcquic
 std::vector<replayer> clusters();        // kmeans
 std::vector<replayer> code_search_systems();  // pq, ivf_pq, additive_rq, distill_vq
+
+/// JetMoE's attention, in attention_mixtures.cpp.
+template <typename Scalar>
+void jetmoe_attention_block(oracle_case<Scalar>& c);
 
 /// What MC-MoE does before inference, in weight_quantizers.cpp.
 template <typename Scalar>

@@ -2,5 +2,8 @@
 #pragma once
 
 #include <sluice/attention/dot_product_attention.hpp>
+#include <sluice/attention/head_router.hpp>
 #include <sluice/attention/key_value_cache.hpp>
+#include <sluice/attention/routed_query_attention.hpp>
+#include <sluice/attention/routed_value_attention.hpp>
 #include <sluice/attention/self_attention.hpp>
