@@ -125,8 +125,8 @@ struct layer_load_options {
 namespace detail {
 
 /// Where each parameter of a layer goes to or comes from, by the names of a model.
-template <typename Layer>
-std::vector<tensor_copy> copies_of(Layer& layer, const tensor_names& names, problem_list& problems) {
+template <typename Layer, typename Names>
+std::vector<tensor_copy> copies_of(Layer& layer, const Names& names, problem_list& problems) {
   std::vector<tensor_copy> copies;
   for_each_parameter(layer, [&](const std::string& name, auto& p) {
     if (auto place = names.place_of(name, p.rows(), p.cols()))
@@ -138,7 +138,8 @@ std::vector<tensor_copy> copies_of(Layer& layer, const tensor_names& names, prob
 }
 
 /// Finds the tensors of all copies, or says what is wrong.
-inline void find_tensors(const checkpoint_model& model, const tensor_names& names, std::vector<tensor_copy>& copies,
+template <typename Names>
+void find_tensors(const checkpoint_model& model, const Names& names, std::vector<tensor_copy>& copies,
                          const std::vector<std::string>& ignored, problem_list& problems, layer_load_report& report) {
   std::map<std::string, const tensor_info*, std::less<>> seen;  // nullptr: reported
   for (tensor_copy& copy : copies) {
@@ -228,6 +229,28 @@ inline void read_all(const std::vector<tensor_copy>& copies, const layer_load_op
   for (const task& t : tasks) report.values.add(t.copy->from->name, t.loss);
 }
 
+/// Fills a layer from the tensors of these names, which are those of `part` of the model.
+template <typename Layer, typename Names>
+void load_named(Layer& layer, const checkpoint_model& model, const std::string& part, const Names& names,
+                const layer_load_options& options) {
+  problem_list problems;
+  layer_load_report report;
+  std::vector<tensor_copy> copies = copies_of(layer, names, problems);
+  find_tensors(model, names, copies, options.ignored, problems, report);
+  if (problems.count() == 0) count_losses(copies, options.executor, problems, report);
+  if (problems.count() > 0) {
+    const model_config& config = model.config();
+    throw file_error(
+        model.name(),
+        part + " does not fit a layer of " + std::string(name_of(config.family)) + ", " +
+            std::to_string(problems.count()) + (problems.count() == 1 ? " problem" : " problems") +
+            (config.quantization.empty() ? "" : " (the model is quantised by " + printable(config.quantization) + ")") +
+            ':' + problems.text());
+  }
+  read_all(copies, options, report);
+  if (options.report != nullptr) *options.report = std::move(report);
+}
+
 }  // namespace detail
 
 /// Fills a layer that exists. A call that throws has changed nothing, unless progress threw.
@@ -238,24 +261,7 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
   if (!names.exists())
     if (const std::string elsewhere = detail::found_elsewhere(model, names, block); !elsewhere.empty())
       throw file_error(model.name(), elsewhere);
-  detail::problem_list problems;
-  layer_load_report report;
-  std::vector<tensor_copy> copies = detail::copies_of(layer, names, problems);
-  detail::find_tensors(model, names, copies, options.ignored, problems, report);
-  if (problems.count() == 0) detail::count_losses(copies, options.executor, problems, report);
-  if (problems.count() > 0) {
-    const model_config& config = model.config();
-    throw file_error(
-        model.name(),
-        to_string(block) + " does not fit a layer of " + std::string(name_of(config.family)) + ", " +
-            std::to_string(problems.count()) + (problems.count() == 1 ? " problem" : " problems") +
-            (config.quantization.empty()
-                 ? ""
-                 : " (the model is quantised by " + detail::printable(config.quantization) + ")") +
-            ':' + problems.text());
-  }
-  detail::read_all(copies, options, report);
-  if (options.report != nullptr) *options.report = std::move(report);
+  detail::load_named(layer, model, to_string(block), names, options);
 }
 
 /// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp). If
