@@ -33,6 +33,9 @@
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
+#include <cmath>
+#include <utility>
+
 namespace sluice::inline SLUICE_ISA {
 
 struct routed_query_options {

@@ -33,6 +33,9 @@
 #include <sluice/kernel/row_norm.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 
+#include <cmath>
+#include <utility>
+
 namespace sluice::inline SLUICE_ISA {
 
 struct routed_value_options {

@@ -3,7 +3,7 @@
 ///
 ///   pack     rows of x, gathered by expert, in blocks as tiles read them               tasks: blocks of rows
 ///   hidden   h = activate(x W_first^T) of all rows, written packed for what follows    tasks: expert x panels of W_first
-///   output   y[token] += weight * (h W_last^T + b)                                     tasks: columns of y, all experts
+///   output   y[target] += weight * (h W_last^T + b)                                    tasks: columns of y, all experts
 ///
 /// An output task owns its columns of y and goes through the experts in order: no second pass combines, nothing is
 /// atomic, and a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of

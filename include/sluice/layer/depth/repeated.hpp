@@ -47,6 +47,7 @@ public:
     std::vector<typename Layer::tape> rounds;
     std::array<matrix_buffer<scalar>, 2> between;
     std::array<matrix_buffer<scalar>, 2> dbetween;
+    detail::forward_record record;
 
     scalar loss() const {
       scalar sum = 0;
@@ -90,16 +91,16 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
+    t.record.forget();
     t.rounds.resize(as_size(depth()));
     run(x, y, t, context);
+    t.record.keep(this);
   }
 
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<Layer> {
+    t.record.validate(this);
     detail::check_backward<repeated_layers, scalar>(*this, dy, dx, dy.rows());  // the layers know the T of their calls
-    if (static_cast<index_t>(t.rounds.size()) != depth())
-      throw_invalid("backward needs a tape of a forward call of these layers: it has ", t.rounds.size(),
-                    " applications, not ", depth());
     backward_of(depth() - 1, dy, dx, t);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&) requires(!TrainableLayer<Layer>) {
