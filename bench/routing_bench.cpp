@@ -38,6 +38,7 @@
 #include <sluice/router/tokens_choose/chosen_ranks.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
+#include <sluice/router/tokens_choose/position_share.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
@@ -198,6 +199,7 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "sigmoid, k = 8", sluice::sigmoid_router<float>(width, experts, {.top_k = 8}));
   time_router(s, "sparse_mixer, k = 2", sluice::sparse_mixer_router<float>(width, experts));
   time_router(s, "moe_plus_plus, k = 2", sluice::moe_plus_plus_router<float>(width, experts), {.previous_logits = true});
+  time_router(s, "position_share, k = 2", sluice::position_share_router<float>(width, experts));
   time_router(s, "importance_score", sluice::importance_score_router<float>(width, experts));
   time_router(s, "expert_choice", sluice::expert_choice_router<float>(width, experts));
   time_router(s, "expert_choice, 3 a token",

@@ -88,6 +88,7 @@
 #include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/depth/forecast.hpp>
 #include <sluice/layer/depth/linked.hpp>
 #include <sluice/layer/depth/loss_over_rounds.hpp>
 #include <sluice/layer/depth/momentum.hpp>
@@ -202,6 +203,7 @@
 #include <sluice/router/tokens_choose/importance_score.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
+#include <sluice/router/tokens_choose/position_share.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/score_weighted.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
@@ -234,4 +236,5 @@
 #include <sluice/train/schedule.hpp>
 #include <sluice/train/self_contrast.hpp>
 #include <sluice/train/sgd.hpp>
+#include <sluice/train/stages.hpp>
 #include <sluice/version.hpp>

@@ -34,6 +34,7 @@
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
+#include <sluice/router/tokens_choose/position_share.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
@@ -154,10 +155,10 @@ public:
   using sparse_rule = coupling_rule<float, sparse_row_coupling<float>, sigmoid_rule<float>>;
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
                              moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, chosen_ranks_rule<float>,
-                             straight_through_rule<float>,
+                             straight_through_rule<float>, position_share_rule<float>,
                              balanced_rule<float>,
                              sinkhorn_rule, sparse_rule, balanced_assignment_rule<float>>;
-  using tape = std::tuple<detail::no_rule_tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,
+  using tape = std::tuple<detail::no_rule_tape, position_share_rule<float>::tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,
                           balanced_assignment_rule<float>::tape>;
   static constexpr bool causal = false;
 

@@ -460,7 +460,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   const auto weights = [&](expert_scores scores) {
     return sigmoid_rule<float>(b.experts, {.top_k = k.own, .renormalize = false, .selection_bias = false, .scores = scores});
   };
-  switch (bytes.below(b.experts < 2 ? 12 : 13)) {
+  switch (bytes.below(b.experts < 2 ? 13 : 14)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -542,6 +542,11 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
       k = draw_k(bytes, 1, b.experts);
       k.of_call = k.own;  // it has no smaller one
       return any_rule(chosen_ranks_rule<float>(softmax_rule<float>({.top_k = k.own, .constant_weight = true}), {k.own - 1}));
+    case 12: {
+      constexpr float epsilons[] = {1e-6F, 1e-30F, 1};
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(position_share_rule<float>({.top_k = k.own, .epsilon = bytes.one_of(epsilons)}));
+    }
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};

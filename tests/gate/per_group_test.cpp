@@ -1,9 +1,14 @@
 #include <sluice/gate/per_group.hpp>
 
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
 #include <sluice/gate/cluster.hpp>
 #include <sluice/gate/identity.hpp>
 #include <sluice/gate/joined.hpp>
 #include <sluice/gate/noisy.hpp>
+#include <sluice/layer/dense.hpp>
+#include <sluice/layer/moe_layer.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "../io/messages.hpp"
 #include "gate_check.hpp"
@@ -173,4 +178,83 @@ TEST_CASE("per_group_gate: a joined gate inside reads the group's features in fr
   const matrix<double> expected = test::score(gate.inner().inner(), joined);
   CHECK(test::largest_difference(matrix<double>(logits.row(6)), expected) <= test::bound<double>(14, 4.0));
   CHECK_THROWS_WITH(test::score(gate, x, grouped()), test::contains("routing_context.features [T, F] = [3, 2]"));
+}
+
+TEST_CASE("per_group_gate: the inner gate reads all tokens of a group, one behind the other", "[gate][per_group]") {
+  using whole_gate = per_group_gate<linear_gate<double>, group_source::all_tokens>;
+  const auto gate = filled_gate(whole_gate(5, linear_gate<double>(15, 4)));
+  CHECK(gate.inputs() == 5);
+  matrix<double> x = test::random_matrix<double>(6, 5, 4);
+  const std::vector<index_t> halves{0, 3, 3, 6};
+  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 1, 1};
+  routing_context<double> context = test::training_context<double>();
+  context.groups = halves;
+  context.token_mask = mask;
+  matrix<double> vectors = matrix<double>::Zero(2, 15);
+  vectors.row(0) << x.row(0), Eigen::RowVectorXd::Zero(5), x.row(2);
+  vectors.row(1) << x.row(3), x.row(4), x.row(5);
+  const matrix<double> logits = test::score(gate, x, context), expected = test::score(gate.inner(), vectors);
+  CHECK(test::same_bits(matrix<double>(logits.row(2)), matrix<double>(expected.row(0))));
+  CHECK(test::same_bits(matrix<double>(logits.row(5)), matrix<double>(expected.row(1))));
+  STATIC_REQUIRE_FALSE(whole_gate::causal);
+  context.groups = {};
+  CHECK_THROWS_WITH(test::score(gate, x, context), test::contains("group 0 has 6 tokens of 5"));
+  CHECK_THROWS_WITH((whole_gate(4, linear_gate<double>(15, 4))), test::contains("15 numbers, which are no tokens of 4"));
+}
+
+TEST_CASE("per_group_gate: the gradient of all tokens goes back to each", "[gate][per_group][gradient]") {
+  auto gate = filled_gate(per_group_gate<linear_gate<double>, group_source::all_tokens>(2, linear_gate<double>(6, 3)));
+  const std::vector<index_t> halves{0, 3, 6};
+  routing_context<double> context = test::training_context<double>();
+  context.groups = halves;
+  const auto report = test::check_gate(gate, test::random_matrix<double>(6, 2, 7), 8, context);
+  INFO(report.describe());
+  CHECK(report.largest_error < 1e-8);
+}
+
+TEST_CASE("per_group_gate: sequences choose slices of a network, and all slices are the network (Union of Experts)",
+          "[gate][per_group][top_k]") {
+  // Each slice has an output bias of its own: the whole one has their sum.
+  const index_t width = 3, hidden = 8, slices = 4, each = hidden / slices;
+  ffn<double, gelu> whole(width, hidden, {.bias = true});
+  initialize(whole, 5);
+  whole.down_bias().fill([](index_t i) { return 0.5 + static_cast<double>(i); });
+  expert_bank<ffn<double, gelu>> parts(slices, width, each, {.bias = true});
+  const matrix<double> up = whole.up().to_matrix(), down = whole.down().to_matrix();
+  for (index_t e = 0; e < slices; ++e) {
+    parts.expert(e).up().assign(matrix<double>(up.middleRows(e * each, each)));
+    parts.expert(e).down().assign(matrix<double>(down.middleCols(e * each, each)));
+    parts.expert(e).up_bias().fill([&](index_t i) { return whole.up_bias().value()[as_size(e * each + i)]; });
+    parts.expert(e).down_bias().fill([&](index_t i) { return whole.down_bias().value()[as_size(i)] / 4; });
+  }
+  using gate_type = per_group_gate<linear_gate<double>, group_source::all_tokens>;
+  using router_type = top_k_router<double, dynamic, dynamic, gate_type>;
+  const auto gate = filled_gate(gate_type(width, linear_gate<double>(2 * width, slices)));
+  const auto layer_of = [&](index_t k) {
+    return moe_layer{router_type(gate, {.top_k = k, .weights = weighting::one, .constant_weight = true}), parts};
+  };
+  const matrix<double> x = test::random_matrix<double>(4, width, 9);
+  const std::vector<index_t> pairs{0, 2, 4};
+  routing_context<double> context;
+  context.groups = pairs;
+  matrix<double> y(4, width), dense(4, width), dx(4, width);
+  const auto all = layer_of(slices);
+  decltype(layer_of(1))::workspace workspace;
+  all.forward(x, y, workspace, context);
+  dense_layer network{whole};
+  decltype(network)::workspace dense_workspace;
+  network.forward(x, dense, dense_workspace);
+  CHECK((y - dense).cwiseAbs().maxCoeff() <= test::bound<double>(hidden + width, 4));
+
+  auto two = layer_of(2);
+  decltype(two)::tape tape;
+  context.training = true;
+  two.forward(x, y, tape, context);
+  for (const index_t e : {0, 1, 2, 3}) CHECK(tape.plan.load(e) % 2 == 0);  // both tokens of a pair, or none
+  for (index_t i = 0; i < tape.plan.rows(); ++i) CHECK(tape.plan.weight(i) == 1);
+  ensure_gradients(two);
+  zero_gradients(two);
+  two.backward(matrix<double>::Ones(4, width), dx, tape);
+  CHECK(two.router().gate().inner().weight().gradient_map().isZero(0));
+  CHECK_THROWS_WITH((router_type(gate, {.weights = weighting::one})), test::contains("weights that are 1"));
 }

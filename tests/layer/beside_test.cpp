@@ -1,9 +1,11 @@
 #include <sluice/layer/beside.hpp>
 
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/simple.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_normalized.hpp>
+#include <sluice/layer/residual.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include "layer_promises.hpp"
@@ -65,3 +67,20 @@ TEST_CASE("beside, output_normalized: every promise of a layer", "[layer][beside
   test::check_layer_promises(branches<double>(), 11);
 }
 
+
+TEST_CASE("beside: a block of a mixer and a mixture side by side (BlackMamba)", "[layer][beside][residual]") {
+  // x + mixture(n1(x)) + mixer(n2(x)), each branch with a norm of its own.
+  const auto norm = [] { return rms_norm<float>{6, {.epsilon = 1e-6f}}; };
+  const auto routed = [&] { return normalized_layer{mixture<float>(), norm()}; };
+  residual_layer parallel{beside_layer{routed(), normalized_layer{dense_layer{zero_expert<float>{6}}, norm()}}};
+  residual_layer alone{routed()};
+  initialize(parallel, 3);
+  alone.layer() = parallel.layer().layer();
+  const matrix<float> x = test::random_matrix<float>(9, 6, 5);
+  matrix<float> y(9, 6), wanted(9, 6);
+  decltype(parallel)::workspace workspace;
+  decltype(alone)::workspace other;
+  parallel.forward(x, y, workspace);
+  alone.forward(x, wanted, other);
+  CHECK(test::same_bits(y, wanted));  // a mixer that is zero leaves the residual mixture
+}

@@ -4,13 +4,21 @@
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/linear.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/normalized.hpp>
+#include <sluice/layer/residual.hpp>
+#include <sluice/layer/sequence.hpp>
 #include <sluice/loss/importance.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"
+
+#include <cmath>
+#include <optional>
 
 using namespace sluice;
 
@@ -93,4 +101,65 @@ TEST_CASE("transposed_layer: padding, NaN, no tokens, groups that do not fit", "
                     Catch::Matchers::Contains("N = 4") && Catch::Matchers::Contains("has 8"));
   CHECK_THROWS_WITH((transposed_layer{dense_layer{ffn<float, gelu>{4, 7, {.outputs = 5}}}, 3}),
                     Catch::Matchers::Contains("4 -> 5"));
+}
+
+TEST_CASE("transposed_layer: Sparse-MLP's block with one expert each is a Mixer block", "[layer][transposed]") {
+  const index_t patches = 4, channels = 3;
+  const auto norm = [&] { return layer_norm<double>{channels}; };
+  const auto network = [](index_t width) { return expert_bank<ffn<double, gelu>>{1, width, 5}; };
+  sequence block{residual_layer{normalized_layer{
+                     transposed_layer{moe_layer{importance_score_router<double>{patches, 1}, network(patches)}, channels}, norm()}},
+                 residual_layer{normalized_layer{moe_layer{importance_score_router<double>{channels, 1}, network(channels)}, norm()}}};
+  initialize(block, 91);
+  const matrix<double> x = test::random_matrix<double>(8, channels, 92);
+  matrix<double> y(8, channels);
+  decltype(block)::workspace workspace;
+  block.forward(x, y, workspace, {.groups = two_images});
+
+  const auto normed = [](const matrix<double>& m) {
+    matrix<double> n = m.colwise() - m.rowwise().mean();
+    for (index_t r = 0; r < n.rows(); ++r) n.row(r) /= std::sqrt(n.row(r).squaredNorm() / static_cast<double>(n.cols()) + 1e-5);
+    return n;
+  };
+  const auto mlp = [](ffn<double, gelu>& f, const matrix<double>& m) {
+    const matrix<double> up = f.up().to_matrix(), down = f.down().to_matrix();
+    const matrix<double> hidden = (m * up.transpose()).unaryExpr([](double z) { return z * 0.5 * std::erfc(-z / std::sqrt(2.0)); });
+    return matrix<double>(hidden * down.transpose());
+  };
+  for (index_t g = 0; g < 2; ++g) {
+    matrix<double> image = x.middleRows(4 * g, 4);
+    const matrix<double> items = normed(image).transpose();
+    image += mlp(block.layer<0>().layer().layer().layer().bank().expert(0), items).transpose();
+    image += mlp(block.layer<1>().layer().layer().bank().expert(0), normed(image));
+    CHECK((y.middleRows(4 * g, 4) - image).cwiseAbs().maxCoeff() <= test::bound<double>(12, 10));
+  }
+}
+
+TEST_CASE("transposed_layer: other numbers of tokens and channels inside are linear maps around them", "[layer][transposed]") {
+  // Sparse-MLP's re-representation: 4 patches of 3 channels become 6 of 2 for a mixture whose items are patches.
+  const index_t patches = 4, channels = 3, more = 6, fewer = 2;
+  sequence layer{linear_layer<double>{channels, fewer},
+                 transposed_layer{sequence{linear_layer<double>{patches, more},
+                                           transposed_layer{moe_layer{top_k_router<double>{fewer, 2, {.top_k = 1, .weights = weighting::pre}},
+                                                                      expert_bank<ffn<double, gelu>>{2, fewer, 5}},
+                                                            more},
+                                           linear_layer<double>{more, patches}},
+                                  fewer},
+                 linear_layer<double>{fewer, channels}};
+  initialize(layer, 93);
+  matrix<double> x = test::random_matrix<double>(8, channels, 94), y(8, channels), dx(8, channels);
+  const matrix<double> dy = test::random_matrix<double>(8, channels, 95);
+  decltype(layer)::tape tape;
+  const routing_context<double> context{.training = true, .groups = two_images};
+  zero_gradients(layer);
+  layer.forward(x, y, tape, context);
+  layer.backward(dy, dx, tape);
+  const auto objective = [&]() -> std::optional<double> {
+    decltype(layer)::tape other;
+    layer.forward(x, y, other, context);
+    return (y.array() * dy.array()).sum();
+  };
+  const auto report = check_gradients(layer, {{"x", {x.data(), as_size(x.size())}, {dx.data(), as_size(dx.size())}}}, objective);
+  INFO(report.describe());
+  CHECK(report.largest_error < 1e-6);
 }

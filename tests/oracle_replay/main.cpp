@@ -38,6 +38,7 @@ std::vector<replayer> all_replayers() {
            factorized_experts(),
            sub_tokens(),
            stacks(),
+           union_of_experts(),
            dense_gates(),
            memory_layers(),
            thresholds(),

@@ -69,5 +69,6 @@ std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 std::vector<replayer> branches();  // residual_moe, longcat_shortcut
 std::vector<replayer> sub_tokens();  // mh_moe
 std::vector<replayer> stacks();  // momentum_smoe
+std::vector<replayer> union_of_experts();  // uoe
 
 }  // namespace oracle

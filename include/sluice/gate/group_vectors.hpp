@@ -2,6 +2,7 @@
 ///
 ///   v[g] [G,F]   mean_of_tokens  mean of the group's tokens, without padding
 ///                first_token     the first of them, such as a class token
+///                all_tokens      all of them, one behind the other, zeros for padding: groups of N tokens, F = N D
 ///                group_vector    context.group_features[g]: an instruction, an image at lower resolution, given scores
 ///                ids             none (zeros): who is asked reads ids alone
 ///
@@ -21,7 +22,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class group_source { mean_of_tokens, first_token, group_vector, ids };
+enum class group_source { mean_of_tokens, first_token, all_tokens, group_vector, ids };
 
 template <FloatOrDouble Scalar>
 class group_vectors {
@@ -70,7 +71,8 @@ public:
     return groups;
   }
 
-  /// Writes v [G,width]. Throws std::invalid_argument if the context's vectors are to be read and are not [G,width].
+  /// Writes v [G,width]. Throws std::invalid_argument if the context's vectors are to be read and are not [G,width], or
+  /// all tokens and a group has not as many as that.
   void gather(group_source source, tokens_in<Scalar> x, const routing_context<Scalar>& context, index_t width) {
     vectors_.resize(groups(), width);
     if (source == group_source::group_vector) {
@@ -97,7 +99,7 @@ public:
 
   /// Adds dv into dx where v was made of tokens.
   void scatter(group_source source, const routing_context<Scalar>& context, tokens_out<Scalar> dx) const {
-    if (source != group_source::first_token && source != group_source::mean_of_tokens) return;
+    if (source == group_source::group_vector || source == group_source::ids) return;
     for (index_t g = 0; g < groups(); ++g) {
       if (!used_[g]) continue;
       const auto add = [&](index_t token, Scalar share) {
@@ -108,14 +110,21 @@ public:
         continue;
       }
       const token_range group = context.group(g, dx.rows());
-      for (index_t token = group.begin; token < group.end; ++token)
-        if (counts_[token]) add(token, 1 / static_cast<Scalar>(count_[g]));
+      for (index_t token = group.begin; token < group.end; ++token) {
+        if (!counts_[token]) continue;
+        if (source == group_source::mean_of_tokens)
+          add(token, 1 / static_cast<Scalar>(count_[g]));
+        else
+          kernel::add_scaled(Scalar(1), gradient_.row(g) + (token - group.begin) * dx.cols(),
+                             dx.data() + token * dx.outerStride(), dx.cols());
+      }
     }
   }
 
 private:
   void gather_tokens(group_source source, tokens_in<Scalar> x, const routing_context<Scalar>& context) {
     const index_t width = vectors_.cols();
+    if (source == group_source::all_tokens) require_sizes(context, x.rows(), width, x.cols());
     context.executor.parallel_blocks(groups(), 1, x.rows() * width / groups(), [&](index_t g, index_t) {
       Scalar* vector = vectors_.row(g);
       std::fill_n(vector, width, Scalar(0));
@@ -126,10 +135,22 @@ private:
         return;
       }
       const token_range group = context.group(g, x.rows());
+      if (source == group_source::all_tokens) {
+        for (index_t token = group.begin; token < group.end; ++token)
+          if (counts_[token]) std::copy_n(row(token), x.cols(), vector + (token - group.begin) * x.cols());
+        return;
+      }
       for (index_t token = group.begin; token < group.end; ++token)
         if (counts_[token]) kernel::add_scaled(Scalar(1), row(token), vector, width);
       for (index_t d = 0; d < width; ++d) vector[d] /= static_cast<Scalar>(count_[g]);
     });
+  }
+
+  void require_sizes(const routing_context<Scalar>& context, index_t tokens, index_t width, index_t token_width) const {
+    for (index_t g = 0; g < groups(); ++g)
+      if (const index_t size = context.group(g, tokens).size(); used_[g] && size * token_width != width)
+        throw_invalid("all tokens of a group are to be ", width, " numbers; group ", g, " has ", size, " tokens of ",
+                      token_width);
   }
 
   buffer<std::uint8_t> counts_;                             // [T] 1 where the token is no padding

@@ -2,19 +2,21 @@
 ///
 ///   v[g] [G,F]   mean_of_tokens  mean of the group's tokens, without padding and tokens that hold NaN     Mobile V-MoE
 ///                first_token     the first of them, such as a class token
+///                all_tokens      all of them, one behind the other: N tokens of width D, F = N D               UoE
 ///                group_vector    context.group_features[g]: an instruction, an image at lower resolution, given scores
 ///                ids             none (zeros): the inner gate reads ids alone                              MoCLE
 ///   logits[t] = gate(v)[g] for every token t of group g
 ///   dgate[g] = sum over the group's tokens of dlogits;  dv[g] goes back into x, or stays in tape.group_gradient()
 ///
 /// The inner gate sees a batch of G rows: noise in it is drawn once a group, of ids it sees those of the group's first
-/// token, and group_features that are not the vectors themselves are the features of its rows: joined_gate inside scores
-/// an instruction and the mean of an image together. Equal logits give equal choices, so no rule needs to know; noise of the router itself would tell tokens
-/// of a group apart. Hidden tokens have logits 0; a group of nothing else is not scored. NaN in group_features, or
-/// overflow in a mean, makes the whole group invalid and reaches no gradient. T = 0 is fine. Without context.groups the
-/// batch is one group. Means and first tokens couple the tokens of a group: not causal. Ids are taken to be the same
-/// for all of a group. Daxberger et al. 2023 (Mobile V-MoE), arXiv:2309.04354; Gou et al. 2023 (MoCLE),
-/// arXiv:2312.12379; Chen et al. 2023 (Octavius), arXiv:2311.02684; Zhang et al. 2023 (AdvMoE), arXiv:2308.10110.
+/// token, and group_features that are not the vectors themselves are the features of its rows: joined_gate inside
+/// scores an instruction and the mean of an image together. Equal logits give equal choices, so no rule needs to know;
+/// noise of the router itself would tell tokens of a group apart. Hidden tokens have logits 0; a group of nothing else
+/// is not scored. NaN in group_features, or overflow in a mean, makes the whole group invalid and reaches no gradient.
+/// T = 0 is fine. Without context.groups the batch is one group. What is read of tokens couples those of a group: not
+/// causal. Ids are taken to be the same for all of a group. Daxberger et al. 2023 (Mobile V-MoE), arXiv:2309.04354; Gou
+/// et al. 2023 (MoCLE), arXiv:2312.12379; Chen et al. 2023 (Octavius), arXiv:2311.02684; Zhang et al. 2023 (AdvMoE),
+/// arXiv:2308.10110; Yang et al. 2025 (Union of Experts), arXiv:2503.02495.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -32,7 +34,8 @@ namespace sluice::inline SLUICE_ISA {
 template <typename Inner, group_source Source = group_source::mean_of_tokens>
 class per_group_gate : public gate_decorator<Inner> {
   static constexpr bool reads_vectors = Source == group_source::group_vector;
-  static constexpr bool reads_tokens = Source == group_source::mean_of_tokens || Source == group_source::first_token;
+  static constexpr bool reads_tokens = !reads_vectors && Source != group_source::ids;
+  static constexpr bool has_other_width = reads_vectors || Source == group_source::all_tokens;
 
 public:
   using scalar = typename Inner::scalar;
@@ -51,19 +54,22 @@ public:
 
   /// The inner gate is one for tokens.
   explicit per_group_gate(Inner inner)
-    requires(!reads_vectors)
+    requires(!has_other_width)
       : per_group_gate(std::move(inner), 0) {}
-  /// The inner gate reads vectors of a group; tokens have width D.
+  /// The inner gate reads vectors of a group, or its N tokens together; tokens have width D.
   per_group_gate(index_t inputs, Inner inner)
-    requires(reads_vectors)
+    requires(has_other_width)
       : per_group_gate(std::move(inner), inputs) {
     if (inputs < 1) throw_invalid("per_group_gate needs D >= 1, not ", inputs);
+    if (Source == group_source::all_tokens && this->inner().inputs() % inputs != 0)
+      throw_invalid("the gate of whole groups reads ", this->inner().inputs(), " numbers, which are no tokens of ",
+                    inputs);
   }
   per_group_gate(index_t inputs, index_t experts)
-    requires(!reads_vectors && std::constructible_from<Inner, index_t, index_t>)
+    requires(!has_other_width && std::constructible_from<Inner, index_t, index_t>)
       : per_group_gate(Inner(inputs, experts)) {}
 
-  index_t inputs() const noexcept { return reads_vectors ? inputs_ : this->inner().inputs(); }
+  index_t inputs() const noexcept { return has_other_width ? inputs_ : this->inner().inputs(); }
 
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.groups.find(context, x.rows());

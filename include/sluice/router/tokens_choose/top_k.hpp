@@ -7,6 +7,7 @@
 ///   renorm   w = p[e] / sum of p over S    rows sum to 1                      GShard, Qwen3
 ///            w = p[e] / N, N = (sum of p^q over S)^(1/q) with norm_order q other than 1       MegaBlocks
 ///   renorm_detached   the same, the sum being a constant in the gradient      mixture of attention heads
+///   one      w = 1                         the gate only chooses              Union of Experts
 ///
 /// post and renorm agree up to rounding, and up to the guard on renorm's denominator. All are then multiplied by
 /// `scaling`.
@@ -15,7 +16,7 @@
 ///            renorm_detached  pre's with w for p 1[j in S]: no derivative, by design, and k = 1 has one too
 /// With k = 1, post and renorm weights are constantly 1 and the gate has no gradient from the output: such a router is
 /// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is
-/// wanted (inference with published checkpoints; a gate that learns from its losses only).
+/// wanted (inference with published checkpoints; a gate that learns from its losses only). So is `one`, whatever k is.
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
 /// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp).
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974; Zhang et al.
@@ -34,7 +35,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class weighting { pre, post, renorm, renorm_detached };
+enum class weighting { pre, post, renorm, renorm_detached, one };
 
 /// The rule of top-k routing, for one token.
 template <FloatOrDouble Scalar, index_t TopK = dynamic>
@@ -43,7 +44,7 @@ public:
   struct options {
     index_t top_k = TopK == dynamic ? 2 : TopK;
     weighting weights = weighting::renorm;
-    bool constant_weight = false;  ///< allow k = 1 with post or renorm
+    bool constant_weight = false;  ///< allow k = 1 with post or renorm, and one
     Scalar smallest_sum = 0;       ///< renorm divides by max(sum, smallest_sum) + added_to_sum
     Scalar added_to_sum = 0;
     Scalar scaling = 1;
@@ -90,6 +91,8 @@ public:
     if (options_.weights == weighting::post) {
       for (std::size_t j = 0; j < count; ++j) weights[j] = row.logits[ids[j]];
       kernel::softmax(weights, weights, static_cast<index_t>(count));
+    } else if (options_.weights == weighting::one) {
+      std::fill_n(weights, count, Scalar(1));
     } else {
       for (std::size_t j = 0; j < count; ++j) weights[j] = row.scores[ids[j]];
       if (options_.weights != weighting::pre) {
@@ -101,6 +104,7 @@ public:
   }
 
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
+    if (options_.weights == weighting::one) return;
     const auto& [ids, weights, dweights] = weighed;
     Scalar inner = 0;
     for (std::size_t j = 0; j < ids.size(); ++j) inner += weights[j] * dweights[j];
@@ -123,6 +127,8 @@ public:
 
 private:
   void refuse_constant_weight(index_t k) const {
+    if (options_.weights == weighting::one && !options_.constant_weight)
+      throw_invalid("weights that are 1 give the gate no gradient; set constant_weight if that is wanted");
     const bool is_constant = options_.weights == weighting::post || options_.weights == weighting::renorm;
     if (k == 1 && is_constant && !options_.constant_weight)
       throw_invalid(
