@@ -94,15 +94,18 @@ TEST_CASE("self_attention: sequences, padding and NaN keep to themselves", "[att
 
 TEST_CASE("self_attention: a batch with a hidden token gives what it gives without it", "[attention]") {
   auto layer = attention_of<double>(8, {.heads = 2, .bias = true});  // no positions, which the token would take
-  matrix<double> x = test::random_matrix<double>(9, 8, 92), dy = test::random_matrix<double>(9, 8, 93), x8(8, 8), dy8(8, 8);
+  matrix<double> x = test::random_matrix<double>(9, 8, 92), dy = test::random_matrix<double>(9, 8, 93), x8(8, 8),
+                 dy8(8, 8);
   x8 << x.topRows(4), x.bottomRows(4);
   dy8 << dy.topRows(4), dy.bottomRows(4);
   x.row(4).setConstant(quiet_nan<double>());
   const auto expected = test::train_once(layer, x8, dy8), r = test::train_once(layer, x, dy);
   const double tolerance = test::bound<double>(8 * 9, 8);
-  CHECK(test::largest_difference(matrix<double>(r.y.bottomRows(4)), matrix<double>(expected.y.bottomRows(4))) < tolerance);
+  CHECK(test::largest_difference(matrix<double>(r.y.bottomRows(4)), matrix<double>(expected.y.bottomRows(4))) <
+        tolerance);
   CHECK(test::largest_difference(matrix<double>(r.dx.topRows(4)), matrix<double>(expected.dx.topRows(4))) < tolerance);
-  CHECK(test::largest_difference(matrix<double>(r.dx.bottomRows(4)), matrix<double>(expected.dx.bottomRows(4))) < tolerance);
+  CHECK(test::largest_difference(matrix<double>(r.dx.bottomRows(4)), matrix<double>(expected.dx.bottomRows(4))) <
+        tolerance);
   CHECK(r.dx.row(4).isZero(0));
   for (std::size_t p = 0; p < r.gradients.size(); ++p)
     CHECK(test::largest_difference(r.gradients[p], expected.gradients[p]) < tolerance);

@@ -1,9 +1,11 @@
 /// The whole room: attention between the tokens of a sequence, and mixtures of it.
 #pragma once
 
+#include <sluice/attention/attention_projections.hpp>
 #include <sluice/attention/dot_product_attention.hpp>
 #include <sluice/attention/head_router.hpp>
 #include <sluice/attention/key_value_cache.hpp>
 #include <sluice/attention/routed_query_attention.hpp>
 #include <sluice/attention/routed_value_attention.hpp>
 #include <sluice/attention/self_attention.hpp>
+#include <sluice/attention/weighed_attention.hpp>

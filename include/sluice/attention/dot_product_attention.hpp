@@ -56,6 +56,7 @@ public:
     return rows * (numbers * (training ? 2 : 1) + (training ? shape_.heads : 0)) * static_cast<index_t>(sizeof(Scalar));
   }
 
+  /// Room for q, k and v of so many rows.
   void resize(workspace& m, index_t rows) const {
     m.q.resize(rows, query_columns());
     m.k.resize(rows, key_columns());

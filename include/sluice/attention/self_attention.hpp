@@ -10,16 +10,15 @@
 ///
 /// Sequences are those of the context (sequences, or groups); positions begin at 0 in each. Padding and tokens that hold
 /// NaN are seen by nobody, yet take a position; they get zero and NaN. A cached call gives the same bits as the call on
-/// the whole sequence. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation. Parameters:
-/// "query", "key", "value", "output" and, if they are wanted, "query_bias", "key_bias", "value_bias", "output_bias".
+/// the whole sequence. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation. Parameters are
+/// those of attention/attention_projections.hpp.
 /// Vaswani et al. 2017, arXiv:1706.03762; shared key heads: Ainslie et al. 2023, arXiv:2305.13245.
 #pragma once
 
-#include <sluice/attention/dot_product_attention.hpp>
-#include <sluice/kernel/linear.hpp>
+#include <sluice/attention/attention_projections.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
-#include <cmath>
+#include <type_traits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -68,25 +67,12 @@ public:
   /// Throws std::invalid_argument unless D >= 1, heads >= 1 are a multiple of key_heads, and D one of heads where the
   /// width of a head is left out.
   explicit self_attention(index_t width, const self_attention_options& o = {})
-      : attention_(shape_of(width, o), o.rotary), has_bias_(o.bias), has_output_bias_(o.output_bias) {
-    const auto weight = [](index_t out, index_t in) {
-      return parameter<Scalar>({out, in}, parameter_role::weight,
-                               initial_values::normal(1 / std::sqrt(static_cast<double>(in))));
-    };
-    query_ = weight(attention_.query_columns(), width);
-    key_ = weight(attention_.key_columns(), width);
-    value_ = weight(attention_.value_columns(), width);
-    output_ = weight(width, attention_.out_columns());
-    if (has_bias_) {
-      query_bias_ = {{attention_.query_columns()}, parameter_role::vector};
-      key_bias_ = {{attention_.key_columns()}, parameter_role::vector};
-      value_bias_ = {{attention_.value_columns()}, parameter_role::vector};
-    }
-    if (has_output_bias_) output_bias_ = {{width}, parameter_role::vector};
-  }
+      : attention_(shape_of(width, o), o.rotary),
+        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias}) {}
 
-  index_t inputs() const noexcept { return query_.cols(); }
+  index_t inputs() const noexcept { return maps_.inputs(); }
   const kernel::attention_shape& attention_shape() const noexcept { return attention_.shape(); }
+  const kernel::rotary_options& rotary() const noexcept { return attention_.rotary(); }
 
   /// Inference of tokens that continue the cache's sequences, which are those of the context, in order: y [T,D] is
   /// overwritten and the cache holds the tokens afterwards. Throws std::invalid_argument, before the cache changes, if
@@ -96,9 +82,9 @@ public:
     check_context(context, x.rows());
     attention_.check_cache(x.rows(), cache, context);
     this->run(x, y, ws, context, [&](tokens_in<Scalar> seen) {
-      project(seen, ws, context);
+      maps_.project(seen, ws.heads, context.executor);
       attention_.forward_cached(ws.heads, cache, ws.kept.visible(context));
-      reduce(y, ws, context);
+      maps_.reduce(ws.heads.out.map(), y, context.executor);
     });
   }
 
@@ -107,27 +93,18 @@ public:
            rows * inputs() * (training ? 2 : 1) * static_cast<index_t>(sizeof(Scalar));
   }
 
-  parameter<Scalar>& query() noexcept { return query_; }
-  parameter<Scalar>& key() noexcept { return key_; }
-  parameter<Scalar>& value() noexcept { return value_; }
-  parameter<Scalar>& output() noexcept { return output_; }
-  parameter<Scalar>& query_bias() noexcept { return query_bias_; }
-  parameter<Scalar>& key_bias() noexcept { return key_bias_; }
-  parameter<Scalar>& value_bias() noexcept { return value_bias_; }
-  parameter<Scalar>& output_bias() noexcept { return output_bias_; }
+  parameter<Scalar>& query() noexcept { return maps_.query(); }
+  parameter<Scalar>& key() noexcept { return maps_.key(); }
+  parameter<Scalar>& value() noexcept { return maps_.value(); }
+  parameter<Scalar>& output() noexcept { return maps_.output(); }
+  parameter<Scalar>& query_bias() noexcept { return maps_.query_bias(); }
+  parameter<Scalar>& key_bias() noexcept { return maps_.key_bias(); }
+  parameter<Scalar>& value_bias() noexcept { return maps_.value_bias(); }
+  parameter<Scalar>& output_bias() noexcept { return maps_.output_bias(); }
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
-    visit("query", self.query_);
-    visit("key", self.key_);
-    visit("value", self.value_);
-    visit("output", self.output_);
-    if (self.has_bias_) {
-      visit("query_bias", self.query_bias_);
-      visit("key_bias", self.key_bias_);
-      visit("value_bias", self.value_bias_);
-    }
-    if (self.has_output_bias_) visit("output_bias", self.output_bias_);
+    std::remove_cvref_t<decltype(self.maps_)>::visit_parameters(self.maps_, visit);
   }
 
 private:
@@ -149,48 +126,21 @@ private:
   }
 
   template <typename Memory>
-  void project(tokens_in<Scalar> x, Memory& m, const context_type& context) const {
-    attention_.resize(m.heads, x.rows());
-    const auto map = [&](const parameter<Scalar>& weight, const parameter<Scalar>& bias, matrix_buffer<Scalar>& to) {
-      linear_forward(x, weight, to.map(), context.executor);
-      if (has_bias_) add_to_rows<Scalar>(to.map(), bias);
-    };
-    map(query_, query_bias_, m.heads.q);
-    map(key_, key_bias_, m.heads.k);
-    map(value_, value_bias_, m.heads.v);
-  }
-  template <typename Memory>
-  void reduce(tokens_out<Scalar> y, const Memory& m, const context_type& context) const {
-    linear_forward(m.heads.out.map(), output_, y, context.executor);
-    if (has_output_bias_) add_to_rows<Scalar>(y, output_bias_);
-  }
-
-  template <typename Memory>
   void mix(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
-    project(x, m, context);
+    maps_.project(x, m.heads, context.executor);
     attention_.forward(m.heads, m.kept.visible(context));
-    reduce(y, m, context);
+    maps_.reduce(m.heads.out.map(), y, context.executor);
   }
 
   void mix_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     const executor_ref& executor = t.context.executor;
-    t.heads.dout.set_zero(dy.rows(), attention_.out_columns());
-    linear_backward(t.heads.out.map(), output_, dy, t.heads.dout.map(), executor);
-    if (has_output_bias_) add_column_sums(dy, output_bias_.gradient());
+    maps_.reduce_backward(t.heads.out.map(), dy, t.heads.dout, executor);
     attention_.backward(t.heads, t.kept.visible(t.context));
-    const auto back = [&](parameter<Scalar>& weight, parameter<Scalar>& bias, matrix_buffer<Scalar>& gradient) {
-      linear_backward(t.kept.x(), weight, gradient.map(), dx, executor);
-      if (has_bias_) add_column_sums<Scalar>(gradient.map(), bias.gradient());
-    };
-    back(query_, query_bias_, t.heads.dq);
-    back(key_, key_bias_, t.heads.dk);
-    back(value_, value_bias_, t.heads.dv);
+    maps_.project_backward(t.kept.x(), t.heads, dx, executor);
   }
 
   dot_product_attention<Scalar> attention_;
-  bool has_bias_, has_output_bias_;
-  parameter<Scalar> query_, key_, value_, output_;
-  parameter<Scalar> query_bias_, key_bias_, value_bias_, output_bias_;
+  attention_projections<Scalar> maps_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA
