@@ -176,6 +176,18 @@ std::string threads_section(const session& s) {
          " x in reading memory.\n\n" + t.text();
 }
 
+std::string adapter_section(const session& s) {
+  table t({"experts a token", "threads", "experts used", "bound", "ms", "of roofline", "GFLOP/s", "GB/s"});
+  for (const record& r : s.found.cases) {
+    constexpr std::string_view prefix = "low_rank_K=";
+    if (!r.name.starts_with(prefix)) continue;
+    t.add({r.name.substr(prefix.size()), std::to_string(r.threads), fixed(r.touched, 1),
+           r.least.by_memory ? "memory" : "arithmetic", milliseconds(r.median), percent(r.roofline_fraction()),
+           fixed(r.gflops(), 0), fixed(r.gbytes_per_s(), 1)});
+  }
+  return t.empty() ? "" : std::string(prose::adapters) + t.text();
+}
+
 /// What follows "growth_E=" in a record's name, or nothing.
 std::string varied(const record& r, const std::string& axis) {
   const std::string prefix = "growth_" + axis;
@@ -382,7 +394,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `storages.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
+         threads_section(s) + adapter_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

@@ -74,6 +74,13 @@ weights twice, and gradients as read once and written once.
 
 )";
 
+inline constexpr std::string_view adapters = R"(## Low-rank adapters
+
+A bank of 64 of rank 16, without the frozen layer beside it: D = 2048, T = 512, routed evenly. An adapter is so thin that the tokens
+are most of what is moved: the roofline counts every weight, every input and every output once, and outputs are read and written.
+
+)";
+
 inline constexpr std::string_view growth = R"(## Growth
 
 D = 256, H = 512, routed evenly. `growth` is the time over that of the line above.

@@ -326,7 +326,10 @@ private:
   void add_output(const Expert& expert, index_t row, index_t column, const scalar* sums, tokens_out<scalar>& y) const {
     kernel::simd<scalar> sum = kernel::load(sums);
     if (const scalar* bias = expert.output_bias(); bias != nullptr) sum = sum + kernel::load(bias + column);
-    kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, &y(rows_.target(row), column));
+    scalar* const out = &y(rows_.target(row), column);
+    // Of this row the columns after the next ones. Where the last map has few inputs, waiting for y is most of the time.
+    kernel::prefetch(out + 2 * kernel::tile_vectors * lanes);
+    kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, out);
   }
 
   routed_rows<scalar> rows_;
