@@ -9,6 +9,9 @@
 /// atomic, and a token's sum has one order. Neither how tasks are cut (expert/grouped_rows.hpp) nor the other rows of
 /// the batch change a bit of a row's result.
 ///
+/// Where the hidden units of an expert come of one pair of panels, as in low-rank experts, the first two stages are one
+/// and its tasks are blocks of rows.
+///
 /// In a small batch handing out tasks three times costs more than it gains. There a task is an expert, from its tokens
 /// to its outputs, which wait until all are there and are then added up in the same order: equal bits.
 ///
@@ -72,8 +75,10 @@ public:
       whole_experts(x, y, expert_of);
       return;
     }
-    pack_inputs(x, expert_of);
-    hidden(expert_of);
+    if (!thin_hidden(x, expert_of)) {
+      pack_inputs(x, expert_of);
+      hidden(expert_of);
+    }
     output(y, expert_of);
   }
 
@@ -122,12 +127,49 @@ private:
   /// them, whatever it is called with.
   template <typename Storage, typename PanelsOf, typename Take>
   static void multiply(const Storage& storage, const kernel::packed_rows<Storage>& x, const kernel::row_blocks& rows,
-                       index_t begin, index_t end, const PanelsOf& panels_of, const Take& take) {
+                       const kernel::block_range& blocks, index_t begin, index_t end, const PanelsOf& panels_of,
+                       const Take& take) {
     if constexpr (chooses<first_storages_of<Expert>> || chooses<last_storages_of<Expert>>)
-      kernel::multiply_panels<Storage>(storage, x, rows, begin, end, function_ref<panel_pair(index_t)>(panels_of),
+      kernel::multiply_panels<Storage>(storage, x, rows, blocks, begin, end,
+                                       function_ref<panel_pair(index_t)>(panels_of),
                                        function_ref<void(index_t, index_t, const sums_t&)>(take));
     else
-      kernel::multiply_panels<Storage>(storage, x, rows, begin, end, panels_of, take);
+      kernel::multiply_panels<Storage>(storage, x, rows, blocks, begin, end, panels_of, take);
+  }
+
+  /// pack_inputs and hidden in one, where all hidden units come of one pair of panels, as those of low-rank experts do:
+  /// packing a row is then a large part of the work on it. A few blocks are packed and multiplied while they are in a
+  /// cache close by; where nobody needs them afterwards, the next ones take their place. Tasks are blocks of rows. False,
+  /// and nothing done, where there are more panels.
+  bool thin_hidden(tokens_in<scalar> x, const auto& expert_of) {
+    if constexpr (maps == 1 && !has_rows) {
+      if (group_.hidden_width() > lanes * kernel::tile_vectors) return false;
+      constexpr index_t together = 2;
+      const bool passing = group_.is_alone() && !m_.keep;
+      group_.run_tasks([&](const active_rows& own) { return group_.blocks_of(own).count(); },
+                       [&](const active_rows& own) {
+                         return group_.blocks_of(own).height() * inputs_ * lanes * kernel::tile_vectors;
+                       },
+                       [&](const task& t) {
+                         const Expert& expert = expert_of(t.own.expert);
+                         for (index_t b = t.begin; b < t.end; b += together) {
+                           const kernel::block_range some{b, (std::min)(b + together, t.end)};
+                           pack_inputs_of({t.own, some.begin, some.end}, x, expert, passing);
+                           hidden_of({t.own, 0, group_.pairs_of(expert)}, expert, some, passing);
+                         }
+                       });
+      return true;
+    } else {
+      return false;
+    }
+  }
+
+  /// The packed inputs of an expert's rows from this block on.
+  template <typename Storage>
+  kernel::packed_rows<Storage> inputs_of(const kernel::row_blocks& rows, index_t first_block, std::size_t place,
+                                         bool passing) const {
+    return passing ? group_.template passing_inputs<Storage>(rows.begin(first_block), place)
+                   : group_.template packed_inputs<Storage>(rows, place);
   }
 
   void pack_inputs(tokens_in<scalar> x, const auto& expert_of) {
@@ -135,7 +177,8 @@ private:
                      [&](const active_rows& own) { return group_.blocks_of(own).height() * inputs_; },
                      [&](const task& t) { pack_inputs_of(t, x, expert_of(t.own.expert)); });
   }
-  void pack_inputs_of(const task& t, tokens_in<scalar> x, const Expert& expert) {
+  /// With `passing` in front of the memory, for who needs them until the next are packed.
+  void pack_inputs_of(const task& t, tokens_in<scalar> x, const Expert& expert, bool passing = false) {
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const auto row_of = [&](index_t i) { return x.data() + rows_.token(i) * x.outerStride(); };
     const auto scale_of = [&](index_t i) { return rows_.input_scale(i); };
@@ -149,7 +192,7 @@ private:
     } else {
       const auto pack_for = [&](const auto& any, std::size_t place) {
         visit_map(any, [&](const auto& map) {
-          pack(map, group_.template packed_inputs<storage_of_map<decltype(map)>>(rows, place));
+          pack(map, inputs_of<storage_of_map<decltype(map)>>(rows, t.begin, place, passing));
         });
       };
       pack_for(expert.first_map(0), 0);
@@ -167,6 +210,10 @@ private:
     }
   }
   void hidden_of(const task& t, const Expert& expert) {
+    hidden_of(t, expert, {0, group_.blocks_of(t.own).count()}, false);
+  }
+  /// Of some blocks of the expert's rows, whose inputs lie as pack_inputs_of has put them.
+  void hidden_of(const task& t, const Expert& expert, const kernel::block_range& blocks, bool passing) {
     using vector = kernel::simd<scalar>;
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const kernel::number_rows<scalar> h = group_.hidden_numbers(expert, rows);
@@ -178,7 +225,8 @@ private:
           kernel::store<scalar>(group_.packed_z(map, rows, width).panel(rows, b, i, p), z[map]);
     };
     if constexpr (maps == 1) {
-      multiply_alone(expert.first_map(0), 0, rows, 2 * t.begin, (std::min)(2 * t.end, expert.first_map(0).panels()),
+      multiply_alone(expert.first_map(0), 0, rows, blocks, passing, 2 * t.begin,
+                     (std::min)(2 * t.end, expert.first_map(0).panels()),
                      [&](index_t b, index_t i, index_t p, const scalar* z) { activate(b, i, p, {kernel::load(z)}); });
     } else {
       const auto together = [&](index_t b, index_t q, const sums_t& z) {
@@ -190,19 +238,22 @@ private:
       const bool is_done = visit_map(any_first, [&](const auto& first) {
         const auto* second = map_like(first, any_second);
         if (second == nullptr) return false;
-        multiply(first.format(), group_.template packed_inputs<storage_of_map<decltype(first)>>(rows), rows, t.begin, t.end,
-                 [&](index_t q) {
-                   const index_t p = (std::min)(q, t.end - 1);
-                   return panel_pair{first.panel(p), second->panel(p)};
-                 },
-                 together);
+        multiply(
+            first.format(), inputs_of<storage_of_map<decltype(first)>>(rows, blocks.begin, 0, passing), rows, blocks,
+            t.begin, t.end,
+            [&](index_t q) {
+              const index_t p = (std::min)(q, t.end - 1);
+              return panel_pair{first.panel(p), second->panel(p)};
+            },
+            together);
         return true;
       });
       if (is_done) return;
-      multiply_alone(any_first, 0, rows, t.begin, t.end, [&](index_t b, index_t i, index_t p, const scalar* z) {
-        kernel::store<scalar>(h.panel(rows, b, i, p), kernel::load(z));
-      });
-      multiply_alone(any_second, group_.second_place(expert), rows, t.begin, t.end,
+      multiply_alone(any_first, 0, rows, blocks, passing, t.begin, t.end,
+                     [&](index_t b, index_t i, index_t p, const scalar* z) {
+                       kernel::store<scalar>(h.panel(rows, b, i, p), kernel::load(z));
+                     });
+      multiply_alone(any_second, group_.second_place(expert), rows, blocks, passing, t.begin, t.end,
                      [&](index_t b, index_t i, index_t p, const scalar* z) {
                        activate(b, i, p, {kernel::load(h.panel(rows, b, i, p)), kernel::load(z)});
                      });
@@ -221,8 +272,8 @@ private:
   }
   /// take(b, i, p, sums) for all rows and the panels begin .. end of one map.
   template <typename Take>
-  void multiply_alone(const LinearMap auto& any, std::size_t place, const kernel::row_blocks& rows, index_t begin,
-                      index_t end, const Take& take) {
+  void multiply_alone(const LinearMap auto& any, std::size_t place, const kernel::row_blocks& rows,
+                      const kernel::block_range& blocks, bool passing, index_t begin, index_t end, const Take& take) {
     const auto take_pair = [&](index_t b, index_t q, const sums_t& sums) {
       for (index_t i = 0; i < rows.size(b); ++i)
         for (index_t v = 0; v < kernel::tile_vectors; ++v)
@@ -230,12 +281,14 @@ private:
     };
     const index_t pairs = (end - begin + 1) / 2;
     visit_map(any, [&](const auto& map) {
-      multiply(map.format(), group_.template packed_inputs<storage_of_map<decltype(map)>>(rows, place), rows, 0, pairs,
-               [&](index_t q) {
-                 const index_t p = begin + 2 * (std::min)(q, pairs - 1);
-                 return panel_pair{map.panel(p), map.panel((std::min)(p + 1, end - 1))};
-               },
-               take_pair);
+      multiply(
+          map.format(), inputs_of<storage_of_map<decltype(map)>>(rows, blocks.begin, place, passing), rows, blocks, 0,
+          pairs,
+          [&](index_t q) {
+            const index_t p = begin + 2 * (std::min)(q, pairs - 1);
+            return panel_pair{map.panel(p), map.panel((std::min)(p + 1, end - 1))};
+          },
+          take_pair);
     });
   }
 
@@ -287,8 +340,10 @@ private:
       }
     };
     visit_map(expert.last_map(), [&](const auto& map) {
-      multiply(map.format(), group_.template packed_hidden<storage_of_map<decltype(map)>>(rows, map.inputs()), rows, t.begin,
-               t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; }, take_pair);
+      multiply(
+          map.format(), group_.template packed_hidden<storage_of_map<decltype(map)>>(rows, map.inputs()), rows,
+          {0, rows.count()}, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
+          take_pair);
     });
   }
 

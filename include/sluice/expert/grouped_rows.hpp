@@ -137,6 +137,13 @@ public:
   kernel::packed_rows<Storage> packed_inputs(const kernel::row_blocks& rows, std::size_t place = 0) const {
     return m_.x[place].template rows_as<Storage>(rows, rows_.begin(), inputs_, inputs_);
   }
+  /// The same where rows from `first` on lie in front, over what others have left there.
+  template <typename Storage>
+  kernel::packed_rows<Storage> passing_inputs(index_t first, std::size_t place) const {
+    return m_.x[place].template rows_as<Storage>(kernel::row_blocks(first, 0), first, inputs_, inputs_);
+  }
+  /// Whether tasks run one after the other.
+  bool is_alone() const noexcept { return executor_.concurrency() == 1; }
   /// Where the inputs of the second first map lie: with those of the first, unless it reads them differently.
   static std::size_t second_place(const Expert& expert) {
     if constexpr (memory::x_places == 1)

@@ -161,16 +161,17 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
 
 }  // namespace detail
 
-/// epilogue(b, q, sums) for the pairs begin .. end of panels and all blocks b of an expert's rows, where sums[v]
+/// epilogue(b, q, sums) for the pairs begin .. end of panels and blocks b of an expert's rows, where sums[v]
 /// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
-/// panels_of(end) is what will be used next, and is only prefetched.
+/// panels_of(end) is what will be used next, and is only prefetched. `blocks` are those that have a part in it.
 template <typename Storage, typename PanelsOf, typename Epilogue>
-void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t begin,
-                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
-  const index_t most = pairs_at_once(rows.height());
-  const index_t chunks = (rows.count() + chunk_blocks<Storage> - 1) / chunk_blocks<Storage>;
+void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows,
+                     const block_range& blocks, index_t begin, index_t end, const PanelsOf& panels_of,
+                     const Epilogue& epilogue) {
+  const index_t most = pairs_at_once(rows.height()), count = blocks.end - blocks.begin;
+  const index_t chunks = (count + chunk_blocks<Storage> - 1) / chunk_blocks<Storage>;
   for (index_t chunk = 0; chunk < chunks; ++chunk) {
-    const index_t first = rows.count() * chunk / chunks, last = rows.count() * (chunk + 1) / chunks;
+    const index_t first = blocks.begin + count * chunk / chunks, last = blocks.begin + count * (chunk + 1) / chunks;
     const auto panels_or_next = [&](index_t q) { return panels_of(q == end && chunk + 1 < chunks ? begin : q); };
     for (index_t q = begin; q < end;) {
       const index_t left = end - q;
@@ -186,6 +187,13 @@ void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, cons
       }
     }
   }
+}
+
+/// The same for all blocks of the expert's rows.
+template <typename Storage, typename PanelsOf, typename Epilogue>
+void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t begin,
+                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
+  multiply_panels<Storage>(storage, x, rows, block_range{0, rows.count()}, begin, end, panels_of, epilogue);
 }
 
 /// Rows with one row a lane, in groups of L: [group][k][L]. What multiply_transposed reads.

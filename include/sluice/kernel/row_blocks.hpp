@@ -38,6 +38,12 @@ private:
   index_t height_;
 };
 
+/// Some of an expert's blocks.
+struct block_range {
+  index_t begin;
+  index_t end;
+};
+
 /// Packed rows of a batch, all experts, as a storage's tiles read them. A view: the memory belongs to a workspace.
 template <TileStorage Storage>
 struct rows_for_tiles {
