@@ -174,6 +174,9 @@ TEST_CASE("joined_low_rank, scaling_bank: weights of zero get their gradients to
     const std::vector<index_t> third{0, 0, 0, 3, 3};
     bank.forward(x, third, alone, tape, {});
     CHECK(std::abs(dweight[2] - alone.row(0).dot(dy.row(0))) < test::bound<double>(D + R, 64));
+    auto apart = rows;
+    apart.targets = tokens.data();
+    CHECK_THROWS_WITH(bank.forward_routed(x, apart, y, tape, {}), test::contains("targets of their own"));
   };
   check_one(joined_bank<double>(43));
   check_one(scales<double>(45));

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <sluice/core/buffer.hpp>
+#include <sluice/core/error.hpp>
 #include <sluice/core/routed_rows.hpp>
 
 #include <cstdint>
@@ -18,7 +19,11 @@ namespace sluice::inline SLUICE_ISA {
 template <typename Scalar>
 class token_weights {
 public:
+  /// Throws std::invalid_argument if outputs go elsewhere than to their tokens.
   void spread(const routed_rows<Scalar>& rows, index_t tokens) {
+    if (rows.targets != nullptr)
+      throw_invalid(
+          "experts that run all at once add to the tokens that they read, and rows have targets of their own");
     weights_.set_zero(tokens, rows.experts());
     has_rows_.assign(tokens, 0);
     for (const auto& [expert, begin, end] : rows.by_expert)
