@@ -8,6 +8,7 @@
 #include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/every_expert/deep_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
+#include <sluice/router/every_expert/dense_entmax.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
@@ -260,6 +261,7 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "dense", sluice::dense_router<float>(width, experts));
   time_router(s, "dense_softmax", sluice::dense_softmax_router<float>(width, experts));
   time_router(s, "deep_moe", sluice::deep_moe_router<float>(width, experts));
+  time_router(s, "dense_entmax", sluice::dense_entmax_router<float>(width, experts));
   time_router(s, "dense_sigmoid", sluice::dense_sigmoid_router<float>(width, experts));
   time_router(s, "gumbel_softmax", sluice::gumbel_softmax_router<float>(width, experts));
   time_router(s, "dense_to_sparse", sluice::dense_to_sparse_router<float>(width, experts));

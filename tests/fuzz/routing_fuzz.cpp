@@ -17,6 +17,7 @@
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/reference/naive_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
+#include <sluice/router/every_expert/dense_entmax.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/gumbel_softmax.hpp>
@@ -1144,11 +1145,13 @@ void check_dense_weights(byte_reader& bytes, batch& b) {
   matrix<float> dlogits;
   constexpr float temperatures[] = {1, 0.3F, 100};
   const features_gate gate(b.width, b.experts, &dlogits);
-  const bool competes = bytes.flag();
+  const index_t kind = bytes.between(0, 2);
+  const bool competes = kind != 0;
   const any_dense router =
-      competes ? any_dense(gumbel_softmax_router<float, features_gate>(
-                     gate, {.temperature = bytes.one_of(temperatures), .samples = bytes.between(1, 3)}))
-               : any_dense(dense_sigmoid_router<float, features_gate>(gate));
+      kind == 1   ? any_dense(gumbel_softmax_router<float, features_gate>(
+                        gate, {.temperature = bytes.one_of(temperatures), .samples = bytes.between(1, 3)}))
+      : kind == 2 ? any_dense(dense_entmax_router<float, features_gate>(gate))
+                  : any_dense(dense_sigmoid_router<float, features_gate>(gate));
   const auto o = check_call(bytes, router, b, 0, &dlogits);
   check_only_nan_is_invalid(o, b, true);
   const matrix<float> weights = o.plan.dense_weights();
