@@ -72,8 +72,7 @@ public:
         rule_(std::move(rule)),
         noise_(std::move(noise)),
         capacity_(std::move(capacity)),
-        application_(application),
-        experts_(gate_.experts()) {
+        application_(application) {
     if (!detail::is_usable(application.input_factor))
       throw_invalid("inputs cannot be multiplied by ", application.input_factor);
     if (gate_.experts() != experts())
@@ -83,7 +82,13 @@ public:
   }
 
   index_t inputs() const noexcept { return gate_.inputs(); }
-  index_t experts() const noexcept { return experts_.value(); }
+  /// Those of the gate, which may change between calls (gate/sliced.hpp), unless the type fixes them.
+  index_t experts() const noexcept {
+    if constexpr (Experts == dynamic)
+      return gate_.experts();
+    else
+      return Experts;
+  }
   index_t top_k() const noexcept { return rule_.top_k(); }
 
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
@@ -270,7 +275,6 @@ private:
   Noise noise_;
   Capacity capacity_;
   weight_application<scalar> application_;
-  SLUICE_NO_UNIQUE_ADDRESS extent<Experts> experts_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA
