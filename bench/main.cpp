@@ -49,6 +49,7 @@ int run(const options& o) {
   s.refresh_limits();
   layer_cases(s);
   training_cases(s);
+  factorized_cases(s);
   adapter_cases(s);
   growth_cases(s);
   routing_cases(s);

@@ -156,6 +156,15 @@ std::string training_section(const session& s) {
   return t.empty() ? "" : std::string(prose::training) + t.text();
 }
 
+std::string factorized_section(const session& s) {
+  table t({"case", "T", "threads", "least ms", "ms", "of roofline", "GFLOP/s", "spread"});
+  for (const record& r : s.found.cases)
+    if (r.name.starts_with("factorized_"))
+      t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds),
+             milliseconds(r.median), percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
+  return t.empty() ? "" : std::string(prose::factorized) + t.text();
+}
+
 std::string threads_section(const session& s) {
   if (s.asked.threads == 1) return "";
   table t({"shape", "T", "implementation", "ms, 1 thread", "ms, " + std::to_string(s.asked.threads) + " threads",
@@ -394,7 +403,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `storages.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         threads_section(s) + adapter_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
+         factorized_section(s) + threads_section(s) + adapter_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

@@ -67,6 +67,13 @@ arithmetic that counts. A shape should reach about what its neighbours do.
 
 )";
 
+inline constexpr std::string_view factorized = R"(## Experts whose weights are products
+
+Forward. `factorized_mpoe`: matrices are computed for the call and multiplied; counted are both, and as bytes the cores and the
+matrices, written and read. `factorized_multilinear`: gates, factors and the output of 128 linear experts of rank 512.
+
+)";
+
 inline constexpr std::string_view training = R"(## Training step
 
 Forward and backward, without the optimiser, counted as three times the FLOP of a forward pass; the bound from memory counts

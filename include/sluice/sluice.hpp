@@ -20,7 +20,12 @@
 #include <sluice/expert/clamped_glu.hpp>
 #include <sluice/expert/composed/chained_bank.hpp>
 #include <sluice/expert/constant.hpp>
+#include <sluice/expert/derived/compressed_bank.hpp>
 #include <sluice/expert/derived/computed_bank.hpp>
+#include <sluice/expert/derived/core_and_rest.hpp>
+#include <sluice/expert/derived/mapped_inputs.hpp>
+#include <sluice/expert/derived/power_of_two.hpp>
+#include <sluice/expert/derived/sliced_bank.hpp>
 #include <sluice/expert/factorized/core_sweep.hpp>
 #include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/expert/ffn.hpp>
@@ -39,6 +44,8 @@
 #include <sluice/expert/union.hpp>
 #include <sluice/expert/value_table.hpp>
 #include <sluice/gate/activated.hpp>
+#include <sluice/gate/batch_normalized.hpp>
+#include <sluice/gate/centred.hpp>
 #include <sluice/gate/cluster.hpp>
 #include <sluice/gate/cluster_dropout.hpp>
 #include <sluice/gate/connected.hpp>
@@ -66,6 +73,7 @@
 #include <sluice/gate/recurrent.hpp>
 #include <sluice/gate/residual.hpp>
 #include <sluice/gate/selectors.hpp>
+#include <sluice/gate/sliced.hpp>
 #include <sluice/gate/spline_map.hpp>
 #include <sluice/gate/standardized.hpp>
 #include <sluice/gate/tempered.hpp>
@@ -102,6 +110,7 @@
 #include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/images/chosen_channels.hpp>
+#include <sluice/layer/gradient/gate_scaled.hpp>
 #include <sluice/layer/images/patch_experts.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
@@ -109,6 +118,7 @@
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/multi_gate.hpp>
+#include <sluice/layer/multilinear/multilinear_layer.hpp>
 #include <sluice/layer/network_gate.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
@@ -152,10 +162,12 @@
 #include <sluice/router/assigned/sinkhorn_coupling.hpp>
 #include <sluice/router/assigned/sparse_coupling.hpp>
 #include <sluice/router/assigned/sparse_transport.hpp>
+#include <sluice/router/auxiliary_choices.hpp>
 #include <sluice/router/choice_rule.hpp>
 #include <sluice/router/combined.hpp>
 #include <sluice/router/every_expert/deep_moe.hpp>
 #include <sluice/router/every_expert/dense.hpp>
+#include <sluice/router/every_expert/dense_entmax.hpp>
 #include <sluice/router/every_expert/dense_mixture.hpp>
 #include <sluice/router/every_expert/dense_sigmoid.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
@@ -185,6 +197,7 @@
 #include <sluice/router/over_training/scheduled_k.hpp>
 #include <sluice/router/over_training/stable.hpp>
 #include <sluice/router/over_training/temperature_schedule.hpp>
+#include <sluice/router/overflow.hpp>
 #include <sluice/router/residual_weights.hpp>
 #include <sluice/router/rule_calls.hpp>
 #include <sluice/router/rule_decorator.hpp>
@@ -212,6 +225,7 @@
 #include <sluice/router/tokens_choose/switch_top1.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/router/tokens_choose/tucker_key.hpp>
+#include <sluice/router/unit_weights.hpp>
 #include <sluice/router/universal_expert.hpp>
 #include <sluice/router/weighed_rule.hpp>
 #include <sluice/router/weight_application.hpp>

@@ -168,7 +168,11 @@ private:
   /// each with relative error eps, and a dozen roundings of functions between them. In float this is never allowed to be
   /// looser than the advice that comes with the files, which was found by an independent float evaluation.
   double bound(double b, double largest, bool gradient) const {
-    const auto size = [&](const char* name) { return static_cast<double>(setting<index_t>(name, 0)); };
+    const auto size = [&](const char* name) {
+      if (!config_.contains(name) || !config_.at(name).is_array()) return static_cast<double>(setting<index_t>(name, 0));
+      const auto sizes = config_.at(name).template get<std::vector<double>>();  // of unequal experts
+      return *std::max_element(sizes.begin(), sizes.end());
+    };
     const double experts = config_.contains("E") && config_.at("E").is_number() ? size("E") : 1;
     const double terms = size("D") + size("H") + experts + size("T") + 12;
     const double eps = std::numeric_limits<Scalar>::epsilon();

@@ -6,7 +6,8 @@
 ///   scalar, tape                                     memory of its own for one call
 ///   experts(), inputs(), hidden(), outputs(), has_bias()
 ///   prepare(tape, most, training)                    room for so many experts
-///   compute(experts, maps, tape, executor)           writes the panels of the experts listed, says where biases are
+///   compute(experts, maps, tape, executor)           writes the panels of the experts listed
+///   find_biases(experts, maps, tape)                 says where their biases are, if it has any
 ///   add_gradients(experts, maps, tape, executor)     adds what the panels' gradients mean for its parameters
 ///
 /// Matrices are computed once a call, in panels, of the experts that have rows; then they run as any feed-forward
@@ -207,13 +208,17 @@ private:
     t.experts.resize(experts());
     t.panels.resize(count * expert_numbers());
     for (index_t a = 0; a < count; ++a) {
-      scalar* const up = t.panels.data() + a * expert_numbers();
-      t.maps[a] = {.up = up, .down = up + up_numbers()};
-      clear_last_panel(up, hidden(), inputs());
-      clear_last_panel(up + up_numbers(), outputs(), hidden());
+      t.maps[a] = panels_of(t, a);
+      clear_last_panel(t.maps[a].up, hidden(), inputs());
+      clear_last_panel(t.maps[a].down, outputs(), hidden());
     }
     weights_.compute(std::as_const(t.working).span(), t.maps.span(), t.weights, executor);
-    set_experts(t);
+    set_experts(t, false);
+  }
+
+  computed_maps<scalar> panels_of(tape& t, index_t a) const {
+    scalar* const up = t.panels.data() + a * expert_numbers();
+    return {.up = up, .down = up + up_numbers()};
   }
 
   /// What a policy does not write there.
@@ -227,17 +232,11 @@ private:
     executor.for_work(t.gradients.size() / 4).parallel_for(t.working.size(), [&](index_t a) {
       std::fill_n(t.gradients.data() + a * size, size, scalar(0));
     });
-    for (index_t a = 0; a < t.working.size(); ++a) {
-      computed_maps<scalar>& maps = t.maps[a];
-      maps.dup = t.gradients.data() + a * size;
-      maps.ddown = maps.dup + up_numbers();
-      if (maps.up_bias != nullptr) maps.dup_bias = maps.ddown + down_numbers();
-      if (maps.down_bias != nullptr) maps.ddown_bias = maps.ddown + down_numbers() + in_lanes(hidden());
-    }
-    set_experts(t);
+    set_experts(t, true);
   }
 
-  void set_experts(tape& t) const {
+  /// Where everything lies, found anew in every call: a tape may have been copied or moved since the last.
+  void set_experts(tape& t, bool with_gradients) const {
     const auto view = [](scalar* panels, scalar* gradient, index_t out, index_t in) {
       learned_map_view<scalar> map;
       map.first_panel = reinterpret_cast<const std::byte*>(panels);
@@ -245,8 +244,16 @@ private:
       map.out = out, map.in = in, map.first_gradient = gradient;
       return map;
     };
+    for (index_t a = 0; a < t.working.size(); ++a) t.maps[a] = panels_of(t, a);
+    if (weights_.has_bias()) weights_.find_biases(std::as_const(t.working).span(), t.maps.span(), t.weights);
     for (index_t a = 0; a < t.working.size(); ++a) {
-      const computed_maps<scalar>& maps = t.maps[a];
+      computed_maps<scalar>& maps = t.maps[a];
+      if (with_gradients) {
+        maps.dup = t.gradients.data() + a * (expert_numbers() + bias_numbers());
+        maps.ddown = maps.dup + up_numbers();
+        if (maps.up_bias != nullptr) maps.dup_bias = maps.ddown + down_numbers();
+        if (maps.down_bias != nullptr) maps.ddown_bias = maps.ddown + down_numbers() + in_lanes(hidden());
+      }
       t.experts[t.working[a]] = {maps, view(maps.up, maps.dup, hidden(), inputs()),
                                  view(maps.down, maps.ddown, outputs(), hidden())};
     }

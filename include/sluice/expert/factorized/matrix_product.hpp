@@ -17,7 +17,8 @@
 #include <sluice/expert/derived/computed_bank.hpp>
 #include <sluice/expert/factorized/core_chain.hpp>
 
-#include <array>
+#include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -55,6 +56,7 @@ public:
   index_t outputs() const noexcept { return down_.rows(); }
   bool has_bias() const noexcept { return has_bias_; }
   core_chain<Scalar>& up() noexcept { return up_; }
+  const core_chain<Scalar>& up() const noexcept { return up_; }
   core_chain<Scalar>& down() noexcept { return down_; }
   parameter<Scalar>& up_bias() noexcept { return up_bias_; }
   parameter<Scalar>& down_bias() noexcept { return down_bias_; }
@@ -88,9 +90,9 @@ public:
                                      centre + up_.centre_numbers());
       }
     });
-    if (has_bias_)
-      for (computed_maps<Scalar>& own : maps)
-        own.up_bias = std::as_const(up_bias_).data(), own.down_bias = std::as_const(down_bias_).data();
+  }
+  void find_biases(std::span<const index_t>, std::span<computed_maps<Scalar>> maps, const tape&) const {
+    for (computed_maps<Scalar>& own : maps) own.up_bias = up_bias_.data(), own.down_bias = down_bias_.data();
   }
 
   void add_gradients(std::span<const index_t> experts, std::span<computed_maps<Scalar>> maps, tape& t,
