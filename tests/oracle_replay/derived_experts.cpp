@@ -103,7 +103,7 @@ void rmoe(oracle_case<Scalar>& c) {
   bound.bind("router.weight", layer.router().gate().weight());
   bindings<Scalar> rests;
   const char* const names[] = {"wi", "wo"};
-  for (const std::size_t which : {0, 1}) {
+  for (const std::size_t which : {0U, 1U}) {
     const std::string name = names[which];
     bound.bind("core." + name, weights.core(which));
     for (index_t e = 0; e < E; ++e)
@@ -120,7 +120,7 @@ void rmoe(oracle_case<Scalar>& c) {
   matrix<Scalar> y(x.rows(), D);
   typename decltype(layer)::workspace workspace;
   for (index_t e = 0; e < E; ++e)
-    for (const std::size_t which : {0, 1})
+    for (const std::size_t which : {0U, 1U})
       if (rank == 0)
         weights.rest(which, e).fill([](index_t) { return Scalar(0); });
       else

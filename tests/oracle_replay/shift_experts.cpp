@@ -22,7 +22,7 @@ using namespace sluice;
 template <typename Scalar>
 void bind_shift(bindings<Scalar>& bound, power_of_two_weights<Scalar>& weights) {
   const char* const names[] = {"fc1", "fc2"};
-  for (const std::size_t which : {0, 1}) {
+  for (const std::size_t which : {0U, 1U}) {
     const std::string name = names[which];
     bound.bind(name + ".shift", weights.shift(0, which));
     bound.bind(name + ".sign", weights.sign(0, which));

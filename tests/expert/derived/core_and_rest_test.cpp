@@ -23,7 +23,7 @@ TEST_CASE("core_and_rest: starts as the dense network it was made of, bit for bi
   for (const index_t rank : {0, 2}) {
     core_and_rest_weights<double> weights(dense, 4, {.rank = rank});
     for (index_t e = 0; e < (rank > 0 ? 4 : 0); ++e)
-      for (const std::size_t which : {0, 1})
+      for (const std::size_t which : {0U, 1U})
         weights.left(which, e).fill([](index_t i) { return double(i) - 7; });  // right is zero
     moe_layer layer{top_k_router<double>{6, 4, {.top_k = 1, .constant_weight = true}},
                     core_and_rest_bank<double, gelu>{weights}};
@@ -38,11 +38,11 @@ TEST_CASE("core_and_rest: an expert's matrices are core and rest", "[expert][der
   core_and_rest_weights<double> weights(3, 6, 9, {.rank = 2});
   initialize(weights, 7);
   for (index_t e = 0; e < 3; ++e)
-    for (const std::size_t which : {0, 1}) test::fill_normal(weights.right(which, e), 8 + std::uint64_t(e));
+    for (const std::size_t which : {0U, 1U}) test::fill_normal(weights.right(which, e), 8 + std::uint64_t(e));
   computed_bank<core_and_rest_weights<double>> bank{weights};
   const auto written = bank.written_out();
   for (index_t e = 0; e < 3; ++e)
-    for (const std::size_t which : {0, 1}) {
+    for (const std::size_t which : {0U, 1U}) {
       const matrix<double> expected = weights.core(which).to_matrix() + weights.left(which, e).to_matrix().transpose() *
                                                                             weights.right(which, e).to_matrix();
       const auto& expert = written.expert(e);
@@ -63,7 +63,7 @@ TEST_CASE("core_and_rest: every promise of a layer", "[expert][derived][core_and
   // Frozen, the core gets no gradient and no memory for one; rests learn.
   core_and_rest_weights<double> weights(2, 4, 5, {.rank = 1});
   initialize(weights, 14);
-  for (const std::size_t which : {0, 1}) weights.core(which).set_frozen(true);
+  for (const std::size_t which : {0U, 1U}) weights.core(which).set_frozen(true);
   computed_bank<core_and_rest_weights<double>, silu> bank{weights};
   const std::vector<index_t> offsets{0, 3, 3};
   const matrix<double> x = test::random_matrix<double>(3, 4, 15), dy = test::random_matrix<double>(3, 4, 16);

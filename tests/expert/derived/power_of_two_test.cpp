@@ -53,7 +53,7 @@ TEST_CASE("power_of_two: experts of powers of two are the ordinary ones on fixed
   initialize(weights, 3);
   shift_bank<double> bank{weights};
   for (index_t e = 0; e < 3; ++e)
-    for (const std::size_t which : {0, 1})
+    for (const std::size_t which : {0U, 1U})
       bank.weights().bias(e, which).fill([](index_t i) { return 0.3 * double(i) - 1; });
   const auto run = [](auto& one, const matrix<double>& x, const matrix<double>& dy, const executor_ref& executor) {
     typename std::remove_cvref_t<decltype(one)>::tape tape;

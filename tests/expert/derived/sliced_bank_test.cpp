@@ -115,6 +115,7 @@ TEST_CASE("overflow_router: what finds no room carries its input", "[router][ove
   }
   // With room for all it is the router inside.
   auto roomy = with_room_for(100);
+  initialize(roomy, 24);
   roomy.router().inner().gate() = layer.router().inner().gate();
   roomy.forward(x, y, workspace);
   CHECK(workspace.plan.load(3) == 0);
