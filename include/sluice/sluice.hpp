@@ -109,8 +109,8 @@
 #include <sluice/layer/encoders/unfolded.hpp>
 #include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/fixed.hpp>
-#include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/gradient/gate_scaled.hpp>
+#include <sluice/layer/images/chosen_channels.hpp>
 #include <sluice/layer/images/patch_experts.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/merged/merged_layer.hpp>
