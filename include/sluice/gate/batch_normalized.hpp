@@ -1,6 +1,6 @@
 /// Batch-normalised gate: each expert's logits get mean 0 and deviation 1 over the tokens of a training batch.
 ///
-///   training   logits = (G - m) s,  s = 1 / sqrt(v + epsilon)   m, v [E] mean and population variance over the n tokens
+///   training   logits = (G - m) s,  s = 1 / sqrt(v + epsilon)  m, v [E] mean and population variance over the n tokens
 ///              dG = s (g - mean g - logits mean(g logits)), means over the tokens
 ///   inference  the same with running m and v, which are constants: dG = s g
 ///   after a step  running += momentum (batch - running), with the unbiased variance v n / (n - 1)

@@ -1,6 +1,6 @@
 /// How a factorised tensor of experts is contracted, once gates and token have become short vectors v_0 .. v_n.
 ///
-///   W [N_1,..,N_n,I,O]: weights of N_1 .. N_n linear experts   y_o = sum a1_n1 .. an_nn z_i W[n1,..,nn,i,o] = (out s)_o
+///   W [N_1,..,N_n,I,O]: weights of N_1 .. N_n linear experts  y_o = sum a1_n1 .. an_nn z_i W[n1,..,nn,i,o] = (out s)_o
 ///   v_l = F_l a_l for the gates of level l, v_n = F_n z;  s a function of them, linear in each:
 ///
 ///   elementwise_contraction  s = v_0 * v_1 * .. * v_n                              CP, rank R
