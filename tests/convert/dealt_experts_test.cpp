@@ -7,7 +7,7 @@
 
 using namespace sluice;
 
-TEST_CASE("dealt_experts: shared units first, then every E-th", "[convert][dealt]") {
+TEST_CASE("dealt_experts: shared units first and then every E-th", "[convert][dealt]") {
   using units = std::vector<index_t>;
   const dealing d{.experts = 3, .units = 4, .shared = 2};
   CHECK(dealt_units(12, d, 0) == units{0, 1, 2, 5});
@@ -19,7 +19,7 @@ TEST_CASE("dealt_experts: shared units first, then every E-th", "[convert][dealt
   CHECK_THROWS_WITH(dealt_units(2, {.experts = 3, .units = 1}, 2), test::contains("no unit is left"));
 }
 
-TEST_CASE("dealt_experts: an expert is the network on its units, output bias and all", "[convert][dealt]") {
+TEST_CASE("dealt_experts: an expert is the network on its units - output bias and all", "[convert][dealt]") {
   ffn<double, gelu> dense(4, 6, {.outputs = 3, .bias = true});
   initialize(dense, 3);
   dense.up_bias().fill([](index_t i) { return 0.1 * double(i); });

@@ -28,7 +28,7 @@ TEST_CASE("centred_gate: rows of mean 0 and deviation 1", "[gate][centred]") {
   CHECK_THROWS_WITH((centred_gate<linear_gate<double>>(linear_gate<double>(5, 4), 0)), test::contains("not 0"));
 }
 
-TEST_CASE("batch_normalized_gate: the batch's numbers in training, running ones at inference",
+TEST_CASE("batch_normalized_gate: the batch's numbers in training - running ones at inference",
           "[gate][batch_normalized]") {
   using gate_type = batch_normalized_gate<linear_gate<double>>;
   gate_type gate(2, 2);

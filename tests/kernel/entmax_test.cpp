@@ -43,7 +43,7 @@ TEST_CASE("entmax15: numbers by hand", "[kernel][entmax]") {
   CHECK(entmax_of<double>({5, -1e300}) == std::vector<double>{1, 0});
 }
 
-TEMPLATE_TEST_CASE("entmax15: as by sorting, at any length and spread", "[kernel][entmax]", float, double) {
+TEMPLATE_TEST_CASE("entmax15: as by sorting - at any length and spread", "[kernel][entmax]", float, double) {
   for (const index_t count : {1, 2, 3, 7, 8, 17, 64, 257})
     for (const double spread : {1e-6, 0.1, 1.0, 10.0, 1e4}) {
       const matrix<TestType> row = static_cast<TestType>(spread) *
@@ -62,7 +62,7 @@ TEMPLATE_TEST_CASE("entmax15: as by sorting, at any length and spread", "[kernel
     }
 }
 
-TEST_CASE("entmax15: ties, infinities and NaN", "[kernel][entmax][nan]") {
+TEST_CASE("entmax15: ties and infinities and NaN", "[kernel][entmax][nan]") {
   const double infinity = std::numeric_limits<double>::infinity();
   const auto ties = entmax_of<double>({0.3, 1.1, 0.3, 1.1, -7});
   CHECK((ties[0] == ties[2] && ties[1] == ties[3] && ties[4] == 0 && ties[1] > ties[0]));

@@ -22,7 +22,7 @@ customised_experts global_and_local() {
 
 }  // namespace
 
-TEST_CASE("a frozen expert beside a small one that learns, with a gate of its own", "[layer][frozen_expert]") {
+TEST_CASE("a frozen expert beside a small one that learns - with a gate of its own", "[layer][frozen_expert]") {
   moe_layer soft{dense_softmax_router<double>(linear_gate<double>(6, 2, {.bias = true})), global_and_local()};
   initialize(soft, 3);
   ffn<double>& global = soft.bank().expert(0);

@@ -21,7 +21,7 @@ expert_bank<swiglu<double>> experts_of(const std::vector<index_t>& widths) {
 
 }  // namespace
 
-TEST_CASE("unequal experts: every promise of a layer, and any order of experts", "[layer][unequal]") {
+TEST_CASE("unequal experts: every promise of a layer and any order of experts", "[layer][unequal]") {
   const std::vector<index_t> widths{9, 11, 23, 1};
   test::check_layer_promises(
       moe_layer{top_k_router<double>{6, 4, {.top_k = 2}}, experts_of(widths),

@@ -9,7 +9,7 @@
 
 using namespace sluice;
 
-TEST_CASE("core_and_rest: starts as the dense network it was made of, bit for bit",
+TEST_CASE("core_and_rest: starts as the dense network it was made of - bit for bit",
           "[expert][derived][core_and_rest]") {
   ffn<double, gelu> dense(6, 9, {.outputs = 5, .bias = true});
   initialize(dense, 3);

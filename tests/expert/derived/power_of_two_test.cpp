@@ -16,7 +16,7 @@ matrix<double> first_matrix(const shift_bank<double>& bank, index_t e) {
 
 }  // namespace
 
-TEST_CASE("fixed_point: rounds down, clips, and leaves NaN", "[kernel][fixed_point]") {
+TEST_CASE("fixed_point: rounds down and clips and leaves NaN", "[kernel][fixed_point]") {
   using small = fixed_point<4, 2>;  // quarters from -8 to 7
   for (const auto& [a, expected] : std::vector<std::pair<double, double>>{
            {0.3, 0.25}, {-0.3, -0.5}, {0.5, 0.5}, {9, 7}, {-9, -8}, {7.9, 7}, {1e300, 7}, {-1e300, -8}}) {
@@ -47,7 +47,7 @@ TEST_CASE("power_of_two: weights by hand", "[expert][derived][power_of_two]") {
   CHECK_THROWS_WITH((power_of_two_weights<double>(1, 4, 2, {.least_shift = 1})), test::contains("cannot be 1"));
 }
 
-TEST_CASE("power_of_two: experts of powers of two are the ordinary ones on fixed point, both ways",
+TEST_CASE("power_of_two: experts of powers of two are the ordinary ones on fixed point - both ways",
           "[expert][derived][power_of_two][gradient]") {
   power_of_two_weights<double> weights(3, 5, 7);
   initialize(weights, 3);

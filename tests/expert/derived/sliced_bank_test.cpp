@@ -27,7 +27,7 @@ auto super_layer() {
 
 }  // namespace
 
-TEST_CASE("sliced_bank: the selected blocks are a layer of their own, and nothing outside learns",
+TEST_CASE("sliced_bank: the selected blocks are a layer of their own and nothing outside learns",
           "[expert][derived][sliced]") {
   auto layer = super_layer();
   initialize(layer, 3);

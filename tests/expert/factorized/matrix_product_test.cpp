@@ -144,7 +144,7 @@ TEST_CASE("matrix_product_bank: masks numbers of the centre's gradient only", "[
   CHECK(left < 3 * all / 4);
 }
 
-TEST_CASE("swept_cores: full bonds hold any matrix, fewer the best part of it", "[expert][factorized][core_sweep]") {
+TEST_CASE("swept_cores: full bonds hold any matrix - fewer the best part of it", "[expert][factorized][core_sweep]") {
   const chain_factors rows{2, 3, 2}, columns{3, 1, 2};
   CHECK(full_bonds(rows, columns) == chain_factors{1, 6, 4, 1});
   CHECK(full_bonds(chain_factors{4, 4, 8, 6, 4}, chain_factors{3, 4, 4, 4, 4}) ==
