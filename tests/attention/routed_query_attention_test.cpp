@@ -58,7 +58,7 @@ TEST_CASE("routed_query_attention: every promise of a layer", "[attention][confo
       query_router<double>(7, 4, {.top_k = 3, .weights = weighting::pre}), {.head_width = 3}, {}, {}, {})));
 }
 
-TEST_CASE("routed_query_attention: each chosen expert asks, weighs its answer and puts it out", "[attention]") {
+TEST_CASE("routed_query_attention: each chosen expert asks and puts its weighed answer out", "[attention]") {
   auto layer = with_values(head_mixture<double>(query_router<double>(8, 5, {.top_k = 3, .weights = weighting::pre}),
                                                 {.key_heads = 2, .head_width = 6, .output_bias = true}));
   const index_t T = 9;

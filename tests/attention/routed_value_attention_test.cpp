@@ -46,8 +46,7 @@ TEST_CASE("routed_value_attention: every promise of a layer", "[attention][confo
   passes(layer);
 }
 
-TEST_CASE("routed_value_attention: values are weighed going in, results going out, choices read normalised tokens",
-          "[attention]") {
+TEST_CASE("routed_value_attention: values and results are weighed and choices read normalised tokens", "[attention]") {
   auto layer = switch_head_of<double>(2, 0, 0);
   const index_t T = 7;
   const matrix<double> x = test::random_matrix<double>(T, 8, 1);
@@ -119,7 +118,7 @@ TEST_CASE("routed_value_attention: all experts at even odds are half of their su
   CHECK(test::largest_difference(y, expected) < test::bound<double>(30, 4));
 }
 
-TEST_CASE("routed_value_attention: sides leave out experts of their own, and other ones the next time", "[attention]") {
+TEST_CASE("routed_value_attention: sides leave out experts of their own and other ones the next time", "[attention]") {
   auto layer = switch_head_of<double>(2, 0.5);
   layer.output_router() = layer.value_router();
   const matrix<double> x = test::random_matrix<double>(20, 8, 1);

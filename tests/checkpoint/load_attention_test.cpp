@@ -101,7 +101,7 @@ TEST_CASE("load_attention: every number of JetMoE's attention is where it belong
         0.02F * static_cast<float>(y.cwiseAbs().maxCoeff()));
 }
 
-TEST_CASE("load_attention: strict about the block, blind to everything else", "[checkpoint][attention]") {
+TEST_CASE("load_attention: strict about the block and blind to everything else", "[checkpoint][attention]") {
   CHECK(complaint_of_attention(attention_file()).empty());
   auto missing = attention_file();
   missing.tensors.erase(attention_prefix + "experts.bias");

@@ -103,7 +103,7 @@ TEST_CASE("entropy_loss: gradients of thresholds and of tokens equal central dif
   CHECK(report.largest_error < 1e-6);
 }
 
-TEST_CASE("entropy_loss: parts of the experts have values of their own, and the loss is their mean", "[loss][gradient]") {
+TEST_CASE("entropy_loss: parts of the experts have values of their own whose mean is the loss", "[loss][gradient]") {
   const auto of = GENERATE(entropy_of::mean, entropy_of::tokens);
   auto c = test::random_case(9, 6, 95);
   const double together = c.evaluate(entropy_loss{.coefficient = 0.5, .of = of, .parts = 2});

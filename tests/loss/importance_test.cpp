@@ -23,7 +23,7 @@ TEST_CASE("importance_loss: sparse gates of fixture F", "[loss]") {
   CHECK(c.evaluate(unbiased) == Approx(3.353163 / 3).margin(1e-6));
 }
 
-TEST_CASE("importance_loss: chosen probabilities are those of all, where everything is chosen", "[loss]") {
+TEST_CASE("importance_loss: chosen probabilities are those of all where everything is chosen", "[loss]") {
   auto c = test::fixture_f(2);
   const importance_loss chosen{.source = importance_source::chosen_probabilities};
   // One token of two experts, of which it chooses the first: shares 0.75 and 0, so the variance is the squared mean.

@@ -83,7 +83,7 @@ TEST_CASE("repeated_layers: a shared layer's gradient is the sum of the unrolled
   CHECK(names.front() == "0.layer.router.gate.weight");
 }
 
-TEST_CASE("repeated_layers: rounds draw apart, the same step draws the same", "[layer][repeated]") {
+TEST_CASE("repeated_layers: rounds draw apart and the same step draws the same", "[layer][repeated]") {
   const auto stack = turns(2, 0.5);
   const matrix<double> x = test::random_matrix<double>(20, 6, 1);
   matrix<double> y(20, 6), again(20, 6);
@@ -139,7 +139,7 @@ TEST_CASE("loss_over_rounds: the entropy of all rounds together", "[layer][repea
   CHECK(stack.layer(0).bank().expert(0).up().gradient_matrix().cwiseAbs().maxCoeff() > 1e-8);
 }
 
-TEST_CASE("loss_over_rounds: hidden tokens do not count, and wrong places are refused", "[layer][repeated][loss]") {
+TEST_CASE("loss_over_rounds: hidden tokens do not count and wrong places are refused", "[layer][repeated][loss]") {
   auto stack = turns(2);
   matrix<double> x = test::random_matrix<double>(9, 6, 1), y(9, 6);
   x(4, 0) = quiet_nan<double>();

@@ -87,7 +87,7 @@ TEST_CASE("group_limit: experts outside the kept groups are not chosen even for 
   CHECK(choice(limit, scores, 2) == std::vector<index_t>{3, 2});
 }
 
-TEST_CASE("group_limit: evenly, every kept group gives its own best", "[router][group_limit]") {
+TEST_CASE("group_limit: evenly means that every kept group gives its own best", "[router][group_limit]") {
   const std::vector<double> scores{0.1, 0.9, 0.9, 0.2, 0.8, 0.7, 0.3, 0.1, 0.2};
   CHECK(choice({.groups = 3, .kept = 3, .evenly = true}, scores, 6) == std::vector<index_t>{1, 2, 4, 5, 6, 8});
   CHECK(choice({.groups = 3, .kept = 2, .evenly = true}, scores, 2) == std::vector<index_t>{1, 4});
