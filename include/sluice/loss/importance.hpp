@@ -54,7 +54,7 @@ struct importance_loss {
         throw_invalid("importance_loss: only a sparse plan has sparse gates");
     }
     if (source == importance_source::chosen_probabilities) {
-      if constexpr (std::same_as<Plan, sparse_plan<Scalar>>)
+      if constexpr (std::derived_from<Plan, sparse_plan<Scalar>>)
         return static_cast<Scalar>(chosen_value(seen, plan, context, range, scale, gradients));
       else
         throw_invalid("importance_loss: only a sparse plan says what was chosen");
