@@ -137,6 +137,7 @@ private:
 
   void attend(workspace& m, Scalar* log_sums, const routing_context<Scalar>& context) const {
     m.ranges.clear();
+    m.ranges.reserve((std::max)(m.q.rows(), context.sequence_count()));  // shorter sequences find room as well
     for (index_t s = 0; s < context.sequence_count(); ++s) {
       const token_range tokens = context.sequence(s, m.q.rows());
       m.ranges.push_back({tokens.begin, tokens.size(), tokens.begin, tokens.size()});

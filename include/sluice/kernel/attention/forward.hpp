@@ -35,6 +35,16 @@ struct attention_memory {
 
 namespace detail {
 
+/// Forgets the tasks and makes room for as many as so many queries can be, however they are cut: a batch of shorter
+/// sequences has more tasks than a larger one, and must find the room as well.
+template <typename Scalar>
+void begin_attention_tasks(const attention_inputs<Scalar>& in, attention_memory<Scalar>& memory) {
+  index_t queries = 0;
+  for (const attended_range& r : in.sequences) queries += r.queries;
+  memory.tasks.clear();
+  memory.tasks.reserve(in.shape.key_heads * (queries * in.shape.shared() / attention_lanes<Scalar> + queries));
+}
+
 /// Runs body(task, scratch) for all tasks, on as many threads as there are, each with `numbers` of scratch.
 template <typename Scalar, typename Body>
 void run_attention_tasks(attention_memory<Scalar>& memory, index_t numbers, index_t work, const executor_ref& executor,
@@ -42,6 +52,7 @@ void run_attention_tasks(attention_memory<Scalar>& memory, index_t numbers, inde
   const executor_ref threads = executor.for_work(work);
   const index_t workers = (std::min)(threads.concurrency(), memory.tasks.size());
   constexpr index_t line = 64 / sizeof(Scalar);
+  memory.scratch.reserve(executor.concurrency(), (numbers + line - 1) / line * line);
   memory.scratch.resize(workers, (numbers + line - 1) / line * line);
   std::atomic<index_t> next{0};  // tasks differ in work, and scratch is for as many as run
   threads.parallel_for(workers, [&](index_t worker) {
@@ -169,7 +180,7 @@ void attention_forward(const attention_inputs<Scalar>& in, const head_rows<Scala
   // Several blocks a task, for each task reads the keys anew, but tasks enough to keep all threads busy to the end.
   const index_t blocks = std::clamp<index_t>(all / (attention_lanes<Scalar> * 4 * executor.concurrency()), 1,
                                              detail::forward_task<Scalar>::most_blocks);
-  memory.tasks.clear();
+  detail::begin_attention_tasks(in, memory);
   for (index_t i = 0; i < static_cast<index_t>(in.sequences.size()); ++i) {
     const index_t lanes = in.sequences[as_size(i)].queries * s.shared(), some = blocks * attention_lanes<Scalar>;
     for (index_t h = 0; h < s.key_heads; ++h)
