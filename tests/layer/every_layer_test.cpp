@@ -4,6 +4,9 @@
 #include <sluice/capacity/position.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/constant.hpp>
+#include <sluice/expert/derived/compressed_bank.hpp>
+#include <sluice/expert/derived/power_of_two.hpp>
+#include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/neuron_bank.hpp>
@@ -36,6 +39,7 @@
 #include <sluice/loss/load.hpp>
 #include <sluice/loss/router_z.hpp>
 #include <sluice/loss/switch_balance.hpp>
+#include <sluice/router/auxiliary_choices.hpp>
 #include <sluice/router/every_expert/dense_softmax.hpp>
 #include <sluice/router/every_expert/soft_moe.hpp>
 #include <sluice/router/experts_choose/expert_choice.hpp>
@@ -201,6 +205,11 @@ std::vector<test::named_layer> test::every_layer(bool initialized) {
   add("MoE++", moe_layer{moe_plus_plus_router<float, linear_gate<float>>{width, experts}, unlike_banks()});
   add("union, with a loss", moe_layer{top_2, unlike_banks(), importance_loss{}});
   add("experts of unlike widths", moe_layer{top_2, unlike_widths()});
+  add("matrices of cores", moe_layer{top_2, matrix_product_bank<float>{{experts, {2, 3, 2}, {2, 2, 2}}}});
+  add("powers of two", moe_layer{top_2, shift_bank<float>{{experts, width, 7}}});
+  add("compressed experts",
+      moe_layer{auxiliary_choices_router{top_k_router<float>{width, experts, {.top_k = 3, .weights = weighting::pre}}, 2},
+                compressed_bank{expert_bank<swiglu<float>>{experts, width, 7}}});
   add("shared expert", shared_expert_layer{layer_of(top_2), swiglu<float>{width, 7}, gated});
   add("merged experts", merged_layer{layer_of(noisy_top_k_router<float>{width, experts}, importance_loss{})});
   add("output bias", output_bias_layer{layer_of(relu_router<float>{width, experts})});

@@ -65,12 +65,14 @@ public:
     t.ends.reserve(2 * most * up_.end_numbers());
     if (!training) return;
     t.outer.reserve(2 * parts() * most * up_.outer_numbers());
+    t.scratch.reserve(2 * parts() * scratch_numbers());
     t.dends.reserve(2 * most * up_.end_numbers());
   }
 
   void compute(std::span<const index_t> experts, std::span<computed_maps<Scalar>> maps, tape& t,
                const executor_ref& executor) const {
     const auto count = static_cast<index_t>(experts.size());
+    t.scratch.reserve(executor.concurrency() * scratch_numbers());  // whatever this call has to compute
     t.ends.resize(2 * count * up_.end_numbers());
     executor.for_work(2 * count * up_.end_numbers()).parallel_for(2 * count, [&](index_t i) {
       chain_of(i % 2).compute_ends(experts[as_size(i / 2)], ends(t, i));
