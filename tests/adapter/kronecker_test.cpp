@@ -6,7 +6,7 @@
 
 using namespace sluice;
 
-namespace {
+namespace kronecker_test {
 
 constexpr index_t D = 12, d = 6;
 
@@ -29,8 +29,6 @@ matrix<double> phm_outputs(const kronecker_adapters<double>& layer, const matrix
   layer.forward(x, y, workspace);
   return y;
 }
-
-}  // namespace
 
 TEST_CASE("kronecker_sum: is the sum of Kronecker products", "[adapter][kronecker]") {
   const kronecker_shape shape{2, 6, 4, 3};
@@ -153,3 +151,5 @@ TEST_CASE("redundancy: outputs that repeat the inputs' other numbers cost", "[ad
   const std::uint8_t none[] = {0, 0, 0};
   CHECK(loss.evaluate(u, x, none, 1, 0.5) == 0);
 }
+
+}  // namespace kronecker_test

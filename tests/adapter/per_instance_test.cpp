@@ -12,7 +12,7 @@
 
 using namespace sluice;
 
-namespace {
+namespace per_instance_test {
 
 constexpr index_t D = 6, O = 5, E = 3, F = 4;
 const std::vector<index_t> samples{0, 4, 4, 9, 12};
@@ -33,8 +33,6 @@ matrix<double> outputs_of(const Layer& layer, const matrix<double>& x, const rou
   layer.forward(x, y, workspace, context);
   return y;
 }
-
-}  // namespace
 
 TEST_CASE("per_instance: a sample's instruction weighs the same experts for all its tokens",
           "[adapter][per_instance]") {
@@ -185,3 +183,5 @@ TEST_CASE("rank_one: every promise of a layer", "[adapter][rank_one][conformance
   CHECK(report.passed());
   CHECK(report.find("gradients")->result == outcome::passed);
 }
+
+}  // namespace per_instance_test
