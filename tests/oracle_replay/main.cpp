@@ -71,6 +71,7 @@ std::vector<replayer> all_replayers() {
            conversions(),
            quantized_files(),
            block_formats(),
+           statistical_mixtures(),
        })
     all.insert(all.end(), some.begin(), some.end());
   return all;

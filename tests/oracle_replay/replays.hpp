@@ -68,6 +68,7 @@ std::vector<replayer> encoders();        // vrd_logsum, mova_gate
 std::vector<replayer> multilinear_mixtures();  // mumoe
 std::vector<replayer> derived_experts();  // automoe, rmoe, compressed_experts
 std::vector<replayer> shift_experts();   // shift_expert, minimoe
+std::vector<replayer> statistical_mixtures();  // gauss_lasso_moe, mmvae
 std::vector<replayer> tasks();           // mmoe_ex, mmoe, competesmoe, r2t2
 std::vector<replayer> branches();  // residual_moe, longcat_shortcut
 std::vector<replayer> sub_tokens();  // mh_moe
