@@ -144,12 +144,12 @@ TEST_CASE("merge: the base alone gives what both gave, and unmerge takes it out"
   matrix<float> y(9, out), merged(9, out);
   decltype(layer)::workspace workspace;
   layer.forward(x, y, workspace);
-  merge(layer.base().weight(), expert);
+  merge_adapter(layer.base().weight(), expert);
   linear_layer<float>::workspace ws;
   layer.base().forward(x, merged, ws);
   CHECK(test::largest_difference(y, merged) < test::bound<float>(in + rank, y.cwiseAbs().maxCoeff()));
   const float largest = layer.base().weight().to_matrix().cwiseAbs().maxCoeff();
-  unmerge(layer.base().weight(), expert);
+  unmerge_adapter(layer.base().weight(), expert);
   CHECK(test::largest_difference(layer.base().weight().to_matrix(), before) <=
         2 * std::numeric_limits<float>::epsilon() * largest);
 
@@ -157,11 +157,11 @@ TEST_CASE("merge: the base alone gives what both gave, and unmerge takes it out"
   linear_expert<float> panels(in, out);
   panels.weight().assign(before);
   const auto small = expert.stored_as<bfloat16_storage>();
-  merge(panels.weight(), small, 0.25f);
+  merge_adapter(panels.weight(), small, 0.25f);
   const matrix<float> wanted = before + 0.5f * small.b().to_matrix() * small.a().to_matrix();
   CHECK(test::largest_difference(panels.weight().to_matrix(), wanted) < test::bound<float>(rank, largest));
   linear_expert<float> other(in, out + 1);
   initialize(other, 55);
-  CHECK_THROWS_WITH(merge(other.weight(), expert),
+  CHECK_THROWS_WITH(merge_adapter(other.weight(), expert),
                     test::contains("[6, 6] cannot take a low-rank expert that maps 6 -> 5"));
 }

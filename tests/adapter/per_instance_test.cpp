@@ -67,7 +67,7 @@ TEST_CASE("per_instance: a sample's instruction weighs the same experts for all 
   const matrix<double> x2 = x.middleRows(4, 5);
   adapted_layer both{base, layer};
   const matrix<double> wanted = outputs_of(both, x, context).middleRows(4, 5);
-  for (index_t e = 0; e < E; ++e) merge(base.weight(), layer.bank().expert(e), w(4, e));
+  for (index_t e = 0; e < E; ++e) merge_adapter(base.weight(), layer.bank().expert(e), w(4, e));
   CHECK(test::largest_difference(outputs_of(base, x2, {}), wanted) < test::bound<double>(D, 64));
 
   // Tokens of a sample change places, and so do their outputs.

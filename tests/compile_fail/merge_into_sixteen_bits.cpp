@@ -3,5 +3,5 @@
 #include <sluice/expert/linear.hpp>
 
 void use(sluice::linear_expert<float, sluice::bfloat16_storage>& base, const sluice::low_rank_expert<float>& expert) {
-  sluice::merge(base.weight(), expert);
+  sluice::merge_adapter(base.weight(), expert);
 }

@@ -1,13 +1,13 @@
 /// A low-rank expert becomes part of the weights beside it, and is taken out again.
 ///
-///   merge     W += w s B A          W [D',D] the base's, w the weight of the expert, such as a gate that is the same
-///   unmerge   W -= w s B A          for all tokens to come
+///   merge_adapter     W += w s B A          W [D',D] the base's, w the weight of the expert, such as a gate that is the same
+///   unmerge_adapter   W -= w s B A          for all tokens to come
 ///
-///   merge(layer.base().expert().weight(), layer.adapters().expert());      // then the base alone does it all
+///   merge_adapter(layer.base().expert().weight(), layer.adapters().expert());      // then the base alone does it all
 ///
 /// This is exact where the expert has one weight for every token: a single adapter, or those of an instance whose gate
 /// is known. Experts whose weights differ from token to token have to run. B A is computed in full precision whatever
-/// the expert is stored as. Every element is rounded once each way, so that unmerge brings W back but for rounding:
+/// the expert is stored as. Every element is rounded once each way, so that unmerge_adapter brings W back but for rounding:
 /// about an ulp of W + w s B A. W has to be of float or double. Codes and sixteen-bit weights would lose most of what a
 /// small update adds, and are refused.
 #pragma once
@@ -51,13 +51,15 @@ consteval bool explain_merge() {
 
 /// Throws std::invalid_argument if the shapes differ or somebody's weights were never set.
 template <typename Weight, typename Scalar, typename Storage>
-void merge(Weight& weight, const low_rank_expert<Scalar, Storage>& expert, std::type_identity_t<Scalar> factor = 1) {
+void merge_adapter(Weight& weight, const low_rank_expert<Scalar, Storage>& expert,
+                   std::type_identity_t<Scalar> factor = 1) {
   static_assert(detail::explain_merge<Weight>());
   detail::add_low_rank(weight, expert, factor);
 }
 
 template <typename Weight, typename Scalar, typename Storage>
-void unmerge(Weight& weight, const low_rank_expert<Scalar, Storage>& expert, std::type_identity_t<Scalar> factor = 1) {
+void unmerge_adapter(Weight& weight, const low_rank_expert<Scalar, Storage>& expert,
+                     std::type_identity_t<Scalar> factor = 1) {
   static_assert(detail::explain_merge<Weight>());
   detail::add_low_rank(weight, expert, -factor);
 }
