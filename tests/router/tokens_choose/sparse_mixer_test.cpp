@@ -189,7 +189,7 @@ TEST_CASE("sparse_mixer: version one halves half of its surprises and doubles th
     if (!is_half) CHECK(weight == Approx(1 - p));
   }
   // A binomial count within five deviations.
-  CHECK(std::abs(static_cast<double>(lessened) - others / 2.) < 5 * std::sqrt(static_cast<double>(others)) / 2);
+  CHECK(std::abs(static_cast<double>(lessened) - static_cast<double>(others) / 2) < 5 * std::sqrt(static_cast<double>(others)) / 2);
 }
 
 TEST_CASE("sparse_mixer: promises of every token-choice router", "[router][sparse_mixer]") {
