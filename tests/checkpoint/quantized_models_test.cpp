@@ -41,7 +41,7 @@ public:
     tensors[name] = {std::move(shape), type, std::vector<std::byte>(256, static_cast<std::byte>(value))};
   }
 
-  checkpoint_model open(const test::temporary_folder& folder,
+  checkpoint_model open(const test::temporary_folder& place,
                         const std::string& quantization = R"("quant_method": "gptq", "bits": 4, "group_size": -1)") {
     safetensors_writer file;
     for (auto& [name, t] : tensors) {
@@ -49,12 +49,12 @@ public:
       for (const std::int64_t extent : t.shape) size *= as_size(extent);
       file.add(name, t.shape, t.type, std::span<const std::byte>(t.bytes).first(size));
     }
-    file.save(folder / "model.safetensors");
-    std::ofstream(folder / "config.json")
+    file.save(place / "model.safetensors");
+    std::ofstream(place / "config.json")
         << R"({"model_type": "qwen3_moe", "hidden_size": 8, "moe_intermediate_size": 16, "num_hidden_layers": 1,
 "num_experts": 2, "num_experts_per_tok": 1, "norm_topk_prob": true, "quantization_config": {)"
         << quantization << "}}";
-    return checkpoint_model(folder.path());
+    return checkpoint_model(place.path());
   }
 
   struct stored {

@@ -27,8 +27,8 @@ file_map files_of(const std::string& ending, const std::vector<std::vector<file_
 /// Of kernels, besides: one output of 514 inputs, whose sum goes on behind the part of a row that is multiplied at once.
 file_map kernel_cases() {
   file_map files = sluice::test::drawn_cases(14, 3, 60);
-  for (const char storage : {4, 5, 6, 7})
-    files["long_" + std::to_string(storage)] = std::string{storage, 0, 0, static_cast<char>(208), 4, 0, 0, 3};
+  for (const int storage : {4, 5, 6, 7})
+    files["long_" + std::to_string(storage)] = std::string{static_cast<char>(storage), 0, 0, static_cast<char>(208), 4, 0, 0, 3};
   return files;
 }
 

@@ -700,11 +700,15 @@ void check_weights(const float* logits, index_t experts, const std::vector<index
   const double scaling = o.scaling;
   switch (o.weights) {
     case weighting::renorm:
+    case weighting::renorm_detached:
       return check_renormalized(scores, o.smallest_sum, o.added_to_sum, scaling, weights);
     case weighting::post:
       scores = exact_softmax(logits, ids);
       break;
     case weighting::pre:
+      break;
+    case weighting::one:
+      scores.assign(ids.size(), 1.0);
       break;
   }
   for (std::size_t j = 0; j < ids.size(); ++j)
