@@ -35,7 +35,7 @@ private:
 };
 
 /// About five microseconds.
-void work() {
+void one_task() {
   float x = 1;
   for (int i = 0; i < 4000; ++i) benchmark::DoNotOptimize(x = x * 0.5f + 1);
 }
@@ -56,9 +56,9 @@ void measure(session& s, const std::string& name, E& executor) {
   executor_time t{name};
   // One executor at a time: OpenMP's threads spin for a while after a call, and would take the others' cores.
   t.empty = s.run.race(name + " empty", {calls(name, executor, many, s.asked.threads, [] {})}).front().fastest / many;
-  t.free = s.run.race(name + " free", {calls(name, executor, 1, tasks, work)}).front().fastest;
+  t.free = s.run.race(name + " free", {calls(name, executor, 1, tasks, one_task)}).front().fastest;
   const busy_machine others;
-  t.busy = s.run.race(name + " busy", {calls(name, executor, 1, tasks, work)}).front().median;
+  t.busy = s.run.race(name + " busy", {calls(name, executor, 1, tasks, one_task)}).front().median;
   s.found.executors.push_back(t);
 }
 
