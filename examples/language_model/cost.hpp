@@ -81,8 +81,8 @@ cost cost_of(const Layer& layer, const Memory& memory, index_t tokens) {
     if constexpr (requires { layer.attention_shape(); }) {
       const auto& s = layer.attention_shape();
       c.per_key = static_cast<double>(s.heads * (s.key_width + s.value_width));
-      if constexpr (requires { memory.slots; })
-        c.per_key *= static_cast<double>(memory.slots);  // heads of every choice
+      if constexpr (requires { memory.rows_a_token; })
+        c.per_key *= static_cast<double>(memory.rows_a_token);  // heads of every choice
     }
   }
   return c;

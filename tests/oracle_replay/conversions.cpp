@@ -87,7 +87,7 @@ void replay_m_smoe(oracle_case<Scalar>& c) {
     std::vector<expert_matrices<Scalar>> experts;
     for (index_t e = l * count; e < (l + 1) * count; ++e)
       experts.push_back({first.middleRows(e * hidden, hidden), last.middleRows(e * width, width)});
-    const merged_layer<Scalar> merged = merge_groups<Scalar>(experts, groups, used, align);
+    const merged_mixture<Scalar> merged = merge_groups<Scalar>(experts, groups, used, align);
     labels.insert(labels.end(), groups.begin(), groups.end());
     slots.insert(slots.end(), merged.slot.begin(), merged.slot.end());
     for (index_t e = 0; e < count; ++e) {

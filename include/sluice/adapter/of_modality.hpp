@@ -21,13 +21,13 @@ namespace sluice::inline SLUICE_ISA {
 namespace detail {
 
 template <typename LayerMemory>
-struct modality_memory {
+struct of_modality_memory {
   LayerMemory layer;
   own_context own;  ///< its mask [T]: 1 where a token is of the modality
 };
 
 template <typename LayerTape>
-struct modality_tape : modality_memory<LayerTape> {
+struct of_modality_tape : of_modality_memory<LayerTape> {
   auto loss() const { return this->layer.loss(); }
 };
 
@@ -35,10 +35,11 @@ struct modality_tape : modality_memory<LayerTape> {
 
 template <typename Layer>
 class modality_layer : public token_mixer<modality_layer<Layer>, typename Layer::scalar,
-                                          detail::modality_memory<typename Layer::workspace>,
-                                          detail::modality_tape<typename Layer::tape>> {
-  using base = token_mixer<modality_layer, typename Layer::scalar, detail::modality_memory<typename Layer::workspace>,
-                           detail::modality_tape<typename Layer::tape>>;
+                                          detail::of_modality_memory<typename Layer::workspace>,
+                                          detail::of_modality_tape<typename Layer::tape>> {
+  using base =
+      token_mixer<modality_layer, typename Layer::scalar, detail::of_modality_memory<typename Layer::workspace>,
+                  detail::of_modality_tape<typename Layer::tape>>;
   friend base;
   static_assert(explain_layer<Layer>());
 

@@ -5,7 +5,7 @@
 ///   map      heads[place(i)] += [weight(i)] f_expert(i)(x[token(i)])          for the assignments i of the plan
 ///   reduce   y[token(i)] += weight(i) f_expert(i)(heads[place(i)])
 ///
-/// heads [T slots, W]: every token has `slots` rows, one after the other, so that they are the heads of [T, slots W].
+/// heads [T rows_a_token, W]: every token has `rows_a_token` rows, one after the other, so that they are the heads of [T, rows_a_token W].
 /// Which of them an assignment has is for the layer to say: one each (give_each_a_row), or one for all experts of a
 /// head (give_rows). Rows of no assignment are zero. Both ways are calls of a routed bank: no second pass gathers or
 /// adds. A token whose logits hold NaN has no assignments; invalid_tokens() of the plan lists it.
@@ -37,7 +37,7 @@ public:
     sparse_plan<scalar> plan;
     typename Router::tape router;
     buffer<index_t> places;  ///< of every assignment: its row of the heads
-    index_t slots = 0;
+    index_t rows_a_token = 0;
     routing_statistics statistics;  ///< since the last clear()
   };
   struct tape : workspace, loss_values<scalar, sizeof...(Losses)> {
@@ -60,23 +60,24 @@ public:
 
   /// As many rows for every token as one of them has assignments: the j-th assignment of a token has its j-th row.
   static void give_each_a_row(workspace& m) {
-    m.slots = 1;
+    m.rows_a_token = 1;
     for (index_t t = 0; t < m.plan.tokens(); ++t)
-      m.slots = (std::max)(m.slots, static_cast<index_t>(m.plan.of_token(t).size()));
+      m.rows_a_token = (std::max)(m.rows_a_token, static_cast<index_t>(m.plan.of_token(t).size()));
     m.places.reserve(m.plan.most_rows());
     m.places.resize(m.plan.size());
     for (index_t t = 0; t < m.plan.tokens(); ++t) {
-      index_t row = t * m.slots;
+      index_t row = t * m.rows_a_token;
       for (const index_t i : m.plan.of_token(t)) m.places[i] = row++;
     }
   }
-  /// `slots` rows for every token, and for an assignment to `expert` the slot_of(expert)-th.
+  /// `rows_a_token` rows for every token, and for an assignment to `expert` the slot_of(expert)-th.
   template <typename SlotOf>
-  static void give_rows(workspace& m, index_t slots, const SlotOf& slot_of) {
-    m.slots = slots;
+  static void give_rows(workspace& m, index_t rows_a_token, const SlotOf& slot_of) {
+    m.rows_a_token = rows_a_token;
     m.places.reserve(m.plan.most_rows());
     m.places.resize(m.plan.size());
-    for (index_t i = 0; i < m.plan.size(); ++i) m.places[i] = m.plan.token(i) * slots + slot_of(m.plan.expert(i));
+    for (index_t i = 0; i < m.plan.size(); ++i)
+      m.places[i] = m.plan.token(i) * rows_a_token + slot_of(m.plan.expert(i));
   }
 
   /// For banks: from tokens to heads, unweighted or weighted, and from heads to tokens.

@@ -179,8 +179,8 @@ private:
   static parameter<scalar> map_of(index_t out, index_t in) {
     return {{out, in}, parameter_role::weight, initial_values::normal(1 / std::sqrt(static_cast<double>(in)))};
   }
-  static kernel::attention_shape shape_of(const routed_query_options& o, index_t slots) noexcept {
-    return {.heads = slots * o.key_heads,
+  static kernel::attention_shape shape_of(const routed_query_options& o, index_t rows_a_token) noexcept {
+    return {.heads = rows_a_token * o.key_heads,
             .key_heads = o.key_heads,
             .key_width = o.head_width,
             .value_width = o.head_width,
@@ -188,11 +188,13 @@ private:
             .causal = Order == attention_order::causal,
             .sharing = key_sharing::repeated};
   }
-  attention heads_of(index_t slots) const { return attention(shape_of(options_, slots), options_.rotary); }
+  attention heads_of(index_t rows_a_token) const {
+    return attention(shape_of(options_, rows_a_token), options_.rotary);
+  }
 
   /// Rows of a matrix of heads, one for every slot of a token.
-  static matrix_map<scalar> by_slot(matrix_buffer<scalar>& heads, index_t slots) {
-    return {heads.data(), heads.rows() * slots, heads.cols() / slots};
+  static matrix_map<scalar> by_slot(matrix_buffer<scalar>& heads, index_t rows_a_token) {
+    return {heads.data(), heads.rows() * rows_a_token, heads.cols() / rows_a_token};
   }
 
   template <typename Memory>
@@ -203,10 +205,10 @@ private:
     const index_t most_rows = m.plan.most_rows();
     query_.prepare(m.query, most_rows, training);
     output_.prepare(m.output, most_rows, training);
-    const attention heads = heads_of(m.slots);
+    const attention heads = heads_of(m.rows_a_token);
     heads.resize(m.heads, x.rows());
     m.heads.q.set_zero(x.rows(), heads.query_columns());
-    query_.forward_routed(x, routing::to_heads(m), by_slot(m.heads.q, m.slots), m.query, context.executor);
+    query_.forward_routed(x, routing::to_heads(m), by_slot(m.heads.q, m.rows_a_token), m.query, context.executor);
     linear_forward(x, key_, m.heads.k.map(), context.executor);
     linear_forward(x, value_, m.heads.v.map(), context.executor);
     return heads;
@@ -215,7 +217,7 @@ private:
   template <typename Memory>
   void reduce(tokens_out<scalar> y, Memory& m, const context_type& context) const {
     detail::clear_rows<scalar>(y, context.executor);
-    output_.forward_routed(by_slot(m.heads.out, m.slots), routing::from_heads(m), y, m.output, context.executor);
+    output_.forward_routed(by_slot(m.heads.out, m.rows_a_token), routing::from_heads(m), y, m.output, context.executor);
     if (options_.output_bias) add_to_rows<scalar>(y, output_bias_);
     detail::write_invalid<scalar>(m.plan, y);
   }
@@ -231,15 +233,16 @@ private:
     const context_type visible = t.kept.visible(t.context);
     const executor_ref& executor = visible.executor;
     const auto x = t.kept.x();
-    const attention heads = heads_of(t.slots);
+    const attention heads = heads_of(t.rows_a_token);
     for (const index_t token : t.plan.invalid_tokens()) t.kept.gradient().row(token).setZero();  // dy is there
     if (options_.output_bias) add_column_sums(dy, output_bias_.gradient());
 
     t.heads.dout.set_zero(dy.rows(), heads.out_columns());
-    output_.backward_routed(by_slot(t.heads.out, t.slots), routing::from_heads(t), dy, by_slot(t.heads.dout, t.slots),
-                            t.output, routing::weight_gradients(t), nullptr, executor);
+    output_.backward_routed(by_slot(t.heads.out, t.rows_a_token), routing::from_heads(t), dy,
+                            by_slot(t.heads.dout, t.rows_a_token), t.output, routing::weight_gradients(t), nullptr,
+                            executor);
     heads.backward(t.heads, visible);
-    query_.backward_routed(x, routing::to_heads(t), by_slot(t.heads.dq, t.slots), dx, t.query, nullptr, nullptr,
+    query_.backward_routed(x, routing::to_heads(t), by_slot(t.heads.dq, t.rows_a_token), dx, t.query, nullptr, nullptr,
                            executor);
     linear_backward(x, key_, t.heads.dk.map(), dx, executor);
     linear_backward(x, value_, t.heads.dv.map(), dx, executor);

@@ -144,7 +144,7 @@ expert_matrices<Scalar> merged_experts(std::span<const expert_matrices<Scalar>> 
 }
 
 template <FloatOrDouble Scalar>
-struct merged_layer {
+struct merged_mixture {
   std::vector<index_t> slot;                     ///< [E]: whose matrices an expert has now
   std::vector<std::vector<index_t>> alignment;   ///< [E]: pi of each; its own order where it was not moved
   std::vector<expert_matrices<Scalar>> experts;  ///< [E]; equal within a group
@@ -153,12 +153,12 @@ struct merged_layer {
 /// Groups of one layer, from expert_groups, merged; a group of one is left as it is. Throws std::invalid_argument if
 /// sizes do not fit.
 template <FloatOrDouble Scalar>
-merged_layer<Scalar> merge_groups(std::span<const expert_matrices<Scalar>> experts, std::span<const index_t> groups,
-                                  std::span<const double> usage, bool align = true) {
+merged_mixture<Scalar> merge_groups(std::span<const expert_matrices<Scalar>> experts, std::span<const index_t> groups,
+                                    std::span<const double> usage, bool align = true) {
   detail::check_gathered(experts);
   if (groups.size() != experts.size() || usage.size() != experts.size())
     throw_invalid(experts.size(), " experts have no ", groups.size(), " groups and ", usage.size(), " usages");
-  merged_layer<Scalar> made;
+  merged_mixture<Scalar> made;
   made.experts.assign(experts.begin(), experts.end());
   std::vector<index_t> own(as_size(experts[0].first.rows()));
   std::iota(own.begin(), own.end(), index_t{0});

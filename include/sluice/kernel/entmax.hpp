@@ -37,7 +37,7 @@ void entmax15(const Scalar* in, Scalar* out, index_t count) noexcept {
   // Distances to the maximum, at most 0; the share of one at -1 or below is zero.
   const auto excess = [&](index_t i, const simd<Scalar>& tau) {
     const simd<Scalar> s = i + width <= count ? load(in + i) : load_part(in + i, count - i, Scalar(maximum - 4));
-    return xsimd::max(zero, (s - top) * half - tau);
+    return (xsimd::max)(zero, (s - top) * half - tau);
   };
   Scalar tau = -1;
   constexpr int most_steps = 64;  // a square root's worth of halvings, then a few: far fewer are needed

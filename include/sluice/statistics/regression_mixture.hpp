@@ -127,7 +127,7 @@ public:
     regression_mixture_options brief = o;
     brief.em.iterations = (std::min)(o.em.iterations, index_t{20});
     std::optional<regression_mixture> best;
-    double best_value = -std::numeric_limits<double>::max();
+    double best_value = std::numeric_limits<double>::lowest();
     for (index_t s = 0; s < o.starts; ++s) {
       regression_mixture one = *this;
       one.start(x, y, random_source(o.seed), s, o);

@@ -47,7 +47,7 @@ struct joint_scaling_law {
 
   /// e
   double counted_experts(double experts) const {
-    require(experts, "experts");
+    check_positive(experts, "experts");
     const double offset = 1 / (1 / start - 1 / most);
     return 1 / (1 / (experts - 1 + offset) + 1 / most);
   }
@@ -62,8 +62,8 @@ struct joint_scaling_law {
   }
 
   double loss(double active_parameters, double tokens, double experts) const {
-    require(active_parameters, "active parameters");
-    require(tokens, "tokens");
+    check_positive(active_parameters, "active parameters");
+    check_positive(tokens, "tokens");
     const of_experts law = at(experts);
     return law.m * std::pow(active_parameters, law.mu) + law.n * std::pow(tokens, law.nu) + law.c;
   }
@@ -73,7 +73,7 @@ struct joint_scaling_law {
   };
   /// The best use of so many floating-point operations of training, 6 N D.
   model_size optimum(double operations, double experts) const {
-    require(operations, "operations");
+    check_positive(operations, "operations");
     const of_experts law = at(experts);
     const double ratio = law.nu * law.n / (law.mu * law.m);
     const double parameters = std::pow(ratio * std::pow(operations / 6, law.nu), 1 / (law.mu + law.nu));
@@ -81,7 +81,7 @@ struct joint_scaling_law {
   }
 
 private:
-  static void require(double number, const char* what) {
+  static void check_positive(double number, const char* what) {
     if (!(number >= 1)) throw_invalid("the scaling law needs a number of ", what, " >= 1, not ", number);
   }
 };

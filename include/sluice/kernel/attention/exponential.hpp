@@ -47,7 +47,7 @@ SLUICE_ALWAYS_INLINE simd<Scalar> scale_by_power(const simd<Scalar>& p, const si
   }
 #endif
   const simd<Scalar> lowest(static_cast<Scalar>(std::numeric_limits<Scalar>::min_exponent - 1));
-  const simd<Scalar> bounded = xsimd::max(whole, lowest);
+  const simd<Scalar> bounded = (xsimd::max)(whole, lowest);
   return xsimd::select(whole < lowest, simd<Scalar>(Scalar(0)), xsimd::ldexp(p, xsimd::to_int(bounded)));
 }
 
@@ -70,7 +70,7 @@ bool exponentiate_lanes(Scalar* scores, index_t keys, index_t L, Scalar* maximum
                         Scalar* factor) noexcept {
   const simd<Scalar> before = load(maximum);
   simd<Scalar> top = before;
-  for (index_t j = 0; j < keys; ++j) top = xsimd::max(top, load(scores + j * L));
+  for (index_t j = 0; j < keys; ++j) top = (xsimd::max)(top, load(scores + j * L));
   simd<Scalar> total(Scalar(0));
   for (index_t j = 0; j < keys; ++j) {
     const simd<Scalar> p = power_of_two<Scalar>(load(scores + j * L) - top);
