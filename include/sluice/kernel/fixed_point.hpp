@@ -6,6 +6,7 @@
 /// result is rounded so and whose derivative is Phi's: straight through.
 #pragma once
 
+#include <sluice/core/numeric.hpp>
 #include <sluice/kernel/activation.hpp>
 
 #include <cmath>
@@ -23,8 +24,9 @@ struct fixed_point {
   static V value(const V& a) {
     const V scale = detail::constant<V>(steps), low = detail::constant<V>(least), high = detail::constant<V>(most);
     if constexpr (std::floating_point<V>) {
+      if (is_nan(a)) return a;
       const V rounded = std::floor(a * scale) / scale;
-      return rounded < low ? low : rounded > high ? high : rounded;  // NaN is neither
+      return rounded < low ? low : rounded > high ? high : rounded;
     } else {
       const V rounded = xsimd::floor(a * scale) / scale;
       return xsimd::select(rounded < low, low, xsimd::select(rounded > high, high, rounded));
