@@ -64,9 +64,7 @@ public:
   }
   /// [n,K]; adds up to 1 in every row.
   matrix<double> responsibilities(const matrix<double>& x, const Eigen::VectorXd& y) const {
-    matrix<double> r = log_joint(detail::with_ones(x), y);
-    detail::normalize_log_rows(r);
-    return r;
+    return expectations(detail::with_ones(x), y);
   }
   double log_likelihood(const matrix<double>& x, const Eigen::VectorXd& y) const {
     matrix<double> r = log_joint(detail::with_ones(x), y);
@@ -88,8 +86,8 @@ public:
     double variance;
   };
   gradient log_likelihood_gradient(const matrix<double>& x, const Eigen::VectorXd& y) const {
-    const matrix<double> design = detail::with_ones(x), r = responsibilities(x, y), e = errors(design, y);
-    const matrix<double> g = gate_probabilities(x);
+    const matrix<double> design = detail::with_ones(x), r = expectations(design, y), e = errors(design, y);
+    const matrix<double> g = softmax_log_probabilities(design, gate_).array().exp().matrix();
     const double square = r.cwiseProduct(e.cwiseAbs2()).sum();
     return {.gate = (r - g).leftCols(experts() - 1).transpose() * design,
             .coefficients = r.cwiseProduct(e).transpose() * design / variance_,
@@ -99,7 +97,7 @@ public:
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
     const matrix<double> design = detail::with_ones(x);
-    const matrix<double> r = responsibilities(x, y);
+    const matrix<double> r = expectations(design, y);
     Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance_ * o.expert_penalty);
     thresholds[0] = 0;
     for (index_t k = 0; k < experts(); ++k) {
@@ -109,7 +107,7 @@ public:
       coefficients_.row(k) = b;
     }
     fit_softmax_regression(design, r, o.gate_penalty, gate_);
-    const double square = responsibilities(x, y).cwiseProduct(errors(design, y).cwiseAbs2()).sum();
+    const double square = expectations(design, y).cwiseProduct(errors(design, y).cwiseAbs2()).sum();
     variance_ = (std::max)(square / static_cast<double>(x.rows()), o.least_variance * variance_of(y));
   }
 
@@ -143,6 +141,11 @@ public:
 private:
   matrix<double> errors(const matrix<double>& design, const Eigen::VectorXd& y) const {
     return (design * coefficients_.transpose() * -1.0).colwise() + y;
+  }
+  matrix<double> expectations(const matrix<double>& design, const Eigen::VectorXd& y) const {
+    matrix<double> r = log_joint(design, y);
+    detail::normalize_log_rows(r);
+    return r;
   }
   matrix<double> log_joint(const matrix<double>& design, const Eigen::VectorXd& y) const {
     constexpr double log_two_pi = 1.8378770664093454836;
