@@ -30,6 +30,7 @@
 #include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
+#include <sluice/expert/gathered_rows.hpp>
 #include <sluice/expert/images/convolution.hpp>
 #include <sluice/expert/images/image_windows.hpp>
 #include <sluice/expert/images/pooled_filters.hpp>

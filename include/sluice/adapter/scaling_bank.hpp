@@ -18,6 +18,7 @@
 
 #include <sluice/adapter/token_weights.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/expert/gathered_rows.hpp>
 #include <sluice/kernel/gemm.hpp>
 
 #include <algorithm>
@@ -25,7 +26,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <FloatOrDouble Scalar>
-class scaling_bank {
+class scaling_bank : public gathered_rows_bank<scaling_bank<Scalar>, Scalar> {
 public:
   using scalar = Scalar;
   struct options {
@@ -85,17 +86,6 @@ public:
     });
     if (vectors_.is_learned()) add_to_vectors(t, executor);
     t.weights.gather(rows, t.dweights, dweight, dinput_scale);
-  }
-
-  void forward(tokens_in<Scalar> x, const expert_rows& rows, tokens_out<Scalar> y, tape& t,
-               const executor_ref& executor) const {
-    y.middleRows(rows.first_row(), rows.rows()).setZero();
-    forward_routed(x, {.by_expert = rows}, y, t, executor);
-  }
-  void backward(tokens_in<Scalar> x, const expert_rows& rows, tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t,
-                const executor_ref& executor) {
-    dx.middleRows(rows.first_row(), rows.rows()).setZero();
-    backward_routed(x, {.by_expert = rows}, dy, dx, t, nullptr, nullptr, executor);
   }
 
   index_t workspace_bytes(index_t rows, bool training) const {

@@ -23,6 +23,7 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/random.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/expert/gathered_rows.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
 #include <algorithm>
@@ -48,7 +49,7 @@ inline std::vector<index_t> shuffled_pairs(index_t pairs, const random_source& r
 }
 
 template <FloatOrDouble Scalar>
-class value_table {
+class value_table : public gathered_rows_bank<value_table<Scalar>, Scalar> {
 public:
   using scalar = Scalar;
   struct options {
@@ -86,17 +87,6 @@ public:
       seen[as_size(p)] = true;
     }
     shuffle_.fill([&](index_t i) { return static_cast<Scalar>(place[as_size(i)]); });
-  }
-
-  void forward(tokens_in<Scalar> x, const expert_rows& rows, tokens_out<Scalar> y, tape& t,
-               const executor_ref& executor) const {
-    y.middleRows(rows.first_row(), rows.rows()).setZero();
-    forward_routed(x, {.by_expert = rows}, y, t, executor);
-  }
-  void backward(tokens_in<Scalar> x, const expert_rows& rows, tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t,
-                const executor_ref& executor) {
-    dx.middleRows(rows.first_row(), rows.rows()).setZero();
-    backward_routed(x, {.by_expert = rows}, dy, dx, t, nullptr, nullptr, executor);
   }
 
   /// Adds the weighted values into y. Throws std::invalid_argument if a loaded shuffle has no such place.
