@@ -12,6 +12,9 @@
 #include <sluice/train/check_layer.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include <memory>
+#include <vector>
+
 #include "../../support.hpp"
 
 using namespace sluice;
@@ -75,4 +78,23 @@ TEST_CASE("unfolded: a row is a sequence of its own", "[layer][encoders]") {
   INFO(report.describe());
   CHECK(report.passed());
   CHECK_THROWS_AS((unfolded_layer{linear_layer<float>{2, 2}, 0}), std::invalid_argument);
+}
+
+TEST_CASE("unfolded_layer: a copied tape looks at its own masks", "[layer][encoders]") {
+  unfolded_layer layer{residual_layer{dense_layer{ffn<double, gelu>{4, 5}}}, 3};
+  initialize(layer, 7);
+  const matrix<double> x = test::random_matrix<double>(5, 12, 8), dy = test::random_matrix<double>(5, 12, 9);
+  matrix<double> y(5, 12), dx(5, 12), again(5, 12);
+  const std::vector<std::uint8_t> mask{1, 0, 1, 1, 1};
+  auto tape = std::make_unique<decltype(layer)::tape>();
+  layer.forward(x, y, *tape, {.training = true, .token_mask = mask});
+  layer.backward(dy, dx, *tape);
+  decltype(layer)::tape copy = *tape;
+  layer.forward(x.topRows(1), y.topRows(1), *tape);
+  tape.reset();
+  layer.backward(dy, again, copy);
+  CHECK(test::same_bits(dx, again));
+  CHECK(copy.layer.context.token_mask.data() == copy.own.token_mask.data());
+  CHECK(copy.layer.context.groups.size() == 6);
+  CHECK(copy.layer.context.groups[1] == 3);
 }

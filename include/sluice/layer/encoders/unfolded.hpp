@@ -13,6 +13,7 @@
 #pragma once
 
 #include <sluice/core/checked_size.hpp>
+#include <sluice/layer/split/own_context.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
 #include <cstdint>
@@ -26,8 +27,7 @@ template <typename Scalar, typename InnerMemory>
 struct unfolded_memory {
   InnerMemory layer;
   matrix_buffer<Scalar> tokens, outputs;  ///< [T P, D] and D'
-  buffer<index_t> borders;                ///< of the rows
-  buffer<std::uint8_t> counts;            ///< [T P] whether the row does
+  own_context own;                        ///< with borders of the rows, and what is hidden
 };
 
 template <typename Scalar, typename InnerMemory>
@@ -95,20 +95,16 @@ private:
     const index_t rows = x.rows();
     m.tokens.resize(rows * pieces_, layer_.inputs());
     m.outputs.resize(rows * pieces_, layer_.outputs());
-    m.borders.resize(rows + 1);
-    m.counts.resize(rows * pieces_);
-    for (index_t r = 0; r <= rows; ++r) m.borders[r] = r * pieces_;
+    m.own.clear();
+    m.own.token_mask.resize(rows * pieces_);
+    m.own.groups.resize(rows > 0 ? rows + 1 : 0);
+    for (index_t r = 0; r < m.own.groups.size(); ++r) m.own.groups[r] = r * pieces_;
     for_rows(rows, context, [&](index_t r) {
       std::copy_n(x.data() + r * x.outerStride(), inputs(), m.tokens.row(r * pieces_));
-      std::fill_n(m.counts.data() + r * pieces_, pieces_, std::uint8_t(m.kept.counts(r)));
+      std::fill_n(m.own.token_mask.data() + r * pieces_, pieces_, std::uint8_t(m.kept.counts(r)));
     });
-    context_type own;
-    own.training = context.training;
-    own.random = context.random;
-    own.step = context.step;
-    own.executor = context.executor;
-    own.token_mask = m.counts.span();
-    if (rows > 0) own.groups = m.borders.span();
+    context_type own = m.own.seen_by(context);
+    own.top_k = 0;  // of the rows, not of their pieces
     layer_.forward(m.tokens.map(), m.outputs.map(), m.layer, own);
     for_rows(rows, context,
              [&](index_t r) { std::copy_n(m.outputs.row(r * pieces_), outputs(), y.data() + r * y.outerStride()); });
@@ -116,6 +112,7 @@ private:
 
   void mix_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
     const index_t rows = dy.rows();
+    t.own.follow(t.layer);
     t.dtokens.resize(rows * pieces_, layer_.inputs());
     t.doutputs.resize(rows * pieces_, layer_.outputs());
     for_rows(rows, t.context,

@@ -23,6 +23,7 @@
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/layer/split/own_context.hpp>
 #include <sluice/layer/token_mixer.hpp>
 #include <sluice/router/experts_choose/patch_level.hpp>
 
@@ -40,8 +41,7 @@ template <typename Router, typename Bank>
 struct patch_memory {
   using scalar = typename Router::scalar;
   matrix_buffer<scalar> windows;      ///< [T n, Dp]
-  buffer<index_t> borders;            ///< of the images
-  buffer<std::uint8_t> counts;        ///< [T n] whether the image does
+  own_context own;                    ///< with borders of the images, and what is hidden
   matrix_buffer<scalar> rows, units;  ///< [rows of the plan, Dp] and W
   matrix_buffer<scalar> shares;       ///< [T,E] 1/m
   typename Router::plan plan;
@@ -112,12 +112,13 @@ private:
   void mix(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
     const index_t images = x.rows(), n = windows_.count();
     m.windows.resize(images * n, windows_.size());
-    m.counts.resize(images * n);
-    m.borders.resize(images + 1);
-    for (index_t t = 0; t <= images; ++t) m.borders[t] = t * n;
+    m.own.clear();
+    m.own.token_mask.resize(images * n);
+    m.own.groups.resize(images > 0 ? images + 1 : 0);
+    for (index_t t = 0; t < m.own.groups.size(); ++t) m.own.groups[t] = t * n;
     for_images(images, context.executor, [&](index_t t) {
       windows_.gather(x.data() + t * x.outerStride(), 0, n, m.windows.row(t * n));
-      std::fill_n(m.counts.data() + t * n, n, std::uint8_t(m.kept.counts(t)));
+      std::fill_n(m.own.token_mask.data() + t * n, n, std::uint8_t(m.kept.counts(t)));
     });
     router_.route(m.windows.map(), of_windows(m, context), m.plan, m.router);
     const index_t most = m.plan.most_rows();
@@ -170,14 +171,9 @@ private:
 
   /// The context of a batch in which a row is a window.
   template <typename Memory>
-  static context_type of_windows(const Memory& m, const context_type& context) {
-    context_type own;
-    own.training = context.training;
-    own.random = context.random;
-    own.step = context.step;
-    own.executor = context.executor;
-    own.token_mask = m.counts.span();
-    if (m.borders.size() > 1) own.groups = m.borders.span();
+  static context_type of_windows(Memory& m, const context_type& context) {
+    context_type own = m.own.seen_by(context);
+    own.top_k = 0;  // of the images
     return own;
   }
 
@@ -193,7 +189,7 @@ private:
   /// f(row of the plan, share, its expert's first column of y) for the windows of an image, in order.
   template <typename Memory, typename F>
   void for_rows_of(const Memory& m, index_t image, F&& f) const {
-    for (index_t token = m.borders[image]; token < m.borders[image + 1]; ++token)
+    for (index_t token = m.own.groups[image]; token < m.own.groups[image + 1]; ++token)
       for (const index_t i : m.plan.of_token(token))
         f(i, m.shares(image, m.plan.expert(i)), m.plan.expert(i) * bank_.outputs());
   }
