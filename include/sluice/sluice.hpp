@@ -199,6 +199,7 @@
 #include <sluice/router/over_training/stable.hpp>
 #include <sluice/router/over_training/temperature_schedule.hpp>
 #include <sluice/router/overflow.hpp>
+#include <sluice/router/plan_rewriter.hpp>
 #include <sluice/router/residual_weights.hpp>
 #include <sluice/router/rule_calls.hpp>
 #include <sluice/router/rule_decorator.hpp>

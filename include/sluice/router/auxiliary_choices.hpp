@@ -11,28 +11,20 @@
 /// arXiv:2503.00634.
 #pragma once
 
-#include <sluice/core/sparse_plan.hpp>
-#include <sluice/router/router_decorator.hpp>
+#include <sluice/router/plan_rewriter.hpp>
 
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Inner>
-class auxiliary_choices_router : public router_decorator<Inner> {
-  using base = router_decorator<Inner>;
-  static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
-                "sluice: auxiliary_choices_router renumbers assignments of a sparse_plan");
+class auxiliary_choices_router : public plan_rewriter<Inner> {
+  using base = plan_rewriter<Inner>;
 
 public:
   using typename base::plan;
   using typename base::scalar;
-
-  struct tape {
-    typename Inner::tape inner;
-    plan own;  ///< the inner router's
-    typename plan::gradient down;
-  };
+  using typename base::tape;
 
   /// Throws std::invalid_argument unless there is a main choice at least.
   auxiliary_choices_router(Inner inner, index_t main_choices) : base(std::move(inner)), main_(main_choices) {
@@ -45,10 +37,7 @@ public:
   void route(tokens_in<scalar> x, const routing_context<scalar>& context, plan& p, tape& t) const {
     this->inner().route(x, context, t.own, t.inner);
     const plan& own = t.own;
-    p.reset(x.rows(), experts(), own.most_rows());
-    p.reserve_dropped(own.most_rows());
-    if (own.has_input_scale()) p.use_input_scale();
-    for (const index_t token : own.invalid_tokens()) p.mark_invalid(token);
+    base::begin(own, p, experts(), own.most_rows());
     for (index_t token = 0; token < x.rows(); ++token) {
       const scalar sum = auxiliary_sum(own, token);
       for (const index_t i : own.of_token(token))
@@ -58,16 +47,13 @@ public:
           p.add(token, base::experts() + own.expert(i), sum == scalar(0) ? scalar(0) : own.weight(i) / sum, own.rank(i),
                 own.input_scale(i));
     }
-    for (const auto& refused : own.dropped()) p.add_dropped(refused);
-    p.finish();
+    base::end(own, p);
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     const plan& own = t.own;
-    t.down.weight.reserve(own.most_rows());
-    t.down.weight.resize(own.size());
-    t.down.input_scale.resize(own.has_input_scale() ? own.size() : 0);
+    base::room_for_gradients(t);
     for (index_t token = 0; token < x.rows(); ++token) {
       const auto mine = own.of_token(token), theirs = p.of_token(token);
       const scalar sum = auxiliary_sum(own, token);
@@ -81,11 +67,8 @@ public:
         if (own.has_input_scale()) t.down.input_scale[mine[j]] = dplan.input_scale[theirs[j]];
       }
     }
-    if constexpr (requires { t.inner.dseen.zero_like(t.inner.seen); }) t.inner.dseen.zero_like(t.inner.seen);
-    this->inner().backward(x, context, own, t.down, t.inner, dx);
+    base::pass_back(x, context, t, dx);
   }
-
-  void after_step(const routing_statistics& statistics, tape& t) { base::after_step(statistics, t.inner); }
 
 private:
   scalar auxiliary_sum(const plan& own, index_t token) const {

@@ -17,8 +17,7 @@
 
 #include <sluice/capacity/dropless.hpp>
 #include <sluice/core/choices.hpp>
-#include <sluice/core/sparse_plan.hpp>
-#include <sluice/router/router_decorator.hpp>
+#include <sluice/router/plan_rewriter.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -27,10 +26,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Inner, typename Capacity>
-class overflow_router : public router_decorator<Inner> {
-  using base = router_decorator<Inner>;
-  static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
-                "sluice: overflow_router sends assignments of a sparse_plan elsewhere");
+class overflow_router : public plan_rewriter<Inner> {
+  using base = plan_rewriter<Inner>;
   static_assert(explain_capacity<Capacity, typename Inner::scalar>());
 
 public:
@@ -38,10 +35,7 @@ public:
   using typename base::scalar;
   static constexpr bool causal = is_causal<Inner> && Capacity::causal;
 
-  struct tape {
-    typename Inner::tape inner;
-    plan own;  ///< the inner router's
-    typename plan::gradient down;
+  struct tape : base::tape {
     choice_table<scalar> choices;
   };
 
@@ -71,8 +65,7 @@ public:
     for (index_t g = 0; g < context.group_count(); ++g)
       capacity_.serve(choices, context.group(g, tokens), base::experts(), context);
     if (own.has_input_scale()) throw_invalid("what overflows cannot have the input scales of several choices");
-    p.reset(tokens, experts(), own.most_rows());
-    for (const index_t token : own.invalid_tokens()) p.mark_invalid(token);
+    base::begin(own, p, experts(), own.most_rows());
     for (index_t token = 0; token < tokens; ++token) {
       scalar refused = 0;
       index_t first_refused = no_rank;
@@ -83,26 +76,21 @@ public:
           refused += own.weight(i), first_refused = (std::min)(first_refused, own.rank(i));
       if (first_refused != no_rank) p.add(token, base::experts(), refused, first_refused);
     }
-    p.finish();
+    base::end(own, p);
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     const plan& own = t.own;
-    t.down.weight.reserve(own.most_rows());
-    t.down.weight.resize(own.size());
-    t.down.input_scale.resize(0);
+    base::room_for_gradients(t);
     for (index_t token = 0; token < x.rows(); ++token) {
       const auto theirs = p.of_token(token);
       std::size_t next = 0;
       for (const index_t i : own.of_token(token))
         t.down.weight[i] = dplan.weight[is_kept(t, own, i) ? theirs[next++] : theirs.back()];
     }
-    if constexpr (requires { t.inner.dseen.zero_like(t.inner.seen); }) t.inner.dseen.zero_like(t.inner.seen);
-    this->inner().backward(x, context, own, t.down, t.inner, dx);
+    base::pass_back(x, context, t, dx);
   }
-
-  void after_step(const routing_statistics& statistics, tape& t) { base::after_step(statistics, t.inner); }
 
   const Capacity& capacity() const noexcept { return capacity_; }
 

@@ -12,27 +12,21 @@
 /// Gou et al. 2023, "Mixture of Cluster-conditional LoRA Experts", arXiv:2312.12379.
 #pragma once
 
-#include <sluice/core/sparse_plan.hpp>
-#include <sluice/router/router_decorator.hpp>
+#include <sluice/router/plan_rewriter.hpp>
 
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Inner>
-class universal_expert_router : public router_decorator<Inner> {
-  using base = router_decorator<Inner>;
-  static_assert(std::same_as<typename Inner::plan, sparse_plan<typename Inner::scalar>>,
-                "sluice: universal_expert_router adds an expert to a sparse_plan");
+class universal_expert_router : public plan_rewriter<Inner> {
+  using base = plan_rewriter<Inner>;
 
 public:
   using typename base::plan;
   using typename base::scalar;
 
-  struct tape {
-    typename Inner::tape inner;
-    plan own;  ///< the inner router's
-    typename plan::gradient down;
+  struct tape : base::tape {
     buffer<std::uint8_t> is_hidden;
   };
   struct options {
@@ -49,13 +43,8 @@ public:
     const index_t tokens = x.rows();
     t.is_hidden.assign(tokens, 0);
     for (index_t token = 0; token < tokens; ++token) t.is_hidden[token] = context.is_padding(token);
-    p.reset(tokens, experts(), own.most_rows() + tokens);
-    p.reserve_dropped(own.most_rows());
-    if (own.has_input_scale()) p.use_input_scale();
-    for (const index_t token : own.invalid_tokens()) {
-      t.is_hidden[token] = 1;
-      p.mark_invalid(token);
-    }
+    for (const index_t token : own.invalid_tokens()) t.is_hidden[token] = 1;
+    base::begin(own, p, experts(), own.most_rows() + tokens);
     for (index_t token = 0; token < tokens; ++token) {
       if (t.is_hidden[token]) continue;
       const index_t best = best_of(own, token);
@@ -68,16 +57,13 @@ public:
       }
       p.add(token, base::experts(), 1 - largest, rank);
     }
-    for (const auto& refused : own.dropped()) p.add_dropped(refused);
-    p.finish();
+    base::end(own, p);
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<scalar> dx) {
     const plan& own = t.own;
-    t.down.weight.reserve(own.most_rows());
-    t.down.weight.resize(own.size());
-    t.down.input_scale.resize(own.has_input_scale() ? own.size() : 0);
+    base::room_for_gradients(t);
     for (index_t token = 0; token < x.rows(); ++token) {
       const index_t best = best_of(own, token);
       if (best < 0) continue;
@@ -92,11 +78,8 @@ public:
       }
       t.down.weight[best] += dlargest;
     }
-    if constexpr (requires { t.inner.dseen.zero_like(t.inner.seen); }) t.inner.dseen.zero_like(t.inner.seen);
-    this->inner().backward(x, context, own, t.down, t.inner, dx);
+    base::pass_back(x, context, t, dx);
   }
-
-  void after_step(const routing_statistics& statistics, tape& t) { base::after_step(statistics, t.inner); }
 
 private:
   /// The assignment of a token's largest weight, -1 if it has none.
