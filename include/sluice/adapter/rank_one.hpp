@@ -44,9 +44,8 @@ public:
              joined_low_rank_bank<Scalar>(experts, inputs, 1, o)) {}
 };
 
-/// features[t] [C] = cosines of the embedding of t's instance and every centre, for the instances borders[g] ..
-/// borders[g + 1] of tokens. A vector of length zero has cosine 0 with all. Throws std::invalid_argument if shapes do
-/// not fit.
+/// features[t] [C] = cosines of the embedding of t's instance and every centre; tokens borders[g] to borders[g + 1] - 1
+/// are instance g. A vector of length zero has cosine 0 with all. Throws std::invalid_argument if shapes do not fit.
 template <FloatOrDouble Scalar>
 void cluster_similarities(std::type_identity_t<tokens_in<Scalar>> embeddings,
                           std::type_identity_t<tokens_in<Scalar>> centres, std::span<const index_t> borders,
