@@ -1,5 +1,5 @@
 /// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile), attention/, adapter/, statistics/, codebook/,
-/// quant/, convert/ and exec/tbb.hpp (needs oneTBB).
+/// quant/, convert/, the inner rooms of expert/ and layer/, and exec/tbb.hpp (needs oneTBB).
 #pragma once
 
 #include <sluice/capacity/batch_priority.hpp>
@@ -18,22 +18,10 @@
 #include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/change.hpp>
 #include <sluice/expert/clamped_glu.hpp>
-#include <sluice/expert/composed/chained_bank.hpp>
 #include <sluice/expert/constant.hpp>
-#include <sluice/expert/derived/compressed_bank.hpp>
-#include <sluice/expert/derived/computed_bank.hpp>
-#include <sluice/expert/derived/core_and_rest.hpp>
-#include <sluice/expert/derived/mapped_inputs.hpp>
-#include <sluice/expert/derived/power_of_two.hpp>
-#include <sluice/expert/derived/sliced_bank.hpp>
-#include <sluice/expert/factorized/core_sweep.hpp>
-#include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/expert/gathered_rows.hpp>
-#include <sluice/expert/images/convolution.hpp>
-#include <sluice/expert/images/image_windows.hpp>
-#include <sluice/expert/images/pooled_filters.hpp>
 #include <sluice/expert/lambda.hpp>
 #include <sluice/expert/latent_bank.hpp>
 #include <sluice/expert/linear.hpp>
@@ -87,39 +75,21 @@
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/byte_tables.hpp>
 #include <sluice/kernel/config.hpp>
+#include <sluice/kernel/fixed_point.hpp>
 #include <sluice/kernel/flush_to_zero.hpp>
 #include <sluice/kernel/logarithm.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 #include <sluice/kernel/near_rivals.hpp>
 #include <sluice/kernel/small_svd.hpp>
 #include <sluice/layer/beside.hpp>
-#include <sluice/layer/branches/shortcut.hpp>
-#include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
-#include <sluice/layer/depth/forecast.hpp>
-#include <sluice/layer/depth/linked.hpp>
-#include <sluice/layer/depth/loss_over_rounds.hpp>
-#include <sluice/layer/depth/momentum.hpp>
-#include <sluice/layer/depth/repeated.hpp>
-#include <sluice/layer/depth/state_chain.hpp>
 #include <sluice/layer/embedding.hpp>
-#include <sluice/layer/encoders/encoder_mixture.hpp>
-#include <sluice/layer/encoders/network_bank.hpp>
-#include <sluice/layer/encoders/text_and_image_gate.hpp>
-#include <sluice/layer/encoders/unfolded.hpp>
-#include <sluice/layer/encoders/zero_gated.hpp>
 #include <sluice/layer/fixed.hpp>
-#include <sluice/layer/gradient/gate_scaled.hpp>
-#include <sluice/layer/images/chosen_channels.hpp>
-#include <sluice/layer/images/patch_experts.hpp>
 #include <sluice/layer/linear.hpp>
-#include <sluice/layer/merged/merged_layer.hpp>
-#include <sluice/layer/merged/published.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/multi_gate.hpp>
-#include <sluice/layer/multilinear/multilinear_layer.hpp>
 #include <sluice/layer/network_gate.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
@@ -130,8 +100,6 @@
 #include <sluice/layer/sequence.hpp>
 #include <sluice/layer/served.hpp>
 #include <sluice/layer/shared_expert.hpp>
-#include <sluice/layer/split/columns.hpp>
-#include <sluice/layer/split/sub_tokens.hpp>
 #include <sluice/layer/token_mixer.hpp>
 #include <sluice/layer/transposed.hpp>
 #include <sluice/loss/adaptive_l1.hpp>
