@@ -130,7 +130,7 @@ inline std::vector<double> interleaved(const block_weights& w, const std::vector
 inline void add_block(published_file& file, model_family family, const std::string& layout, const block_weights& w,
                       index_t layer, data_type type, bool decoder = false) {
   using namespace published;
-  const auto [E, D, H, S] = std::tuple(w.E, w.D, w.H, w.S);
+  const index_t E = w.E, D = w.D, H = w.H, S = w.S;
   const std::string l = std::to_string(layer);
   std::string p = "model.layers." + l + ".mlp.";
   const auto add = [&](const std::string& name, std::vector<std::int64_t> shape, const std::vector<double>& v) {

@@ -111,8 +111,9 @@ TEST_CASE("tensor_copy: every place into every storage and back, bit for bit whe
 
 TEMPLATE_TEST_CASE("tensor_copy: weights in codes are read as assigned, and written as decoded", "[checkpoint]",
                    int8_blocks, int4_blocks, coded_storage<q4_k_format>) {
-  for (const auto& [rows, cols] : {std::pair<index_t, index_t>{1, 1}, {64, 64}, {65, 33}, {130, 131}, {3, 600}})
+  for (const auto& shape : {std::pair<index_t, index_t>{1, 1}, {64, 64}, {65, 33}, {130, 131}, {3, 600}})
     for (const bool transposed : {false, true}) {
+      const index_t rows = shape.first, cols = shape.second;
       CAPTURE(rows, cols, transposed);
       const tensor_place place{"", {}, 3, transposed ? 1 : cols, transposed ? rows : 1};
       const stored_tensor<float> tensor(3 + rows * cols);

@@ -132,8 +132,9 @@ TEST_CASE("packed files: every format has a name of its own", "[io]") {
                          .shape = {20, 256},
                          .bytes = saved.value(),
                          .other_type = detail::packed_type<type>()});
+    const std::vector<std::byte> bytes = file.to_bytes();  // which the map reads on
     linear_map<type> map(20, 256);
-    load_packed(map, opened(file.to_bytes()), {.prefix = "w"});
+    load_packed(map, opened(bytes), {.prefix = "w"});
     CHECK(test::same_bits(map.weight().to_matrix(), saved.to_matrix()));
     return std::string(detail::packed_name<type>());
   };

@@ -25,7 +25,7 @@ using namespace sluice;
 
 // ---- residual MoE ----------------------------------------------------------------------------------------------------
 
-const auto bind_router = [](auto& router, auto& b) { b.bind("router.weight", router.gate().weight()); };
+const auto bind_first_router = [](auto& router, auto& b) { b.bind("router.weight", router.gate().weight()); };
 
 template <typename Scalar, typename Router>
 void run_residual(oracle_case<Scalar>& c, const Router& router, const routing_context<Scalar>& context) {
@@ -34,7 +34,7 @@ void run_residual(oracle_case<Scalar>& c, const Router& router, const routing_co
   weighed_branches layer{moe_layer{router, expert_bank<ffn<Scalar, gelu>>{router.experts(), D, H, {.bias = true}}},
                          dense_layer{ffn<Scalar, gelu>{D, H, {.bias = true}}}};
   bindings<Scalar> bound;
-  bind_router(layer.router(), bound);
+  bind_first_router(layer.router(), bound);
   bound.bind("coefficient.weight", layer.weighing().weight());
   bound.bind("coefficient.bias", layer.weighing().bias());
   bind_ffn(bound, layer.bank(), {"experts.w1", "experts.w2", layout::as_stored, layout::as_stored, "experts.b1", "experts.b2"}, true);
@@ -44,7 +44,7 @@ void run_residual(oracle_case<Scalar>& c, const Router& router, const routing_co
   check_task(c, layer, tape, bound, context);
   c.check("coefficient", copy(tape.weights));
   c.check("combine", tape.layer.plan.dense_weights());
-  check_losses(c, "aux_loss", router, bind_router, context, 0, switch_balance{.coefficient = 1});
+  check_losses(c, "aux_loss", router, bind_first_router, context, 0, switch_balance{.coefficient = 1});
 }
 
 template <typename Scalar>

@@ -26,10 +26,11 @@ public:
   }
 
   void load(const oracle_case<Scalar>& c) const {
-    for (const auto& [tensor, map, place] : entries_) {
-      const auto values = c.numbers(tensor);
-      map->weight().fill([&](index_t i) { return values.at(as_size(place(i / map->inputs(), i % map->inputs()))); });
-      map->bias().fill([&](index_t i) { return values.at(as_size(place(i, map->inputs()))); });
+    for (const entry& e : entries_) {
+      const auto values = c.numbers(e.tensor);
+      const index_t inputs = e.map->inputs();
+      e.map->weight().fill([&](index_t i) { return values.at(as_size(e.place(i / inputs, i % inputs))); });
+      e.map->bias().fill([&](index_t i) { return values.at(as_size(e.place(i, inputs))); });
     }
   }
 

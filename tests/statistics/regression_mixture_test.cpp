@@ -69,7 +69,7 @@ TEST_CASE("regression_mixture: gradients of the log-likelihood equal central dif
   const auto [x, y] = two_lines(25, 3, 1);
   regression_mixture m = drawn_regression(2, 3, 30);
   const auto gradient = m.log_likelihood_gradient(x, y);
-  const auto slope = [&](double& place) {
+  const auto slope = [&, &x = x, &y = y](double& place) {
     const double kept = place, h = 1e-5;
     place = kept + h;
     const double above = m.log_likelihood(x, y);

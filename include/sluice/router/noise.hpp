@@ -70,8 +70,9 @@ class gaussian_noise : public no_noise<Scalar> {
 public:
   using typename no_noise<Scalar>::tape;
 
+  gaussian_noise() : gaussian_noise(Scalar(1)) {}
   /// Throws std::invalid_argument if the deviation is negative.
-  explicit gaussian_noise(Scalar std = 1) : std_(std) {
+  explicit gaussian_noise(Scalar std) : std_(std) {
     if (is_nan(std) || std < 0 || std > (std::numeric_limits<Scalar>::max)() / 2)
       throw_invalid("gaussian_noise needs a finite deviation >= 0, not ", std);
   }
@@ -116,8 +117,9 @@ class uniform_noise : public no_noise<Scalar> {
 public:
   using typename no_noise<Scalar>::tape;
 
+  uniform_noise() : uniform_noise(Scalar(1)) {}
   /// Throws std::invalid_argument if the scale is negative.
-  explicit uniform_noise(Scalar scale = 1) : scale_(scale) {
+  explicit uniform_noise(Scalar scale) : scale_(scale) {
     if (is_nan(scale) || scale < 0 || scale > (std::numeric_limits<Scalar>::max)() / 2)
       throw_invalid("uniform_noise needs a finite scale >= 0, not ", scale);
   }
@@ -145,8 +147,9 @@ class logistic_noise : public no_noise<Scalar> {
 public:
   using typename no_noise<Scalar>::tape;
 
+  logistic_noise() : logistic_noise(Scalar(1)) {}
   /// Throws std::invalid_argument if the scale is negative.
-  explicit logistic_noise(Scalar scale = 1) : scale_(scale) {
+  explicit logistic_noise(Scalar scale) : scale_(scale) {
     if (is_nan(scale) || scale < 0 || scale > (std::numeric_limits<Scalar>::max)() / 2)
       throw_invalid("logistic_noise needs a finite scale >= 0, not ", scale);
   }

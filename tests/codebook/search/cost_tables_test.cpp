@@ -35,7 +35,8 @@ TEMPLATE_TEST_CASE("cost_tables: sums of entries are distances and products of t
         product += double(products[as_size(m * K + ids(t, m))]);
         symmetric += double(between[as_size((m * K + query_ids(q, m)) * K + ids(t, m))]);
       }
-      const auto query = rotated.row(q).template cast<double>(), item = restored.row(t).template cast<double>();
+      const auto query = rotated.row(q).template cast<double>();
+      const auto item = restored.row(t).template cast<double>();
       const double scale = 1 + query.squaredNorm() + item.squaredNorm();
       CHECK(std::abs(distance - (query - item).squaredNorm()) < bound * scale);
       CHECK(std::abs(product + query.dot(item)) < bound * scale);

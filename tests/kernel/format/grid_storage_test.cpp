@@ -39,7 +39,7 @@ struct grid_map {
     for (index_t p = 0; p < map.panels(); ++p)
       storage::pack_rows(
           [&](index_t l) { return p * storage::lanes + l < outputs ? row(p * storage::lanes + l) : nullptr; }, 0,
-          blocks, map.weight().data() + p * detail::panel_bytes<storage>(map.inputs()));
+          blocks, map.weight().data() + p * sluice::detail::panel_bytes<storage>(map.inputs()));
   }
 };
 

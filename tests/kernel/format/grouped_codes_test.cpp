@@ -63,7 +63,7 @@ TEST_CASE("grouped_codes: codes that are small floats", "[kernel][format]") {
     if (code == 255)
       CHECK(is_nan(e8m0_to_float(byte)));
     else
-      CHECK(detail::bits_of(e8m0_to_float(byte)) == (code == 0 ? 1 << 22 : code << 23));
+      CHECK(sluice::detail::bits_of(e8m0_to_float(byte)) == (code == 0 ? 1 << 22 : code << 23));
   }
 }
 

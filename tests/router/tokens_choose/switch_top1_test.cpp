@@ -100,14 +100,13 @@ TEST_CASE("switch: training has a capacity factor and a jitter of its own", "[ro
 
   // The jitter is the product of x with recorded draws; the experts' rows are not touched by it.
   std::vector<double> draws(40 * 6);
-  matrix<double> jittered = x;
-  volatile double epsilon = 0.1;  // no constant: with -ffast-math the compiler may add up constants in another order
-  for (std::size_t i = 0; i < draws.size(); ++i) {
+  for (std::size_t i = 0; i < draws.size(); ++i)
     draws[i] = random_source(8).uniform(random_site::user_site, index_t(i));
-    jittered.data()[i] *= 1 - epsilon + 2 * epsilon * draws[i];
-  }
   routing_context<double> context = test::training();
   context.random.replay(input_jitter_site, draws);
+  matrix_buffer<double> factors;
+  detail::draw_factors(context, input_jitter_site, 40, 6, 0.1, factors);
+  const matrix<double> jittered = x.cwiseProduct(factors.map());
   CHECK(test::plan_bits(test::route(router, x, context).plan) ==
         test::plan_bits(test::route(plain, jittered, context).plan));
   CHECK(test::plan_bits(test::route(router, x, context).plan) != test::plan_bits(without.plan));

@@ -93,7 +93,7 @@ public:
 
 private:
   bool is_soft(const routing_context<Scalar>& context) const noexcept {
-    return context.training && context.step < options_.hard_from;
+    return context.training && options_.hard_from > context.step;
   }
   Scalar temperature(const choice_row<Scalar>& row) const noexcept {
     return row.context.training ? static_cast<Scalar>(options_.temperature(row.context.step)) : Scalar(1);

@@ -107,7 +107,7 @@ public:
   index_t top_k() const noexcept { return 1; }
 
   bool is_first_stage(const routing_context<Scalar>& context) const noexcept {
-    return context.training && context.step < options_.first_stage;
+    return context.training && options_.first_stage > context.step;
   }
 
   void route(tokens_in<Scalar> x, const routing_context<Scalar>& context, plan& p, tape& t) const {
