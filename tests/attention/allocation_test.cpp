@@ -1,7 +1,9 @@
 #include "../allocation.hpp"
 
+#include <sluice/attention/selective_attention.hpp>
 #include <sluice/attention/weighed_attention.hpp>
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
 #include "../support.hpp"
@@ -53,6 +55,10 @@ TEST_CASE("attention: warm calls allocate nothing, however batches are cut into 
     check_warm_attention("self", self_attention<float>(8, {.heads = 4, .key_heads = 2, .rotary = {.width = 2}}),
                          executor);
     check_warm_attention("weighed", weighed_attention<float>(8, {.experts = 2, .heads = 2}), executor);
+    check_warm_attention("selective",
+                         selective_attention{head_router{top_k_router<float>{8, 4, {.top_k = 2}}},
+                                             {.head_width = 4, .rotary = {.width = 2}}},
+                         executor);
   }
   self_attention<float> layer(8, {.heads = 2});
   initialize(layer, 3);

@@ -7,5 +7,6 @@
 #include <sluice/attention/key_value_cache.hpp>
 #include <sluice/attention/routed_query_attention.hpp>
 #include <sluice/attention/routed_value_attention.hpp>
+#include <sluice/attention/selective_attention.hpp>
 #include <sluice/attention/self_attention.hpp>
 #include <sluice/attention/weighed_attention.hpp>

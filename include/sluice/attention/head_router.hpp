@@ -32,6 +32,7 @@ class head_router {
 public:
   using scalar = typename Router::scalar;
   static constexpr bool causal = is_causal<Router>;
+  static constexpr bool exact_gradient = has_exact_gradient<Router>;
 
   struct workspace {
     sparse_plan<scalar> plan;

@@ -102,6 +102,7 @@ public:
   using typename base::tape;
   using typename base::workspace;
   static constexpr bool causal = Order == attention_order::causal && ValueRouting::causal && OutputRouting::causal;
+  static constexpr bool exact_gradient = has_exact_gradient<ValueRouting> && has_exact_gradient<OutputRouting>;
 
   /// Throws std::invalid_argument if the heads make no sense, or a router's experts are not as many for every head or
   /// read another width than the other's.
