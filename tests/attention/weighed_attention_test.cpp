@@ -3,12 +3,16 @@
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/ffn.hpp>
 #include <sluice/layer/beside.hpp>
+#include <sluice/layer/branches/weighed.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
+#include <sluice/loss/expert_target.hpp>
 #include <sluice/train/check_layer.hpp>
+#include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
+#include <sluice/train/model_part.hpp>
 
 #include "../support.hpp"
 
@@ -122,4 +126,65 @@ TEST_CASE("weighed_attention: layers of several shapes and biases are refused", 
   CHECK_THROWS_AS(weighed_attention<double>::of_layers({}), std::invalid_argument);
   CHECK_THROWS_AS(weighed_attention<double>(bam_width, {.experts = 0}), std::invalid_argument);
   CHECK_THROWS_AS(weighed_attention<double>(bam_width, {.heads = 4}), std::invalid_argument);
+}
+
+TEST_CASE("mixture of attention for images: the prior answers for the background and stays as it was", "[attention]") {
+  using image_attention = self_attention<double, attention_order::bidirectional>;
+  image_attention prior(6, {.heads = 2});
+  initialize(prior, 3);
+  weighed_branches layer{prior, prior,
+                         expert_target_loss{.coefficient = 0.5, .form = target_form::squared_shortfall}};
+  initialize(layer.weighing(), 5);
+  const index_t T = 9;
+  const std::vector<index_t> borders{0, 4, 9}, background{0, 0, -1, 0, -1, -1, 0, 0, 0};
+  const routing_context<double> context{.training = true, .sequences = borders, .cluster_ids = background};
+  matrix<double> x = test::random_matrix<double>(T, 6, 1);
+  matrix<double> y(T, 6), expected(T, 6), dx(T, 6);
+  decltype(layer)::tape tape;
+  image_attention::workspace ws;
+  layer.forward(x, y, tape, context);
+  prior.forward(x, expected, ws, context);
+  CHECK(test::largest_difference(y, expected) < test::bound<double>(4, 4));  // branches are alike: weights do not matter
+  double lacking = 0;
+  for (index_t t = 0; t < T; ++t)
+    if (background[as_size(t)] == 0) lacking += std::pow(1 - tape.weights(t, 0), 2) / 6;
+  CHECK(tape.loss() == Approx(0.5 * lacking).epsilon(1e-13));
+
+  layer.other().query().fill([](index_t i) { return 0.1 * double(i % 7) - 0.3; });
+  layer.other().value().fill([](index_t i) { return 0.2 - 0.05 * double(i % 9); });
+  const matrix<double> dy = test::random_matrix<double>(T, 6, 2);
+  layer.forward(x, y, tape, context);
+  layer.backward(dy, dx, tape);
+  const auto report = check_gradients(layer, {{"x", test::span_of(x), test::span_of(std::as_const(dx))}}, [&] {
+    decltype(layer)::tape own;
+    layer.forward(x, y, own, context);
+    return (y.array() * dy.array()).sum() + own.loss();
+  });
+  INFO(report.describe());
+  CHECK(report.checked > 200);
+  CHECK(report.largest_error < 1e-6);
+
+  for_each_parameter(layer.layer(), [](const std::string&, auto& p) { p.set_frozen(true); });
+  decltype(layer)::tape frozen;
+  zero_gradients(layer);
+  layer.forward(x, y, frozen, context);
+  layer.backward(dy, dx, frozen);
+  index_t learned = 0;
+  for_each_parameter(layer, [&](const std::string& name, auto& p) {
+    CAPTURE(name);
+    const bool is_still = std::ranges::all_of(p.gradient(), [](double g) { return g == 0; });
+    CHECK(is_still == name.starts_with("layer."));
+    learned += p.is_learned();
+  });
+  CHECK(learned == 6);  // four maps of the personal branch, weight and bias of the weighing
+
+  // Losses pull the background towards the prior.
+  for (int step = 0; step < 40; ++step) {
+    layer.forward(x, y, frozen, context);
+    layer.backward(matrix<double>::Zero(T, 6), dx, frozen);
+    for (auto* p : {&layer.weighing().weight(), &layer.weighing().bias()})
+      for (index_t i = 0; i < p->size(); ++i) p->value()[as_size(i)] -= p->gradient()[as_size(i)];
+    zero_gradients(layer);
+  }
+  CHECK(frozen.loss() < 0.5 * 0.5 * lacking);  // half of what it was
 }

@@ -30,6 +30,16 @@ TEST_CASE("expert_target_loss: fixture F", "[loss]") {
   CHECK(c.gradients.clean(0, 1) == Approx(0.236883 / 4).margin(test::six_decimals));
 }
 
+TEST_CASE("expert_target_loss: what probabilities lack, squared", "[loss]") {
+  auto c = test::fixture_f(1);
+  const double p[] = {0.643914, 0.167405, 0.789137, 0.106798};
+  double expected = 0;
+  for (const double one : p) expected += (1 - one) * (1 - one) / 4;
+  CHECK(c.evaluate(with_targets{{.coefficient = 1, .form = target_form::squared_shortfall}, {0, 2, 1, 3}}) ==
+        Approx(expected).margin(10 * test::six_decimals));
+  CHECK(c.gradients.clean(0, 0) == Approx(-2 * (1 - p[0]) * (1 - p[0]) * p[0] / 4).margin(test::six_decimals));
+}
+
 TEST_CASE("expert_target_loss: padding and tokens without a target do not count", "[loss]") {
   auto c = test::fixture_f(1);
   c.mask = {1, 0, 1, 1};
@@ -44,9 +54,11 @@ TEST_CASE("expert_target_loss: padding and tokens without a target do not count"
 
 TEST_CASE("expert_target_loss: gradients equal central differences", "[loss][gradient]") {
   const auto logits = GENERATE(loss_logits::clean, loss_logits::noisy);
+  const auto form = GENERATE(target_form::cross_entropy, target_form::squared_shortfall);
   auto c = test::random_case(9, 5, 191);
   c.groups = {0, 4, 4, 9};
-  const auto report = c.check(with_targets{{.coefficient = 0.7, .logits = logits}, {0, 4, 2, 1, 1, 3, -1, 0, 2}});
+  const auto report =
+      c.check(with_targets{{.coefficient = 0.7, .logits = logits, .form = form}, {0, 4, 2, 1, 1, 3, -1, 0, 2}});
   INFO(report.describe());
   CHECK(report.checked == 90);
   CHECK(report.largest_error < 1e-6);

@@ -55,7 +55,12 @@ public:
     index_t tokens = 0;
     detail::forward_record record;
 
-    scalar loss() const { return layer.loss(); }
+    scalar loss() const {
+      if constexpr (requires(const OwnTape& own) { own.loss(); })
+        return layer.loss() + OwnTape::loss();
+      else
+        return layer.loss();
+    }
   };
 
   explicit layer_decorator(Layer layer) : layer_(std::move(layer)) {}

@@ -2,6 +2,8 @@
 ///
 ///   value = mean over t of (log sum over e of exp L[t,e] - L[t,c[t]])      c = context.cluster_ids, 0 <= c < E
 ///   dL[t,j] = (p[t,j] - 1[j = c]) / T
+/// or, where the form is squared_shortfall,
+///   value = mean over t of (1 - p[t,c])^2;   dL[t,j] = 2 (1 - p[t,c]) p[t,c] (p[t,j] - 1[j = c]) / T
 ///
 /// Super-class guidance of Mobile V-MoE: c is the super-class of the image's label, one of E that come from clustering
 /// a dense model's confusions, and a per_group_gate makes one decision an image: then the value is the mean over images
@@ -16,9 +18,13 @@
 
 namespace sluice::inline SLUICE_ISA {
 
+/// How far a token is from its expert: the entropy of the cross, or what its probability lacks, squared.
+enum class target_form { cross_entropy, squared_shortfall };
+
 struct expert_target_loss {
   double coefficient = 0.3;
   loss_logits logits = loss_logits::clean;
+  target_form form = target_form::cross_entropy;
 
   template <std::floating_point Scalar, typename Plan>
   Scalar operator()(const score_signals<Scalar>& seen, const Plan& plan, const routing_context<Scalar>& context,
@@ -48,9 +54,16 @@ struct expert_target_loss {
       row[0] = 0;
       if (target(t) < 0 || target(t) >= experts) return;
       const auto e = kernel::exponentiate(scores.row(t), row + 1, experts);
-      row[0] = e.maximum + std::log(e.sum) - scores(t, target(t));
+      double slope = share;
+      if (form == target_form::cross_entropy) {
+        row[0] = e.maximum + std::log(e.sum) - scores(t, target(t));
+      } else {
+        const Scalar p = row[1 + target(t)] / e.sum, lacking = 1 - p;
+        row[0] = lacking * lacking;
+        slope *= 2 * static_cast<double>(lacking * p);
+      }
       for (index_t j = 0; j < experts; ++j)
-        dscores(t, j) += static_cast<Scalar>(share * (static_cast<double>(row[1 + j] / e.sum) - (j == target(t))));
+        dscores(t, j) += static_cast<Scalar>(slope * (static_cast<double>(row[1 + j] / e.sum) - (j == target(t))));
     });
     double sum = 0;
     detail::add_rows(context, range, rows, 1, &sum);

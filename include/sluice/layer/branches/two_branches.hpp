@@ -2,7 +2,7 @@
 ///
 /// Derived is a layer_decorator around the mixture (layer/decorator.hpp), whose plan, router and bank the whole shows.
 /// It writes around and around_backward, which find the other layer as other(), its memory as memory.other and its
-/// context as beside(context): draws of its own. layer/beside.hpp is the shortest.
+/// context as beside(context): draws of its own. A tape's loss() is both layers'. layer/beside.hpp is the shortest.
 #pragma once
 
 #include <sluice/layer/decorator.hpp>
@@ -17,6 +17,13 @@ namespace detail {
 template <typename OtherMemory, typename Own>
 struct branch_memory : Own {
   OtherMemory other;
+
+  auto loss() const requires requires(const OtherMemory& memory) { memory.loss(); } {
+    if constexpr (requires(const Own& own) { own.loss(); })
+      return other.loss() + Own::loss();
+    else
+      return other.loss();
+  }
 };
 
 }  // namespace detail

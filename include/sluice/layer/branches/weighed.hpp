@@ -5,6 +5,12 @@
 ///   dc = (<dy, layer(x)>, <dy, other(x)>);  dl[0] = c[0] c[1] (dc[0] - dc[1]) = -dl[1];  dC += dl^T x;  dx += dl C
 ///
 ///   weighed_branches block{moe_layer{...}, dense_layer{ffn<float, gelu>{64, 256, {.bias = true}}}};
+///   weighed_branches personal{prior, prior, expert_target_loss{.form = target_form::squared_shortfall}};
+///
+/// Losses behind the layers see l as a router's logits of two experts, and every token at both. The second line is the
+/// mixture of attention for personalised images (Wang et al. 2024, arXiv:2404.11565; a reading): two self_attention
+/// layers of one beginning, the first of which is frozen (set_frozen), and context.cluster_ids = 0 for tokens of the
+/// background, which the prior should answer for, -1 for all others.
 ///
 /// The first layer is the mixture whose plan, router and bank the whole shows. The form without weights is
 /// layer/beside.hpp; DeepSpeed's mixtures themselves are router/tokens_choose/gshard_top2.hpp and
@@ -14,11 +20,16 @@
 /// Rajbhandari et al. 2022 (DeepSpeed-MoE), arXiv:2201.05596, which calls it residual MoE.
 #pragma once
 
+#include <sluice/core/dense_plan.hpp>
+#include <sluice/core/signals.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/layer/branches/two_branches.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/linear.hpp>
+#include <sluice/loss/loss_list.hpp>
 
+#include <cstddef>
+#include <tuple>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -36,8 +47,11 @@ struct weighed_workspace : weighed_outputs<Scalar> {
   typename linear_layer<Scalar>::workspace weighing;
 };
 
-template <typename Scalar>
-struct weighed_tape : weighed_outputs<Scalar> {
+template <typename Scalar, std::size_t Losses>
+struct weighed_tape : weighed_outputs<Scalar>, loss_values<Scalar, Losses> {
+  score_signals<Scalar> seen;  ///< if there are losses
+  score_gradients<Scalar> dseen;
+  dense_plan<Scalar> plan;
   typename linear_layer<Scalar>::tape weighing;
   matrix_buffer<Scalar> dweights;  ///< [T,2] of the logits
   matrix_buffer<Scalar> dfirst, dsecond;
@@ -46,12 +60,12 @@ struct weighed_tape : weighed_outputs<Scalar> {
 
 }  // namespace detail
 
-template <typename Layer, typename Other>
-class weighed_branches : public two_branches<weighed_branches<Layer, Other>, Layer, Other,
+template <typename Layer, typename Other, typename... Losses>
+class weighed_branches : public two_branches<weighed_branches<Layer, Other, Losses...>, Layer, Other,
                                              detail::weighed_workspace<typename Layer::scalar>,
-                                             detail::weighed_tape<typename Layer::scalar>> {
+                                             detail::weighed_tape<typename Layer::scalar, sizeof...(Losses)>> {
   using base = two_branches<weighed_branches, Layer, Other, detail::weighed_workspace<typename Layer::scalar>,
-                            detail::weighed_tape<typename Layer::scalar>>;
+                            detail::weighed_tape<typename Layer::scalar, sizeof...(Losses)>>;
   friend typename base::decorator;
 
 public:
@@ -60,8 +74,14 @@ public:
   using typename base::tape;
 
   /// Throws std::invalid_argument if the widths differ.
-  weighed_branches(Layer layer, Other other) : base(std::move(layer), std::move(other)), weighing_(this->inputs(), 2) {
+  weighed_branches(Layer layer, Other other, Losses... losses)
+      : base(std::move(layer), std::move(other)), weighing_(this->inputs(), 2), losses_(std::move(losses)...) {
     this->require_equal_widths();
+  }
+
+  void after_step(tape& t) {
+    base::after_step(t);
+    losses_.after_step({});
   }
 
   /// C and b
@@ -69,7 +89,7 @@ public:
   const linear_layer<scalar>& weighing() const noexcept { return weighing_; }
 
 private:
-  template <typename L, typename O>
+  template <typename L, typename O, typename... P>
   friend class weighed_branches;
 
   template <typename Memory, typename Inner>
@@ -78,6 +98,7 @@ private:
     m.first.resize(y.rows(), y.cols());
     m.second.resize(y.rows(), y.cols());
     weighing_.forward(x, m.weights.map(), m.weighing, context);
+    if constexpr (sizeof...(Losses) > 0 && requires { m.dseen; }) evaluate_losses(m, context);
     this->other().forward(x, m.second.map(), m.other, base::beside(context));
     inner(x, m.first.map());
     for_rows(y.rows(), y.cols(), context.executor, [&](index_t t) {
@@ -86,6 +107,24 @@ private:
       kernel::copy_scaled(c[0], m.first.row(t), y.data() + t * y.outerStride(), y.cols());
       kernel::add_scaled(c[1], m.second.row(t), y.data() + t * y.outerStride(), y.cols());
     });
+  }
+
+  void evaluate_losses(tape& t, const context_type& context) const {
+    t.seen.clean.resize(t.weights.rows(), 2);
+    t.seen.clean.map() = t.weights.map();
+    t.seen.top_k = 2;
+    t.plan.reset(t.weights.rows(), 2);
+    for (index_t r = 0; r < t.weights.rows(); ++r) {
+      if (context.is_padding(r)) continue;
+      any_nan(t.weights.row(r), 2) ? t.plan.mark_invalid(r) : t.plan.add(r);
+    }
+    t.plan.finish();
+    for (index_t j = 0; j < static_cast<index_t>(t.plan.routed_tokens().size()); ++j) {
+      scalar c[2];
+      kernel::softmax(t.weights.row(t.plan.routed_tokens()[as_size(j)]), c, 2);
+      t.plan.weight(0, j) = c[0], t.plan.weight(1, j) = c[1];
+    }
+    losses_.evaluate(t, t.plan, context, t);
   }
 
   template <typename Inner>
@@ -104,6 +143,7 @@ private:
           kernel::dot(upstream, t.first.row(r), dy.cols()) - kernel::dot(upstream, t.second.row(r), dy.cols());
       t.dweights(r, 0) = c[0] * c[1] * towards_first;
       t.dweights(r, 1) = -t.dweights(r, 0);
+      if constexpr (sizeof...(Losses) > 0) kernel::add_scaled(scalar(1), t.dseen.clean.row(r), t.dweights.row(r), 2);
     });
     inner(t.dfirst.map(), dx);
     this->other().backward(t.dsecond.map(), t.dx.map(), t.other);
@@ -123,7 +163,11 @@ private:
   template <typename Storage, typename Inner>
   auto rebuilt(Inner inner) const {
     auto other = this->other().template stored_as<Storage>();
-    weighed_branches<Inner, decltype(other)> result(std::move(inner), std::move(other));
+    weighed_branches<Inner, decltype(other), Losses...> result = std::apply(
+        [&](const auto&... losses) {
+          return weighed_branches<Inner, decltype(other), Losses...>(std::move(inner), std::move(other), losses...);
+        },
+        losses_.all());
     result.weighing_ = weighing_;
     return result;
   }
@@ -136,9 +180,11 @@ private:
   static void visit_own(Self& self, Visitor& visit) {
     base::visit_own(self, visit);
     visit("weighing", self.weighing_);
+    loss_list<Losses...>::visit_parameters(self.losses_, visit);
   }
 
   linear_layer<scalar> weighing_;
+  loss_list<Losses...> losses_;
 };
 
 /// DeepSpeed-MoE's: the branch beside the mixture is one expert that every token passes.
