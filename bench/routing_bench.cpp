@@ -37,6 +37,7 @@
 #include <sluice/router/threshold/skip.hpp>
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/tokens_choose/chosen_ranks.hpp>
+#include <sluice/router/tokens_choose/drawn_tail.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
 #include <sluice/router/tokens_choose/position_share.hpp>
@@ -277,6 +278,10 @@ void time_routers(session& s, index_t width, index_t experts) {
   time_router(s, "chosen_ranks, 1 of 2",
               sluice::chosen_ranks_router<float>(sluice::linear_gate<float>(width, experts),
                                                  sluice::softmax_rule<float>({.top_k = 2}), {1}));
+  time_router(s, "drawn_tail, 1 of 2",
+              sluice::drawn_tail_router<float>(sluice::linear_gate<float>(width, experts),
+                                               sluice::softmax_rule<float>({.top_k = 2}), 1),
+              in_training);
   time_router(s, "soft_moe", sluice::soft_moe_router<float>(width, experts));
   time_router(s, "dselect_k", sluice::dselect_k_router<float>(width, experts));
   time_router(s, "top_any (DynMoE)", sluice::top_any_router<float>(width, experts));

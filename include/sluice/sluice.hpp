@@ -181,6 +181,7 @@
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/chosen_ranks.hpp>
+#include <sluice/router/tokens_choose/drawn_tail.hpp>
 #include <sluice/router/tokens_choose/group_limit.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/importance_score.hpp>
