@@ -84,6 +84,7 @@
 #include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>
 #include <sluice/layer/dense.hpp>
+#include <sluice/layer/dropout.hpp>
 #include <sluice/layer/embedding.hpp>
 #include <sluice/layer/fixed.hpp>
 #include <sluice/layer/linear.hpp>
