@@ -10,7 +10,7 @@ namespace kronecker_test {
 
 constexpr index_t D = 12, d = 6;
 
-kronecker_adapters<double> phm(kronecker_use use, std::uint64_t seed, double redundancy = 0) {
+kronecker_adapters<double> phm(kronecker_use use, std::uint64_t seed, double redundancy = 0, double dropout = 0) {
   kronecker_adapters<double> layer(D, d,
                                    {.experts = 3,
                                     .terms = 2,
@@ -18,6 +18,7 @@ kronecker_adapters<double> phm(kronecker_use use, std::uint64_t seed, double red
                                     .scale = 0.5,
                                     .in_training = use,
                                     .at_inference = use,
+                                    .dropout = dropout,
                                     .redundancy = redundancy});
   for_each_parameter(layer, [&](const std::string&, parameter<double>& p) { test::fill_normal(p, seed++, 0.7); });
   return layer;
@@ -92,12 +93,25 @@ TEST_CASE("kronecker_adapters: drawn, soup and mean", "[adapter][kronecker]") {
 TEST_CASE("kronecker_adapters: every promise of a layer", "[adapter][kronecker][conformance]") {
   for (const kronecker_use use : {kronecker_use::drawn, kronecker_use::soup, kronecker_use::mean}) {
     CAPTURE(static_cast<int>(use));
-    const auto report = check_layer(phm(use, 31, use == kronecker_use::mean ? 0.0 : 0.3),
+    const auto report = check_layer(phm(use, 31, use == kronecker_use::mean ? 0.0 : 0.3,
+                                        use == kronecker_use::drawn ? 0.4 : 0.0),
                                     {.seed = 33, .gradients = {.most_entries = 100}});
     INFO(report.describe());
     CHECK(report.passed());
     CHECK(report.find("gradients")->result == outcome::passed);
   }
+}
+
+TEST_CASE("kronecker_adapters: dropout leaves out hidden numbers in training alone", "[adapter][kronecker]") {
+  auto layer = phm(kronecker_use::mean, 31, 0, 0.5);
+  const matrix<double> x = test::random_matrix<double>(40, D, 3);
+  matrix<double> y(40, D);
+  kronecker_adapters<double>::tape tape;
+  layer.forward(x, y, tape, {.training = true});
+  const index_t gone = (tape.h.map().array() == 0).count();
+  CHECK(std::abs(double(gone) / double(40 * d) - 0.5) < 5 * std::sqrt(0.25 / double(40 * d)));
+  CHECK(test::same_bits(phm_outputs(layer, x), phm_outputs(phm(kronecker_use::mean, 31), x)));
+  CHECK_THROWS_AS(phm(kronecker_use::mean, 31, 0, 1.0), std::invalid_argument);
 }
 
 TEST_CASE("kronecker_adapters: a shared rule learns from every layer in one place", "[adapter][kronecker]") {

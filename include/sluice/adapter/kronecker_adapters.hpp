@@ -1,7 +1,7 @@
 /// Adapters whose matrices are sums of Kronecker products with shared factors: one drawn a batch in training, one made
 /// of the averages of all at inference.
 ///
-///   z = x H + b [T,d];   h = gelu_tanh(z);   u = h H' + b' [T,D];   y = x + alpha u
+///   z = x H + b [T,d];   h = dropout(gelu_tanh(z));   u = h H' + b' [T,D];   y = x + alpha u
 ///   H [D,d] the down map, one for all experts;   H' [d,D] the up map; both sums of Kronecker products with one rule
 ///   drawn   H', b' those of one expert for the whole batch, drawn evenly          in training
 ///   soup    of factors and bias averaged by softmax(scores) [E], each apart       at inference
@@ -16,8 +16,8 @@
 /// of adapter/redundancy.hpp to tape.loss(), and backward its gradients; sequences are those of the context. Matrices
 /// are made anew in each call (adapter/kronecker_sum.hpp) and multiplied by blocks of rows: equal bits for any thread
 /// count. A token's output depends on itself alone; padding gets zero, NaN stays in its token; T = 0 is fine. Initial
-/// values: rule uniform in +-0.01, factors normal by Glorot with gain sqrt 2, biases and scores zero. The paper's
-/// dropout of h is not here. Jiang, Zheng 2023, arXiv:2303.01239 (MixPHM).
+/// values: rule uniform in +-0.01, factors normal by Glorot with gain sqrt 2, biases and scores zero. Dropout, in
+/// training, is that of layer/dropout.hpp, at a site of its own. Jiang, Zheng 2023, arXiv:2303.01239 (MixPHM).
 #pragma once
 
 #include <sluice/adapter/kronecker_sum.hpp>
@@ -25,6 +25,7 @@
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/layer/dropout.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
 #include <algorithm>
@@ -33,6 +34,7 @@
 namespace sluice::inline SLUICE_ISA {
 
 inline constexpr random_site kronecker_adapters_site{"kronecker_adapters.expert"};
+inline constexpr random_site kronecker_dropout_site{"kronecker_adapters.dropout"};
 
 /// Which up map a call has.
 enum class kronecker_use { drawn, soup, mean };
@@ -79,6 +81,7 @@ public:
     Scalar scale = 1;  ///< alpha
     kronecker_use in_training = kronecker_use::drawn;
     kronecker_use at_inference = kronecker_use::soup;
+    double dropout = 0;     ///< of h; the paper's: 0.5
     Scalar redundancy = 0;  ///< coefficient of the loss; the paper's: 0.2 times 3.9e-3
   };
 
@@ -87,6 +90,7 @@ public:
       : options_(o), down_shape_{o.terms, inputs, bottleneck, o.rank}, up_shape_{o.terms, bottleneck, inputs, o.rank} {
     down_shape_.validate();
     if (o.experts < 1) throw_invalid("kronecker_adapters needs E >= 1, not ", o.experts);
+    detail::checked_dropout("kronecker_adapters", o.dropout);
     const auto glorot = [](index_t a, index_t b) {
       return initial_values::normal(2 / std::sqrt(static_cast<double>(a + b)));
     };
@@ -158,6 +162,7 @@ private:
             hidden, [](const kernel::simd<Scalar>& z) { return detail::value_of<gelu_tanh, Scalar>(z); }, m.h.row(t),
             m.z.row(t));
       }
+      drop_out(begin, end, m.h, context);
       kernel::multiply_nn(count, width, hidden, m.h.row(begin), hidden, m.up.data(), width, m.u.row(begin), width);
       for (index_t t = begin; t < end; ++t) {
         kernel::add_scaled(Scalar(1), m.up_bias.data(), m.u.row(t), width);
@@ -175,6 +180,14 @@ private:
     }
   }
 
+  /// Rows of h, or of its gradient: the draws of a call stay the same.
+  void drop_out(index_t begin, index_t end, matrix_buffer<Scalar>& rows, const context_type& context) const {
+    if (!context.training || options_.dropout == 0) return;
+    for (index_t i = begin * rows.cols(); i < end * rows.cols(); ++i)
+      rows.data()[i] *=
+          detail::dropout_factor<Scalar>(context.random, kronecker_dropout_site, i, options_.dropout);
+  }
+
   void mix_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     const executor_ref& executor = t.context.executor;
     const auto x = t.kept.x();
@@ -187,6 +200,7 @@ private:
       for (index_t r = begin; r < end; ++r)
         kernel::add_scaled(options_.scale, dy.data() + r * dy.outerStride(), t.du.row(r), width);
       kernel::multiply_nt(count, hidden, width, t.du.row(begin), width, t.up.data(), width, t.dz.row(begin), hidden);
+      drop_out(begin, end, t.dz, t.context);
       for (index_t r = begin; r < end; ++r)
         kernel::transform(
             hidden,

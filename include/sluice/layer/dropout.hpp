@@ -23,6 +23,16 @@ inline constexpr random_site dropout_site{"dropout_layer.factors"};
 
 namespace detail {
 
+/// What the number at a position is multiplied by.
+template <typename Scalar>
+Scalar dropout_factor(const random_source& random, random_site site, index_t position, double p) {
+  return random.uniform(site, position) < p ? Scalar(0) : static_cast<Scalar>(1 / (1 - p));
+}
+inline double checked_dropout(const char* layer, double p) {
+  if (!is_between(p, 0, 1) || p == 1) throw_invalid(layer, " needs a dropout of 0 <= p < 1, not ", p);
+  return p;
+}
+
 template <typename Scalar>
 struct dropout_memory {
   matrix_buffer<Scalar> factors;  ///< f [T,D]; empty: all are 1
@@ -43,9 +53,8 @@ public:
   using typename base::tape;
 
   /// Throws std::invalid_argument unless 0 <= p < 1.
-  dropout_layer(Layer layer, double p) : base(std::move(layer)), p_(p) {
-    if (!is_between(p, 0, 1) || p == 1) throw_invalid("dropout_layer needs 0 <= p < 1, not ", p);
-  }
+  dropout_layer(Layer layer, double p)
+      : base(std::move(layer)), p_(detail::checked_dropout("dropout_layer", p)) {}
 
   double probability() const noexcept { return p_; }
 
@@ -56,11 +65,10 @@ private:
     if (!context.training || p_ == 0) return inner(x, y);
     m.factors.resize(x.rows(), x.cols());
     m.dropped.resize(x.rows(), x.cols());
-    const auto grown = static_cast<scalar>(1 / (1 - p_));
     for_rows(x.rows(), x.cols(), context.executor, [&](index_t r) {
       const scalar* const from = x.data() + r * x.outerStride();
       for (index_t d = 0; d < x.cols(); ++d) {
-        m.factors(r, d) = context.random.uniform(dropout_site, r * x.cols() + d) < p_ ? scalar(0) : grown;
+        m.factors(r, d) = detail::dropout_factor<scalar>(context.random, dropout_site, r * x.cols() + d, p_);
         m.dropped(r, d) = m.factors(r, d) * from[d];
       }
     });
