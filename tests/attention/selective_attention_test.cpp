@@ -145,6 +145,40 @@ TEST_CASE("selective_attention: sequences keep to themselves and a head without 
   CHECK(test::same_bits(y.topRows(1), y1));  // the first sees itself alone
 }
 
+TEST_CASE("selective_attention: all tokens of a sequence are seen, whatever expert they have", "[attention]") {
+  using one_of = head_router<top_k_router<double>>;
+  const one_of routing{top_k_router<double>{6, 3, {.top_k = 1, .weights = weighting::pre}}};
+  selective_attention<one_of> layer{
+      routing, {.heads = 2, .head_width = 2, .bias = true, .among = attended::all_tokens, .rotary = {.width = 2}}};
+  initialize(layer, 3);
+  const auto report = check_layer(layer, {.seed = 5});
+  INFO(report.describe());
+  CHECK(report.passed());
+  CHECK(report.find("gradients")->result == outcome::passed);
+  // Experts alike: one attention, weighed by the router.
+  self_attention<double> plain(6, {.heads = 2, .head_width = 2, .rotary = {.width = 2}});
+  initialize(plain, 4);
+  for (index_t e = 0; e < 3; ++e) {
+    const auto same = [&](auto& bank, parameter<double>& map) { bank.expert(e).weight().assign(map.to_matrix()); };
+    same(layer.query(), plain.query()), same(layer.key(), plain.key());
+    same(layer.value(), plain.value()), same(layer.output(), plain.output());
+  }
+  const matrix<double> x = test::random_matrix<double>(11, 6, 1);
+  matrix<double> y(11, 6), expected(11, 6);
+  decltype(layer)::workspace ws;
+  self_attention<double>::workspace plain_ws;
+  const std::vector<index_t> borders{0, 4, 11};
+  layer.forward(x, y, ws, {.sequences = borders});
+  plain.forward(x, expected, plain_ws, {.sequences = borders});
+  for (index_t t = 0; t < 11; ++t) expected.row(t) *= ws.plan.weight(ws.plan.of_token(t)[0]);
+  CHECK(test::largest_difference(y, expected) < test::bound<double>(30, 4));
+  selective_attention several{head_router{top_k_router<double>{6, 3, {.top_k = 2}}},
+                              {.head_width = 2, .among = attended::all_tokens}};
+  initialize(several, 3);
+  decltype(several)::workspace several_ws;
+  CHECK_THROWS_WITH(several.forward(x, y, several_ws), test::contains("token 0 has several experts"));
+}
+
 TEST_CASE("selective_attention: what makes no sense is refused", "[attention]") {
   const head_router routing{top_k_router<float>{6, 3}};
   CHECK_THROWS_WITH(selective_attention(routing, {.head_width = 4, .rotary = {.width = 6}}),

@@ -1,7 +1,7 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
-#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- attention, codebook, train, convert, io, reference; core <- statistics;
-#   attention <- adapter;
+#   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- attention, codebook, train, io, reference; core <- statistics;
+#   attention <- adapter, convert;
 #   codebook, train <- quant;
 #   attention, codebook, quant, io <- checkpoint
 #
@@ -22,7 +22,7 @@ set(statistics_may core)
 set(codebook_may core kernel gate capacity loss router expert layer)
 set(quant_may core kernel gate capacity loss router expert layer codebook train)
 set(train_may core kernel gate capacity loss router expert layer reference)
-set(convert_may core kernel gate capacity loss router expert layer)
+set(convert_may core kernel gate capacity loss router expert layer attention)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
 set(checkpoint_may core kernel gate capacity loss router expert layer attention codebook quant io)

@@ -3,6 +3,7 @@
 #include "replays.hpp"
 
 #include <sluice/convert/dealt_experts.hpp>
+#include <sluice/convert/dealt_heads.hpp>
 #include <sluice/expert/derived/power_of_two.hpp>
 #include <sluice/expert/union.hpp>
 #include <sluice/gate/jitter.hpp>
@@ -98,8 +99,96 @@ void shift_expert(oracle_case<Scalar>& c) {
 // ---- MiniMoE ---------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
+using minimoe_gate = added_jitter_gate<linear_gate<Scalar>>;
+template <typename Scalar>
+using minimoe_router = token_choice_router<minimoe_gate<Scalar>, softmax_rule<Scalar>>;
+
+template <typename Scalar>
+minimoe_router<Scalar> minimoe_router_of(const oracle_case<Scalar>& c) {
+  const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E");
+  return {minimoe_gate<Scalar>(linear_gate<Scalar>(D, E, {.bias = true}), c.template setting<double>("epsilon")),
+          softmax_rule<Scalar>({.top_k = 1, .weights = weighting::pre})};
+}
+template <typename Scalar>
+void bind_minimoe_gate(bindings<Scalar>& b, const std::string& name, minimoe_router<Scalar>& router) {
+  b.bind(name + ".weight", router.gate().inner().weight());
+  b.bind(name + ".bias", router.gate().inner().bias());
+}
+
+/// The source keeps the loss apart for every expert: E times the mean probability times the share of tokens.
+template <typename Scalar, typename Plan, typename RouterTape>
+void check_minimoe_balance(oracle_case<Scalar>& c, const std::string& gate, const minimoe_router<Scalar>& router,
+                           const routing_context<Scalar>& context, const Plan& plan, const RouterTape& tape) {
+  const index_t E = plan.experts();
+  std::vector<Scalar> balance;
+  for (index_t e = 0; e < E; ++e)
+    balance.push_back(static_cast<Scalar>(E * plan.load(e)) / static_cast<Scalar>(plan.tokens()) *
+                      copy(tape.scores).col(e).mean());
+  c.check("balance", std::span<const Scalar>(balance));
+  moe_layer alone{router, expert_bank<identity_expert<Scalar>>(E, router.inputs()), switch_balance{.coefficient = 1}};
+  bindings<Scalar> of_gate, with_bias;
+  of_gate.bind(gate + ".weight", alone.router().gate().inner().weight());
+  bind_minimoe_gate(with_bias, gate, alone.router());
+  with_bias.load(c);
+  typename decltype(alone)::tape alone_tape;
+  const matrix<Scalar> zero = matrix<Scalar>::Zero(c.rows("x").rows(), router.inputs());
+  run_backward(c, alone, alone_tape, of_gate, context, zero, "grad_balance");
+}
+
+template <typename Scalar>
+void minimoe_attention(oracle_case<Scalar>& c) {
+  const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E"),
+             heads = c.template setting<index_t>("heads"), width = c.template setting<index_t>("head_dim");
+  self_attention<Scalar, attention_order::bidirectional> dense(
+      D, {.heads = heads, .head_width = width, .bias = true, .output_bias = true});
+  bindings<Scalar> student;
+  const auto bind_map = [&](const std::string& map, parameter<Scalar>& weight, parameter<Scalar>& bias) {
+    student.bind("dense.attention." + map + ".weight", weight);
+    student.bind("dense.attention." + map + ".bias", bias);
+  };
+  bind_map("self.query", dense.query(), dense.query_bias());
+  bind_map("self.key", dense.key(), dense.key_bias());
+  bind_map("self.value", dense.value(), dense.value_bias());
+  bind_map("output.dense", dense.output(), dense.output_bias());
+  student.load(c);
+  const auto router = minimoe_router_of(c);
+  output_normalized_layer layer{
+      residual_layer{dealt_heads(dense, head_router{router},
+                                 {.experts = E,
+                                  .units = c.template setting<index_t>("expert_elements"),
+                                  .shared = c.template setting<index_t>("shared_elements")})},
+      layer_norm<Scalar>{D, {.epsilon = Scalar(1e-12), .bias = true}}};
+  auto& mixture = layer.layer().layer();
+  bindings<Scalar> bound;
+  bind_minimoe_gate(bound, "attn_gate", mixture.routing().router());
+  const auto bind_bank = [&](const std::string& map, auto& bank) {
+    for (index_t e = 0; e < E; ++e) {
+      auto& expert = bank.expert(e);
+      const auto values = c.numbers("attention." + map + ".weight");
+      const matrix<Scalar> dealt = expert.weight().to_matrix();
+      if (!std::equal(dealt.data(), dealt.data() + dealt.size(), values.data() + e * dealt.size()))
+        return c.fail(map + " was dealt otherwise");
+      bound.bind("attention." + map + ".weight", expert.weight(), e * expert.weight().size());
+      bound.bind("attention." + map + ".bias", expert.bias(), e * expert.bias().size());
+    }
+  };
+  bind_bank("self.query", mixture.query());
+  bind_bank("self.key", mixture.key());
+  bind_bank("self.value", mixture.value());
+  bind_bank("output.dense", mixture.output());
+  bound.bind("attention.output.LayerNorm.weight", layer.norm().gain());
+  bound.bind("attention.output.LayerNorm.bias", layer.norm().bias());
+  bound.load(c);
+  routing_context<Scalar> context;
+  context.training = c.template setting<bool>("train");
+  typename decltype(layer)::tape tape;
+  check_task(c, layer, tape, bound, context);
+  check_minimoe_balance(c, "attn_gate", router, context, tape.layer.layer.plan, tape.layer.layer.router);
+}
+
+template <typename Scalar>
 void minimoe(oracle_case<Scalar>& c) {
-  if (c.template setting<std::string>("kind") != "ffn") throw unsupported("MiniMoE's mixture of attention");
+  if (c.template setting<std::string>("kind") == "attn") return minimoe_attention(c);
   const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E"),
              H = c.template setting<index_t>("H");
   ffn<Scalar, gelu> dense(D, H, {.bias = true});
@@ -124,23 +213,16 @@ void minimoe(oracle_case<Scalar>& c) {
     same("output.dense.weight", experts.expert(e).down().to_matrix(), e);
     same("output.dense.bias", experts.expert(e).down_bias().to_matrix(), e);
   }
-  using gate_type = added_jitter_gate<linear_gate<Scalar>>;
-  const gate_type gate(linear_gate<Scalar>(D, E, {.bias = true}), c.template setting<double>("epsilon"));
-  const token_choice_router<gate_type, softmax_rule<Scalar>> router(
-      gate, softmax_rule<Scalar>({.top_k = 1, .weights = weighting::pre}));
+  const auto router = minimoe_router_of(c);
   routing_context<Scalar> context;
   context.training = c.template setting<bool>("train");
   std::vector<double> draws;
   if (c.has("uniform")) draws = c.file().template read_vector<double>("uniform");
   context.random.replay(logit_jitter_site, draws);
-  const auto bind_gate = [](auto& r, bindings<Scalar>& b) {
-    b.bind("ffn_gate.weight", r.gate().inner().weight());
-    b.bind("ffn_gate.bias", r.gate().inner().bias());
-  };
   output_normalized_layer layer{residual_layer{moe_layer{router, experts, switch_balance{.coefficient = 0}}},
                                 layer_norm<Scalar>{D, {.epsilon = Scalar(1e-12), .bias = true}}};
   bindings<Scalar> bound;
-  bind_gate(layer.router(), bound);
+  bind_minimoe_gate(bound, "ffn_gate", layer.router());
   bind_ffn(bound, layer.bank(),
            {"intermediate.dense.weight", "output.dense.weight", layout::as_stored, layout::as_stored,
             "intermediate.dense.bias", "output.dense.bias"},
@@ -150,22 +232,7 @@ void minimoe(oracle_case<Scalar>& c) {
   bound.load(c);
   typename decltype(layer)::tape tape;
   check_task(c, layer, tape, bound, context);
-  // The source keeps the loss apart for every expert: E times the mean probability times the share of tokens.
-  const auto& routed = tape.layer.layer;
-  std::vector<Scalar> balance;
-  for (index_t e = 0; e < E; ++e)
-    balance.push_back(static_cast<Scalar>(E * routed.plan.load(e)) / static_cast<Scalar>(routed.plan.tokens()) *
-                      copy(routed.router.scores).col(e).mean());
-  c.check("balance", std::span<const Scalar>(balance));
-  moe_layer alone{router, expert_bank<identity_expert<Scalar>>(E, D), switch_balance{.coefficient = 1}};
-  bindings<Scalar> of_gate;
-  of_gate.bind("ffn_gate.weight", alone.router().gate().inner().weight());
-  bindings<Scalar> with_bias;
-  bind_gate(alone.router(), with_bias);
-  with_bias.load(c);
-  typename decltype(alone)::tape alone_tape;
-  const matrix<Scalar> zero = matrix<Scalar>::Zero(c.rows("x").rows(), D);
-  run_backward(c, alone, alone_tape, of_gate, context, zero, "grad_balance");
+  check_minimoe_balance(c, "ffn_gate", router, context, tape.layer.layer.plan, tape.layer.layer.router);
 }
 
 }  // namespace

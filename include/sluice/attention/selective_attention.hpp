@@ -1,45 +1,51 @@
-/// Attention of which every token takes part in some heads only: a head is an expert, and attends among its own tokens.
+/// Attention of which every token takes part in some heads only: experts are heads that attend among their own tokens.
 ///
-///   plan = router(x)        every token's heads, with weights w; heads are the router's experts
-///   head h of one sequence, whose tokens there are t_1 < t_2 < .. < t_n:
-///     q_i = W_q^h x_(t_i) (+ b_q^h) [dk], k_i [dk] and v_i [dv] alike; q_i and k_i are turned by t_i's place in the sequence
+///   plan = router(x)        every token's experts, with weights w; an expert is one head, or a few
+///   expert e of one sequence, whose tokens there are t_1 < t_2 < .. < t_n, for each of its heads:
+///     q_i = W_q^e x_(t_i) (+ b_q^e) [dk], k_i [dk] and v_i [dv] alike; q_i and k_i are turned by t_i's place in there
 ///     o_i = attention(q_i; k_j, v_j of j <= i, or of all j)
-///   y_t = sum over the heads h of t of w_th (W_o^h o^h_t (+ b_o^h))
+///   y_t = sum over the experts e of t of w_te (W_o^e o^e_t (+ b_o^e))
 ///
 /// Projections and attention cost what is chosen: with half of the heads a token, half of the projections and a quarter
-/// of the scores. All heads with weight 1 are self_attention. Gradients are exact for the router's choice. Heads whose
-/// tokens are alone in their sequence see themselves.
+/// of the scores. All heads with weight 1 are self_attention. Gradients are exact for the router's choice. An expert
+/// whose token is alone in its sequence sees itself.
 ///
 ///   const unit_weights_router router{position_share_router<float>{D, A, {.top_k = A / 2}}};
-///   selective_attention attention{head_router{router}, {.head_width = D / A, .bias = true, .rotary = {.width = D / A}}};
+///   selective_attention attention{head_router{router}, {.head_width = D / A, .bias = true, .rotary = {.width = 8}}};
 ///
 /// is the selective attention of Union of Experts (Yang et al. 2025, arXiv:2503.02495) as far as its paper and released
 /// code agree: there a head's result is not weighed either, and shorter lists are filled up with tokens that chose
 /// nothing, which a list of its own length for every head does not need.
 ///
+/// With options.among = attended::all_tokens a token looks at all of its sequence, whatever expert keys come from: it
+/// has one expert then, for all four maps, and head j of an expert reads head j of every other one. That is MiniMoE's
+/// mixture (Zhang et al. 2023, arXiv:2305.12129), whose experts convert/dealt_heads.hpp makes of one attention.
+///
 /// Sequences and hidden tokens are those of attention/self_attention.hpp; a token whose logits alone hold NaN gets NaN
-/// and is seen by nobody, a token without a head gets zero. Causal if order and router are. T = 0 is fine. Equal bits
-/// for any number of threads. Parameters: "router.router...", "query.<h>.weight", "key", "value", "output" and their
-/// "bias".
+/// and is seen by nobody, a token without an expert gets zero. Causal if order and router are. T = 0 is fine. Equal
+/// bits for any number of threads. Parameters: "router.router...", "query.<e>.weight", "key", "value", "output" and
+/// their "bias".
 #pragma once
 
 #include <sluice/attention/dot_product_attention.hpp>
 #include <sluice/attention/head_router.hpp>
+#include <sluice/attention/selected_rows.hpp>
 #include <sluice/attention/self_attention.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/dispatch.hpp>
 
-#include <algorithm>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
 
 struct selective_attention_options {
+  index_t heads = 1;        ///< of an expert
   index_t head_width = 64;  ///< dk
   index_t value_width = 0;  ///< dv; 0: dk
   bool bias = false;        ///< of all four maps
   double scale = 0;         ///< of scores; 0: 1 / sqrt(dk)
+  attended among = attended::own_tokens;
   kernel::rotary_options rotary{};
 };
 
@@ -50,9 +56,8 @@ struct selective_memory : Routing {
   using scalar = typename Bank::scalar;
 
   typename Bank::tape query, key, value, output;
-  Heads heads;                ///< a row for every assignment, head by head, each head's in the order of tokens
-  buffer<index_t> borders;    ///< of the rows that see each other
-  buffer<index_t> positions;  ///< of the rows' tokens in their sequences
+  Heads heads;
+  selected_rows rows;  ///< of the heads
   kernel::rotary_table<scalar> rotary;
 };
 
@@ -86,26 +91,27 @@ public:
   static constexpr bool causal = Order == attention_order::causal && Routing::causal;
   static constexpr bool exact_gradient = has_exact_gradient<Routing>;
 
-  /// A head for every expert of the router. Throws std::invalid_argument if widths, scale or positions make no sense.
+  /// Throws std::invalid_argument if heads, widths, scale or positions make no sense.
   explicit selective_attention(Routing routing, const selective_attention_options& o = {})
       : attention_(shape_of(o)),
         rotary_(o.rotary),
+        among_(o.among),
         routing_(std::move(routing)),
-        query_(bank_of(inputs(), o.head_width, o)),
-        key_(bank_of(inputs(), o.head_width, o)),
-        value_(bank_of(inputs(), attention_shape().value_width, o)),
-        output_(bank_of(attention_shape().value_width, inputs(), o)) {
+        query_(bank_of(inputs(), attention_.query_columns(), o)),
+        key_(bank_of(inputs(), attention_.key_columns(), o)),
+        value_(bank_of(inputs(), attention_.value_columns(), o)),
+        output_(bank_of(attention_.out_columns(), inputs(), o)) {
     kernel::check_rotary(rotary_, o.head_width);
   }
 
   index_t inputs() const noexcept { return routing_.inputs(); }
-  index_t heads() const noexcept { return routing_.experts(); }
-  /// Of one head.
+  index_t experts() const noexcept { return routing_.experts(); }
+  /// Of one expert.
   const kernel::attention_shape& attention_shape() const noexcept { return attention_.shape(); }
 
   void after_step(tape& t) { routing_.after_step(t); }
 
-  /// The same layer with the weights of its heads rounded to another storage, for inference.
+  /// The same layer with the weights of its experts rounded to another storage, for inference.
   template <typename Other>
   auto stored_as(const auto&... format) const {
     return selective_attention<Routing, Order, Other>(
@@ -113,7 +119,7 @@ public:
         value_.template stored_as<Other>(format...), output_.template stored_as<Other>(format...));
   }
 
-  /// Bytes that a workspace (or tape) will take for so many rows: assignments of tokens to heads.
+  /// Bytes that a workspace (or tape) will take for so many rows: assignments of tokens to experts.
   index_t workspace_bytes(index_t rows, bool training = false) const {
     index_t bytes =
         attention_.workspace_bytes(rows, training) + rows * inputs() * static_cast<index_t>(sizeof(scalar));
@@ -140,11 +146,12 @@ private:
   template <typename R, attention_order A, MapStorage S>
   friend class selective_attention;
 
-  /// What `other` is but for the storage of its heads.
+  /// What `other` is but for the storage of its experts.
   template <typename Other>
   selective_attention(const Other& other, bank_type query, bank_type key, bank_type value, bank_type output)
       : attention_(other.attention_),
         rotary_(other.rotary_),
+        among_(other.among_),
         routing_(other.routing_),
         query_(std::move(query)),
         key_(std::move(key)),
@@ -152,52 +159,16 @@ private:
         output_(std::move(output)) {}
 
   static kernel::attention_shape shape_of(const selective_attention_options& o) noexcept {
-    return {.key_width = o.head_width,
+    return {.heads = o.heads,
+            .key_heads = o.heads,
+            .key_width = o.head_width,
             .value_width = o.value_width == 0 ? o.head_width : o.value_width,
             .scale = o.scale,
             .causal = Order == attention_order::causal};
   }
   bank_type bank_of(index_t in, index_t out, const selective_attention_options& o) const {
     using expert = linear_expert<scalar, Storage>;
-    return bank_type(heads(), in, out, typename expert::options{.bias = o.bias});
-  }
-
-  /// The rows of the heads, and who sees whom.
-  template <typename Memory>
-  static void lay_out(Memory& m, const context_type& context) {
-    const index_t rows = m.plan.size(), sequences = context.sequence_count();
-    m.places.reserve(m.plan.most_rows());
-    m.places.resize(rows);
-    m.positions.reserve(m.plan.most_rows());
-    m.positions.resize(rows);
-    const index_t most_ranges = m.plan.experts() * (std::max)(m.plan.tokens(), sequences);
-    m.heads.ranges.reserve(most_ranges);
-    m.borders.reserve(most_ranges + 1);
-    m.borders.resize(m.plan.experts() * sequences + 1);
-    // How many rows each head has of each sequence, then where they begin: borders[r] counts up while rows are given.
-    const auto range_of = [&](index_t head, index_t sequence) -> index_t& {
-      return m.borders[head * sequences + sequence];
-    };
-    m.borders.fill(0);
-    for_each_choice(m, context, [&](index_t s, index_t, index_t i) { ++range_of(m.plan.expert(i), s); });
-    index_t begin = 0;
-    for (index_t& border : m.borders.span()) begin += std::exchange(border, begin);
-    for_each_choice(m, context, [&](index_t s, index_t position, index_t i) {
-      const index_t row = range_of(m.plan.expert(i), s)++;
-      m.places[i] = row;
-      m.positions[row] = position;
-    });
-    for (index_t r = m.borders.size(); r-- > 1;) m.borders[r] = m.borders[r - 1];
-    m.borders[0] = 0;
-  }
-  /// f(sequence, position, assignment), token by token.
-  template <typename Memory, typename F>
-  static void for_each_choice(const Memory& m, const context_type& context, F&& f) {
-    for (index_t s = 0; s < context.sequence_count(); ++s) {
-      const token_range tokens = context.sequence(s, m.plan.tokens());
-      for (index_t t = tokens.begin; t < tokens.end; ++t)
-        for (const index_t i : m.plan.of_token(t)) f(s, t - tokens.begin, i);
-    }
+    return bank_type(experts(), in, out, typename expert::options{.bias = o.bias});
   }
 
   /// Rows that see each other are the sequences of the heads' rows.
@@ -206,7 +177,8 @@ private:
     context_type rows;
     rows.training = context.training;
     rows.executor = context.executor;
-    rows.sequences = m.borders.span();
+    rows.sequences = m.rows.borders.span();
+    rows.token_mask = m.rows.taken.span();
     return rows;
   }
 
@@ -214,9 +186,10 @@ private:
   void turn_rows(Memory& m, matrix_buffer<scalar>& q, matrix_buffer<scalar>& k, kernel::turn direction,
                  const executor_ref& executor) const {
     if (rotary_.width == 0) return;
-    executor.parallel_blocks(q.rows(), 32, 2 * rotary_.width, [&](index_t begin, index_t end) {
+    const index_t heads = attention_shape().heads, width = attention_shape().key_width;
+    executor.parallel_blocks(q.rows(), 32, 2 * heads * rotary_.width, [&](index_t begin, index_t end) {
       for (index_t i = begin; i < end; ++i)
-        for (auto* rows : {&q, &k}) m.rotary.rotate(rows->row(i), 1, 0, m.positions[i], direction);
+        for (auto* rows : {&q, &k}) m.rotary.rotate(rows->row(i), heads, width, m.rows.positions[i], direction);
     });
   }
 
@@ -225,8 +198,8 @@ private:
     const context_type visible = m.kept.visible(context);
     const executor_ref& executor = visible.executor;
     routing_.route(x, visible, m);
-    lay_out(m, visible);
-    attention_.resize(m.heads, m.plan.size());
+    m.rows.lay_out(m.plan, among_, visible, m.places, m.heads.ranges);
+    attention_.resize(m.heads, m.rows.count());
     const auto map = [&](const bank_type& bank, typename bank_type::tape& memory, matrix_buffer<scalar>& to) {
       bank.prepare(
           memory, m.plan.most_rows(), requires { m.dplan; });
@@ -250,7 +223,7 @@ private:
     const context_type visible = t.kept.visible(t.context);
     const executor_ref& executor = visible.executor;
     for (const index_t token : t.plan.invalid_tokens()) t.kept.gradient().row(token).setZero();  // dy is there
-    t.heads.dout.set_zero(t.plan.size(), attention_.out_columns());
+    t.heads.dout.set_zero(t.rows.count(), attention_.out_columns());
     output_.backward_routed(t.heads.out.map(), Routing::from_heads(t), dy, t.heads.dout.map(), t.output,
                             Routing::weight_gradients(t), nullptr, executor);
     attention_.backward(t.heads, of_rows(t, visible));
@@ -266,6 +239,7 @@ private:
 
   dot_product_attention<scalar> attention_;
   kernel::rotary_options rotary_;
+  attended among_;
   Routing routing_;
   bank_type query_, key_, value_, output_;
 };

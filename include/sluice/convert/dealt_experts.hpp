@@ -27,8 +27,20 @@ struct dealing {
   index_t shared = 0;  ///< of these, those that all experts have
 };
 
-/// Which of `count` units, the most important first, expert i gets.
-inline std::vector<index_t> dealt_units(index_t count, const dealing& d, index_t expert) {
+/// Throws std::invalid_argument unless the order is empty or has all units once.
+inline void check_dealt_order(index_t count, std::span<const index_t> order) {
+  if (order.empty()) return;
+  std::vector<index_t> sorted(order.begin(), order.end());
+  std::sort(sorted.begin(), sorted.end());
+  bool is_permutation = static_cast<index_t>(sorted.size()) == count;
+  for (std::size_t i = 0; is_permutation && i < sorted.size(); ++i)
+    is_permutation = sorted[i] == static_cast<index_t>(i);
+  if (!is_permutation) throw_invalid("the order of ", sorted.size(), " units is none of all ", count);
+}
+
+/// Which of `count` units expert i gets; `order` are all units, the most important first, or empty: as they are.
+inline std::vector<index_t> dealt_units(index_t count, const dealing& d, index_t expert,
+                                        std::span<const index_t> order = {}) {
   if (d.experts < 1 || expert < 0 || expert >= d.experts || d.shared < 0 || d.units < 1 || d.shared > d.units ||
       d.units > count)
     throw_invalid("expert ", expert, " of ", d.experts, " cannot have ", d.units, " of ", count, " units, ", d.shared,
@@ -38,6 +50,8 @@ inline std::vector<index_t> dealt_units(index_t count, const dealing& d, index_t
   for (index_t u = d.shared + expert; u < count && static_cast<index_t>(own.size()) < d.units; u += d.experts)
     own.push_back(u);
   if (own.empty()) throw_invalid("no unit is left for expert ", expert, " of ", d.experts);
+  for (index_t& unit : own)
+    if (!order.empty()) unit = order[as_size(unit)];
   return own;
 }
 
@@ -46,21 +60,12 @@ template <FloatOrDouble Scalar, typename Phi>
 expert_bank<ffn<Scalar, Phi>> dealt_experts(ffn<Scalar, Phi> dense, const dealing& d,
                                             std::span<const index_t> order = {}) {
   const index_t hidden = dense.hidden();
-  if (!order.empty()) {
-    std::vector<index_t> sorted(order.begin(), order.end());
-    std::sort(sorted.begin(), sorted.end());
-    bool is_permutation = static_cast<index_t>(sorted.size()) == hidden;
-    for (std::size_t i = 0; is_permutation && i < sorted.size(); ++i)
-      is_permutation = sorted[i] == static_cast<index_t>(i);
-    if (!is_permutation) throw_invalid("the order of ", sorted.size(), " units is none of all ", hidden);
-  }
+  check_dealt_order(hidden, order);
   const bool has_bias = dense.output_bias() != nullptr;
   const matrix<Scalar> up = dense.up().to_matrix(), down = dense.down().to_matrix();
   std::vector<ffn<Scalar, Phi>> experts;
   for (index_t e = 0; e < d.experts; ++e) {
-    std::vector<index_t> units = dealt_units(hidden, d, e);
-    for (index_t& unit : units)
-      if (!order.empty()) unit = order[as_size(unit)];
+    const std::vector<index_t> units = dealt_units(hidden, d, e, order);
     const auto count = static_cast<index_t>(units.size());
     ffn<Scalar, Phi> own(dense.inputs(), count, {.outputs = dense.outputs(), .bias = has_bias});
     own.up().fill([&](index_t i) { return up(units[as_size(i / up.cols())], i % up.cols()); });
