@@ -48,6 +48,24 @@ TEST_CASE("tempered, activated and transformed gates: executors, NaN, no tokens,
   CHECK(names == "weight offset temperature ");
 }
 
+TEST_CASE("tempered and activated gates: an activation keeps temperature and slopes apart", "[gate]") {
+  const matrix<double> x = test::random_matrix<double>(9, 5, 41);
+  /// How much the logits change where slopes, offsets and temperature are four times what they were.
+  const auto change = [&](auto phi) {
+    using inner = activated_gate<linear_gate<double>, decltype(phi)>;
+    tempered_gate<inner> gate(inner(linear_gate<double>(5, 4)), 0.5);
+    initialize(gate, 42);
+    gate.inner().offset().fill([](index_t e) { return 0.25 * double(e); });
+    tempered_gate<inner> scaled(inner(linear_gate<double>(5, 4)), 2);
+    initialize(scaled, 42);
+    scaled.inner().inner().weight().assign(4 * gate.inner().inner().weight().to_matrix());
+    scaled.inner().offset().fill([](index_t e) { return double(e); });
+    return test::largest_difference(test::score(gate, x), test::score(scaled, x));
+  };
+  CHECK(change(no_activation{}) < test::bound<double>(5, 16));
+  CHECK(change(hyperbolic_tangent{}) > 0.1);
+}
+
 TEST_CASE("activated_gate: no gradient is no gradient, whatever the logit", "[gate]") {
   activated_gate<linear_gate<double>, gelu> gate(linear_gate<double>(1, 2));
   gate.inner().weight().map() << 1, 1;
