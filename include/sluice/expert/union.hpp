@@ -60,8 +60,8 @@ public:
   /// Any bank may get all the rows.
   void prepare(tape& t, index_t rows, bool training) const {
     for_each_bank([&](const auto& bank, auto i, index_t) {
-      if constexpr (requires { bank.prepare(std::get<i>(t.banks), rows, training); })
-        bank.prepare(std::get<i>(t.banks), rows, training);
+      auto& memory = std::get<i>(t.banks);  // Clang 14 finds get<i> in a requires-expression wrong
+      if constexpr (requires { bank.prepare(memory, rows, training); }) bank.prepare(memory, rows, training);
     });
     if constexpr (!all_gather) {
       t.gathered.rows.reserve(rows, inputs());
