@@ -21,6 +21,7 @@
 #pragma once
 
 #include <sluice/core/dense_plan.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/kernel/softmax.hpp>
 #include <sluice/layer/branches/two_branches.hpp>
@@ -28,6 +29,7 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/loss/loss_list.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <tuple>
 #include <utility>
@@ -98,7 +100,11 @@ private:
     m.first.resize(y.rows(), y.cols());
     m.second.resize(y.rows(), y.cols());
     weighing_.forward(x, m.weights.map(), m.weighing, context);
-    if constexpr (sizeof...(Losses) > 0 && requires { m.dseen; }) evaluate_losses(m, context);
+    constexpr bool has_losses = sizeof...(Losses) > 0 && std::same_as<Memory, tape>;
+    if constexpr (has_losses) {
+      m.seen.clean.resize(x.rows(), 2);
+      m.seen.clean.map() = m.weights.map();
+    }
     this->other().forward(x, m.second.map(), m.other, base::beside(context));
     inner(x, m.first.map());
     for_rows(y.rows(), y.cols(), context.executor, [&](index_t t) {
@@ -107,23 +113,21 @@ private:
       kernel::copy_scaled(c[0], m.first.row(t), y.data() + t * y.outerStride(), y.cols());
       kernel::add_scaled(c[1], m.second.row(t), y.data() + t * y.outerStride(), y.cols());
     });
+    if constexpr (has_losses) evaluate_losses(m, context);
   }
 
+  /// Once logits and weights are known.
   void evaluate_losses(tape& t, const context_type& context) const {
-    t.seen.clean.resize(t.weights.rows(), 2);
-    t.seen.clean.map() = t.weights.map();
     t.seen.top_k = 2;
     t.plan.reset(t.weights.rows(), 2);
     for (index_t r = 0; r < t.weights.rows(); ++r) {
       if (context.is_padding(r)) continue;
-      any_nan(t.weights.row(r), 2) ? t.plan.mark_invalid(r) : t.plan.add(r);
+      any_nan(t.seen.clean.row(r), 2) ? t.plan.mark_invalid(r) : t.plan.add(r);
     }
     t.plan.finish();
-    for (index_t j = 0; j < static_cast<index_t>(t.plan.routed_tokens().size()); ++j) {
-      scalar c[2];
-      kernel::softmax(t.weights.row(t.plan.routed_tokens()[as_size(j)]), c, 2);
-      t.plan.weight(0, j) = c[0], t.plan.weight(1, j) = c[1];
-    }
+    const auto routed = t.plan.routed_tokens();
+    for (std::size_t j = 0; j < routed.size(); ++j)
+      for (index_t e = 0; e < 2; ++e) t.plan.weight(e, static_cast<index_t>(j)) = t.weights(routed[j], e);
     losses_.evaluate(t, t.plan, context, t);
   }
 
