@@ -35,7 +35,6 @@ TEST_CASE("compressed_bank: with vectors of ones a layer is its main experts alo
   CHECK(test::largest_difference(y, expected) <= test::bound<double>(20, 4.0));  // weights sum to 1 up to rounding
   // Vectors are mixed by the weights of the other choices, made to sum to 1.
   layer.bank().theta().fill([](index_t i) { return i == 1 * 5 ? 1.0 : i == 3 * 5 ? 3.0 : 0.0; });
-  routing_context<double> context;
   sparse_plan<double>& plan = workspace.plan;
   plan.reset(1, 12);
   plan.add(0, 2, 0.5, 0);
