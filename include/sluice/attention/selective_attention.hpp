@@ -175,7 +175,6 @@ private:
   template <typename Memory>
   static context_type of_rows(const Memory& m, const context_type& context) {
     context_type rows;
-    rows.training = context.training;
     rows.executor = context.executor;
     rows.sequences = m.rows.borders.span();
     rows.token_mask = m.rows.taken.span();

@@ -1,14 +1,15 @@
 /// Small experts made of one attention, dealt its heads like cards: MiniMoE's mixture of attention.
 ///
-///   heads in order of importance; expert i of E takes the first `shared` ones, then shared + i, shared + i + E, ..   (convert/dealt_experts.hpp)
+///   heads in order of importance; expert i of E takes the first `shared` ones, then shared + i, shared + i + E, ..
 ///   q, k, v of an expert: the rows of its heads, and their biases;   output map: their columns, and the whole bias
 ///
 ///   auto mixture = dealt_heads(student, head_router{router}, {.experts = 4, .units = 3, .shared = 1});
 ///
-/// Tokens attend all of their sequence, each with the maps of its one expert (attention/selective_attention.hpp). With E
-/// = 1 it is the attention cut to its first heads, weighed by the router. Throws std::invalid_argument if heads share
-/// keys, if there are fewer heads for an expert than for another, or if numbers make no sense. How heads are ranked is
-/// the caller's. Zhang et al. 2023, "Lifting the Curse of Capacity Gap in Distilling Language Models", arXiv:2305.12129.
+/// Heads are dealt as convert/dealt_experts.hpp deals units. Tokens attend all of their sequence, each with the maps of
+/// its one expert (attention/selective_attention.hpp). With E = 1 it is the attention cut to its first heads, weighed
+/// by the router. Throws std::invalid_argument if heads share keys, if an expert would get fewer heads than the first,
+/// or if numbers make no sense. How heads are ranked is the caller's. Zhang et al. 2023, "Lifting the Curse of Capacity
+/// Gap in Distilling Language Models", arXiv:2305.12129.
 #pragma once
 
 #include <sluice/attention/selective_attention.hpp>
