@@ -18,7 +18,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// How far a token is from its expert: the entropy of the cross, or what its probability lacks, squared.
+/// How far a token is from its expert: the cross-entropy, or what the expert's probability lacks of 1, squared.
 enum class target_form { cross_entropy, squared_shortfall };
 
 struct expert_target_loss {

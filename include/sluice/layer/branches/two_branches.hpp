@@ -14,13 +14,18 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
+template <typename Memory>
+inline constexpr bool has_loss = requires(const Memory& memory) { memory.loss(); };
+
 template <typename OtherMemory, typename Own>
 struct branch_memory : Own {
   OtherMemory other;
 
-  auto loss() const requires requires(const OtherMemory& memory) { memory.loss(); } {
-    if constexpr (requires(const Own& own) { own.loss(); })
+  auto loss() const requires(has_loss<OtherMemory> || has_loss<Own>) {
+    if constexpr (has_loss<OtherMemory> && has_loss<Own>)
       return other.loss() + Own::loss();
+    else if constexpr (has_loss<Own>)
+      return Own::loss();
     else
       return other.loss();
   }
