@@ -152,7 +152,7 @@ private:
 
     first_.forward(x, m.z.map(), m.first, seen);
     add_adapters(mixture_.bank(), x, plan.routed(), m.of_first, m.z.map(), m.layer.experts, seen.executor);
-    for_rows(x.rows(), seen.executor, [&](index_t t) {
+    seen.executor.parallel_each(x.rows(), 4 * hidden(), [&](index_t t) {
       kernel::transform(
           hidden(), [](const auto& z) { return Phi::value(z); }, m.h.row(t), m.z.row(t));
     });
@@ -185,7 +185,7 @@ private:
     second_.backward(dy, t.dz.map(), t.second);
     second_adapters_.backward_routed(t.h.map(), plan.routed(), t.of_second.map(), t.dz.map(), t.second_adapters,
                                      t.dweight.data(), nullptr, executor);
-    for_rows(dy.rows(), executor, [&](index_t r) {
+    executor.parallel_each(dy.rows(), 4 * hidden(), [&](index_t r) {
       kernel::transform(
           hidden(), [](const auto& z, const auto& dh) { return dh * Phi::derivative(z); }, t.dz.row(r), t.z.row(r),
           t.dz.row(r));
@@ -208,15 +208,8 @@ private:
                     const executor_ref& executor) const {
     detail::clear_rows<scalar>(own.map(), executor);
     bank.forward_routed(from, rows, own.map(), t, executor);
-    for_rows(to.rows(), executor,
-             [&](index_t r) { kernel::add_scaled(scale_, own.row(r), to.data() + r * to.outerStride(), to.cols()); });
-  }
-
-  template <typename F>
-  void for_rows(index_t rows, const executor_ref& executor, F&& f) const {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, 4 * hidden(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
+    executor.parallel_each(to.rows(), 4 * hidden(), [&](index_t r) {
+      kernel::add_scaled(scale_, own.row(r), to.data() + r * to.outerStride(), to.cols());
     });
   }
 

@@ -186,9 +186,8 @@ private:
                  const executor_ref& executor) const {
     if (rotary_.width == 0) return;
     const index_t heads = attention_shape().heads, width = attention_shape().key_width;
-    executor.parallel_blocks(q.rows(), 32, 2 * heads * rotary_.width, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (auto* rows : {&q, &k}) m.rotary.rotate(rows->row(i), heads, width, m.rows.positions[i], direction);
+    executor.parallel_each(q.rows(), 2 * heads * rotary_.width, [&](index_t i) {
+      for (auto* rows : {&q, &k}) m.rotary.rotate(rows->row(i), heads, width, m.rows.positions[i], direction);
     });
   }
 

@@ -176,13 +176,11 @@ private:
     m.weights.resize(x.rows(), experts_);
     m.weighed.resize(x.rows(), attention_.out_columns());
     linear_forward(x, gate_, m.weights.map(), executor);
-    executor.parallel_blocks(x.rows(), 32, attention_.out_columns(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        kernel::softmax(m.weights.row(t), m.weights.row(t), experts_);
-        for (index_t j = 0; j < experts_; ++j)
-          kernel::copy_scaled(m.weights(t, j), m.heads.out.row(t) + j * expert_columns(),
-                              m.weighed.row(t) + j * expert_columns(), expert_columns());
-      }
+    executor.parallel_each(x.rows(), attention_.out_columns(), [&](index_t t) {
+      kernel::softmax(m.weights.row(t), m.weights.row(t), experts_);
+      for (index_t j = 0; j < experts_; ++j)
+        kernel::copy_scaled(m.weights(t, j), m.heads.out.row(t) + j * expert_columns(),
+                            m.weighed.row(t) + j * expert_columns(), expert_columns());
     });
     maps_.reduce(m.weighed.map(), y, executor);
   }
@@ -200,17 +198,15 @@ private:
     maps_.reduce_backward(t.weighed.map(), dy, t.dweighed, executor);
     t.dlogits.resize(dy.rows(), experts_);
     t.heads.dout.resize(dy.rows(), attention_.out_columns());
-    executor.parallel_blocks(dy.rows(), 32, attention_.out_columns(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar *w = t.weights.row(r), *d = t.dweighed.row(r);
-        Scalar *dl = t.dlogits.row(r), mean = 0;
-        for (index_t j = 0; j < experts_; ++j) {
-          kernel::copy_scaled(w[j], d + j * columns, t.heads.dout.row(r) + j * columns, columns);
-          dl[j] = kernel::dot(d + j * columns, t.heads.out.row(r) + j * columns, columns);
-          mean += w[j] * dl[j];
-        }
-        for (index_t j = 0; j < experts_; ++j) dl[j] = w[j] * (dl[j] - mean);
+    executor.parallel_each(dy.rows(), attention_.out_columns(), [&](index_t r) {
+      const Scalar *w = t.weights.row(r), *d = t.dweighed.row(r);
+      Scalar *dl = t.dlogits.row(r), mean = 0;
+      for (index_t j = 0; j < experts_; ++j) {
+        kernel::copy_scaled(w[j], d + j * columns, t.heads.dout.row(r) + j * columns, columns);
+        dl[j] = kernel::dot(d + j * columns, t.heads.out.row(r) + j * columns, columns);
+        mean += w[j] * dl[j];
       }
+      for (index_t j = 0; j < experts_; ++j) dl[j] = w[j] * (dl[j] - mean);
     });
     attention_.backward(t.heads, t.kept.visible(t.context));
     maps_.project_backward(t.kept.x(), t.heads, dx, executor);

@@ -187,9 +187,8 @@ private:
 
   static void square(const_matrix_map<Scalar> rows, buffer<Scalar>& out, const executor_ref& executor) {
     out.resize(rows.rows());
-    executor.parallel_blocks(rows.rows(), 64, rows.cols() / 4, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        out[r] = kernel::dot(rows.data() + r * rows.cols(), rows.data() + r * rows.cols(), rows.cols());
+    executor.parallel_each(rows.rows(), rows.cols() / 4, [&](index_t r) {
+      out[r] = kernel::dot(rows.data() + r * rows.cols(), rows.data() + r * rows.cols(), rows.cols());
     });
   }
 

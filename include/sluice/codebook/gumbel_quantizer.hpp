@@ -108,7 +108,6 @@ public:
   }
 
 private:
-  static constexpr index_t tokens_per_task = 16;
   static constexpr double added = 1e-7;
 
   index_t logits_width() const noexcept { return weight_.rows(); }
@@ -134,11 +133,10 @@ private:
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<Scalar> y, detail::gumbel_memory<Scalar>&,
                    const executor_ref& executor) const {
-    executor.parallel_blocks(ids.rows(), tokens_per_task, outputs_, [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        for (index_t g = 0; g < code_columns() && ids(t, 0) != no_code; ++g)
-          std::copy_n(values_.data() + (table(g) + ids(t, g)) * part(), part(),
-                      y.data() + t * y.outerStride() + g * part());
+    executor.parallel_each(ids.rows(), outputs_, [&](index_t t) {
+      for (index_t g = 0; g < code_columns() && ids(t, 0) != no_code; ++g)
+        std::copy_n(values_.data() + (table(g) + ids(t, g)) * part(), part(),
+                    y.data() + t * y.outerStride() + g * part());
     });
   }
 
@@ -148,22 +146,21 @@ private:
     t.temperature = static_cast<Scalar>(
         (std::max)(options_.start * std::pow(options_.decay, static_cast<double>(context.step)), options_.stop));
     t.soft.resize(context.training ? tokens : 0, width);
-    context.executor.parallel_blocks(tokens, tokens_per_task, 32 * width, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (index_t g = 0; g < code_columns(); ++g) {
-          const Scalar* logits = t.logits.row(i) + g * options_.entries;
-          if (!context.training) {
-            t.ids(i, g) = arg_max(logits);
-            continue;
-          }
-          Scalar* noisy = t.soft.row(i) + g * options_.entries;
-          const index_t first = i * width + g * options_.entries;
-          for (index_t v = 0; v < options_.entries; ++v)
-            noisy[v] = logits[v] + static_cast<Scalar>(context.random.gumbel(site, first + v));
-          t.ids(i, g) = arg_max(noisy);
-          for (index_t v = 0; v < options_.entries; ++v) noisy[v] /= t.temperature;
-          kernel::softmax(noisy, noisy, options_.entries);
+    context.executor.parallel_each(tokens, 32 * width, [&](index_t i) {
+      for (index_t g = 0; g < code_columns(); ++g) {
+        const Scalar* logits = t.logits.row(i) + g * options_.entries;
+        if (!context.training) {
+          t.ids(i, g) = arg_max(logits);
+          continue;
         }
+        Scalar* noisy = t.soft.row(i) + g * options_.entries;
+        const index_t first = i * width + g * options_.entries;
+        for (index_t v = 0; v < options_.entries; ++v)
+          noisy[v] = logits[v] + static_cast<Scalar>(context.random.gumbel(site, first + v));
+        t.ids(i, g) = arg_max(noisy);
+        for (index_t v = 0; v < options_.entries; ++v) noisy[v] /= t.temperature;
+        kernel::softmax(noisy, noisy, options_.entries);
+      }
     });
   }
 
@@ -224,25 +221,22 @@ private:
     const Scalar of_loss = -static_cast<Scalar>(options_.diversity_weight / static_cast<double>(logits_width()) /
                                                 static_cast<double>(counted));
     t.dlogits.set_zero(tokens, logits_width());
-    t.context.executor.parallel_blocks(
-        tokens, tokens_per_task, outputs_ * entries / 4, [&](index_t begin, index_t end) {
-          for (index_t i = begin; i < end; ++i) {
-            if (!t.kept.counts(i)) continue;
-            for (index_t g = 0; g < code_columns(); ++g) {
-              Scalar* d = t.dlogits.row(i) + g * entries;
-              if (sampled) {
-                for (index_t v = 0; v < entries; ++v)
-                  d[v] = kernel::dot(dy.data() + i * dy.outerStride() + g * part(),
-                                     values_.data() + (table(g) + v) * part(), part());
-                through_softmax(t.soft.row(i) + g * entries, d, 1 / t.temperature);
-              }
-              if (of_loss == 0) continue;
-              const Scalar *p = t.shares.row(i) + g * entries, *slope = t.slopes.data() + g * entries;
-              const Scalar mean = kernel::dot(p, slope, entries);
-              for (index_t v = 0; v < entries; ++v) d[v] += of_loss * p[v] * (slope[v] - mean);
-            }
-          }
-        });
+    t.context.executor.parallel_each(tokens, outputs_ * entries / 4, [&](index_t i) {
+      if (!t.kept.counts(i)) return;
+      for (index_t g = 0; g < code_columns(); ++g) {
+        Scalar* d = t.dlogits.row(i) + g * entries;
+        if (sampled) {
+          for (index_t v = 0; v < entries; ++v)
+            d[v] = kernel::dot(dy.data() + i * dy.outerStride() + g * part(), values_.data() + (table(g) + v) * part(),
+                               part());
+          through_softmax(t.soft.row(i) + g * entries, d, 1 / t.temperature);
+        }
+        if (of_loss == 0) continue;
+        const Scalar *p = t.shares.row(i) + g * entries, *slope = t.slopes.data() + g * entries;
+        const Scalar mean = kernel::dot(p, slope, entries);
+        for (index_t v = 0; v < entries; ++v) d[v] += of_loss * p[v] * (slope[v] - mean);
+      }
+    });
     linear_backward(t.kept.x(), weight_, std::as_const(t.dlogits).map(), dx, t.context.executor);
     add_column_sums(std::as_const(t.dlogits).map(), bias_.gradient());
   }

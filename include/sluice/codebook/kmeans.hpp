@@ -117,16 +117,14 @@ public:
     if (x.rows() == 0) return;
     assign(x, executor);
     sum_by_code<Scalar>(x, ids_.data(), codes(), sums_, executor, 1, weights.data());
-    executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        const Scalar weight = sums_.weights[c];
-        if (!(weight > 0)) continue;
-        Scalar* const code = codes_.row(c);
-        sizes_[c] += weight;
-        kernel::copy_scaled(1 - weight / sizes_[c], code, code, inputs());
-        kernel::add_scaled(1 / sizes_[c], sums_.sums.row(c), code, inputs());
-        if (options_.spherical) scale_to_unit(code);
-      }
+    executor.parallel_each(codes(), inputs(), [&](index_t c) {
+      const Scalar weight = sums_.weights[c];
+      if (!(weight > 0)) return;
+      Scalar* const code = codes_.row(c);
+      sizes_[c] += weight;
+      kernel::copy_scaled(1 - weight / sizes_[c], code, code, inputs());
+      kernel::add_scaled(1 / sizes_[c], sums_.sums.row(c), code, inputs());
+      if (options_.spherical) scale_to_unit(code);
     });
   }
 
@@ -136,11 +134,10 @@ public:
     check_begun();
     assign(x, executor);
     distances_.resize(x.rows());
-    executor.parallel_blocks(x.rows(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        distances_[t] = ids_[t] == no_code
-                            ? Scalar(0)
-                            : kernel::squared_difference(x.data() + t * x.outerStride(), codes_.row(ids_[t]), inputs());
+    executor.parallel_each(x.rows(), inputs(), [&](index_t t) {
+      distances_[t] = ids_[t] == no_code
+                          ? Scalar(0)
+                          : kernel::squared_difference(x.data() + t * x.outerStride(), codes_.row(ids_[t]), inputs());
     });
     double inertia = 0;
     for (index_t t = 0; t < x.rows(); ++t)
@@ -149,8 +146,6 @@ public:
   }
 
 private:
-  static constexpr index_t codes_per_task = 64;
-
   void check_call(tokens_in<Scalar> x, weights_in weights) const {
     if (x.cols() != inputs() || (!weights.empty() && static_cast<index_t>(weights.size()) != x.rows()))
       throw_invalid("kmeans needs x [T, ", inputs(), "] and no weights or T, not [", x.rows(), ", ", x.cols(), "] and ",
@@ -181,16 +176,14 @@ private:
   double to_means(const executor_ref& executor) {
     distances_.assign(codes(), Scalar(0));
     before_.resize(codes(), inputs());
-    executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        sizes_[c] = sums_.weights[c];
-        if (!(sizes_[c] > 0)) continue;
-        Scalar* const code = codes_.row(c);
-        std::copy_n(code, inputs(), before_.row(c));
-        kernel::copy_scaled(1 / sizes_[c], sums_.sums.row(c), code, inputs());
-        if (options_.spherical) scale_to_unit(code);
-        distances_[c] = kernel::squared_difference(before_.row(c), code, inputs());
-      }
+    executor.parallel_each(codes(), inputs(), [&](index_t c) {
+      sizes_[c] = sums_.weights[c];
+      if (!(sizes_[c] > 0)) return;
+      Scalar* const code = codes_.row(c);
+      std::copy_n(code, inputs(), before_.row(c));
+      kernel::copy_scaled(1 / sizes_[c], sums_.sums.row(c), code, inputs());
+      if (options_.spherical) scale_to_unit(code);
+      distances_[c] = kernel::squared_difference(before_.row(c), code, inputs());
     });
     double shift = 0;
     for (const Scalar distance : distances_) shift += static_cast<double>(distance);

@@ -26,11 +26,9 @@ struct squared_distance {
   void prepare(const_matrix_map<Scalar> codes, code_search<Scalar>& search, const executor_ref& executor) const {
     search.set_keys(codes);
     Scalar* offsets = search.offsets(codes.rows()).data();
-    executor.parallel_blocks(codes.rows(), codes_per_task, codes.cols() / 4, [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        const Scalar* code = codes.data() + c * codes.cols();
-        offsets[c] = -kernel::dot(code, code, codes.cols()) / 2;
-      }
+    executor.parallel_each(codes.rows(), codes.cols() / 4, [&](index_t c) {
+      const Scalar* code = codes.data() + c * codes.cols();
+      offsets[c] = -kernel::dot(code, code, codes.cols()) / 2;
     });
   }
 
@@ -55,13 +53,11 @@ struct cosine_similarity {
   void prepare(const_matrix_map<Scalar> codes, code_search<Scalar>& search, const executor_ref& executor) const {
     Scalar* keys = search.own_keys(codes.rows(), codes.cols()).data();
     search.no_offsets();
-    executor.parallel_blocks(codes.rows(), codes_per_task, codes.cols() / 2, [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        const Scalar* code = codes.data() + c * codes.cols();
-        const Scalar length = std::sqrt(kernel::dot(code, code, codes.cols()));
-        kernel::copy_scaled(1 / (std::max)(length, (std::numeric_limits<Scalar>::min)()), code, keys + c * codes.cols(),
-                            codes.cols());
-      }
+    executor.parallel_each(codes.rows(), codes.cols() / 2, [&](index_t c) {
+      const Scalar* code = codes.data() + c * codes.cols();
+      const Scalar length = std::sqrt(kernel::dot(code, code, codes.cols()));
+      kernel::copy_scaled(1 / (std::max)(length, (std::numeric_limits<Scalar>::min)()), code, keys + c * codes.cols(),
+                          codes.cols());
     });
   }
 

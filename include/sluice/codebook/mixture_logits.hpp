@@ -61,16 +61,15 @@ struct mixture_codes {
                 tokens_out<Scalar> dx, Scalar* dtable, Scalar* dtemperature, const executor_ref& executor) const {
     const index_t tokens = x.rows(), all = parts * codes;
     const auto part_of = [&](index_t i, index_t m) { return x.data() + i * x.outerStride() + m * width; };
-    executor.parallel_blocks(tokens, tokens_per_task, all * width / 4, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (index_t j = 0; j < all; ++j) {
-          const index_t m = j / codes;
-          const Scalar d = 2 * heat(m) * dlogits(i, j);
-          if (d == 0) continue;
-          Scalar* const to = dx.data() + i * dx.outerStride() + m * width;
-          kernel::add_scaled(-d, part_of(i, m), to, width);
-          kernel::add_scaled(d, code(0, j), to, width);
-        }
+    executor.parallel_each(tokens, all * width / 4, [&](index_t i) {
+      for (index_t j = 0; j < all; ++j) {
+        const index_t m = j / codes;
+        const Scalar d = 2 * heat(m) * dlogits(i, j);
+        if (d == 0) continue;
+        Scalar* const to = dx.data() + i * dx.outerStride() + m * width;
+        kernel::add_scaled(-d, part_of(i, m), to, width);
+        kernel::add_scaled(d, code(0, j), to, width);
+      }
     });
     executor.parallel_blocks(all, codes_per_task, tokens * width / 2, [&](index_t begin, index_t end) {
       for (index_t i = 0; i < tokens; ++i)

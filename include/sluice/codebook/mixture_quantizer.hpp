@@ -124,8 +124,6 @@ public:
   }
 
 private:
-  static constexpr index_t tokens_per_task = 16;
-
   index_t width() const noexcept { return table_.cols(); }
   const Scalar* code(index_t m, index_t k) const noexcept { return table_.data() + (m * codes() + k) * width(); }
   detail::mixture_codes<Scalar> mixture() const noexcept {
@@ -143,10 +141,9 @@ private:
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<Scalar> y, detail::mixture_memory<Scalar>&,
                    const executor_ref& executor) const {
-    executor.parallel_blocks(ids.rows(), tokens_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        for (index_t m = 0; m < code_columns() && ids(t, 0) != no_code; ++m)
-          std::copy_n(code(m, ids(t, m)), width(), y.data() + t * y.outerStride() + m * width());
+    executor.parallel_each(ids.rows(), inputs(), [&](index_t t) {
+      for (index_t m = 0; m < code_columns() && ids(t, 0) != no_code; ++m)
+        std::copy_n(code(m, ids(t, m)), width(), y.data() + t * y.outerStride() + m * width());
     });
   }
 
@@ -156,25 +153,24 @@ private:
     t.counted.resize(tokens, code_columns());
     t.soft.resize(context.training ? tokens : 0, all);
     const auto exponent = static_cast<double>(drop_exponent());
-    context.executor.parallel_blocks(tokens, tokens_per_task, 32 * all, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (index_t m = 0; m < code_columns(); ++m) {
-          Scalar* logits = t.logits.row(i) + m * codes();
-          const index_t first = i * all + m * codes();
-          if (context.training && options_.random_drop)
-            for (index_t k = 0; k < codes(); ++k)
-              if (std::pow(context.random.uniform(site, 2 * (first + k)), exponent) <
-                  static_cast<double>(usage_.value()[as_size(m * codes() + k)]))
-                logits[k] = static_cast<Scalar>(left_out);
-          t.counted(i, m) = t.ids(i, m) = arg_max(logits);
-          if (!context.training) continue;
-          Scalar* noisy = t.soft.row(i) + m * codes();
+    context.executor.parallel_each(tokens, 32 * all, [&](index_t i) {
+      for (index_t m = 0; m < code_columns(); ++m) {
+        Scalar* logits = t.logits.row(i) + m * codes();
+        const index_t first = i * all + m * codes();
+        if (context.training && options_.random_drop)
           for (index_t k = 0; k < codes(); ++k)
-            noisy[k] =
-                logits[k] - static_cast<Scalar>(std::log(-std::log(context.random.uniform(site, 2 * (first + k) + 1))));
-          t.ids(i, m) = arg_max(noisy);
-          kernel::softmax(noisy, noisy, codes());
-        }
+            if (std::pow(context.random.uniform(site, 2 * (first + k)), exponent) <
+                static_cast<double>(usage_.value()[as_size(m * codes() + k)]))
+              logits[k] = static_cast<Scalar>(left_out);
+        t.counted(i, m) = t.ids(i, m) = arg_max(logits);
+        if (!context.training) continue;
+        Scalar* noisy = t.soft.row(i) + m * codes();
+        for (index_t k = 0; k < codes(); ++k)
+          noisy[k] =
+              logits[k] - static_cast<Scalar>(std::log(-std::log(context.random.uniform(site, 2 * (first + k) + 1))));
+        t.ids(i, m) = arg_max(noisy);
+        kernel::softmax(noisy, noisy, codes());
+      }
     });
   }
 
@@ -200,15 +196,14 @@ private:
                            dtable + (m * codes() + t.ids(i, m)) * width(), width());
     if (t.soft.rows() == 0) return;
     t.dlogits.set_zero(tokens, all);
-    t.context.executor.parallel_blocks(tokens, tokens_per_task, all * width() / 4, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (index_t m = 0; m < code_columns() && t.kept.counts(i); ++m) {
-          const Scalar *p = t.soft.row(i) + m * codes(), *g = dy.data() + i * dy.outerStride() + m * width();
-          Scalar* d = t.dlogits.row(i) + m * codes();
-          for (index_t k = 0; k < codes(); ++k) d[k] = kernel::dot(g, code(m, k), width());
-          const Scalar mean = kernel::dot(p, std::as_const(d), codes());
-          for (index_t k = 0; k < codes(); ++k) d[k] = p[k] * (d[k] - mean);
-        }
+    t.context.executor.parallel_each(tokens, all * width() / 4, [&](index_t i) {
+      for (index_t m = 0; m < code_columns() && t.kept.counts(i); ++m) {
+        const Scalar *p = t.soft.row(i) + m * codes(), *g = dy.data() + i * dy.outerStride() + m * width();
+        Scalar* d = t.dlogits.row(i) + m * codes();
+        for (index_t k = 0; k < codes(); ++k) d[k] = kernel::dot(g, code(m, k), width());
+        const Scalar mean = kernel::dot(p, std::as_const(d), codes());
+        for (index_t k = 0; k < codes(); ++k) d[k] = p[k] * (d[k] - mean);
+      }
     });
     mixture().backward(t.kept.x(), t.logits, t.dlogits, dx, dtable, temperature_.gradient().data(), t.context.executor);
   }

@@ -82,12 +82,11 @@ public:
     linear_forward(std::as_const(t.seen).map(), scale_, t.scale.map(), executor);
     linear_forward(std::as_const(t.seen).map(), shift_, y, executor);
     normalize(x, t, executor);
-    executor.parallel_blocks(x.rows(), 32, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t p = begin; p < end; ++p)
-        for (index_t c = 0; c < x.cols(); ++c) {
-          t.scale(p, c) += scale_bias_.data()[c];
-          y(p, c) += shift_bias_.data()[c] + (t.normalized(p, c) * gain_.data()[c] + bias_.data()[c]) * t.scale(p, c);
-        }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t p) {
+      for (index_t c = 0; c < x.cols(); ++c) {
+        t.scale(p, c) += scale_bias_.data()[c];
+        y(p, c) += shift_bias_.data()[c] + (t.normalized(p, c) * gain_.data()[c] + bias_.data()[c]) * t.scale(p, c);
+      }
     });
   }
 

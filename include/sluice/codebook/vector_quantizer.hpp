@@ -129,8 +129,6 @@ public:
   }
 
 private:
-  static constexpr index_t tokens_per_task = 32;
-
   template <typename Policy>
   static void check_options(const Policy& policy) {
     if constexpr (requires { policy.validate(); }) policy.validate();
@@ -162,10 +160,9 @@ private:
 
   void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, detail::search_memory<Codes>& m, const executor_ref& executor) const {
     const const_matrix_map<scalar> codes = codebook_.evaluated(m.codes);
-    executor.parallel_blocks(ids.rows(), tokens_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        if (ids(t, 0) != no_code)
-          std::copy_n(codes.data() + ids(t, 0) * inputs(), inputs(), y.data() + t * y.outerStride());
+    executor.parallel_each(ids.rows(), inputs(), [&](index_t t) {
+      if (ids(t, 0) != no_code)
+        std::copy_n(codes.data() + ids(t, 0) * inputs(), inputs(), y.data() + t * y.outerStride());
     });
   }
 

@@ -80,6 +80,14 @@ public:
     });
   }
 
+  /// body(i) for every i in [0, n), 32 of them a task; each writes to places of its own, and `work` is that of one.
+  template <typename Body>
+  void parallel_each(index_t n, index_t work, Body&& body) const {
+    parallel_blocks(n, 32, work, [&](index_t begin, index_t end) {
+      for (index_t i = begin; i < end; ++i) body(i);
+    });
+  }
+
 private:
   template <typename E>
   static index_t concurrency_of(const E& executor) {

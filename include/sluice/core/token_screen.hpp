@@ -67,7 +67,6 @@ public:
 
 private:
   enum class state : std::uint8_t { routed, padding, invalid };
-  static constexpr index_t rows_per_task = 32;
 
   static const Scalar* row(tokens_in<Scalar> x, index_t token) { return x.data() + token * x.outerStride(); }
 
@@ -83,20 +82,17 @@ private:
 
   template <typename StateOf>
   void classify(tokens_in<Scalar> x, const routing_context<Scalar>& context, StateOf&& state_of) {
-    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) state_[token] = state_of(token);
-    });
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t token) { state_[token] = state_of(token); });
     hidden_ = x.rows() - std::count(state_.begin(), state_.end(), state::routed);
     has_invalid_ = hidden_ != 0 && std::find(state_.begin(), state_.end(), state::invalid) != state_.end();
     if (hidden_ == 0) return;
     if (has_invalid_)
       for (index_t token = 0; token < x.rows(); ++token) visible_[token] = is_routed(token);
-    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token)
-        if (is_routed(token))
-          std::copy_n(row(x, token), x.cols(), copy_.row(token));
-        else
-          std::fill_n(copy_.row(token), x.cols(), Scalar(0));
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t token) {
+      if (is_routed(token))
+        std::copy_n(row(x, token), x.cols(), copy_.row(token));
+      else
+        std::fill_n(copy_.row(token), x.cols(), Scalar(0));
     });
   }
 

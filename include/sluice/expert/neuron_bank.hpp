@@ -69,12 +69,10 @@ public:
                const executor_ref& executor) const {
     find_working(rows, t);
     const index_t begin = rows.first_row();
-    executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
-      for (index_t r = from; r < to; ++r) {
-        t.z[r] = kernel::dot(row(down_, t.expert[r]), x.data() + (begin + r) * x.outerStride(), inputs());
-        kernel::copy_scaled(Scalar(Phi::value(t.z[r])), row(up_, t.expert[r]), y.data() + (begin + r) * y.outerStride(),
-                            outputs());
-      }
+    executor.parallel_each(t.expert.size(), inputs() + outputs(), [&](index_t r) {
+      t.z[r] = kernel::dot(row(down_, t.expert[r]), x.data() + (begin + r) * x.outerStride(), inputs());
+      kernel::copy_scaled(Scalar(Phi::value(t.z[r])), row(up_, t.expert[r]), y.data() + (begin + r) * y.outerStride(),
+                          outputs());
     });
   }
 
@@ -82,12 +80,10 @@ public:
                 const executor_ref& executor) {
     const index_t begin = rows.first_row();
     t.dz.resize(t.expert.size());
-    executor.parallel_blocks(t.expert.size(), row_block, inputs() + outputs(), [&](index_t from, index_t to) {
-      for (index_t r = from; r < to; ++r) {
-        const Scalar da = kernel::dot(row(up_, t.expert[r]), dy.data() + (begin + r) * dy.outerStride(), outputs());
-        t.dz[r] = da * Phi::derivative(t.z[r]);
-        kernel::copy_scaled(t.dz[r], row(down_, t.expert[r]), dx.data() + (begin + r) * dx.outerStride(), inputs());
-      }
+    executor.parallel_each(t.expert.size(), inputs() + outputs(), [&](index_t r) {
+      const Scalar da = kernel::dot(row(up_, t.expert[r]), dy.data() + (begin + r) * dy.outerStride(), outputs());
+      t.dz[r] = da * Phi::derivative(t.z[r]);
+      kernel::copy_scaled(t.dz[r], row(down_, t.expert[r]), dx.data() + (begin + r) * dx.outerStride(), inputs());
     });
     add_gradients(t, executor, [&](index_t r, Scalar* ddown, Scalar* dup) {
       kernel::add_scaled(t.dz[r], x.data() + (begin + r) * x.outerStride(), ddown, inputs());
@@ -163,8 +159,6 @@ public:
 
 private:
   // A row is two passes over D numbers: this many repay handing out a task.
-  static constexpr index_t row_block = 128;
-  static constexpr index_t expert_block = 128;
   static constexpr index_t rows_ahead = 3;
 
   static const Scalar* row(const parameter<Scalar>& table, index_t e) noexcept {
@@ -193,11 +187,9 @@ private:
   template <typename F>
   static void for_each_row(const routed_rows<Scalar>& rows, const parameter<Scalar>& table, const tape& t,
                            const executor_ref& executor, F&& f) {
-    executor.parallel_blocks(t.expert.size(), row_block, 2 * table.cols(), [&](index_t from, index_t to) {
-      for (index_t r = from; r < to; ++r) {
-        ask_for(table, t, r + rows_ahead);
-        f(r, rows.begin() + r, row(table, t.expert[r]));
-      }
+    executor.parallel_each(t.expert.size(), 2 * table.cols(), [&](index_t r) {
+      ask_for(table, t, r + rows_ahead);
+      f(r, rows.begin() + r, row(table, t.expert[r]));
     });
   }
 
@@ -237,11 +229,9 @@ private:
   void add_gradients(const tape& t, const executor_ref& executor, F&& f) {
     Scalar* ddown = down_.gradient().data();
     Scalar* dup = up_.gradient().data();
-    executor.parallel_blocks(t.working.size(), expert_block, inputs() + outputs(), [&](index_t from, index_t to) {
-      for (index_t w = from; w < to; ++w) {
-        const auto [e, first, last] = t.working[w];
-        for (index_t i = first; i < last; ++i) f(i - t.working[0].begin, ddown + e * inputs(), dup + e * outputs());
-      }
+    executor.parallel_each(t.working.size(), inputs() + outputs(), [&](index_t w) {
+      const auto [e, first, last] = t.working[w];
+      for (index_t i = first; i < last; ++i) f(i - t.working[0].begin, ddown + e * inputs(), dup + e * outputs());
     });
     note_touched(t);
   }

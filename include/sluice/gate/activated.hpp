@@ -39,7 +39,7 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.logits.resize(x.rows(), this->experts());
     this->inner().forward(x, context, t.logits.map(), t.inner);
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 16 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e) logits(r, e) = Phi::value(t.logits(r, e)) + offset_.data()[e];
     });
   }
@@ -48,7 +48,7 @@ public:
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 16 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e) {
         const scalar d = dlogits(r, e);  // 0 for hidden tokens, whose logits may be anything
         t.dlogits(r, e) = d == scalar(0) ? scalar(0) : d * Phi::derivative(t.logits(r, e));
@@ -65,14 +65,6 @@ public:
   }
 
 private:
-  template <typename F>
-  void for_rows(index_t rows, const routing_context<scalar>& context, F&& f) const {
-    context.executor.parallel_blocks(rows, detail::linear_row_block, 16 * this->experts(),
-                                     [&](index_t begin, index_t end) {
-                                       for (index_t r = begin; r < end; ++r) f(r);
-                                     });
-  }
-
   parameter<scalar> offset_;
 };
 

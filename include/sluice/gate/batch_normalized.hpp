@@ -67,7 +67,7 @@ public:
     for (index_t e = 0; e < this->experts(); ++e)
       t.scale[e] = 1 / std::sqrt(t.variance[e] + static_cast<scalar>(options_.epsilon));
     t.logits.resize(tokens, this->experts());
-    for_rows(tokens, context, [&](index_t r) {
+    context.executor.parallel_each(tokens, 4 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e)
         t.logits(r, e) = logits(r, e) = (logits(r, e) - t.mean[e]) * t.scale[e];
     });
@@ -84,7 +84,7 @@ public:
       });
     }
     t.dlogits.resize(x.rows(), this->experts());
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e)
         t.dlogits(r, e) = t.counts[r] ? t.scale[e] * (dlogits(r, e) - t.dmean[e] - t.logits(r, e) * t.dinner[e])
                                       : t.scale[e] * dlogits(r, e);
@@ -115,7 +115,7 @@ public:
   }
 
 private:
-  static constexpr index_t row_block = 32, column_block = 16;
+  static constexpr index_t column_block = 16;
 
   /// The mean first: squares of distances to it lose no digits.
   void take_moments(tokens_in<scalar> logits, tape& t, const executor_ref& executor) const {
@@ -135,12 +135,6 @@ private:
     executor.parallel_blocks(this->experts(), column_block, t.counts.size(), [&](index_t begin, index_t end) {
       for (index_t r = 0; r < t.counts.size(); ++r)
         for (index_t e = begin; t.counts[r] && e < end; ++e) f(r, e);
-    });
-  }
-  template <typename F>
-  void for_rows(index_t rows, const routing_context<scalar>& context, F&& f) const {
-    context.executor.parallel_blocks(rows, row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
     });
   }
 

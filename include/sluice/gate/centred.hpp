@@ -40,16 +40,13 @@ public:
     t.logits.resize(x.rows(), this->experts());
     t.scale.resize(x.rows());
     const auto count = static_cast<scalar>(this->experts());
-    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        scalar mean = 0, squares = 0;
-        for (index_t e = 0; e < this->experts(); ++e) mean += logits(r, e);
-        mean /= count;
-        for (index_t e = 0; e < this->experts(); ++e) squares += (logits(r, e) - mean) * (logits(r, e) - mean);
-        t.scale[r] = 1 / std::sqrt(squares / count + epsilon_);
-        for (index_t e = 0; e < this->experts(); ++e)
-          t.logits(r, e) = logits(r, e) = (logits(r, e) - mean) * t.scale[r];
-      }
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
+      scalar mean = 0, squares = 0;
+      for (index_t e = 0; e < this->experts(); ++e) mean += logits(r, e);
+      mean /= count;
+      for (index_t e = 0; e < this->experts(); ++e) squares += (logits(r, e) - mean) * (logits(r, e) - mean);
+      t.scale[r] = 1 / std::sqrt(squares / count + epsilon_);
+      for (index_t e = 0; e < this->experts(); ++e) t.logits(r, e) = logits(r, e) = (logits(r, e) - mean) * t.scale[r];
     });
   }
 
@@ -57,24 +54,20 @@ public:
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
     const auto count = static_cast<scalar>(this->experts());
-    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        scalar mean = 0, inner = 0;
-        for (index_t e = 0; e < this->experts(); ++e) {
-          mean += dlogits(r, e);
-          inner += dlogits(r, e) * t.logits(r, e);
-        }
-        mean /= count, inner /= count;
-        for (index_t e = 0; e < this->experts(); ++e)
-          t.dlogits(r, e) = t.scale[r] * (dlogits(r, e) - mean - t.logits(r, e) * inner);
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
+      scalar mean = 0, inner = 0;
+      for (index_t e = 0; e < this->experts(); ++e) {
+        mean += dlogits(r, e);
+        inner += dlogits(r, e) * t.logits(r, e);
       }
+      mean /= count, inner /= count;
+      for (index_t e = 0; e < this->experts(); ++e)
+        t.dlogits(r, e) = t.scale[r] * (dlogits(r, e) - mean - t.logits(r, e) * inner);
     });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);
   }
 
 private:
-  static constexpr index_t row_block = 32;
-
   scalar epsilon_;
 };
 

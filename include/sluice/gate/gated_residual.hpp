@@ -73,11 +73,9 @@ public:
 private:
   template <typename F>
   static void for_rows(const tape& t, const executor_ref& executor, F&& f) {
-    executor.parallel_blocks(t.raw.rows(), detail::linear_row_block, 16 * t.raw.cols(),
-                             [&](index_t begin, index_t end) {
-                               for (index_t r = begin; r < end; ++r)
-                                 for (index_t c = 0; c < t.raw.cols(); ++c) f(r, c);
-                             });
+    executor.parallel_each(t.raw.rows(), 16 * t.raw.cols(), [&](index_t r) {
+      for (index_t c = 0; c < t.raw.cols(); ++c) f(r, c);
+    });
   }
 
   parameter<Scalar> weight_;

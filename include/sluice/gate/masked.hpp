@@ -122,15 +122,12 @@ private:
 
   template <typename F>
   void for_invisible(const routing_context<scalar>& context, index_t tokens, F&& f) const {
-    constexpr index_t token_block = 32;
     const index_t experts = this->experts();
-    context.executor.parallel_blocks(tokens, token_block, experts, [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        if (context.is_padding(t)) continue;
-        const scalar* const row = visible_.data() + row_of(context.token_ids[as_size(t)]) * experts;
-        for (index_t e = 0; e < experts; ++e)
-          if (row[e] == scalar(0)) f(t, e);
-      }
+    context.executor.parallel_each(tokens, experts, [&](index_t t) {
+      if (context.is_padding(t)) return;
+      const scalar* const row = visible_.data() + row_of(context.token_ids[as_size(t)]) * experts;
+      for (index_t e = 0; e < experts; ++e)
+        if (row[e] == scalar(0)) f(t, e);
     });
   }
 

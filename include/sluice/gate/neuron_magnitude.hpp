@@ -66,7 +66,7 @@ public:
     t.up.resize(x.rows(), experts());
     linear_forward<Scalar>(x, gate_, t.gate.map(), context.executor);
     linear_forward<Scalar>(x, up_, t.up.map(), context.executor);
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 16 * experts(), [&](index_t r) {
       for (index_t e = 0; e < experts(); ++e) logits(r, e) = (std::abs)(Scalar(Phi::value(t.gate(r, e))) * t.up(r, e));
     });
   }
@@ -76,7 +76,7 @@ public:
                 tokens_out<Scalar> dx) {
     t.dgate.resize(x.rows(), experts());
     t.dup.resize(x.rows(), experts());
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 16 * experts(), [&](index_t r) {
       for (index_t e = 0; e < experts(); ++e) {
         const Scalar value = Scalar(Phi::value(t.gate(r, e))), product = value * t.up(r, e), d = dlogits(r, e);
         const Scalar push = product > Scalar(0) ? d : product < Scalar(0) ? -d : Scalar(0);
@@ -98,13 +98,6 @@ public:
   }
 
 private:
-  template <typename F>
-  void for_rows(index_t rows, const routing_context<Scalar>& context, F&& f) const {
-    context.executor.parallel_blocks(rows, detail::linear_row_block, 16 * experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
-  }
-
   parameter<Scalar> gate_;
   parameter<Scalar> up_;
 };

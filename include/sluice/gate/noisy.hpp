@@ -45,15 +45,13 @@ public:
     const bool is_noisy = context.training && options_.noise_std > 0;
     if (!is_noisy && options_.temperature == scalar(1)) return;
     const index_t experts = this->experts();
-    context.executor.parallel_blocks(x.rows(), 32, (is_noisy ? 100 : 1) * experts, [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row)
-        for (index_t e = 0; e < experts; ++e) {
-          scalar& logit = logits(row, e);
-          if (is_noisy)
-            logit +=
-                options_.noise_std * static_cast<scalar>(context.random.normal(gate_noise_site, row * experts + e));
-          logit /= options_.temperature;
-        }
+    context.executor.parallel_each(x.rows(), (is_noisy ? 100 : 1) * experts, [&](index_t row) {
+      for (index_t e = 0; e < experts; ++e) {
+        scalar& logit = logits(row, e);
+        if (is_noisy)
+          logit += options_.noise_std * static_cast<scalar>(context.random.normal(gate_noise_site, row * experts + e));
+        logit /= options_.temperature;
+      }
     });
   }
 

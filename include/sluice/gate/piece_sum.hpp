@@ -39,7 +39,7 @@ public:
 
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.sums.resize(x.rows(), width());
-    for_tokens(x.rows(), context, [&](index_t token) {
+    context.executor.parallel_each(x.rows(), inputs(), [&](index_t token) {
       const scalar* const pieces = x.data() + token * x.outerStride();
       std::copy_n(pieces, width(), t.sums.row(token));
       for (index_t p = 1; p < pieces_; ++p)
@@ -53,7 +53,7 @@ public:
                 tokens_out<scalar> dx) {
     t.dsums.set_zero(x.rows(), width());
     this->inner().backward(t.sums.map(), context, dlogits, t.inner, t.dsums.map());
-    for_tokens(x.rows(), context, [&](index_t token) {
+    context.executor.parallel_each(x.rows(), inputs(), [&](index_t token) {
       scalar* const pieces = dx.data() + token * dx.outerStride();
       for (index_t p = 0; p < pieces_; ++p)
         kernel::add_scaled(scalar(1), t.dsums.row(token), pieces + p * width(), width());
@@ -62,14 +62,6 @@ public:
 
 private:
   index_t width() const noexcept { return this->inner().inputs(); }
-
-  template <typename F>
-  void for_tokens(index_t tokens, const routing_context<scalar>& context, F&& f) const {
-    constexpr index_t rows_per_task = 32;
-    context.executor.parallel_blocks(tokens, rows_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) f(token);
-    });
-  }
 
   index_t pieces_;
 };

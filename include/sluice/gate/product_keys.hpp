@@ -99,14 +99,12 @@ public:
           f(offset(h, half == 0 ? pair(token, s) / keys() : pair(token, s) % keys(), half), dscores(token, s));
     };
     dqueries.resize(queries.rows(), queries.cols());
-    executor.parallel_blocks(queries.rows(), token_block, 4 * dqueries.cols(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        std::fill_n(dqueries.row(token), dqueries.cols(), Scalar(0));
-        for (index_t part = 0; part < 2 * heads(); ++part)
-          each_choice(token, part % heads(), part / heads(), [&](index_t key, Scalar dscore) {
-            kernel::add_scaled(dscore, keys_.data() + key, dqueries.row(token) + part * width(), width());
-          });
-      }
+    executor.parallel_each(queries.rows(), 4 * dqueries.cols(), [&](index_t token) {
+      std::fill_n(dqueries.row(token), dqueries.cols(), Scalar(0));
+      for (index_t part = 0; part < 2 * heads(); ++part)
+        each_choice(token, part % heads(), part / heads(), [&](index_t key, Scalar dscore) {
+          kernel::add_scaled(dscore, keys_.data() + key, dqueries.row(token) + part * width(), width());
+        });
     });
     Scalar* dkeys = keys_.gradient().data();
     executor.for_work(queries.rows() * queries.cols()).parallel_for(2 * heads(), [&](index_t part) {
@@ -121,8 +119,6 @@ public:
   const parameter<Scalar>& array() const noexcept { return keys_; }
 
 private:
-  static constexpr index_t token_block = 64;
-
   index_t offset(index_t head, index_t key, index_t half) const noexcept {
     return ((head * keys() + key) * 2 + half) * width();
   }

@@ -32,17 +32,13 @@ public:
 
   void forward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_out<Scalar> logits, tape&) const {
     const random_source random = context.training ? context.random : random_source();
-    context.executor.parallel_blocks(x.rows(), rows_per_task, 16 * experts_, [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        for (index_t e = 0; e < experts_; ++e)
-          logits(t, e) = static_cast<Scalar>(random.uniform(site, t * experts_ + e));
+    context.executor.parallel_each(x.rows(), 16 * experts_, [&](index_t t) {
+      for (index_t e = 0; e < experts_; ++e) logits(t, e) = static_cast<Scalar>(random.uniform(site, t * experts_ + e));
     });
   }
   void backward(tokens_in<Scalar>, const routing_context<Scalar>&, tokens_in<Scalar>, tape&, tokens_out<Scalar>) {}
 
 private:
-  static constexpr index_t rows_per_task = 32;
-
   index_t inputs_;
   index_t experts_;
 };

@@ -63,7 +63,7 @@ public:
     t.state.resize(x.rows(), S);
     linear_forward(x, input_weight_, t.a.map(), context.executor);
     linear_forward<Scalar>(t.previous.map(), state_weight_, t.c.map(), context.executor);
-    for_rows(context, x.rows(), [&](index_t token) {
+    context.executor.parallel_each(x.rows(), 64 * state(), [&](index_t token) {
       Scalar* c = t.c.row(token);
       Scalar* gate = t.gates.row(token);
       const Scalar* a = t.a.row(token);
@@ -93,7 +93,7 @@ public:
     linear_backward<Scalar>(t.state.map(), output_weight_, dlogits, t.dh.map(), context.executor);
     t.dprevious.resize(x.rows(), S);
     for (auto* m : {&t.da, &t.dc}) m->resize(x.rows(), 3 * S);
-    for_rows(context, x.rows(), [&](index_t token) {
+    context.executor.parallel_each(x.rows(), 64 * state(), [&](index_t token) {
       const Scalar* gate = t.gates.row(token);
       for (index_t i = 0; i < S; ++i) {
         const Scalar r = gate[i], z = gate[S + i], n = gate[2 * S + i], dh = t.dh(token, i);
@@ -127,13 +127,6 @@ public:
   }
 
 private:
-  template <typename F>
-  void for_rows(const routing_context<Scalar>& context, index_t rows, F&& f) const {
-    context.executor.parallel_blocks(rows, detail::linear_row_block, 64 * state(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) f(token);
-    });
-  }
-
   static bool is_spoiled(const routing_context<Scalar>& context, index_t token) {
     const auto& h = context.features;
     return !context.is_padding(token) && any_nan(h.data + token * h.cols, h.cols);

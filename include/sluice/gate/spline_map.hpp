@@ -73,12 +73,11 @@ public:
     t.active.resize(x.rows(), inputs());
     t.splines.resize(x.rows(), inputs() * G);
     t.slopes.resize(x.rows(), inputs() * G);
-    executor.parallel_blocks(x.rows(), detail::linear_row_block, 64 * inputs() * G, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        for (index_t d = 0; d < inputs(); ++d) {
-          t.active(r, d) = Phi::value(x(r, d));
-          evaluate(x(r, d), t.splines.row(r) + d * G, t.slopes.row(r) + d * G);
-        }
+    executor.parallel_each(x.rows(), 64 * inputs() * G, [&](index_t r) {
+      for (index_t d = 0; d < inputs(); ++d) {
+        t.active(r, d) = Phi::value(x(r, d));
+        evaluate(x(r, d), t.splines.row(r) + d * G, t.slopes.row(r) + d * G);
+      }
     });
     linear_forward<Scalar>(t.active.map(), base_, y, executor);
     linear_forward<Scalar>(t.splines.map(), spline_, y, executor, kernel::write::accumulate);
@@ -92,13 +91,12 @@ public:
     t.dsplines.set_zero(x.rows(), inputs() * G);
     linear_backward<Scalar>(t.active.map(), base_, dy, t.dactive.map(), executor);
     linear_backward<Scalar>(t.splines.map(), spline_, dy, t.dsplines.map(), executor);
-    executor.parallel_blocks(x.rows(), detail::linear_row_block, 4 * inputs() * G, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        for (index_t d = 0; d < inputs(); ++d) {
-          Scalar sum = t.dactive(r, d) * Phi::derivative(x(r, d));
-          for (index_t g = d * G; g < (d + 1) * G; ++g) sum += t.dsplines(r, g) * t.slopes(r, g);
-          dx(r, d) += sum;
-        }
+    executor.parallel_each(x.rows(), 4 * inputs() * G, [&](index_t r) {
+      for (index_t d = 0; d < inputs(); ++d) {
+        Scalar sum = t.dactive(r, d) * Phi::derivative(x(r, d));
+        for (index_t g = d * G; g < (d + 1) * G; ++g) sum += t.dsplines(r, g) * t.slopes(r, g);
+        dx(r, d) += sum;
+      }
     });
   }
 

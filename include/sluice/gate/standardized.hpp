@@ -79,35 +79,28 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     t.logits.resize(x.rows(), this->experts());
     this->inner().forward(x, context, t.logits.map(), t.inner);
-    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const scalar factor =
-            detail::standardizing_factor(detail::spread_of(t.logits.row(r), this->experts()), target_);
-        for (index_t e = 0; e < this->experts(); ++e) logits(r, e) = t.logits(r, e) * factor;
-      }
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
+      const scalar factor = detail::standardizing_factor(detail::spread_of(t.logits.row(r), this->experts()), target_);
+      for (index_t e = 0; e < this->experts(); ++e) logits(r, e) = t.logits(r, e) * factor;
     });
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
-    context.executor.parallel_blocks(x.rows(), row_block, 4 * this->experts(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const scalar* row = t.logits.row(r);
-        const auto spread = detail::spread_of(row, this->experts());
-        const scalar factor = detail::standardizing_factor(spread, target_);
-        scalar inner = 0;
-        for (index_t e = 0; e < this->experts(); ++e) inner += dlogits(r, e) * row[e];
-        for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = factor * dlogits(r, e);
-        detail::subtract_spread_pull(row, this->experts(), spread, target_, inner, t.dlogits.row(r));
-      }
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
+      const scalar* row = t.logits.row(r);
+      const auto spread = detail::spread_of(row, this->experts());
+      const scalar factor = detail::standardizing_factor(spread, target_);
+      scalar inner = 0;
+      for (index_t e = 0; e < this->experts(); ++e) inner += dlogits(r, e) * row[e];
+      for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = factor * dlogits(r, e);
+      detail::subtract_spread_pull(row, this->experts(), spread, target_, inner, t.dlogits.row(r));
     });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);
   }
 
 private:
-  static constexpr index_t row_block = 32;
-
   scalar target_;
 };
 

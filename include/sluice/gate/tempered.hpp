@@ -44,7 +44,7 @@ public:
     this->inner().forward(x, context, logits, t.inner);
     t.logits.resize(x.rows(), this->experts());
     const scalar tau = temperature();
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e) t.logits(r, e) = logits(r, e) /= tau;
     });
   }
@@ -54,7 +54,7 @@ public:
                 tokens_out<scalar> dx) {
     t.dlogits.resize(x.rows(), this->experts());
     const scalar tau = temperature();
-    for_rows(x.rows(), context, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 4 * this->experts(), [&](index_t r) {
       for (index_t e = 0; e < this->experts(); ++e) t.dlogits(r, e) = dlogits(r, e) / tau;
     });
     temperature_.ensure_gradient();
@@ -72,14 +72,6 @@ public:
   }
 
 private:
-  template <typename F>
-  void for_rows(index_t rows, const routing_context<scalar>& context, F&& f) const {
-    context.executor.parallel_blocks(rows, detail::linear_row_block, 4 * this->experts(),
-                                     [&](index_t begin, index_t end) {
-                                       for (index_t r = begin; r < end; ++r) f(r);
-                                     });
-  }
-
   parameter<scalar> temperature_;
 };
 

@@ -37,9 +37,8 @@ public:
 private:
   template <typename F>
   static void for_rows(tokens_in<Scalar> x, const executor_ref& executor, F&& f) {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 16 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        for (index_t c = 0; c < x.cols(); ++c) f(r, c);
+    executor.parallel_each(x.rows(), 16 * x.cols(), [&](index_t r) {
+      for (index_t c = 0; c < x.cols(); ++c) f(r, c);
     });
   }
 };

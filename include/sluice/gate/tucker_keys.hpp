@@ -112,12 +112,11 @@ public:
     const Scalar* unit = unit_keys(t);
     t.dqueries.set_zero(tokens, 2 * d);
     t.dunit_keys.set_zero(key_rows(), d);
-    executor.parallel_blocks(tokens, token_block, 4 * pair.cols() * rank() * d, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token)
-        for (index_t c = 0; c < pair.cols(); ++c)
-          for_choice(t, pair, dscores, token, c, t.products.row(token), [&](index_t half, index_t row, Scalar ds) {
-            kernel::add_scaled(ds, unit + row * d, t.dqueries.row(token) + half * d, d);
-          });
+    executor.parallel_each(tokens, 4 * pair.cols() * rank() * d, [&](index_t token) {
+      for (index_t c = 0; c < pair.cols(); ++c)
+        for_choice(t, pair, dscores, token, c, t.products.row(token), [&](index_t half, index_t row, Scalar ds) {
+          kernel::add_scaled(ds, unit + row * d, t.dqueries.row(token) + half * d, d);
+        });
     });
     Scalar* dcore = cores_.array().gradient().data();
     executor.for_work(4 * tokens * pair.cols() * rank() * d).parallel_for(heads(), [&](index_t h) {
@@ -172,8 +171,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   /// Of the vectors of key i the first.
   index_t row_of(index_t head, index_t half, index_t key) const noexcept {
     return ((head * 2 + half) * keys() + key) * rank();

@@ -51,8 +51,9 @@ public:
   void forward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_out<Scalar> logits, tape& t) const {
     t.a.resize(x.rows(), hidden());
     linear_forward<Scalar>(x, weight1_, t.a.map(), context.executor);
-    for_rows(t, context,
-             [&](index_t r) { is_tanh() ? activate<hyperbolic_tangent>(t.a.row(r)) : activate<relu>(t.a.row(r)); });
+    context.executor.parallel_each(t.a.rows(), 16 * t.a.cols(), [&](index_t r) {
+      is_tanh() ? activate<hyperbolic_tangent>(t.a.row(r)) : activate<relu>(t.a.row(r));
+    });
     linear_forward<Scalar>(t.a.map(), weight2_, logits, context.executor);
   }
 
@@ -61,7 +62,7 @@ public:
                 tokens_out<Scalar> dx) {
     t.da.set_zero(x.rows(), hidden());
     linear_backward<Scalar>(t.a.map(), weight2_, dlogits, t.da.map(), context.executor);
-    for_rows(t, context, [&](index_t r) {
+    context.executor.parallel_each(t.a.rows(), 16 * t.a.cols(), [&](index_t r) {
       for (index_t h = 0; h < hidden(); ++h)
         t.da(r, h) *= is_tanh() ? 1 - t.a(r, h) * t.a(r, h) : static_cast<Scalar>(t.a(r, h) > Scalar(0));
     });
@@ -84,14 +85,6 @@ private:
   void activate(Scalar* row) const {
     kernel::transform(
         hidden(), [](const auto& z) { return Phi::value(z); }, row, static_cast<const Scalar*>(row));
-  }
-
-  template <typename F>
-  static void for_rows(const tape& t, const routing_context<Scalar>& context, F&& f) {
-    const index_t work = 16 * t.a.cols();
-    context.executor.parallel_blocks(t.a.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
   }
 
   gate_activation activation_;

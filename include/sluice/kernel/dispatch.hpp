@@ -28,9 +28,8 @@ inline constexpr index_t rows_per_task = 32;
 /// What routed rows are added to.
 template <typename Scalar>
 void clear_rows(tokens_out<Scalar> y, const executor_ref& executor) {
-  executor.parallel_blocks(y.rows(), rows_per_task, y.cols(), [&](index_t begin, index_t end) {
-    for (index_t t = begin; t < end; ++t) std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0));
-  });
+  executor.parallel_each(y.rows(), y.cols(),
+                         [&](index_t t) { std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0)); });
 }
 
 template <typename Scalar, typename Plan>

@@ -52,7 +52,6 @@ inline constexpr bool leaves_rows = requires { N::leaves_rows; };
 
 namespace detail {
 
-inline constexpr index_t norm_row_block = 32;
 inline constexpr index_t norm_column_block = 64;
 
 /// Per row what backward needs: y = (x - mean) * scale, times gain.
@@ -118,9 +117,8 @@ public:
   }
 
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape&, const executor_ref& executor) const {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        for (index_t c = 0; c < x.cols(); ++c) y(r, c) = x(r, c) * gain_.data()[c];
+    executor.parallel_each(x.rows(), x.cols(), [&](index_t r) {
+      for (index_t c = 0; c < x.cols(); ++c) y(r, c) = x(r, c) * gain_.data()[c];
     });
   }
 
@@ -165,33 +163,28 @@ public:
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref& executor) const {
     t.scale.resize(x.rows());
     t.at_floor.resize(x.rows());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar* row = x.data() + r * x.outerStride();
-        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_) + added_;
-        t.at_floor[r] = length < smallest_;
-        t.scale[r] = 1 / (t.at_floor[r] ? smallest_ : length);
-        kernel::copy_scaled(t.scale[r], row, y.data() + r * y.outerStride(), x.cols());
-      }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      const Scalar* row = x.data() + r * x.outerStride();
+      const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_) + added_;
+      t.at_floor[r] = length < smallest_;
+      t.scale[r] = 1 / (t.at_floor[r] ? smallest_ : length);
+      kernel::copy_scaled(t.scale[r], row, y.data() + r * y.outerStride(), x.cols());
     });
   }
 
   /// dx += s (dy - y <y, dy> / (1 - s added)) with y = s x. A row of length 0 passes s dy.
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar* row = x.data() + r * x.outerStride();
-        const Scalar* upstream = dy.data() + r * dy.outerStride();
-        const Scalar s = t.scale[first + r];
-        kernel::add_scaled(s, upstream, dx.data() + r * dx.outerStride(), x.cols());
-        // The share that x has in what divides it.
-        const Scalar of_length =
-            added_ == 0 ? Scalar(1) : s * std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
-        if (t.at_floor[first + r] || !(of_length > 0)) continue;
-        kernel::add_scaled(-s * s * s / of_length * kernel::dot(row, upstream, x.cols()), row,
-                           dx.data() + r * dx.outerStride(), x.cols());
-      }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      const Scalar* row = x.data() + r * x.outerStride();
+      const Scalar* upstream = dy.data() + r * dy.outerStride();
+      const Scalar s = t.scale[first + r];
+      kernel::add_scaled(s, upstream, dx.data() + r * dx.outerStride(), x.cols());
+      // The share that x has in what divides it.
+      const Scalar of_length = added_ == 0 ? Scalar(1) : s * std::sqrt(kernel::dot(row, row, x.cols()) + epsilon_);
+      if (t.at_floor[first + r] || !(of_length > 0)) return;
+      kernel::add_scaled(-s * s * s / of_length * kernel::dot(row, upstream, x.cols()), row,
+                         dx.data() + r * dx.outerStride(), x.cols());
     });
   }
 
@@ -225,31 +218,27 @@ public:
     t.scale.resize(x.rows());
     t.at_floor.resize(x.rows());
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar* row = x.data() + r * x.outerStride();
-        const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + width * options_.epsilon);
-        t.at_floor[r] = length < options_.smallest;
-        t.scale[r] = std::sqrt(width) / (t.at_floor[r] ? options_.smallest : length);
-        for (index_t c = 0; c < x.cols(); ++c) y(r, c) = row[c] * t.scale[r] * gain_.data()[c];
-        if (options_.bias)
-          for (index_t c = 0; c < x.cols(); ++c) y(r, c) += bias_.data()[c];
-      }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      const Scalar* row = x.data() + r * x.outerStride();
+      const Scalar length = std::sqrt(kernel::dot(row, row, x.cols()) + width * options_.epsilon);
+      t.at_floor[r] = length < options_.smallest;
+      t.scale[r] = std::sqrt(width) / (t.at_floor[r] ? options_.smallest : length);
+      for (index_t c = 0; c < x.cols(); ++c) y(r, c) = row[c] * t.scale[r] * gain_.data()[c];
+      if (options_.bias)
+        for (index_t c = 0; c < x.cols(); ++c) y(r, c) += bias_.data()[c];
     });
   }
 
   /// With u = x s and h = gain dy: dx += s (h - u <u, h> / D), without the second term at the floor.
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar s = t.scale[first + r];
-        Scalar inner = 0;
-        if (!t.at_floor[first + r])
-          for (index_t c = 0; c < x.cols(); ++c) inner += x(r, c) * gain_.data()[c] * dy(r, c);
-        inner *= s * s / static_cast<Scalar>(x.cols());
-        for (index_t c = 0; c < x.cols(); ++c) dx(r, c) += s * (gain_.data()[c] * dy(r, c) - x(r, c) * inner);
-      }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      const Scalar s = t.scale[first + r];
+      Scalar inner = 0;
+      if (!t.at_floor[first + r])
+        for (index_t c = 0; c < x.cols(); ++c) inner += x(r, c) * gain_.data()[c] * dy(r, c);
+      inner *= s * s / static_cast<Scalar>(x.cols());
+      for (index_t c = 0; c < x.cols(); ++c) dx(r, c) += s * (gain_.data()[c] * dy(r, c) - x(r, c) * inner);
     });
     detail::add_gain_gradients<false>(x, dy, t, first, gain_.gradient(),
                                       options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
@@ -292,18 +281,16 @@ public:
     t.mean.resize(x.rows());
     t.scale.resize(x.rows());
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        Scalar mean = 0;
-        for (index_t c = 0; c < x.cols(); ++c) mean += x(r, c);
-        mean /= width;
-        Scalar variance = 0;
-        for (index_t c = 0; c < x.cols(); ++c) variance += (x(r, c) - mean) * (x(r, c) - mean);
-        t.mean[r] = mean;
-        t.scale[r] = 1 / std::sqrt(variance / width + options_.epsilon);
-        for (index_t c = 0; c < x.cols(); ++c)
-          y(r, c) = (x(r, c) - mean) * t.scale[r] * gain_.data()[c] + (options_.bias ? bias_.data()[c] : Scalar(0));
-      }
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      Scalar mean = 0;
+      for (index_t c = 0; c < x.cols(); ++c) mean += x(r, c);
+      mean /= width;
+      Scalar variance = 0;
+      for (index_t c = 0; c < x.cols(); ++c) variance += (x(r, c) - mean) * (x(r, c) - mean);
+      t.mean[r] = mean;
+      t.scale[r] = 1 / std::sqrt(variance / width + options_.epsilon);
+      for (index_t c = 0; c < x.cols(); ++c)
+        y(r, c) = (x(r, c) - mean) * t.scale[r] * gain_.data()[c] + (options_.bias ? bias_.data()[c] : Scalar(0));
     });
   }
 
@@ -311,20 +298,18 @@ public:
   void backward(tokens_in<Scalar> x, tokens_in<Scalar> dy, tape& t, tokens_out<Scalar> dx, const executor_ref& executor,
                 index_t first = 0) {
     const auto width = static_cast<Scalar>(x.cols());
-    executor.parallel_blocks(x.rows(), detail::norm_row_block, 4 * x.cols(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        const Scalar s = t.scale[first + r];
-        const Scalar mean = t.mean[first + r];
-        Scalar sum = 0;
-        Scalar inner = 0;
-        for (index_t c = 0; c < x.cols(); ++c) {
-          const Scalar h = gain_.data()[c] * dy(r, c);
-          sum += h;
-          inner += h * (x(r, c) - mean) * s;
-        }
-        for (index_t c = 0; c < x.cols(); ++c)
-          dx(r, c) += s * (gain_.data()[c] * dy(r, c) - sum / width - (x(r, c) - mean) * s * (inner / width));
+    executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
+      const Scalar s = t.scale[first + r];
+      const Scalar mean = t.mean[first + r];
+      Scalar sum = 0;
+      Scalar inner = 0;
+      for (index_t c = 0; c < x.cols(); ++c) {
+        const Scalar h = gain_.data()[c] * dy(r, c);
+        sum += h;
+        inner += h * (x(r, c) - mean) * s;
       }
+      for (index_t c = 0; c < x.cols(); ++c)
+        dx(r, c) += s * (gain_.data()[c] * dy(r, c) - sum / width - (x(r, c) - mean) * s * (inner / width));
     });
     detail::add_gain_gradients<true>(x, dy, t, first, gain_.gradient(),
                                      options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);

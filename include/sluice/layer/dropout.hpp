@@ -65,7 +65,7 @@ private:
     if (!context.training || p_ == 0) return inner(x, y);
     m.factors.resize(x.rows(), x.cols());
     m.dropped.resize(x.rows(), x.cols());
-    for_rows(x.rows(), x.cols(), context.executor, [&](index_t r) {
+    context.executor.parallel_each(x.rows(), 20 * x.cols(), [&](index_t r) {
       const scalar* const from = x.data() + r * x.outerStride();
       for (index_t d = 0; d < x.cols(); ++d) {
         m.factors(r, d) = detail::dropout_factor<scalar>(context.random, dropout_site, r * x.cols() + d, p_);
@@ -78,17 +78,9 @@ private:
   template <typename Inner>
   void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
     inner(dy, dx);
-    for_rows(t.factors.rows(), dx.cols(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(t.factors.rows(), 20 * dx.cols(), [&](index_t r) {
       scalar* const to = dx.data() + r * dx.outerStride();
       for (index_t d = 0; d < dx.cols(); ++d) to[d] *= t.factors(r, d);
-    });
-  }
-
-  template <typename F>
-  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, 20 * width, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
     });
   }
 

@@ -109,9 +109,7 @@ private:
   template <typename F>
   void for_each_row(index_t q, index_t work, const executor_ref& executor, F&& f) const {
     const auto places = of(q);
-    executor.parallel_blocks(static_cast<index_t>(places.size()), 32, work, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) f(i, places[as_size(i)]);
-    });
+    executor.parallel_each(static_cast<index_t>(places.size()), work, [&](index_t i) { f(i, places[as_size(i)]); });
   }
 
   buffer<index_t> first_;    ///< [Q+1] where the rows of a plan begin

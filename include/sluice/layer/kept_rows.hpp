@@ -36,12 +36,10 @@ public:
   void keep(tokens_in<Scalar> x, const routing_context<Scalar>& context) {
     counts_.resize(x.rows());
     x_.resize(x.rows(), x.cols());
-    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        const Scalar* row = x.data() + t * x.outerStride();
-        counts_[t] = !context.is_padding(t) && !any_nan(row, x.cols());
-        copy_row(row, counts_[t], x_.row(t), x.cols());
-      }
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t t) {
+      const Scalar* row = x.data() + t * x.outerStride();
+      counts_[t] = !context.is_padding(t) && !any_nan(row, x.cols());
+      copy_row(row, counts_[t], x_.row(t), x.cols());
     });
   }
 
@@ -62,9 +60,8 @@ public:
   /// dy with zeros in the rows that do not count; valid until the next call.
   const_matrix_map<Scalar> of_gradient(tokens_in<Scalar> dy, const executor_ref& executor) {
     dy_.resize(dy.rows(), dy.cols());
-    executor.parallel_blocks(dy.rows(), rows_per_task, dy.cols(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        copy_row(dy.data() + t * dy.outerStride(), counts_[t], dy_.row(t), dy.cols());
+    executor.parallel_each(dy.rows(), dy.cols(), [&](index_t t) {
+      copy_row(dy.data() + t * dy.outerStride(), counts_[t], dy_.row(t), dy.cols());
     });
     return std::as_const(dy_).map();
   }
@@ -72,8 +69,6 @@ public:
   matrix_map<Scalar> gradient() noexcept { return dy_.map(); }
 
 private:
-  static constexpr index_t rows_per_task = 32;
-
   static void copy_row(const Scalar* from, bool counts, Scalar* to, index_t count) {
     if (counts)
       std::copy_n(from, count, to);

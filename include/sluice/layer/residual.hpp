@@ -65,7 +65,7 @@ private:
     m.outputs.resize(x.rows(), this->outputs());
     inner(x, m.outputs.map());
     if constexpr (std::same_as<Memory, tape>) m.counts.resize(x.rows());
-    for_rows(x.rows(), x.cols(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t t) {
       const scalar* const in = x.data() + t * x.outerStride();
       if constexpr (std::same_as<Memory, tape>) m.counts[t] = !context.is_padding(t) && !any_nan(in, x.cols());
       scalar* const out = y.data() + t * y.outerStride();
@@ -77,17 +77,9 @@ private:
   template <typename Inner>
   void around_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t, Inner inner) {
     inner(dy, dx);
-    for_rows(dx.rows(), dx.cols(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(dx.rows(), dx.cols(), [&](index_t r) {
       scalar* const out = dx.data() + r * dx.outerStride();
       add_row(t.counts[r], dy.data() + r * dy.outerStride(), out, out, columns_);
-    });
-  }
-
-  template <typename F>
-  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, width, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
     });
   }
 

@@ -110,14 +110,6 @@ private:
   static const scalar* row_of(tokens_in<scalar> m, index_t r) { return m.data() + r * m.outerStride(); }
   static scalar* row_of(tokens_out<scalar>& m, index_t r) { return m.data() + r * m.outerStride(); }
 
-  template <typename F>
-  static void for_rows(index_t n, index_t width, const executor_ref& executor, F&& f) {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(n, rows_per_task, width, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) f(i);
-    });
-  }
-
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
     check_initialized(shared(), "shared");
@@ -136,11 +128,12 @@ private:
     rows.x.resize(n, x.cols());
     rows.outputs.resize(n, y.cols());
     rows.gate.resize(Gated ? n : 0, 1);
-    for_rows(n, x.cols(), context.executor,
-             [&](index_t i) { kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), x.cols()); });
+    context.executor.parallel_each(n, x.cols(), [&](index_t i) {
+      kernel::copy_scaled(scalar(1), row_of(x, rows.tokens[i]), rows.x.row(i), x.cols());
+    });
     shared_.forward(rows.x.map(), offsets(n), rows.outputs.map(), rows.expert, context.executor);
     inner(x, y);
-    for_rows(n, x.cols(), context.executor, [&](index_t i) {
+    context.executor.parallel_each(n, x.cols(), [&](index_t i) {
       scalar s = 1;
       if constexpr (Gated)
         s = rows.gate(i, 0) = kernel::logistic(kernel::dot(gate_.data(), rows.x.row(i), rows.x.cols()));
@@ -160,7 +153,7 @@ private:
     t.doutputs.resize(n, dy.cols());
     t.drows.resize(n, dx.cols());
     t.dgate.resize(Gated ? n : 0, 1);
-    for_rows(n, dx.cols(), executor, [&](index_t i) {
+    executor.parallel_each(n, dx.cols(), [&](index_t i) {
       const scalar* upstream = row_of(dy, rows.tokens[i]);
       const scalar s = Gated ? rows.gate(i, 0) : scalar(1);
       kernel::copy_scaled(s, upstream, t.doutputs.row(i), dy.cols());
@@ -168,8 +161,9 @@ private:
     });
     shared_.backward(rows.x.map(), offsets(n), t.doutputs.map(), t.drows.map(), rows.expert, executor);
     if constexpr (Gated) linear_backward(rows.x.map(), gate_, t.dgate.map(), t.drows.map(), executor);
-    for_rows(n, dx.cols(), executor,
-             [&](index_t i) { kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), dx.cols()); });
+    executor.parallel_each(n, dx.cols(), [&](index_t i) {
+      kernel::add_scaled(scalar(1), t.drows.row(i), row_of(dx, rows.tokens[i]), dx.cols());
+    });
   }
 
   template <typename Storage, typename Inner>

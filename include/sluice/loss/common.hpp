@@ -68,9 +68,8 @@ index_t count_tokens(const routing_context<Scalar>& context, token_range group) 
 /// some numbers for each expert.
 template <std::floating_point Scalar, typename F>
 void for_tokens(const routing_context<Scalar>& context, token_range group, index_t experts, F&& f) {
-  context.executor.parallel_blocks(group.size(), 32, 16 * experts, [&](index_t begin, index_t end) {
-    for (index_t t = group.begin + begin; t < group.begin + end; ++t)
-      if (!context.is_padding(t)) f(t);
+  context.executor.parallel_each(group.size(), 16 * experts, [&](index_t i) {
+    if (!context.is_padding(group.begin + i)) f(group.begin + i);
   });
 }
 

@@ -44,9 +44,8 @@ template <std::floating_point Scalar, typename F>
 double sum_over_rows(const selector_signals<Scalar>& seen, const routing_context<Scalar>& context,
                      selector_gradients<Scalar>& gradients, F&& f) {
   gradients.row_scratch.assign(seen.rows(), 0);
-  context.executor.parallel_blocks(seen.rows(), 32, 32 * seen.experts, [&](index_t begin, index_t end) {
-    for (index_t n = begin; n < end; ++n)
-      if (seen.counted[n]) gradients.row_scratch[n] = f(n);
+  context.executor.parallel_each(seen.rows(), 32 * seen.experts, [&](index_t n) {
+    if (seen.counted[n]) gradients.row_scratch[n] = f(n);
   });
   double sum = 0;
   for (const double value : gradients.row_scratch) sum += value;

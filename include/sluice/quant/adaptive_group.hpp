@@ -43,10 +43,9 @@ adaptive_group_report adaptive_group(tokens_in<float> w, adaptive_group_options 
   detail::check_finite_weights(w, executor);
   const auto mean = [&](index_t group) {
     std::vector<double> sums(as_size(w.rows()), 0.0);
-    executor.parallel_blocks(w.rows(), 16, w.cols() / 2, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        for (index_t first = 0; first < w.cols(); first += group)
-          sums[as_size(r)] += statistic(w.data() + r * w.outerStride() + first, group);
+    executor.parallel_each(w.rows(), w.cols() / 2, [&](index_t r) {
+      for (index_t first = 0; first < w.cols(); first += group)
+        sums[as_size(r)] += statistic(w.data() + r * w.outerStride() + first, group);
     });
     double sum = 0;
     for (const double row : sums) sum += row;

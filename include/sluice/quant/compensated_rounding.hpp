@@ -95,12 +95,11 @@ inline matrix_buffer<double> in_order(tokens_in<float> w, const inverse_factor& 
                   " inputs");
   check_finite_weights(w, executor, type);
   matrix_buffer<double> ordered(w.rows(), w.cols());
-  executor.parallel_blocks(w.rows(), 64, 2 * w.cols(), [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r)
-      for (index_t i = 0; i < w.cols(); ++i) {
-        const index_t input = factor.order()[as_size(i)];
-        ordered(r, i) = factor.is_dead(input) ? 0.0 : static_cast<double>(w(r, input));
-      }
+  executor.parallel_each(w.rows(), 2 * w.cols(), [&](index_t r) {
+    for (index_t i = 0; i < w.cols(); ++i) {
+      const index_t input = factor.order()[as_size(i)];
+      ordered(r, i) = factor.is_dead(input) ? 0.0 : static_cast<double>(w(r, input));
+    }
   });
   return ordered;
 }

@@ -47,19 +47,17 @@ inline power_codes round_to_powers(tokens_in<float> w, int bits = 4, const execu
   out.codes.setZero(w.rows(), w.cols());
   out.scales.assign(as_size(w.rows()), 0.0F);
   const double least = std::ldexp(1.0, 1 - static_cast<int>(out.levels()));
-  executor.parallel_blocks(w.rows(), 16, 16 * w.cols(), [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r) {
-      const kernel::number_range range = kernel::range_with_zero(w.data() + r * w.outerStride(), w.cols());
-      const float scale = (std::max)(-range.least, range.most);
-      if (scale < detail::smallest_weight) continue;
-      out.scales[as_size(r)] = scale;
-      for (index_t c = 0; c < w.cols(); ++c) {
-        const double t = (std::max)(least, (std::abs)(static_cast<double>(w(r, c))) / static_cast<double>(scale));
-        int exponent = 0;  // 2 t / 3 = fraction 2^exponent, 1/2 <= fraction < 1
-        const double fraction = std::frexp(2 * t / 3, &exponent);
-        const int p = fraction == 0.5 ? exponent - 1 : exponent;
-        out.codes(r, c) = static_cast<std::uint8_t>(-p + (w(r, c) < 0 ? static_cast<int>(out.levels()) : 0));
-      }
+  executor.parallel_each(w.rows(), 16 * w.cols(), [&](index_t r) {
+    const kernel::number_range range = kernel::range_with_zero(w.data() + r * w.outerStride(), w.cols());
+    const float scale = (std::max)(-range.least, range.most);
+    if (scale < detail::smallest_weight) return;
+    out.scales[as_size(r)] = scale;
+    for (index_t c = 0; c < w.cols(); ++c) {
+      const double t = (std::max)(least, (std::abs)(static_cast<double>(w(r, c))) / static_cast<double>(scale));
+      int exponent = 0;  // 2 t / 3 = fraction 2^exponent, 1/2 <= fraction < 1
+      const double fraction = std::frexp(2 * t / 3, &exponent);
+      const int p = fraction == 0.5 ? exponent - 1 : exponent;
+      out.codes(r, c) = static_cast<std::uint8_t>(-p + (w(r, c) < 0 ? static_cast<int>(out.levels()) : 0));
     }
   });
   return out;

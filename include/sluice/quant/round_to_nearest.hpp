@@ -45,9 +45,8 @@ inline grouped_codes codes_to_fill(index_t outputs, index_t inputs, index_t grou
 inline void check_finite_weights(tokens_in<float> w, const executor_ref& executor,
                                  scale_type type = scale_type::float32) {
   std::vector<std::uint8_t> is_bad(as_size(w.rows()), 0);
-  executor.parallel_blocks(w.rows(), 64, w.cols() / 2, [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r)
-      is_bad[as_size(r)] = any_bits_above(w.data() + r * w.outerStride(), w.cols(), bits_of(largest_weight(type)));
+  executor.parallel_each(w.rows(), w.cols() / 2, [&](index_t r) {
+    is_bad[as_size(r)] = any_bits_above(w.data() + r * w.outerStride(), w.cols(), bits_of(largest_weight(type)));
   });
   const auto bad = std::find(is_bad.begin(), is_bad.end(), std::uint8_t{1}) - is_bad.begin();
   for (index_t c = 0; bad < w.rows() && c < w.cols(); ++c)
@@ -60,17 +59,15 @@ inline void check_finite_weights(tokens_in<float> w, const executor_ref& executo
 inline grouped_codes round_to_nearest(tokens_in<float> w, rounding_options o = {}, const executor_ref& executor = {}) {
   grouped_codes out = detail::codes_to_fill(w.rows(), w.cols(), o.group, o.bits);
   detail::check_finite_weights(w, executor, o.scales);
-  executor.parallel_blocks(w.rows(), 16, w.cols(), [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r)
-      for (index_t g = 0; g < out.groups(); ++g) {
-        const index_t first = g * out.group, count = (std::min)(out.group, w.cols() - first);
-        const float* const weights = w.data() + r * w.outerStride() + first;
-        const kernel::code_grid grid =
-            fit_code_grid(kernel::range_with_zero(weights, count), o.range, o.bits, o.scales);
-        kernel::round_to_codes(weights, count, grid, &out.codes(r, first));
-        out.scales(r, g) = grid.scale;
-        out.zeros(r, g) = grid.zero;
-      }
+  executor.parallel_each(w.rows(), w.cols(), [&](index_t r) {
+    for (index_t g = 0; g < out.groups(); ++g) {
+      const index_t first = g * out.group, count = (std::min)(out.group, w.cols() - first);
+      const float* const weights = w.data() + r * w.outerStride() + first;
+      const kernel::code_grid grid = fit_code_grid(kernel::range_with_zero(weights, count), o.range, o.bits, o.scales);
+      kernel::round_to_codes(weights, count, grid, &out.codes(r, first));
+      out.scales(r, g) = grid.scale;
+      out.zeros(r, g) = grid.zero;
+    }
   });
   return out;
 }

@@ -22,19 +22,18 @@ inline grouped_codes sign_codes(tokens_in<float> w, index_t group = 0, const exe
   out.minima.resize(out.scales.rows(), out.scales.cols());
   out.zeros.resize(0, 0);
   detail::check_finite_weights(w, executor);
-  executor.parallel_blocks(w.rows(), 16, w.cols(), [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r)
-      for (index_t g = 0; g < out.groups(); ++g) {
-        const index_t first = g * out.group, last = (std::min)(first + out.group, w.cols());
-        double sum = 0;
-        for (index_t c = first; c < last; ++c) {
-          sum += (std::abs)(static_cast<double>(w(r, c)));
-          out.codes(r, c) = w(r, c) >= 0 ? 1 : 0;
-        }
-        const auto mean = static_cast<float>(sum / static_cast<double>(last - first));
-        out.scales(r, g) = 2 * mean;
-        out.minima(r, g) = -mean;
+  executor.parallel_each(w.rows(), w.cols(), [&](index_t r) {
+    for (index_t g = 0; g < out.groups(); ++g) {
+      const index_t first = g * out.group, last = (std::min)(first + out.group, w.cols());
+      double sum = 0;
+      for (index_t c = first; c < last; ++c) {
+        sum += (std::abs)(static_cast<double>(w(r, c)));
+        out.codes(r, c) = w(r, c) >= 0 ? 1 : 0;
       }
+      const auto mean = static_cast<float>(sum / static_cast<double>(last - first));
+      out.scales(r, g) = 2 * mean;
+      out.minima(r, g) = -mean;
+    }
   });
   return out;
 }

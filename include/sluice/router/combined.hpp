@@ -164,13 +164,12 @@ template <typename Plan, typename C, typename Scalar = typename Plan::scalar>
 void combine(const combined_plan<Plan, C>& plan, tokens_in<typename Plan::scalar> rows,
              tokens_out<typename Plan::scalar> y, const executor_ref& executor) {
   const Scalar* const weights = plan.own().routed().weights;
-  executor.parallel_blocks(y.rows(), detail::rows_per_task, 16 * y.cols(), [&](index_t begin, index_t end) {
-    for (index_t t = begin; t < end; ++t)
-      if (plan.is_padding(t))
-        y.row(t).setZero();
-      else
-        plan.combination().combine(token_outputs<Scalar>{plan.of_token(t), rows, weights},
-                                   y.data() + t * y.outerStride());
+  executor.parallel_each(y.rows(), 16 * y.cols(), [&](index_t t) {
+    if (plan.is_padding(t))
+      y.row(t).setZero();
+    else
+      plan.combination().combine(token_outputs<Scalar>{plan.of_token(t), rows, weights},
+                                 y.data() + t * y.outerStride());
   });
   detail::write_invalid<Scalar>(plan, y);
 }
@@ -182,11 +181,10 @@ void combine_backward(const combined_plan<Plan, C>& plan, tokens_in<typename Pla
   const Scalar* const weights = plan.own().routed().weights;
   dplan.weight.reserve(plan.most_rows());
   dplan.weight.assign(plan.rows(), Scalar(0));
-  executor.parallel_blocks(dy.rows(), detail::rows_per_task, 32 * dy.cols(), [&](index_t begin, index_t end) {
-    for (index_t t = begin; t < end; ++t)
-      plan.combination().backward(
-          token_outputs<Scalar>{plan.of_token(t), rows, weights}, dy.data() + t * dy.outerStride(),
-          token_output_gradients<Scalar>{plan.of_token(t), drows.data(), drows.outerStride(), dplan.weight.data()});
+  executor.parallel_each(dy.rows(), 32 * dy.cols(), [&](index_t t) {
+    plan.combination().backward(
+        token_outputs<Scalar>{plan.of_token(t), rows, weights}, dy.data() + t * dy.outerStride(),
+        token_output_gradients<Scalar>{plan.of_token(t), drows.data(), drows.outerStride(), dplan.weight.data()});
   });
 }
 

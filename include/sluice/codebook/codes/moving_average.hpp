@@ -116,8 +116,6 @@ public:
   }
 
 private:
-  static constexpr index_t codes_per_task = 32;
-
   /// c = M_c / N~_c for every code, after first(c).
   template <typename First>
   void average(const executor_ref& executor, First&& first) {
@@ -127,13 +125,11 @@ private:
     const Scalar smoothing = total / (total + static_cast<Scalar>(codes()) * epsilon);
     const auto least = static_cast<Scalar>(options_.least_size);
     Scalar *sums = sums_.data(), *table = table_.data();
-    executor.parallel_blocks(codes(), codes_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        first(c);
-        const Scalar size = (std::max)((std::as_const(sizes_).value()[as_size(c)] + epsilon) * smoothing, least);
-        kernel::copy_scaled(1 / size, sums + c * inputs(), table + c * inputs(), inputs());
-        if (options_.unit_length) scale_to_unit(table + c * inputs());
-      }
+    executor.parallel_each(codes(), inputs(), [&](index_t c) {
+      first(c);
+      const Scalar size = (std::max)((std::as_const(sizes_).value()[as_size(c)] + epsilon) * smoothing, least);
+      kernel::copy_scaled(1 / size, sums + c * inputs(), table + c * inputs(), inputs());
+      if (options_.unit_length) scale_to_unit(table + c * inputs());
     });
   }
 

@@ -28,11 +28,10 @@ struct rotation {
   template <typename Scalar, typename Memory>
   void backward(const quantized_batch<Scalar>& batch, tokens_in<Scalar> dy, tokens_out<Scalar> dx, matrix_map<Scalar>,
                 Memory&) const {
-    batch.context.executor.parallel_blocks(dy.rows(), 32, 3 * dy.cols(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        if (batch.has_code(t))
-          turn_back(batch.row(t), batch.code_of(t), dy.data() + t * dy.outerStride(), dx.data() + t * dx.outerStride(),
-                    dy.cols());
+    batch.context.executor.parallel_each(dy.rows(), 3 * dy.cols(), [&](index_t t) {
+      if (batch.has_code(t))
+        turn_back(batch.row(t), batch.code_of(t), dy.data() + t * dy.outerStride(), dx.data() + t * dx.outerStride(),
+                  dy.cols());
     });
   }
 

@@ -41,9 +41,8 @@ struct commitment_loss {
   template <typename Scalar>
   Scalar value(const quantized_batch<Scalar>& batch, memory<Scalar>& m, bool codes_learn) const {
     m.errors.resize(batch.tokens());
-    batch.context.executor.parallel_blocks(batch.tokens(), 32, batch.width(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) m.errors[t] = squared_error(batch, t);
-    });
+    batch.context.executor.parallel_each(batch.tokens(), batch.width(),
+                                         [&](index_t t) { m.errors[t] = squared_error(batch, t); });
     Scalar sum = 0;
     for (const Scalar error : m.errors) sum += error;
     return (weight<Scalar>(encoder + surrogate, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) * sum;
@@ -54,16 +53,14 @@ struct commitment_loss {
   void backward_output(const quantized_batch<Scalar>& batch, matrix_map<Scalar> dy, tokens_out<Scalar> dx) const {
     if (surrogate == 0) return;
     const Scalar factor = 2 * weight<Scalar>(surrogate, batch);
-    batch.context.executor.parallel_blocks(batch.tokens(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        if (!batch.has_code(t)) continue;
-        const Scalar *x = batch.row(t), *q = batch.code_of(t);
-        Scalar *to_output = dy.data() + t * dy.cols(), *to_token = dx.data() + t * dx.outerStride();
-        for (index_t i = 0; i < batch.width(); ++i) {
-          const Scalar d = factor * (q[i] - x[i]);
-          to_output[i] += d;
-          to_token[i] -= d;
-        }
+    batch.context.executor.parallel_each(batch.tokens(), 2 * batch.width(), [&](index_t t) {
+      if (!batch.has_code(t)) return;
+      const Scalar *x = batch.row(t), *q = batch.code_of(t);
+      Scalar *to_output = dy.data() + t * dy.cols(), *to_token = dx.data() + t * dx.outerStride();
+      for (index_t i = 0; i < batch.width(); ++i) {
+        const Scalar d = factor * (q[i] - x[i]);
+        to_output[i] += d;
+        to_token[i] -= d;
       }
     });
   }
@@ -73,23 +70,19 @@ struct commitment_loss {
   void backward(const quantized_batch<Scalar>& batch, tokens_out<Scalar> dx, matrix_map<Scalar> dcodes,
                 memory<Scalar>& m) const {
     const Scalar to_code = 2 * weight<Scalar>(encoder, batch), to_token = 2 * weight<Scalar>(codebook, batch);
-    batch.context.executor.parallel_blocks(batch.tokens(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        if (!batch.has_code(t)) continue;
-        const Scalar *x = batch.row(t), *q = batch.code_of(t);
-        Scalar* d = dx.data() + t * dx.outerStride();
-        for (index_t i = 0; i < batch.width(); ++i) d[i] += to_code * (x[i] - q[i]);
-      }
+    batch.context.executor.parallel_each(batch.tokens(), 2 * batch.width(), [&](index_t t) {
+      if (!batch.has_code(t)) return;
+      const Scalar *x = batch.row(t), *q = batch.code_of(t);
+      Scalar* d = dx.data() + t * dx.outerStride();
+      for (index_t i = 0; i < batch.width(); ++i) d[i] += to_code * (x[i] - q[i]);
     });
     if (dcodes.rows() == 0 || codebook == 0) return;
     sum_by_code(batch.x, batch.ids, batch.code_count(), m.sums, batch.context.executor);
-    batch.context.executor.parallel_blocks(batch.code_count(), 32, 2 * batch.width(), [&](index_t begin, index_t end) {
-      for (index_t c = begin; c < end; ++c) {
-        const auto count = static_cast<Scalar>(m.sums.counts[c]);
-        const Scalar *code = batch.codes.data() + c * batch.width(), *sum = m.sums.sums.row(c);
-        Scalar* d = dcodes.data() + c * batch.width();
-        for (index_t i = 0; i < batch.width(); ++i) d[i] += to_token * (count * code[i] - sum[i]);
-      }
+    batch.context.executor.parallel_each(batch.code_count(), 2 * batch.width(), [&](index_t c) {
+      const auto count = static_cast<Scalar>(m.sums.counts[c]);
+      const Scalar *code = batch.codes.data() + c * batch.width(), *sum = m.sums.sums.row(c);
+      Scalar* d = dcodes.data() + c * batch.width();
+      for (index_t i = 0; i < batch.width(); ++i) d[i] += to_token * (count * code[i] - sum[i]);
     });
   }
 

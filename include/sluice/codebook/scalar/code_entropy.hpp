@@ -142,14 +142,12 @@ private:
     for (index_t t = 0; t < z.rows(); ++t)
       if (counts(t)) tokens_.push_back(t);
     const Scalar twice = 2 * sharpness_;
-    executor.parallel_blocks(tokens_.size(), 32, 32 * z.cols(), [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) {
-        const Scalar* row = z.data() + tokens_[i] * z.outerStride();
-        for (const bool up : {true, false})
-          kernel::transform(
-              z.cols(), [s = up ? twice : -twice](auto v) { return kernel::logistic(decltype(v)(s) * v); },
-              up ? positive_.row(i) : negative_.row(i), row);
-      }
+    executor.parallel_each(tokens_.size(), 32 * z.cols(), [&](index_t i) {
+      const Scalar* row = z.data() + tokens_[i] * z.outerStride();
+      for (const bool up : {true, false})
+        kernel::transform(
+            z.cols(), [s = up ? twice : -twice](auto v) { return kernel::logistic(decltype(v)(s) * v); },
+            up ? positive_.row(i) : negative_.row(i), row);
     });
   }
 

@@ -123,12 +123,11 @@ private:
   }
   /// A column that has no code is zero.
   void write_codes(tokens_in<index_t> ids, tokens_out<Scalar> y, const executor_ref& executor) const {
-    executor.parallel_blocks(ids.rows(), tile, inputs() * 4, [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t)
-        for (index_t d = 0; d < inputs(); ++d) {
-          const index_t id = ids(t, d / width_);
-          y(t, d) = id == no_code ? Scalar(0) : rounding(d).code(level(id, d));
-        }
+    executor.parallel_each(ids.rows(), inputs() * 4, [&](index_t t) {
+      for (index_t d = 0; d < inputs(); ++d) {
+        const index_t id = ids(t, d / width_);
+        y(t, d) = id == no_code ? Scalar(0) : rounding(d).code(level(id, d));
+      }
     });
   }
 

@@ -142,8 +142,6 @@ public:
   }
 
 private:
-  static constexpr index_t rows_per_task = 32;
-
   residual_quantizer(quantizer_list<Stage> stages, residual_options o)
       : stages_(std::move(stages)), options_(o), used_(stages_.size()) {
     if (!is_between(o.dropout, 0.0, 1.0)) throw_invalid("residual_quantizer needs 0 <= dropout <= 1, not ", o.dropout);
@@ -170,7 +168,7 @@ private:
                                    context.executor);
       const scalar* const before = j == 1 ? x.data() : m.residual.data();
       const index_t stride = j == 1 ? x.outerStride() : m.residual.cols();
-      for_rows(context.executor, x.rows(), [&](index_t t) {
+      context.executor.parallel_each(x.rows(), inputs(), [&](index_t t) {
         const scalar *from = before + t * stride, *value = m.value.row(t);
         scalar* const left = m.residual.row(t);
         for (index_t i = 0; i < inputs(); ++i) left[i] = from[i] - value[i];
@@ -186,7 +184,7 @@ private:
       if ((stages_.columns(ids, j).col(0).array() == no_code).all()) continue;
       if (j >= used_ && !stages_.is_shared()) stage(j).prepare_call(workspace_of(m, j), executor);
       stage(j).decode_prepared(stages_.columns(ids, j), m.value.map(), workspace_of(m, j), executor);
-      for_rows(executor, ids.rows(), [&](index_t t) {
+      executor.parallel_each(ids.rows(), inputs(), [&](index_t t) {
         kernel::add_scaled(scalar(1), m.value.row(t), y.data() + t * y.outerStride(), inputs());
       });
     }
@@ -210,7 +208,7 @@ private:
       own.token_mask = choose_tokens(t, j);
       forward_stage(t, j).forward(std::as_const(t.residual).map(), t.quantized.map(), stage_tape, own);
       stages_.columns(t.ids.map(), j) = stage_tape.ids.map();
-      for_rows(context.executor, tokens, [&](index_t token) {
+      context.executor.parallel_each(tokens, inputs(), [&](index_t token) {
         if (t.ids(token, stages_.first_column(j)) == no_code) return;
         kernel::add_scaled(scalar(1), t.quantized.row(token), t.sum.row(token), inputs());
         kernel::add_scaled(scalar(-1), t.quantized.row(token), t.residual.row(token), inputs());
@@ -264,13 +262,6 @@ private:
       return t.moved.at(j);
     else
       return stage(j);
-  }
-
-  template <typename F>
-  void for_rows(const executor_ref& executor, index_t rows, F&& f) const {
-    executor.parallel_blocks(rows, rows_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) f(t);
-    });
   }
 
   quantizer_list<Stage> stages_;

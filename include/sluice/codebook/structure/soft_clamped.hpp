@@ -39,17 +39,8 @@ public:
   const std::vector<scalar>& bounds() const noexcept { return bounds_; }
 
 private:
-  static constexpr index_t rows_per_task = 32;
-
-  template <typename F>
-  void for_rows(index_t rows, const executor_ref& executor, F&& f) const {
-    executor.parallel_blocks(rows, rows_per_task, 16 * this->inputs(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) f(t);
-    });
-  }
-
   void before(tokens_in<scalar> x, tokens_out<scalar> z, detail::no_memory&, const context_type& context) const {
-    for_rows(x.rows(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(x.rows(), 16 * this->inputs(), [&](index_t t) {
       kernel::transform(
           this->inputs(), [](auto v, auto c) { return c * hyperbolic_tangent::value(v / c); }, &z(t, 0),
           x.data() + t * x.outerStride(), bounds_.data());
@@ -59,7 +50,7 @@ private:
   void after_backward(tokens_in<scalar> dy, tokens_out<scalar> dq, tape&) { dq = dy; }
   void before_backward(tokens_in<scalar> dz, tokens_out<scalar> dx, tape& t) {
     const auto x = t.kept.x();
-    for_rows(x.rows(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(x.rows(), 16 * this->inputs(), [&](index_t r) {
       kernel::transform(
           this->inputs(),
           [](auto sum, auto d, auto v, auto c) { return sum + d * hyperbolic_tangent::derivative(v / c); }, &dx(r, 0),

@@ -89,7 +89,7 @@ public:
     t.dx.set_zero(x.rows(), inputs());
     bank_.backward_routed(t.x.map(), rows.slice(0, bank_.experts()), dy, t.dx.map(), t.bank, dweight, dinput_scale,
                           executor);
-    for_tokens(x.rows(), executor, [&](index_t token) {
+    executor.parallel_each(x.rows(), inputs(), [&](index_t token) {
       scalar* const u = t.dx.row(token);
       const scalar* const in = x.data() + token * x.outerStride();
       const scalar* const m = t.mixed.row(token);
@@ -143,19 +143,11 @@ private:
         kernel::add_scaled(vectors.weight(i), theta_.data() + expert * inputs(), t.mixed.row(vectors.token(i)),
                            inputs());
       }
-    for_tokens(x.rows(), executor, [&](index_t token) {
+    executor.parallel_each(x.rows(), inputs(), [&](index_t token) {
       if (!t.has_vector[token]) std::fill_n(t.mixed.row(token), inputs(), scalar(1));
       kernel::transform(
           inputs(), [](const auto& m, const auto& v) { return m * v; }, t.x.row(token),
           std::as_const(t.mixed).row(token), x.data() + token * x.outerStride());
-    });
-  }
-
-  template <typename F>
-  void for_tokens(index_t tokens, const executor_ref& executor, F&& f) const {
-    constexpr index_t row_block = 32;
-    executor.parallel_blocks(tokens, row_block, inputs(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) f(token);
     });
   }
 

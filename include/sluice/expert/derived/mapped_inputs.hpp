@@ -85,13 +85,11 @@ public:
 
 private:
   void map(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
-    constexpr index_t row_block = 32;
     t.x.resize(x.rows(), inputs());
-    executor.parallel_blocks(x.rows(), row_block, inputs(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r)
-        kernel::transform<scalar>(
-            inputs(), [](auto v) -> decltype(Map::value(v)) { return Map::value(v); }, t.x.row(r),
-            x.data() + r * x.outerStride());
+    executor.parallel_each(x.rows(), inputs(), [&](index_t r) {
+      kernel::transform<scalar>(
+          inputs(), [](auto v) -> decltype(Map::value(v)) { return Map::value(v); }, t.x.row(r),
+          x.data() + r * x.outerStride());
     });
   }
 

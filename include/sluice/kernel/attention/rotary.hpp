@@ -76,9 +76,8 @@ public:
   /// `count` rows from `row` on, at consecutive positions.
   void rotate(const head_rows<Scalar>& x, index_t heads, index_t row, index_t count, index_t first_position,
               turn direction, const executor_ref& executor) const {
-    executor.parallel_blocks(count, 32, heads * options_.width, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        rotate(x.at(row + i, 0), heads, x.head_stride, first_position + i, direction);
+    executor.parallel_each(count, heads * options_.width, [&](index_t i) {
+      rotate(x.at(row + i, 0), heads, x.head_stride, first_position + i, direction);
     });
   }
 

@@ -89,8 +89,8 @@ public:
     const ternary_dictionary& dictionary = ternary_dictionary::shared();
     const index_t groups = (x.rows() + lanes - 1) / lanes, room = inputs_;
     if (x.rows() == 1) {
-      executor.parallel_blocks(outputs(), output_block, inputs_ / 4, [&](index_t begin, index_t end) {
-        for (index_t o = begin; o < end; ++o) y(0, o) = level_sum(o, sums<float>(dictionary, o, x.data(), 1)).get(0);
+      executor.parallel_each(outputs(), inputs_ / 4, [&](index_t o) {
+        y(0, o) = level_sum(o, sums<float>(dictionary, o, x.data(), 1)).get(0);
       });
       return;
     }

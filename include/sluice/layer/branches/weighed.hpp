@@ -107,7 +107,7 @@ private:
     }
     this->other().forward(x, m.second.map(), m.other, base::beside(context));
     inner(x, m.first.map());
-    for_rows(y.rows(), y.cols(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(y.rows(), 2 * y.cols(), [&](index_t t) {
       scalar* const c = m.weights.row(t);
       kernel::softmax(c, c, 2);
       kernel::copy_scaled(c[0], m.first.row(t), y.data() + t * y.outerStride(), y.cols());
@@ -138,7 +138,7 @@ private:
     t.dsecond.resize(dy.rows(), dy.cols());
     t.dx.resize(dx.rows(), dx.cols());
     // Rows of padding and of NaN may hold anything here: the three layers read none of theirs.
-    for_rows(dy.rows(), dy.cols(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(dy.rows(), 2 * dy.cols(), [&](index_t r) {
       const scalar* const upstream = dy.data() + r * dy.outerStride();
       const scalar* const c = t.weights.row(r);
       kernel::copy_scaled(c[0], upstream, t.dfirst.row(r), dy.cols());
@@ -154,14 +154,6 @@ private:
     dx += t.dx.map();
     weighing_.backward(t.dweights.map(), t.dx.map(), t.weighing);
     dx += t.dx.map();
-  }
-
-  template <typename F>
-  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, 2 * width, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
   }
 
   template <typename Storage, typename Inner>

@@ -95,7 +95,7 @@ private:
     m.kept.keep(x, context);
     m.point.resize(x.rows(), width);
     m.u.resize(x.rows(), width);
-    for_rows(x.rows(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(x.rows(), inputs(), [&](index_t t) {
       const scalar* const row = row_of(m.kept.x(), t);
       if (m.kept.counts(t))
         step_.point(width, row, row + width, m.point.row(t));
@@ -103,7 +103,7 @@ private:
         std::fill_n(m.point.row(t), width, quiet_nan<scalar>());
     });
     inner(m.point.map(), m.u.map());
-    for_rows(x.rows(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(x.rows(), inputs(), [&](index_t t) {
       const scalar* const row = row_of(m.kept.x(), t);
       scalar* const out = y.data() + t * y.outerStride();
       if (!m.kept.counts(t)) {
@@ -121,7 +121,7 @@ private:
     t.du.resize(dy.rows(), width);
     t.dpoint.resize(dy.rows(), width);
     const auto gradient = t.kept.of_gradient(dy, t.context.executor);
-    for_rows(dy.rows(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(dy.rows(), inputs(), [&](index_t r) {
       const scalar* const row = row_of(t.kept.x(), r);
       const scalar* const upstream = row_of(gradient, r);
       scalar* const down = dx.data() + r * dx.outerStride();
@@ -134,7 +134,7 @@ private:
       std::copy(upstream + used(), upstream + dx.cols(), down + used());
     });
     inner(t.du.map(), t.dpoint.map());
-    for_rows(dy.rows(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(dy.rows(), inputs(), [&](index_t r) {
       scalar* const down = dx.data() + r * dx.outerStride();
       if (t.kept.counts(r)) step_.point_backward(width, t.dpoint.row(r), down, down + width);
     });
@@ -144,14 +144,6 @@ private:
   index_t used() const noexcept { return (1 + Step::states) * this->layer().inputs(); }
 
   static const scalar* row_of(const_matrix_map<scalar> m, index_t r) { return m.data() + r * m.cols(); }
-
-  template <typename F>
-  void for_rows(index_t rows, const executor_ref& executor, F&& f) const {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, inputs(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
-  }
 
   template <typename Storage, typename Inner>
   auto rebuilt(Inner inner) const {

@@ -99,15 +99,16 @@ private:
     m.own.token_mask.resize(rows * pieces_);
     m.own.groups.resize(rows > 0 ? rows + 1 : 0);
     for (index_t r = 0; r < m.own.groups.size(); ++r) m.own.groups[r] = r * pieces_;
-    for_rows(rows, context, [&](index_t r) {
+    context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
       std::copy_n(x.data() + r * x.outerStride(), inputs(), m.tokens.row(r * pieces_));
       std::fill_n(m.own.token_mask.data() + r * pieces_, pieces_, std::uint8_t(m.kept.counts(r)));
     });
     context_type own = m.own.seen_by(context);
     own.top_k = 0;  // of the rows, not of their pieces
     layer_.forward(m.tokens.map(), m.outputs.map(), m.layer, own);
-    for_rows(rows, context,
-             [&](index_t r) { std::copy_n(m.outputs.row(r * pieces_), outputs(), y.data() + r * y.outerStride()); });
+    context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
+      std::copy_n(m.outputs.row(r * pieces_), outputs(), y.data() + r * y.outerStride());
+    });
   }
 
   void mix_backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) {
@@ -115,16 +116,13 @@ private:
     t.own.follow(t.layer);
     t.dtokens.resize(rows * pieces_, layer_.inputs());
     t.doutputs.resize(rows * pieces_, layer_.outputs());
-    for_rows(rows, t.context,
-             [&](index_t r) { std::copy_n(dy.data() + r * dy.outerStride(), outputs(), t.doutputs.row(r * pieces_)); });
+    t.context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
+      std::copy_n(dy.data() + r * dy.outerStride(), outputs(), t.doutputs.row(r * pieces_));
+    });
     layer_.backward(t.doutputs.map(), t.dtokens.map(), t.layer);
-    for_rows(rows, t.context,
-             [&](index_t r) { std::copy_n(t.dtokens.row(r * pieces_), inputs(), dx.data() + r * dx.outerStride()); });
-  }
-
-  template <typename F>
-  void for_rows(index_t rows, const context_type& context, F&& f) const {
-    context.executor.for_work(rows * (inputs() + outputs())).parallel_for(rows, f);
+    t.context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
+      std::copy_n(t.dtokens.row(r * pieces_), inputs(), dx.data() + r * dx.outerStride());
+    });
   }
 
   Layer layer_;

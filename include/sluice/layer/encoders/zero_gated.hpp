@@ -71,7 +71,7 @@ private:
     inner(x, m.branch.map());
     if constexpr (std::same_as<Memory, tape>) m.counts.resize(x.rows());
     const scalar s = strength();
-    for_rows(x.rows(), x.cols(), context.executor, [&](index_t t) {
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t t) {
       const scalar* const in = x.data() + t * x.outerStride();
       scalar* const out = y.data() + t * y.outerStride();
       const bool is_padding = context.is_padding(t);
@@ -96,20 +96,12 @@ private:
     }
     gate_.gradient()[0] += (1 - s * s) * dgate;
     inner(t.dbranch.map(), dx);
-    for_rows(dx.rows(), dx.cols(), t.context.executor, [&](index_t r) {
+    t.context.executor.parallel_each(dx.rows(), dx.cols(), [&](index_t r) {
       scalar* const out = dx.data() + r * dx.outerStride();
       if (t.counts[r])
         kernel::add_scaled(scalar(1), dy.data() + r * dy.outerStride(), out, dx.cols());
       else
         std::fill_n(out, dx.cols(), scalar(0));
-    });
-  }
-
-  template <typename F>
-  static void for_rows(index_t rows, index_t width, const executor_ref& executor, F&& f) {
-    constexpr index_t rows_per_task = 32;
-    executor.parallel_blocks(rows, rows_per_task, width, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
     });
   }
 

@@ -171,7 +171,7 @@ private:
       m.between.resize(x.rows(), first_.outputs());
       m.h.resize(x.rows(), first_.outputs());
       first_.forward(gates_of(m), normed(m, x), m.between.map(), m.first, training, context.executor);
-      for_rows(x.rows(), context.executor, [&](index_t t) {
+      context.executor.parallel_each(x.rows(), 256, [&](index_t t) {
         kernel::transform<scalar>(
             first_.outputs(), [](auto v) -> decltype(Phi::value(v)) { return Phi::value(v); }, m.h.row(t),
             std::as_const(m.between).row(t));
@@ -195,7 +195,7 @@ private:
       second_->backward(
           gates_of(t), t.h.map(), dy, [&](index_t l) { return t.levels[as_size(l)].more.map(); }, t.dh.map(), t.second,
           executor);
-      for_rows(x.rows(), executor, [&](index_t r) {
+      executor.parallel_each(x.rows(), 256, [&](index_t r) {
         kernel::transform<scalar>(
             first_.outputs(), [](auto d, auto v) -> decltype(d * Phi::derivative(v)) { return d * Phi::derivative(v); },
             t.dh.row(r), std::as_const(t.dh).row(r), std::as_const(t.between).row(r));
@@ -238,13 +238,6 @@ private:
   static void for_invalid(const memory& m, F&& f) {
     for (const auto& level : m.levels)
       for (const index_t t : level.plan.invalid_tokens()) f(t);
-  }
-  template <typename F>
-  static void for_rows(index_t rows, const executor_ref& executor, F&& f) {
-    constexpr index_t row_block = 32, work = 256;
-    executor.parallel_blocks(rows, row_block, work, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
   }
 
   std::vector<Router> levels_;

@@ -52,17 +52,14 @@ private:
     const index_t first = this->layer().inputs();
     m.a.resize(x.rows(), first);
     m.b.resize(x.rows(), x.cols() - first);
-    constexpr index_t rows_per_task = 32;
-    context.executor.parallel_blocks(x.rows(), rows_per_task, x.cols(), [&](index_t begin, index_t end) {
-      for (index_t t = begin; t < end; ++t) {
-        const scalar* const row = x.data() + t * x.outerStride();
-        if (any_nan(row, x.cols())) {
-          std::fill_n(m.a.row(t), m.a.cols(), quiet_nan<scalar>());
-          std::fill_n(m.b.row(t), m.b.cols(), quiet_nan<scalar>());
-        } else {
-          std::copy_n(row, first, m.a.row(t));
-          std::copy_n(row + first, m.b.cols(), m.b.row(t));
-        }
+    context.executor.parallel_each(x.rows(), x.cols(), [&](index_t t) {
+      const scalar* const row = x.data() + t * x.outerStride();
+      if (any_nan(row, x.cols())) {
+        std::fill_n(m.a.row(t), m.a.cols(), quiet_nan<scalar>());
+        std::fill_n(m.b.row(t), m.b.cols(), quiet_nan<scalar>());
+      } else {
+        std::copy_n(row, first, m.a.row(t));
+        std::copy_n(row + first, m.b.cols(), m.b.row(t));
       }
     });
     inner(m.a.map(), y.leftCols(this->layer().outputs()));

@@ -146,11 +146,9 @@ public:
 private:
   template <typename F>
   static void for_tokens(const choice_batch<Scalar>& batch, F&& f) {
-    constexpr index_t token_block = 32;
     const auto count = static_cast<index_t>(batch.routable.size());
-    batch.context.executor.parallel_blocks(count, token_block, 4 * batch.experts, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) f(batch.routable[static_cast<std::size_t>(i)]);
-    });
+    batch.context.executor.parallel_each(count, 4 * batch.experts,
+                                         [&](index_t i) { f(batch.routable[static_cast<std::size_t>(i)]); });
   }
 
   /// The row that weights are made of.

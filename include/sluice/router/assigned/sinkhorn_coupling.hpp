@@ -182,10 +182,7 @@ public:
 private:
   template <typename F>
   static void for_rows(const choice_batch<Scalar>& batch, index_t rows, index_t width, F&& f) {
-    constexpr index_t block = 16;
-    batch.context.executor.parallel_blocks(rows, block, 16 * width, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) f(r);
-    });
+    batch.context.executor.parallel_each(rows, 16 * width, f);
   }
 
   static void exponentiate(Scalar* v, index_t count) {

@@ -194,15 +194,13 @@ public:
     const Scalar mass = static_cast<Scalar>(n) / static_cast<Scalar>(experts);
     t.ascent.reset(experts);
     for (index_t step = 1;; ++step) {
-      batch.context.executor.parallel_blocks(n, token_block, 4 * experts, [&](index_t begin, index_t end) {
-        for (index_t i = begin; i < end; ++i) {
-          Scalar* const v = t.shifted.row(i);
-          for (index_t e = 0; e < experts; ++e)
-            v[e] = (t.ascent.potential[e] + t.scores(i, e)) / static_cast<Scalar>(options_.gamma);
-          kernel::top_k(v, experts, k, t.ids.row(i));
-          for (index_t j = 0; j < k; ++j) t.entries(i, j) = v[t.ids(i, j)];
-          detail::project_to_simplex(t.entries.row(i), k);
-        }
+      batch.context.executor.parallel_each(n, 4 * experts, [&](index_t i) {
+        Scalar* const v = t.shifted.row(i);
+        for (index_t e = 0; e < experts; ++e)
+          v[e] = (t.ascent.potential[e] + t.scores(i, e)) / static_cast<Scalar>(options_.gamma);
+        kernel::top_k(v, experts, k, t.ids.row(i));
+        for (index_t j = 0; j < k; ++j) t.entries(i, j) = v[t.ids(i, j)];
+        detail::project_to_simplex(t.entries.row(i), k);
       });
       if (step > options_.steps) break;
       t.sums.fill(Scalar(0));
@@ -218,8 +216,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   static void make_room(const choice_batch<Scalar>& batch, tape& t) {
     t.coupling.resize(batch.tokens, batch.experts);
     t.ascent.reserve(batch.experts);

@@ -113,15 +113,13 @@ public:
       column_softmax(
           logits, context.group(g, x.rows()), [&](index_t r) { return t.state[r] == routed; }, p.dispatch(),
           context.executor);
-    context.executor.parallel_blocks(x.rows(), row_block, 16 * p.slot_count(), [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        if (t.state[r] == routed)
-          kernel::softmax(logits.row(r), p.combine().row(r), p.slot_count());
-        else
-          p.leave_out(r);
-        if (t.state[r] == padding && options_.padding == padding_output::mean_of_slots)
-          std::fill_n(p.combine().row(r), p.slot_count(), 1 / static_cast<Scalar>(p.slot_count()));
-      }
+    context.executor.parallel_each(x.rows(), 16 * p.slot_count(), [&](index_t r) {
+      if (t.state[r] == routed)
+        kernel::softmax(logits.row(r), p.combine().row(r), p.slot_count());
+      else
+        p.leave_out(r);
+      if (t.state[r] == padding && options_.padding == padding_output::mean_of_slots)
+        std::fill_n(p.combine().row(r), p.slot_count(), 1 / static_cast<Scalar>(p.slot_count()));
     });
     for (index_t r = 0; r < x.rows(); ++r)
       if (t.state[r] == invalid) p.mark_invalid(r);
@@ -223,12 +221,10 @@ private:
     const index_t slot_count = p.slot_count();
     t.dlogits = t.dseen.noisy_or_clean();
     if (t.seen.has_noise) t.dlogits.map() += t.dseen.clean.map();
-    context.executor.parallel_blocks(p.tokens(), row_block, 4 * slot_count, [&](index_t begin, index_t end) {
-      for (index_t r = begin; r < end; ++r) {
-        if (t.state[r] != routed) continue;
-        const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slot_count);
-        for (index_t s = 0; s < slot_count; ++s) t.dlogits(r, s) += p.combine()(r, s) * (dplan.combine(r, s) - inner);
-      }
+    context.executor.parallel_each(p.tokens(), 4 * slot_count, [&](index_t r) {
+      if (t.state[r] != routed) return;
+      const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slot_count);
+      for (index_t s = 0; s < slot_count; ++s) t.dlogits(r, s) += p.combine()(r, s) * (dplan.combine(r, s) - inner);
     });
     for (index_t g = 0; g < context.group_count(); ++g)
       column_softmax_backward(

@@ -70,15 +70,13 @@ public:
       screen.clear_hidden(m.scores);
       return;
     }
-    context.executor.parallel_blocks(logits.rows(), token_block, 16 * experts_, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        const Scalar* row = logits.row(token);
-        Scalar* own = m.scores.row(token);
-        if (kind_ == kind::softmax)
-          score_by_softmax(context, token, row, own);
-        else
-          kernel::logistic(row, own, experts_);
-      }
+    context.executor.parallel_each(logits.rows(), 16 * experts_, [&](index_t token) {
+      const Scalar* row = logits.row(token);
+      Scalar* own = m.scores.row(token);
+      if (kind_ == kind::softmax)
+        score_by_softmax(context, token, row, own);
+      else
+        kernel::logistic(row, own, experts_);
     });
   }
 
@@ -114,8 +112,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   /// Over the experts of the token's modality; 0 for the others.
   void score_by_softmax(const routing_context<Scalar>& context, index_t token, const Scalar* row, Scalar* own) const {
     if (!modalities_.divides()) return kernel::softmax(row, own, experts_);
@@ -129,21 +125,19 @@ private:
   void backward_by_token(const routing_context<Scalar>& context, const plan& p, const typename plan::gradient& dplan,
                          const weight_application<Scalar>& application, const memory& m,
                          matrix_buffer<Scalar>& dlogits) const {
-    context.executor.parallel_blocks(p.tokens(), token_block, 8 * experts_, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        const Scalar* own = m.scores.row(token);
-        Scalar* dl = dlogits.row(token);
-        Scalar inner = 0;
-        for (const index_t i : p.of_token(token)) {
-          const index_t e = p.expert(i);
-          const Scalar slope = kind_ == kind::softmax ? Scalar(1) : 1 - own[e];
-          const Scalar dweight = application.gradient(dplan, i);
-          dl[e] += own[e] * slope * dweight;
-          inner += own[e] * dweight;
-        }
-        if (kind_ == kind::softmax && !p.of_token(token).empty())
-          for (index_t e = 0; e < experts_; ++e) dl[e] -= own[e] * inner;
+    context.executor.parallel_each(p.tokens(), 8 * experts_, [&](index_t token) {
+      const Scalar* own = m.scores.row(token);
+      Scalar* dl = dlogits.row(token);
+      Scalar inner = 0;
+      for (const index_t i : p.of_token(token)) {
+        const index_t e = p.expert(i);
+        const Scalar slope = kind_ == kind::softmax ? Scalar(1) : 1 - own[e];
+        const Scalar dweight = application.gradient(dplan, i);
+        dl[e] += own[e] * slope * dweight;
+        inner += own[e] * dweight;
       }
+      if (kind_ == kind::softmax && !p.of_token(token).empty())
+        for (index_t e = 0; e < experts_; ++e) dl[e] -= own[e] * inner;
     });
   }
 

@@ -61,9 +61,8 @@ public:
     by_expert_.resize(experts, tokens);
     by_token_.resize(tokens, experts);
     resize_scratch(tokens, experts);
-    executor.parallel_blocks(tokens, token_block, 4 * experts, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i)
-        for (index_t e = 0; e < experts; ++e) by_expert_(e, i) = by_token_(i, e) = p(i, e) / cap.lambda;
+    executor.parallel_each(tokens, 4 * experts, [&](index_t i) {
+      for (index_t e = 0; e < experts; ++e) by_expert_(e, i) = by_token_(i, e) = p(i, e) / cap.lambda;
     });
     for (index_t round = 0; round < cap.iterations; ++round) {
       std::copy(price_.begin(), price_.end(), before_.begin());

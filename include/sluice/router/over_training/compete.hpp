@@ -169,15 +169,13 @@ public:
     if (!needs_outputs(context, p, t)) return;
     const competition<scalar> contest(options_.responses, outputs.cols());
     const index_t work = experts() * outputs.cols();
-    context.executor.parallel_blocks(p.tokens(), token_block, work, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        const auto own = p.of_token(token);
-        if (own.empty()) continue;
-        for (const index_t i : own) weight(p, i) = 0;
-        contest.judge(outputs_of(own, outputs), token, t.seen,
-                      [&](index_t e, scalar w) { weight(p, own[static_cast<std::size_t>(e)]) = w; });
-        kernel::softmax(t.seen.clean.row(token), t.seen.policy.row(token), experts());
-      }
+    context.executor.parallel_each(p.tokens(), work, [&](index_t token) {
+      const auto own = p.of_token(token);
+      if (own.empty()) return;
+      for (const index_t i : own) weight(p, i) = 0;
+      contest.judge(outputs_of(own, outputs), token, t.seen,
+                    [&](index_t e, scalar w) { weight(p, own[static_cast<std::size_t>(e)]) = w; });
+      kernel::softmax(t.seen.clean.row(token), t.seen.policy.row(token), experts());
     });
   }
 
@@ -188,22 +186,20 @@ public:
     const competition<scalar> contest(options_.responses, outputs.cols());
     t.dresponses = t.dseen.responses;
     const index_t work = experts() * outputs.cols();
-    context.executor.parallel_blocks(p.tokens(), token_block, work, [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        const auto own = p.of_token(token);
-        if (own.empty()) continue;
-        const auto f = outputs_of(own, outputs);
-        const auto df = [&](index_t e) {
-          return doutputs.data() + own[static_cast<std::size_t>(e)] * doutputs.outerStride();
-        };
-        scalar* da = t.dresponses.row(token);
-        contest.backward_weights(
-            t.seen, token, [&](index_t e) { return p.weight(own[static_cast<std::size_t>(e)]); },
-            [&](index_t e) { return dplan.weight[own[static_cast<std::size_t>(e)]]; }, da);
-        for (index_t e = 0; e < experts(); ++e)
-          if (da[e] != scalar(0)) contest.backward_response(f(e), t.seen.responses(token, e), da[e], df(e));
-        contest.backward_similarity(f, t.seen, t.dseen.similarity.row(token), token, df);
-      }
+    context.executor.parallel_each(p.tokens(), work, [&](index_t token) {
+      const auto own = p.of_token(token);
+      if (own.empty()) return;
+      const auto f = outputs_of(own, outputs);
+      const auto df = [&](index_t e) {
+        return doutputs.data() + own[static_cast<std::size_t>(e)] * doutputs.outerStride();
+      };
+      scalar* da = t.dresponses.row(token);
+      contest.backward_weights(
+          t.seen, token, [&](index_t e) { return p.weight(own[static_cast<std::size_t>(e)]); },
+          [&](index_t e) { return dplan.weight[own[static_cast<std::size_t>(e)]]; }, da);
+      for (index_t e = 0; e < experts(); ++e)
+        if (da[e] != scalar(0)) contest.backward_response(f(e), t.seen.responses(token, e), da[e], df(e));
+      contest.backward_similarity(f, t.seen, t.dseen.similarity.row(token), token, df);
     });
   }
 
@@ -236,8 +232,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   static scalar& weight(plan& p, index_t i) { return p.weights()[static_cast<std::size_t>(i)]; }
 
   /// A token's assignments stand in the order of the experts.

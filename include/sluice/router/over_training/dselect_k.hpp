@@ -105,9 +105,8 @@ public:
       t.dweights(GateType::per_token ? p.token(i) : 0, p.expert(i)) += dplan.weight[i];
     t.dcodes.set_zero(rows, t.codes.cols());
     t.dmixing.set_zero(rows, selectors());
-    context.executor.parallel_blocks(rows, row_block, 8 * selectors() * experts(), [&](index_t begin, index_t end) {
-      for (index_t n = begin; n < end; ++n)
-        if (t.seen.counted[n]) backward_row(t, n);
+    context.executor.parallel_each(rows, 8 * selectors() * experts(), [&](index_t n) {
+      if (t.seen.counted[n]) backward_row(t, n);
     });
     gate_.backward(t.screen.of(x), context, t.dcodes.map(), t.dmixing.map(), dx);
   }

@@ -109,9 +109,8 @@ private:
   template <typename F>
   static void for_tokens(const choice_batch<Scalar>& batch, F&& f) {
     const auto count = static_cast<index_t>(batch.routable.size());
-    batch.context.executor.parallel_blocks(count, 32, 16 * batch.experts, [&](index_t begin, index_t end) {
-      for (index_t i = begin; i < end; ++i) f(i, batch.routable[as_size(i)]);
-    });
+    batch.context.executor.parallel_each(count, 16 * batch.experts,
+                                         [&](index_t i) { f(i, batch.routable[as_size(i)]); });
   }
 
   options options_;

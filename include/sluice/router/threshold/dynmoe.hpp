@@ -199,7 +199,6 @@ public:
   }
 
 private:
-  static constexpr index_t row_block = 32;
   static constexpr double largest_scale = 100;
 
   index_t step() const noexcept { return static_cast<index_t>(step_.data()[0]); }
@@ -218,15 +217,13 @@ private:
     s.scores.resize(tokens, experts());
     s.active.resize(tokens, experts());
     s.count.assign(tokens, 0);
-    context.executor.parallel_blocks(tokens, row_block, 16 * experts(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        Scalar* scores = s.scores.row(token);
-        Scalar* active = s.active.row(token);
-        kernel::logistic(s.logits.row(token), scores, experts());
-        for (index_t e = 0; e < experts(); ++e) {
-          scores[e] = is_live(e) ? scores[e] : Scalar(0);
-          active[e] = scores[e] > s.thresholds[e] ? Scalar(1) : Scalar(0);
-        }
+    context.executor.parallel_each(tokens, 16 * experts(), [&](index_t token) {
+      Scalar* scores = s.scores.row(token);
+      Scalar* active = s.active.row(token);
+      kernel::logistic(s.logits.row(token), scores, experts());
+      for (index_t e = 0; e < experts(); ++e) {
+        scores[e] = is_live(e) ? scores[e] : Scalar(0);
+        active[e] = scores[e] > s.thresholds[e] ? Scalar(1) : Scalar(0);
       }
     });
     t.screen.clear_hidden(s.scores);

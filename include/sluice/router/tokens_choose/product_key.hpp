@@ -109,14 +109,12 @@ public:
         [&](index_t token) { return t.search.invalid[token] != 0; });
     t.seen.weights.resize(x.rows(), heads() * k);
     t.place.resize(x.rows(), heads() * k);
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) {
-        if (t.screen.is_routed(token))
-          weigh(t.seen, token);
-        else
-          erase(t.seen, token);
-        join(t, token);
-      }
+    context.executor.parallel_each(x.rows(), 16 * t.place.choices(), [&](index_t token) {
+      if (t.screen.is_routed(token))
+        weigh(t.seen, token);
+      else
+        erase(t.seen, token);
+      join(t, token);
     });
     fill(t, p);
   }
@@ -124,9 +122,8 @@ public:
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, const plan& p,
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dscores = t.dseen.scores;
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) add_score_gradients(p, dplan, t, token);
-    });
+    context.executor.parallel_each(x.rows(), 16 * t.place.choices(),
+                                   [&](index_t token) { add_score_gradients(p, dplan, t, token); });
     keys_.backward(t.queries, t.seen.expert, t.dscores, t.dqueries, context.executor);
     linear_backward(t.screen.of(x), query_weight_, t.dqueries.map(), dx, context.executor);
   }
@@ -150,8 +147,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   index_t candidates(index_t k) const noexcept {
     return options_.candidates == 0 ? (std::min)(k, keys_.keys()) : options_.candidates;
   }

@@ -97,9 +97,7 @@ public:
         },
         [&](index_t token) { return t.search.invalid[token] != 0; });
     t.place.resize(x.rows(), t.seen.pair.cols());
-    context.executor.parallel_blocks(x.rows(), token_block, 16 * t.place.choices(), [&](index_t begin, index_t end) {
-      for (index_t token = begin; token < end; ++token) join(t, token, k);
-    });
+    context.executor.parallel_each(x.rows(), 16 * t.place.choices(), [&](index_t token) { join(t, token, k); });
     fill(t, k, p);
   }
 
@@ -137,8 +135,6 @@ public:
   }
 
 private:
-  static constexpr index_t token_block = 32;
-
   static index_t width_of(index_t inputs, const options& o) {
     return o.key_width == 0 ? (std::max<index_t>)(1, inputs / 2) : o.key_width;
   }
