@@ -1,5 +1,5 @@
-/// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile), attention/, adapter/, statistics/, codebook/,
-/// quant/, convert/, the inner rooms of expert/ and layer/, and exec/tbb.hpp (needs oneTBB).
+/// Everything in sluice but io/ and checkpoint/ (JSON is slow to compile), attention/, adapter/, statistics/,
+/// codebook/, quant/, convert/, the inner rooms of expert/ and layer/, and exec/tbb.hpp (needs oneTBB).
 #pragma once
 
 #include <sluice/capacity/batch_priority.hpp>

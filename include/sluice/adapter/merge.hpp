@@ -7,9 +7,9 @@
 ///
 /// This is exact where the expert has one weight for every token: a single adapter, or those of an instance whose gate
 /// is known. Experts whose weights differ from token to token have to run. B A is computed in full precision whatever
-/// the expert is stored as. Every element is rounded once each way, so that unmerge_adapter brings W back but for rounding:
-/// about an ulp of W + w s B A. W has to be of float or double. Codes and sixteen-bit weights would lose most of what a
-/// small update adds, and are refused.
+/// the expert is stored as. Every element is rounded once each way, so that unmerge_adapter brings W back but for
+/// rounding: about an ulp of W + w s B A. W has to be of float or double. Codes and sixteen-bit weights would lose most
+/// of what a small update adds, and are refused.
 #pragma once
 
 #include <sluice/adapter/low_rank.hpp>

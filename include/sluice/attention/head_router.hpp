@@ -5,10 +5,10 @@
 ///   map      heads[place(i)] += [weight(i)] f_expert(i)(x[token(i)])          for the assignments i of the plan
 ///   reduce   y[token(i)] += weight(i) f_expert(i)(heads[place(i)])
 ///
-/// heads [T rows_a_token, W]: every token has `rows_a_token` rows, one after the other, so that they are the heads of [T, rows_a_token W].
-/// Which of them an assignment has is for the layer to say: one each (give_each_a_row), or one for all experts of a
-/// head (give_rows). Rows of no assignment are zero. Both ways are calls of a routed bank: no second pass gathers or
-/// adds. A token whose logits hold NaN has no assignments; invalid_tokens() of the plan lists it.
+/// heads [T rows_a_token, W]: every token has `rows_a_token` rows, one after the other, so that they are the heads of
+/// [T, rows_a_token W]. Which of them an assignment has is for the layer to say: one each (give_each_a_row), or one for
+/// all experts of a head (give_rows). Rows of no assignment are zero. Both ways are calls of a routed bank: no second
+/// pass gathers or adds. A token whose logits hold NaN has no assignments; invalid_tokens() of the plan lists it.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

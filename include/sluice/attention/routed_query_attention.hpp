@@ -20,9 +20,10 @@
 ///
 /// Mixture of attention heads (Zhang et al. 2022, arXiv:2210.05144) has one key head, more experts than heads, and the
 /// softmax's probabilities as weights: as they are in the published code (weighting::pre), divided by their detached
-/// sum in the paper (renorm_detached); its sampling is drawn_tail_router. Its losses are importance_loss of the chosen probabilities, unbiased,
-/// switch_balance of the survivors, and router_z_loss, which counts padding there and does not here. JetMoE's (Shen et
-/// al. 2024, arXiv:2404.07413) has a softmax over the chosen logits (post), rotary positions on whole heads and a bias.
+/// sum in the paper (renorm_detached); its sampling is drawn_tail_router. Its losses are importance_loss of the chosen
+/// probabilities, unbiased, switch_balance of the survivors, and router_z_loss, which counts padding there and does not
+/// here. JetMoE's (Shen et al. 2024, arXiv:2404.07413) has a softmax over the chosen logits (post), rotary positions on
+/// whole heads and a bias.
 #pragma once
 
 #include <sluice/attention/dot_product_attention.hpp>

@@ -8,10 +8,10 @@
 ///   key_value_cache<float> cache{attention, 1, 1024};
 ///   attention.forward_cached(token, y, cache, workspace);                        // and so on, token by token
 ///
-/// Sequences are those of the context (sequences, or groups); positions begin at 0 in each. Padding and tokens that hold
-/// NaN are seen by nobody, yet take a position; they get zero and NaN. A cached call gives the same bits as the call on
-/// the whole sequence. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation. Parameters are
-/// those of attention/attention_projections.hpp.
+/// Sequences are those of the context (sequences, or groups); positions begin at 0 in each. Padding and tokens that
+/// hold NaN are seen by nobody, yet take a position; they get zero and NaN. A cached call gives the same bits as the
+/// call on the whole sequence. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation.
+/// Parameters are those of attention/attention_projections.hpp.
 /// Vaswani et al. 2017, arXiv:1706.03762; shared key heads: Ainslie et al. 2023, arXiv:2305.13245.
 #pragma once
 

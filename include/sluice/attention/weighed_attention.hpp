@@ -8,16 +8,16 @@
 ///   auto mixture = weighed_attention<float>::of_layers(dense_models, keys_of::all);           // one set of keys, the mean
 ///   residual_layer block{normalized_layer{beside_layer{moe_layer{...}, mixture}, rms_norm<float>{D}}};
 ///
-/// Keys and values are each expert's own, or one set for all (heads h of all experts then read key head h). The heads of
-/// all experts are heads of one attention, so that projections, kernel, cache, sequences, positions and hidden tokens are
-/// those of attention/self_attention.hpp; a decoded token has the bits of the whole sequence. T = 0 is fine. Equal bits
-/// for any number of threads. Parameters: those of attention_projections, experts one after the other (rows of queries,
-/// keys and values, columns of the output map), and "gate" [N,D], at first zero: all weights are 1/N.
+/// Keys and values are each expert's own, or one set for all (heads h of all experts then read key head h). The heads
+/// of all experts are heads of one attention, so that projections, kernel, cache, sequences, positions and hidden
+/// tokens are those of attention/self_attention.hpp; a decoded token has the bits of the whole sequence. T = 0 is fine.
+/// Equal bits for any number of threads. Parameters: those of attention_projections, experts one after the other (rows
+/// of queries, keys and values, columns of the output map), and "gate" [N,D], at first zero: all weights are 1/N.
 ///
-/// Zhang et al. 2024, "BAM! Just Like That: Simple and Efficient Parameter Upcycling for Mixture of Experts": keys_of::each
-/// is its mixture with expert KV, keys_of::all the one with shared KV. Its parallel block is the example's last line, in
-/// which the gate reads the normed x as all else does. Branches have output maps of their own and are added, which equals
-/// the paper's one map of all side by side. No auxiliary loss stands on these weights.
+/// Zhang et al. 2024, "BAM! Just Like That: Simple and Efficient Parameter Upcycling for Mixture of Experts":
+/// keys_of::each is its mixture with expert KV, keys_of::all the one with shared KV. Its parallel block is the
+/// example's last line, in which the gate reads the normed x as all else does. Branches have output maps of their own
+/// and are added, which equals the paper's one map of all side by side. No auxiliary loss stands on these weights.
 #pragma once
 
 #include <sluice/attention/self_attention.hpp>
@@ -74,8 +74,8 @@ public:
         maps_(width, attention_, {}),
         gate_({o.experts, width}, parameter_role::weight, initial_values::constant(0)) {}
 
-  /// The mixture of trained layers, which have one shape, a key head a head and no biases: of keys_of::all, keys and values
-  /// are the mean of theirs. The gate is zero: y is the mean of theirs, if keys are their own. Throws
+  /// The mixture of trained layers, which have one shape, a key head a head and no biases: of keys_of::all, keys and
+  /// values are the mean of theirs. The gate is zero: y is the mean of theirs, if keys are their own. Throws
   /// std::invalid_argument if the layers do not fit each other.
   static weighed_attention of_layers(std::span<const self_attention<Scalar, Order>> layers,
                                      keys_of keys = keys_of::each) {

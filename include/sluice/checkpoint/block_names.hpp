@@ -30,7 +30,8 @@ struct parameter_name {
 struct block_names {
   model_family family;
   std::string_view stack;
-  std::string_view behind = {};  // the stack of blocks behind the model's own, counted from 0; none: they go on in stack
+  /// The stack of blocks behind the model's own, counted from 0; none: they go on in stack.
+  std::string_view behind = {};
   std::string_view inside;
   std::array<parameter_name, 10> parameters;  // the gate's weight first: a block is where that tensor is
   std::array<expert_layout, 4> experts;      // the published one first

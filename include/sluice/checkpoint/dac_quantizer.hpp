@@ -44,7 +44,8 @@ namespace detail {
 
 /// A 1 x 1 convolution as a linear layer.
 template <typename Scalar>
-void read_convolution(numbered_tensors<Scalar>& blocks, index_t block, const std::string& name, linear_layer<Scalar>& layer) {
+void read_convolution(numbered_tensors<Scalar>& blocks, index_t block, const std::string& name,
+                      linear_layer<Scalar>& layer) {
   const index_t outputs = layer.outputs(), inputs = layer.inputs();
   blocks.read(block, name + ".bias", {outputs}, layer.bias().data());
   if (blocks.has(block, name + ".weight")) {
@@ -59,7 +60,8 @@ void read_convolution(numbered_tensors<Scalar>& blocks, index_t block, const std
 }  // namespace detail
 
 template <FloatOrDouble Scalar>
-dac_quantizer<Scalar> load_dac_quantizer(const checkpoint_files& files, const std::string& prefix = "quantizer.quantizers") {
+dac_quantizer<Scalar> load_dac_quantizer(const checkpoint_files& files,
+                                         const std::string& prefix = "quantizer.quantizers") {
   numbered_tensors<Scalar> blocks(files, prefix);
   const index_t width = blocks.extent(0, "out_proj.bias", 0);
   std::vector<dac_stage<Scalar>> stages;
@@ -77,7 +79,8 @@ dac_quantizer<Scalar> load_dac_quantizer(const checkpoint_files& files, const st
   return dac_quantizer<Scalar>(std::move(stages), {.gradient = residual_gradient::through_stages, .dropout = 0.5});
 }
 template <FloatOrDouble Scalar>
-dac_quantizer<Scalar> load_dac_quantizer(const std::filesystem::path& path, const std::string& prefix = "quantizer.quantizers") {
+dac_quantizer<Scalar> load_dac_quantizer(const std::filesystem::path& path,
+                                         const std::string& prefix = "quantizer.quantizers") {
   return load_dac_quantizer<Scalar>(checkpoint_files(path), prefix);
 }
 

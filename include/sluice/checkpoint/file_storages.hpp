@@ -1,11 +1,12 @@
-/// keep_file_formats: of a layer whose storage is chosen at run time, every matrix of an expert is kept as the file has it.
+/// keep_file_formats: of a layer whose storage is chosen at run time, every matrix of an expert is kept as the file has
+/// it.
 ///
 ///   using storage = mixed_storage<bfloat16_storage, coded_storage<q4_k_format>, coded_storage<q6_k_format>>;
 ///   auto layer = load_layer<qwen3_moe_layer<float, storage>>(checkpoint_model("m-Q4_K_M.gguf"), {.layer = 0});
 ///
-/// The first storage of the list that holds a tensor's numbers as they are takes them: blocks of its GGUF type, codes with
-/// scales that are its own (the first row is tried), bfloat16, float16 or float. Where none is, the first of the list,
-/// which rounds and says so in the load's report. Maps of one storage stay as they are.
+/// The first storage of the list that holds a tensor's numbers as they are takes them: blocks of its GGUF type, codes
+/// with scales that are its own (the first row is tried), bfloat16, float16 or float. Where none is, the first of the
+/// list, which rounds and says so in the load's report. Maps of one storage stay as they are.
 #pragma once
 
 #include <sluice/checkpoint/encoding/coded_matrix.hpp>

@@ -7,10 +7,10 @@
 ///   ARCH.expert_weights_norm, expert_weights_scale   divided by their sum, multiplied by this
 ///   ARCH.expert_gating_func       1: softmax, 2: sigmoid              ARCH.expert_group_count, expert_group_used_count
 ///
-/// What keys do not say, tensors do: which blocks are mixtures, how wide a shared expert is, whether there is a selection
-/// bias. Files may be older than a key; then what a family always does holds, and groups of experts are not limited. A
-/// file_error names the key for one that is missing, has the wrong type, makes no sense, or asks for what sluice does not
-/// do. Keys as written by llama.cpp's converters: https://github.com/ggml-org/llama.cpp
+/// What keys do not say, tensors do: which blocks are mixtures, how wide a shared expert is, whether there is a
+/// selection bias. Files may be older than a key; then what a family always does holds, and groups of experts are not
+/// limited. A file_error names the key for one that is missing, has the wrong type, makes no sense, or asks for what
+/// sluice does not do. Keys as written by llama.cpp's converters: https://github.com/ggml-org/llama.cpp
 #pragma once
 
 #include <sluice/checkpoint/config_keys.hpp>

@@ -8,9 +8,9 @@
 /// block is left over, unless it is a counter of the training (training_state.hpp) or named as ignored; otherwise one
 /// file_error lists them all. What other blocks lack or hold does not matter. Numbers that the layer keeps in a
 /// narrower type are rounded; those that would become infinite, and NaN in biases, are refused with their count.
-/// Elements go from the mapped file straight into packed storage, quantised ones decoded on the way (model_tensors.hpp):
-/// besides the layer nothing of its size is held. A router is never quantised: one that is, is refused. What tensors are
-/// called: tensor_names.hpp.
+/// Elements go from the mapped file straight into packed storage, quantised ones decoded on the way
+/// (model_tensors.hpp): besides the layer nothing of its size is held. A router is never quantised: one that is, is
+/// refused. What tensors are called: tensor_names.hpp.
 #pragma once
 
 #include <sluice/checkpoint/file_storages.hpp>
@@ -264,8 +264,8 @@ void load_layer_into(Layer& layer, const checkpoint_model& model, const block_id
   detail::load_named(layer, model, to_string(block), names, options);
 }
 
-/// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp). If
-/// its storage is chosen at run time, matrices are kept as the file has them (file_storages.hpp).
+/// Makes a layer of the type by the model's config and fills it. The type must be the family's (published_types.hpp).
+/// If its storage is chosen at run time, matrices are kept as the file has them (file_storages.hpp).
 template <typename Layer>
 Layer load_layer(const checkpoint_model& model, const block_id& block, const layer_load_options& options = {}) {
   const std::vector<block_id> blocks = model.blocks();

@@ -1,5 +1,5 @@
-/// model_tensors: the tensors of a model as its layers need them: plain ones as they are, quantised ones put together of
-/// their parts (encoding/decoded_tensor.hpp) and decoded where they are read.
+/// model_tensors: the tensors of a model as its layers need them: plain ones as they are, quantised ones put together
+/// of their parts (encoding/decoded_tensor.hpp) and decoded where they are read.
 ///
 ///   model_tensors tensors(files, config);
 ///   tensors.find("model.layers.3.mlp.experts.5.up_proj.weight")->info     F32 or BF16 as stored, or GPTQ, decoded

@@ -5,8 +5,8 @@
 ///   blocks.finish({"*.inited"});
 ///
 /// What is absent, has another shape or a type that is no number, and what nobody read and no pattern names, is
-/// collected; finish throws one file_error that lists it. Blocks are 0, 1, ... without a gap. F16, BF16, F32 and F64 are
-/// read. Other tensors of the checkpoint are not looked at.
+/// collected; finish throws one file_error that lists it. Blocks are 0, 1, ... without a gap. F16, BF16, F32 and F64
+/// are read. Other tensors of the checkpoint are not looked at.
 #pragma once
 
 #include <sluice/core/types.hpp>

@@ -5,8 +5,8 @@
 ///   layer->plan();                               // who went where with what weight
 ///
 /// One virtual call a batch; everything below is the compiled layer. It keeps its own workspace, so one object serves
-/// one thread at a time; share() makes another on the same weights, for another thread. Programs that know their model at
-/// compile time use load_layer, and can train what it returns.
+/// one thread at a time; share() makes another on the same weights, for another thread. Programs that know their model
+/// at compile time use load_layer, and can train what it returns.
 #pragma once
 
 #include <sluice/checkpoint/file_storages.hpp>

@@ -3,8 +3,8 @@
 ///   coded_storage<Format>   blocks of the GGUF type that has the format; codes with scales that the format holds exactly
 ///   grid_storage<Format>    blocks of the GGUF type
 ///
-/// False, and nothing is written, where the file has something else or the rows lie otherwise: then numbers are read and
-/// rounded (tensor_copy.hpp). Rows are taken from a multiple of 64 on, so that panels are whole.
+/// False, and nothing is written, where the file has something else or the rows lie otherwise: then numbers are read
+/// and rounded (tensor_copy.hpp). Rows are taken from a multiple of 64 on, so that panels are whole.
 #pragma once
 
 #include <sluice/checkpoint/encoding/coded_matrix.hpp>

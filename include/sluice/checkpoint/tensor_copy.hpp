@@ -6,10 +6,10 @@
 ///
 /// Elements that the file has in the parameter's own type are copied bit for bit; others are rounded once, to nearest.
 /// State may be whole numbers in the file, I32 or I64, such as the experts in a table; those have to be exact. Whoever
-/// wants to know what that costs asks before reading (read_losses) or while writing. Where a parameter is kept in codes,
-/// blocks of a GGUF file that are of its own format, and codes with scales that it holds without changing a number, are
-/// taken as they are; all else is rounded to codes, and read adds what that has cost to `loss`. A file may lie transposed
-/// to the panels, so both ways go by small tiles that stay in the nearest cache.
+/// wants to know what that costs asks before reading (read_losses) or while writing. Where a parameter is kept in
+/// codes, blocks of a GGUF file that are of its own format, and codes with scales that it holds without changing a
+/// number, are taken as they are; all else is rounded to codes, and read adds what that has cost to `loss`. A file may
+/// lie transposed to the panels, so both ways go by small tiles that stay in the nearest cache.
 #pragma once
 
 #include <sluice/checkpoint/expert_layout.hpp>

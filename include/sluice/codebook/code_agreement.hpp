@@ -29,8 +29,8 @@ template <FloatOrDouble Scalar>
 void code_agreement(tokens_in<Scalar> x, tokens_in<Scalar> y, std::span<Scalar> scores,
                     const routing_context<Scalar>& context = {}, agreement measure = agreement::cosine) {
   if (x.rows() != y.rows() || x.cols() != y.cols() || static_cast<index_t>(scores.size()) != context.sequence_count())
-    throw_invalid("code_agreement of x [", x.rows(), ", ", x.cols(), "] with y [", y.rows(), ", ", y.cols(), "] was given ",
-                  scores.size(), " scores for ", context.sequence_count(), " sequences");
+    throw_invalid("code_agreement of x [", x.rows(), ", ", x.cols(), "] with y [", y.rows(), ", ", y.cols(),
+                  "] was given ", scores.size(), " scores for ", context.sequence_count(), " sequences");
   check_context(context, x.rows());
   const index_t width = x.cols();
   for (index_t s = 0; s < context.sequence_count(); ++s) {

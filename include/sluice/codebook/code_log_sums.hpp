@@ -1,5 +1,5 @@
-/// The softmax of every token over all codes, as what its exponentials are divided by: one sum that part after part of the
-/// logits is added to.
+/// The softmax of every token over all codes, as what its exponentials are divided by: one sum that part after part of
+/// the logits is added to.
 ///
 ///   log sum over c of exp(l[t,c]) = maximum + log(sum of exp(l[t,c] - maximum))      kept apart: large logits keep their
 ///   differences

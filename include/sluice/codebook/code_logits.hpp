@@ -136,8 +136,8 @@ public:
     });
   }
 
-  /// dl(t, m, c, n, logits, out) writes the gradients of a tile of logits, zeros where a token is hidden. Adds to dx [T,D]
-  /// and, if it has rows, to dcodes [C,D].
+  /// dl(t, m, c, n, logits, out) writes the gradients of a tile of logits, zeros where a token is hidden. Adds to dx
+  /// [T,D] and, if it has rows, to dcodes [C,D].
   template <typename Gradient>
   void backward(Gradient&& dl, tokens_out<Scalar> dx, matrix_map<Scalar> dcodes, const executor_ref& executor) const {
     by_tokens(executor, [&](index_t t, index_t m, index_t c, index_t n, const Scalar* logits) {

@@ -55,7 +55,8 @@ public:
       kernel::add_scaled(-2 * sum, code, dcode, width_);
     } else if constexpr (std::is_same_v<Metric, cosine_similarity>) {
       const Scalar* key = code_keys_.keys().keys + c * width_;
-      const Scalar length = (std::max)(std::sqrt(kernel::dot(code, code, width_)), (std::numeric_limits<Scalar>::min)());
+      const Scalar length =
+          (std::max)(std::sqrt(kernel::dot(code, code, width_)), (std::numeric_limits<Scalar>::min)());
       kernel::add_scaled(1 / length, scratch, dcode, width_);
       kernel::add_scaled(-kernel::dot(key, static_cast<const Scalar*>(scratch), width_) / length, key, dcode, width_);
     } else {

@@ -35,7 +35,8 @@ public:
 
   /// Throws std::invalid_argument for another number of codes.
   void add(const code_usage& other) {
-    if (other.codes() != codes()) throw_invalid("code_usage of ", codes(), " codes cannot take that of ", other.codes());
+    if (other.codes() != codes())
+      throw_invalid("code_usage of ", codes(), " codes cannot take that of ", other.codes());
     for (index_t c = 0; c < codes(); ++c) counts_[c] += other.counts_[c];
     total_ += other.total_;
   }

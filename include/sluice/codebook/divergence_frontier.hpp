@@ -6,11 +6,11 @@
 ///   score = mean of the areas under it, by trapezoids over x and over y      1: the same histogram;  near 0: nothing shared
 ///   integral = 2 sum over codes of [ (p + q) / 4 - p q (log p - log q) / (2 (p - q)) ]     0: the same;  1: nothing shared
 ///
-/// The codes come from k-means over both samples together (codebook/kmeans.hpp), a tenth as many as tokens. KL sums run over codes
-/// whose first share is not 0. All in double. Throws std::invalid_argument for samples of other codes or without a token.
-/// Pillutla et al. 2021, "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence Frontiers", and
-/// 2023, "MAUVE Scores for Generative Models: Theory and Practice"; integral: Liu et al. 2021, "Divergence Frontiers for
-/// Generative Models".
+/// The codes come from k-means over both samples together (codebook/kmeans.hpp), a tenth as many as tokens. KL sums run
+/// over codes whose first share is not 0. All in double. Throws std::invalid_argument for samples of other codes or
+/// without a token. Pillutla et al. 2021, "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence
+/// Frontiers", and 2023, "MAUVE Scores for Generative Models: Theory and Practice"; integral: Liu et al. 2021,
+/// "Divergence Frontiers for Generative Models".
 #pragma once
 
 #include <sluice/codebook/code_usage.hpp>

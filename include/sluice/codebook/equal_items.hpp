@@ -2,9 +2,10 @@
 ///
 ///   ids [T,M] -> numbers [T,1] = how many items before have the same row of ids
 ///
-/// Returns how many codes the new column has: 1 where all rows differ. An item with no_code in its row has it in the new
-/// column too. Numbers go by the order of items, so that those of items that are there stay when others are added behind.
-/// T log T comparisons of rows. Rajput et al. 2023, "Recommender Systems with Generative Retrieval", section 3.1.
+/// Returns how many codes the new column has: 1 where all rows differ. An item with no_code in its row has it in the
+/// new column too. Numbers go by the order of items, so that those of items that are there stay when others are added
+/// behind. T log T comparisons of rows. Rajput et al. 2023, "Recommender Systems with Generative Retrieval", section
+/// 3.1.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

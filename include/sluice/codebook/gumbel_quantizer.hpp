@@ -11,13 +11,13 @@
 /// is drawn, and no gradient reaches W or x. With shared_table all groups choose from one table.
 ///
 /// Loss: diversity_weight (G V - P) / (G V), where P, the perplexity of the mean over tokens of softmax(L), is in
-/// tape.prob_perplexity: sum over g of exp(-sum over v of p log(p + 1e-7)). tape.code_perplexity is the same of how often
-/// v is the arg max of L without noise. A deeper projection is a layer before this one.
+/// tape.prob_perplexity: sum over g of exp(-sum over v of p log(p + 1e-7)). tape.code_perplexity is the same of how
+/// often v is the arg max of L without noise. A deeper projection is a layer before this one.
 /// A draw a token, group and entry: zeta at (t G + g) V + v. Initial values: W normal with deviation 1, b zero, tables
 /// uniform in (0, 1). Parameters: "weight" [G V,D], "bias" [G V], "values" [G V,O/G] or [V,O/G].
 /// Ties, hidden tokens, T = 0, threads: codebook/quantizer.hpp; infinite logits are not for this quantiser.
-/// Baevski, Schneider, Auli 2020, "vq-wav2vec: Self-Supervised Learning of Discrete Speech Representations", section 3.1;
-/// Baevski et al. 2020, "wav2vec 2.0", equations 1 and 4.
+/// Baevski, Schneider, Auli 2020, "vq-wav2vec: Self-Supervised Learning of Discrete Speech Representations", section
+/// 3.1; Baevski et al. 2020, "wav2vec 2.0", equations 1 and 4.
 #pragma once
 
 #include <sluice/codebook/quantizer.hpp>

@@ -6,8 +6,8 @@
 ///   From x_0 to x_t the same holds with keep~ = product of keep, mask~ = 1 - product of (1 - mask), and what is left of
 ///   1 spread over the codes.
 ///
-/// The default schedule is VQ-Diffusion's: keep~ falls from 1 - 1e-5 to 9e-6 and mask~ rises from 9e-6 to 1 - 1e-5, both
-/// linearly. sample draws x_t, posterior gives q(x_{t-1} | x_t, p) for a model's belief p about x_0:
+/// The default schedule is VQ-Diffusion's: keep~ falls from 1 - 1e-5 to 9e-6 and mask~ rises from 9e-6 to 1 - 1e-5,
+/// both linearly. sample draws x_t, posterior gives q(x_{t-1} | x_t, p) for a model's belief p about x_0:
 ///   q(x_{t-1}) = sum over c of p(c) q(x_t | x_{t-1}) q(x_{t-1} | c) / q(x_t | c)
 /// Throws std::invalid_argument for tokens or steps that there are not.
 /// Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis", equations 7 to 11.
@@ -40,8 +40,8 @@ public:
     double mask = 0;
   };
 
-  /// Throws std::invalid_argument unless there are codes and steps, and the schedule is one of probabilities that fall and
-  /// rise.
+  /// Throws std::invalid_argument unless there are codes and steps, and the schedule is one of probabilities that fall
+  /// and rise.
   mask_and_replace(index_t codes, index_t steps, const mask_and_replace_options& o = {})
       : codes_(codes), up_to_{rates{}} {
     const bool falls = is_between(o.first_keep, 0.0, 1.0) && is_between(o.last_keep, 0.0, o.first_keep);

@@ -2,8 +2,8 @@
 ///
 ///   x [T,M d], codes c [M K,d], theta [M]      l[t,m,k] = -|x_tm - c_mk|^2 max(theta_m, 1e-6) / sqrt(K)
 ///
-/// Squares are taken from products and norms, and clamped at 0. Backward adds to dx, dc and dtheta; where theta_m is below
-/// the least its gradient is 0. Equal bits for every executor.
+/// Squares are taken from products and norms, and clamped at 0. Backward adds to dx, dc and dtheta; where theta_m is
+/// below the least its gradient is 0. Equal bits for every executor.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -8,19 +8,20 @@
 ///               f <- decay f + (1 - decay) share of the batch
 ///   u           the share of all M K entries of f that are above 1e-6
 ///
-/// Frequent codes are forbidden now and then so that others learn. The gradient is that of y = softmax(l + zeta) C for x, C
-/// and theta, with that of the chosen code for C. In a forward call on a tape that is not training the codes are the
-/// nearest and have the only gradient.
+/// Frequent codes are forbidden now and then so that others learn. The gradient is that of y = softmax(l + zeta) C for
+/// x, C and theta, with that of the chosen code for C. In a forward call on a tape that is not training the codes are
+/// the nearest and have the only gradient.
 ///
 ///   mixture_quantizer<float> q{6, 8192, 32};     6 parts, 8192 codes of width 32
 ///   every so often: q.reassign(random);          codes that nobody uses become copies of the most used ones
 ///
 /// Levels, each of which codes what the one before left, are a residual_quantizer of these with
 /// residual_gradient::through_stages (codebook/structure/residual.hpp). Logits [T,M K] are in memory. Draws of entry
-/// i = (t M + m) K + k: U at 2 i, U' at 2 i + 1. Initial values: C normal with deviation sqrt(2 / (5 d)), theta 1, f 1/K.
-/// Parameters: "codebook" [M K,d], "temperature" [M], "usage" f [M K] (state). Ties, hidden tokens, T = 0:
+/// i = (t M + m) K + k: U at 2 i, U' at 2 i + 1. Initial values: C normal with deviation sqrt(2 / (5 d)), theta 1, f
+/// 1/K. Parameters: "codebook" [M K,d], "temperature" [M], "usage" f [M K] (state). Ties, hidden tokens, T = 0:
 /// codebook/quantizer.hpp.
-/// Zhu et al. 2022, "Unified Multivariate Gaussian Mixture for Efficient Neural Image Compression", and the released code.
+/// Zhu et al. 2022, "Unified Multivariate Gaussian Mixture for Efficient Neural Image Compression", and the released
+/// code.
 #pragma once
 
 #include <sluice/codebook/mixture_logits.hpp>
@@ -97,8 +98,8 @@ public:
         usage_.data()[m * codes() + t.counted(i, m)] += share;
   }
 
-  /// Codes with f < 1e-6 take the vectors of the most frequent codes of their part (codebook/repair/split_most_used.hpp);
-  /// returns how many.
+  /// Codes with f < 1e-6 take the vectors of the most frequent codes of their part
+  /// (codebook/repair/split_most_used.hpp); returns how many.
   index_t reassign(const random_source& random) {
     most_used_split split;
     index_t count = 0;

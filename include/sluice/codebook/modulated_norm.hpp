@@ -8,10 +8,11 @@
 ///   modulated_norm<float> norm{{.channels = 512, .code_width = 4, .groups = 32, .height = 64, .width = 64, ...}};
 ///   norm.forward(x, q, y, tape);     norm.backward(dy, dx, dq, tape);            // dx and dq are written, gradients added
 ///
-/// Gradients are exact, to x and to q. B is found from the rows of x; B = 0 is fine. NaN spreads in its image: whoever has
-/// hidden pixels hides them before. Equal bits for every executor. Parameters: "gain", "bias", "scale", "scale_bias", "shift",
-/// "shift_bias", "convolution" [Z, 9 Z] (row, column, channel of the window) and "convolution_bias".
-/// Zheng et al. 2022, "MoVQ: Modulating Quantized Vectors for High-Fidelity Image Generation", section 3.2.
+/// Gradients are exact, to x and to q. B is found from the rows of x; B = 0 is fine. NaN spreads in its image: whoever
+/// has hidden pixels hides them before. Equal bits for every executor. Parameters: "gain", "bias", "scale",
+/// "scale_bias", "shift", "shift_bias", "convolution" [Z, 9 Z] (row, column, channel of the window) and
+/// "convolution_bias". Zheng et al. 2022, "MoVQ: Modulating Quantized Vectors for High-Fidelity Image Generation",
+/// section 3.2.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

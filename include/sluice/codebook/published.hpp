@@ -5,9 +5,9 @@
 ///
 /// Sizes that are settled are defaults; where there is none the paper leaves it open, has several, or none was found,
 /// and it is yours. At the end of a row stands where its numbers were read: the paper, the released code or its
-/// configuration; what is well known has no such end. Policies that are not named are vector_quantizer's. A paper's networks, and losses of what they say,
-/// are the caller's; a line says what else is. First codes from data are too: codebook/kmeans.hpp. These headers bring
-/// the whole room and are in no umbrella.
+/// configuration; what is well known has no such end. Policies that are not named are vector_quantizer's. A paper's
+/// networks, and losses of what they say, are the caller's; a line says what else is. First codes from data are too:
+/// codebook/kmeans.hpp. These headers bring the whole room and are in no umbrella.
 ///
 /// Codebooks elsewhere: Transformer-VQ and LongVQ in codebook/attention/, MAUVE in codebook/divergence_frontier.hpp,
 /// weights of EnCodec and DAC in checkpoint/. VQ4Rec surveys rows of this table, GIVT has no codebook.

@@ -8,10 +8,11 @@
 ///
 /// A policy names its role, `using role = gradient_role`, and may have memory of its own in the tape, `template
 /// <typename Scalar> struct memory`, whose reserve(tokens, codes, width), if there is one, makes room for every batch of so
-/// many tokens, as layer/reserve.hpp asks for. A quantiser takes any number of losses and at most one of every other role, in any
-/// order. A policy that has parameters (an average that a repair keeps, weights that a loss learns) visits them and says
-/// under which name the quantiser's have them, `static constexpr const char* name`; backward and after_step may change
-/// it. One whose result for a token depends on others says `static constexpr bool causal = false`.
+/// many tokens, as layer/reserve.hpp asks for. A quantiser takes any number of losses and at most one of every other
+/// role, in any order. A policy that has parameters (an average that a repair keeps, weights that a loss learns) visits
+/// them and says under which name the quantiser's have them, `static constexpr const char* name`; backward and
+/// after_step may change it. One whose result for a token depends on others says `static constexpr bool causal =
+/// false`.
 #pragma once
 
 #include <sluice/codebook/code_search.hpp>

@@ -15,9 +15,9 @@
 ///     void quantize_backward(dy, dx, tape);                  // dx is zero at first; the loss's part is added here too
 ///   };
 ///
-/// (tests/codebook/quantizer_test.cpp has it whole.) One that makes something of its parameters first, for encode_rows and
-/// decode_rows alike, hides prepare(memory, executor). Padding gets no_code and zero, a token that holds NaN gets no_code
-/// and NaN; neither reaches a gradient or a statistic: rows of tape.kept.x() and of dy are zero there, and
+/// (tests/codebook/quantizer_test.cpp has it whole.) One that makes something of its parameters first, for encode_rows
+/// and decode_rows alike, hides prepare(memory, executor). Padding gets no_code and zero, a token that holds NaN gets
+/// no_code and NaN; neither reaches a gradient or a statistic: rows of tape.kept.x() and of dy are zero there, and
 /// tape.kept.counts(t) says so. y may be x, dx may not be dy. T = 0 is fine. Inference is const and thread-safe, a
 /// workspace a thread; equal bits for every executor and thread count. Gradients that pass a choice are estimates
 /// (exact_gradient), which check_layer leaves to tests of their formulas.
@@ -49,8 +49,8 @@ concept CanDecode = requires(const Q& quantizer, tokens_in<index_t> ids, tokens_
 template <typename Q>
 concept Quantizer = TrainableLayer<Q> && CanEncode<Q> && CanDecode<Q>;
 
-/// Derived also has inputs(), code_columns() and codes(column), and outputs() if there are not as many as inputs. OwnMemory
-/// is what encode needs, OwnTape what training does.
+/// Derived also has inputs(), code_columns() and codes(column), and outputs() if there are not as many as inputs.
+/// OwnMemory is what encode needs, OwnTape what training does.
 template <typename Derived, FloatOrDouble Scalar, typename OwnMemory = detail::no_memory, typename OwnTape = OwnMemory>
 class quantizer_base {
 public:
@@ -78,19 +78,19 @@ public:
   /// ids [T,M] of x [T,D]. Throws std::invalid_argument if shapes do not fit.
   void encode(tokens_in<Scalar> x, tokens_out<index_t> ids, workspace& ws, const context_type& context = {}) const {
     if (x.cols() != self().inputs() || ids.rows() != x.rows() || ids.cols() != self().code_columns())
-      throw_invalid("the quantiser encodes [T, ", self().inputs(), "] as [T, ", self().code_columns(), "]; x is [", x.rows(),
-                    ", ", x.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
+      throw_invalid("the quantiser encodes [T, ", self().inputs(), "] as [T, ", self().code_columns(), "]; x is [",
+                    x.rows(), ", ", x.cols(), "] and ids [", ids.rows(), ", ", ids.cols(), "]");
     check_context(context, x.rows());
     prepare_call(ws, context.executor);
     encode_prepared(x, ids, ws, context);
   }
 
-  /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number that is no
-  /// code.
+  /// y [T,D] of ids [T,M]; rows that begin with no_code become zero. Throws std::invalid_argument for any other number
+  /// that is no code.
   void decode(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws, const executor_ref& executor = {}) const {
     if (ids.cols() != self().code_columns() || y.rows() != ids.rows() || y.cols() != self().outputs())
-      throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", self().outputs(), "]; ids are [", ids.rows(),
-                    ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
+      throw_invalid("the quantiser decodes [T, ", self().code_columns(), "] to [T, ", self().outputs(), "]; ids are [",
+                    ids.rows(), ", ", ids.cols(), "] and y is [", y.rows(), ", ", y.cols(), "]");
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < ids.cols(); ++m)
         if (ids(t, m) != no_code && (ids(t, m) < 0 || ids(t, m) >= self().codes(m)))
@@ -99,8 +99,8 @@ public:
     decode_prepared(ids, y, ws, executor);
   }
 
-  /// The parts of encode and decode, for quantisers that hold this one: after one prepare_call, as many of the others as
-  /// the call needs, with shapes and codes that fit.
+  /// The parts of encode and decode, for quantisers that hold this one: after one prepare_call, as many of the others
+  /// as the call needs, with shapes and codes that fit.
   void prepare_call(workspace& ws, const executor_ref& executor) const {
     ws.record.check_values(self());
     self().prepare(ws, executor);
@@ -110,7 +110,8 @@ public:
     for (index_t t = 0; t < x.rows(); ++t)
       if (context.is_padding(t) || any_nan(x.data() + t * x.outerStride(), x.cols())) ids.row(t).setConstant(no_code);
   }
-  void decode_prepared(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws, const executor_ref& executor) const {
+  void decode_prepared(tokens_in<index_t> ids, tokens_out<Scalar> y, workspace& ws,
+                       const executor_ref& executor) const {
     self().decode_rows(ids, y, ws, executor);
     for (index_t t = 0; t < ids.rows(); ++t)
       if (is_hidden(ids, t)) y.row(t).setZero();
@@ -161,7 +162,8 @@ public:
 
   void after_step(tape&) {}
 
-  /// f(table, code) for every code that the last after_step of this tape gave to others, wherever in the quantiser it is.
+  /// f(table, code) for every code that the last after_step of this tape gave to others, wherever in the quantiser it
+  /// is.
   template <typename F>
   void for_each_replaced(tape&, F&&) {}
 

@@ -11,12 +11,14 @@
 ///
 /// The first argument is the codebook (codebook/codes/), the others are policies in any order, found by their roles
 /// (codebook/quantized_batch.hpp): squared_distance, nearest_code, straight_through and commitment_loss are there
-/// unless you give another. Inference, and encode, take the nearest code whatever the assignment in training. Losses are
-/// in tape.loss(), and backward adds their gradients. after_step lets codes learn from the batch, then repairs them.
+/// unless you give another. Inference, and encode, take the nearest code whatever the assignment in training. Losses
+/// are in tape.loss(), and backward adds their gradients. after_step lets codes learn from the batch, then repairs
+/// them.
 ///
 /// Equal scores: the lowest code. Hidden tokens, T = 0, memory and threads: codebook/quantizer.hpp. Search costs 2 C D
 /// operations a token and never holds [T,C]. What a call makes of the codes alone (norms, a linear map) costs C D; for
-/// a few tokens at a time keep a code_search (codebook/code_search.hpp) of codes that do not change. Parameters: "codebook".
+/// a few tokens at a time keep a code_search (codebook/code_search.hpp) of codes that do not change. Parameters:
+/// "codebook".
 #pragma once
 
 #include <sluice/codebook/assign/nearest.hpp>
@@ -36,8 +38,8 @@ namespace sluice::inline SLUICE_ISA {
 namespace detail {
 
 template <typename Role, typename Default, typename... Policies>
-using default_policy =
-    std::conditional_t<policy_set<std::tuple<Policies...>>::template count<Role> == 0, std::tuple<Default>, std::tuple<>>;
+using default_policy = std::conditional_t<policy_set<std::tuple<Policies...>>::template count<Role> == 0,
+                                          std::tuple<Default>, std::tuple<>>;
 
 /// What is there unless another policy plays its part.
 template <typename... Policies>
@@ -88,7 +90,8 @@ public:
   /// Throws std::invalid_argument if an option of a policy does not fit.
   explicit vector_quantizer(Codes codes, Policies... given)
       : codebook_(std::move(codes)),
-        policies_(std::tuple_cat(std::tuple<Policies...>(std::move(given)...), detail::default_policies<Policies...>{})) {
+        policies_(
+            std::tuple_cat(std::tuple<Policies...>(std::move(given)...), detail::default_policies<Policies...>{})) {
     std::apply([&](const auto&... one) { (check_options(one), ...); }, policies_);
   }
 
@@ -144,7 +147,9 @@ private:
     if constexpr (requires { memory.reserve(tokens, codes(), inputs()); }) memory.reserve(tokens, codes(), inputs());
   }
 
-  void prepare(detail::search_memory<Codes>& m, const executor_ref& executor) const { codebook_.evaluate(m.codes, executor); }
+  void prepare(detail::search_memory<Codes>& m, const executor_ref& executor) const {
+    codebook_.evaluate(m.codes, executor);
+  }
 
   void prepare_search(detail::search_memory<Codes>& m, const executor_ref& executor) const {
     policies::template for_each<metric_role>(policies_, [&](const auto& metric) {
@@ -158,7 +163,8 @@ private:
     nearest_codes<scalar>(x, m.search, ids, nullptr, m.scratch, context.executor);
   }
 
-  void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, detail::search_memory<Codes>& m, const executor_ref& executor) const {
+  void decode_rows(tokens_in<index_t> ids, tokens_out<scalar> y, detail::search_memory<Codes>& m,
+                   const executor_ref& executor) const {
     const const_matrix_map<scalar> codes = codebook_.evaluated(m.codes);
     executor.parallel_each(ids.rows(), inputs(), [&](index_t t) {
       if (ids(t, 0) != no_code)

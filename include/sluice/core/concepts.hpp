@@ -9,9 +9,9 @@
 ///   AuxiliaryLoss  a number and its gradient from what the router saw
 ///   Executor       runs tasks (core/executor.hpp)
 ///
-/// Where one of them is asked for, the first error names what yours is missing; static_assert(explain_router<my_router>())
-/// asks where the type is written. A part that knows why it cannot be trained says so in a static consteval function
-/// explain_training().
+/// Where one of them is asked for, the first error names what yours is missing;
+/// static_assert(explain_router<my_router>()) asks where the type is written. A part that knows why it cannot be
+/// trained says so in a static consteval function explain_training().
 #pragma once
 
 #include <sluice/core/context.hpp>
@@ -113,14 +113,16 @@ concept ListsInvalidTokens = requires(const P& plan) {
   { plan.invalid_tokens() } -> std::convertible_to<std::span<const index_t>>;
 };
 
-/// What a router makes and a layer carries out: T tokens, E experts, the rows that experts see, by expert, the most rows
-/// that a batch of this size can have, and the tokens whose output is NaN. `gradient` holds the gradients of its numbers.
+/// What a router makes and a layer carries out: T tokens, E experts, the rows that experts see, by expert, the most
+/// rows that a batch of this size can have, and the tokens whose output is NaN. `gradient` holds the gradients of its
+/// numbers.
 template <typename P>
 concept RoutingPlan = HasScalar<P> && HasGradient<P> && HasTokenCount<P> && HasExpertCount<P> && HasRowCounts<P> &&
     GroupsByExpert<P> && ListsInvalidTokens<P>;
 
 /// A plan in which a row is one token with a weight and, perhaps, a scale of its input. A bank can run it whole. Of any
-/// other the layer asks functions beside it: dispatch, combine and, to train, their adjoints (kernel/soft_dispatch.hpp).
+/// other the layer asks functions beside it: dispatch, combine and, to train, their adjoints
+/// (kernel/soft_dispatch.hpp).
 template <typename P>
 concept RoutedPlan = RoutingPlan<P> && requires(const P& plan, typename P::gradient& gradient) {
   { plan.routed() } -> std::same_as<routed_rows<typename P::scalar>>;
@@ -143,9 +145,10 @@ concept CanRouteBackward = CanRoute<R> &&
 
 /// Decides which experts see which token.
 template <typename R>
-concept RouterPolicy = HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R> && RoutingPlan<typename R::plan>;
-/// A router that can be trained: it adds into the gradients of its parameters and into dx. backward may be called again for one
-/// route, and leaves what it reads in the tape.
+concept RouterPolicy =
+    HasScalar<R> && HasInputs<R> && HasExpertCount<R> && CanRoute<R> && RoutingPlan<typename R::plan>;
+/// A router that can be trained: it adds into the gradients of its parameters and into dx. backward may be called again
+/// for one route, and leaves what it reads in the tape.
 template <typename R>
 concept DifferentiableRouter = RouterPolicy<R> && CanRouteBackward<R>;
 
@@ -212,8 +215,8 @@ concept CanApplyBackward = CanApply<E> &&
 /// numbers a row that forward may leave for backward.
 template <typename E>
 concept ExpertFunctor = HasScalar<E> && HasInputs<E> && HasOutputs<E> && CanApply<E>;
-/// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters. It may be called again, and leaves
-/// what it reads in saved.
+/// backward(x, dy, saved, dx) writes dx and adds into the gradients of the expert's parameters. It may be called again,
+/// and leaves what it reads in saved.
 template <typename E>
 concept DifferentiableExpert = ExpertFunctor<E> && CanApplyBackward<E>;
 
@@ -240,8 +243,8 @@ concept ExpertBank = HasScalar<B> && HasExpertCount<B> && HasInputs<B> && HasOut
 template <typename B>
 concept DifferentiableBank = ExpertBank<B> && CanRunExpertsBackward<B>;
 
-/// A bank that gathers rows and adds outputs into y itself, in the same pass as its products (expert/bank.hpp). Who calls
-/// it has set y to zero, and y shares no memory with x.
+/// A bank that gathers rows and adds outputs into y itself, in the same pass as its products (expert/bank.hpp). Who
+/// calls it has set y to zero, and y shares no memory with x.
 template <typename B>
 concept RoutedBank = ExpertBank<B> &&
     requires(const B& bank, tokens_in<typename B::scalar> x, const routed_rows<typename B::scalar>& rows,

@@ -5,9 +5,9 @@
 ///   y[t] = sum over e of weight(e, j) * f_e(x[t]),  t = routed_tokens()[j]
 ///
 /// It is to gates that use every expert what sparse_plan is to those that choose: nothing is sorted, and as long as the
-/// same tokens are routed only the weights change from batch to batch. A bank runs it like any other (routed()). A token
-/// with NaN in its logits is invalid: its output is NaN. A token that is not routed has output zero. A plan is a value,
-/// as sparse_plan is.
+/// same tokens are routed only the weights change from batch to batch. A bank runs it like any other (routed()). A
+/// token with NaN in its logits is invalid: its output is NaN. A token that is not routed has output zero. A plan is a
+/// value, as sparse_plan is.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -58,7 +58,8 @@ public:
   void mark_invalid(index_t token) { invalid_.push_back(token); }
 
   /// Lays out the rows; call it once after the last add, then write the weights, which are unset. Throws
-  /// std::invalid_argument if a token is outside T: a router's mistake must not become a write outside the layer's memory.
+  /// std::invalid_argument if a token is outside T: a router's mistake must not become a write outside the layer's
+  /// memory.
   void finish() {
     for (const auto* list : {&routed_, &invalid_})
       for (const index_t token : *list)

@@ -3,9 +3,9 @@
 /// sluice hands out tasks that write to places of their own and sums in a fixed order, so results are equal bit for bit
 /// for every executor and thread count. A stage says how much it has to do; where waking a thread would cost more, it
 /// stays on the caller, whatever the executor.
-/// A thread pool of your own is an executor if it has `parallel_for(index_t n, body)` that returns when all n calls have
-/// returned; see examples/own_executor.cpp. If it also has `index_t concurrency() const`, work is cut to that number of
-/// threads; `index_t smallest_work() const` says what is worth handing to it.
+/// A thread pool of your own is an executor if it has `parallel_for(index_t n, body)` that returns when all n calls
+/// have returned; see examples/own_executor.cpp. If it also has `index_t concurrency() const`, work is cut to that
+/// number of threads; `index_t smallest_work() const` says what is worth handing to it.
 #pragma once
 
 #include <sluice/core/function_ref.hpp>

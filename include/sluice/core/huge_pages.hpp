@@ -1,9 +1,9 @@
 /// Huge pages for large memory, where the system gives them to who asks.
 ///
 /// A processor fetches ahead within a page and looks every page up: one thread of an EPYC read one stream at 19 GB/s in
-/// pages of 4 KB and at 34 in pages of 2 MB, eight streams at 24 and 28, and a layer's single token took 6.5 and 6.1 ms.
-/// Linux gives them to memory that asks before it is first written where transparent huge pages are set to `madvise` (or
-/// to `always`, where nobody has to ask). Elsewhere this does nothing.
+/// pages of 4 KB and at 34 in pages of 2 MB, eight streams at 24 and 28, and a layer's single token took 6.5 and 6.1
+/// ms. Linux gives them to memory that asks before it is first written where transparent huge pages are set to
+/// `madvise` (or to `always`, where nobody has to ask). Elsewhere this does nothing.
 #pragma once
 
 #include <sluice/core/isa.hpp>

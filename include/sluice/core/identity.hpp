@@ -1,4 +1,5 @@
-/// A number that no other object of the program has: how an optimiser knows a model again that moved, grew or was copied.
+/// A number that no other object of the program has: how an optimiser knows a model again that moved, grew or was
+/// copied.
 ///
 /// A copy is another object and gets a number of its own; a move takes the number along and leaves a new one behind.
 /// Assigning a copy changes what an object holds, not which object it is. Numbers start at 1.

@@ -1,8 +1,8 @@
 /// Comparisons of floating-point numbers that hold under every compiler flag.
 ///
-/// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares a floating-point value that may be
-/// NaN: the bits are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0 equals +0, +infinity
-/// is a value like any other.
+/// -ffast-math lets a compiler delete `x != x` and std::isnan, so nothing here compares a floating-point value that may
+/// be NaN: the bits are read as integers. The order is the one that routing promises: NaN counts as -infinity, -0
+/// equals +0, +infinity is a value like any other.
 #pragma once
 
 #include <sluice/core/types.hpp>

@@ -63,8 +63,8 @@ public:
 
   parameter() = default;
 
-  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers. Values start at zero, or at the
-  /// constant if the initial values are one.
+  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers. Values start
+  /// at zero, or at the constant if the initial values are one.
   parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {},
             panel_shape panels = {})
       : role_(role), initial_(initial) {
@@ -109,8 +109,8 @@ public:
     if (!may_have_gradient()) gradient_ = {};
   }
 
-  /// Whether it holds what it was meant to: its constant initial value, or what somebody wrote. Asking for a way to write
-  /// counts as writing.
+  /// Whether it holds what it was meant to: its constant initial value, or what somebody wrote. Asking for a way to
+  /// write counts as writing.
   bool has_values() const noexcept { return has_values_; }
 
   std::span<Element> value() noexcept { return {data(), static_cast<std::size_t>(values_.size())}; }
@@ -122,8 +122,8 @@ public:
   const Element* data() const noexcept { return values_.data(); }
 
   bool has_gradient() const noexcept { return gradient_.size() == values_.size(); }
-  /// Makes room for the gradient, zeroed, if there is none and it may have one. Backward calls of one parameter from several threads need
-  /// this to have happened before.
+  /// Makes room for the gradient, zeroed, if there is none and it may have one. Backward calls of one parameter from
+  /// several threads need this to have happened before.
   void ensure_gradient() {
     if (may_have_gradient() && !has_gradient()) gradient_.assign(values_.size(), Scalar(0));
   }
@@ -247,8 +247,8 @@ void for_each_unnamed_parameter(Object& object, F&& f) {
     plain::visit_parameters(object, [&](std::string_view, auto& part) { for_each_unnamed_parameter(part, f); });
 }
 
-// What is asked of the parameters of many classes is a class of its own and no lambda of a template: the way through an expert
-// or a gate is then compiled once, whatever layers they are parts of.
+// What is asked of the parameters of many classes is a class of its own and no lambda of a template: the way through an
+// expert or a gate is then compiled once, whatever layers they are parts of.
 
 struct ensure_gradient {
   template <typename Parameter>
@@ -305,8 +305,8 @@ void zero_gradients(Object& object) {
   detail::for_each_unnamed_parameter(object, detail::zero_gradient{});
 }
 
-/// Throws std::invalid_argument, with its name, for a parameter of random initial values that nobody wrote: it holds zeros,
-/// which route by ties and learn nothing. The name begins with `prefix`.
+/// Throws std::invalid_argument, with its name, for a parameter of random initial values that nobody wrote: it holds
+/// zeros, which route by ties and learn nothing. The name begins with `prefix`.
 template <typename Object>
 void check_initialized(const Object& object, const char* prefix = "") {
   bool all = true;

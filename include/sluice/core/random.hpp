@@ -56,8 +56,8 @@ constexpr random_block philox_4x32_10(random_block counter, std::uint32_t key0, 
   return counter;
 }
 
-/// 53 of 64 bits, moved half a step off zero. From 1/2 on a double has no half steps: they go to the even neighbour, but
-/// the last to the one below 1. In whole numbers, whose rounding no compiler flag changes.
+/// 53 of 64 bits, moved half a step off zero. From 1/2 on a double has no half steps: they go to the even neighbour,
+/// but the last to the one below 1. In whole numbers, whose rounding no compiler flag changes.
 constexpr double between_zero_and_one(std::uint32_t high, std::uint32_t low) noexcept {
   constexpr std::uint64_t middle = std::uint64_t{1} << 52, last = 2 * middle - 1;
   const std::uint64_t step = std::uint64_t{high >> 5} << 26 | low >> 6, even = step + step % 2;

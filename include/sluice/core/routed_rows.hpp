@@ -23,8 +23,8 @@ struct routed_rows {
   const Scalar* input_scales = nullptr;  ///< null: all 1
   const index_t* targets = nullptr;      ///< null: the tokens
 
-  /// The rows of the experts first .. first + count, which keep their numbers (only) or are numbered from 0 (slice). They
-  /// refer to the same tokens.
+  /// The rows of the experts first .. first + count, which keep their numbers (only) or are numbered from 0 (slice).
+  /// They refer to the same tokens.
   routed_rows only(index_t first, index_t count) const noexcept { return with(by_expert.only(first, count)); }
   routed_rows slice(index_t first, index_t count) const noexcept { return with(by_expert.slice(first, count)); }
 

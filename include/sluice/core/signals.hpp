@@ -43,7 +43,8 @@ struct score_gradients {
     noisy.set_zero(seen.has_noise ? seen.clean.rows() : 0, seen.clean.cols());
     noise_std.set_zero(seen.noise_std.rows(), seen.noise_std.cols());
   }
-  /// Room for the scratch of any loss, also of one that finds no token to look at this time: 2E numbers a token, and sums.
+  /// Room for the scratch of any loss, also of one that finds no token to look at this time: 2E numbers a token, and
+  /// sums.
   void reserve_scratch(index_t groups) {
     row_scratch.reserve(clean.rows(), 2 * clean.cols());
     sum_scratch.reserve((2 + groups) * clean.cols());

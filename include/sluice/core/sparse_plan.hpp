@@ -49,9 +49,9 @@ public:
   using scalar = Scalar;
   using gradient = sparse_plan_gradient<Scalar>;
 
-  /// Empties the plan for a batch. Memory is kept. A router whose number of assignments depends on what is routed says the
-  /// most that a batch of this size can have: the plan, and the layer for its experts, makes room for as many, so that no
-  /// later batch of this size allocates.
+  /// Empties the plan for a batch. Memory is kept. A router whose number of assignments depends on what is routed says
+  /// the most that a batch of this size can have: the plan, and the layer for its experts, makes room for as many, so
+  /// that no later batch of this size allocates.
   void reset(index_t tokens, index_t experts, index_t most_assignments = 0) {
     if (tokens < 0 || experts < 1)
       throw_invalid("a plan needs T >= 0 and E >= 1, not T = ", tokens, " and E = ", experts);
@@ -241,8 +241,8 @@ private:
     for (auto* numbers : {&weight_, &input_scale_}) numbers->resize(count);
   }
 
-  /// Writes into token_ from `first` on which of the tokens in going_ go to an expert; returns where they end. Without a
-  /// branch, which nobody could foresee: every token is written and stays if it goes there.
+  /// Writes into token_ from `first` on which of the tokens in going_ go to an expert; returns where they end. Without
+  /// a branch, which nobody could foresee: every token is written and stays if it goes there.
   template <typename Row>
   index_t find_tokens(index_t e, index_t first, Row& row) {
     const index_t n = going_.size(), end = size();

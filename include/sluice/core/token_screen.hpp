@@ -2,9 +2,9 @@
 ///
 /// Such rows of x [T,D] may hold anything. Their results have gradient 0, yet sums over tokens would spread it, for
 /// 0 * NaN is NaN. So whoever reads tokens reads a copy of x with zeros in those rows, forward and backward; if there
-/// are none, x itself. A token is invalid if it holds NaN, or if its results do: overflow can make NaN of numbers. Where
-/// NaN in a token is certain to show in its results (shows_nan, core/concepts.hpp), x itself is not searched for it.
-/// Memory for the copy is set aside at once, so that the first NaN allocates nothing.
+/// are none, x itself. A token is invalid if it holds NaN, or if its results do: overflow can make NaN of numbers.
+/// Where NaN in a token is certain to show in its results (shows_nan, core/concepts.hpp), x itself is not searched for
+/// it. Memory for the copy is set aside at once, so that the first NaN allocates nothing.
 ///
 ///   t.screen.score(x, context, [&](tokens_in<scalar> seen) { gate.forward(seen, context, logits, t.gate); },
 ///                  [&](index_t token) { return any_nan(t.logits.row(token), experts); });

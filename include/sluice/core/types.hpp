@@ -49,9 +49,10 @@ namespace detail {
 
 template <typename T>
 consteval bool explain_scalar() {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "sluice: the scalar of routers, experts and layers is float or double; weights of 16 bits are a storage "
-                "of experts, such as bfloat16_storage");
+  static_assert(
+      std::is_same_v<T, float> || std::is_same_v<T, double>,
+      "sluice: the scalar of routers, experts and layers is float or double; weights of 16 bits are a storage "
+      "of experts, such as bfloat16_storage");
   return true;
 }
 

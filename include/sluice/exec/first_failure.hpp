@@ -1,4 +1,5 @@
-/// What executors share: the exception of a task is kept until the other threads are done, then thrown where parallel_for was called.
+/// What executors share: the exception of a task is kept until the other threads are done, then thrown where
+/// parallel_for was called.
 ///
 /// Of several exceptions the first to arrive is kept. Without exceptions (-fno-exceptions) a task is called as it is.
 #pragma once

@@ -1,7 +1,7 @@
 /// Executor on OpenMP: one parallel region a call. Needs -fopenmp (CMake: sluice::openmp); without it, it is serial.
 ///
-/// OpenMP's threads spin while they wait. On a machine that other programs keep busy that costs far more than it gains: take
-/// thread_pool, or set OMP_WAIT_POLICY=passive in the environment.
+/// OpenMP's threads spin while they wait. On a machine that other programs keep busy that costs far more than it gains:
+/// take thread_pool, or set OMP_WAIT_POLICY=passive in the environment.
 ///
 ///   several callers   each has threads of its own; calls from inside a task run where they are (OpenMP's default)
 ///   exceptions        the first one of a body is rethrown by the call; tasks that had not begun are left out
@@ -19,7 +19,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// Enabled: whether -fopenmp is on. A type of its own either way, so that sources with and without it can share a program.
+/// Enabled: whether -fopenmp is on. A type of its own either way, so that sources with and without it can share a
+/// program.
 template <bool Enabled>
 class basic_openmp_executor {
 public:

@@ -1,9 +1,9 @@
-/// Executor on oneTBB: tasks go to the arena of the calling thread, or to one of a given number of threads. Needs oneTBB
-/// (CMake: sluice::tbb); not part of sluice.hpp.
+/// Executor on oneTBB: tasks go to the arena of the calling thread, or to one of a given number of threads. Needs
+/// oneTBB (CMake: sluice::tbb); not part of sluice.hpp.
 ///
-/// oneTBB itself does the rest: calls from several threads and from inside a task share the arena's threads, and the first exception
-/// of a body is rethrown by the call, with tasks that had not begun left out. It does not support fork: a child process must
-/// not use an executor whose threads were left behind in its parent.
+/// oneTBB itself does the rest: calls from several threads and from inside a task share the arena's threads, and the
+/// first exception of a body is rethrown by the call, with tasks that had not begun left out. It does not support fork:
+/// a child process must not use an executor whose threads were left behind in its parent.
 #pragma once
 
 #include <sluice/core/executor.hpp>

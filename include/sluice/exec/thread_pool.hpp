@@ -3,10 +3,11 @@
 ///   sluice::thread_pool pool(2);      // the caller and one more; 0 takes the machine's number
 ///   context.executor = pool;
 ///
-/// parallel_for hands tasks out one by one to whoever is free and returns when all have returned. A thread without work looks
-/// for more for some twenty microseconds, then sleeps, and so does a caller that waits for the last tasks: handing out takes
-/// well under a microsecond while cores are free, and where other programs take them, nobody waits for a thread that did not get
-/// one. The caller works through the tasks itself; only a task that a thread has begun is waited for.
+/// parallel_for hands tasks out one by one to whoever is free and returns when all have returned. A thread without work
+/// looks for more for some twenty microseconds, then sleeps, and so does a caller that waits for the last tasks:
+/// handing out takes well under a microsecond while cores are free, and where other programs take them, nobody waits
+/// for a thread that did not get one. The caller works through the tasks itself; only a task that a thread has begun is
+/// waited for.
 ///
 ///   several callers   one of them has the threads; the calls of others meanwhile, and calls from inside a task, run where they are
 ///   exceptions        the first one of a body is rethrown by the call, after the tasks that had begun; others may be left out
@@ -40,7 +41,8 @@ inline void pause_thread() noexcept {
 #endif
 }
 
-/// Looks until done() or for a time in which a thread that sleeps would hardly have been woken. Whether done() came true.
+/// Looks until done() or for a time in which a thread that sleeps would hardly have been woken. Whether done() came
+/// true.
 template <typename Done>
 bool spin_until(Done&& done) {
   using clock = std::chrono::steady_clock;
@@ -148,7 +150,8 @@ private:
   bool enter() {
     std::uint32_t door = door_.load(std::memory_order_relaxed);
     while ((door & open) != 0)
-      if (door_.compare_exchange_weak(door, door + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+      if (door_.compare_exchange_weak(door, door + 1, std::memory_order_acquire, std::memory_order_relaxed))
+        return true;
     return false;
   }
 

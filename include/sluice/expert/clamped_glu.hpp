@@ -30,8 +30,8 @@ struct clamped_gating {
   /// Throws std::invalid_argument if the numbers make no sense.
   void validate() const {
     if (is_nan(alpha) || is_nan(limit) || is_nan(up_offset) || !(limit > Scalar(0)))
-      throw_invalid("a clamped gate needs numbers alpha and up_offset and a limit above 0, not ", alpha, ", ", up_offset,
-                    " and ", limit);
+      throw_invalid("a clamped gate needs numbers alpha and up_offset and a limit above 0, not ", alpha, ", ",
+                    up_offset, " and ", limit);
   }
 
   vector value(const vector& a, const vector& b) const {

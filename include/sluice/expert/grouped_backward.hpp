@@ -18,8 +18,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// A bank of such experts can be trained: dz from z and dh, adding the column's share of the gradients of biases and
-/// scales. Maps whose weights are only read, or frozen, pass gradients on and get none themselves; a map with a gradient
-/// shows its panels.
+/// scales. Maps whose weights are only read, or frozen, pass gradients on and get none themselves; a map with a
+/// gradient shows its panels.
 template <typename E>
 concept MadeOfTrainableMaps = MadeOfLinearMaps<E> && requires(E& expert) {
   { expert.output_bias_gradient() } -> std::same_as<typename E::scalar*>;
@@ -193,8 +193,8 @@ private:
                          const index_t end = (std::min)(begin + unit_columns, width);
                          for (index_t g = 0; g < groups; g += unit_groups) {
                            const index_t count = (std::min)(unit_groups, groups - g);
-                           multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.own), g, count,
-                                               sums, false);
+                           multiply_transposed(std::as_const(expert).last_map(), begin, end, upstream_lanes(t.own), g,
+                                               count, sums, false);
                            for_each_row(t.own, g, count, [&](index_t i, index_t group, index_t lane) {
                              const scalar part = hidden_row(t.own, expert, i, begin, end, group, lane,
                                                             sums + (group - g) * (end - begin) * lanes);
@@ -221,7 +221,9 @@ private:
     const index_t b = (i - rows.first()) / rows.height();
     const index_t in_block = (i - rows.first()) % rows.height();
     const kernel::number_rows<scalar> hidden = group_.hidden_numbers(expert, rows);
-    const auto place = [&](std::size_t m, index_t p) { return group_.packed_z(m, rows, width).panel(rows, b, in_block, p); };
+    const auto place = [&](std::size_t m, index_t p) {
+      return group_.packed_z(m, rows, width).panel(rows, b, in_block, p);
+    };
     vector inner(scalar(0));
     for (index_t column = begin; column < end; column += lanes) {
       const index_t count = (std::min)(lanes, end - column);

@@ -139,8 +139,8 @@ private:
 
   /// pack_inputs and hidden in one, where all hidden units come of one pair of panels, as those of low-rank experts do:
   /// packing a row is then a large part of the work on it. A few blocks are packed and multiplied while they are in a
-  /// cache close by; where nobody needs them afterwards, the next ones take their place. Tasks are blocks of rows. False,
-  /// and nothing done, where there are more panels.
+  /// cache close by; where nobody needs them afterwards, the next ones take their place. Tasks are blocks of rows.
+  /// False, and nothing done, where there are more panels.
   bool thin_hidden(tokens_in<scalar> x, const auto& expert_of) {
     if constexpr (maps == 1 && !has_rows) {
       if (group_.hidden_width() > lanes * kernel::tile_vectors) return false;
@@ -382,7 +382,8 @@ private:
     kernel::simd<scalar> sum = kernel::load(sums);
     if (const scalar* bias = expert.output_bias(); bias != nullptr) sum = sum + kernel::load(bias + column);
     scalar* const out = &y(rows_.target(row), column);
-    // Of this row the columns after the next ones. Where the last map has few inputs, waiting for y is most of the time.
+    // Of this row the columns after the next ones. Where the last map has few inputs, waiting for y is most of the
+    // time.
     kernel::prefetch(out + 2 * kernel::tile_vectors * lanes);
     kernel::add_weighted(rows_.weight(row), sum, outputs_ - column, out);
   }

@@ -160,8 +160,8 @@ public:
   kernel::number_rows<scalar> hidden_numbers(const Expert& expert, const kernel::row_blocks& rows) const {
     const index_t width = expert.last_map().inputs();
     if (is_direct(expert)) return {packed_hidden<full>(rows, width).units, packed_full::pitch(width), true};
-    return {m_.h_rows.data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_), packed_full::pitch(hidden_),
-            false};
+    return {m_.h_rows.data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_),
+            packed_full::pitch(hidden_), false};
   }
   /// Whether the last map reads hidden units as they are, so that they are written where it reads them.
   static bool is_direct(const Expert& expert) {
@@ -172,7 +172,8 @@ public:
   }
   /// Rows of hidden units that backward reads: z, then dz.
   kernel::packed_rows<full> packed_z(std::size_t map, const kernel::row_blocks& rows, index_t width) const {
-    return {m_.z[map].data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_), nullptr, width, rows.first()};
+    return {m_.z[map].data() + (rows.first() - rows_.begin()) * packed_full::pitch(hidden_), nullptr, width,
+            rows.first()};
   }
 
   /// Cuts `units_of(own)` units of every active expert's rows into tasks of about equal work and runs body(task) for
@@ -194,8 +195,8 @@ public:
     executor_.for_work(total).parallel_for(m_.tasks.size(), [&](index_t i) { body(m_.tasks[i]); });
   }
 
-  /// Runs body(begin, end) on [0, units) units of columns, in equal parts that do not share work; `work` is that of all.
-  /// A part reads the rows of all experts, from a cache further away: no more of them than threads.
+  /// Runs body(begin, end) on [0, units) units of columns, in equal parts that do not share work; `work` is that of
+  /// all. A part reads the rows of all experts, from a cache further away: no more of them than threads.
   template <typename Body>
   void run_columns(index_t units, index_t work, Body&& body) const {
     const index_t parts =
@@ -244,7 +245,8 @@ private:
   using lane_rows = kernel::lane_rows<scalar>;
   using packed_full = kernel::packed_rows<full>;
 
-  /// The same address for storages that pack alike; one of an own for every map whose format may differ from map to map.
+  /// The same address for storages that pack alike; one of an own for every map whose format may differ from map to
+  /// map.
   template <typename Storage>
   static constexpr char packing_mark = 0;
   static const void* packing_of(const LinearMap auto& any) {

@@ -4,8 +4,8 @@
 ///   dx = dy W;  dW += dy^T x;  db += column sums of dy
 ///
 /// What mixtures of projections are made of: outputs of attention heads, low-rank updates, classifiers. The bias is
-/// optional. Storage says how W is kept (kernel/storage.hpp). NaN stays in its row. Initial values: normal with deviation
-/// 1/sqrt(D), bias zero.
+/// optional. Storage says how W is kept (kernel/storage.hpp). NaN stays in its row. Initial values: normal with
+/// deviation 1/sqrt(D), bias zero.
 #pragma once
 
 #include <sluice/expert/grouped_alone.hpp>
@@ -48,7 +48,8 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp) ----------------------------------------------------------------------
+  // ---- what a bank runs (expert/grouped_rows.hpp)
+  // ----------------------------------------------------------------------
 
   const linear_map<Storage>& last_map() const noexcept { return map_; }
   linear_map<Storage>& last_map() noexcept { return map_; }

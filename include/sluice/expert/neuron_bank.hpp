@@ -10,9 +10,9 @@
 /// Work and scratch grow with the number of rows, not with E. Gradients are ordinary arrays of the tables' size, but
 /// only the rows of experts that had tokens are written: touched() lists them, so that an optimiser may update, and
 /// zero_touched_gradients() clear, those rows alone.
-/// Tasks are blocks of rows (z), rows or columns (y and dx) and blocks of experts (gradients): equal bits for any thread count. NaN stays in
-/// its row. No rows is fine. Initial values: normal, such that the rows of both tables have length about 1.
-/// He 2024 (PEER), arXiv:2407.04153.
+/// Tasks are blocks of rows (z), rows or columns (y and dx) and blocks of experts (gradients): equal bits for any
+/// thread count. NaN stays in its row. No rows is fine. Initial values: normal, such that the rows of both tables have
+/// length about 1. He 2024 (PEER), arXiv:2407.04153.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -123,8 +123,8 @@ public:
     add_gradients(t, executor, [&](index_t r, Scalar* ddown, Scalar* dup) {
       const index_t i = rows.begin() + r;
       kernel::add_scaled(rows.input_scale(i) * t.dz[r], x.data() + rows.token(i) * x.outerStride(), ddown, inputs());
-      kernel::add_scaled(rows.weight(i) * Scalar(Phi::value(t.z[r])), dy.data() + rows.target(i) * dy.outerStride(), dup,
-                         outputs());
+      kernel::add_scaled(rows.weight(i) * Scalar(Phi::value(t.z[r])), dy.data() + rows.target(i) * dy.outerStride(),
+                         dup, outputs());
     });
   }
 
@@ -219,7 +219,8 @@ private:
         for (; c + lanes <= end; c += lanes)
           kernel::add_weighted<Scalar>(outer, factor * kernel::load(from + c), lanes, to + c);
         if (c < end)
-          kernel::add_weighted<Scalar>(outer, factor * kernel::load_part(from + c, end - c, Scalar(0)), end - c, to + c);
+          kernel::add_weighted<Scalar>(outer, factor * kernel::load_part(from + c, end - c, Scalar(0)), end - c,
+                                       to + c);
       }
     });
   }

@@ -3,8 +3,9 @@
 ///   expert_union experts{expert_bank<swiglu<float>>{6, 64, 128}, expert_bank<identity_expert<float>>{1, 64}};
 ///
 /// Expert numbers run through the banks in the order given. The kinds are chosen at compile time; each bank runs its
-/// own code on its own rows, so nothing is decided per row. All banks need equal widths. A bank that gathers rows itself
-/// (forward_routed) does so here too; for any other the union gathers them and adds up what it says, with equal bits.
+/// own code on its own rows, so nothing is decided per row. All banks need equal widths. A bank that gathers rows
+/// itself (forward_routed) does so here too; for any other the union gathers them and adds up what it says, with equal
+/// bits.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -152,7 +153,8 @@ public:
   template <typename Storage, std::invocable<index_t, int> Format>
   auto stored_as(const Format& format) const {
     return rebuilt([&](const auto& bank, index_t first) {
-      return detail::stored_as_or_copied<Storage>(bank, [&, first](index_t e, int matrix) { return format(first + e, matrix); });
+      return detail::stored_as_or_copied<Storage>(
+          bank, [&, first](index_t e, int matrix) { return format(first + e, matrix); });
     });
   }
 
@@ -186,7 +188,9 @@ private:
   /// made_of(bank, its first expert) for every bank.
   template <typename F>
   auto rebuilt(F&& made_of) const {
-    const auto join = [](auto&... bank) { return expert_union<std::remove_cvref_t<decltype(bank)>...>(std::move(bank)...); };
+    const auto join = [](auto&... bank) {
+      return expert_union<std::remove_cvref_t<decltype(bank)>...>(std::move(bank)...);
+    };
     return std::apply(
         [&](const auto&... bank) {
           index_t next = 0;

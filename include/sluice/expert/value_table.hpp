@@ -4,18 +4,18 @@
 ///   shuffle [P], a permutation drawn once:   row r = shuffle[pair] mod V,  block b = shuffle[pair] / V
 ///   expert m P + pair:  y[t, b W + c] = values[r, c] for the columns c of piece m, zero elsewhere       outputs B W
 ///
-/// With the weights of a tucker_key_router over n keys a half (P = n², M cores), and a linear map of all blocks after it,
-/// this is a memory layer with implicit value expansion: one physical row speaks for B pairs, through a part of the map
-/// of its own for each.
+/// With the weights of a tucker_key_router over n keys a half (P = n², M cores), and a linear map of all blocks after
+/// it, this is a memory layer with implicit value expansion: one physical row speaks for B pairs, through a part of the
+/// map of its own for each.
 ///
 ///   sequence memory{moe_layer{tucker_key_router<float>{D, n, {.cores = M}},
 ///                             value_table<float>{D, V, W, {.blocks = B, .pieces = M}}},
 ///                   linear_layer<float>{B * W, D}};
 ///
-/// x is not read and has the gradient zero; dvalues[r, c] += weight dy[t, b W + c]. Tasks are columns of a piece, rows go
-/// in their order: equal bits for every thread count. Work grows with the rows of a call, not with the table; a layer's
-/// plan is run as it lies (forward_routed). The shuffle is a state, "shuffle": whole numbers, saved and loaded, not
-/// learned. Without one pair p is place p; shuffled_pairs draws one. No rows is fine. Initial values: normal with
+/// x is not read and has the gradient zero; dvalues[r, c] += weight dy[t, b W + c]. Tasks are columns of a piece, rows
+/// go in their order: equal bits for every thread count. Work grows with the rows of a call, not with the table; a
+/// layer's plan is run as it lies (forward_routed). The shuffle is a state, "shuffle": whole numbers, saved and loaded,
+/// not learned. Without one pair p is place p; shuffled_pairs draws one. No rows is fine. Initial values: normal with
 /// deviation 0.02.
 /// Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
 #pragma once

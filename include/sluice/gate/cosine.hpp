@@ -6,13 +6,14 @@
 /// Parameters: projector.weight A [P,D] and projector.bias a [P] if there is a projector, sim_matrix v [E,P] (row e is
 /// expert e's vector; Tutel stores the transpose, [P,E]), temperature theta [1], the logarithm of the scale.
 /// Gradients: a unit vector u = z/|z| passes (du - u <u, du>) / |z|; below eps, and so for a vector of zeros, du / eps.
-/// theta has none above log 100. The other published form (fairseq's; CompeteSMoE's baseline X-MoE) takes z as it is, so
-/// that long tokens have large logits, and sets the rows of v to length 1.5 before every call, outside of the gradient:
+/// theta has none above log 100. The other published form (fairseq's; CompeteSMoE's baseline X-MoE) takes z as it is,
+/// so that long tokens have large logits, and sets the rows of v to length 1.5 before every call, outside of the
+/// gradient:
 ///   {.projected = 8, .projector_bias = false, .scale = 1, .trainable_scale = false, .unit_tokens = false, .vector_length = 1.5}
-/// Here after_step() does that, for logits depend on the directions of v alone. A token of zeros without projector has logits 0 and, as published, a gradient of
-/// 1/eps: raise smallest_norm where that happens. NaN or infinity in a token gives NaN in all its logits. T = 0 is
-/// fine. Initial values: v normal with deviation 0.01, theta log 2, A and a uniform within 1/sqrt(D). Chi et al. 2022,
-/// arXiv:2204.09179; as in Tutel (there P = 256).
+/// Here after_step() does that, for logits depend on the directions of v alone. A token of zeros without projector has
+/// logits 0 and, as published, a gradient of 1/eps: raise smallest_norm where that happens. NaN or infinity in a token
+/// gives NaN in all its logits. T = 0 is fine. Initial values: v normal with deviation 0.01, theta log 2, A and a
+/// uniform within 1/sqrt(D). Chi et al. 2022, arXiv:2204.09179; as in Tutel (there P = 256).
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -45,7 +45,8 @@ public:
   index_t inputs() const noexcept { return gate_.cols(); }
   index_t experts() const noexcept { return gate_.rows(); }
 
-  /// Takes the rows of gate and up [E,D] at length 1; rows of zeros stay. Throws std::invalid_argument for other shapes.
+  /// Takes the rows of gate and up [E,D] at length 1; rows of zeros stay. Throws std::invalid_argument for other
+  /// shapes.
   void set_units(const matrix<Scalar>& gate, const matrix<Scalar>& up) {
     for (const auto* rows : {&gate, &up})
       if (rows->rows() != experts() || rows->cols() != inputs())

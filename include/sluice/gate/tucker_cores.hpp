@@ -1,13 +1,14 @@
-/// Tucker cores: small matrices that score a pair of keys by r numbers of each, and the rank-one view that is searched by.
+/// Tucker cores: small matrices that score a pair of keys by r numbers of each, and the rank-one view that is searched
+/// by.
 ///
 ///   core C [M, heads, r, r]   score_m(s1, s2) = s1^T C[m,h] s2,   s1, s2 [r]   sum over m: C[h]
 ///   u, v [heads, r]           leading singular vectors of C[h]: s1 and s2 are ranked by <s1, u> and <s2, v>
 ///   penalty = mean over heads and the singular values s of C[h] after the first of max(s - margin, 0)²
 ///
-/// The nearest matrix of rank one ranks pairs by a product of one number a half; the penalty pulls C[h] towards it. u and v
-/// are states: update() makes them anew from the cores, the sum of u positive, before training and now and then within
-/// it. Until then they are constant. Initial values: cores normal with deviation 1/r. Sums for the singular values are
-/// made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
+/// The nearest matrix of rank one ranks pairs by a product of one number a half; the penalty pulls C[h] towards it. u
+/// and v are states: update() makes them anew from the cores, the sum of u positive, before training and now and then
+/// within it. Until then they are constant. Initial values: cores normal with deviation 1/r. Sums for the singular
+/// values are made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
 #pragma once
 
 #include <sluice/core/parameter.hpp>

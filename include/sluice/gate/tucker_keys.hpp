@@ -7,9 +7,9 @@
 ///
 /// Search: rows with the c largest S1 u and columns with the c largest S2 v, (u, v) the leading singular vectors of the
 /// sum of the cores, which makes of it the nearest matrix of rank one; of their c² pairs the k of the largest sum of
-/// scores over m. Where cores have more than one singular value that counts the search is not exact; their penalty pulls
-/// the others down. Equal sums: the lower pair; NaN counts as -infinity. Gradient: that of the scores of chosen pairs,
-/// all M, goes to keys, cores, norms and queries.
+/// scores over m. Where cores have more than one singular value that counts the search is not exact; their penalty
+/// pulls the others down. Equal sums: the lower pair; NaN counts as -infinity. Gradient: that of the scores of chosen
+/// pairs, all M, goes to keys, cores, norms and queries.
 /// A call reads all keys, and takes their norm anew: about as much again as the search of one token. folded() are the
 /// same keys with the norm taken once and for all, to infer with. Initial values: keys normal with deviation 1/sqrt(d).
 /// Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364, which keeps a key as (d, r).

@@ -138,9 +138,9 @@ inline std::filesystem::path entry_of_folder(const std::filesystem::path& folder
       }
     if (models.size() == 1) return folder / models.begin()->second;
     if (models.size() > 1)
-      throw file_error(folder.string(), "the folder has " + std::to_string(models.size()) + " models in .gguf files: \"" +
-                                            printable(models.begin()->second) + "\", \"" +
-                                            printable(std::next(models.begin())->second) +
+      throw file_error(folder.string(), "the folder has " + std::to_string(models.size()) +
+                                            " models in .gguf files: \"" + printable(models.begin()->second) +
+                                            "\", \"" + printable(std::next(models.begin())->second) +
                                             (models.size() > 2 ? "\", ..." : "\"") + "; name one");
   }
   if (found.empty() && !pickled.empty())

@@ -3,9 +3,9 @@
 ///   {"metadata": {"total_size": 96}, "weight_map": {"tensor name": "model-00001-of-00002.safetensors", ...}}
 ///
 /// Refused with a file_error, besides what read_json refuses: more than 100 MB; a key given twice; a shard that is not
-/// a plain file name, so an index cannot lead out of its folder by name. Metadata may be missing. Its values are kept as text, but for objects, arrays and total_size: it counts what shards are found to
-/// hold, and published indices have it wrong. Other top-level keys are passed over. Format:
-/// https://huggingface.co/docs/transformers/big_models
+/// a plain file name, so an index cannot lead out of its folder by name. Metadata may be missing. Its values are kept
+/// as text, but for objects, arrays and total_size: it counts what shards are found to hold, and published indices have
+/// it wrong. Other top-level keys are passed over. Format: https://huggingface.co/docs/transformers/big_models
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -5,27 +5,27 @@
 ///   checkpoint.add("router.weight", {8, 64}, weights);       // and the other add functions of safetensors_writer
 ///   checkpoint.save("my-model", {.shard_bytes = 2'000'000'000});
 ///
-/// A path that ends in .safetensors is one file. Any other is a folder, created if need be, with model.safetensors if all
-/// fits one shard, else model-00001-of-0000N.safetensors and model.safetensors.index.json as Hugging Face writes them.
-/// Tensors are filled into shards in the order of the add calls; equal calls give equal bytes.
+/// A path that ends in .safetensors is one file. Any other is a folder, created if need be, with model.safetensors if
+/// all fits one shard, else model-00001-of-0000N.safetensors and model.safetensors.index.json as Hugging Face writes
+/// them. Tensors are filled into shards in the order of the add calls; equal calls give equal bytes.
 ///
-/// What a checkpoint_files of the folder sees is the old checkpoint until one step, the commit, and the new one after it,
-/// whenever the process is killed:
+/// What a checkpoint_files of the folder sees is the old checkpoint until one step, the commit, and the new one after
+/// it, whenever the process is killed:
 ///   before       after    steps, the commit in capitals
 ///   anything     shards   write shards under names that are not in the folder; RENAME THE INDEX; remove what it replaces
 ///   shards       single   write model.safetensors, which nobody reads yet; REMOVE THE INDEX; remove the old shards
 ///   the rest     single   RENAME model.safetensors; remove leftovers
-/// Shards of an older checkpoint take the plain names, so a save may use model-2-00001-of-0000N.safetensors, the next the
-/// plain ones again: readers go by the index. If the old index itself has model.safetensors for a shard, a single file is
-/// saved as one shard with an index, because writing model.safetensors would destroy the old checkpoint too early.
-/// Replaced, and so removed, are: the shards of the old index whose names end in .safetensors (an index may name any file),
-/// model.safetensors below an index, and files with names that this writer gives to shards, such as a killed save leaves
-/// behind. Other files stay. Until the commit a save needs the
+/// Shards of an older checkpoint take the plain names, so a save may use model-2-00001-of-0000N.safetensors, the next
+/// the plain ones again: readers go by the index. If the old index itself has model.safetensors for a shard, a single
+/// file is saved as one shard with an index, because writing model.safetensors would destroy the old checkpoint too
+/// early. Replaced, and so removed, are: the shards of the old index whose names end in .safetensors (an index may name
+/// any file), model.safetensors below an index, and files with names that this writer gives to shards, such as a killed
+/// save leaves behind. Other files stay. Until the commit a save needs the
 /// room of both checkpoints.
 /// A save that throws has changed nothing that is read and has removed what it wrote; if the folder only could not be
 /// flushed to the disk after the commit, the message says that the new content is in place. Old files that cannot be
-/// removed stay until the next save. Tensors may come from a checkpoint_files of the same folder. One save of a folder at a
-/// time: two would take the same names.
+/// removed stay until the next save. Tensors may come from a checkpoint_files of the same folder. One save of a folder
+/// at a time: two would take the same names.
 #pragma once
 
 #include <sluice/core/isa.hpp>

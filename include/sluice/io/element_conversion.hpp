@@ -1,8 +1,8 @@
 /// Copies the little-endian, possibly unaligned elements of a file into C++ values, widening half and bfloat16 exactly.
 ///
 /// Everything works on bits, so that -ffast-math and flush-to-zero change no value: subnormals, infinities and NaN
-/// payloads of F16 and BF16 arrive unharmed. F64 read as float rounds to nearest; a finite value that no finite float is
-/// near would become infinite, so exceeds_float finds it first.
+/// payloads of F16 and BF16 arrive unharmed. F64 read as float rounds to nearest; a finite value that no finite float
+/// is near would become infinite, so exceeds_float finds it first.
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -2,8 +2,8 @@
 ///
 /// The message names the file, the tensor (where one is to blame) and the reason with its numbers:
 ///   sluice: file "model.safetensors": tensor "experts.up": shape [8, 4] of F32 needs 128 bytes, data_offsets hold 96
-/// Text that comes out of a file is shown with control and non-ASCII bytes escaped and cut to a readable length, because
-/// the file may be hostile and the message may reach a terminal or a log.
+/// Text that comes out of a file is shown with control and non-ASCII bytes escaped and cut to a readable length,
+/// because the file may be hostile and the message may reach a terminal or a log.
 #pragma once
 
 #include <sluice/core/isa.hpp>

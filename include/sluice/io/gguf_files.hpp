@@ -3,8 +3,8 @@
 ///   model-00001-of-00003.gguf   any of the three opens all of them; a file without such a name is whole
 ///
 /// Keys of the split are checked where they are there: split.count is that of the names, split.no that of each file,
-/// counted from 0, and split.tensors.count what all of them hold together. A tensor that two of them have, or a file that
-/// is not there, is refused: the first file alone has the keys, and says nothing of what the others should hold.
+/// counted from 0, and split.tensors.count what all of them hold together. A tensor that two of them have, or a file
+/// that is not there, is refused: the first file alone has the keys, and says nothing of what the others should hold.
 #pragma once
 
 #include <sluice/core/isa.hpp>

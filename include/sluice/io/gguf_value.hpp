@@ -4,8 +4,8 @@
 ///   file.metadata("tokenizer.ggml.tokens").for_each([](const gguf_value& token) { ... token.text() ... });
 ///
 /// A view of the file's bytes, which parse_gguf has checked as a whole, arrays inside arrays too: nothing here is
-/// copied, and reading an array of a hundred thousand words allocates nothing. What a value is not, it gives as nothing.
-/// Integers beyond 63 bits are no integers here.
+/// copied, and reading an array of a hundred thousand words allocates nothing. What a value is not, it gives as
+/// nothing. Integers beyond 63 bits are no integers here.
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -6,11 +6,11 @@
 ///   file.add("blk.0.ffn_gate_exps.weight", {64, 1024, 2048}, sluice::ggml_type::q8_0, blocks);
 ///   file.save("model.gguf");
 ///
-/// Shapes are slowest first, and turned around for the file. Bytes are the tensor's own in the type that is given, whole
-/// blocks of rows (ggml_blocks.hpp makes those of Q8_0 and Q4_0); they are referred to and must live until save. Equal
-/// calls give equal files: version 3, keys and tensors in the order of the calls, data aligned to general.alignment, 32
-/// unless that key is set. Wrong arguments throw std::invalid_argument and change nothing; save throws file_error and
-/// then leaves an existing file as it was (atomic_file.hpp). What is written, parse_gguf accepts.
+/// Shapes are slowest first, and turned around for the file. Bytes are the tensor's own in the type that is given,
+/// whole blocks of rows (ggml_blocks.hpp makes those of Q8_0 and Q4_0); they are referred to and must live until save.
+/// Equal calls give equal files: version 3, keys and tensors in the order of the calls, data aligned to
+/// general.alignment, 32 unless that key is set. Wrong arguments throw std::invalid_argument and change nothing; save
+/// throws file_error and then leaves an existing file as it was (atomic_file.hpp). What is written, parse_gguf accepts.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -1,8 +1,8 @@
 /// mapped_file: the bytes of a file, read-only, for as long as the object lives.
 ///
 /// On POSIX systems the file is mapped, so a model larger than memory can be opened and only what is read is loaded;
-/// elsewhere (or with SLUICE_PORTABLE_FILES defined) it is read into memory. Only regular files are accepted: a pipe or a
-/// device has no size to check. An empty file gives an empty span. Moving the object does not move the bytes.
+/// elsewhere (or with SLUICE_PORTABLE_FILES defined) it is read into memory. Only regular files are accepted: a pipe or
+/// a device has no size to check. An empty file gives an empty span. Moving the object does not move the bytes.
 /// The caller keeps other processes from shortening a mapped file: reading past its new end ends the program (SIGBUS).
 /// Files replaced by rename, as atomic_file does, are safe: the mapping keeps the old file.
 #pragma once

@@ -97,7 +97,8 @@ pending_copy make_copy(const tensor_info& from, Parameter& to) {
               for_each_piece<scalar>(p.size(), [&](index_t first, std::span<scalar> piece) {
                 safetensors_reader::copy<scalar>(*c.from, static_cast<std::size_t>(first), piece);
                 for (std::size_t i = 0; i < piece.size(); ++i)
-                  p.data()[p.place(first + static_cast<index_t>(i))] = to_element<typename Parameter::element>(piece[i]);
+                  p.data()[p.place(first + static_cast<index_t>(i))] =
+                      to_element<typename Parameter::element>(piece[i]);
               });
             else
               p.fill([&](index_t i) {

@@ -5,11 +5,11 @@
 ///   sluice::load_packed(layer, "layer.packed");     // milliseconds, whatever its size; pages are read when used
 ///
 /// It is a safetensors file. Weights in codes are tensors of a type of their own, "int4_blocks.L16": the name of the
-/// storage or of its format, and the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that shape take.
-/// Everything else is as save writes it. Panels are not copied: the matrices read the mapping, which processes share,
-/// and keep it alive; who writes to one gets memory of its own. Where a map chooses its storage at run time
-/// (mixed_storage) the file decides, if the storage is in the list. A model is quickest to make if the first of its
-/// list is a storage of codes: that takes no memory before it is set.
+/// storage or of its format, and the lanes of its panels, shape [outputs, inputs], as many bytes as the panels of that
+/// shape take. Everything else is as save writes it. Panels are not copied: the matrices read the mapping, which
+/// processes share, and keep it alive; who writes to one gets memory of its own. Where a map chooses its storage at run
+/// time (mixed_storage) the file decides, if the storage is in the list. A model is quickest to make if the first of
+/// its list is a storage of codes: that takes no memory before it is set.
 ///
 /// Loading is as strict as load is, and reads the same plain tensors (rounded where the storage rounds). Panels for
 /// another number of lanes, of another instruction set that is, are refused, as are formats that the model does not

@@ -8,8 +8,8 @@
 ///
 /// Blocking: a block of codes is packed into the second-level cache and all rows pass over it, a tile of them over all
 /// of its panels, while what was best so far waits in the first. Where all rows make one tile, a block is what it takes
-/// at once: keys are read once, from wherever they are, and packed no further than into the first-level cache. For one row
-/// even that costs more than the products: kernel/likely_codes.hpp leaves only a few codes to the search.
+/// at once: keys are read once, from wherever they are, and packed no further than into the first-level cache. For one
+/// row even that costs more than the products: kernel/likely_codes.hpp leaves only a few codes to the search.
 #pragma once
 
 #include <sluice/kernel/code_panels.hpp>

@@ -7,12 +7,13 @@
 ///
 ///   scale = bfloat16(largest |w| of the block / largest q);  q = w / scale, rounded to nearest, ties to even
 ///
-/// Scales of eight bits make every decoded weight a float exactly, and encoding decoded weights again gives the same codes
-/// and scales. A block with NaN is NaN all through; in one with infinity all that is not infinite becomes NaN. A block of
-/// activations with either makes its row's sums NaN. Blocks whose largest number is below 2^-118 count as zero.
+/// Scales of eight bits make every decoded weight a float exactly, and encoding decoded weights again gives the same
+/// codes and scales. A block with NaN is NaN all through; in one with infinity all that is not infinite becomes NaN. A
+/// block of activations with either makes its row's sums NaN. Blocks whose largest number is below 2^-118 count as
+/// zero.
 ///
-/// Two of many: kernel/format/formats.hpp has the formats of published files, kernel/format/coded_storage.hpp what they are
-/// made of.
+/// Two of many: kernel/format/formats.hpp has the formats of published files, kernel/format/coded_storage.hpp what they
+/// are made of.
 #pragma once
 
 #include <sluice/kernel/format/group_formats.hpp>

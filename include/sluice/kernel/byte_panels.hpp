@@ -4,9 +4,9 @@
 ///   s, b   of an output and run: scale and minimum of its weights, s w + b
 ///   a      of a row and run: largest |x| / 127;  q = x / a, rounded to nearest, ties to even
 ///
-/// What storages of whole numbers expand their panels to (kernel/storage.hpp). A run of a panel is L scales, L minima if
-/// there are any, and its weights in steps: four bytes a lane, each plus 128, as the instruction wants them. A row's run
-/// with NaN or infinity makes its sums NaN; one whose largest number is below 2^-118 counts as zero.
+/// What storages of whole numbers expand their panels to (kernel/storage.hpp). A run of a panel is L scales, L minima
+/// if there are any, and its weights in steps: four bytes a lane, each plus 128, as the instruction wants them. A row's
+/// run with NaN or infinity makes its sums NaN; one whose largest number is below 2^-118 counts as zero.
 #pragma once
 
 #include <sluice/kernel/dot_product.hpp>

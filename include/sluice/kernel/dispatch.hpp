@@ -1,13 +1,14 @@
-/// Dispatch and combine of a plan whose rows are tokens with a weight, and their adjoints; the same for some of its rows.
+/// Dispatch and combine of a plan whose rows are tokens with a weight, and their adjoints; the same for some of its
+/// rows.
 ///
 ///   dispatch           rows[i] = input_scale(i) * x[token(i)]                                        gather_rows
 ///   combine            y[t] = sum over the rows i of t of weight(i) * rows[i];  NaN for invalid tokens  add_rows: y +=
 ///   combine_backward   drows[i] = weight(i) * dy[token(i)];  dweight(i) = <dy[token(i)], rows[i]>       weigh_rows
 ///   dispatch_backward  dx[t] += sum over i of t of input_scale(i) * drows[i];  dinput_scale(i) = <x[token(i)], drows[i]>
 ///                                                                                                    add_input_rows
-/// Sums go in the order of the rows, that is of the experts, as in expert/grouped_forward.hpp: equal bits for both roads.
-/// A task owns rows, or columns of y and dx: equal bits for any thread count. A weight or scale of exactly 0 leaves the
-/// row out of the sum, so an unused expert's infinity cannot reach a token.
+/// Sums go in the order of the rows, that is of the experts, as in expert/grouped_forward.hpp: equal bits for both
+/// roads. A task owns rows, or columns of y and dx: equal bits for any thread count. A weight or scale of exactly 0
+/// leaves the row out of the sum, so an unused expert's infinity cannot reach a token.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

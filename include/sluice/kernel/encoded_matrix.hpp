@@ -113,14 +113,15 @@ public:
         for (index_t c = 0; c < block_columns; ++c)
           for (index_t l = 0; l < lanes; ++l) {
             const index_t row = p * lanes + l, col = first + c;
-            numbers[as_size(c * lanes + l)] = row < rows() && col < cols() ? static_cast<scalar>(f(row * cols() + col)) : 0;
+            numbers[as_size(c * lanes + l)] =
+                row < rows() && col < cols() ? static_cast<scalar>(f(row * cols() + col)) : 0;
           }
         format_.encode(numbers.data(), first, first + block_columns, bytes_.data() + p * panel_bytes_);
       }
     has_values_ = true;
   }
-  /// Takes the blocks of a storage of coded blocks as they are (kernel/format/coded_storage.hpp): block_of(row, first) is
-  /// that of the row's columns from `first` on.
+  /// Takes the blocks of a storage of coded blocks as they are (kernel/format/coded_storage.hpp): block_of(row, first)
+  /// is that of the row's columns from `first` on.
   template <typename BlockOf>
   void fill_coded(BlockOf&& block_of) {
     make_room();
@@ -144,12 +145,13 @@ public:
   }
   /// The block of a row's columns from `first` on, and back.
   auto coded_block_at(index_t row, index_t first) const {
-    return Storage::format::get(panel(row / lanes) + Storage::bytes(first / block_columns * block_columns), row % lanes);
+    return Storage::format::get(panel(row / lanes) + Storage::bytes(first / block_columns * block_columns),
+                                row % lanes);
   }
   /// Columns of a block: what is written is whole ones.
   static constexpr index_t block_columns = detail::block_inputs<Storage>();
-  /// Sets a part, of which rows are a multiple of L and columns one of a block's, and its place too: `numbers` are panels
-  /// of its own, [height / L][width][L], zero beyond the matrix. After make_room().
+  /// Sets a part, of which rows are a multiple of L and columns one of a block's, and its place too: `numbers` are
+  /// panels of its own, [height / L][width][L], zero beyond the matrix. After make_room().
   void assign_part(index_t row, index_t col, index_t height, index_t width, const scalar* numbers) noexcept {
     has_values_ = true;
     const index_t last_col = (std::min)(col + width, blocks() * block_columns);

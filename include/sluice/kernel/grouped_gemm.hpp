@@ -207,8 +207,8 @@ struct lane_rows {
   Scalar* group(index_t g) const noexcept { return numbers + g * cols * lanes; }
 };
 
-/// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, 4 L at most, for `groups` groups of rows
-/// of dy. Weights of another storage are decoded first, some panels at a time.
+/// sums [groups][end - begin][L] (+)= W^T dy^T: inputs begin .. end of the map, 4 L at most, for `groups` groups of
+/// rows of dy. Weights of another storage are decoded first, some panels at a time.
 template <typename Map, typename Scalar>
 void multiply_transposed(const Map& w, index_t begin, index_t end, const lane_rows<Scalar>& dy, index_t first_group,
                          index_t groups, Scalar* sums, bool accumulate) {

@@ -1,4 +1,5 @@
-/// Codes that may be the best of one row, by a pass over the keys as they lie: what the search of a single row begins with.
+/// Codes that may be the best of one row, by a pass over the keys as they lie: what the search of a single row begins
+/// with.
 ///
 ///   s  a score, summed in any order      e  >= |s - the score as kernel/best_code.hpp sums it|
 ///   code c stays unless some other has  s' - e' > s + e
@@ -29,8 +30,8 @@ public:
   index_t size() const noexcept { return count_; }
   index_t operator[](index_t i) const noexcept { return ids_[as_size(i)]; }
 
-  /// Codes first .. first + count - 1, a lane each, with the least and the most that their scores can be; false if there
-  /// are too many.
+  /// Codes first .. first + count - 1, a lane each, with the least and the most that their scores can be; false if
+  /// there are too many.
   bool offer(index_t first, index_t count, const simd<Scalar>& floors, const simd<Scalar>& ceilings) noexcept {
     auto above = lane_bits(order_keys<Scalar>(ceilings) > simd_keys<Scalar>(order_key(floor_) - 1));
     above &= (std::uint64_t(2) << (count - 1)) - 1;

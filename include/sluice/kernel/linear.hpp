@@ -34,8 +34,8 @@ index_t rows_per_reading(index_t rows, index_t width, const executor_ref& execut
 }  // namespace detail
 
 template <typename Scalar>
-void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y, const executor_ref& executor,
-                    kernel::write mode = kernel::write::replace) {
+void linear_forward(tokens_in<Scalar> x, const parameter<Scalar>& weight, tokens_out<Scalar> y,
+                    const executor_ref& executor, kernel::write mode = kernel::write::replace) {
   const index_t work = weight.rows() * weight.cols() / 4;
   const index_t block = detail::rows_per_reading<Scalar>(x.rows(), x.cols(), executor);
   executor.parallel_blocks(x.rows(), block, work, [&](index_t begin, index_t end) {
@@ -50,17 +50,20 @@ void linear_backward_inputs(const parameter<Scalar>& weight, tokens_in<Scalar> d
                             const executor_ref& executor, kernel::write mode = kernel::write::accumulate) {
   const index_t work = weight.rows() * weight.cols() / 4;
   executor.parallel_blocks(dy.rows(), detail::linear_row_block, work, [&](index_t begin, index_t end) {
-    kernel::multiply_nn(end - begin, weight.cols(), weight.rows(), dy.data() + begin * dy.outerStride(), dy.outerStride(),
-                        weight.data(), weight.cols(), dx.data() + begin * dx.outerStride(), dx.outerStride(), mode);
+    kernel::multiply_nn(end - begin, weight.cols(), weight.rows(), dy.data() + begin * dy.outerStride(),
+                        dy.outerStride(), weight.data(), weight.cols(), dx.data() + begin * dx.outerStride(),
+                        dx.outerStride(), mode);
   });
 }
 
 /// dW += dy^T x for the rows begin .. end of W.
 template <typename Scalar>
-void linear_backward_weight(tokens_in<Scalar> x, parameter<Scalar>& weight, tokens_in<Scalar> dy, index_t begin, index_t end) {
+void linear_backward_weight(tokens_in<Scalar> x, parameter<Scalar>& weight, tokens_in<Scalar> dy, index_t begin,
+                            index_t end) {
   if (dy.rows() == 0) return;
-  kernel::multiply_tn(end - begin, weight.cols(), dy.rows(), dy.data() + begin, dy.outerStride(), x.data(), x.outerStride(),
-                      weight.gradient().data() + begin * weight.cols(), weight.cols(), kernel::write::accumulate);
+  kernel::multiply_tn(end - begin, weight.cols(), dy.rows(), dy.data() + begin, dy.outerStride(), x.data(),
+                      x.outerStride(), weight.gradient().data() + begin * weight.cols(), weight.cols(),
+                      kernel::write::accumulate);
 }
 
 template <typename Scalar>

@@ -4,12 +4,13 @@
 ///   W [out,in]   panel p holds the weights to outputs p L .. p L + L - 1 (kernel/storage.hpp)
 ///
 /// There is one copy of the weights, the panels; a gradient lies in panels too. Reading and writing by element or as a
-/// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16_storage>() converts. Initial values: normal
-/// with deviation 1/sqrt(in), or those that it is told.
+/// matrix goes through weight(): assign, to_matrix, fill. stored_as<bfloat16_storage>() converts. Initial values:
+/// normal with deviation 1/sqrt(in), or those that it is told.
 ///
-/// Kernels ask for no more than a PanelledMap, which may be a view: shared by experts, a part of another map, memory of a
-/// file. linear_map_view is one; a view of panels first .. of a map, or of the first inputs only, is a smaller map.
-/// Where the storage is chosen at run time (kernel/mixed_map.hpp), a map says which PanelledMap it is when it is visited.
+/// Kernels ask for no more than a PanelledMap, which may be a view: shared by experts, a part of another map, memory of
+/// a file. linear_map_view is one; a view of panels first .. of a map, or of the first inputs only, is a smaller map.
+/// Where the storage is chosen at run time (kernel/mixed_map.hpp), a map says which PanelledMap it is when it is
+/// visited.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -106,7 +107,8 @@ struct linear_map_view {
   /// The first inputs of the outputs from panel `first` on. Throws std::invalid_argument if the map has not as many.
   linear_map_view part(index_t first, index_t outputs, index_t inputs) const {
     if (first < 0 || outputs < 0 || inputs < 0 || first * lanes + outputs > out || inputs > in)
-      throw_invalid("a map [", out, ", ", in, "] has no part [", outputs, ", ", inputs, "] from output ", first * lanes);
+      throw_invalid("a map [", out, ", ", in, "] has no part [", outputs, ", ", inputs, "] from output ",
+                    first * lanes);
     return {panel(first), panel_bytes, outputs, inputs, stored};
   }
 
@@ -153,7 +155,9 @@ public:
     const auto* const panels = reinterpret_cast<const std::byte*>(weight_.data());
     return panels == nullptr ? nullptr : panels + p * detail::panel_bytes<Storage>(inputs());
   }
-  linear_map_view<Storage> view() const noexcept { return {panel(0), detail::panel_bytes<Storage>(inputs()), outputs(), inputs(), format_}; }
+  linear_map_view<Storage> view() const noexcept {
+    return {panel(0), detail::panel_bytes<Storage>(inputs()), outputs(), inputs(), format_};
+  }
 
   /// Panel p of the gradient; null if there is none, as of frozen weights.
   scalar* gradient_panel(index_t p) noexcept {

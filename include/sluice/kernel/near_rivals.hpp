@@ -27,9 +27,9 @@ bool is_near_rival(Scalar logit, Scalar largest, Scalar jitter) {
   return !(scale > Scalar(0)) || !((largest - logit) / scale > 2 * jitter);
 }
 
-/// f(e) for the near rivals of the largest, in order. Where 2 jitter < 1 those of a finite largest are those from a bound
-/// on, and whole vectors below it are passed over; the bound is put a little lower than it is, for rounding, and what it
-/// lets through is tested.
+/// f(e) for the near rivals of the largest, in order. Where 2 jitter < 1 those of a finite largest are those from a
+/// bound on, and whole vectors below it are passed over; the bound is put a little lower than it is, for rounding, and
+/// what it lets through is tested.
 template <FloatOrDouble Scalar, typename F>
 void for_each_near_rival(const Scalar* logits, index_t count, Scalar largest, Scalar jitter, F&& f) {
   constexpr Scalar slack = 16 * std::numeric_limits<Scalar>::epsilon();

@@ -227,8 +227,9 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return hadd(v);  // the name before xsimd 10
 }
 
-/// The sums of the lanes of several vectors, a power of two of at most as many as there are lanes: lane j of the result is
-/// that of vectors[j], and the lanes behind them hold anything. Every vector is folded in halves, whatever its neighbours.
+/// The sums of the lanes of several vectors, a power of two of at most as many as there are lanes: lane j of the result
+/// is that of vectors[j], and the lanes behind them hold anything. Every vector is folded in halves, whatever its
+/// neighbours.
 template <typename Scalar, std::size_t Count>
 SLUICE_ALWAYS_INLINE simd<Scalar> sums_of_lanes(const simd<Scalar> (&vectors)[Count]) noexcept {
   constexpr index_t width = simd_width<Scalar>, count = static_cast<index_t>(Count);

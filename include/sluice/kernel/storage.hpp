@@ -17,7 +17,8 @@
 ///   tiles, expand(panel, first, last, to)      a TileStorage; to: its panel of the inputs first .. last
 /// Inputs of a part begin at a multiple of 32 and end at one, or at the last input of the map.
 ///
-/// A TileStorage is what tiles read step by step: element storages here, bytes for dot products (kernel/byte_panels.hpp).
+/// A TileStorage is what tiles read step by step: element storages here, bytes for dot products
+/// (kernel/byte_panels.hpp).
 ///   group, block                               inputs of a step, steps of a block
 ///   activation   `group` inputs of a row, packed: what a step broadcasts to all lanes
 ///   bytes(steps)
@@ -161,7 +162,9 @@ struct element_storage {
     }
   };
 
-  static constexpr index_t bytes(index_t steps) noexcept { return steps * lanes * static_cast<index_t>(sizeof(Element)); }
+  static constexpr index_t bytes(index_t steps) noexcept {
+    return steps * lanes * static_cast<index_t>(sizeof(Element));
+  }
   static cursor at(const std::byte* address) noexcept { return {reinterpret_cast<const Element*>(address)}; }
   static vector multiply_add(activation a, const vector& w, const vector& sum) noexcept {
     return kernel::multiply_add<Scalar>(vector(a), w, sum);

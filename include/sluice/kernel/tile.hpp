@@ -17,7 +17,8 @@
 /// 1 registers are there, 8 for one row or two, 4 for up to six (of 32).
 ///
 /// Every sum is one chain along k, whatever the height of the tile: a row's result does not depend on its neighbours.
-/// Where a storage has partial sums they are what stays in registers, and after every block of steps they go into `sums`.
+/// Where a storage has partial sums they are what stays in registers, and after every block of steps they go into
+/// `sums`.
 ///
 /// While it computes, a tile prefetches what comes next, a little with every step: from memory that is what counts. One
 /// with several pairs has no time to spare, every request takes the place of a load: it asks for lines a little further

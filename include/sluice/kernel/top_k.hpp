@@ -4,8 +4,8 @@
 ///
 /// Scores enter a sorted list one by one, but few get that far: whole vectors are compared with the worst of the list,
 /// and for k <= 16 with a bound from the start. The row is dealt into 16 groups, lane by lane; the k-th largest of the
-/// groups' maxima has k scores at or above it, so nothing below it can be chosen. Long rows are dealt into 32 for k > 8,
-/// where the k-th of 16 would let too many pass. For k > 32 the k-th largest is found first, by counting.
+/// groups' maxima has k scores at or above it, so nothing below it can be chosen. Long rows are dealt into 32 for k >
+/// 8, where the k-th of 16 would let too many pass. For k > 32 the k-th largest is found first, by counting.
 #pragma once
 
 #include <sluice/kernel/order.hpp>

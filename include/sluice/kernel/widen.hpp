@@ -1,5 +1,5 @@
-/// Loads a vector of sixteen-bit numbers as floats, exact for every value, subnormals, infinities and NaN included; and one
-/// of bytes as words.
+/// Loads a vector of sixteen-bit numbers as floats, exact for every value, subnormals, infinities and NaN included; and
+/// one of bytes as words.
 #pragma once
 
 #include <sluice/core/half.hpp>

@@ -3,9 +3,9 @@
 ///   beside_layer both{moe_layer{...}, dense_layer{swiglu<float>{64, 256}}};       dx is the sum of both
 ///
 /// The first layer is the mixture whose plan, router and bank the whole shows; the other may be any layer with the
-/// calls of moe_layer: a dense one, normalised before or behind in its own way (Gemma 4), or a sequence of whole blocks,
-/// which the mixture then skips (layer/branches/shortcut.hpp where both read one norm). A shared expert that reads and
-/// writes as the experts do is layer/shared_expert.hpp. The calls and the memory rules are those of moe_layer
+/// calls of moe_layer: a dense one, normalised before or behind in its own way (Gemma 4), or a sequence of whole
+/// blocks, which the mixture then skips (layer/branches/shortcut.hpp where both read one norm). A shared expert that
+/// reads and writes as the experts do is layer/shared_expert.hpp. The calls and the memory rules are those of moe_layer
 /// (layer/decorator.hpp); padding gets what the layers give it, zero; a token with NaN gets NaN and changes no other.
 #pragma once
 

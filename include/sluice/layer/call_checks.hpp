@@ -46,8 +46,9 @@ public:
   /// Throws std::invalid_argument unless the last call was a training forward call of this layer with such a plan.
   void validate(const void* layer, index_t rows = 0) const {
     if (layer_ == nullptr)
-      throw_invalid("backward needs a training forward call with the same tape just before it: forward(x, y, tape) of this "
-                    "layer, that has returned, and nothing else on the tape since");
+      throw_invalid(
+          "backward needs a training forward call with the same tape just before it: forward(x, y, tape) of this "
+          "layer, that has returned, and nothing else on the tape since");
     if (layer_ != layer)
       throw_invalid("backward needs a tape of its own layer: the last forward call with this tape was another layer's");
     if (rows_ != rows)

@@ -15,9 +15,9 @@
 /// (tests/layer/decorator_test.cpp has it whole.) A wrapper may name two structs of its own memory, for inference and
 /// for training; workspace and tape are those and the inner layer's, as `layer`. The tape also keeps the context of the
 /// last training forward call. Where the layer inside sees other tokens, inner(x, y, context) gives it theirs
-/// (layer/split/own_context.hpp). A wrapper with parameters or memory of its own hides visit_own and own_bytes. Wrappers
-/// nest. Shapes, shared memory and the order of calls are checked here as in moe_layer: y may be x, so around reads
-/// what it wants of x before inner writes y.
+/// (layer/split/own_context.hpp). A wrapper with parameters or memory of its own hides visit_own and own_bytes.
+/// Wrappers nest. Shapes, shared memory and the order of calls are checked here as in moe_layer: y may be x, so around
+/// reads what it wants of x before inner writes y.
 #pragma once
 
 #include <sluice/layer/call_checks.hpp>
@@ -124,8 +124,8 @@ public:
 
   void after_step(tape& t) { layer_.after_step(t.layer); }
 
-  /// The same layers with the weights of their experts rounded to another storage, for inference. A format of each matrix
-  /// is for the experts of the layer inside; what stands beside them takes the storage's own default.
+  /// The same layers with the weights of their experts rounded to another storage, for inference. A format of each
+  /// matrix is for the experts of the layer inside; what stands beside them takes the storage's own default.
   template <typename Storage>
   auto stored_as(const auto&... format) const {
     return self().template rebuilt<Storage>(layer_.template stored_as<Storage>(format...));

@@ -3,9 +3,9 @@
 ///   y[t] = f(x[t])
 ///   dense_layer block{swiglu<float>{64, 256}};      dense_layer lift{ffn<float>{64, 256, {.bias = true}}};
 ///
-/// It is a moe_layer of one expert (router/every_expert/dense.hpp), with all of its calls, kernels and promises: any expert functor
-/// will do, it converts to other storages, padding gets zero, NaN stays in its token and reaches no gradient. Its
-/// parameters bear the expert's own names: "up", "down".
+/// It is a moe_layer of one expert (router/every_expert/dense.hpp), with all of its calls, kernels and promises: any
+/// expert functor will do, it converts to other storages, padding gets zero, NaN stays in its token and reaches no
+/// gradient. Its parameters bear the expert's own names: "up", "down".
 #pragma once
 
 #include <sluice/expert/bank.hpp>

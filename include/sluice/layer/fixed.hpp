@@ -186,8 +186,9 @@ public:
                               expert_bank<Expert>, Losses...>& trained) {
     const auto& router = trained.router();
     if (trained.inputs() != D || trained.outputs() != D || trained.experts() != E || router.top_k() != K)
-      throw_invalid("fixed_moe_layer maps ", D, " numbers to as many, ", K, " of ", E, " experts a token; the layer maps ",
-                    trained.inputs(), " to ", trained.outputs(), ", ", router.top_k(), " of ", trained.experts());
+      throw_invalid("fixed_moe_layer maps ", D, " numbers to as many, ", K, " of ", E,
+                    " experts a token; the layer maps ", trained.inputs(), " to ", trained.outputs(), ", ",
+                    router.top_k(), " of ", trained.experts());
     if (!(router.application() == weight_application<Scalar>()))
       throw_invalid("fixed_moe_layer weighs the outputs of experts only");
     for (index_t e = 0; e < E; ++e)
@@ -261,7 +262,8 @@ private:
     const packed inputs{w.x.data(), nullptr, D, 0}, hidden{w.h.data(), nullptr, H, 0};
     for (index_t b = 0; b < rows.count(); ++b)
       kernel::pack_block(
-          storage(), inputs, rows, b, [&](index_t row) { return x + token(row) * D; }, [](index_t) { return Scalar(1); });
+          storage(), inputs, rows, b, [&](index_t row) { return x + token(row) * D; },
+          [](index_t) { return Scalar(1); });
 
     multiply(
         inputs, rows, expert_type::first_pairs(), [&](index_t q) { return expert.first_pair(q); },

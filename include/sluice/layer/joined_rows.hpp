@@ -7,8 +7,8 @@
 ///   collect  plan's row = bank's row                                                  add    the adjoint
 ///
 /// An expert has its rows in the order in which the plans, one after the other, name them. Within a plan a token has an
-/// expert at most once, so its rows are different ones of the bank. Nothing depends on the executor. Work is that of the
-/// rows, and one step an expert. No plans with rows is fine.
+/// expert at most once, so its rows are different ones of the bank. Nothing depends on the executor. Work is that of
+/// the rows, and one step an expert. No plans with rows is fine.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

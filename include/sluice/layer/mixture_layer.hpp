@@ -106,8 +106,9 @@ template <typename L>
 consteval bool explain_trainable_layer() {
   static_assert(explain_layer<L>());
   if constexpr (requires { L::explain_training(); }) static_assert(L::explain_training());
-  static_assert(CanBackward<L>,
-                "sluice: layer needs `void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape&)` to be trained");
+  static_assert(
+      CanBackward<L>,
+      "sluice: layer needs `void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape&)` to be trained");
   static_assert(CanStep<L>, "sluice: layer needs `void after_step(tape&)` to be trained");
   return TrainableLayer<L>;
 }

@@ -96,8 +96,8 @@ public:
     plan_type plan;
     typename Router::tape router;
     typename Experts::tape experts;
-    matrix_buffer<scalar> rows;     ///< experts' inputs, grouped by expert; where the bank gathers them itself a copy of x
-                                    ///< if y is to replace it, or empty
+    matrix_buffer<scalar> rows;  ///< experts' inputs, grouped by expert; where the bank gathers them itself a copy of x
+                                 ///< if y is to replace it, or empty
     matrix_buffer<scalar> outputs;  ///< experts' outputs; empty if the bank adds them up itself
     bool is_apart = !fused;         ///< whether the last call ran dispatch, experts and combine one after the other
     routing_statistics statistics;  ///< since the last clear()

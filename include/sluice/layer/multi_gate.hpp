@@ -11,9 +11,9 @@
 /// any task sends it (layer/joined_rows.hpp), then each task weighs what it asked for: with dense gates that is E
 /// evaluations of the batch for any number of tasks, forward and backward. Rows that a router scales or mixes are its
 /// task's own. Task q routes with context.for_layer(q) and task_id = q, so that tasks draw apart. For exclusive experts
-/// (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a task, zero at first, added to every column of tokens
-/// that are not padding. `task(q)` is a moe_layer over the bank by reference (expert/bank_ref.hpp): a caller whose tasks
-/// have different batches runs that layer alone.
+/// (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a task, zero at first, added to every column of
+/// tokens that are not padding. `task(q)` is a moe_layer over the bank by reference (expert/bank_ref.hpp): a caller
+/// whose tasks have different batches runs that layer alone.
 ///
 /// The calls and the memory rules are those of moe_layer; padding gets zero, a token with NaN gets NaN in every task.
 /// Parameters: "experts", "task.0" ... "task.Q-1", "task_bias". Causal if the router is. Equal bits for every executor

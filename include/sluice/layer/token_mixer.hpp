@@ -14,9 +14,9 @@
 ///   };
 ///
 /// (tests/layer/token_mixer_test.cpp has it whole.) Memory is the workspace or the tape, so mix is a template;
-/// memory.kept.counts(t) says whether a token is seen, memory.kept.visible(context) is a context for parts that hide the
-/// same tokens, tape.kept.x() is x as mix saw it. A layer may name two structs of its own memory, for inference and for
-/// training; the latter's loss(), if it has one, is the tape's. Sequences are those of the context (sequences, or
+/// memory.kept.counts(t) says whether a token is seen, memory.kept.visible(context) is a context for parts that hide
+/// the same tokens, tape.kept.x() is x as mix saw it. A layer may name two structs of its own memory, for inference and
+/// for training; the latter's loss(), if it has one, is the tape's. Sequences are those of the context (sequences, or
 /// groups). y may be x, dx may not be dy; T = 0 is fine. Inference is const, a workspace a thread.
 #pragma once
 

@@ -6,11 +6,11 @@
 ///   transposed_layer mixer{moe_layer{importance_score_router<float>{196, 8}, experts}, /*width=*/768};
 ///   sequence block{residual_layer{normalized_layer{mixer, norm}}, residual_layer{normalized_layer{channel_moe, norm}}};
 ///
-/// Sparse-MLP's token mixing: the items that the inner layer routes are the D channels of every image. It gets one group
-/// of D items an image, the draws and the executor of the call, and nothing of the context that speaks of tokens. Every
-/// group must have N rows; without groups there is one. Padding and a token with NaN are read as zeros, and get zero and
-/// NaN (layer/token_mixer.hpp). Every token of a group meets every other one: not causal. dx_g is the transpose of the
-/// inner backward of dy_g^T. Losses are the inner layer's. T = 0 is fine, with groups or without.
+/// Sparse-MLP's token mixing: the items that the inner layer routes are the D channels of every image. It gets one
+/// group of D items an image, the draws and the executor of the call, and nothing of the context that speaks of tokens.
+/// Every group must have N rows; without groups there is one. Padding and a token with NaN are read as zeros, and get
+/// zero and NaN (layer/token_mixer.hpp). Every token of a group meets every other one: not causal. dx_g is the
+/// transpose of the inner backward of dy_g^T. Losses are the inner layer's. T = 0 is fine, with groups or without.
 /// Lou et al. 2021, arXiv:2109.02008; Tolstikhin et al. 2021 (MLP-Mixer), arXiv:2105.01601.
 #pragma once
 

@@ -149,7 +149,8 @@ public:
       for (index_t e = 0; e < experts(); ++e) {
         const index_t column = columns_.first + e;
         const double logit = static_cast<double>(logits_(t, column)) / temperature_;
-        const double slope = (form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1) / temperature_;
+        const double slope =
+            (form_ == loss_probability::normalized_sigmoid ? kernel::logistic(-logit) : 1) / temperature_;
         dlogits(t, column) += static_cast<Scalar>(static_cast<double>(p[e]) * (c[e] - inner) * slope);
       }
     });

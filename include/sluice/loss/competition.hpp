@@ -133,7 +133,8 @@ struct contest_balance {
     for (index_t g = 0; g < context.group_count(); ++g) groups += detail::contests(s, group(g)) > 0;
     double sum = 0;
     for (index_t g = 0; g < context.group_count(); ++g)
-      if (detail::contests(s, group(g)) > 0) sum += group_value(s, group(g), coefficient / static_cast<double>(groups), d);
+      if (detail::contests(s, group(g)) > 0)
+        sum += group_value(s, group(g), coefficient / static_cast<double>(groups), d);
     return static_cast<Scalar>(sum);
   }
 

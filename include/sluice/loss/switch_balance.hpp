@@ -163,7 +163,8 @@ private:
     for (index_t e = 0; e < experts; ++e) {
       const double* of_device = choices + e / device_experts * device_experts;
       const double of_all = std::accumulate(of_device, of_device + device_experts, 0.0);
-      c[e] = factor * of_all / static_cast<double>(device_experts) * (cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]);
+      c[e] = factor * of_all / static_cast<double>(device_experts) *
+             (cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]);
       value += c[e] * p_sums[e];
     }
     p.backward(c, detail::logits_of(gradients, logits));

@@ -4,7 +4,8 @@
 ///
 /// W [out,in], tiles of 128 x 128 unless told otherwise, partial at the edges. Scale and quotient are rounded to float,
 /// and the quotient to e4m3 with ties to the even code; a zero keeps its sign. A tile of zeros has the scale 1. Throws
-/// std::invalid_argument for weights that are not finite. DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 3.3.
+/// std::invalid_argument for weights that are not finite. DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section
+/// 3.3.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -7,9 +7,9 @@
 ///   gumbel_noise    L' = L + zeta                   the largest L' is a draw from softmax(L)
 ///   uniform_noise   L' = L + scale u, u in (0, 1)   Chen et al. 2022, arXiv:2208.02813
 ///
-/// z [T,E] are standard normal draws at noise_site, zeta and u Gumbel and uniform draws there, position t*E + e. Without
-/// training nothing is added. The published learned form has epsilon = 0; 0.01 is that of the widely used port. Wn
-/// starts at zero.
+/// z [T,E] are standard normal draws at noise_site, zeta and u Gumbel and uniform draws there, position t*E + e.
+/// Without training nothing is added. The published learned form has epsilon = 0; 0.01 is that of the widely used port.
+/// Wn starts at zero.
 /// Gradients of L' reach L as they are; those of L' and of s reach Wn: d(x Wn^T) = sigmoid(x Wn^T) (ds + z dL').
 ///
 /// A noise of your own has a tape and these:

@@ -97,7 +97,8 @@ void maximize_by_newton(const Value& f, const Slopes& slopes, const Eigen::Vecto
     Eigen::VectorXd to = x;
     minimize_quadratic_lasso(curvature, gradient + curvature * x, penalty, to);
     const Eigen::VectorXd step = to - x;
-    // Twice what the step gains. Where that is less than the value's rounding, the step is taken unseen, and is the last.
+    // Twice what the step gains. Where that is less than the value's rounding, the step is taken unseen, and is the
+    // last.
     const double promise = gradient.dot(step) - penalty.dot(to.cwiseAbs() - x.cwiseAbs());
     if (!(promise > 1e-14 * (1 + (std::abs)(value)))) {
       if (promise > 0) x = to;

@@ -14,11 +14,11 @@
 ///   ... dz = r.dz + what the decoders make of r.dfit ...
 ///   const auto gradients = posterior.sample_backward(components, dz, r);      // of loc and scale, through samples too
 ///
-/// Every modality's decoder has to explain samples of every modality's encoder: what a modality does not know of another
-/// (all pictures of a label) is averaged away there. Throws std::invalid_argument where shapes do not fit or a scale is
-/// not above 0. Everything is in double.
-/// Shi, Siddharth, Paige, Torr 2019, arXiv:1911.03393; the blindness: "Mixture-of-experts VAEs can disregard variation in
-/// surjective multimodal data", 2022.
+/// Every modality's decoder has to explain samples of every modality's encoder: what a modality does not know of
+/// another (all pictures of a label) is averaged away there. Throws std::invalid_argument where shapes do not fit or a
+/// scale is not above 0. Everything is in double.
+/// Shi, Siddharth, Paige, Torr 2019, arXiv:1911.03393; the blindness: "Mixture-of-experts VAEs can disregard variation
+/// in surjective multimodal data", 2022.
 #pragma once
 
 #include <sluice/core/error.hpp>

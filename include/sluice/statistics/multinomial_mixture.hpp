@@ -6,11 +6,11 @@
 ///   multinomial_mixture<unit_features> model(2, 3, 4);          // a gate that reads x / |x|
 ///   const em_report report = model.fit(x, labels);
 ///
-/// The last expert's gate and every expert's last class are 0. An iteration: responsibilities r_ik ~ g_k p_k,y; then the
-/// gate and every expert by weighted logistic regression (statistics/softmax_regression.hpp); it never lowers the
-/// likelihood. Where slopes of some experts vanish, estimates of the plain gate converge more slowly than any power of n;
-/// gates of bounded features, M(x) = x / |x| or tanh(x), do not. Throws std::invalid_argument where x or labels do not
-/// fit, hold NaN, or have fewer rows than experts. Everything is in double.
+/// The last expert's gate and every expert's last class are 0. An iteration: responsibilities r_ik ~ g_k p_k,y; then
+/// the gate and every expert by weighted logistic regression (statistics/softmax_regression.hpp); it never lowers the
+/// likelihood. Where slopes of some experts vanish, estimates of the plain gate converge more slowly than any power of
+/// n; gates of bounded features, M(x) = x / |x| or tanh(x), do not. Throws std::invalid_argument where x or labels do
+/// not fit, hold NaN, or have fewer rows than experts. Everything is in double.
 /// Nguyen, Akbarian, Nguyen, Ho 2023, "A General Theory for Softmax Gating Multinomial Logistic Mixture of Experts",
 /// arXiv:2310.14188.
 #pragma once

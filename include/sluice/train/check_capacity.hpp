@@ -98,7 +98,8 @@ property_result served_once(const choice_table<Scalar>& t) {
   }
   for (index_t pair = 0; pair < t.tokens * t.top_k; ++pair) {
     const int served = times[static_cast<std::size_t>(pair)];
-    const std::string which = "choice " + std::to_string(pair % t.top_k) + " of token " + std::to_string(pair / t.top_k);
+    const std::string which =
+        "choice " + std::to_string(pair % t.top_k) + " of token " + std::to_string(pair / t.top_k);
     if (t.asked[pair] && served != 1) return fail(which + " is served " + std::to_string(served) + " times");
     if (!t.asked[pair] && (served != 0 || t.kept[pair])) return fail(which + " did not ask and is served");
   }

@@ -25,7 +25,8 @@ struct gate_check_options {
   std::uint64_t seed = 1;
   index_t tokens = 67;                ///< more than two blocks of rows
   index_t gradient_tokens = 5;
-  routing_context<Scalar> context{};  ///< what the gate needs besides x; training, draws and executor are set by the kit
+  /// What the gate needs besides x; training, draws and executor are set by the kit.
+  routing_context<Scalar> context{};
   gradient_check_options gradients{.most_entries = 200};
   double gradient_bound = 1e-6;
 };
@@ -148,7 +149,8 @@ property_result gate_tokens_alone(gate_probe<G>& probe) {
   double worst = 0;
   for (const index_t r : {index_t(0), probe.options.tokens / 2, probe.options.tokens - 1}) {
     const auto one = probe.pick({r});
-    worst = (std::max)(worst, largest_difference(matrix<scalar>(expected.row(r)), probe.score(one.x, one.context(false), t)));
+    worst = (std::max)(worst,
+                       largest_difference(matrix<scalar>(expected.row(r)), probe.score(one.x, one.context(false), t)));
   }
   return judge("logits of a batch and of a token alone", worst, bound);
 }
@@ -199,7 +201,8 @@ property_result gate_backward_adds(gate_probe<G>& probe) {
     size = (std::max)(size, static_cast<double>(dx.cwiseAbs().maxCoeff()));
     const double terms = static_cast<double>(b.x.rows() + b.x.cols() + probe.gate.experts());
     const double bound = 8 * terms * size * static_cast<double>(std::numeric_limits<scalar>::epsilon());
-    const auto of_x = judge("twice dx and that of two calls on a tape", largest_difference(matrix<scalar>(2 * once.dx), dx), bound);
+    const auto of_x =
+        judge("twice dx and that of two calls on a tape", largest_difference(matrix<scalar>(2 * once.dx), dx), bound);
     if (of_x.result == outcome::failed) return of_x;
     return judge("twice the gradients and those of two calls on a tape",
                  largest_difference(got.data(), gradients.data(), static_cast<index_t>(got.size())), bound);

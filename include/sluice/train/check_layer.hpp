@@ -31,7 +31,8 @@ struct layer_check_options {
   std::uint64_t seed = 1;
   index_t tokens = 37;                ///< more than a block of rows
   index_t gradient_tokens = 7;
-  routing_context<Scalar> context{};  ///< what the layer needs besides x; training, draws and executor are set by the kit
+  /// What the layer needs besides x; training, draws and executor are set by the kit.
+  routing_context<Scalar> context{};
   gradient_check_options gradients{.most_entries = 60};
   double gradient_bound = 1e-6;
 };
@@ -131,7 +132,9 @@ public:
     }
     return r;
   }
-  results step(const batch& b, tape& t, executor_ref executor = {}) { return step(b, t, cotangent(b.x.rows()), executor); }
+  results step(const batch& b, tape& t, executor_ref executor = {}) {
+    return step(b, t, cotangent(b.x.rows()), executor);
+  }
   auto caller() {
     return [this](const batch& b, tape& t, const executor_ref& executor) { return step(b, t, executor); };
   }
@@ -231,7 +234,8 @@ property_result layer_backward_calls(Probe& probe) {
     typename Probe::tape t, unused;
     const matrix<scalar> dy = probe.cotangent(b.x.rows());
     matrix<scalar> dx(b.x.rows(), b.x.cols());
-    if (!refuses([&] { probe.layer.backward(dy, dx, unused); })) return fail("a tape that saw no forward call is not refused");
+    if (!refuses([&] { probe.layer.backward(dy, dx, unused); }))
+      return fail("a tape that saw no forward call is not refused");
     if (!refuses([&] { probe.layer.backward(dy.topRows(0), dx.topRows(0), unused); }))
       return fail("a tape that saw no forward call is not refused with no tokens");
     const auto once = probe.step(b, t);
@@ -301,7 +305,8 @@ conformance_report check_layer(const Layer& layer, const layer_check_options<typ
   report.add("padding", [&] { return detail::layer_hidden_tokens(probe, true); });
   report.add("NaN tokens", [&] { return detail::layer_hidden_tokens(probe, false); });
   report.add("repetition", [&] {
-    return detail::equal_with_used_tapes<typename decltype(probe)::tape>(probe.everything(), probe.pick({1, 0}), probe.caller());
+    return detail::equal_with_used_tapes<typename decltype(probe)::tape>(probe.everything(), probe.pick({1, 0}),
+                                                                         probe.caller());
   });
   report.add("threads", [&] { return detail::layer_threads(probe); });
   report.add("shared memory", [&] { return detail::layer_shared_memory(probe); });

@@ -100,7 +100,8 @@ property_result loss_padding(Probe& probe) {
     if (!clean.dx.row(row).isZero(0)) return fail("a padding token has a gradient");
     b.x.row(row).setConstant(quiet_nan<scalar>());
   }
-  return clean == probe.run(b, t) ? pass("its content reaches nothing") : fail("its content changes value or gradients");
+  return clean == probe.run(b, t) ? pass("its content reaches nothing")
+                                  : fail("its content changes value or gradients");
 }
 
 template <typename Probe>

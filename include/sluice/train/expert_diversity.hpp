@@ -5,8 +5,8 @@
 ///
 /// The measure by which MMoE-Ex is compared with MMoE: its exclusive experts are to be more diverse. Nothing learns by
 /// it. Every expert runs on every token. Tokens that hold NaN are left out, and what an expert makes NaN makes its
-/// distances NaN. With one expert, or no tokens, the diversity is 0; an output of length 0 has no direction and stays 0.
-/// Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert Diversity", arXiv:2106.10595.
+/// distances NaN. With one expert, or no tokens, the diversity is 0; an output of length 0 has no direction and stays
+/// 0. Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert Diversity", arXiv:2106.10595.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

@@ -108,7 +108,8 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
         continue;
       }
       const double analytic = gradient.empty() ? 0 : gradient[at];
-      double error = (std::abs)(analytic - *numeric) / (std::max)({o.scale, (std::abs)(analytic), (std::abs)(*numeric)});
+      double error =
+          (std::abs)(analytic - *numeric) / (std::max)({o.scale, (std::abs)(analytic), (std::abs)(*numeric)});
       if (is_nan(error)) error = (std::numeric_limits<double>::max)();
       ++report.checked;
       if (error < report.largest_error) continue;

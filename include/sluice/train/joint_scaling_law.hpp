@@ -8,11 +8,11 @@
 ///   law.loss(1e9, 2e10, 8);                       2.51      N active parameters, D training tokens
 ///   law.optimum(1e21, 8);                         N and D that make the most of 6 N D = 1e21 operations
 ///
-/// At fixed E it is m N^mu + n D^nu + c, so the best N is ((nu n / (mu m)) (F/6)^nu)^(1/(mu + nu)), D = F / (6 N). Fitted
-/// to top-1 mixtures of E <= 32 with N up to 2.7e9, all parameters up to 5e9 and D up to 8e10; embedding and unembedding
-/// count as parameters. Further out, and beyond some hundred tokens a parameter, it is a guess. Numbers below 1 throw
-/// std::invalid_argument. Ludziejewski et al. 2025, "Joint MoE Scaling Laws: Mixture of Experts Can Be Memory Efficient",
-/// arXiv:2502.05172.
+/// At fixed E it is m N^mu + n D^nu + c, so the best N is ((nu n / (mu m)) (F/6)^nu)^(1/(mu + nu)), D = F / (6 N).
+/// Fitted to top-1 mixtures of E <= 32 with N up to 2.7e9, all parameters up to 5e9 and D up to 8e10; embedding and
+/// unembedding count as parameters. Further out, and beyond some hundred tokens a parameter, it is a guess. Numbers
+/// below 1 throw std::invalid_argument. Ludziejewski et al. 2025, "Joint MoE Scaling Laws: Mixture of Experts Can Be
+/// Memory Efficient", arXiv:2502.05172.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -55,7 +55,8 @@ consteval bool explain_optimized() {
   return true;
 }
 
-/// Calls f(key..., parameter); one of another scalar is refused by a sentence, weights that are only read are passed over.
+/// Calls f(key..., parameter); one of another scalar is refused by a sentence, weights that are only read are passed
+/// over.
 template <typename Scalar, typename F>
 auto for_optimized(F f) {
   return [f = std::move(f)](auto&&... key_and_parameter) {
@@ -164,8 +165,9 @@ private:
       is_known = is_known || std::ranges::any_of(entries_, [&](const entry& e) { return e.owner.id == p.id(); });
     }));
     if (!is_known)
-      throw_invalid("the optimiser remembers another model, whose moments would be mixed with this one's or lost: give each "
-                    "model an optimiser, or visit both as one; prepare(model) hands the optimiser over");
+      throw_invalid(
+          "the optimiser remembers another model, whose moments would be mixed with this one's or lost: give each "
+          "model an optimiser, or visit both as one; prepare(model) hands the optimiser over");
   }
 
   template <typename Model, typename F>

@@ -5,8 +5,8 @@
 ///
 /// The weak pass has experts of lower rank (router/tokens_choose/chosen_ranks.hpp: rank 1 alone in the paper). Words
 /// that the strong pass thinks unlikely stay out, whatever the weak one says; the best one is always in. With beta = 0,
-/// or two equal passes, the largest score is the strong pass's largest logit. A word whose strong logit is NaN is out; a
-/// weak one that is NaN makes the score NaN. T = 0 is fine.
+/// or two equal passes, the largest score is the strong pass's largest logit. A word whose strong logit is NaN is out;
+/// a weak one that is NaN makes the score NaN. T = 0 is fine.
 /// Shi et al. 2024, arXiv:2405.14507.
 #pragma once
 

@@ -100,7 +100,8 @@ protected:
   index_t groups_ = 0;
   std::vector<std::int32_t> group_of_;  ///< every input's, where they come in any order
 
-  /// scale (code - zero) of a row, scale and zero found once a group: read_row where code_at(row, input) is a whole number.
+  /// scale (code - zero) of a row, scale and zero found once a group: read_row where code_at(row, input) is a whole
+  /// number.
   template <typename CodeAt>
   void read_whole_codes(index_t row, index_t first, std::span<float> out, const CodeAt& code_at) const noexcept {
     index_t known = -1;  // the group that scale and zero are of

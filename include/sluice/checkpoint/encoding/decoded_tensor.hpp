@@ -9,9 +9,9 @@
 ///   experts.gate_up_proj_blocks, _scales                  MXFP4 of GPT-OSS: keeps its name, [E, out, in]  (mxfp4_rows.hpp)
 ///   experts.3.w1.weight, .scale                           MXFP4, or FP8 in tiles, of DeepSeek-V4
 ///
-/// A layout is known by the names and types of its tensors; the config tells bits, groups, tiles, and GPTQ from AWQ. One
-/// that is there in part, or does not fit together, is a tensor with a `problem` that says what was seen and what was
-/// wanted: an error for whoever needs it, and for nobody else. Scales of activations are found and not used.
+/// A layout is known by the names and types of its tensors; the config tells bits, groups, tiles, and GPTQ from AWQ.
+/// One that is there in part, or does not fit together, is a tensor with a `problem` that says what was seen and what
+/// was wanted: an error for whoever needs it, and for nobody else. Scales of activations are found and not used.
 #pragma once
 
 #include <sluice/checkpoint/encoding/fp8_tiles.hpp>

@@ -5,9 +5,9 @@
 ///
 ///   w(o, i) = e2m1(code) 2^(scale(o, i / 32) - 127)
 ///
-/// exactly, also where that is a subnormal float; an exponent of 255 is NaN. Byte b holds inputs 2b, its low nibble, and
-/// 2b + 1: neighbours, where ggml has inputs j and j + 16 in a byte. In gate_up of GPT-OSS rows alternate, gate first.
-/// OCP Microscaling Formats (MX) Specification 1.0.
+/// exactly, also where that is a subnormal float; an exponent of 255 is NaN. Byte b holds inputs 2b, its low nibble,
+/// and 2b + 1: neighbours, where ggml has inputs j and j + 16 in a byte. In gate_up of GPT-OSS rows alternate, gate
+/// first. OCP Microscaling Formats (MX) Specification 1.0.
 #pragma once
 
 #include <sluice/checkpoint/encoding/coded_matrix.hpp>

@@ -5,9 +5,9 @@
 ///
 ///   w(o, i) = e2m1(code) (e4m3(weight_scale(o, i / 16)) s)      s = 1 / weight_global_scale, or weight_scale_2
 ///
-/// The global scale DIVIDES where the other multiplies. In float: s, its product with a group's scale, and that with the
-/// code are rounded one after the other. Byte b holds inputs 2b, its low nibble, and 2b + 1. NVIDIA 2025, "Pretraining
-/// Large Language Models with NVFP4".
+/// The global scale DIVIDES where the other multiplies. In float: s, its product with a group's scale, and that with
+/// the code are rounded one after the other. Byte b holds inputs 2b, its low nibble, and 2b + 1. NVIDIA 2025,
+/// "Pretraining Large Language Models with NVFP4".
 #pragma once
 
 #include <sluice/checkpoint/encoding/coded_matrix.hpp>

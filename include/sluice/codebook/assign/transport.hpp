@@ -6,15 +6,15 @@
 ///       codes: Q / (sum over t + 1e-8) / C;   then tokens: Q / (sum over c + 1e-8) / T
 ///   id = a draw from the token's row of Q, or its arg max (the lowest code of equals)
 ///
-/// epsilon multiplies: it is an inverse temperature. Choices depend on the whole batch; inference takes the nearest code
-/// and so does not. The plan is a constant in backward. T counts tokens that are not hidden.
+/// epsilon multiplies: it is an inverse temperature. Choices depend on the whole batch; inference takes the nearest
+/// code and so does not. The plan is a constant in backward. T counts tokens that are not hidden.
 ///
 ///   vector_quantizer optvq{mapped_codes<float>{16384, 64, {.bias = true, .learned_basis = true}},
 ///                          transport_assignment{}, distance_cross_entropy{}};
 ///
-/// Q is kept as its factors exp(-epsilon A), one number a code and one a token: [T,C] is never in memory, and every round
-/// computes A twice. What routers do (router/assigned/sinkhorn_coupling.hpp) is the same iteration with other small
-/// numbers: there 1e-8 goes to the sums of exp alone, here to those of Q. Draws: u_t for token t.
+/// Q is kept as its factors exp(-epsilon A), one number a code and one a token: [T,C] is never in memory, and every
+/// round computes A twice. What routers do (router/assigned/sinkhorn_coupling.hpp) is the same iteration with other
+/// small numbers: there 1e-8 goes to the sums of exp alone, here to those of Q. Draws: u_t for token t.
 /// Zhang et al. 2024, "Preventing Local Pitfalls in Vector Quantization via Optimal Transport", section 3.
 #pragma once
 

@@ -1,8 +1,8 @@
 /// All heads of all sequences of a quantised attention: what each of them sees, and where its gradients go.
 ///
-/// A task is a head of a sequence, with a window and a cache of its own (codebook/attention/window_and_cache.hpp). Rows of
-/// q, keys and values lie side by side by head, sequences one after the other. Sums that sequences share (biases, the
-/// position term) are kept a task each, for whoever adds them up in order.
+/// A task is a head of a sequence, with a window and a cache of its own (codebook/attention/window_and_cache.hpp). Rows
+/// of q, keys and values lie side by side by head, sequences one after the other. Sums that sequences share (biases,
+/// the position term) are kept a task each, for whoever adds them up in order.
 #pragma once
 
 #include <sluice/codebook/attention/window_and_cache.hpp>

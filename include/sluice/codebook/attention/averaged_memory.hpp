@@ -3,9 +3,9 @@
 ///   s_t = a * s_{t-1} + (1 - a) * x_t   channel by channel, a = sigmoid(decay) [D], s = 0 before a sequence
 ///   ds_t = dy_t + a * ds_{t+1}    dx_t = (1 - a) * ds_t    da = sum over t of ds_t * (s_{t-1} - x_t)
 ///
-/// Sequences are those of the context (sequences, or groups). Hidden tokens leave the average as it is: padding gets zero, a
-/// token with NaN gets NaN. Causal; gradients are exact; tasks are sequences, each in order of tokens. Initial decay: a
-/// from 0.5 to 0.999 over the channels, so that some forget at once and some late. Parameter: "decay".
+/// Sequences are those of the context (sequences, or groups). Hidden tokens leave the average as it is: padding gets
+/// zero, a token with NaN gets NaN. Causal; gradients are exact; tasks are sequences, each in order of tokens. Initial
+/// decay: a from 0.5 to 0.999 over the channels, so that some forget at once and some late. Parameter: "decay".
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -4,10 +4,10 @@
 ///   a = quantized_attention(s)  keys are codes, a long past costs as much as its codes; a local window key by key
 ///   g = sigmoid(W x + b)        y = g * a + (1 - g) * x
 ///
-/// A reading: of LongVQ only the abstract was at hand, which says that a structured memory is quantised, so that attention
-/// over it has linear cost, and joined with local attention by a gate; which projections are quantised, and the form of
-/// the gate, are ours. The paper's exact form has its name when it is known. With as many codes as keys it is ordinary
-/// attention over s. Causal: codes learn in after_step only, and inference changes nothing.
+/// A reading: of LongVQ only the abstract was at hand, which says that a structured memory is quantised, so that
+/// attention over it has linear cost, and joined with local attention by a gate; which projections are quantised, and
+/// the form of the gate, are ours. The paper's exact form has its name when it is known. With as many codes as keys it
+/// is ordinary attention over s. Causal: codes learn in after_step only, and inference changes nothing.
 /// Sequences, hidden tokens, threads: as the parts say. Parameters: "memory", "attention", "gate" [D,D], "gate_bias".
 /// Liu et al. 2024, "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory".
 #pragma once

@@ -13,8 +13,8 @@
 /// of keys, learned in after_step; the commitment is the mean over tokens of the sum over heads of |k - k^|^2. Keys get
 /// the straight-through gradient while they are inside the window. Padding and tokens with NaN are seen by nobody; they
 /// get zero and NaN. Tasks are heads of sequences; equal bits for any number of threads. Inference is const.
-/// Parameters: "query", "key", "value", "gate", "relative", "output" (weights), "content_bias", "position_bias" [heads dk],
-/// "codebook.0" ... Lingle 2023, "Transformer-VQ: Linear-Time Transformers via Vector Quantization".
+/// Parameters: "query", "key", "value", "gate", "relative", "output" (weights), "content_bias", "position_bias" [heads
+/// dk], "codebook.0" ... Lingle 2023, "Transformer-VQ: Linear-Time Transformers via Vector Quantization".
 #pragma once
 
 #include <sluice/codebook/attention/attention_heads.hpp>

@@ -1,16 +1,16 @@
 /// Causal attention in linear time where keys are codes: a window key by key, everything older code by code.
 ///
-/// One head of one sequence, cut into blocks of L. A query at i sees its own block up to i and the M positions before the
-/// block one by one, and what is older only through its codes, exactly as if it saw them all:
+/// One head of one sequence, cut into blocks of L. A query at i sees its own block up to i and the M positions before
+/// the block one by one, and what is older only through its codes, exactly as if it saw them all:
 ///
 ///   a[i,j] = (q_i + u) . k_j + [i - j <= M] (q_i + v) . r_(i-j)          j in the window
 ///   a[i,s] = (q_i + u) . c_s + log n_s                                   n_s older keys have the code c_s
 ///   out_i  = softmax over both of a[i,.]  times  values v_j and means of values m_s
 ///
-/// The cache of a block, n and m, is updated as positions leave the window; means, not sums, so that it stays exact over
-/// long sequences. Keys without a code (hidden tokens) are seen by nobody, queries without one get zero. Backward: values
-/// get their gradient through the cache too; a key's ends when it leaves the window, since codes are constants there.
-/// Operations: T (L + M + S) (dk + dv). Sums run in order of positions.
+/// The cache of a block, n and m, is updated as positions leave the window; means, not sums, so that it stays exact
+/// over long sequences. Keys without a code (hidden tokens) are seen by nobody, queries without one get zero. Backward:
+/// values get their gradient through the cache too; a key's ends when it leaves the window, since codes are constants
+/// there. Operations: T (L + M + S) (dk + dv). Sums run in order of positions.
 /// Lingle 2023, "Transformer-VQ: Linear-Time Transformers via Vector Quantization", theorem 3.7 and appendix.
 #pragma once
 

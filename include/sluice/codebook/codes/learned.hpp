@@ -1,8 +1,8 @@
 /// Codes that learn by gradients: a table [C,D], changed by an optimiser.
 ///
-/// A codebook has codes(), inputs(), evaluate (makes the table of a call) and evaluated (the table), gradient and backward
-/// (where the gradients of codes are added up, and where they go), after_step (what it learns from a batch by itself)
-/// and replace (a code that a repair moves).
+/// A codebook has codes(), inputs(), evaluate (makes the table of a call) and evaluated (the table), gradient and
+/// backward (where the gradients of codes are added up, and where they go), after_step (what it learns from a batch by
+/// itself) and replace (a code that a repair moves).
 /// Initial values: uniform in (-1/C, 1/C), as published; start from data where there is some
 /// (codebook/first_codes.hpp, codebook/kmeans.hpp). Parameter: the table.
 /// van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning".

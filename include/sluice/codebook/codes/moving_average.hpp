@@ -3,8 +3,8 @@
 /// After a step, with n_c tokens of code c and s_c their sum:
 ///   N_c <- decay N_c + (1 - decay) n_c      M_c <- decay M_c + (1 - decay) s_c
 ///   c   <- M_c / max(N~_c, least_size),   N~_c = (N_c + epsilon) / (sum of N + C epsilon) * sum of N
-/// The smoothing keeps the sum of N; it, or least_size, keeps codes that nobody chose finite. With unit_length the new codes are scaled
-/// to length 1. A batch without tokens changes nothing. Sums run in the order of tokens.
+/// The smoothing keeps the sum of N; it, or least_size, keeps codes that nobody chose finite. With unit_length the new
+/// codes are scaled to length 1. A batch without tokens changes nothing. Sums run in the order of tokens.
 ///
 /// Several processes add up their counts and sums and give them to update(). Initial values: codes uniform in (-1/C,
 /// 1/C), N = 1; M is zero until the first step and begins as the codes. Parameters (all state): the table, "sizes" N

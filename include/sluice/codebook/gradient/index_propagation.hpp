@@ -9,10 +9,11 @@
 ///   vector_quantizer ibq{learned_codes<float>{262144, 256}, inner_product{}, index_propagation{},
 ///                        commitment_loss{.encoder = 1, .codebook = 0.25, .surrogate = 1}};
 ///
-/// (its encoder term is mean (sg[q] - x)^2 with weight 1, beta is on the codebook's). Where one code has all of p, dl is
-/// zero and only the losses move x. With by_distance = true p is the softmax of -|x - c|^2, and dl goes on to x and c through
-/// that: what Distill-VQ does (codebook/search/score_distillation.hpp). Work: 16 C D operations a token in backward; [T,C] is never in memory.
-/// Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation", section 3.2.
+/// (its encoder term is mean (sg[q] - x)^2 with weight 1, beta is on the codebook's). Where one code has all of p, dl
+/// is zero and only the losses move x. With by_distance = true p is the softmax of -|x - c|^2, and dl goes on to x and
+/// c through that: what Distill-VQ does (codebook/search/score_distillation.hpp). Work: 16 C D operations a token in
+/// backward; [T,C] is never in memory. Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image
+/// Generation", section 3.2.
 #pragma once
 
 #include <sluice/codebook/code_logits.hpp>

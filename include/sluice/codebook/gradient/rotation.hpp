@@ -5,10 +5,10 @@
 ///   dx = lambda R^T dy = lambda (dy - 2 (w . dy) w + 2 (v . dy) u)
 ///
 /// The angle between dx and x is that between dy and q, and |dx| = lambda |dy|; where x is its code dx = dy. The output
-/// is the code itself, and no gradient reaches it. Norms are max(|x|, 1e-6); the authors' program has |x| + 1e-6 (adds),
-/// and as its output lambda R x, which is the code but for a millionth. |u + v| is at least 1e-6: where u = -v no rotation
-/// is the shortest, and dx = lambda (dy + 2 (v . dy) u). A tiny x makes lambda large; clip gradients if yours are.
-/// Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", section 4.
+/// is the code itself, and no gradient reaches it. Norms are max(|x|, 1e-6); the authors' program has |x| + 1e-6
+/// (adds), and as its output lambda R x, which is the code but for a millionth. |u + v| is at least 1e-6: where u = -v
+/// no rotation is the shortest, and dx = lambda (dy + 2 (v . dy) u). A tiny x makes lambda large; clip gradients if
+/// yours are. Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", section 4.
 #pragma once
 
 #include <sluice/codebook/quantized_batch.hpp>

@@ -17,7 +17,8 @@ struct straight_through {
   /// Adds to dx [T,D] and, where codes learn by gradients, to dcodes [C,D], which has no rows where they do not. dy is
   /// zero where a token is hidden.
   template <typename Scalar, typename Memory>
-  void backward(const quantized_batch<Scalar>&, tokens_in<Scalar> dy, tokens_out<Scalar> dx, matrix_map<Scalar>, Memory&) const {
+  void backward(const quantized_batch<Scalar>&, tokens_in<Scalar> dy, tokens_out<Scalar> dx, matrix_map<Scalar>,
+                Memory&) const {
     for (index_t t = 0; t < dy.rows(); ++t)
       kernel::add_scaled(Scalar(1), dy.data() + t * dy.outerStride(), dx.data() + t * dx.outerStride(), dy.cols());
   }

@@ -6,8 +6,8 @@
 ///   dl[t,c] = p[t,c] / T ( -sample (log p[t,c] + H(p_t))  +  batch (b_c - sum over k of p[t,k] b_k) )
 ///   b_c     = log(a_c + 1e-5) + a_c / (a_c + 1e-5)
 ///
-/// T counts tokens that have a code. Gradients reach x and, where codes learn by gradients, all codes. [T,C] is never in
-/// memory. Published temperature: 0.01.
+/// T counts tokens that have a code. Gradients reach x and, where codes learn by gradients, all codes. [T,C] is never
+/// in memory. Published temperature: 0.01.
 /// Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation"; Yu et al. 2023, MAGVIT-v2.
 #pragma once
 

@@ -30,7 +30,8 @@ struct commitment_loss {
   double encoder = 0.25;
   double codebook = 1;
   double surrogate = 0;
-  bool over_hidden = false;  ///< means over all T tokens of the call, as DAC has them where dropout hides some of a stage
+  /// Means over all T tokens of the call, as DAC has them where dropout hides some of a stage.
+  bool over_hidden = false;
 
   /// Throws std::invalid_argument unless all weights are at least 0.
   void validate() const {
@@ -45,7 +46,8 @@ struct commitment_loss {
                                          [&](index_t t) { m.errors[t] = squared_error(batch, t); });
     Scalar sum = 0;
     for (const Scalar error : m.errors) sum += error;
-    return (weight<Scalar>(encoder + surrogate, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) * sum;
+    return (weight<Scalar>(encoder + surrogate, batch) + (codes_learn ? weight<Scalar>(codebook, batch) : Scalar(0))) *
+           sum;
   }
 
   /// What the loss asks of y, before the gradient goes through the choice. Adds to dy and dx [T,D].

@@ -3,8 +3,8 @@
 ///   loss = coefficient mean over tokens of ( log sum over c of exp(-|x - c|) + |x - q| )
 ///   dl[t,c] = coefficient (softmax over c of -|x_t - c| - [c is q]) / T,  l = -|x - c|
 ///
-/// T counts tokens that have a code. Gradients reach x and, where codes learn by gradients, all codes; a token that lies
-/// on a code has no gradient by it. [T,C] is never in memory.
+/// T counts tokens that have a code. Gradients reach x and, where codes learn by gradients, all codes; a token that
+/// lies on a code has no gradient by it. [T,C] is never in memory.
 /// Zhang et al. 2024, "Preventing Local Pitfalls in Vector Quantization via Optimal Transport", the released code.
 #pragma once
 

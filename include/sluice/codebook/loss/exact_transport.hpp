@@ -3,13 +3,13 @@
 ///   minimise   sum over t, k of flow[k,t] cost[t,k]
 ///   flow >= 0,   sum over k of flow[k,t] = 1,   sum over t of flow[k,t] = amount[k]
 ///
-/// The amounts add up to n. Suppliers come in one by one and send what they have along the cheapest way: to a taker with
-/// room, or to one that hands on what another supplier sent it. Ways are found among the K takers (Dijkstra on reduced
-/// costs), where the way from a to b costs what a's cheapest supplier loses by moving. Each way ends a supplier, fills a
-/// taker or empties a flow. Potentials u of the takers come with it: u[k] + v[t] <= cost[t,k], equal where something
-/// flows; u is the derivative of the minimum by the amounts, up to a constant (one of them, where several are).
-/// Work about n (K^2 + n); memory three numbers for each t, k or pair of takers. Everything in double. Equal costs: lower
-/// takers first.
+/// The amounts add up to n. Suppliers come in one by one and send what they have along the cheapest way: to a taker
+/// with room, or to one that hands on what another supplier sent it. Ways are found among the K takers (Dijkstra on
+/// reduced costs), where the way from a to b costs what a's cheapest supplier loses by moving. Each way ends a
+/// supplier, fills a taker or empties a flow. Potentials u of the takers come with it: u[k] + v[t] <= cost[t,k], equal
+/// where something flows; u is the derivative of the minimum by the amounts, up to a constant (one of them, where
+/// several are). Work about n (K^2 + n); memory three numbers for each t, k or pair of takers. Everything in double.
+/// Equal costs: lower takers first.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -28,7 +28,8 @@ public:
     const index_t n = cost.rows(), takers = cost.cols();
     double total = 0;
     for (const double amount : amounts) total += amount;
-    if (amounts.size() != takers || !((std::abs)(total - static_cast<double>(n)) <= 1e-3 * static_cast<double>(n) + 1e-9))
+    if (amounts.size() != takers ||
+        !((std::abs)(total - static_cast<double>(n)) <= 1e-3 * static_cast<double>(n) + 1e-9))
       throw_invalid("transport of ", n, " units to ", takers, " takers needs as many amounts, which add up to ", n,
                     ", not to ", total);
     // Amounts may come from numbers of less precision.

@@ -13,10 +13,10 @@
 ///
 ///   vector_quantizer wae{learned_codes<float>{512, 64}, wasserstein_loss<float>{512, {.kl = 0.1}}};
 ///
-/// (its only loss, beside straight_through and the nearest code.) The plan is exact (codebook/loss/exact_transport.hpp),
-/// in double: n (C^2 + n) work a problem, for some thousand tokens. Several problems run in parallel. A problem without
-/// tokens counts for nothing. Where several plans are best, dx and dw are those of one of them. Parameter: "weights" phi
-/// [P,C].
+/// (its only loss, beside straight_through and the nearest code.) The plan is exact
+/// (codebook/loss/exact_transport.hpp), in double: n (C^2 + n) work a problem, for some thousand tokens. Several
+/// problems run in parallel. A problem without tokens counts for nothing. Where several plans are best, dx and dw are
+/// those of one of them. Parameter: "weights" phi [P,C].
 /// Vuong et al. 2023, "Vector Quantized Wasserstein Auto-Encoder", section 3.
 #pragma once
 

@@ -36,10 +36,10 @@ auto vqgan(index_t codes = 1024, index_t width = 256) {
   return vector_quantizer{learned_codes<S>{codes, width}, commitment_loss{.encoder = 1, .codebook = 0.25}};
 }
 
-/// Gu et al. 2022, VQ-Diffusion: text to image on a frozen VQGAN whose 8192 codes of width 256 are chosen by logits (the
-/// Gumbel one, for OpenImages), and the noise on the 2887 of them that are in use, with a mask symbol, 100 steps. By
-/// class it has vqgan(16384), of which 974 are in use. Tang et al. 2022, "Improved VQ-Diffusion", changes the sampling
-/// alone. (released configurations)
+/// Gu et al. 2022, VQ-Diffusion: text to image on a frozen VQGAN whose 8192 codes of width 256 are chosen by logits
+/// (the Gumbel one, for OpenImages), and the noise on the 2887 of them that are in use, with a mask symbol, 100 steps.
+/// By class it has vqgan(16384), of which 974 are in use. Tang et al. 2022, "Improved VQ-Diffusion", changes the
+/// sampling alone. (released configurations)
 template <FloatOrDouble S>
 auto vq_diffusion(index_t codes = 8192, index_t width = 256) {
   return gumbel_quantizer<S>{width, width, {.groups = 1, .entries = codes}};
@@ -52,8 +52,8 @@ auto vq_ddm(index_t codes, index_t width) {
   return vector_quantizer{moving_average_codes<S>{codes, width}, expire_codes{}};
 }
 
-/// Zheng et al. 2022, MoVQ: four groups of channels share the codes (paper; the program that is public, another's, has one
-/// group of 16384 x 4). Its decoder is modulated: codebook/modulated_norm.hpp.
+/// Zheng et al. 2022, MoVQ: four groups of channels share the codes (paper; the program that is public, another's, has
+/// one group of 16384 x 4). Its decoder is modulated: codebook/modulated_norm.hpp.
 template <FloatOrDouble S>
 auto movq(index_t codes, index_t group_width) {
   return shared_product_quantizer{vector_quantizer{learned_codes<S>{codes, group_width}}, 4};

@@ -9,16 +9,16 @@
 namespace sluice::inline SLUICE_ISA::published {
 
 /// Zhang et al. 2023, T2M-GPT: 512 x 512, moving averages with decay 0.99, codes with N < 1 replaced, commitment
-/// 0.02. Its replaced codes keep their N, so that they are replaced until tokens come; here they begin anew at N = 1 and
-/// are, if none came, below it after a step. (released code)
+/// 0.02. Its replaced codes keep their N, so that they are replaced until tokens come; here they begin anew at N = 1
+/// and are, if none came, below it after a step. (released code)
 template <FloatOrDouble S>
 auto t2m_gpt(index_t codes = 512, index_t width = 512) {
   return vector_quantizer{moving_average_codes<S>{codes, width, {.epsilon = 0, .least_size = 1}},
                           commitment_loss{.encoder = 0.02}, expire_codes{.threshold = 1}};
 }
 
-/// Fu 2024, Mogo: T2M-GPT's layer in stages with codebooks of their own. The defaults are those of MoMask's released model
-/// (Guo et al. 2024), which it follows: six stages of 512 x 512, a fifth of the items with fewer in training.
+/// Fu 2024, Mogo: T2M-GPT's layer in stages with codebooks of their own. The defaults are those of MoMask's released
+/// model (Guo et al. 2024), which it follows: six stages of 512 x 512, a fifth of the items with fewer in training.
 template <FloatOrDouble S>
 auto mogo(index_t stages = 6, index_t codes = 512, index_t width = 512) {
   const vector_quantizer stage{moving_average_codes<S>{codes, width, {.epsilon = 0, .least_size = 1}},
@@ -51,8 +51,8 @@ auto memory_vq(index_t parts = 256, index_t codes = 65536, index_t part_width = 
   return product_quantizer{std::vector(as_size(parts), part)};
 }
 
-/// Rajput et al. 2023, TIGER's semantic ids: three stages of 256 x 32, commitment 0.25. Items with equal ids get one more
-/// number by codebook/equal_items.hpp. (paper, as a program that follows it has it)
+/// Rajput et al. 2023, TIGER's semantic ids: three stages of 256 x 32, commitment 0.25. Items with equal ids get one
+/// more number by codebook/equal_items.hpp. (paper, as a program that follows it has it)
 template <FloatOrDouble S>
 auto semantic_ids(index_t stages = 3, index_t codes = 256, index_t width = 32) {
   return residual_quantizer{std::vector(as_size(stages), vector_quantizer{learned_codes<S>{codes, width}})};

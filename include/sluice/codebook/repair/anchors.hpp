@@ -17,8 +17,8 @@
 /// closest token, and one a batch comes into use. The published program moves the codes within
 /// forward, before the gradients of that step are applied; here it is done after them. A batch without tokens changes
 /// nothing; scores of codes that do not move are not computed. In tape.replaced are codes with alpha > 1/2.
-/// Draws: sampled: u_c; random: u_i for row i, or for token i. Parameters (state): "usage" U [C], "pool" [C,D] and how many
-/// of its rows are "filled" [1] for random, "done" [1] where only the first batch counts.
+/// Draws: sampled: u_c; random: u_i for row i, or for token i. Parameters (state): "usage" U [C], "pool" [C,D] and how
+/// many of its rows are "filled" [1] for random, "done" [1] where only the first batch counts.
 /// Zheng, Vedaldi 2023, "Online Clustered Codebook", section 3.2.
 #pragma once
 

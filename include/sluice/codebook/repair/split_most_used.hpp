@@ -5,9 +5,9 @@
 ///
 /// N is what the codebook says of its sizes (codebook/repair/expire_codes.hpp). If more than half of the codes are
 /// unused, half of all, drawn without repetition, are replaced: a code gives one copy at most. A copy is the same
-/// vector, which the lowest code wins until gradients or noise tell them apart: `noise` moves it by U(-noise, noise) times
-/// its length over sqrt(D) an element; the published program has none and relies on its sampled assignment. Equal N: the
-/// lowest code.
+/// vector, which the lowest code wins until gradients or noise tell them apart: `noise` moves it by U(-noise, noise)
+/// times its length over sqrt(D) an element; the published program has none and relies on its sampled assignment. Equal
+/// N: the lowest code.
 /// Draws: those that are replaced u_i; noise of code c at C + c D.
 /// Zhu et al. 2022, "Unified Multivariate Gaussian Mixture for Efficient Neural Image Compression", the released code.
 #pragma once

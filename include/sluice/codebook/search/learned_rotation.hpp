@@ -5,10 +5,10 @@
 ///     R = U V^T,     U S V^T = the singular vectors of sum over t of q_t x_t^T
 ///
 /// R is the best of all [P,D] with orthonormal columns for the q of the round, and k-means the best for R, so that the
-/// error does not grow; at the end codes are fitted to the last R, and the mean of |v - q|^2 comes back. Parts share what
-/// varies, and vary less together. Directions in which nothing varies are turned to whatever is orthogonal to the rest.
-/// Vectors that hold NaN have no part. Equal bits for every executor. A round costs k-means, 2 T P D and, by Jacobi
-/// rotations, some 100 P D^2 operations: a moment for a hundred numbers, minutes for a thousand.
+/// error does not grow; at the end codes are fitted to the last R, and the mean of |v - q|^2 comes back. Parts share
+/// what varies, and vary less together. Directions in which nothing varies are turned to whatever is orthogonal to the
+/// rest. Vectors that hold NaN have no part. Equal bits for every executor. A round costs k-means, 2 T P D and, by
+/// Jacobi rotations, some 100 P D^2 operations: a moment for a hundred numbers, minutes for a thousand.
 /// Ge, He, Ke, Sun 2013, "Optimized Product Quantization for Approximate Nearest Neighbor Search", section 3.1.
 #pragma once
 

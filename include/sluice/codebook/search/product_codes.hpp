@@ -6,11 +6,11 @@
 ///   restored: the codes side by side, and times R
 ///
 /// R [P,D] has orthonormal columns, so that distances and products are those of x; it learns by
-/// codebook/search/learned_rotation.hpp. A vector that holds NaN gets no_code in every column and is restored as zeros. Training M codebooks is
-/// codebook/structure/product.hpp's. const calls are thread-safe, each with its own workspace; equal bits for every
-/// executor; nothing is allocated once warm. T = 0 is fine. Parameters: "table" [M,K,P/M] and, with rotation,
-/// "rotation". Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search"; Ge et al. 2013,
-/// "Optimized Product Quantization".
+/// codebook/search/learned_rotation.hpp. A vector that holds NaN gets no_code in every column and is restored as zeros.
+/// Training M codebooks is codebook/structure/product.hpp's. const calls are thread-safe, each with its own workspace;
+/// equal bits for every executor; nothing is allocated once warm. T = 0 is fine. Parameters: "table" [M,K,P/M] and,
+/// with rotation, "rotation". Jegou, Douze, Schmid 2011, "Product Quantization for Nearest Neighbor Search"; Ge et al.
+/// 2013, "Optimized Product Quantization".
 #pragma once
 
 #include <sluice/codebook/metric.hpp>

@@ -41,7 +41,8 @@ template <Quantizer Inner>
 class group_projected_quantizer
     : public quantizer_decorator<group_projected_quantizer<Inner>, Inner,
                                  detail::group_projected_memory<typename Inner::scalar>> {
-  using base = quantizer_decorator<group_projected_quantizer, Inner, detail::group_projected_memory<typename Inner::scalar>>;
+  using base =
+      quantizer_decorator<group_projected_quantizer, Inner, detail::group_projected_memory<typename Inner::scalar>>;
   using memory = detail::group_projected_memory<typename Inner::scalar>;
   friend base;
 
@@ -56,8 +57,8 @@ public:
       : base(std::move(quantizer)), groups_(groups), options_(o) {
     const index_t width = this->inputs();
     if (groups < 1 || width % groups != 0 || !is_above(o.epsilon, 0.0))
-      throw_invalid("group_projected_quantizer needs groups that divide D and epsilon > 0, not ", groups, " of D = ", width,
-                    " and ", o.epsilon);
+      throw_invalid("group_projected_quantizer needs groups that divide D and epsilon > 0, not ", groups,
+                    " of D = ", width, " and ", o.epsilon);
     weight_ = {{width, width / groups}, parameter_role::weight,
                initial_values::normal(1 / std::sqrt(static_cast<double>(width / groups)))};
     gain_ = {{width}, parameter_role::vector, initial_values::constant(1)};
@@ -104,7 +105,8 @@ private:
       for_seen([&](index_t t) {
         for (index_t i = 0; i < d; ++i) squares += (row_of(t)[i] - mean) * (row_of(t)[i] - mean);
       });
-      const scalar scale = count == 0 ? scalar(0) : 1 / std::sqrt(squares / count + static_cast<scalar>(options_.epsilon));
+      const scalar scale =
+          count == 0 ? scalar(0) : 1 / std::sqrt(squares / count + static_cast<scalar>(options_.epsilon));
       m.scale(item, g) = scale;
       for_seen([&](index_t t) {
         for (index_t i = 0; i < d; ++i) row_of(t)[i] = (row_of(t)[i] - mean) * scale;

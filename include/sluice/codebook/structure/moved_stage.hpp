@@ -5,7 +5,8 @@
 ///   write_back(stage)  the stage becomes at(M)
 ///
 /// So a const forward call can move codes, and backward finds every depth's codes as they were. Only what learns from
-/// data can move, not what an optimiser changes meanwhile. Costs M + 1 copies of the stage; none is allocated once warm.
+/// data can move, not what an optimiser changes meanwhile. Costs M + 1 copies of the stage; none is allocated once
+/// warm.
 #pragma once
 
 #include <sluice/core/error.hpp>

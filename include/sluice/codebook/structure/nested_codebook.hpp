@@ -4,10 +4,10 @@
 ///   nested.coarsen(ids, 2, smaller);            // from the trained codebook's numbers to those of 256, no vector read
 ///   vector_quantizer coarse{nested.codes(2)};
 ///
-/// Level 0 is the trained codebook, every further one the means of the codes of the one before it, so numbers of a level
-/// can be made of those of any finer one, and a picture coded once is sent at any of the rates. With weights (how often
-/// each code was chosen) a mean is one of tokens, not of codes. Begins with k-means++; equal distances: the lowest code.
-/// Codes that hold NaN have no_code in every level. Deterministic: equal bits for any thread count.
+/// Level 0 is the trained codebook, every further one the means of the codes of the one before it, so numbers of a
+/// level can be made of those of any finer one, and a picture coded once is sent at any of the rates. With weights (how
+/// often each code was chosen) a mean is one of tokens, not of codes. Begins with k-means++; equal distances: the
+/// lowest code. Codes that hold NaN have no_code in every level. Deterministic: equal bits for any thread count.
 /// Mao et al. 2024, "Extreme Image Compression using Fine-tuned VQGANs".
 #pragma once
 
@@ -65,11 +65,13 @@ public:
   /// std::invalid_argument for another shape, or a number that is no code.
   void coarsen(tokens_in<index_t> ids, index_t level, tokens_out<index_t> smaller) const {
     if (ids.rows() != smaller.rows() || ids.cols() != smaller.cols())
-      throw_invalid("numbers [", ids.rows(), ", ", ids.cols(), "] cannot become [", smaller.rows(), ", ", smaller.cols(), "]");
+      throw_invalid("numbers [", ids.rows(), ", ", ids.cols(), "] cannot become [", smaller.rows(), ", ",
+                    smaller.cols(), "]");
     for (index_t t = 0; t < ids.rows(); ++t)
       for (index_t m = 0; m < ids.cols(); ++m) {
         const index_t id = ids(t, m);
-        if (id != no_code && (id < 0 || id >= size(0))) throw_invalid("token ", t, " has the code ", id, ", there are ", size(0));
+        if (id != no_code && (id < 0 || id >= size(0)))
+          throw_invalid("token ", t, " has the code ", id, ", there are ", size(0));
         smaller(t, m) = id == no_code ? no_code : map(level)[as_size(id)];
       }
   }

@@ -1,12 +1,13 @@
-/// Quantiser dropout: some items of a training batch keep only their first stages, so that every prefix is worth decoding.
+/// Quantiser dropout: some items of a training batch keep only their first stages, so that every prefix is worth
+/// decoding.
 ///
 ///   a group of the context (an item), with probability `dropout`:  n stages, n uniform in 1..M       otherwise M stages
 ///
 /// Later columns are no_code, and later stages neither see the item nor count it. Without groups the batch is one item
 /// (EnCodec's bandwidth of a batch); DAC draws for every item. Only in training. Draws: u at 2 g, n = 1 + floor(u M) at
 /// 2 g + 1.
-/// Zeghidour et al. 2021, "SoundStream", section III.C; Kumar et al. 2023, "High-Fidelity Audio Compression with Improved
-/// RVQGAN".
+/// Zeghidour et al. 2021, "SoundStream", section III.C; Kumar et al. 2023, "High-Fidelity Audio Compression with
+/// Improved RVQGAN".
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -1,16 +1,17 @@
-/// A hierarchy over a grid of tokens: coarse codes first, each for a square of tokens, then finer ones for what is left.
+/// A hierarchy over a grid of tokens: coarse codes first, each for a square of tokens, then finer ones for what is
+/// left.
 ///
 ///   r_1 = x     z_j = mean of r_j over each s_j x s_j cell     ids_j, q_j = stage j of z_j
 ///   r_{j+1} = r_j - q_j of the token's cell                    y = sum of q_j of the token's cells
 ///
 ///   pyramid_quantizer two{std::vector{top, bottom}, {2, 1}, {.height = 32, .width = 32}};    // VQ-VAE-2's resolutions
 ///
-/// Tokens are images of height x width, row by row, one after another; cells at a border may be smaller. Column j of ids
-/// has the code of the token's cell, so that decode needs no grid, takes any prefix, and a cell's number stands at all
-/// of its tokens: bits are counted once a cell. Nothing is cut from the gradient: with straight-through stages dx = dy
-/// and what the losses add. VQ-VAE-2 has networks between its levels; here the top conditions the bottom by being taken
-/// away. Hidden tokens are in no cell's mean. Losses add up, each a mean over its cells. Parameters: "stages.0", ...
-/// Everything else: codebook/quantizer.hpp.
+/// Tokens are images of height x width, row by row, one after another; cells at a border may be smaller. Column j of
+/// ids has the code of the token's cell, so that decode needs no grid, takes any prefix, and a cell's number stands at
+/// all of its tokens: bits are counted once a cell. Nothing is cut from the gradient: with straight-through stages dx =
+/// dy and what the losses add. VQ-VAE-2 has networks between its levels; here the top conditions the bottom by being
+/// taken away. Hidden tokens are in no cell's mean. Losses add up, each a mean over its cells. Parameters: "stages.0",
+/// ... Everything else: codebook/quantizer.hpp.
 /// Razavi, van den Oord, Vinyals 2019, "Generating Diverse High-Fidelity Images with VQ-VAE-2"; Peng et al. 2021,
 /// "Generating Diverse Structure for Image Inpainting With Hierarchical VQ-VAE".
 #pragma once
@@ -63,12 +64,12 @@ public:
   pyramid_quantizer(std::vector<Stage> stages, std::vector<index_t> sides, token_grid grid)
       : stages_(std::move(stages)), sides_(std::move(sides)), grid_(grid) {
     if (static_cast<index_t>(sides_.size()) != stages_.size() || grid.height < 1 || grid.width < 1)
-      throw_invalid("pyramid_quantizer needs a side for each of ", stages_.size(), " stages and a grid, not ", sides_.size(),
-                    " sides and ", grid.height, " x ", grid.width);
+      throw_invalid("pyramid_quantizer needs a side for each of ", stages_.size(), " stages and a grid, not ",
+                    sides_.size(), " sides and ", grid.height, " x ", grid.width);
     for (index_t j = 0; j < stages_.size(); ++j)
       if (sides_[as_size(j)] < 1 || stage(j).inputs() != inputs() || stage(j).outputs() != inputs())
-        throw_invalid("stage ", j, " of a pyramid of width ", inputs(), " has the side ", sides_[as_size(j)], " and maps [T, ",
-                      stage(j).inputs(), "] to [T, ", stage(j).outputs(), "]");
+        throw_invalid("stage ", j, " of a pyramid of width ", inputs(), " has the side ", sides_[as_size(j)],
+                      " and maps [T, ", stage(j).inputs(), "] to [T, ", stage(j).outputs(), "]");
   }
 
   index_t inputs() const noexcept { return stages_[0].inputs(); }

@@ -52,7 +52,8 @@ public:
   /// What workspaces or tapes of so many tokens take.
   index_t workspace_bytes(index_t rows, bool training) const {
     index_t bytes = 0;
-    for (index_t j = 0; j < (training ? size() : workspaces()); ++j) bytes += (*this)[j].workspace_bytes(rows, training);
+    for (index_t j = 0; j < (training ? size() : workspaces()); ++j)
+      bytes += (*this)[j].workspace_bytes(rows, training);
     return bytes;
   }
 
@@ -61,7 +62,8 @@ public:
     if (self.is_shared_)
       visit(name, self.quantizers_.front());
     else
-      for (std::size_t j = 0; j < self.quantizers_.size(); ++j) visit(name + "s." + std::to_string(j), self.quantizers_[j]);
+      for (std::size_t j = 0; j < self.quantizers_.size(); ++j)
+        visit(name + "s." + std::to_string(j), self.quantizers_[j]);
   }
 
 private:

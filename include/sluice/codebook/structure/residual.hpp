@@ -1,4 +1,5 @@
-/// Residual quantisation: a stage quantises what the stages before it left over, and the sum of all codes is the output.
+/// Residual quantisation: a stage quantises what the stages before it left over, and the sum of all codes is the
+/// output.
 ///
 ///   r_1 = x     ids_j, q_j = stage j of r_j     r_{j+1} = r_j - q_j     y = q_1 + ... + q_M
 ///
@@ -14,15 +15,16 @@
 ///   each_stage       dx = sum of g_j(dy)            residuals without the codes' gradients: dx counts dy M times
 ///   through_stages   d_{M+1} = 0, d_j = d_{j+1} + g_j(dy - d_{j+1}), dx = d_1        nothing cut: EnCodec, DAC
 ///
-/// Losses add up; RQ-VAE's mean over prefixes, |x - sg[q_1 + ... + q_j]|^2, is the commitment of every stage with weight
-/// 1/M, for r_j - q_j is the same difference. A shared codebook learns of the depths one after the other, in after_step;
-/// residual_quantizer{stage, M, moves_between_depths{}} (RQ-VAE) already in forward, so that depth j + 1 searches what
-/// depth j has moved, and after_step makes it last; a training output then depends on the whole batch. With dropout, an
-/// item's later stages may be left out in training (codebook/structure/prefix_dropout.hpp).
+/// Losses add up; RQ-VAE's mean over prefixes, |x - sg[q_1 + ... + q_j]|^2, is the commitment of every stage with
+/// weight 1/M, for r_j - q_j is the same difference. A shared codebook learns of the depths one after the other, in
+/// after_step; residual_quantizer{stage, M, moves_between_depths{}} (RQ-VAE) already in forward, so that depth j + 1
+/// searches what depth j has moved, and after_step makes it last; a training output then depends on the whole batch.
+/// With dropout, an item's later stages may be left out in training (codebook/structure/prefix_dropout.hpp).
 ///
 /// The error can grow with a stage that has no code near zero; with one at zero it cannot. Parameters: "stages.0",
 /// "stages.1", ..., or "stage". Everything else: codebook/quantizer.hpp.
-/// Lee et al. 2022, "Autoregressive Image Generation using Residual Quantization"; Zeghidour et al. 2021, "SoundStream".
+/// Lee et al. 2022, "Autoregressive Image Generation using Residual Quantization"; Zeghidour et al. 2021,
+/// "SoundStream".
 #pragma once
 
 #include <sluice/codebook/quantizer.hpp>
@@ -73,8 +75,8 @@ struct residual_stages_tape {
 
 template <Quantizer Stage, typename Learning = learns_after_step>
 class residual_quantizer
-    : public quantizer_base<residual_quantizer<Stage, Learning>, typename Stage::scalar, detail::residual_stages_workspace<Stage>,
-                            detail::residual_stages_tape<Stage>> {
+    : public quantizer_base<residual_quantizer<Stage, Learning>, typename Stage::scalar,
+                            detail::residual_stages_workspace<Stage>, detail::residual_stages_tape<Stage>> {
   using memory = detail::residual_stages_workspace<Stage>;
   using base = quantizer_base<residual_quantizer, typename Stage::scalar, memory, detail::residual_stages_tape<Stage>>;
   friend base;

@@ -74,7 +74,8 @@ class shared_product_quantizer
     : public quantizer_base<shared_product_quantizer<Part>, typename Part::scalar,
                             detail::shared_product_workspace<Part>, detail::shared_product_tape<Part>> {
   using memory = detail::shared_product_workspace<Part>;
-  using base = quantizer_base<shared_product_quantizer, typename Part::scalar, memory, detail::shared_product_tape<Part>>;
+  using base =
+      quantizer_base<shared_product_quantizer, typename Part::scalar, memory, detail::shared_product_tape<Part>>;
   friend base;
 
 public:

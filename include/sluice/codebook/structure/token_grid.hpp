@@ -1,5 +1,5 @@
-/// Tokens that are images of height x width, row by row, one after another, and the cells of s x s tokens that they are cut
-/// into; cells at a border may be smaller.
+/// Tokens that are images of height x width, row by row, one after another, and the cells of s x s tokens that they are
+/// cut into; cells at a border may be smaller.
 #pragma once
 
 #include <sluice/codebook/quantizer.hpp>

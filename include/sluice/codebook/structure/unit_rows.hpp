@@ -33,7 +33,8 @@ struct unit_rows_memory {
 }  // namespace detail
 
 template <Quantizer Inner>
-class unit_rows : public quantizer_decorator<unit_rows<Inner>, Inner, detail::unit_rows_memory<typename Inner::scalar>> {
+class unit_rows
+    : public quantizer_decorator<unit_rows<Inner>, Inner, detail::unit_rows_memory<typename Inner::scalar>> {
   using base = quantizer_decorator<unit_rows, Inner, detail::unit_rows_memory<typename Inner::scalar>>;
   using memory = detail::unit_rows_memory<typename Inner::scalar>;
   friend base;

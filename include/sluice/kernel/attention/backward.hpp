@@ -4,8 +4,8 @@
 ///   dv_j = sum over i of p[i,j] dout_i       dk_j = sum over i of da[i,j] scale q_i      dq_i = scale sum over j of da[i,j] k_j
 ///
 /// i runs over the queries of all heads that share the key head. A task is some keys of a key head, all of them if they
-/// are few; it goes through blocks of queries and adds up dk and dv itself. What tasks of other keys give to dq is added
-/// in their order: bits do not depend on threads. Hidden keys and keys that nobody sees get 0.
+/// are few; it goes through blocks of queries and adds up dk and dv itself. What tasks of other keys give to dq is
+/// added in their order: bits do not depend on threads. Hidden keys and keys that nobody sees get 0.
 /// Dao 2023, arXiv:2307.08691.
 #pragma once
 

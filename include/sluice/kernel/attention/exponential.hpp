@@ -63,8 +63,8 @@ SLUICE_ALWAYS_INLINE simd<Scalar> power_of_two(const simd<Scalar>& x) noexcept {
   return detail::scale_by_power<Scalar>(multiply_add<Scalar>(sum, rest, simd<Scalar>(Scalar(1))), whole);
 }
 
-/// Scores [keys][L] of a vector of lanes become powers; maximum and sum take them in, and factor is what sums from before
-/// are multiplied with. Returns whether any factor is not 1.
+/// Scores [keys][L] of a vector of lanes become powers; maximum and sum take them in, and factor is what sums from
+/// before are multiplied with. Returns whether any factor is not 1.
 template <typename Scalar>
 bool exponentiate_lanes(Scalar* scores, index_t keys, index_t L, Scalar* maximum, Scalar* sum,
                         Scalar* factor) noexcept {

@@ -3,11 +3,11 @@
 ///   a[i,j] = scale q_i . k_j     for the keys j that query i sees       out_i = sum over j of softmax(a[i,.])_j v_j
 ///   log_sums[i] = log sum over j of exp a[i,j], which backward needs
 ///
-/// A task is a block of queries of a key head, in lanes (kernel/attention/lanes.hpp); it goes through the keys in blocks,
-/// from the range's first one on, with a running maximum. What comes of a query depends on its range alone, not on the
-/// queries beside it: the last token of a sequence has the same bits whether its sequence is attended as a whole or
-/// token by token. Bits are equal for any number of threads. A query that sees no key gets 0, and log_sums 0. Memory is
-/// a workspace's; a warm call allocates nothing. Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022,
+/// A task is a block of queries of a key head, in lanes (kernel/attention/lanes.hpp); it goes through the keys in
+/// blocks, from the range's first one on, with a running maximum. What comes of a query depends on its range alone, not
+/// on the queries beside it: the last token of a sequence has the same bits whether its sequence is attended as a whole
+/// or token by token. Bits are equal for any number of threads. A query that sees no key gets 0, and log_sums 0. Memory
+/// is a workspace's; a warm call allocates nothing. Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022,
 /// arXiv:2205.14135.
 #pragma once
 

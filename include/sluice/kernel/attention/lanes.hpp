@@ -4,8 +4,8 @@
 ///   packed:   [width][L], L lanes, whole vectors of them; lanes without a query repeat the last one
 ///
 /// With queries in lanes, scores of a block of keys are [keys][L]: maxima, sums and factors of a query are operations
-/// between rows, keys and values are read where they lie, and a head may have any width. What becomes of a lane does not
-/// depend on its place or its neighbours.
+/// between rows, keys and values are read where they lie, and a head may have any width. What becomes of a lane does
+/// not depend on its place or its neighbours.
 #pragma once
 
 #include <sluice/kernel/attention/heads.hpp>
@@ -15,8 +15,8 @@
 
 namespace sluice::inline SLUICE_ISA::kernel {
 
-/// Lanes of a block, as many as products take at a time, and keys of a block of scores: they, two such blocks of numbers
-/// and the keys stay in the first cache.
+/// Lanes of a block, as many as products take at a time, and keys of a block of scores: they, two such blocks of
+/// numbers and the keys stay in the first cache.
 template <typename Scalar>
 inline constexpr index_t attention_lanes = 2 * simd_width<Scalar>;
 inline constexpr index_t attention_keys = 64;
@@ -97,8 +97,8 @@ void unpack_lanes(const query_lanes<Scalar>& lanes, const Scalar* packed, const 
   }
 }
 
-/// Scores [keys][L] of the range's keys first .. first + keys become `hidden` where a lane does not see the key: where it
-/// comes after the lane's query, or is nobody's to see. Lanes without a query keep theirs.
+/// Scores [keys][L] of the range's keys first .. first + keys become `hidden` where a lane does not see the key: where
+/// it comes after the lane's query, or is nobody's to see. Lanes without a query keep theirs.
 template <typename Scalar>
 void hide_scores(const attention_inputs<Scalar>& in, const query_lanes<Scalar>& lanes, index_t first, index_t keys,
                  Scalar hidden, Scalar* scores) noexcept {
@@ -123,8 +123,8 @@ void hide_scores(const attention_inputs<Scalar>& in, const query_lanes<Scalar>& 
       if (in.is_hidden(lanes.range.first_key + first + j)) std::fill_n(scores + j * L, L, hidden);
 }
 
-/// copy [count][width] = some rows of one head, without the gaps that make rows slow to read again, and asks for as many
-/// of those after them as there are before `end`.
+/// copy [count][width] = some rows of one head, without the gaps that make rows slow to read again, and asks for as
+/// many of those after them as there are before `end`.
 template <typename Scalar>
 void copy_rows(const head_rows<const Scalar>& rows, index_t head, index_t first, index_t count, index_t end,
                index_t width, Scalar* copy) noexcept {

@@ -1,5 +1,5 @@
-/// How a block of numbers becomes codes and one scale: the rounding of formats whose blocks have one scale, or one and a
-/// minimum, by rules without a search. Those with scales of scales search: kernel/format/nested_rounding.hpp.
+/// How a block of numbers becomes codes and one scale: the rounding of formats whose blocks have one scale, or one and
+/// a minimum, by rules without a search. Those with scales of scales search: kernel/format/nested_rounding.hpp.
 ///
 ///   nearest_rounding<Most>   scale = largest / Most as the format holds it, codes to nearest, ties to even
 ///   extreme_rounding         scale such that the largest number of either sign has the lowest code; ggml's Q4_0, Q5_0
@@ -9,9 +9,10 @@
 ///   power_rounding           scale a power of two: MXFP4's
 ///   e4m3_rounding            scale = largest / 448, codes to nearest
 ///
-/// A block with NaN is NaN all through. With nearest_rounding what is infinite stays so and all else of its block becomes
-/// NaN, with the others a block with infinity is NaN. Blocks whose largest number is below 2^-118 count as zero. Products
-/// and sums are rounded one after the other, as the formats' own quantisers do, whatever the compiler may fuse.
+/// A block with NaN is NaN all through. With nearest_rounding what is infinite stays so and all else of its block
+/// becomes NaN, with the others a block with infinity is NaN. Blocks whose largest number is below 2^-118 count as
+/// zero. Products and sums are rounded one after the other, as the formats' own quantisers do, whatever the compiler
+/// may fuse.
 #pragma once
 
 #include <sluice/kernel/byte_panels.hpp>

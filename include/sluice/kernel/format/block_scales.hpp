@@ -8,8 +8,8 @@
 ///   nested_scales_and_minima<...>      and b = - minimum minima[r]
 ///   float_scales<Inputs, HasFactor>    s = scale e4m3(scales[r]), for 16 inputs
 ///
-/// Type is float16, bfloat16 or float. One output's are read from a coded_block; in a panel those of L outputs stand side by
-/// side, as many bytes as the format has. Every product but those with float scales is exact in float.
+/// Type is float16, bfloat16 or float. One output's are read from a coded_block; in a panel those of L outputs stand
+/// side by side, as many bytes as the format has. Every product but those with float scales is exact in float.
 #pragma once
 
 #include <sluice/core/half.hpp>

@@ -1,8 +1,8 @@
 /// Any storage of floats with a scale and a bias for every input: W(o, i) = stored(o, i) scale[i] + bias[i].
 ///
-/// What VPTQ's normalisation needs, with no byte in the panels: the two vectors are state that copies share. The weight is
-/// rounded as a product and a sum are, or once where the instruction set can. encode() takes the change back and gives the
-/// rest to the storage; an input with scale 0 has its bias. Activations and arithmetic in float.
+/// What VPTQ's normalisation needs, with no byte in the panels: the two vectors are state that copies share. The weight
+/// is rounded as a product and a sum are, or once where the instruction set can. encode() takes the change back and
+/// gives the rest to the storage; an input with scale 0 has its bias. Activations and arithmetic in float.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -4,8 +4,8 @@
 ///   table_levels<Table, Half> one of sixteen whole numbers, or half of it (e2m1)
 ///   e4m3_levels               a float of eight bits; has no whole numbers, so no dot products of bytes
 ///
-/// In registers codes come as quads, four neighbouring inputs a lane (kernel/format/bit_planes.hpp), and become bytes, each
-/// 128 more than the whole number, or the floats of one of the four.
+/// In registers codes come as quads, four neighbouring inputs a lane (kernel/format/bit_planes.hpp), and become bytes,
+/// each 128 more than the whole number, or the floats of one of the four.
 #pragma once
 
 #include <sluice/kernel/format/small_floats.hpp>

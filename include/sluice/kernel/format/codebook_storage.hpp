@@ -1,13 +1,13 @@
-/// Weights as entries of codebooks: a storage for vector codes (kernel/format/vector_codes.hpp) with vectors of 2, 4 or 8
-/// weights along the inputs or the outputs, read only, activations and arithmetic in float.
+/// Weights as entries of codebooks: a storage for vector codes (kernel/format/vector_codes.hpp) with vectors of 2, 4 or
+/// 8 weights along the inputs or the outputs, read only, activations and arithmetic in float.
 ///
 ///   codebook_storage<8, 16, vector_direction::along_inputs>               AQLM 1x16 and 2x8, PV-Tuning: 2 bits a weight
 ///   codebook_storage<8, 12, vector_direction::along_outputs, no_scale>    VPTQ with 4096 entries: 1.5 bits
 ///
 /// A vector's element has Bits bits: the indices into up to four codebooks, the first in the lowest bits. A block of a
 /// panel is the elements of Inputs inputs in the order in which they are decoded, one after the other in a stream of
-/// bits, low ones first; then which codebooks are meant; then a scale a lane. Codebooks are state of the object, which all
-/// copies of it share, as floats: small ones stay in the first cache, and those of 2^16 entries do not.
+/// bits, low ones first; then which codebooks are meant; then a scale a lane. Codebooks are state of the object, which
+/// all copies of it share, as floats: small ones stay in the first cache, and those of 2^16 entries do not.
 ///
 /// packed_map(codes) packs a linear map without changing a number; what a storage cannot hold is refused: scales that
 /// are no Scale, groups of inputs that blocks cross, regions of outputs that panels cross. encode() searches, with the

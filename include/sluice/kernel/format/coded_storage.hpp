@@ -1,15 +1,16 @@
-/// A weight storage made of parts: how codes lie in bits, what they mean, what scales them, and how numbers are rounded.
+/// A weight storage made of parts: how codes lie in bits, what they mean, what scales them, and how numbers are
+/// rounded.
 ///
 ///   block_format<Codes, Levels, Scales, Rounding>     one line of a table of formats: kernel/format/formats.hpp
 ///   coded_storage<Format>                             exact weights: decoded in registers, activations and sums in float
 ///   coded_storage<Format, arithmetic::bytes>          activations in 8 bits (kernel/byte_panels.hpp), sums of whole numbers
 ///
-/// Both lie in memory alike, byte for byte. A block of a panel is the scales of its lanes and then its codes in runs. Decoded
-/// weights are exactly the numbers that the format defines, s m + b rounded once; where the machine has no fused
-/// multiply-add, that holds while products are exact, as those of all formats with minima are.
+/// Both lie in memory alike, byte for byte. A block of a panel is the scales of its lanes and then its codes in runs.
+/// Decoded weights are exactly the numbers that the format defines, s m + b rounded once; where the machine has no
+/// fused multiply-add, that holds while products are exact, as those of all formats with minima are.
 ///
-/// Rounding::choose(x, block) says which codes and scales stand for a block of numbers, whatever they are; zero stands for
-/// itself. Blocks that are there already, of a file say, are taken as they are: encoded_matrix::fill_coded.
+/// Rounding::choose(x, block) says which codes and scales stand for a block of numbers, whatever they are; zero stands
+/// for itself. Blocks that are there already, of a file say, are taken as they are: encoded_matrix::fill_coded.
 #pragma once
 
 #include <sluice/kernel/byte_panels.hpp>

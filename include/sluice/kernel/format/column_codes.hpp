@@ -3,9 +3,9 @@
 ///   stored column j is input permutation[j];  the first ones are outliers, with codes of their own, then come `main`'s
 ///   W(o, permutation[j]) = stored(o, j) scale[permutation[j]] + bias[permutation[j]]
 ///
-/// Parts that are empty change nothing. unpack_indices reads the files' streams of bits. to_storable() puts main's columns
-/// into the order of the inputs, so that a codebook_storage within changed_columns can hold it, and outliers into sparse
-/// weights (kernel/format/sparse_weights.hpp) of the same order. Empty matrices are fine.
+/// Parts that are empty change nothing. unpack_indices reads the files' streams of bits. to_storable() puts main's
+/// columns into the order of the inputs, so that a codebook_storage within changed_columns can hold it, and outliers
+/// into sparse weights (kernel/format/sparse_weights.hpp) of the same order. Empty matrices are fine.
 /// Paper: Liu et al. 2024, VPTQ.
 #pragma once
 

@@ -1,6 +1,7 @@
 /// What storages share whose weights are decoded some inputs at a time, as codes are that stand for several of them.
 ///
-/// A storage derives from decoded_runs<itself>, with 32 or 16 inputs a run, and says, beside encode (kernel/storage.hpp),
+/// A storage derives from decoded_runs<itself>, with 32 or 16 inputs a run, and says, beside encode
+/// (kernel/storage.hpp),
 ///   block, block_bytes                       inputs of a block, whole runs; bytes of it in a panel
 ///   decode_run(block, r, numbers) const      [Run][L] weights of run r of a block
 /// Kernels ask for parts that begin at whole runs, which are decoded where they are wanted.

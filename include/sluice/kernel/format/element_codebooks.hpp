@@ -1,5 +1,5 @@
-/// Codebooks as a storage keeps them (kernel/format/codebook_storage.hpp): one table of floats for all stages and regions,
-/// in which elements, indices of all stages in one number, find their entries.
+/// Codebooks as a storage keeps them (kernel/format/codebook_storage.hpp): one table of floats for all stages and
+/// regions, in which elements, indices of all stages in one number, find their entries.
 ///
 /// Stage m of region r begins at entries[r region_size + at[m]] and has 2^bits[m] entries, those that no code has being
 /// zero: whatever the bits of an element, its entries are in the table.

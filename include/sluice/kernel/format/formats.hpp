@@ -3,9 +3,9 @@
 ///   using experts = swiglu<float, coded_storage<q4_k_format>>                        exact weights
 ///   using experts = swiglu<float, coded_storage<q4_k_format, arithmetic::bytes>>     activations in 8 bits, the same memory
 ///
-/// Bits a weight, in memory as in files: q8_0 8.5, q6_k 6.56, q5_k 5.5, q4_k 4.5, q3_k 3.44, q2_k 2.63, ternary 2.06 (TQ2_0's
-/// bytes; TQ1_0's numbers take 1.69 in files), iq4_xs 4.31 (4.25 in files), mxfp4 4.25, nvfp4 4.5, fp8 8.25. Numbers are those
-/// of ggml's types of these names, of OCP MXFP4 and NVFP4, and of FP8 with a scale for 128 inputs.
+/// Bits a weight, in memory as in files: q8_0 8.5, q6_k 6.56, q5_k 5.5, q4_k 4.5, q3_k 3.44, q2_k 2.63, ternary 2.06
+/// (TQ2_0's bytes; TQ1_0's numbers take 1.69 in files), iq4_xs 4.31 (4.25 in files), mxfp4 4.25, nvfp4 4.5, fp8 8.25.
+/// Numbers are those of ggml's types of these names, of OCP MXFP4 and NVFP4, and of FP8 with a scale for 128 inputs.
 #pragma once
 
 #include <sluice/kernel/format/group_formats.hpp>

@@ -85,8 +85,8 @@ inline bool encode_ggml_block(ggml_type type, const float* numbers, std::uint8_t
   });
 }
 
-/// Throws std::invalid_argument unless the map is of the format that blocks of this type are of, its inputs are whole blocks,
-/// and there are as many bytes as it takes. No number changes.
+/// Throws std::invalid_argument unless the map is of the format that blocks of this type are of, its inputs are whole
+/// blocks, and there are as many bytes as it takes. No number changes.
 template <typename Format, arithmetic By>
 void assign_ggml_blocks(linear_map<coded_storage<Format, By>>& map, ggml_type type, std::span<const std::byte> bytes) {
   const ggml_type_traits* const traits = find_ggml_type(static_cast<std::uint32_t>(type));

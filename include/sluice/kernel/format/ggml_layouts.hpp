@@ -4,8 +4,9 @@
 ///   ggml_layout<type>::pack(block, bytes)     and back, into bytes of zeros;  ::format is the format that they are of
 ///
 /// Types: q4_0 q4_1 q5_0 q5_1 q8_0, q2_K to q6_K, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0 and tq2_0 (which share a format).
-/// Numbers of two bytes are little-endian. Of NVFP4's scales the codes 0 and 0x7F mean 0. What is packed unpacks to the same
-/// block; bytes that are unpacked pack to the same bytes, but for NVFP4's 0x7F, and bytes of tq1_0 that are not made of trits.
+/// Numbers of two bytes are little-endian. Of NVFP4's scales the codes 0 and 0x7F mean 0. What is packed unpacks to the
+/// same block; bytes that are unpacked pack to the same bytes, but for NVFP4's 0x7F, and bytes of tq1_0 that are not
+/// made of trits.
 #pragma once
 
 #include <sluice/kernel/format/formats.hpp>
@@ -27,8 +28,8 @@ inline void put_half(float number, std::uint8_t* at) noexcept {
   at[0] = static_cast<std::uint8_t>(bits), at[1] = static_cast<std::uint8_t>(bits >> 8);
 }
 
-/// `count` codes of `bits` bits that are spread over `width` bytes: code i lies in byte i % width, i / width fields from the
-/// lowest. The bits go `above` those that a code has already.
+/// `count` codes of `bits` bits that are spread over `width` bytes: code i lies in byte i % width, i / width fields
+/// from the lowest. The bits go `above` those that a code has already.
 inline void take_fields(const std::uint8_t* bytes, index_t width, int bits, index_t count, int above,
                         std::uint8_t* codes) noexcept {
   const unsigned mask = (1U << bits) - 1;

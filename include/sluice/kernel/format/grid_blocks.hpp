@@ -7,10 +7,10 @@
 ///   sign   a bit a weight; where eight have seven bits, the eighth makes the number of ones even
 ///   delta  1/8 or -1/8 in IQ1, else 0
 ///
-/// Every product is exact in float, so their order does not matter. A format says where the fields of a run of 32 weights
-/// lie in the 32-bit words of a block, which come after d: what reads and what writes them is one piece of code, and so is
-/// what reads a vector of words with a block in every lane (kernel/format/grid_storage.hpp). Any bytes are a block; d may be
-/// infinite or NaN, and so are its weights then.
+/// Every product is exact in float, so their order does not matter. A format says where the fields of a run of 32
+/// weights lie in the 32-bit words of a block, which come after d: what reads and what writes them is one piece of
+/// code, and so is what reads a vector of words with a block in every lane (kernel/format/grid_storage.hpp). Any bytes
+/// are a block; d may be infinite or NaN, and so are its weights then.
 ///
 ///   bytes of a block   IQ1_S 50   IQ1_M 56   IQ2_XXS 66   IQ2_XS 74   IQ2_S 82   IQ3_XXS 98   IQ3_S 110
 #pragma once
@@ -38,8 +38,8 @@ struct bit_field {
 inline constexpr index_t grid_inputs = 256;  ///< of a block
 inline constexpr index_t grid_run = 32;      ///< inputs of a run
 
-/// What formats share. Of run r, `low` and `high` are the index of entry k, `signs` those of eight weights (bit j: weight
-/// j is negative), `scale` s of half h, `minus` whether delta is negative for eight weights.
+/// What formats share. Of run r, `low` and `high` are the index of entry k, `signs` those of eight weights (bit j:
+/// weight j is negative), `scale` s of half h, `minus` whether delta is negative for eight weights.
 template <ggml_type Type, const auto& Grid>
 struct grid_format {
   static constexpr ggml_type type = Type;

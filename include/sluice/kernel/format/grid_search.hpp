@@ -1,5 +1,5 @@
-/// Numbers become a block of a grid format (kernel/format/grid_blocks.hpp): the nearest entries under scales that suit the
-/// largest numbers.
+/// Numbers become a block of a grid format (kernel/format/grid_blocks.hpp): the nearest entries under scales that suit
+/// the largest numbers.
 ///
 ///   d   such that the largest |w| of the block has the largest scale and number of the format
 ///   s   of those that suit the largest |w| of their weights, and the two below, that with the least squared error

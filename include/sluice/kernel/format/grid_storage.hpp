@@ -1,4 +1,5 @@
-/// Weights in ggml's IQ1, IQ2 and IQ3 formats (kernel/format/grid_blocks.hpp), with the numbers and the bits of the files.
+/// Weights in ggml's IQ1, IQ2 and IQ3 formats (kernel/format/grid_blocks.hpp), with the numbers and the bits of the
+/// files.
 ///
 ///   grid_storage<iq2_xxs> and so on; read only, activations and arithmetic in float
 ///
@@ -6,8 +7,8 @@
 /// together. So it takes the bytes of the file (IQ1_M two more a block, for d is kept apart), and decoding is what a
 /// single block's is, on vectors of words. Entries are gathered from the grid, 512 bytes to 16 KB of it.
 ///
-/// pack_rows puts the file's rows into a panel as they are. encode searches (kernel/format/grid_search.hpp) and does not
-/// find what a file said again: from one storage to another of the same format, copy panels, not numbers.
+/// pack_rows puts the file's rows into a panel as they are. encode searches (kernel/format/grid_search.hpp) and does
+/// not find what a file said again: from one storage to another of the same format, copy panels, not numbers.
 #pragma once
 
 #include <sluice/kernel/format/decoded_runs.hpp>

@@ -8,10 +8,10 @@
 ///   IQ3_XXS              256       4      4 12 20 28 36 44 52 62
 ///   IQ3_S                512       4      1 3 5 7 9 11 13 15
 ///
-/// Every grid is a set in ascending order: a vector whose j-th number is the digit-th of its alphabet counts as the number
-/// with these digits, the first one the lowest, and an index is the rank among the members. So a set of bits, one for each
-/// vector that there could be, says it all, and a table of entries is made of it while compiling. The sets are part of the
-/// formats' definition.
+/// Every grid is a set in ascending order: a vector whose j-th number is the digit-th of its alphabet counts as the
+/// number with these digits, the first one the lowest, and an index is the rank among the members. So a set of bits,
+/// one for each vector that there could be, says it all, and a table of entries is made of it while compiling. The sets
+/// are part of the formats' definition.
 #pragma once
 
 #include <sluice/core/types.hpp>

@@ -3,10 +3,11 @@
 ///   assign_codes(map, codes)        writes all weights of a map whose storage is a coded_storage
 ///   holds_codes<Format>(codes)      whether it would
 ///
-/// A format holds codes if its groups are parts of theirs and its scales, zeros and minima are exactly theirs: float16 where
-/// the format has float16, a power of two where it has exponents, and so on. Inputs in groups of any order (act-order) are
-/// held only where each block happens to lie in one group. Every weight is compared, bit by bit but for the sign of zero; what
-/// does not fit throws std::invalid_argument, which says which weight and what it would have become.
+/// A format holds codes if its groups are parts of theirs and its scales, zeros and minima are exactly theirs: float16
+/// where the format has float16, a power of two where it has exponents, and so on. Inputs in groups of any order
+/// (act-order) are held only where each block happens to lie in one group. Every weight is compared, bit by bit but for
+/// the sign of zero; what does not fit throws std::invalid_argument, which says which weight and what it would have
+/// become.
 #pragma once
 
 #include <sluice/core/numeric.hpp>

@@ -3,8 +3,8 @@
 ///   symmetric_format<Bits, Type, Group>    w = s (q - 2^(Bits - 1))
 ///   zero_point_format<Bits, Type, Group>   w = s (q - z), z a whole number of the group
 ///
-/// Bits is 2, 3, 4, 5, 6 or 8; s is a float16, bfloat16 or float for 16 inputs or a multiple of 32. Numbers that are encoded
-/// get s = largest / (2^(Bits - 1) - 1) or the range with 0 in it, as Type holds it, and the nearest codes.
+/// Bits is 2, 3, 4, 5, 6 or 8; s is a float16, bfloat16 or float for 16 inputs or a multiple of 32. Numbers that are
+/// encoded get s = largest / (2^(Bits - 1) - 1) or the range with 0 in it, as Type holds it, and the nearest codes.
 #pragma once
 
 #include <sluice/kernel/format/block_rounding.hpp>

@@ -1,5 +1,5 @@
-/// A matrix of weights as small codes with a scale for a group of inputs: what quantisers make, what loaders of GPTQ, AWQ,
-/// compressed-tensors, FP8 and FP4 files read, and what storages take without changing a number.
+/// A matrix of weights as small codes with a scale for a group of inputs: what quantisers make, what loaders of GPTQ,
+/// AWQ, compressed-tensors, FP8 and FP4 files read, and what storages take without changing a number.
 ///
 ///   w(o, i) = s (m(q) - z) + b     q = codes(o, i);  s, z, b of output o and of the group of input i
 ///
@@ -10,8 +10,8 @@
 ///   group                      inputs of a group, the last may be shorter
 ///   group_of [inputs]          the group of every input, in any order (act-order); or nothing: input i is in group i / group
 ///
-/// Everything is evaluated in float: m(q) - z is exact for whole numbers below 2^24, its product with s is rounded once,
-/// and so is the sum with b. Empty matrices are valid. NaN in a scale makes its group NaN.
+/// Everything is evaluated in float: m(q) - z is exact for whole numbers below 2^24, its product with s is rounded
+/// once, and so is the sum with b. Empty matrices are valid. NaN in a scale makes its group NaN.
 #pragma once
 
 #include <sluice/core/error.hpp>

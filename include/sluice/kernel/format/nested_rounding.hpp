@@ -1,5 +1,5 @@
-/// How a block of numbers becomes codes with scales of scales, or with a table: each run of inputs is fitted on its own,
-/// then all scales are rounded to codes, and the codes are chosen anew for what the scales have become.
+/// How a block of numbers becomes codes with scales of scales, or with a table: each run of inputs is fitted on its
+/// own, then all scales are rounded to codes, and the codes are chosen anew for what the scales have become.
 ///
 ///   scaled_rounding        w = d c(r) m(q): of the scales that take a run's number of largest magnitude to levels about the
 ///                          extreme one, that with the least sum of squared errors (Q3_K, Q6_K, IQ4_XS)
@@ -8,8 +8,8 @@
 ///   table_rounding         as scaled_rounding, with one scale a block (IQ4_NL)
 ///   float_scale_rounding   a run's largest number becomes 6, as e4m3 holds the scale (NVFP4)
 ///
-/// Fits are by squared errors, every weight counting alike. A block with NaN or infinity is NaN; one whose largest number is
-/// below 2^-118 is zero.
+/// Fits are by squared errors, every weight counting alike. A block with NaN or infinity is NaN; one whose largest
+/// number is below 2^-118 is zero.
 #pragma once
 
 #include <sluice/kernel/format/block_rounding.hpp>
@@ -45,7 +45,8 @@ float fitted_scale(const float* x, index_t count, float extreme_level) noexcept 
   for (const float sign : {1.0F, -1.0F})
     for (int t = -trials; t <= trials; ++t) {
       const float inverse =
-          sign * ((std::abs)(extreme_level) + 0.1F * float(t) * ((std::abs)(extreme_level) > 20 ? 4.0F : 1.0F)) / extreme;
+          sign * ((std::abs)(extreme_level) + 0.1F * float(t) * ((std::abs)(extreme_level) > 20 ? 4.0F : 1.0F)) /
+          extreme;
       float sum_xq = 0, sum_qq = 0;
       for (index_t i = 0; i < count; ++i) {
         const float q = Levels::value(nearest_level<Levels, Bits>(x[i] * inverse));
@@ -169,8 +170,8 @@ struct table_rounding {
   }
 };
 
-/// NVFP4's: the scale of 16 inputs takes their largest number to 6, as e4m3 holds it; a factor is the largest scale's share
-/// of 448.
+/// NVFP4's: the scale of 16 inputs takes their largest number to 6, as e4m3 holds it; a factor is the largest scale's
+/// share of 448.
 template <typename Scales, bool HasFactor>
 struct float_scale_rounding {
   static void choose(const float* x, coded_block& b) noexcept {

@@ -3,9 +3,9 @@
 ///   outlier_storage<int4_blocks>             GWQ: a hundredth of the weights, those with the largest gradients, as halves
 ///   W(o, i) = value of (o, i) in the sparse weights, else stored(o, i)
 ///
-/// Outliers are state that copies share, panel by panel and block by block, a place of two bytes and a value each; a block
-/// of 128 inputs (or of the storage, if that is longer) says in eight bytes of the panel which are its own. They are put
-/// into the decoded weights, so the kernels know nothing of them. encode() knows no outliers and leaves none.
+/// Outliers are state that copies share, panel by panel and block by block, a place of two bytes and a value each; a
+/// block of 128 inputs (or of the storage, if that is longer) says in eight bytes of the panel which are its own. They
+/// are put into the decoded weights, so the kernels know nothing of them. encode() knows no outliers and leaves none.
 /// Paper: Shao et al. 2024, GWQ.
 #pragma once
 
@@ -138,7 +138,8 @@ private:
   std::shared_ptr<const outliers> outliers_;
 };
 
-/// A map with sparse weights in place of its own. Throws std::invalid_argument if shapes differ or Value rounds a weight.
+/// A map with sparse weights in place of its own. Throws std::invalid_argument if shapes differ or Value rounds a
+/// weight.
 template <typename Value = float16, typename Base>
 linear_map<outlier_storage<Base, Value>> with_outliers(const linear_map<Base>& map, const sparse_weights& beside) {
   using storage = outlier_storage<Base, Value>;

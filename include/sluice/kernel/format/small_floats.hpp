@@ -6,8 +6,8 @@
 ///   e2m1   sign, 2 exponent bits, 1 fraction bit: 0 0.5 1 1.5 2 3 4 6
 ///   iq4_nl sixteen whole numbers, the levels of ggml's IQ4_NL and IQ4_XS
 ///
-/// Micikevicius et al. 2022 (FP8 formats), OCP Microscaling Formats 1.0. Everything is done on bits: nothing is flushed to
-/// zero under -ffast-math.
+/// Micikevicius et al. 2022 (FP8 formats), OCP Microscaling Formats 1.0. Everything is done on bits: nothing is flushed
+/// to zero under -ffast-math.
 #pragma once
 
 #include <sluice/core/half.hpp>

@@ -3,9 +3,9 @@
 ///   value 0: zero   1: a row's least   2: its largest;   pair r = first + 3 second;   a run has 1 to 14 pairs
 ///
 /// Values are taken to be independent with probabilities .885, .0575, .0575. Runs are numbered by falling probability,
-/// equals in the order of their pairs (a run before those that begin with it); products are formed in double, a pair's of
-/// its two values and a run's from left to right, so that the order is the same wherever it is made. Every beginning of a
-/// run is a run and so is every pair: the longest run that fits is found pair by pair, and there always is one.
+/// equals in the order of their pairs (a run before those that begin with it); products are formed in double, a pair's
+/// of its two values and a run's from left to right, so that the order is the same wherever it is made. Every beginning
+/// of a run is a run and so is every pair: the longest run that fits is found pair by pair, and there always is one.
 /// It is made once a program, when it is first asked for.
 /// Paper: Frantar and Alistarh 2023, QMoE, section 4.2.
 #pragma once

@@ -6,13 +6,13 @@
 ///                                  that fits each time; an odd last weight has a zero beside it
 ///   y(t, o) = high sum of x(t, i) where W = high  +  low sum of x(t, i) where W = low
 ///
-/// A value is 2 where the weight is the row's largest number or 0, else 1 where it is the row's least, else 0: zeros of a
-/// row without negative weights are 1, of one without positive weights 2, and such rows become long. So does a matrix
+/// A value is 2 where the weight is the row's largest number or 0, else 1 where it is the row's least, else 0: zeros of
+/// a row without negative weights are 1, of one without positive weights 2, and such rows become long. So does a matrix
 /// with few zeros: bits_a_weight() says whether it was worth it (0.73 where 88.5 % are zero, 4.2 where a third is).
 ///
 /// The product takes the rows of x by vectors of tokens and goes through places that are not zero: a token's sums have
-/// one order, whatever tokens are beside it. A weight of zero takes no part, so infinity times zero is nothing here. Empty
-/// matrices and batches are fine. Paper: Frantar and Alistarh 2023, QMoE.
+/// one order, whatever tokens are beside it. A weight of zero takes no part, so infinity times zero is nothing here.
+/// Empty matrices and batches are fine. Paper: Frantar and Alistarh 2023, QMoE.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

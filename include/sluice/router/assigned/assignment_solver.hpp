@@ -2,9 +2,9 @@
 ///
 ///   scores [E,N], finite  ->  expert_of [N], every expert m times
 ///
-/// A solver is a policy of balanced_assignment_rule (router/assigned/balanced_assignment.hpp): auction, greedy_assignment,
-/// exact_assignment, or your own. It keeps its scratch memory in its tape and may draw: position first_draw + e is for
-/// expert e of this group alone.
+/// A solver is a policy of balanced_assignment_rule (router/assigned/balanced_assignment.hpp): auction,
+/// greedy_assignment, exact_assignment, or your own. It keeps its scratch memory in its tape and may draw: position
+/// first_draw + e is for expert e of this group alone.
 #pragma once
 
 #include <sluice/core/buffer.hpp>
@@ -31,10 +31,11 @@ concept AssignmentSolver = HasTape<S> && requires(const S& solver, const matrix_
 
 template <typename S, typename Scalar>
 consteval bool explain_assignment_solver() {
-  static_assert(AssignmentSolver<S, Scalar>,
-                "sluice: assignment solver needs a member type `tape` with `reserve(experts, tokens)`, and `void "
-                "assign(const matrix_buffer<scalar>& scores, const assignment_call&, tape&, buffer<index_t>& expert_of) "
-                "const`");
+  static_assert(
+      AssignmentSolver<S, Scalar>,
+      "sluice: assignment solver needs a member type `tape` with `reserve(experts, tokens)`, and `void "
+      "assign(const matrix_buffer<scalar>& scores, const assignment_call&, tape&, buffer<index_t>& expert_of) "
+      "const`");
   return AssignmentSolver<S, Scalar>;
 }
 

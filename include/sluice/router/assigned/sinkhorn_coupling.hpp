@@ -7,7 +7,8 @@
 /// f and g start at 0. It is the plan of entropic optimal transport: a shift of a column of L changes nothing, and that
 /// is what balances the experts. All of it is done in logarithms, in which nothing overflows however peaked the logits
 /// are; every round takes 2 n E exponentials. vmoe's 20 rounds are 40 for every pair, of which a softmax has one:
-/// behind a gate of width 256 that is 5 to 10 times a top-k router, megatron's few rounds 2 to 4 times. Published forms:
+/// behind a gate of width 256 that is 5 to 10 times a top-k router, megatron's few rounds 2 to 4 times. Published
+/// forms:
 ///
 ///               a     b     epsilon  order         rounds                                     other
 ///   vmoe        1     n/E   1        columns,rows  20                                         row sums are exact

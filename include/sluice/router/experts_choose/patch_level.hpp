@@ -9,8 +9,8 @@
 ///
 /// Weights act on the experts' inputs, so that experts with a batch normalisation after the gate see them; behind ReLU
 /// without biases that is the same as on the outputs. All E l rows of an image are used; a patch may be taken by
-/// several experts or by none. What the paper does with the outputs, the mean over the n patches of an image with experts
-/// side by side, is layer/images/patch_experts.hpp: pmoe_layer.
+/// several experts or by none. What the paper does with the outputs, the mean over the n patches of an image with
+/// experts side by side, is layer/images/patch_experts.hpp: pmoe_layer.
 /// It is expert choice (router/experts_choose/expert_choice.hpp: ties, NaN, T = 0, gradients) within an image, with
 /// scores that compete over patches in place of experts; E selections of l from n and a plan of E l rows an image make
 /// it up to twice a top-2 router where l E is 8 n. An l beyond n takes all patches. Initial W normal; no bias, no

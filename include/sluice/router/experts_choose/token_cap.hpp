@@ -6,16 +6,16 @@
 ///
 /// Two projections take turns, as in Dykstra's method: u[e] so that an expert has its C[e], price[t] so that a token
 /// has b or less. They are exact, the bound 1 included, one sorting of the largest numbers each; it ends when no price
-/// moves by 1e-4 lambda, or after `iterations` rounds. Then experts choose by p + price, which is the order of A in every row, in
-/// turns: one token each, the best that has room left. So b is kept even where A has not converged; where A is a matrix
-/// of zeros and ones, as it nearly is for small lambda, the choice is A. If C E > b T, or if turns end badly, slots
-/// stay empty.
+/// moves by 1e-4 lambda, or after `iterations` rounds. Then experts choose by p + price, which is the order of A in
+/// every row, in turns: one token each, the best that has room left. So b is kept even where A has not converged; where
+/// A is a matrix of zeros and ones, as it nearly is for small lambda, the choice is A. If C E > b T, or if turns end
+/// badly, slots stay empty.
 ///
 /// Where no token has more than b experts to begin with, nothing is computed. Otherwise a round takes 2 T E
 /// exponentials in double, a selection of C[e] from T for every expert and one of b + 1 from E for every token; a
 /// hundred rounds are 200 exponentials and selections a pair, where a softmax takes one exponential of half the size:
-/// the mathematics of this router, a hundred times the cost of plain expert choice. Scores are numbers: who calls leaves
-/// out tokens with NaN. A group without tokens has no prices. Zhou et al. 2022, arXiv:2202.09368,
+/// the mathematics of this router, a hundred times the cost of plain expert choice. Scores are numbers: who calls
+/// leaves out tokens with NaN. A group without tokens has no prices. Zhou et al. 2022, arXiv:2202.09368,
 /// section 3.2 (lambda 0.001, at most 100 rounds; top-C of A).
 #pragma once
 

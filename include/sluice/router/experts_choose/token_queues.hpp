@@ -4,9 +4,9 @@
 ///   token(e, c)     the c-th token that expert e takes, c < taken[e]
 ///
 /// The larger score is better, of equals the lower token, NaN is -infinity: the order is total, so what is taken
-/// depends on no algorithm and no number of threads. Under a cap (router/experts_choose/token_cap.hpp) a token that too many
-/// experts want is left to some of them, and an expert that finds nobody with room takes less. Nothing valid: nobody is
-/// taken. Memory grows in prepare() only.
+/// depends on no algorithm and no number of threads. Under a cap (router/experts_choose/token_cap.hpp) a token that too
+/// many experts want is left to some of them, and an expert that finds nobody with room takes less. Nothing valid:
+/// nobody is taken. Memory grows in prepare() only.
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -7,9 +7,9 @@
 /// The plan of a competition holds every expert for every token, with weight 0 for losers; weigh() sets the winners'
 /// weights once the experts have run, and backward_outputs() sends the weights' gradient into the outputs that they
 /// came from (router/over_training/competition.hpp). k is that of the base router, or of the call. The base router's
-/// scores then have gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert has
-/// every token and nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity and
-/// noise of the base router have no say in it.
+/// scores then have gradients from losses only (loss/competition.hpp). Other losses see a plan in which every expert
+/// has every token and nobody a first choice (ranks start at 1): a balance loss is constant on such a step. Capacity
+/// and noise of the base router have no say in it.
 ///
 /// A step is a competition by chance, drawn at competition_site, position 0, or by a list. Padding is not routed. A
 /// token whose base logits hold NaN is invalid. T = 0 gives an empty plan. Ties and extreme outputs:

@@ -7,8 +7,9 @@
 ///
 /// E is room for experts; those that are not live never pass. In training a token without an active expert is routed
 /// nowhere (its output is 0); at inference it goes to the live expert of the highest score, with weight 1 as in the
-/// paper's language models, or with that score as in its vision models (unserved_weight). Equal scores: the lower index. A token with NaN in it or its logits is invalid and routed nowhere. Padding is not routed
-/// and may hold anything. T = 0 gives an empty plan.
+/// paper's language models, or with that score as in its vision models (unserved_weight). Equal scores: the lower
+/// index. A token with NaN in it or its logits is invalid and routed nowhere. Padding is not routed and may hold
+/// anything. T = 0 gives an empty plan.
 ///
 /// Straight-through gradient: the step hands its gradient on to relu(s - h), so active pairs have one and no others do,
 /// inference's single choices included; 1/k_t is a constant. With g the gradient of the weights and that of losses:

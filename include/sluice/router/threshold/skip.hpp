@@ -12,8 +12,8 @@
 ///   skipping_router<float> router(gate, softmax_rule<float>({.top_k = 2}), {.ratio = 0.5f});
 ///
 /// The published ratio of a layer is the median of w2 / w1 over calibration tokens: skip_calibration, which then leaves
-/// out about half of the second experts. MC-MoE protects the 2 % of a prompt's tokens that matter most to the others, and may
-/// leave out some that matter least: router/threshold/token_importance.hpp.
+/// out about half of the second experts. MC-MoE protects the 2 % of a prompt's tokens that matter most to the others,
+/// and may leave out some that matter least: router/threshold/token_importance.hpp.
 /// Eliseev, Mazur 2023, arXiv:2312.17238; Lu et al. 2024, arXiv:2402.14800; Huang et al. 2024 (MC-MoE),
 /// arXiv:2410.06270.
 #pragma once

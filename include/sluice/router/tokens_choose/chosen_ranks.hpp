@@ -1,4 +1,5 @@
-/// Experts by rank: of the experts that a token prefers, those at given places of the order, such as the second best alone.
+/// Experts by rank: of the experts that a token prefers, those at given places of the order, such as the second best
+/// alone.
 ///
 ///   ranks r0 < r1 < ..., 0 the best   S = the choices number r0, r1, ... of another rule that chooses max r + 1
 ///   weights: that rule's own, of S alone: renormalised if it normalises over the choice, so a single rank has weight 1

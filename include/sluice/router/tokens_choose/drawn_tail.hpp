@@ -7,8 +7,8 @@
 ///
 /// So experts that are seldom best get tokens all the same. Without training S is the rule's. Scores must not be
 /// negative. A call whose k is m or less draws all k. The j-th draw of token t is draw E t + j at drawn_tail_site. The
-/// gradient is exact for S. All else (ties, NaN, T = 0, causality) is the rule's and router/token_choice.hpp's. Zhang et
-/// al. 2022 (mixture of attention heads), arXiv:2210.05144, released code.
+/// gradient is exact for S. All else (ties, NaN, T = 0, causality) is the rule's and router/token_choice.hpp's. Zhang
+/// et al. 2022 (mixture of attention heads), arXiv:2210.05144, released code.
 #pragma once
 
 #include <sluice/capacity/dropless.hpp>

@@ -113,8 +113,8 @@ public:
       for (std::size_t j = 0; j < ids.size(); ++j) dlogits[ids[j]] -= weights[j] / options_.scaling * inner;
       return;
     }
-    // w = scaling p / d with d = N + c, or d constant (pre: 1; renorm below its guard, or detached). The part of d that moves
-    // with the chosen p is N / d; the rest of the softmax's own pull, 1 - N / d, is spread over all experts.
+    // w = scaling p / d with d = N + c, or d constant (pre: 1; renorm below its guard, or detached). The part of d that
+    // moves with the chosen p is N / d; the rest of the softmax's own pull, 1 - N / d, is spread over all experts.
     const Scalar norm = norm_of(row.scores, ids);
     const bool divides = options_.weights == weighting::renorm && !(norm < options_.smallest_sum);
     const Scalar total = divides ? denominator(norm) : Scalar(1);

@@ -47,8 +47,8 @@ public:
                     o.gradient_rows);
   }
 
-  /// Forward and backward of these rows, into memory that held this number before. Gradients are added to those that are
-  /// there.
+  /// Forward and backward of these rows, into memory that held this number before. Gradients are added to those that
+  /// are there.
   results run(const matrix<scalar>& in, const matrix<scalar>& upstream, scalar held = 0) {
     results r;
     matrix<scalar> saved = matrix<scalar>::Constant(in.rows(), expert.saved_columns(), held);

@@ -35,8 +35,8 @@ double plan_gradient_difference(const soft_plan<Scalar>& plan, const soft_plan_g
     const bool no_dispatch = is_left_out(plan.dispatch(), t);
     for (index_t s = 0; s < plan.slot_count(); ++s) {
       const index_t column = plan.row(plan.group_of(t), s);
-      worst =
-          (std::max)(worst, largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
+      worst = (std::max)(worst,
+                         largest_difference(&d.combine(t, s), no_combine ? &zero : &expected.dcombine(t, column), 1));
       worst = (std::max)(worst,
                        largest_difference(&d.dispatch(t, s), no_dispatch ? &zero : &expected.ddispatch(t, column), 1));
     }
@@ -173,8 +173,8 @@ private:
   std::uint64_t seed_;
 };
 
-/// Token 1 holds NaN, and so does the gradient of its output: no parameter's gradient and no other token may feel it. If
-/// the router is causal, all is as if the token were padding, bit for bit.
+/// Token 1 holds NaN, and so does the gradient of its output: no parameter's gradient and no other token may feel it.
+/// If the router is causal, all is as if the token were padding, bit for bit.
 template <typename Router>
 property_result nan_in_gradients(router_probe<Router>& probe) {
   if constexpr (!router_probe<Router>::trains) {
