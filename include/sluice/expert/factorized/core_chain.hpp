@@ -101,11 +101,11 @@ public:
 
   /// Pairs of the centre's indices: as many independent parts of a matrix.
   index_t pairs() const noexcept { return row_factors_[centre_] * column_factors_[centre_]; }
-  /// Numbers that one expert's ends take, that the gradients of L and R take, those of one C_s, and what a task
-  /// needs as scratch.
+  /// Numbers that one expert's ends take, that the gradients of L and R take, those of C_s, and what a task needs as
+  /// scratch.
   index_t end_numbers() const noexcept { return end_numbers_; }
   index_t outer_numbers() const noexcept { return left() * bonds_[centre_] + bonds_[centre_ + 1] * right(); }
-  index_t centre_numbers() const noexcept { return 2 * bonds_[centre_] * bonds_[centre_ + 1]; }
+  index_t centre_numbers() const noexcept { return bonds_[centre_] * bonds_[centre_ + 1]; }
   index_t scratch_numbers() const noexcept {
     return left() * (std::max)(right(), bonds_[centre_ + 1]) +
            (std::max)(bonds_[centre_] * right(), left() * bonds_[centre_ + 1]);
@@ -134,15 +134,15 @@ public:
       }
   }
 
-  /// C_s without gaps (rows of the centre are often a power of two apart, which caches do not like), then its
-  /// transpose, which gradients read: centre_numbers() in all.
+  /// C_s without gaps (rows of the centre are often a power of two apart, which caches do not like), and its transpose.
   void copy_centre(index_t s, Scalar* to) const {
+    const index_t next = bonds_[centre_ + 1];
+    for (index_t b = 0; b < bonds_[centre_]; ++b) std::copy_n(centre_row(s, b), next, to + b * next);
+  }
+  void transpose_centre(index_t s, Scalar* to) const {
     const index_t d = bonds_[centre_], next = bonds_[centre_ + 1];
-    for (index_t b = 0; b < d; ++b) {
-      const Scalar* const from = core_of(centre_, 0) + s * next + b * slice(centre_);
-      std::copy_n(from, next, to + b * next);
-      for (index_t i = 0; i < next; ++i) to[d * next + i * d + b] = from[i];
-    }
+    for (index_t b = 0; b < d; ++b)
+      for (index_t i = 0; i < next; ++i) to[i * d + b] = centre_row(s, b)[i];
   }
 
   /// Writes one pair's part of the matrix into its panels; C is what copy_centre wrote.
@@ -161,8 +161,8 @@ public:
   }
 
   /// Adds to the gradient of the centre and to those of L and of the turned R, [left, d] and [d', right].
-  void add_pair_gradient(index_t s, const Scalar* C, const Scalar* ends, const Scalar* dpanels, Scalar* outer,
-                         Scalar* scratch) {
+  void add_pair_gradient(index_t s, const Scalar* C, const Scalar* turned_C, const Scalar* ends, const Scalar* dpanels,
+                         Scalar* outer, Scalar* scratch) {
     const index_t d = bonds_[centre_], next = bonds_[centre_ + 1];
     const Scalar* const L = ends + prefix_[centre_];
     Scalar* const part = scratch;
@@ -174,7 +174,7 @@ public:
     kernel::multiply_tn(next, right(), d, C, next, inner, right(), outer + left() * d, right(),
                         kernel::write::accumulate);
     kernel::multiply_nn(left(), next, right(), part, right(), ends + transposed_, next, inner, next);
-    kernel::multiply_nn(left(), d, next, inner, next, C + d * next, d, outer, d, kernel::write::accumulate);
+    kernel::multiply_nn(left(), d, next, inner, next, turned_C, d, outer, d, kernel::write::accumulate);
     if (cores_[centre_].is_learned())
       kernel::multiply_tn(d, next, left(), L, d, inner, next, cores_[centre_].gradient().data() + s * next,
                           slice(centre_), kernel::write::accumulate);
@@ -232,6 +232,9 @@ private:
   index_t right() const noexcept { return after_[centre_ + 1]; }
   /// Numbers of a core for one index of its first bond.
   index_t slice(std::size_t k) const noexcept { return row_factors_[k] * column_factors_[k] * bonds_[k + 1]; }
+  const Scalar* centre_row(index_t s, index_t b) const noexcept {
+    return cores_[centre_].data() + b * slice(centre_) + s * bonds_[centre_ + 1];
+  }
   index_t core_place(std::size_t k, index_t expert) const noexcept {
     return k == centre_ ? 0 : expert * bonds_[k] * slice(k);
   }

@@ -35,6 +35,7 @@ public:
   };
   struct tape {
     buffer<Scalar> ends;     ///< of every expert that works, up and down
+    buffer<Scalar> centres;  ///< C_s of every pair, up and down
     buffer<Scalar> scratch;  ///< of every thread
     buffer<Scalar> outer;    ///< gradients of L and R, in parts
     buffer<Scalar> dends;
@@ -63,6 +64,7 @@ public:
 
   void prepare(tape& t, index_t most, bool training) const {
     t.ends.reserve(2 * most * up_.end_numbers());
+    t.centres.reserve(2 * up_.pairs() * up_.centre_numbers());
     if (!training) return;
     t.outer.reserve(2 * parts() * most * up_.outer_numbers());
     t.scratch.reserve(2 * parts() * scratch_numbers());
@@ -72,24 +74,26 @@ public:
   void compute(std::span<const index_t> experts, std::span<computed_maps<Scalar>> maps, tape& t,
                const executor_ref& executor) const {
     const auto count = static_cast<index_t>(experts.size());
-    t.scratch.reserve(executor.concurrency() * scratch_numbers());  // whatever this call has to compute
+    t.scratch.reserve(executor.concurrency() * up_.scratch_numbers());  // whatever this call has to compute
     t.ends.resize(2 * count * up_.end_numbers());
     executor.for_work(2 * count * up_.end_numbers()).parallel_for(2 * count, [&](index_t i) {
       chain_of(i % 2).compute_ends(experts[as_size(i / 2)], ends(t, i));
     });
+    t.centres.resize(2 * up_.pairs() * up_.centre_numbers());
+    executor.for_work(t.centres.size()).parallel_for(2 * up_.pairs(), [&](index_t i) {
+      chain_of(i / up_.pairs()).copy_centre(i % up_.pairs(), centre(t, i / up_.pairs(), i % up_.pairs()));
+    });
+    // Pairs of an expert one after the other: its ends stay in a cache close by, and every C_s passes through.
     const index_t units = 2 * count * up_.pairs();
     const executor_ref threads = executor.for_work(units * up_.pair_work());
     const index_t tasks = (std::min)(units, threads.concurrency());
-    t.scratch.resize(tasks * scratch_numbers());
+    t.scratch.resize(tasks * up_.scratch_numbers());
     threads.parallel_for(tasks, [&](index_t task) {
-      Scalar* const centre = t.scratch.data() + task * scratch_numbers();
-      index_t copied = -1;
       for (index_t unit = units * task / tasks; unit < units * (task + 1) / tasks; ++unit) {
-        const index_t which = unit / count / up_.pairs(), s = unit / count % up_.pairs(), a = unit % count;
-        if (std::exchange(copied, unit / count) != unit / count) chain_of(which).copy_centre(s, centre);
+        const index_t s = unit % up_.pairs(), a = unit / up_.pairs() % count, which = unit / up_.pairs() / count;
         const computed_maps<Scalar>& own = maps[as_size(a)];
-        chain_of(which).compute_pair(s, centre, ends(t, 2 * a + which), which == 0 ? own.up : own.down,
-                                     centre + up_.centre_numbers());
+        chain_of(which).compute_pair(s, centre(t, which, s), ends(t, 2 * a + which), which == 0 ? own.up : own.down,
+                                     t.scratch.data() + task * up_.scratch_numbers());
       }
     });
   }
@@ -108,14 +112,15 @@ public:
     threads.parallel_for(2 * parts(), [&](index_t task) {
       const index_t which = task % 2, part = task / 2;
       Scalar* const outer = t.outer.data() + task * count * up_.outer_numbers();
-      Scalar* const centre = t.scratch.data() + task * scratch_numbers();
+      Scalar* const turned = t.scratch.data() + task * scratch_numbers();
       std::fill_n(outer, count * up_.outer_numbers(), Scalar(0));
       for (index_t s = up_.pairs() * part / parts(); s < up_.pairs() * (part + 1) / parts(); ++s) {
-        chain_of(which).copy_centre(s, centre);
+        chain_of(which).transpose_centre(s, turned);
         for (index_t a = 0; a < count; ++a) {
           const computed_maps<Scalar>& own = maps[as_size(a)];
-          chain_of(which).add_pair_gradient(s, centre, ends(t, 2 * a + which), which == 0 ? own.dup : own.ddown,
-                                            outer + a * up_.outer_numbers(), centre + up_.centre_numbers());
+          chain_of(which).add_pair_gradient(s, centre(t, which, s), turned, ends(t, 2 * a + which),
+                                            which == 0 ? own.dup : own.ddown, outer + a * up_.outer_numbers(),
+                                            turned + up_.centre_numbers());
         }
       }
     });
@@ -151,7 +156,7 @@ public:
   }
 
 private:
-  /// Of one task: C_s comes first.
+  /// Of one task of gradients: C_s^T comes first.
   index_t scratch_numbers() const noexcept { return up_.centre_numbers() + up_.scratch_numbers(); }
   /// Of the sums over pairs of indices, for every thread count.
   index_t parts() const noexcept { return (std::min<index_t>)(4, up_.pairs()); }
@@ -164,6 +169,9 @@ private:
   }
   const core_chain<Scalar>& chain_of(index_t which) const noexcept { return which == 0 ? up_ : down_; }
   core_chain<Scalar>& chain_of(index_t which) noexcept { return which == 0 ? up_ : down_; }
+  Scalar* centre(tape& t, index_t which, index_t s) const noexcept {
+    return t.centres.data() + (which * up_.pairs() + s) * up_.centre_numbers();
+  }
   Scalar* ends(tape& t, index_t i) const noexcept { return t.ends.data() + i * up_.end_numbers(); }
 
   bool has_bias_;
