@@ -1,5 +1,6 @@
 #include "../allocation.hpp"
 
+#include <sluice/attention/cross_attention.hpp>
 #include <sluice/attention/selective_attention.hpp>
 #include <sluice/attention/weighed_attention.hpp>
 #include <sluice/exec/thread_pool.hpp>
@@ -20,12 +21,18 @@ int attention_batches_with_allocations(Run&& run) {
   const index_t rows[] = {700, 700, 699, 600, 100, 1, 0, 650};
   for (std::size_t n = 0; n < std::size(rows); ++n) {
     const index_t T = rows[n], sequences = n % 4 == 0 ? 1 : n % 4 == 1 ? std::max<index_t>(T, 1) : 3;
-    std::vector<index_t> borders;
-    for (index_t s = 0; s <= sequences; ++s) borders.push_back(T * s / sequences);
+    std::vector<index_t> borders, rows_of_others;
+    for (index_t s = 0; s <= sequences; ++s) {
+      borders.push_back(T * s / sequences);
+      rows_of_others.push_back(s == sequences ? 2 * T : T * s / sequences);  // the last has most of them
+    }
+    const matrix<float> others = test::random_matrix<float>(2 * T, 8, 9 + n);
+    const encoder_states<float> encoder{.rows = others, .sequences = rows_of_others};
+    const routing_context<float> context{.sequences = borders, .encoders = {&encoder, 1}};
     const matrix<float> x = test::random_matrix<float>(T, 8, 5 + n);
     matrix<float> y(T, 8), dx(T, 8);
     const long calls = allocations.calls, mallocs = allocations.mallocs;
-    run(x, y, dx, borders);
+    run(x, y, dx, context);
     found += n > 0 && (allocations.calls != calls || allocations.mallocs != mallocs);
   }
   return found;
@@ -37,12 +44,14 @@ void check_warm_attention(const char* name, Layer layer, const executor_ref& exe
   initialize(layer, 3);
   typename Layer::workspace ws;
   typename Layer::tape tape;
-  CHECK(attention_batches_with_allocations([&](const auto& x, auto& y, auto&, const auto& borders) {
-          layer.forward(x, y, ws, {.sequences = borders, .executor = executor});
+  CHECK(attention_batches_with_allocations([&](const auto& x, auto& y, auto&, routing_context<float> context) {
+          context.executor = executor;
+          layer.forward(x, y, ws, context);
         }) == 0);
   ensure_gradients(layer);
-  CHECK(attention_batches_with_allocations([&](const auto& x, auto& y, auto& dx, const auto& borders) {
-          layer.forward(x, y, tape, {.training = true, .sequences = borders, .executor = executor});
+  CHECK(attention_batches_with_allocations([&](const auto& x, auto& y, auto& dx, routing_context<float> context) {
+          context.training = true, context.executor = executor;
+          layer.forward(x, y, tape, context);
           layer.backward(y, dx, tape);
         }) == 0);
 }
@@ -54,6 +63,7 @@ TEST_CASE("attention: warm calls allocate nothing, however batches are cut into 
   for (const executor_ref& executor : {executor_ref(), executor_ref(pool)}) {
     check_warm_attention("self", self_attention<float>(8, {.heads = 4, .key_heads = 2, .rotary = {.width = 2}}),
                          executor);
+    check_warm_attention("cross", cross_attention<float, rms_norm<float>>(8, {.heads = 4, .key_heads = 2}), executor);
     check_warm_attention("weighed", weighed_attention<float>(8, {.experts = 2, .heads = 2}), executor);
     check_warm_attention("selective",
                          selective_attention{head_router{top_k_router<float>{8, 4, {.top_k = 2}}},
