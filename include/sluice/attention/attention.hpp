@@ -4,6 +4,7 @@
 #include <sluice/attention/attention_projections.hpp>
 #include <sluice/attention/cross_attention.hpp>
 #include <sluice/attention/dot_product_attention.hpp>
+#include <sluice/attention/encoder_fusion.hpp>
 #include <sluice/attention/head_router.hpp>
 #include <sluice/attention/key_value_cache.hpp>
 #include <sluice/attention/routed_query_attention.hpp>

@@ -48,6 +48,7 @@ public:
   struct options {
     bool bias = false;  ///< of q, k and v
     bool output_bias = false;
+    bool zero_output = false;  ///< W_o starts at zero
     index_t source = 0;  ///< F, of what keys and values are made of; 0: that of x
   };
 
@@ -60,7 +61,8 @@ public:
     query_ = weight(between.query_columns(), width);
     key_ = weight(between.key_columns(), source);
     value_ = weight(between.value_columns(), source);
-    output_ = weight(width, between.out_columns());
+    output_ = o.zero_output ? parameter<Scalar>({width, between.out_columns()}, parameter_role::weight)
+                            : weight(width, between.out_columns());
     if (o.bias) {
       query_bias_ = {{between.query_columns()}, parameter_role::vector};
       key_bias_ = {{between.key_columns()}, parameter_role::vector};

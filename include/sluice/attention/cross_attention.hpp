@@ -38,6 +38,7 @@ struct cross_attention_options {
   index_t value_width = 0;  ///< dv; 0: dk
   bool bias = false;        ///< of q, k and v
   bool output_bias = false;
+  bool zero_output = false;  ///< W_o starts at zero: beside a residual the layer changes nothing at first
   double scale = 0;  ///< 0: 1 / sqrt(dk)
   key_sharing sharing = key_sharing::adjacent;
 };
@@ -87,7 +88,8 @@ public:
   cross_attention(index_t width, const cross_attention_options& o, Norm norm)
       : encoder_(o.encoder),
         attention_(detail::attention_shape_of("cross_attention", width, o, false)),
-        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias, .source = o.source}),
+        maps_(width, attention_,
+              {.bias = o.bias, .output_bias = o.output_bias, .zero_output = o.zero_output, .source = o.source}),
         norm_(std::move(norm)) {
     if (o.encoder < 0 || o.source < 0)
       throw_invalid("cross_attention needs an encoder >= 0 with rows of a width >= 1, not ", o.encoder, " and ",

@@ -32,6 +32,7 @@ struct self_attention_options {
   index_t value_width = 0;  ///< dv; 0: dk
   bool bias = false;        ///< of q, k and v
   bool output_bias = false;
+  bool zero_output = false;  ///< W_o starts at zero: beside a residual the layer changes nothing at first
   double scale = 0;  ///< 0: 1 / sqrt(dk)
   key_sharing sharing = key_sharing::adjacent;
   kernel::rotary_options rotary{};
@@ -68,7 +69,7 @@ public:
   /// width of a head is left out.
   explicit self_attention(index_t width, const self_attention_options& o = {})
       : attention_(detail::attention_shape_of("self_attention", width, o, causal), o.rotary),
-        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias}) {}
+        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias, .zero_output = o.zero_output}) {}
 
   index_t inputs() const noexcept { return maps_.inputs(); }
   const kernel::attention_shape& attention_shape() const noexcept { return attention_.shape(); }
