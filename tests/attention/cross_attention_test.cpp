@@ -1,10 +1,17 @@
 #include <sluice/attention/cross_attention.hpp>
 
+#include <sluice/attention/self_attention.hpp>
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/expert/bank.hpp>
+#include <sluice/expert/ffn.hpp>
 #include <sluice/layer/beside.hpp>
+#include <sluice/layer/encoders/zero_gated.hpp>
+#include <sluice/layer/linear.hpp>
+#include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/residual.hpp>
 #include <sluice/layer/sequence.hpp>
+#include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/check_layer.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -150,6 +157,42 @@ TEST_CASE("cross_attention: several encoders in one block, one of them read twic
                                       });
   INFO(report.describe());
   CHECK(report.checked > 300);
+  CHECK(report.largest_error < 1e-6);
+}
+
+TEST_CASE("cross_attention: EVLM's branches leave a language model as it was until their gates open", "[attention]") {
+  const residual_layer first{normalized_layer{self_attention<double>{wide, {.heads = 2}}, rms_norm<double>{wide}}};
+  const residual_layer last{normalized_layer{linear_layer<double>{wide, wide}, rms_norm<double>{wide}}};
+  const zero_gated_layer look{cross_attention<double, layer_norm<double>>{wide, {.source = source, .heads = 2}}};
+  const zero_gated_layer experts{
+      moe_layer{top_k_router<double>{wide, 3, {.top_k = 2}}, expert_bank<ffn<double, gelu>>{3, wide, 5}}};
+  auto model = initialized(sequence{first, look, experts, last});
+  sequence before{model.layer<0>(), model.layer<3>()};
+  matrix<double> x = test::random_matrix<double>(9, wide, 1), states = test::random_matrix<double>(12, source, 2),
+                 dstates = matrix<double>::Zero(12, source);
+  const matrix<double> dy = test::random_matrix<double>(9, wide, 3);
+  const std::vector<index_t> borders{0, 4, 9}, rows{0, 5, 12};
+  const encoder_states<double> images{.rows = states, .sequences = rows, .gradient = test::span_of(dstates)};
+  const routing_context<double> context{.training = true, .sequences = borders, .encoders = {&images, 1}};
+  const auto r = test::train_once(model, x, dy, context), expected = test::train_once(before, x, dy, context);
+  CHECK((test::same_bits(r.y, expected.y) && test::same_bits(r.dx, expected.dx)));
+  CHECK(dstates.isZero(0));
+  CHECK((model.layer<1>().gate().gradient()[0] != 0 && model.layer<2>().gate().gradient()[0] != 0));
+
+  model.layer<1>().gate().data()[0] = 0.4;
+  model.layer<2>().gate().data()[0] = -0.7;
+  const auto open = test::train_once(model, x, dy, context);
+  matrix<double> y(9, wide);
+  decltype(model)::tape tape;
+  const auto report = check_gradients(model,
+                                      {{"x", test::span_of(x), test::span_of(open.dx)},
+                                       {"images", test::span_of(states), test::span_of(std::as_const(dstates))}},
+                                      [&] {
+                                        model.forward(x, y, tape, context);
+                                        return (y.array() * dy.array()).sum();
+                                      });
+  INFO(report.describe());
+  CHECK(report.checked > 400);
   CHECK(report.largest_error < 1e-6);
 }
 
