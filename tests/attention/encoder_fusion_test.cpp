@@ -15,7 +15,7 @@ namespace {
 constexpr index_t wide = 6, text_width = 4, tokens = 9;
 const index_t widths[] = {3, 5, 2};
 
-/// Three images, the last of which is offered nothing, and what three encoders say of them: 1, 4 and 2 rows of the first.
+/// Three images, the last of which is offered nothing, and rows of three encoders for each: 1, 4 and 2 of the first.
 struct fusion_batch {
   matrix<double> x = test::random_matrix<double>(tokens, wide, 1), text = test::random_matrix<double>(3, text_width, 2);
   std::vector<index_t> images{0, 4, 7, 9};
