@@ -1,6 +1,7 @@
 #include "../allocation.hpp"
 
 #include <sluice/attention/cross_attention.hpp>
+#include <sluice/attention/encoder_fusion.hpp>
 #include <sluice/attention/selective_attention.hpp>
 #include <sluice/attention/weighed_attention.hpp>
 #include <sluice/exec/thread_pool.hpp>
@@ -80,4 +81,35 @@ TEST_CASE("attention: warm calls allocate nothing, however batches are cut into 
   const long calls = allocations.calls;
   for (index_t t = 0; t < 20; ++t) layer.forward_cached(x.middleRows(t, 1), y.middleRows(t, 1), cache, ws);
   CHECK(allocations.calls == calls);
+}
+
+TEST_CASE("encoder_fusion: warm calls allocate nothing", "[attention][allocation]") {
+  const index_t widths[] = {8, 5};
+  auto block = encoder_fusion<float>(8, widths, {.text = 4, .heads = 2, .top_k = 2});
+  initialize(block, 3);
+  ensure_gradients(block);
+  decltype(block)::workspace ws;
+  decltype(block)::tape tape;
+  thread_pool pool(3);
+  const index_t tokens[] = {300, 299, 300, 90, 3};
+  for (std::size_t n = 0; n < std::size(tokens); ++n) {
+    const index_t T = tokens[n];
+    const std::vector<index_t> images{0, T / 3, T / 2, T}, first{0, T, T, 2 * T}, second{0, 1, T / 2, T};
+    const matrix<float> x = test::random_matrix<float>(T, 8, 1 + n), text = test::random_matrix<float>(3, 4, 2),
+                        a = test::random_matrix<float>(2 * T, 8, 3), b = test::random_matrix<float>(T, 5, 4);
+    const encoder_states<float> encoders[] = {{.rows = a, .sequences = first}, {.rows = b, .sequences = second}};
+    matrix<index_t> offers(T, 2);
+    for (index_t t = 0; t < T; ++t) offers.row(t) << 1, (n == 3 ? no_expert : 0);
+    matrix<float> y(T, 8), dx(T, 8);
+    routing_context<float> context{.groups = images};
+    context.expert_ids = offers, context.group_features = text, context.encoders = encoders, context.executor = pool;
+    const long calls = allocations.calls, mallocs = allocations.mallocs;
+    block.forward(x, y, ws, context);
+    context.training = true;
+    block.forward(x, y, tape, context);
+    block.backward(y, dx, tape);
+    const bool allocates = allocations.calls != calls || allocations.mallocs != mallocs;
+    CAPTURE(n);
+    CHECK(allocates == (n == 0));
+  }
 }
