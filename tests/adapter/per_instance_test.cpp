@@ -78,6 +78,40 @@ TEST_CASE("per_instance: a sample's instruction weighs the same experts for all 
   CHECK(test::same_bits(again, y));
 }
 
+TEST_CASE("per_instance: a sample's second expert may be left out by one draw", "[adapter][per_instance]") {
+  const choice_policy<double> drawn{.policy = further_choices::random, .threshold = {0.2}};
+  instance_adapters<double> layer(D, 1, 2, 2, {.training = drawn});
+  initialize(layer, 3);
+  layer.router().gate().inner().weight().fill([](index_t e) { return e == 1 ? std::log(9.0) : 0.0; });
+  constexpr index_t count = 600, tokens = 3 * count;
+  std::vector<index_t> borders;
+  for (index_t g = 0; g <= count; ++g) borders.push_back(3 * g);
+  const matrix<double> x = test::random_matrix<double>(tokens, D, 1), q = matrix<double>::Ones(count, 1);
+  matrix<double> y(tokens, D);
+  const auto weights_of = [&](std::uint64_t step, bool training) {
+    routing_context<double> context{.training = training, .random = random_source(7, step), .groups = borders};
+    context.group_features = q;
+    instance_adapters<double>::tape tape;
+    layer.forward(x, y, tape, context);
+    return tape.plan.dense_weights();
+  };
+  // G = (0.9, 0.1), each over 1 + 1e-9: the second stays with probability 0.1 / 0.2.
+  const matrix<double> w = weights_of(1, true);
+  index_t stays = 0;
+  for (index_t g = 0; g < count; ++g) {
+    stays += w(3 * g, 0) > 0;
+    for (index_t t = 3 * g; t < 3 * g + 3; ++t) {
+      CHECK(w(t, 1) == Approx(0.9 / (1 + 1e-9)).epsilon(1e-14));
+      CHECK((w(t, 0) == 0 || std::abs(w(t, 0) - 0.1 / (1 + 1e-9)) < 1e-15));
+      CHECK((w(t, 0) > 0) == (w(3 * g, 0) > 0));
+    }
+  }
+  CHECK(std::abs(double(stays) - count / 2) < 5 * std::sqrt(count * 0.25));
+  CHECK(test::same_bits(weights_of(1, true), w));
+  CHECK_FALSE(test::same_bits(weights_of(2, true), w));
+  CHECK((weights_of(1, false).array() > 0).all());
+}
+
 TEST_CASE("per_instance: means of groups and their gradient", "[adapter][per_instance]") {
   const matrix<float> rows = (matrix<float>(3, 2) << 1, 2, 3, 6, 5, 5).finished();
   const std::vector<index_t> borders{0, 2, 2, 3};
@@ -136,6 +170,8 @@ TEST_CASE("per_instance: every promise of a layer", "[adapter][per_instance][con
     CHECK(report.find("gradients")->result == outcome::passed);
   };
   check_one(instance_adapters<double>(D, F, E, 2, {.outputs = O}));
+  const choice_policy<double> drawn{.policy = further_choices::random, .threshold = {0.9}};
+  check_one(instance_adapters<double>(D, F, E, 2, {.training = drawn}));
   check_one(cluster_adapters<double>(D, E, 2, {.clusters = 3, .embedding = F, .temperature = 0.5, .by_best = true}));
 }
 

@@ -15,11 +15,16 @@
 /// Samples are the groups of the context (router/masked/per_sample.hpp); one decision may serve all layers of a model,
 /// through router/fixed/given.hpp. q is the mean of the instruction's tokens; its gradient is in the gate's tape, and
 /// mean_of_each_backward brings it to the tokens. The universal expert u is the bank's last, expert E. Without it, a
-/// moe_layer of mocle_router and a bank of E is the layer. Released code of Octavius replaces the second expert of a
-/// sample by none at random in training, and applies no s; here both are kept and s is 1 unless it is told. Released
-/// code of MoCLE multiplies the chosen expert by G twice, which is by_best, and rounds G to sixteen bits, which is not
-/// done. Experts run on the grouped kernels. Ties, NaN, padding and T = 0 are those of the routers. Chen et al. 2023,
-/// arXiv:2311.02684 (Octavius); Gou et al. 2023, arXiv:2312.12379 (MoCLE).
+/// moe_layer of mocle_router and a bank of E is the layer. Experts run on the grouped kernels. Ties, NaN, padding and
+/// T = 0 are those of the routers.
+///
+/// Released code of Octavius draws whether a sample's second expert stays, with probability min(1, G / 0.2), but weighs
+/// with both in either case. Here both stay unless options.training says otherwise:
+///   {.training = {.policy = further_choices::random, .threshold = {0.2f}}}
+/// draws once a sample, and the first expert keeps its G (router/tokens_choose/gshard_top2.hpp). That code has no s,
+/// which is 1 here unless it is told. Released code of MoCLE multiplies the chosen expert by G twice, which is by_best,
+/// and rounds G to sixteen bits, which is not done. Chen et al. 2023, arXiv:2311.02684 (Octavius); Gou et al. 2023,
+/// arXiv:2312.12379 (MoCLE).
 #pragma once
 
 #include <sluice/adapter/low_rank.hpp>
@@ -32,24 +37,34 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <FloatOrDouble Scalar>
-class instance_adapters : public moe_layer<instance_router<Scalar>, expert_bank<low_rank_expert<Scalar>>> {
+class instance_adapters : public moe_layer<thinned_instance_router<Scalar>, expert_bank<low_rank_expert<Scalar>>> {
   using bank_type = expert_bank<low_rank_expert<Scalar>>;
   using gate_type = per_group_gate<linear_gate<Scalar>, group_source::group_vector>;
-  using base = moe_layer<instance_router<Scalar>, bank_type>;
+  using router_type = thinned_instance_router<Scalar>;
+  using base = moe_layer<router_type, bank_type>;
 
 public:
   struct options {
     index_t outputs = 0;  ///< D'; 0 means D
     index_t top_k = 2;
     Scalar scale = 1;  ///< s
+    /// Which of a sample's further experts stay in training; draws are the sample's.
+    choice_policy<Scalar> training{.policy = further_choices::all};
   };
 
-  /// Tokens have width D, instructions width F. Throws std::invalid_argument unless all sizes are at least 1 and k <=
-  /// E.
+  /// Tokens have width D, instructions width F. Throws std::invalid_argument unless all sizes are at least 1 and 2 <= k
+  /// <= E.
   instance_adapters(index_t inputs, index_t features, index_t experts, index_t rank, options o = {})
-      : base(instance_router<Scalar>(gate_type(inputs, linear_gate<Scalar>(features, experts)),
-                                     {.top_k = o.top_k, .added_to_sum = Scalar(1e-9)}),
+      : base(router_type(gate_type(inputs, linear_gate<Scalar>(features, experts)), rule_of(o)),
              bank_type(experts, low_rank_expert<Scalar>(inputs, rank, {.outputs = o.outputs, .scale = o.scale}))) {}
+
+private:
+  static typename router_type::options rule_of(const options& o) {
+    typename router_type::options rule{.top_k = o.top_k, .training = o.training, .smallest_sum = 0};
+    rule.training.one_draw_a_group = true;
+    rule.added_to_sum = Scalar(1e-9);
+    return rule;
+  }
 };
 
 template <FloatOrDouble Scalar>

@@ -1,6 +1,6 @@
 /// The step between projections in every attention layer: heads of q, k and v in, what the queries found out.
 ///
-///   q [T, heads dk], k [T, key_heads dk], v [T, key_heads dv]  ->  out [T, heads dv]                  (kernel/attention.hpp)
+///   q [T, heads dk], k [S, key_heads dk], v [S, key_heads dv]  ->  out [T, heads dv]                (kernel/attention.hpp)
 ///
 /// It knows positions (rotary, from 0 in every sequence of the context), hidden tokens (the context's token mask; their
 /// rows must hold finite numbers) and a cache of keys and values; it has no parameters. A layer owns one, puts its
@@ -10,6 +10,8 @@
 ///   attention_.forward(m.heads, m.kept.visible(context));                       ... read m.heads.out ...
 ///   ... write t.heads.dout ...;  attention_.backward(t.heads, visible);         ... read t.heads.dq, .dk and .dv ...
 ///
+/// Rows of k and v are the tokens of q, or those of another source, with a context of their own: forward(m, context,
+/// keys) and backward(t, context, keys), as many sequences in both; then S need not be T, and nothing may be causal.
 /// q and k lie rotated in the memory afterwards; their gradients are those of q and k before. Equal bits for any number
 /// of threads; a warm call allocates nothing.
 #pragma once
@@ -64,18 +66,23 @@ public:
   }
 
   /// m.out of m.q, m.k and m.v.
-  void forward(workspace& m, const routing_context<Scalar>& context) const { attend(m, nullptr, context); }
-  void forward(tape& t, const routing_context<Scalar>& context) const {
+  void forward(workspace& m, const routing_context<Scalar>& context) const { forward(m, context, context); }
+  void forward(tape& t, const routing_context<Scalar>& context) const { forward(t, context, context); }
+  void forward(workspace& m, const routing_context<Scalar>& context, const routing_context<Scalar>& keys) const {
+    attend(m, nullptr, context, keys);
+  }
+  void forward(tape& t, const routing_context<Scalar>& context, const routing_context<Scalar>& keys) const {
     t.log_sums.resize(t.q.rows(), shape_.heads);
-    attend(t, t.log_sums.data(), context);
+    attend(t, t.log_sums.data(), context, keys);
   }
 
-  /// t.dq, t.dk and t.dv of t.dout [T, heads dv], after forward with the same tape and context.
-  void backward(tape& t, const routing_context<Scalar>& context) const {
+  /// t.dq, t.dk and t.dv of t.dout [T, heads dv], after forward with the same tape and contexts.
+  void backward(tape& t, const routing_context<Scalar>& context) const { backward(t, context, context); }
+  void backward(tape& t, const routing_context<Scalar>& context, const routing_context<Scalar>& keys) const {
     t.dq.resize(t.q.rows(), query_columns());
-    t.dk.resize(t.q.rows(), key_columns());
-    t.dv.resize(t.q.rows(), value_columns());
-    kernel::attention_backward<Scalar>(inputs(t, context),
+    t.dk.resize(t.k.rows(), key_columns());
+    t.dv.resize(t.v.rows(), value_columns());
+    kernel::attention_backward<Scalar>(inputs(t, keys),
                                        {.out = by_head(t.out, shape_.value_width),
                                         .dout = by_head(t.dout, shape_.value_width),
                                         .log_sums = t.log_sums.data(),
@@ -83,7 +90,10 @@ public:
                                         .dk = by_head(t.dk, shape_.key_width),
                                         .dv = by_head(t.dv, shape_.value_width)},
                                        t.memory, context.executor);
-    rotate(t, t.dq, t.dk, kernel::turn::back, context.executor);
+    for (const auto& r : t.ranges) {
+      rotate(t, t.dq, shape_.heads, {r.first_query, r.queries, 0}, kernel::turn::back, context.executor);
+      rotate(t, t.dk, shape_.key_heads, {r.first_key, r.keys, 0}, kernel::turn::back, context.executor);
+    }
   }
 
   /// m.out of m.q, m.k and m.v as those of tokens that continue the sequences in the cache; they are in it afterwards.
@@ -95,7 +105,11 @@ public:
       const token_range tokens = context.sequence(s, m.q.rows());
       m.ranges.push_back({tokens.begin, tokens.size(), cache.row(s, 0), cache.length(s) + tokens.size()});
     }
-    rotate(m, m.q, m.k, kernel::turn::forward, context.executor);
+    for (const auto& r : m.ranges) {
+      const positions own{r.first_query, r.queries, r.keys - r.queries};
+      rotate(m, m.q, shape_.heads, own, kernel::turn::forward, context.executor);
+      rotate(m, m.k, shape_.key_heads, own, kernel::turn::forward, context.executor);
+    }
     for (const auto& r : m.ranges)
       for (index_t i = 0; i < r.queries; ++i) {
         const index_t row = r.first_key + r.keys - r.queries + i, t = r.first_query + i;
@@ -126,40 +140,43 @@ private:
     return {m.data(), m.cols(), width};
   }
 
-  kernel::attention_inputs<Scalar> inputs(workspace& m, const routing_context<Scalar>& context) const {
+  /// Rows of a sequence, and the position of the first.
+  struct positions {
+    index_t row, count, first;
+  };
+
+  kernel::attention_inputs<Scalar> inputs(workspace& m, const routing_context<Scalar>& keys) const {
     return {.shape = shape_,
             .sequences = m.ranges.span(),
             .q = by_head(m.q, shape_.key_width),
             .k = by_head(m.k, shape_.key_width),
             .v = by_head(m.v, shape_.value_width),
-            .key_mask = context.token_mask};
+            .key_mask = keys.token_mask};
   }
 
-  void attend(workspace& m, Scalar* log_sums, const routing_context<Scalar>& context) const {
+  void attend(workspace& m, Scalar* log_sums, const routing_context<Scalar>& context,
+              const routing_context<Scalar>& keys) const {
     m.ranges.clear();
     m.ranges.reserve((std::max)(m.q.rows(), context.sequence_count()));  // shorter sequences find room as well
     for (index_t s = 0; s < context.sequence_count(); ++s) {
-      const token_range tokens = context.sequence(s, m.q.rows());
-      m.ranges.push_back({tokens.begin, tokens.size(), tokens.begin, tokens.size()});
+      const token_range tokens = context.sequence(s, m.q.rows()), seen = keys.sequence(s, m.k.rows());
+      m.ranges.push_back({tokens.begin, tokens.size(), seen.begin, seen.size()});
     }
-    rotate(m, m.q, m.k, kernel::turn::forward, context.executor);
+    for (const auto& r : m.ranges) {
+      rotate(m, m.q, shape_.heads, {r.first_query, r.queries, 0}, kernel::turn::forward, context.executor);
+      rotate(m, m.k, shape_.key_heads, {r.first_key, r.keys, 0}, kernel::turn::forward, context.executor);
+    }
     m.out.resize(m.q.rows(), out_columns());
-    kernel::attention_forward<Scalar>(inputs(m, context), by_head(m.out, shape_.value_width), log_sums, m.memory,
+    kernel::attention_forward<Scalar>(inputs(m, keys), by_head(m.out, shape_.value_width), log_sums, m.memory,
                                       context.executor);
   }
 
-  /// Rows of queries and of their own keys, in place: token i of a range stands at position keys - queries + i.
-  void rotate(workspace& m, matrix_buffer<Scalar>& q, matrix_buffer<Scalar>& k, kernel::turn direction,
+  /// In place.
+  void rotate(workspace& m, matrix_buffer<Scalar>& rows, index_t heads, const positions& own, kernel::turn direction,
               const executor_ref& executor) const {
     if (rotary_.width == 0) return;
-    for (const auto& r : m.ranges) {
-      m.rotary.prepare(rotary_, r.keys);
-      const index_t position = r.keys - r.queries;
-      m.rotary.rotate(by_head(q, shape_.key_width), shape_.heads, r.first_query, r.queries, position, direction,
-                      executor);
-      m.rotary.rotate(by_head(k, shape_.key_width), shape_.key_heads, r.first_query, r.queries, position, direction,
-                      executor);
-    }
+    m.rotary.prepare(rotary_, own.first + own.count);
+    m.rotary.rotate(by_head(rows, shape_.key_width), heads, own.row, own.count, own.first, direction, executor);
   }
 
   kernel::attention_shape shape_;

@@ -32,6 +32,7 @@ struct self_attention_options {
   index_t value_width = 0;  ///< dv; 0: dk
   bool bias = false;        ///< of q, k and v
   bool output_bias = false;
+  bool zero_output = false;  ///< W_o starts at zero: beside a residual the layer changes nothing at first
   double scale = 0;  ///< 0: 1 / sqrt(dk)
   key_sharing sharing = key_sharing::adjacent;
   kernel::rotary_options rotary{};
@@ -67,8 +68,8 @@ public:
   /// Throws std::invalid_argument unless D >= 1, heads >= 1 are a multiple of key_heads, and D one of heads where the
   /// width of a head is left out.
   explicit self_attention(index_t width, const self_attention_options& o = {})
-      : attention_(shape_of(width, o), o.rotary),
-        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias}) {}
+      : attention_(detail::attention_shape_of("self_attention", width, o, causal), o.rotary),
+        maps_(width, attention_, {.bias = o.bias, .output_bias = o.output_bias, .zero_output = o.zero_output}) {}
 
   index_t inputs() const noexcept { return maps_.inputs(); }
   const kernel::attention_shape& attention_shape() const noexcept { return attention_.shape(); }
@@ -108,23 +109,6 @@ public:
   }
 
 private:
-  static kernel::attention_shape shape_of(index_t width, const self_attention_options& o) {
-    if (width < 1 || o.heads < 1 || o.key_heads < 0 || o.head_width < 0 || o.value_width < 0 ||
-        (o.head_width == 0 && width % o.heads != 0))
-      throw_invalid(
-          "self_attention needs D >= 1, heads >= 1, D a multiple of heads where head_width is left out, and nothing "
-          "below 0, not D ",
-          width, ", ", o.heads, " heads, ", o.key_heads, " key heads, widths ", o.head_width, " and ", o.value_width);
-    const index_t key_width = o.head_width == 0 ? width / o.heads : o.head_width;
-    return {.heads = o.heads,
-            .key_heads = o.key_heads == 0 ? o.heads : o.key_heads,
-            .key_width = key_width,
-            .value_width = o.value_width == 0 ? key_width : o.value_width,
-            .scale = o.scale,
-            .causal = causal,
-            .sharing = o.sharing};
-  }
-
   template <typename Memory>
   void mix(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context) const {
     maps_.project(x, m.heads, context.executor);

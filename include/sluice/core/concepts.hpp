@@ -176,6 +176,16 @@ inline constexpr bool is_causal = [] {
     return true;
 }();
 
+/// Whether a token's output depends on other tokens beyond what routers decide: attention, averages, sums say
+/// `static constexpr bool mixes_tokens = true` (layer/token_mixer.hpp), and so do layers and banks that hold one.
+template <typename L>
+inline constexpr bool is_token_mixer = [] {
+  if constexpr (requires { L::mixes_tokens; })
+    return bool(L::mixes_tokens);
+  else
+    return false;
+}();
+
 /// Whether backward is the derivative of forward at a fixed choice. Straight-through and sampled estimators say
 /// `static constexpr bool exact_gradient = false` and are left out of finite-difference checks.
 template <typename R>
@@ -274,6 +284,16 @@ index_t bank_bytes(const Bank& bank, index_t rows, bool training) {
     return bank.workspace_bytes(rows, training);
   else
     return 0;
+}
+
+/// Tells a bank what the call says of its rows, if it looks beyond them: banks of networks that mix tokens or read
+/// encoders have read_context(tape, rows, context), and so have banks that hold another one on the same rows. It is
+/// called between prepare and forward.
+template <typename Bank, typename Tape, typename Scalar>
+void read_context([[maybe_unused]] const Bank& bank, [[maybe_unused]] Tape& tape,
+                  [[maybe_unused]] const routed_rows<Scalar>& rows,
+                  [[maybe_unused]] const routing_context<Scalar>& context) {
+  if constexpr (requires { bank.read_context(tape, rows, context); }) bank.read_context(tape, rows, context);
 }
 
 }  // namespace detail

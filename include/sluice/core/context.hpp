@@ -42,6 +42,18 @@ struct optional_matrix {
   const_matrix_map<Scalar> map() const { return {data, rows, cols}; }
 };
 
+/// Rows of another source that tokens look at (attention/cross_attention.hpp): what an encoder says of an image, a
+/// text.
+template <typename Scalar>
+struct encoder_states {
+  optional_matrix<Scalar> rows{};  ///< [S,F]
+  /// Whose rows are whose: borders, ascending from 0 to S, of as many ranges as the batch has sequences. Empty: one.
+  std::span<const index_t> sequences{};
+  std::span<const std::uint8_t> row_mask{};  ///< one entry a row, 0 = padding, which nobody sees; empty: all are seen
+  /// S F numbers to which every backward call adds the gradient of the rows, whoever looks at them; empty: not wanted.
+  std::span<Scalar> gradient{};
+};
+
 template <typename Scalar>
 struct routing_context {
   /// Noise, jitter, random choices and the recording of statistics for state updates happen only in training.
@@ -73,6 +85,8 @@ struct routing_context {
   optional_matrix<Scalar> features{};
   /// What the router reads of every group: [G,F].
   optional_matrix<Scalar> group_features{};
+  /// What layers look at besides x: a layer says which of them it reads, by its number here.
+  std::span<const encoder_states<Scalar>> encoders{};
   /// Training step, for schedules.
   index_t step = 0;
   /// Threads to use. Serial if left out.
@@ -131,16 +145,32 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   if (context.group_features && context.group_features.rows != context.group_count())
     throw_invalid("routing_context.group_features has ", context.group_features.rows, " rows for ",
                   context.group_count(), " groups");
-  const auto check_borders = [&](const char* name, std::span<const index_t> borders) {
-    if (borders.empty()) return;
-    bool ascending = borders.size() > 1 && borders.front() == 0 && borders.back() == tokens;
+  const auto ascend = [](std::span<const index_t> borders, index_t end) {
+    bool ascending = borders.empty() || (borders.size() > 1 && borders.front() == 0 && borders.back() == end);
     for (std::size_t g = 1; g < borders.size(); ++g) ascending &= borders[g - 1] <= borders[g];
-    if (!ascending)
+    return ascending;
+  };
+  const auto check_borders = [&](const char* name, std::span<const index_t> borders) {
+    if (!ascend(borders, tokens))
       throw_invalid("routing_context.", name, " must ascend from 0 to the number of tokens, ", tokens, "; it has ",
                     borders.size(), " entries");
   };
   check_borders("groups", context.groups);
   check_borders("sequences", context.sequences);
+  for (std::size_t e = 0; e < context.encoders.size(); ++e) {
+    const encoder_states<Scalar>& one = context.encoders[e];
+    const index_t ranges = one.sequences.empty() ? 1 : static_cast<index_t>(one.sequences.size()) - 1;
+    const auto numbers = static_cast<std::size_t>(one.rows.rows * one.rows.cols);
+    if (!ascend(one.sequences, one.rows.rows) || ranges != context.sequence_count())
+      throw_invalid("routing_context.encoders[", e, "] needs borders that ascend from 0 to its number of rows, ",
+                    one.rows.rows, ", a range for each of ", context.sequence_count(), " sequences; it has ", ranges);
+    if (!one.row_mask.empty() && static_cast<index_t>(one.row_mask.size()) != one.rows.rows)
+      throw_invalid("routing_context.encoders[", e, "].row_mask has ", one.row_mask.size(), " entries for ",
+                    one.rows.rows, " rows");
+    if (!one.gradient.empty() && one.gradient.size() != numbers)
+      throw_invalid("routing_context.encoders[", e, "].gradient has room for ", one.gradient.size(), " of ", numbers,
+                    " numbers");
+  }
 }
 
 /// What every router checks first: that x is [T, inputs] and the context fits it. Throws std::invalid_argument.

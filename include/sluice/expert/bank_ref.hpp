@@ -37,6 +37,8 @@ class bank_ref {
 public:
   using scalar = typename plain::scalar;
   using tape = typename plain::tape;
+  static constexpr bool causal = is_causal<plain>;
+  static constexpr bool mixes_tokens = is_token_mixer<plain>;
 
   explicit bank_ref(Bank& bank) noexcept : bank_(std::addressof(bank)) {}
   explicit bank_ref(const Bank&&) = delete;
@@ -53,6 +55,10 @@ public:
     requires requires(const plain& bank) { bank.prepare(t, rows, training); }
   {
     read().prepare(t, rows, training && is_trainable);
+  }
+
+  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
+    detail::read_context(read(), t, rows, context);
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,

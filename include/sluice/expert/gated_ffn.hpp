@@ -53,6 +53,7 @@ public:
     index_t outputs = 0;  ///< D'; 0 means D
     bool bias = false;
     bool hidden_scale = false;
+    bool zero_output = false;  ///< the last map starts at zero: what is added beside other layers then does nothing
     SLUICE_NO_UNIQUE_ADDRESS detail::gating_of<Phi, Scalar> gating{};
   };
 
@@ -65,7 +66,8 @@ public:
     if constexpr (requires { gating_.validate(); }) gating_.validate();
     gate_ = {hidden, inputs};
     up_ = {hidden, inputs};
-    down_ = {outputs, hidden};
+    down_ = o.zero_output ? linear_map<Storage>(outputs, hidden, initial_values::constant(0))
+                          : linear_map<Storage>(outputs, hidden);
     if (has_bias_) {
       gate_bias_ = detail::vector_in_lanes<Scalar>(hidden);
       up_bias_ = detail::vector_in_lanes<Scalar>(hidden);

@@ -26,6 +26,8 @@ class normalized_bank {
 
 public:
   using scalar = typename Bank::scalar;
+  static constexpr bool causal = is_causal<Bank>;
+  static constexpr bool mixes_tokens = is_token_mixer<Bank>;
   struct tape {
     typename Bank::tape bank;
     typename Norm::tape norm;
@@ -51,6 +53,10 @@ public:
     t.normalized.reserve(rows, inputs());
     if (training) t.dnormalized.reserve(rows, inputs());
     if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
+  }
+
+  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
+    detail::read_context(bank_, t.bank, rows, context);
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,

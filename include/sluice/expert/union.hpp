@@ -26,6 +26,8 @@ class expert_union {
 
 public:
   using scalar = typename First::scalar;
+  static constexpr bool causal = is_causal<First> && (is_causal<Rest> && ...);
+  static constexpr bool mixes_tokens = is_token_mixer<First> || (is_token_mixer<Rest> || ...);
   /// Rows of the banks that do not gather them themselves: as in the plan, and what is not theirs is unset.
   struct gathered_rows {
     matrix_buffer<scalar> rows, outputs, doutputs, drows;
@@ -70,6 +72,12 @@ public:
       t.gathered.doutputs.reserve(training ? rows : 0, outputs());
       t.gathered.drows.reserve(training ? rows : 0, inputs());
     }
+  }
+
+  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
+    for_each_bank([&](const auto& bank, auto i, index_t first) {
+      detail::read_context(bank, std::get<i>(t.banks), rows.slice(first, bank.experts()), context);
+    });
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,

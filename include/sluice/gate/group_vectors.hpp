@@ -65,6 +65,7 @@ public:
     groups.cluster_ids = cluster_ids_.span();
     groups.protected_tokens = {};
     groups.sequences = {};
+    groups.encoders = {};
     groups.expert_ids = {};
     groups.expert_weights = groups.previous_logits = groups.group_features = {};
     groups.features = context.group_features;

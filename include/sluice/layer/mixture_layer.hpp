@@ -50,16 +50,6 @@ concept MixtureLayer = HasInputs<L> && HasOutputs<L> && CanInfer<L> && CanForwar
 template <typename L>
 concept TrainableLayer = MixtureLayer<L> && CanBackward<L> && CanStep<L>;
 
-/// Whether a token's output depends on other tokens beyond what routers decide: attention, averages, sums say
-/// `static constexpr bool mixes_tokens = true` (layer/token_mixer.hpp), and so do layers that hold one.
-template <typename L>
-inline constexpr bool is_token_mixer = [] {
-  if constexpr (requires { L::mixes_tokens; })
-    return bool(L::mixes_tokens);
-  else
-    return false;
-}();
-
 namespace detail {
 
 /// What backward of a layer that cannot be trained returns.

@@ -86,7 +86,8 @@ public:
   using scalar = typename Router::scalar;
   using plan_type = typename Router::plan;
   using context_type = routing_context<scalar>;
-  static constexpr bool causal = is_causal<Router>;
+  static constexpr bool causal = is_causal<Router> && is_causal<Experts>;
+  static constexpr bool mixes_tokens = is_token_mixer<Experts>;
   /// Whether dispatch, experts and combine are one pass. A router that looks at the experts' outputs needs them apart
   /// in the calls in which it does.
   static constexpr bool fused = CanRunPlan<Experts, plan_type>;
@@ -277,6 +278,7 @@ private:
     const index_t most_rows = ws.plan.most_rows();
     if constexpr (requires { experts_.prepare(ws.experts, most_rows, keep); })
       experts_.prepare(ws.experts, most_rows, keep);
+    if constexpr (RoutedPlan<plan_type>) detail::read_context(experts_, ws.experts, ws.plan.routed(), context);
     if constexpr (fused && may_be_apart) ws.is_apart = router_.needs_outputs(context, ws.plan, ws.router);
     if (!ws.is_apart) {
       ws.rows.clear();

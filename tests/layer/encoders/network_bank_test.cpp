@@ -1,6 +1,9 @@
 #include <sluice/layer/encoders/network_bank.hpp>
 
+#include <sluice/attention/self_attention.hpp>
 #include <sluice/expert/ffn.hpp>
+#include <sluice/expert/normalized_bank.hpp>
+#include <sluice/expert/union.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/encoders/unfolded.hpp>
 #include <sluice/layer/linear.hpp>
@@ -61,6 +64,50 @@ TEST_CASE("network_bank: keeps the promises of layers, with sums and with logari
   const auto other = check_layer(logarithms, {.tokens = 21, .gradient_tokens = 5});
   INFO(other.describe());
   CHECK(other.passed());
+}
+
+TEST_CASE("network_bank: networks that mix tokens see those that were sent to them, sequence by sequence",
+          "[layer][encoders]") {
+  const network_bank attentions{2, self_attention<double>{6, {.heads = 2}}};
+  moe_layer layer{top_k_router<double>{6, 3, {.top_k = 2}},
+                  normalized_bank{expert_union{attentions, network_bank{1, linear_layer<double>{6, 6}}}, no_norm<double>{}}};
+  static_assert(is_token_mixer<decltype(layer)> && is_causal<decltype(layer)>);
+  static_assert(!is_token_mixer<decltype(relation_mixture<double>())>);
+  initialize(layer, 3);
+  const matrix<double> x = test::random_matrix<double>(23, 6, 4);
+  const std::vector<index_t> borders{0, 9, 9, 23};
+  matrix<double> y(23, 6), expected = matrix<double>::Zero(23, 6);
+  decltype(layer)::workspace ws;
+  layer.forward(x, y, ws, {.sequences = borders});
+  const auto add = [&](index_t e, const auto& network) {
+    for (std::size_t s = 0; s + 1 < borders.size(); ++s) {
+      std::vector<index_t> rows;
+      for (index_t i = 0; i < ws.plan.size(); ++i)
+        if (const index_t t = ws.plan.token(i); ws.plan.expert(i) == e && t >= borders[s] && t < borders[s + 1])
+          rows.push_back(i);
+      matrix<double> own(index_t(rows.size()), 6), out(own.rows(), 6);
+      for (index_t r = 0; r < own.rows(); ++r) own.row(r) = x.row(ws.plan.token(rows[as_size(r)]));
+      typename std::remove_cvref_t<decltype(network)>::workspace memory;
+      network.forward(own, out, memory);
+      for (index_t r = 0; r < own.rows(); ++r)
+        expected.row(ws.plan.token(rows[as_size(r)])) += ws.plan.weight(rows[as_size(r)]) * out.row(r);
+    }
+  };
+  const auto& banks = layer.bank().bank();
+  add(0, banks.bank<0>().network(0)), add(1, banks.bank<0>().network(1)), add(2, banks.bank<1>().network(0));
+  CHECK(test::largest_difference(y, expected) < test::bound<double>(23 + 18, 10));
+
+  layer_check_options<double> options{.tokens = 23, .gradient_tokens = 5};
+  options.context.sequences = borders;
+  const auto report = check_layer(layer, options);
+  INFO(report.describe());
+  CHECK(report.passed());
+
+  ws.plan.reset(23, 3);
+  for (const index_t t : {3, 12, 5}) ws.plan.add(t, 1, 0.5);
+  ws.plan.finish();
+  CHECK_THROWS_WITH(layer.forward_planned(x, y, ws, {.sequences = borders}),
+                    Catch::Contains("network 1 cannot mix tokens of 3 sequences: token 5 comes after"));
 }
 
 TEST_CASE("unfolded: a row is a sequence of its own", "[layer][encoders]") {

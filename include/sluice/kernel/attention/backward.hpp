@@ -176,12 +176,13 @@ void attention_backward(const attention_inputs<Scalar>& in, const attention_grad
                         attention_memory<Scalar>& memory, const executor_ref& executor) {
   const attention_shape& s = in.shape;
   const index_t width = s.heads * s.key_width;
-  detail::begin_attention_tasks(in, memory);
-  index_t shares = 1, rows = 0;
+  detail::begin_attention_tasks(in, memory, [](index_t queries, index_t keys) { return queries + keys; });
+  index_t shares = 1, rows = 0, key_rows = 0;
   for (index_t i = 0; i < static_cast<index_t>(in.sequences.size()); ++i) {
     const attended_range& r = in.sequences[as_size(i)];
     shares = (std::max)(shares, detail::shares_of(r));
     rows = (std::max)(rows, r.first_query + r.queries);
+    key_rows = (std::max)(key_rows, r.first_key + r.keys);
     if (r.queries == 0 && r.keys == 0) continue;
     for (index_t h = 0; h < s.key_heads; ++h)
       for (index_t share = 0; share < detail::shares_of(r); ++share) {
@@ -189,7 +190,8 @@ void attention_backward(const attention_inputs<Scalar>& in, const attention_grad
         memory.tasks.push_back({i, h, first, (std::min)(detail::share_of_keys(r.keys), r.keys - first)});
       }
   }
-  memory.query_shares.reserve(std::min<index_t>(3, rows / detail::keys_per_share) * rows, width);  // by rows alone
+  // However the keys are cut.
+  memory.query_shares.reserve(std::min<index_t>(3, key_rows / detail::keys_per_share) * rows, width);
   memory.query_shares.resize((shares - 1) * rows, width);
   detail::run_attention_tasks(
       memory, detail::backward_keys<Scalar>::scratch(s), detail::attention_work(in) * 2, executor,

@@ -35,14 +35,14 @@ struct attention_memory {
 
 namespace detail {
 
-/// Forgets the tasks and makes room for as many as so many queries can be, however they are cut: a batch of shorter
-/// sequences has more tasks than a larger one, and must find the room as well.
-template <typename Scalar>
-void begin_attention_tasks(const attention_inputs<Scalar>& in, attention_memory<Scalar>& memory) {
-  index_t queries = 0;
-  for (const attended_range& r : in.sequences) queries += r.queries;
+/// Forgets the tasks and makes room for most(queries, keys) of a key head, as many as there can be however those are
+/// cut: a batch of shorter sequences has more tasks than a larger one, and must find the room as well.
+template <typename Scalar, typename Most>
+void begin_attention_tasks(const attention_inputs<Scalar>& in, attention_memory<Scalar>& memory, const Most& most) {
+  index_t queries = 0, keys = 0;
+  for (const attended_range& r : in.sequences) queries += r.queries, keys += r.keys;
   memory.tasks.clear();
-  memory.tasks.reserve(in.shape.key_heads * (queries * in.shape.shared() / attention_lanes<Scalar> + queries));
+  memory.tasks.reserve(in.shape.key_heads * most(queries, keys));
 }
 
 /// Runs body(task, scratch) for all tasks, on as many threads as there are, each with `numbers` of scratch.
@@ -180,7 +180,9 @@ void attention_forward(const attention_inputs<Scalar>& in, const head_rows<Scala
   // Several blocks a task, for each task reads the keys anew, but tasks enough to keep all threads busy to the end.
   const index_t blocks = std::clamp<index_t>(all / (attention_lanes<Scalar> * 4 * executor.concurrency()), 1,
                                              detail::forward_task<Scalar>::most_blocks);
-  detail::begin_attention_tasks(in, memory);
+  detail::begin_attention_tasks(in, memory, [&](index_t queries, index_t) {
+    return queries * s.shared() / attention_lanes<Scalar> + queries;
+  });
   for (index_t i = 0; i < static_cast<index_t>(in.sequences.size()); ++i) {
     const index_t lanes = in.sequences[as_size(i)].queries * s.shared(), some = blocks * attention_lanes<Scalar>;
     for (index_t h = 0; h < s.key_heads; ++h)

@@ -3,8 +3,9 @@
 ///   element c of head h of token t lies at data[t row_stride + h head_stride + c]      q, k and v may share one matrix
 ///
 /// Heads of queries may outnumber heads of keys, a whole number of times: which key head they share is key_sharing.
-/// A range is a sequence of its own. Its queries are the last of its positions: where there are fewer queries than
-/// keys, as in decoding, query i stands at position keys - queries + i, and a causal one sees the keys up to there.
+/// A range is a sequence of its own, with any numbers of queries and keys. In causal attention its queries are the
+/// last of its positions: where there are fewer queries than keys, as in decoding, query i stands at position
+/// keys - queries + i and sees the keys up to there. In any other, queries may be of one source and keys of another.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -14,6 +14,9 @@
 ///   ScMoE, Pos-2   first MLP               rest Attn', SE         a whole layer of LongCat-Flash is Attn, then this
 ///   ScMoE, Pos-3   first Attn              rest MLP, Attn', SE
 ///
+/// (tests/attention/shortcut_block_test.cpp has LongCat-Flash's layer whole, with experts that are none. Its attention
+/// is a latent one, which is not in the library: self_attention stands there.)
+///
 /// Sublayers of `rest` bring their own residuals and norms. Where the mixture has a norm of its own, or none, write
 /// beside_layer{normalized_layer{layer, norm}, sequence{...}} (layer/beside.hpp). All widths are D. The mixture's plan,
 /// router and bank are those of the whole; it draws as if it stood alone, the others draw apart. The calls and the

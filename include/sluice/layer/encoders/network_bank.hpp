@@ -7,21 +7,25 @@
 ///   expert_union encoders{network_bank{1, first}, network_bank{1, second}};          networks of unlike types
 ///
 /// What a network reads of several kinds stands side by side in a row, and so does what it says: blocks of features in,
-/// blocks of scores out, as in MoE-VRD, whose scores are logarithms (router/combined.hpp). Networks must treat rows on
-/// their own; one that works on many tokens takes a whole sequence as a row (layer/encoders/unfolded.hpp).
+/// blocks of scores out, as in MoE-VRD, whose scores are logarithms (router/combined.hpp). A network that works on many
+/// tokens may take a whole sequence as a row (layer/encoders/unfolded.hpp), or mix its rows: they are the tokens that
+/// were sent to it, in the call's sequences and with its encoders (attention/encoder_fusion.hpp). A plan that has an
+/// expert's tokens of two sequences among each other is refused then.
 ///
 /// Networks run one after the other, each with all threads; one without rows costs nothing. They are called with the
-/// executor of the call and with training or not, and find nothing else in their context: no ids, and the draws of the
-/// default source. Losses and after_step of layers inside are not theirs to call. In inference all share the memory of
-/// one, with room for every row at any of them; in training each has its own, which grows with the most rows that it
-/// had. Equal bits for every executor. Shaabana, Gharaee, Fieguth 2024 (MoE-VRD), arXiv:2403.03994.
+/// executor of the call, with training or not, sequences and encoders, and find nothing else in their context: no ids,
+/// and the draws of the default source. Losses and after_step of layers inside are not theirs to call. In inference all
+/// share the memory of one, with room for every row at any of them; in training each has its own, which grows with the
+/// most rows that it had. Equal bits for every executor. Shaabana, Gharaee, Fieguth 2024 (MoE-VRD), arXiv:2403.03994.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
 #include <sluice/layer/mixture_layer.hpp>
 #include <sluice/layer/reserve.hpp>
+#include <sluice/layer/split/own_context.hpp>
 
 #include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,10 +38,14 @@ class network_bank {
 
 public:
   using scalar = typename Layer::scalar;
+  static constexpr bool causal = is_causal<Layer>;
+  static constexpr bool mixes_tokens = is_token_mixer<Layer>;
 
   struct tape {
     typename Layer::workspace workspace;         ///< of inference
     std::vector<typename Layer::tape> networks;  ///< [E] of training
+    std::vector<own_context> own;                ///< [E] the sequences of a network's rows
+    std::span<const encoder_states<scalar>> encoders;
     index_t rows = 0;                            ///< that calls may have
     index_t room = 0;                            ///< rows that the workspace has room for
     index_t threads = 0;                         ///< with which it was made
@@ -70,15 +78,45 @@ public:
     if (training && t.networks.size() != networks_.size()) t.networks.resize(networks_.size());
   }
 
+  /// In which sequences the rows are that follow, and what encoders say. Throws std::invalid_argument if the plan has
+  /// taken the tokens of sequences among each other and networks would have to know.
+  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
+    const index_t sequences = context.sequence_borders().empty() ? 0 : context.sequence_count();
+    t.encoders = context.encoders;
+    t.own.resize(networks_.size());
+    for (own_context& own : t.own) {  // of those without rows, too: others have rows in the next call
+      own.clear();
+      own.sequences.resize(sequences == 0 ? 0 : sequences + 1);
+    }
+    if (sequences == 0) return;
+    for (const auto& [expert, begin, end] : rows.by_expert) {
+      buffer<index_t>& borders = t.own[as_size(expert)].sequences;
+      index_t row = begin;
+      for (index_t s = 0; s < sequences; ++s) {
+        const token_range tokens = context.sequence(s, 0);
+        borders[s] = row - begin;
+        while (row < end && rows.token(row) >= tokens.begin && rows.token(row) < tokens.end) ++row;
+      }
+      borders[sequences] = row - begin;
+      if (row == end) continue;
+      if (mixes_tokens || !context.encoders.empty())
+        throw_invalid("network ", expert, " cannot mix tokens of ", sequences, " sequences: token ", rows.token(row),
+                      " comes after tokens of a later one");
+      borders.clear();
+    }
+  }
+
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
-    routing_context<scalar> context;
-    context.training = t.is_training;
-    context.executor = executor;
-    if (!t.is_training) make_room(t, context);
+    routing_context<scalar> call;
+    call.training = t.is_training;
+    call.executor = executor;
+    if (!t.is_training) make_room(t, call);
     for (const auto& [expert, begin, end] : rows) {
       const auto in = x.middleRows(begin, end - begin);
       auto out = y.middleRows(begin, end - begin);
+      routing_context<scalar> context = t.own.empty() ? call : t.own[as_size(expert)].seen_by(call);
+      context.encoders = t.encoders;
       if (t.is_training)
         network(expert).forward(in, out, t.networks[as_size(expert)], context);
       else
@@ -88,9 +126,11 @@ public:
 
   void backward(tokens_in<scalar>, const expert_rows& rows, tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t,
                 const executor_ref&) requires TrainableLayer<Layer> {
-    for (const auto& [expert, begin, end] : rows)
+    for (const auto& [expert, begin, end] : rows) {
+      if (!t.own.empty()) t.own[as_size(expert)].follow(t.networks[as_size(expert)]);
       network(expert).backward(dy.middleRows(begin, end - begin), dx.middleRows(begin, end - begin),
                                t.networks[as_size(expert)]);
+    }
   }
 
   /// The same networks with the weights of their experts rounded to another storage, for inference.
@@ -123,9 +163,14 @@ public:
   }
 
 private:
-  void make_room(tape& t, const routing_context<scalar>& context) const {
+  void make_room(tape& t, routing_context<scalar> context) const {
     const index_t threads = context.executor.concurrency();
     if (t.room >= t.rows && t.threads >= threads) return;
+    // All rows are of the first sequence.
+    std::vector<index_t> borders(t.own.empty() ? 0 : as_size(t.own.front().sequences.size()), t.rows);
+    if (!borders.empty()) borders.front() = 0;
+    context.sequences = borders;
+    context.encoders = t.encoders;
     for (const Layer& one : networks_) reserve(one, t.workspace, t.rows, context);
     t.room = t.rows;
     t.threads = threads;

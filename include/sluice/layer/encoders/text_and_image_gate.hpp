@@ -10,8 +10,8 @@
 /// It is per_group_gate over joined_gate over network_gate, each of which stands for itself; GELU is that with the
 /// error function. Padding and tokens with NaN have no part in the mean; NaN in a text makes its group invalid. The
 /// gradient of the text is text_gradient(tape) [G,F] after backward. Not causal: an image's tokens decide together. The
-/// paper starts with W2 and b2 at zero, where all offered experts weigh the same: after initialize(), fill
-/// network().down() so. Zong et al. 2024 (MoVA), arXiv:2404.13046, released code.
+/// paper starts with W2 and b2 at zero (zero_output), where all offered experts weigh the same. The block around it is
+/// attention/encoder_fusion.hpp. Zong et al. 2024 (MoVA), arXiv:2404.13046, released code.
 #pragma once
 
 #include <sluice/expert/ffn.hpp>
@@ -35,15 +35,17 @@ class text_and_image_gate : public per_group_gate<detail::text_and_image_network
 
 public:
   struct options {
-    index_t text = 1;    ///< F
-    index_t hidden = 0;  ///< H; 0: D
+    index_t text = 1;          ///< F
+    index_t hidden = 0;        ///< H; 0: D
+    bool zero_output = false;  ///< W2 starts at zero: all that is offered weighs the same at first
   };
 
   /// Throws std::invalid_argument unless D, E and F are at least 1.
   text_and_image_gate(index_t inputs, index_t experts, options o)
       : base(detail::text_and_image_network<Scalar>(
-            network_gate{dense_layer{ffn<Scalar, gelu>(o.text + inputs, o.hidden == 0 ? inputs : o.hidden,
-                                                       {.outputs = experts, .bias = true})}},
+            network_gate{dense_layer{
+                ffn<Scalar, gelu>(o.text + inputs, o.hidden == 0 ? inputs : o.hidden,
+                                  {.outputs = experts, .bias = true, .zero_output = o.zero_output})}},
             o.text)) {}
 
   /// W1, b1, W2, b2: up(), up_bias(), down(), down_bias().

@@ -4,7 +4,7 @@
 ///
 /// At a = 0 the model is what it was, bit for bit, and a alone has a gradient; the branch comes in as a grows. Flamingo
 /// adds cross attention to images so, and EVLM, as far as its abstract says, the mixture of experts behind it:
-///   sequence{zero_gated_layer{cross attention}, zero_gated_layer{moe_layer{...}}}
+///   sequence{zero_gated_layer{cross_attention<float>{...}}, zero_gated_layer{moe_layer{...}}}
 /// which is a reading: number of experts, router and place are not stated there, and evlm_layer stays a free name. It
 /// has the calls of moe_layer (layer/decorator.hpp), so wrappers nest. Widths must be equal. Padding gets zero, a token
 /// with NaN gets NaN and reaches no gradient. Alayrac et al. 2022 (Flamingo), arXiv:2204.14198; Chen et al. 2024

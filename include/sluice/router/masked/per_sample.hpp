@@ -4,6 +4,8 @@
 ///                       {.top_k = 1, .weights = weighting::pre}; loss expert_target_loss, the super-class of the label
 ///   instance_router     context.group_features: the instruction           softmax, top 2, over their sum + 1e-9
 ///                       {.top_k = 2, .added_to_sum = 1e-9}                Octavius
+///   thinned_instance_router   the same by the rule of gshard_router: the second expert may be left out at random, for
+///                       all tokens of a sample at once
 ///   mocle_router        context.cluster_ids, the same for all of a sample softmax at a temperature, top 1, weight p
 ///                       mocle_gate<float>(D, E, clusters, width, {.temperature = 0.05f, .noise_std = 0.1f}),
 ///                       {.top_k = 1, .weights = weighting::pre}; universal_expert_router around it; MoCE without
@@ -23,6 +25,7 @@
 #include <sluice/gate/identity.hpp>
 #include <sluice/gate/noisy.hpp>
 #include <sluice/gate/per_group.hpp>
+#include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/router/universal_expert.hpp>
@@ -38,6 +41,10 @@ using mobile_vmoe_router = per_sample_router<Scalar, per_group_gate<linear_gate<
 
 template <FloatOrDouble Scalar>
 using instance_router = per_sample_router<Scalar, per_group_gate<linear_gate<Scalar>, group_source::group_vector>>;
+
+template <FloatOrDouble Scalar>
+using thinned_instance_router =
+    gshard_router<Scalar, dynamic, dynamic, per_group_gate<linear_gate<Scalar>, group_source::group_vector>, dropless>;
 
 /// Scores by the sample's cluster; noise is drawn once a sample, and divided by the temperature.
 template <FloatOrDouble Scalar>

@@ -7,8 +7,9 @@
 ///                               threshold  if g_j > thr_j
 ///                               random     if u < g_j / max(thr_j, 1e-9), that is with probability min(1, g_j / thr_j)
 ///
-/// u are uniform draws at gshard_rule::thinning_site, position j*T + t over the whole batch of T tokens. Training and
-/// inference have a policy each; inference takes all unless told otherwise, for it should draw nothing (ST-MoE does).
+/// u are uniform draws at gshard_rule::thinning_site, position j*T + t over the whole batch of T tokens. With
+/// one_draw_a_group, for gates that score a group as a whole, t is the group's first token. Training and inference have
+/// a policy each; inference takes all unless told otherwise, for it should draw nothing (ST-MoE does).
 /// Thinned choices take no slot and stay in the denominators. With renormalize_after_drop, weights are made anew of
 /// what capacity kept (DeepSpeed): a lone survivor gets 1. With sampled, the choices after the first are the largest
 /// of L[t] + Gumbel noise, drawn at gshard_rule::sampling_site, position t*E + e; weights still come from L. With
@@ -24,6 +25,8 @@
 #include <sluice/kernel/top_k.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
+#include <algorithm>
+#include <span>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -36,6 +39,7 @@ struct choice_policy {
   further_choices policy = further_choices::random;
   std::vector<Scalar> threshold = {Scalar(0.2)};  ///< one for all ranks, or one each for the ranks 1, 2, ...
   bool sampled = false;                           ///< chosen under Gumbel noise
+  bool one_draw_a_group = false;                  ///< tokens of a group with equal scores share their choices
 };
 
 /// The rule of GShard routing, for one token.
@@ -83,7 +87,7 @@ public:
     const index_t first = kernel::arg_max(row.logits, row.experts);
     for (index_t e = 0; e < row.experts; ++e) {  // all but the first, closed up
       if (e == first) continue;
-      const double draw = row.context.random.gumbel(sampling_site, row.token * row.experts + e);
+      const double draw = row.context.random.gumbel(sampling_site, drawn_for(row) * row.experts + e);
       row.scratch[e - (e > first)] = row.logits[e] + static_cast<Scalar>(draw);
     }
     ids[0] = first;
@@ -102,7 +106,7 @@ public:
     if (p.policy == further_choices::none) return false;
     const Scalar threshold = p.threshold.size() == 1 ? p.threshold[0] : p.threshold[static_cast<std::size_t>(rank) - 1];
     if (p.policy == further_choices::threshold) return weight > threshold;
-    const double draw = row.context.random.uniform(thinning_site, rank * row.tokens + row.token);
+    const double draw = row.context.random.uniform(thinning_site, rank * row.tokens + drawn_for(row));
     return draw < static_cast<double>(weight) / (std::max)(static_cast<double>(threshold), 1e-9);
   }
 
@@ -118,6 +122,13 @@ public:
 private:
   const choice_policy<Scalar>& policy_of(const routing_context<Scalar>& context) const noexcept {
     return context.training ? options_.training : options_.inference;
+  }
+
+  /// The token whose draws count.
+  index_t drawn_for(const choice_row<Scalar>& row) const {
+    const std::span<const index_t> borders = row.context.groups;
+    if (!policy_of(row.context).one_draw_a_group) return row.token;
+    return borders.empty() ? 0 : *(std::upper_bound(borders.begin(), borders.end(), row.token) - 1);
   }
 
   static void check_thresholds(const choice_policy<Scalar>& p, index_t k) {

@@ -52,6 +52,9 @@ public:
     std::vector<index_t> group_rows(groups_.empty() ? 1 : groups_.size() - 1);
     std::iota(group_rows.begin(), group_rows.end(), index_t(0));
     pick(source.group_features, group_rows, group_features_);
+    encoders_.assign(source.encoders.begin(), source.encoders.end());
+    if (group_rows.size() == 1 && sequences_.empty())  // some tokens are one sequence
+      for (auto& one : encoders_) one.sequences = {};
   }
 
   routing_context<Scalar> context(bool training, executor_ref executor = {}) const {
@@ -70,6 +73,7 @@ public:
     if (context_.expert_weights) c.expert_weights = expert_weights_;
     if (context_.features) c.features = features_;
     if (context_.group_features) c.group_features = group_features_;
+    c.encoders = encoders_;
     return c;
   }
 
@@ -98,6 +102,7 @@ private:
   matrix<Scalar> previous_logits_;
   matrix<Scalar> features_;
   matrix<Scalar> group_features_;
+  std::vector<encoder_states<Scalar>> encoders_;  ///< whole: they have no rows of tokens
 };
 
 /// 0 .. count-1, in order or from a shuffled deck.
