@@ -215,20 +215,21 @@ void multiply_transposed(const Map& w, index_t begin, index_t end, const lane_ro
   using storage = full_precision<Scalar>;
   constexpr index_t lanes = simd_width<Scalar>;
   constexpr bool is_decoded = !sluice::detail::is_trainable_storage<typename Map::storage>;
-  // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out.
-  constexpr index_t panels_at_once = 8;
+  // Panels of W lie far apart, often by a power of two: few of them at a time, so that they do not push each other out,
+  // and two for every pair of groups, whose tiles ask for the same inputs of the two that come in their place.
+  constexpr index_t most_panels = 8;
+  const index_t together = std::clamp<index_t>(groups + groups % 2, 2, most_panels);
   alignas(64) Scalar spare[as_size(tile_rows * lanes)];
-  alignas(64) Scalar decoded[as_size(is_decoded ? panels_at_once * 4 * lanes * lanes : 1)];
+  alignas(64) Scalar decoded[as_size(is_decoded ? most_panels * 4 * lanes * lanes : 1)];
   const index_t count = end - begin;
   const index_t tiles = (count + tile_rows - 1) / tile_rows;
   const index_t height = (count + tiles - 1) / tiles;
   const auto numbers = [&](index_t p) { return reinterpret_cast<const Scalar*>(w.panel(p)) + begin * lanes; };
-  for (index_t p = 0; p < w.panels(); p += panels_at_once) {
+  for (index_t p = 0; p < w.panels(); p += together) {
     tile_operands<storage> t;
     t.inner = lanes;
-    t.steps = (std::min)(panels_at_once * lanes, w.outputs() - p * lanes);
+    t.steps = (std::min)(together * lanes, w.outputs() - p * lanes);
     t.accumulate = accumulate || p > 0;
-    const index_t coming_panels = (std::min)(panels_at_once, w.panels() - p - panels_at_once);
     const Scalar* weights = decoded;
     if constexpr (is_decoded) {
       t.jump = count * lanes;
@@ -239,19 +240,22 @@ void multiply_transposed(const Map& w, index_t begin, index_t end, const lane_ro
       weights = numbers(p);
     }
     for (index_t i = 0; i < count; i += height) {
+      const index_t some = (std::min)(height, count - i);
       t.a = weights + i * lanes;
-      for (index_t q = 0; !is_decoded && q < coming_panels; ++q)  // the same inputs of the panels that come next
-        for (index_t line = 0; line < (std::min)(height, count - i); ++line)
-          prefetch(numbers(p + panels_at_once + q) + (i + line) * lanes);
       for (index_t g = 0; g < groups; g += tile_vectors) {
         const bool both = g + 1 < groups;
         const Scalar* rows = dy.group(first_group + g) + p * lanes * lanes;
         t.weights = {typename storage::cursor{rows}, typename storage::cursor{both ? rows + dy.cols * lanes : rows}};
         Scalar* out = sums + (g * count + i) * lanes;
         t.sums = {out, both ? out + count * lanes : spare};
-        const streams<const std::byte*> here{reinterpret_cast<const std::byte*>(t.weights[0].address),
-                                             reinterpret_cast<const std::byte*>(t.weights[1].address)};
-        run_tile<storage, forward_order<Scalar>>((std::min)(height, count - i), t, {here, 0});
+        prefetch_ahead ahead;
+        const auto coming = [&](index_t q) {
+          const bool there = !is_decoded && p + together + q < w.panels();
+          return reinterpret_cast<const std::byte*>(there ? numbers(p + together + q) + i * lanes : rows);
+        };
+        ahead.from = {coming(g), coming(g + 1)};
+        ahead.stride = (some * lanes * index_t(sizeof(Scalar)) + t.steps - 1) / t.steps;
+        run_tile<storage, forward_order<Scalar>>(some, t, ahead);
       }
     }
   }
