@@ -284,10 +284,12 @@ void add_weight_gradient(const row_blocks& rows, const packed_rows<full_precisio
     t.weight_gap = size * (packed_rows<storage>::pitch(dy[0].inputs) - lanes);
     t.sums = sums;
     t.accumulate = true;
-    const streams<const std::byte*> ahead{reinterpret_cast<const std::byte*>(sums[0] + height * lanes),
-                                          reinterpret_cast<const std::byte*>(sums[1] + height * lanes)};
-    const auto bytes = static_cast<index_t>(sizeof spare[0]);
-    detail::tile<storage, transposed_order<Scalar>, height, tile_vectors>(t, {ahead, (bytes + t.steps - 1) / t.steps});
+    // What comes after the next: a line each, once. Asked for with every step they cost a tenth of the time.
+    for (std::size_t v = 0; v < tile_vectors; ++v)
+      for (index_t line = 0; line < height; ++line) prefetch(sums[v] + (2 * height + line) * lanes);
+    const streams<const std::byte*> here{reinterpret_cast<const std::byte*>(t.weights[0].address),
+                                         reinterpret_cast<const std::byte*>(t.weights[1].address)};
+    detail::tile<storage, transposed_order<Scalar>, height, tile_vectors>(t, {here, 0});
   };
   const index_t full = rows.rows() / rows.height();
   for (index_t input = 0; input < x.inputs; input += height) {
