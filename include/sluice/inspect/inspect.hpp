@@ -1,0 +1,15 @@
+/// All of the room: what a mixture of experts has become, measured from its weights and from what it does with tokens.
+#pragma once
+
+#include <sluice/inspect/chosen_experts.hpp>
+#include <sluice/inspect/cosine.hpp>
+#include <sluice/inspect/expert_diversity.hpp>
+#include <sluice/inspect/expert_outputs.hpp>
+#include <sluice/inspect/expert_weights.hpp>
+#include <sluice/inspect/hidden_states.hpp>
+#include <sluice/inspect/norm_ranks.hpp>
+#include <sluice/inspect/output_similarity.hpp>
+#include <sluice/inspect/projection.hpp>
+#include <sluice/inspect/router_agreement.hpp>
+#include <sluice/inspect/unit_matching.hpp>
+#include <sluice/inspect/weight_similarity.hpp>
