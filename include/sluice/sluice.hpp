@@ -96,6 +96,7 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/output_normalized.hpp>
+#include <sluice/layer/over_draws.hpp>
 #include <sluice/layer/recurrent.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/layer/residual.hpp>
