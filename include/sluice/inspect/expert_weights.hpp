@@ -22,23 +22,22 @@ struct named_weights {
   std::vector<matrix<Scalar>> of;  ///< [E], a row a hidden unit
 };
 
-template <typename Expert>
-  requires MadeOfLinearMaps<Expert> std::vector<named_weights<typename Expert::scalar>> expert_weights(
-      const expert_bank<Expert>& bank) {
-    using scalar = typename Expert::scalar;
-    std::vector<named_weights<scalar>> all;
-    const auto add = [&](const char* name, auto&& matrix_of) {
-      all.push_back({name, {}});
-      for (index_t e = 0; e < bank.experts(); ++e) all.back().of.push_back(matrix_of(bank.expert(e)));
-    };
-    const auto numbers_of = [](const LinearMap auto& any) {
-      return visit_map(any, [](const auto& map) { return matrix<scalar>(map.weight().to_matrix()); });
-    };
-    for (int i = 0; i < Expert::first_maps; ++i)
-      add(Expert::first_maps == 2 && i == 0 ? "gate" : "up",
-          [&](const Expert& expert) { return numbers_of(expert.first_map(i)); });
-    add("down", [&](const Expert& expert) { return matrix<scalar>(numbers_of(expert.last_map()).transpose()); });
-    return all;
-  }
+template <MadeOfLinearMaps Expert>
+std::vector<named_weights<typename Expert::scalar>> expert_weights(const expert_bank<Expert>& bank) {
+  using scalar = typename Expert::scalar;
+  std::vector<named_weights<scalar>> all;
+  const auto add = [&](const char* name, auto&& matrix_of) {
+    all.push_back({name, {}});
+    for (index_t e = 0; e < bank.experts(); ++e) all.back().of.push_back(matrix_of(bank.expert(e)));
+  };
+  const auto numbers_of = [](const LinearMap auto& any) {
+    return visit_map(any, [](const auto& map) { return matrix<scalar>(map.weight().to_matrix()); });
+  };
+  for (int i = 0; i < Expert::first_maps; ++i)
+    add(Expert::first_maps == 2 && i == 0 ? "gate" : "up",
+        [&](const Expert& expert) { return numbers_of(expert.first_map(i)); });
+  add("down", [&](const Expert& expert) { return matrix<scalar>(numbers_of(expert.last_map()).transpose()); });
+  return all;
+}
 
 }  // namespace sluice::inline SLUICE_ISA
