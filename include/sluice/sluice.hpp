@@ -72,6 +72,7 @@
 #include <sluice/gate/two_layer.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/best_code.hpp>
+#include <sluice/kernel/best_matching.hpp>
 #include <sluice/kernel/block_storage.hpp>
 #include <sluice/kernel/byte_tables.hpp>
 #include <sluice/kernel/config.hpp>
@@ -95,6 +96,7 @@
 #include <sluice/layer/normalized.hpp>
 #include <sluice/layer/output_bias.hpp>
 #include <sluice/layer/output_normalized.hpp>
+#include <sluice/layer/over_draws.hpp>
 #include <sluice/layer/recurrent.hpp>
 #include <sluice/layer/reserve.hpp>
 #include <sluice/layer/residual.hpp>
@@ -212,7 +214,6 @@
 #include <sluice/train/cross_entropy.hpp>
 #include <sluice/train/distill_teachers.hpp>
 #include <sluice/train/diversify.hpp>
-#include <sluice/train/expert_diversity.hpp>
 #include <sluice/train/gradient_check.hpp>
 #include <sluice/train/initialize.hpp>
 #include <sluice/train/joint_scaling_law.hpp>

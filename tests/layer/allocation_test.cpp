@@ -14,7 +14,9 @@
 #include <sluice/layer/images/patch_experts.hpp>
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/moe_layer.hpp>
+#include <sluice/layer/over_draws.hpp>
 #include <sluice/router/combined.hpp>
+#include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
@@ -372,4 +374,20 @@ TEST_CASE("expert_union: workspace_bytes says what calls take, whichever bank ge
     CHECK(taken <= all.workspace_bytes(rows, training));
     CHECK(6 * taken >= 5 * all.workspace_bytes(rows, training));
   }
+}
+
+TEST_CASE("warm means over draws allocate nothing, whatever is drawn", "[layer][alloc]") {
+  moe_layer layer{noisy_top_k_router<float>{layer_width, layer_experts, {.top_k = 2}},
+                  expert_bank<swiglu<float>>{layer_experts, layer_width, 12}};
+  initialize(layer, 3);
+  over_draws<decltype(layer)> memory;
+  matrix<float> x = test::random_matrix<float>(most_tokens, layer_width, 1), y(most_tokens, layer_width);
+  memory.mean(layer, x, y, {.draws = 1}, softmax_of_rows{}, training_step(1));
+  const long calls = allocations.calls;
+  for (std::uint64_t step = 2; step < 6; ++step) {
+    const index_t size = step % 2 == 0 ? most_tokens : 7;
+    memory.mean(layer, x.topRows(size), y.topRows(size), {.draws = 3}, softmax_of_rows{}, training_step(step));
+    x.topRows(size) = y.topRows(size) * 5;
+  }
+  CHECK(allocations.calls == calls);
 }

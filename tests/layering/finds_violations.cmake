@@ -13,6 +13,8 @@ set(cases
   "router/b.hpp|<nlohmann/json.hpp>|JSON stays in io/ and checkpoint/"
   "router/c.hpp|<xsimd/xsimd.hpp>|xsimd stays in kernel/"
   "router/d.hpp|<Eigen/Dense>|Eigen/Dense>, which no public header may"
+  "inspect/a.hpp|<Eigen/Eigenvalues>|inspect/a.hpp: includes <Eigen/Eigenvalues>"
+  "inspect/b.hpp|<sluice/train/ok.hpp>|inspect/b.hpp: includes upwards"
   "router/e.hpp|<functional>|<functional>, which no public header may"
   "router/f.hpp|\"f.hpp\"|in quotes"
   "router/g.hpp|<sluice/core/absent.hpp>|does not exist"

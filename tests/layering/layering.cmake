@@ -1,7 +1,7 @@
 # Includes go downwards only. cmake -DINCLUDE=<the include folder> -P layering.cmake
 #
 #   core <- kernel <- gate, capacity, loss <- router, expert <- layer <- attention, codebook, train, io, reference; core <- statistics;
-#   attention <- adapter, convert;
+#   attention <- adapter, convert; layer <- inspect;
 #   codebook, train <- quant;
 #   attention, codebook, quant, io <- checkpoint
 #
@@ -23,6 +23,7 @@ set(codebook_may core kernel gate capacity loss router expert layer)
 set(quant_may core kernel gate capacity loss router expert layer codebook train)
 set(train_may core kernel gate capacity loss router expert layer reference)
 set(convert_may core kernel gate capacity loss router expert layer attention)
+set(inspect_may core kernel gate capacity loss router expert layer)
 set(reference_may core kernel gate capacity loss router expert layer)
 set(io_may core kernel gate capacity loss router expert layer)
 set(checkpoint_may core kernel gate capacity loss router expert layer attention codebook quant io)
@@ -38,7 +39,7 @@ macro(refuse)
 endmacro()
 
 # Rooms that the umbrella leaves to those who use them, the inner ones of expert/ and layer/ among them.
-set(rooms_apart "io|checkpoint|attention|adapter|statistics|codebook|quant|convert|expert/[^/]+|layer/[^/]+")
+set(rooms_apart "io|checkpoint|attention|adapter|statistics|codebook|quant|convert|inspect|expert/[^/]+|layer/[^/]+")
 set(umbrella_includes "")
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE} ${INCLUDE}/sluice/*.hpp)
 if(NOT headers)
@@ -79,8 +80,9 @@ foreach(header IN LISTS headers)
     if(target MATCHES "^xsimd/" AND NOT room STREQUAL "kernel")
       refuse("${header}: includes <${target}>; xsimd stays in kernel/")
     endif()
-    if(target MATCHES "^Eigen/" AND NOT target STREQUAL "Eigen/Core" AND NOT (room STREQUAL "statistics" AND target STREQUAL "Eigen/Cholesky"))
-      refuse("${header}: includes <${target}>; of Eigen only Eigen/Core, in statistics/ also Eigen/Cholesky")
+    if(target MATCHES "^Eigen/" AND NOT target STREQUAL "Eigen/Core" AND NOT (room STREQUAL "statistics" AND target STREQUAL "Eigen/Cholesky")
+       AND NOT (header STREQUAL "sluice/inspect/projection.hpp" AND target STREQUAL "Eigen/Eigenvalues"))
+      refuse("${header}: includes <${target}>; of Eigen only Eigen/Core, in statistics/ also Eigen/Cholesky, in inspect/projection.hpp Eigen/Eigenvalues")
     endif()
     if(NOT target MATCHES "^sluice/")
       continue()

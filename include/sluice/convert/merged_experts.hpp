@@ -17,7 +17,7 @@
 #pragma once
 
 #include <sluice/convert/gathered_expert.hpp>
-#include <sluice/router/assigned/exact_assignment.hpp>
+#include <sluice/kernel/best_matching.hpp>
 
 #include <limits>
 #include <utility>
@@ -104,15 +104,7 @@ std::vector<index_t> aligned_units(const expert_matrices<Scalar>& reference, con
   for (index_t i = 0; i < likeness.size(); ++i)
     if (!is_finite(likeness.data()[i]))
       throw_invalid("unit ", i % hidden, " is not finite, or too large to be compared");
-  matrix_buffer<double> scores(hidden, hidden);
-  scores.map() = likeness;
-  exact_assignment<double> solver;
-  exact_assignment<double>::tape tape;
-  buffer<index_t> place_of;  // of every unit of the other
-  solver.assign(scores, {}, tape, place_of);
-  std::vector<index_t> pi(as_size(hidden));
-  for (index_t unit = 0; unit < hidden; ++unit) pi[as_size(place_of[unit])] = unit;
-  return pi;
+  return kernel::best_matching(likeness);
 }
 
 /// Unit pi[j] at place j.

@@ -46,6 +46,7 @@ public:
   auto& up() noexcept { return up_.weight(); }
   auto& down() noexcept { return down_.weight(); }
   parameter<Scalar>& up_bias() noexcept { return up_bias_; }
+  const parameter<Scalar>& up_bias() const noexcept { return up_bias_; }
   parameter<Scalar>& down_bias() noexcept { return down_bias_; }
 
   /// The same expert with its weights rounded to another storage.

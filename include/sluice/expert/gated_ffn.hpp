@@ -85,6 +85,7 @@ public:
   auto& up() noexcept { return up_.weight(); }
   auto& down() noexcept { return down_.weight(); }
   parameter<Scalar>& gate_bias() noexcept { return gate_bias_; }
+  const parameter<Scalar>& gate_bias() const noexcept { return gate_bias_; }
   parameter<Scalar>& up_bias() noexcept { return up_bias_; }
   parameter<Scalar>& down_bias() noexcept { return down_bias_; }
   parameter<Scalar>& hidden_scale() noexcept { return hidden_scale_; }

@@ -9,10 +9,10 @@
 /// A gate of KAMoE: dense_sigmoid_router<float, grkan_gate<float>>, or dense_softmax_router. There a learned gain on
 /// the input of gate and experts stands in front: normalized_layer with gain_only. Dropout of z, off by default there,
 /// is left out. Parameters: hidden, skip, gate, sigmoid (weight and bias each), first, second, norm. The epsilon of the
-/// norm is 1e-3, its variance the population's. NaN in a token gives NaN. T = 0 is fine. Initial values of weights:
-/// normal with deviation 1/sqrt(fan-in). Inzirillo and Genet 2024, "A Gated Residual Kolmogorov-Arnold Networks for
-/// Mixtures of Experts", arXiv:2409.15161; the baseline: Lim et al. 2019 (temporal fusion transformers),
-/// arXiv:1912.09363.
+/// norm is 1e-3, its variance the population's; of two experts it leaves little but which is ahead, so have three or
+/// more. NaN in a token gives NaN. T = 0 is fine. Initial values of weights: normal with deviation 1/sqrt(fan-in).
+/// Inzirillo and Genet 2024, "A Gated Residual Kolmogorov-Arnold Networks for Mixtures of Experts", arXiv:2409.15161;
+/// the baseline: Lim et al. 2019 (temporal fusion transformers), arXiv:1912.09363.
 #pragma once
 
 #include <sluice/core/concepts.hpp>

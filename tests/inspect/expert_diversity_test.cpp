@@ -1,4 +1,4 @@
-#include <sluice/train/expert_diversity.hpp>
+#include <sluice/inspect/expert_diversity.hpp>
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
@@ -7,7 +7,7 @@
 
 using namespace sluice;
 
-TEST_CASE("expert_diversity: distances of outputs by hand", "[train][diversity]") {
+TEST_CASE("expert_diversity: distances of outputs by hand", "[inspect][diversity]") {
   expert_bank<linear_expert<double>> bank(3, 2, 2);
   matrix<double> w(2, 2);
   w << 1, 0, 0, 1;
@@ -21,14 +21,14 @@ TEST_CASE("expert_diversity: distances of outputs by hand", "[train][diversity]"
   CHECK(d(0, 2) == Approx(10));
   CHECK(d(2, 1) == Approx(20));
   CHECK(d(1, 1) == 0);
-  CHECK(expert_diversity(d) == Approx(2.0 / 3));
+  CHECK(diversity_of(d) == Approx(2.0 / 3));
   const matrix<double> unit = expert_distances(bank, tokens_in<double>(x), {.unit_outputs = true});
   CHECK(unit(0, 1) == Approx(0).margin(1e-15));
   CHECK(unit(0, 2) == Approx(2));
-  CHECK(expert_diversity(unit) == Approx(2.0 / 3));
-  CHECK(expert_diversity(matrix<double>::Zero(1, 1)) == 0);
-  CHECK(expert_diversity(matrix<double>::Zero(4, 4)) == 0);
-  CHECK(expert_diversity(expert_distances(bank, tokens_in<double>(matrix<double>(0, 2)))) == 0);
+  CHECK(diversity_of(unit) == Approx(2.0 / 3));
+  CHECK(diversity_of(matrix<double>::Zero(1, 1)) == 0);
+  CHECK(diversity_of(matrix<double>::Zero(4, 4)) == 0);
+  CHECK(diversity_of(expert_distances(bank, tokens_in<double>(matrix<double>(0, 2)))) == 0);
   CHECK_THROWS_WITH(expert_distances(bank, tokens_in<double>(matrix<double>(1, 3))),
                     Catch::Matchers::Contains("width 2"));
 }

@@ -5,15 +5,14 @@
 ///
 /// The measure by which MMoE-Ex is compared with MMoE: its exclusive experts are to be more diverse. Nothing learns by
 /// it. Every expert runs on every token. Tokens that hold NaN are left out, and what an expert makes NaN makes its
-/// distances NaN. With one expert, or no tokens, the diversity is 0; an output of length 0 has no direction and stays
-/// 0. Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert Diversity", arXiv:2106.10595.
+/// distances NaN. With one expert, or no tokens, the diversity is 0; an output of length 0 stays 0.
+/// Aoki, Tung, Oliveira 2021, "Heterogeneous Multi-task Learning with Expert Diversity", arXiv:2106.10595.
 #pragma once
 
-#include <sluice/core/concepts.hpp>
-#include <sluice/core/numeric.hpp>
+#include <sluice/inspect/expert_outputs.hpp>
+#include <sluice/inspect/weight_similarity.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
@@ -26,33 +25,23 @@ struct diversity_options {
 template <ExpertBank Bank>
 matrix<double> expert_distances(const Bank& bank, tokens_in<typename Bank::scalar> x, diversity_options o = {}) {
   using scalar = typename Bank::scalar;
-  if (x.cols() != bank.inputs())
-    throw_invalid("the experts read tokens of width ", bank.inputs(), "; x is [", x.rows(), ", ", x.cols(), "]");
   std::vector<index_t> seen;
   for (index_t t = 0; t < x.rows(); ++t)
     if (!any_nan(x.data() + t * x.outerStride(), x.cols())) seen.push_back(t);
-  const auto T = static_cast<index_t>(seen.size()), E = bank.experts();
-  matrix<scalar> tokens(T, x.cols()), y(T, bank.outputs());
-  for (index_t t = 0; t < T; ++t) tokens.row(t) = x.row(seen[as_size(t)]);
-  matrix<double> outputs(E, T * bank.outputs());
-  typename Bank::tape tape;
-  for (index_t e = 0; e < E; ++e) {
-    std::vector<index_t> offsets(as_size(E + 1), 0);
-    std::fill(offsets.begin() + e + 1, offsets.end(), T);
-    if constexpr (requires { bank.prepare(tape, T, false); }) bank.prepare(tape, T, false);
-    bank.forward(tokens, offsets, y, tape, executor_ref{});
-    outputs.row(e) =
-        Eigen::Map<const Eigen::Matrix<scalar, 1, Eigen::Dynamic>>(y.data(), y.size()).template cast<double>();
+  matrix<scalar> tokens(static_cast<index_t>(seen.size()), x.cols());
+  for (index_t t = 0; t < tokens.rows(); ++t) tokens.row(t) = x.row(seen[as_size(t)]);
+  const std::vector<matrix<scalar>> of = expert_outputs(bank, tokens_in<scalar>(tokens));
+  matrix<double> outputs = flattened(of).template cast<double>();
+  for (index_t e = 0; e < outputs.rows(); ++e)
     if (const double length = outputs.row(e).norm(); o.unit_outputs && length > 0) outputs.row(e) /= length;
-  }
-  matrix<double> distances = matrix<double>::Zero(E, E);
-  for (index_t i = 0; i < E; ++i)
+  matrix<double> distances = matrix<double>::Zero(outputs.rows(), outputs.rows());
+  for (index_t i = 0; i < outputs.rows(); ++i)
     for (index_t j = 0; j < i; ++j) distances(i, j) = distances(j, i) = (outputs.row(i) - outputs.row(j)).norm();
   return distances;
 }
 
-/// The diversity of a matrix of distances, in 0 .. 1.
-inline double expert_diversity(const matrix<double>& distances) {
+/// In 0 .. 1, of a matrix of distances.
+inline double diversity_of(const matrix<double>& distances) {
   const index_t E = distances.rows();
   double sum = 0, largest = 0;
   for (index_t i = 0; i < E; ++i)
