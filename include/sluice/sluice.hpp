@@ -80,6 +80,7 @@
 #include <sluice/kernel/logarithm.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 #include <sluice/kernel/near_rivals.hpp>
+#include <sluice/kernel/scratch_tasks.hpp>
 #include <sluice/kernel/small_svd.hpp>
 #include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>
