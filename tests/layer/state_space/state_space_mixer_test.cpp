@@ -11,12 +11,14 @@ namespace {
 
 /// 70 channels are more than a block, and no whole number of vectors.
 const state_space_options every_option{
-    .channels = 70, .states = 3, .step_rank = 2, .taps = 3, .normalized_selection = true};
+    .channels = 70, .states = 3, .step_rank = 2, .taps = 3, .bias = true, .normalized_selection = true};
 
 template <typename Scalar>
 state_space_mixer<Scalar> mixer_of(index_t width, const state_space_options& o) {
   state_space_mixer<Scalar> mixer(width, o);
   initialize(mixer, 3);
+  const auto some = [](index_t i) { return static_cast<Scalar>(0.1) * static_cast<Scalar>(i % 5 - 2); };
+  if (o.bias) mixer.weights().input_bias.fill(some), mixer.weights().output_bias.fill(some);
   return mixer;
 }
 
@@ -31,6 +33,12 @@ matrix<double> reference(state_space_mixer<double>& m, matrix<double> x, const s
   const matrix<double> in = m.weights().input.to_matrix(), taps = m.weights().convolution.to_matrix(),
                        rates = m.weights().log_decay.to_matrix(), selection = m.weights().selection.to_matrix(),
                        step = m.weights().step.to_matrix(), out = m.weights().output.to_matrix();
+  const auto bias_of = [&](parameter<double>& p, index_t i) {
+    return m.weights().has_bias() ? p.value()[as_size(i)] : 0;
+  };
+  const auto projected = [&](index_t c, index_t t) {
+    return counts[as_size(t)] ? in.row(c).dot(x.row(t)) + bias_of(m.weights().input_bias, c) : 0;
+  };
   matrix<double> y(x.rows(), x.cols());
   for (std::size_t s = 0; s + 1 < borders.size(); ++s) {
     matrix<double> h = matrix<double>::Zero(I, N);
@@ -39,7 +47,7 @@ matrix<double> reference(state_space_mixer<double>& m, matrix<double> x, const s
       for (index_t c = 0; c < I; ++c) {
         double sum = m.weights().convolution_bias.value()[as_size(c)];
         for (index_t k = 0; k < W; ++k)
-          if (const index_t from = t - W + 1 + k; from >= borders[s]) sum += taps(c, k) * in.row(c).dot(x.row(from));
+          if (const index_t from = t - W + 1 + k; from >= borders[s]) sum += taps(c, k) * projected(c, from);
         v[c] = silu_of(sum);
       }
       Eigen::VectorXd chosen = selection * v;
@@ -60,9 +68,10 @@ matrix<double> reference(state_space_mixer<double>& m, matrix<double> x, const s
           if (counts[as_size(t)]) h(c, n) = std::exp(-d * std::exp(rates(c, n))) * h(c, n) + d * v[c] * chosen[R + n];
           sum += chosen[R + N + n] * h(c, n);
         }
-        gated[c] = sum * silu_of(in.row(I + c).dot(x.row(t)));
+        gated[c] = sum * silu_of(projected(I + c, t));
       }
       y.row(t) = out * gated;
+      for (index_t i = 0; i < y.cols(); ++i) y(t, i) += bias_of(m.weights().output_bias, i);
     }
   }
   return y;
@@ -111,7 +120,7 @@ TEST_CASE("state_space_mixer: the equations of Mamba in every sequence", "[layer
 
 TEST_CASE("state_space_mixer: gradients through many blocks of tokens, sequences and hidden tokens",
           "[layer][state_space][gradient]") {
-  auto mixer = mixer_of<double>(2, {.channels = 3, .states = 2, .taps = 3});
+  auto mixer = mixer_of<double>(2, {.channels = 3, .states = 2, .taps = 3, .bias = true});
   const index_t T = 75;
   matrix<double> x = test::random_matrix<double>(T, 2, 7), y(T, 2), dx(T, 2);
   const matrix<double> dy = test::random_matrix<double>(T, 2, 8);

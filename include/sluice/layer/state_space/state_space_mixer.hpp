@@ -1,9 +1,9 @@
 /// A selective state-space layer: tokens see each other through states that run along their sequence.
 ///
-///   (u, z) = x W_in^T            [T,I] each        v = silu(convolution(u) + bias), causal, W taps a channel
+///   (u, z) = x W_in^T (+ b_in)   [T,I] each        v = silu(convolution(u) + bias), causal, W taps a channel
 ///   (r, B, C) = v W_sel^T        [T,R], [T,N], [T,N]      d = softplus(r W_step^T + b_step) [T,I]
 ///   h_t = exp(d_t A) h_(t-1) + d_t v_t B_t,  A = -exp(log_decay) [I,N]     s_t = sum over n of C_t[n] h_t[.,n] + D v_t
-///   y = (s * silu(z)) W_out^T    [T,D]
+///   y = (s * silu(z)) W_out^T (+ b_out)      [T,D]
 ///
 ///   state_space_mixer<float> mixer{D};                              // I = 2 D, N = 16, R = D / 16 upwards, W = 4
 ///   mixer.forward(x, y, tape, {.training = true, .sequences = borders});    mixer.backward(dy, dx, tape);
@@ -11,9 +11,9 @@
 ///   mixer.forward_cached(token, y, cache, ws);                      // and so on: the bits of the whole sequence
 ///
 /// Sequences are those of the context; each begins with states of zero. Hidden tokens (padding, NaN) take a place,
-/// where the convolution finds zeros, and states pass over them unchanged; they get zero and NaN. So padding in front of
-/// a sequence changes nothing. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation. Equal
-/// bits for any number of threads. A warm call allocates nothing. Training takes I (12 + N / 16) + 4 N + 2 R + 2 D
+/// where the convolution finds zeros, and states pass over them unchanged; they get zero and NaN. Padding in front of a
+/// sequence changes nothing. T = 0 is fine. Inference is const, a workspace a thread and a cache a conversation. Bits
+/// are equal for any number of threads; a warm call allocates nothing. Training takes I (12 + N / 16) + 4 N + 2 R + 2 D
 /// numbers a token, never [T,I,N]: states are kept before every 32 tokens and found anew between (kernel/state_space/).
 /// With normalized_selection r, B and C pass an RMS norm each first (Jamba). Parameters are those of
 /// layer/state_space/state_space_weights.hpp.
@@ -29,6 +29,7 @@
 #include <sluice/layer/state_space/state_space_weights.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <utility>
@@ -181,6 +182,9 @@ private:
 
     m.projected.resize(T, 2 * I);
     linear_forward(x, weights_.input, m.projected.map(), executor);
+    if (weights_.has_bias())
+      for (index_t t = 0; t < T; ++t)  // where a token is hidden, zeros stay
+        if (m.kept.counts(t)) kernel::add_scaled(Scalar(1), weights_.input_bias.data(), m.projected.row(t), 2 * I);
     kernel::turn_taps(weights_.convolution.data(), I, taps(), m.taps);
     m.convolved.resize(T, I);
     matrix_buffer<Scalar>* sums = &m.convolved;
@@ -219,6 +223,7 @@ private:
           m.projected.row(t) + I);
     });
     linear_forward(std::as_const(*gated).map(), weights_.output, y, executor);
+    if (weights_.has_bias()) add_to_rows<Scalar>(y, weights_.output_bias);
   }
 
   void mix_backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
@@ -227,6 +232,7 @@ private:
     if (T == 0) return;
     t.dmixed.set_zero(T, I);
     linear_backward(std::as_const(t.gated).map(), weights_.output, dy, t.dmixed.map(), executor);
+    if (weights_.has_bias()) add_column_sums(dy, weights_.output_bias.gradient());
     t.dprojected.resize(T, 2 * I);
     for_rows(T, 8, executor, [&](index_t r) {
       Scalar *const z = t.projected.row(r) + I, *const ds = t.dmixed.row(r);
@@ -281,7 +287,10 @@ private:
     kernel::causal_convolution_backward<Scalar>(t.sequences.span(), rows_of(t.projected), t.taps, rows_of(t.dconvolved),
                                                 rows_of(t.dprojected), weights_.convolution.gradient().data(),
                                                 weights_.convolution_bias.gradient().data(), executor);
+    for (index_t r = 0; r < T; ++r)
+      if (!t.kept.counts(r)) std::fill_n(t.dprojected.row(r), 2 * I, Scalar(0));
     linear_backward(t.kept.x(), weights_.input, t.dprojected.map(), dx, executor);
+    if (weights_.has_bias()) add_column_sums<Scalar>(t.dprojected.map(), weights_.input_bias.gradient());
   }
 
   state_space_weights<Scalar> weights_;

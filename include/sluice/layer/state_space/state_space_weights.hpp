@@ -4,7 +4,7 @@
 ///   "convolution" [I,W], its "_bias" [I] uniform  "step" [I,R] uniform, "step_bias" [I] so that softplus of it is
 ///   "output" [D,I] normal                         log-uniform in [0.001, 0.1]
 ///   "log_decay" [I,N]: A = -(1 .. N)              "skip" [I]: 1
-///   "step_norm", "into_norm" and "out_of_norm", gains of r, B and C: 1
+///   "step_norm", "into_norm" and "out_of_norm", gains of r, B and C: 1        "input_bias" [2I], "output_bias" [D]: 0
 ///
 /// Uniform: within 1 / sqrt(fan-in). Decays, skips and biases have no weight decay.
 #pragma once
@@ -24,6 +24,7 @@ struct state_space_options {
   index_t states = 16;                ///< N
   index_t step_rank = 0;              ///< R; 0: D / 16, rounded up
   index_t taps = 4;                   ///< W
+  bool bias = false;                  ///< of W_in and W_out
   bool normalized_selection = false;  ///< RMS norms of r, B and C
   double epsilon = 1e-6;              ///< of those
   double deviation = 0;               ///< of the first values of W_in, W_sel and W_out; 0: 1 / sqrt(fan-in)
@@ -61,6 +62,10 @@ struct state_space_weights {
                  })};
     skip = {{I}, parameter_role::vector, initial_values::constant(1)};
     output = map(width, I, o.output_deviation > 0 ? o.output_deviation : o.deviation);
+    if (o.bias) {
+      input_bias = {{2 * I}, parameter_role::vector};
+      output_bias = {{width}, parameter_role::vector};
+    }
     if (o.normalized_selection)
       for (std::size_t i = 0; i < norms.size(); ++i)
         norms[i] = rms_norm<Scalar>(i == 0 ? R : o.states, {.epsilon = static_cast<Scalar>(o.epsilon)});
@@ -72,13 +77,16 @@ struct state_space_weights {
   index_t step_rank() const noexcept { return step.cols(); }
   index_t taps() const noexcept { return options_.taps; }
   bool is_normalized() const noexcept { return options_.normalized_selection; }
+  bool has_bias() const noexcept { return options_.bias; }
 
   parameter<Scalar> input, convolution, convolution_bias, selection, step, step_bias, log_decay, skip, output;
+  parameter<Scalar> input_bias, output_bias;
   std::array<rms_norm<Scalar>, 3> norms{rms_norm<Scalar>(1), rms_norm<Scalar>(1), rms_norm<Scalar>(1)};  ///< r, B, C
 
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     visit("input", self.input);
+    if (self.has_bias()) visit("input_bias", self.input_bias);
     visit("convolution", self.convolution);
     visit("convolution_bias", self.convolution_bias);
     visit("selection", self.selection);
@@ -92,6 +100,7 @@ struct state_space_weights {
     visit("log_decay", self.log_decay);
     visit("skip", self.skip);
     visit("output", self.output);
+    if (self.has_bias()) visit("output_bias", self.output_bias);
   }
 
 private:
