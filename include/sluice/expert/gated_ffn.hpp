@@ -54,6 +54,8 @@ public:
     bool bias = false;
     bool hidden_scale = false;
     SLUICE_NO_UNIQUE_ADDRESS detail::gating_of<Phi, Scalar> gating{};
+    double deviation = 0;         ///< of the first values of the three matrices; 0: 1/sqrt(fan-in)
+    double output_deviation = 0;  ///< of W_down's, if not as the others'
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
@@ -63,9 +65,10 @@ public:
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
     if constexpr (requires { gating_.validate(); }) gating_.validate();
-    gate_ = {hidden, inputs};
-    up_ = {hidden, inputs};
-    down_ = {outputs, hidden};
+    gate_ = {hidden, inputs, detail::initial_of_map(inputs, o.deviation)};
+    up_ = {hidden, inputs, detail::initial_of_map(inputs, o.deviation)};
+    down_ = {outputs, hidden,
+             detail::initial_of_map(hidden, o.output_deviation == 0 ? o.deviation : o.output_deviation)};
     if (has_bias_) {
       gate_bias_ = detail::vector_in_lanes<Scalar>(hidden);
       up_bias_ = detail::vector_in_lanes<Scalar>(hidden);

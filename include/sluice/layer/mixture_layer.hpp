@@ -66,12 +66,14 @@ namespace detail {
 struct refused {};
 
 /// Calls f(memory) for the workspaces or tapes of the layers inside one: wrapped, beside, in a sequence, a task each, a
-/// round each.
+/// round each, or where the memory itself knows which (for_inner).
 template <typename Memory, typename F>
 void for_each_inner(Memory& memory, F&& f) {
   if constexpr (requires { memory.other; }) f(memory.other);
   if constexpr (requires { memory.others; }) std::apply([&](auto&... one) { (f(one), ...); }, memory.others);
-  if constexpr (requires { memory.layer; })
+  if constexpr (requires { memory.for_inner(f); })
+    memory.for_inner(f);
+  else if constexpr (requires { memory.layer; })
     f(memory.layer);
   else if constexpr (requires { memory.layers; })
     std::apply([&](auto&... one) { (f(one), ...); }, memory.layers);

@@ -45,7 +45,7 @@ public:
 
   /// Throws std::invalid_argument if the cache is another layer's, or has another number of sequences.
   template <typename Mixer>
-  void check(const Mixer& mixer, const routing_context<Scalar>& context) const {
+  void validate(const Mixer& mixer, const routing_context<Scalar>& context) const {
     if (mixer.channels() != channels_ || mixer.states() != states_of_ || mixer.taps() - 1 != past_)
       throw_invalid("the state_space_cache is of ", channels_, " channels, ", states_of_, " states and ", past_ + 1,
                     " taps; the layer has ", mixer.channels(), ", ", mixer.states(), " and ", mixer.taps());

@@ -93,7 +93,7 @@ public:
   void forward_cached(tokens_in<Scalar> x, tokens_out<Scalar> y, state_space_cache<Scalar>& cache, workspace& ws,
                       const context_type& context = {}) const {
     check_context(context, x.rows());
-    cache.check(*this, context);
+    cache.validate(*this, context);
     this->run(x, y, ws, context, [&](tokens_in<Scalar> seen) {
       scan(seen, y, ws, context, cache.states(), cache.history());
       cache.remember(ws.sequences.span(), rows_of(ws.projected));
