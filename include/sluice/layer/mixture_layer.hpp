@@ -47,6 +47,15 @@ concept CanStep = HasTape<L> && requires(L& layer, typename L::tape& tape) { lay
 template <typename L>
 concept MixtureLayer = HasInputs<L> && HasOutputs<L> && CanInfer<L> && CanForwardInTraining<L>;
 
+/// Whether tokens can continue the sequences of such a cache: attention and state-space layers have the call, and
+/// wrappers inside which tokens stay what they are pass it on.
+template <typename L, typename Cache>
+concept CanContinue = CanInfer<L> &&
+    requires(const L& layer, tokens_in<typename L::scalar> x, tokens_out<typename L::scalar> y, Cache& cache,
+             typename L::workspace& workspace, const typename L::context_type& context) {
+      layer.forward_cached(x, y, cache, workspace, context);
+    };
+
 template <typename L>
 concept TrainableLayer = MixtureLayer<L> && CanBackward<L> && CanStep<L>;
 

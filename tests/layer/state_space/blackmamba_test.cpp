@@ -129,6 +129,31 @@ TEST_CASE("blackmamba: in training experts are equally busy, else the best one i
   CHECK(most(tape.rounds[0]) < 40);
 }
 
+TEST_CASE("blackmamba: token by token with caches it has the bits of whole sequences", "[layer][blackmamba]") {
+  auto stack = make_blackmamba<double>({"r", "3", "r2", "1", "r1"}, small);
+  initialize(stack, 4);
+  const std::vector<index_t> borders{0, 6, 12}, one_each{0, 1, 2};
+  std::vector<std::uint8_t> mask(12, 1);
+  mask[2] = 0;
+  const matrix<double> x = test::random_matrix<double>(12, 4, 7);
+  matrix<double> whole(12, 4), part(2, 4), y(2, 4), expected(2, 4);
+  blackmamba<double>::workspace ws;
+  stack.forward(x, whole, ws, {.token_mask = mask, .sequences = borders});
+  auto caches = make_blackmamba_caches(stack, 2);
+  CHECK(caches.size() == 3);
+  for (index_t t = 0; t < 6; ++t) {
+    CAPTURE(t);
+    part << x.row(t), x.row(6 + t);
+    expected << whole.row(t), whole.row(6 + t);
+    const std::vector<std::uint8_t> seen{mask[as_size(t)], 1};
+    stack.forward_cached(part, y, std::span(caches), ws, {.token_mask = seen, .sequences = one_each});
+    CHECK(test::same_bits(y, expected));
+  }
+  CHECK_THROWS_WITH(stack.forward_cached(part, y, std::span(caches).first(2), ws, {.sequences = one_each}),
+                    Catch::Matchers::Contains("of the 5 applications of layers 3 use a cache; there are 2"));
+  CHECK_THROWS_AS(stack.layer(1).forward_cached(part, y, caches[0], ws.rounds[1]), std::invalid_argument);
+}
+
 TEST_CASE("blackmamba: weights begin normal, those that write to the stream smaller", "[layer][blackmamba]") {
   auto stack = make_blackmamba<double, gated_ffn<double, gelu>>({"r", "2"}, {.width = 32});
   initialize(stack, 3);

@@ -113,6 +113,25 @@ public:
     with(t, [&](const auto& layer, auto& own) { layer.forward(x, y, own, context); });
   }
 
+  /// Whether the layer held can continue the sequences of such a cache.
+  template <typename Cache>
+  bool continues() const {
+    return visit([]<typename Layer>(const Layer&) { return CanContinue<Layer, Cache>; });
+  }
+  /// Inference of tokens that continue a cache's sequences. Throws std::invalid_argument if the layer held has no such
+  /// call.
+  template <typename Cache>
+    requires(CanContinue<First, Cache> || (CanContinue<Rest, Cache> || ...))
+  void forward_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, workspace& ws,
+                      const context_type& context = {}) const {
+    with(ws, [&]<typename Layer>(const Layer& layer, auto& own) {
+      if constexpr (CanContinue<Layer, Cache>)
+        layer.forward_cached(x, y, cache, own, context);
+      else
+        throw_invalid("the kind of layer that an either_layer holds has no cached call; continues<Cache>() says so");
+    });
+  }
+
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires trains {
     with(t, [&](auto& layer, auto& own) { layer.backward(dy, dx, own); });

@@ -5,6 +5,8 @@
 ///
 ///   auto stack = make_blackmamba<float>({"r", "8", "r", "8"}, {.width = 1472});        initialize(stack, seed);
 ///   stack.forward(x, y, tape, {.training = true, .sequences = borders});               stack.backward(dy, dx, tape);
+///   auto caches = make_blackmamba_caches(stack, sequences);    // for inference token by token: one a mixer
+///   stack.forward_cached(x, y, std::span(caches), workspace, {.sequences = one_each});
 ///   auto gated = make_blackmamba<float, gated_ffn<float, gelu>>(codes, {.width = 1472, .hidden = 3872});
 ///
 /// The norms are RMS norms. Routers take one expert, in training by Sinkhorn couplings, else the best, and weigh by its
@@ -29,6 +31,7 @@
 #include <sluice/router/assigned/sinkhorn.hpp>
 
 #include <cmath>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -134,6 +137,21 @@ blackmamba<Scalar, Expert> make_blackmamba(const std::vector<std::string>& codes
       blocks.emplace_back(residual_layer(beside_layer(mixture(experts), mixer())));
   }
   return blackmamba<Scalar, Expert>(std::move(blocks), {.rounds = 1});
+}
+
+/// A cache for every mixer of the stack, in order.
+template <typename Block>
+std::vector<state_space_cache<typename Block::scalar>> make_blackmamba_caches(const repeated_layers<Block>& stack,
+                                                                              index_t sequences) {
+  std::vector<state_space_cache<typename Block::scalar>> caches;
+  for (index_t i = 0; i < stack.layers(); ++i)
+    stack.layer(i).visit([&](const auto& block) {
+      if constexpr (requires { block.layer().other(); })
+        caches.emplace_back(block.layer().other().layer(), sequences);
+      else if constexpr (requires { block.layer().layer().weights(); })
+        caches.emplace_back(block.layer().layer(), sequences);
+    });
+  return caches;
 }
 
 }  // namespace sluice::inline SLUICE_ISA
