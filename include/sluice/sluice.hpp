@@ -49,9 +49,9 @@
 #include <sluice/gate/linear.hpp>
 #include <sluice/gate/margin.hpp>
 #include <sluice/gate/masked.hpp>
+#include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/noisy.hpp>
 #include <sluice/gate/none.hpp>
-#include <sluice/gate/neuron_magnitude.hpp>
 #include <sluice/gate/normalized.hpp>
 #include <sluice/gate/normalized_weights.hpp>
 #include <sluice/gate/offered.hpp>
@@ -81,6 +81,7 @@
 #include <sluice/kernel/logarithm.hpp>
 #include <sluice/kernel/mixed_map.hpp>
 #include <sluice/kernel/near_rivals.hpp>
+#include <sluice/kernel/scratch_tasks.hpp>
 #include <sluice/kernel/small_svd.hpp>
 #include <sluice/layer/beside.hpp>
 #include <sluice/layer/decorator.hpp>

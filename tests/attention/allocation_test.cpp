@@ -5,6 +5,7 @@
 #include <sluice/attention/selective_attention.hpp>
 #include <sluice/attention/weighed_attention.hpp>
 #include <sluice/exec/thread_pool.hpp>
+#include <sluice/layer/state_space/state_space_mixer.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -59,12 +60,13 @@ void check_warm_attention(const char* name, Layer layer, const executor_ref& exe
 
 }  // namespace
 
-TEST_CASE("attention: warm calls allocate nothing, however batches are cut into sequences", "[attention][allocation]") {
+TEST_CASE("attention and state spaces: warm calls allocate nothing, however batches are cut into sequences", "[attention][allocation]") {
   thread_pool pool(3);
   for (const executor_ref& executor : {executor_ref(), executor_ref(pool)}) {
     check_warm_attention("self", self_attention<float>(8, {.heads = 4, .key_heads = 2, .rotary = {.width = 2}}),
                          executor);
     check_warm_attention("cross", cross_attention<float, rms_norm<float>>(8, {.heads = 4, .key_heads = 2}), executor);
+    check_warm_attention("state space", state_space_mixer<float>(8, {.normalized_selection = true}), executor);
     check_warm_attention("weighed", weighed_attention<float>(8, {.experts = 2, .heads = 2}), executor);
     check_warm_attention("selective",
                          selective_attention{head_router{top_k_router<float>{8, 4, {.top_k = 2}}},

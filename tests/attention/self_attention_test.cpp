@@ -1,5 +1,8 @@
 #include <sluice/attention/self_attention.hpp>
 
+#include <sluice/layer/depth/repeated.hpp>
+#include <sluice/layer/normalized.hpp>
+#include <sluice/layer/residual.hpp>
 #include <sluice/train/check_layer.hpp>
 #include <sluice/train/initialize.hpp>
 
@@ -137,6 +140,26 @@ TEMPLATE_TEST_CASE("self_attention: token by token with a cache has the bits of 
     CHECK(test::same_bits(y, expected));
     for (index_t s = 0; s < 2; ++s) CHECK(cache.length(s) == (done[s] += more[s]));
   }
+}
+
+TEST_CASE("self_attention: inside of pre-norm blocks, one after the other, it is decoded as well", "[attention]") {
+  const auto block = [] {
+    return residual_layer{normalized_layer{self_attention<float>(8, {.heads = 2, .rotary = {.width = 4}}),
+                                           rms_norm<float>{8, {.epsilon = 1e-5f}}}};
+  };
+  repeated_layers stack{std::vector{block(), block()}, {.rounds = 2}};
+  initialize(stack, 3);
+  const matrix<float> x = test::random_matrix<float>(6, 8, 11);
+  matrix<float> whole(6, 8), y(1, 8);
+  decltype(stack)::workspace ws;
+  stack.forward(x, whole, ws);
+  const self_attention<float>& inside = stack.layer(0).layer().layer();
+  std::vector<key_value_cache<float>> caches(4, key_value_cache<float>(inside, 1, 6));
+  for (index_t t = 0; t < 6; ++t) {
+    stack.forward_cached(x.middleRows(t, 1), y, std::span(caches), ws);
+    CHECK(test::same_bits(y, whole.row(t)));
+  }
+  CHECK_THROWS_AS(stack.forward_cached(x.topRows(1), y, std::span(caches).first(3), ws), std::invalid_argument);
 }
 
 TEST_CASE("key_value_cache: goes back to an earlier position, and says what does not fit", "[attention]") {

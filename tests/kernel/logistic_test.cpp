@@ -12,6 +12,12 @@ Scalar on_vector(Scalar z) {
   kernel::store<Scalar>(lanes, kernel::logistic(kernel::simd<Scalar>(z)));
   return lanes[0];
 }
+template <typename Scalar>
+Scalar softplus_on_vector(Scalar z) {
+  Scalar lanes[kernel::simd_width<Scalar>];
+  kernel::store<Scalar>(lanes, kernel::softplus(kernel::simd<Scalar>(z)));
+  return lanes[0];
+}
 
 }  // namespace
 
@@ -26,6 +32,8 @@ TEMPLATE_TEST_CASE("logistic: numbers and vectors equal the definition", "[kerne
     CHECK(std::abs(static_cast<double>(on_vector(z) - exact)) <= 8 * eps * static_cast<double>(exact));
     const double plus = std::log1p(std::exp(static_cast<double>(z)));
     CHECK(std::abs(static_cast<double>(kernel::softplus(z)) - plus) <= 8 * eps * std::max(plus, 1e-3));
+    CHECK(std::abs(static_cast<double>(softplus_on_vector(z)) - plus) <=
+          8 * eps * std::max(plus, static_cast<double>(std::numeric_limits<TestType>::min())));
   }
 }
 
@@ -39,12 +47,15 @@ TEMPLATE_TEST_CASE("logistic: the far ends are 0 and 1, never NaN", "[kernel][lo
   CHECK(on_vector(-huge) <= nothing);
   CHECK(kernel::softplus(huge) == huge);
   CHECK(kernel::softplus(-huge) <= nothing);
+  CHECK(softplus_on_vector(huge) == huge);
+  CHECK(softplus_on_vector(-huge) <= nothing);
 }
 
 TEMPLATE_TEST_CASE("logistic: NaN stays NaN, infinities have limits", "[kernel][logistic]", float, double) {
   const TestType infinity = std::numeric_limits<TestType>::infinity();
   CHECK(is_nan(kernel::logistic(quiet_nan<TestType>())));
   CHECK(is_nan(on_vector(quiet_nan<TestType>())));
+  CHECK(is_nan(softplus_on_vector(quiet_nan<TestType>())));
 #ifndef __FAST_MATH__  // which promises the compiler that there are no infinities
   CHECK(kernel::logistic(infinity) == TestType(1));
   CHECK(kernel::logistic(-infinity) == TestType(0));

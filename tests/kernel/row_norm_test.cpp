@@ -126,12 +126,14 @@ TEST_CASE("row_norm: NaN stays in its row, no rows", "[kernel][row_norm]") {
   check(layer_norm<float>(4));
 }
 
-TEST_CASE("row_norm: equal bits for every thread count", "[kernel][row_norm][determinism]") {
+TEMPLATE_TEST_CASE("row_norm: equal bits for every thread count", "[kernel][row_norm][determinism]", rms_norm<float>,
+                   layer_norm<float>) {
   const matrix<float> x = test::random_matrix<float>(131, 150, 13);
   const matrix<float> dy = test::random_matrix<float>(131, 150, 14);
   const auto run = [&](executor_ref executor) {
-    layer_norm<float> norm(150, {.bias = true});
-    layer_norm<float>::tape tape;
+    TestType norm(150, {.bias = true});
+    with_random_gains(norm);
+    typename TestType::tape tape;
     matrix<float> all = matrix<float>::Zero(264, 150);
     norm.forward(x, all.topRows(131), tape, executor);
     norm.backward(x, dy, tape, all.middleRows(131, 131), executor);
@@ -140,7 +142,7 @@ TEST_CASE("row_norm: equal bits for every thread count", "[kernel][row_norm][det
     return all;
   };
   const matrix<float> serial = run({});
-  for (const int threads : {2, 3, 8}) {
+  for (const int threads : {1, 2, 3, 8}) {
     test::shuffled_threads pool(threads);
     CHECK(test::same_bits(run(pool), serial));
   }

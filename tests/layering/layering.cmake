@@ -105,7 +105,7 @@ foreach(header IN LISTS headers)
   endforeach()
 endforeach()
 
-# The umbrella brings everything, directly or through what it includes, but those rooms, kernel/format/, kernel/attention and the executors that need a library.
+# The umbrella brings everything, directly or through what it includes, but those rooms, kernel/format/, kernel/attention, kernel/state_space/ and the executors that need a library.
 set(reached ${umbrella_includes})
 set(queue ${umbrella_includes})
 while(queue)
@@ -124,7 +124,7 @@ while(queue)
 endwhile()
 set(not_in_umbrella sluice/sluice.hpp sluice/exec/openmp.hpp sluice/exec/tbb.hpp)
 foreach(header IN LISTS headers)
-  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/((${rooms_apart})/|kernel/(format|attention)[/.])")
+  if(NOT header IN_LIST reached AND NOT header IN_LIST not_in_umbrella AND NOT header MATCHES "^sluice/((${rooms_apart})/|kernel/(format|attention|state_space)[/.])")
     refuse("sluice/sluice.hpp: does not bring <${header}>")
   endif()
 endforeach()

@@ -11,6 +11,10 @@ struct several_arrays {
   parameter<double> uniform{{100, 100}, parameter_role::weight, initial_values::uniform(0.25)};
   parameter<double> constant{{10}, parameter_role::vector, initial_values::constant(7)};
   parameter<double> state{{10}, parameter_role::state, initial_values::constant(3)};
+  parameter<double> computed{
+      {50, 3}, parameter_role::weight, initial_values::computed([](index_t column, double draw) {
+        return static_cast<double>(column) + draw;
+      })};
   std::string first_name = "normal";
 
   template <typename Self, typename Visitor>
@@ -19,6 +23,7 @@ struct several_arrays {
     visit("uniform", self.uniform);
     visit("constant", self.constant);
     visit("state", self.state);
+    visit("computed", self.computed);
   }
 };
 
@@ -53,6 +58,10 @@ TEST_CASE("initialize: every array gets its distribution, states keep their valu
   CHECK(u.smallest >= -0.25);
   CHECK(u.largest <= 0.25);
   CHECK(u.largest > 0.249);
+  for (index_t i = 0; i < model.computed.size(); ++i) {
+    CHECK(std::floor(model.computed.data()[i]) == static_cast<double>(i % 3));
+    if (i > 0) CHECK(model.computed.data()[i] != model.computed.data()[i - 1] + (i % 3 == 0 ? -2 : 1));  // its own draw
+  }
   CHECK(model.constant.data()[3] == 7);
   CHECK(model.state.data()[3] == 1);
 }

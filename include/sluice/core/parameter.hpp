@@ -40,12 +40,17 @@ enum class parameter_role {
 
 /// How initialize() fills an array before training.
 struct initial_values {
-  enum class kind { constant, normal, uniform } distribution = kind::constant;
+  enum class kind { constant, normal, uniform, computed } distribution = kind::constant;
   double scale = 0;  ///< the constant, the standard deviation, or the bound of U(-scale, scale)
+  /// Computed: the value of an element in this column, of a draw from U(0, 1) of its own.
+  double (*of)(index_t column, double draw) = nullptr;
 
-  static initial_values constant(double value) { return {kind::constant, value}; }
-  static initial_values normal(double deviation) { return {kind::normal, deviation}; }
-  static initial_values uniform(double bound) { return {kind::uniform, bound}; }
+  static initial_values constant(double value) { return {kind::constant, value, nullptr}; }
+  static initial_values normal(double deviation) { return {kind::normal, deviation, nullptr}; }
+  static initial_values uniform(double bound) { return {kind::uniform, bound, nullptr}; }
+  static initial_values computed(double (*of_draw)(index_t column, double draw)) {
+    return {kind::computed, 1, of_draw};
+  }
 };
 
 /// An array of the model. Element is what it is kept as: Scalar, or a sixteen-bit type for weights that are only read.

@@ -4,8 +4,8 @@
 ///   dz = (dy W2) * phi'(z);  dx = dz W1;  dW2 += dy^T a;  dW1 += dz^T x;  db2, db1 += column sums
 ///
 /// Biases are optional. Storage says how W1 and W2 are kept (kernel/storage.hpp). Each row depends on its own input
-/// only, NaN stays in its row. Initial values: normal with deviation 1/sqrt(fan-in), biases zero. Fedus, Zoph, Shazeer
-/// 2022, arXiv:2101.03961 (with ReLU).
+/// only, NaN stays in its row. Initial values: normal with deviation 1/sqrt(fan-in) if no other is given, biases zero.
+/// Fedus, Zoph, Shazeer 2022, arXiv:2101.03961 (with ReLU).
 #pragma once
 
 #include <sluice/expert/grouped_alone.hpp>
@@ -25,6 +25,8 @@ public:
     bool bias = false;
     bool output_bias = true;   ///< false: if there are biases, b1 alone
     bool zero_output = false;  ///< W2 starts at zero: what is added beside other layers then changes nothing at first
+    double deviation = 0;      ///< of the first values of W1 and W2; 0: 1/sqrt(fan-in)
+    double output_deviation = 0;  ///< of W2's, if not as W1's
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
@@ -32,9 +34,10 @@ public:
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
-    up_ = {hidden, inputs};
-    down_ = o.zero_output ? linear_map<Storage>(outputs, hidden, initial_values::constant(0))
-                          : linear_map<Storage>(outputs, hidden);
+    up_ = {hidden, inputs, detail::initial_of_map(inputs, o.deviation)};
+    const double down_deviation = o.output_deviation == 0 ? o.deviation : o.output_deviation;
+    down_ = {outputs, hidden,
+             o.zero_output ? initial_values::constant(0) : detail::initial_of_map(hidden, down_deviation)};
     if (has_bias_) up_bias_ = detail::vector_in_lanes<Scalar>(hidden);
     if (has_output_bias_) down_bias_ = detail::vector_in_lanes<Scalar>(outputs);
   }

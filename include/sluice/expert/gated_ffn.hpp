@@ -55,6 +55,8 @@ public:
     bool hidden_scale = false;
     bool zero_output = false;  ///< the last map starts at zero: what is added beside other layers then does nothing
     SLUICE_NO_UNIQUE_ADDRESS detail::gating_of<Phi, Scalar> gating{};
+    double deviation = 0;         ///< of the first values of the three matrices; 0: 1/sqrt(fan-in)
+    double output_deviation = 0;  ///< of W_down's, if not as the others'
   };
 
   /// Throws std::invalid_argument unless D, H and D' are at least 1.
@@ -64,10 +66,12 @@ public:
     if (inputs < 1 || hidden < 1 || outputs < 1)
       throw_invalid("gated_ffn needs D, H, D' >= 1, not ", inputs, ", ", hidden, ", ", outputs);
     if constexpr (requires { gating_.validate(); }) gating_.validate();
-    gate_ = {hidden, inputs};
-    up_ = {hidden, inputs};
-    down_ = o.zero_output ? linear_map<Storage>(outputs, hidden, initial_values::constant(0))
-                          : linear_map<Storage>(outputs, hidden);
+    gate_ = {hidden, inputs, detail::initial_of_map(inputs, o.deviation)};
+    up_ = {hidden, inputs, detail::initial_of_map(inputs, o.deviation)};
+    down_ = {outputs, hidden,
+             o.zero_output
+                 ? initial_values::constant(0)
+                 : detail::initial_of_map(hidden, o.output_deviation == 0 ? o.deviation : o.output_deviation)};
     if (has_bias_) {
       gate_bias_ = detail::vector_in_lanes<Scalar>(hidden);
       up_bias_ = detail::vector_in_lanes<Scalar>(hidden);

@@ -57,8 +57,11 @@ using storages_of = typename storages_of_map<std::remove_cvref_t<Map>>::type;
 template <typename S>
 inline constexpr bool is_storage_choice = false;
 
-/// Initial values of a map that says nothing else.
-inline initial_values initial_of_map(index_t inputs) {
+/// Initial values of a map that says nothing else than perhaps a deviation. Throws std::invalid_argument if that is
+/// below 0.
+inline initial_values initial_of_map(index_t inputs, double deviation = 0) {
+  if (!is_at_least(deviation, 0)) throw_invalid("weights cannot begin with a deviation of ", deviation);
+  if (deviation > 0) return initial_values::normal(deviation);
   return initial_values::normal(inputs > 0 ? 1 / std::sqrt(static_cast<double>(inputs)) : 0);
 }
 

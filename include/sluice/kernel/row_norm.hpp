@@ -62,6 +62,47 @@ struct norm_tape {
   buffer<std::uint8_t> at_floor;  ///< 1 where the scale does not depend on x
 };
 
+// Rows are read by vectors, fused where the code says so. Left to a compiler, a product is rounded before its sum in
+// one copy of a loop and not in the next, and the bits of a row depend on who runs it.
+
+/// The sums of gain dy and of gain dy (x - mean) over a row.
+template <typename Scalar>
+struct norm_row_sums {
+  Scalar plain, centred;
+
+  norm_row_sums(index_t count, Scalar mean, const Scalar* gain, const Scalar* dy, const Scalar* x) noexcept {
+    using vector = kernel::simd<Scalar>;
+    const vector centre(mean);
+    vector sum(Scalar(0)), product(Scalar(0));
+    const auto add = [&](const vector& g, const vector& d, const vector& v) {
+      sum = kernel::multiply_add<Scalar>(g, d, sum);
+      product = kernel::multiply_add<Scalar>(g * d, v - centre, product);
+    };
+    constexpr index_t width = kernel::simd_width<Scalar>;
+    index_t c = 0;
+    for (; c + width <= count; c += width) add(kernel::load(gain + c), kernel::load(dy + c), kernel::load(x + c));
+    const auto rest = [&](const Scalar* row) { return kernel::load_part(row + c, count - c, Scalar(0)); };
+    if (c < count) add(rest(gain), rest(dy), rest(x));
+    plain = kernel::sum_lanes<Scalar>(sum);
+    centred = kernel::sum_lanes<Scalar>(product);
+  }
+};
+
+/// dx += s (gain dy - shift - factor (x - mean)) for a row.
+template <typename Scalar>
+void add_norm_gradient(index_t count, Scalar s, Scalar mean, Scalar shift, Scalar factor, const Scalar* gain,
+                       const Scalar* dy, const Scalar* x, Scalar* dx) noexcept {
+  using vector = kernel::simd<Scalar>;
+  const vector scale(s), centre(mean), less(-shift), by(-factor);
+  kernel::transform(
+      count,
+      [&](const vector& sum, const vector& g, const vector& d, const vector& v) {
+        const vector moved = kernel::multiply_add<Scalar>(g, d, less);
+        return kernel::multiply_add<Scalar>(scale, kernel::multiply_add<Scalar>(by, v - centre, moved), sum);
+      },
+      dx, dx, gain, dy, x);
+}
+
 /// dgain[c] += sum over rows of dy * (x - mean) * scale; dbias[c] += sum of dy. A task owns columns, rows go in order.
 template <bool Centred, typename Scalar>
 void add_gain_gradients(tokens_in<Scalar> x, tokens_in<Scalar> dy, const norm_tape<Scalar>& t, index_t first,
@@ -234,11 +275,13 @@ public:
                 index_t first = 0) {
     executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
       const Scalar s = t.scale[first + r];
+      const Scalar *const row = x.data() + r * x.outerStride(), *const upstream = dy.data() + r * dy.outerStride();
       Scalar inner = 0;
       if (!t.at_floor[first + r])
-        for (index_t c = 0; c < x.cols(); ++c) inner += x(r, c) * gain_.data()[c] * dy(r, c);
-      inner *= s * s / static_cast<Scalar>(x.cols());
-      for (index_t c = 0; c < x.cols(); ++c) dx(r, c) += s * (gain_.data()[c] * dy(r, c) - x(r, c) * inner);
+        inner = detail::norm_row_sums<Scalar>(x.cols(), Scalar(0), gain_.data(), upstream, row).centred * s * s /
+                static_cast<Scalar>(x.cols());
+      detail::add_norm_gradient<Scalar>(x.cols(), s, Scalar(0), Scalar(0), inner, gain_.data(), upstream, row,
+                                        dx.data() + r * dx.outerStride());
     });
     detail::add_gain_gradients<false>(x, dy, t, first, gain_.gradient(),
                                       options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
@@ -289,8 +332,22 @@ public:
       for (index_t c = 0; c < x.cols(); ++c) variance += (x(r, c) - mean) * (x(r, c) - mean);
       t.mean[r] = mean;
       t.scale[r] = 1 / std::sqrt(variance / width + options_.epsilon);
-      for (index_t c = 0; c < x.cols(); ++c)
-        y(r, c) = (x(r, c) - mean) * t.scale[r] * gain_.data()[c] + (options_.bias ? bias_.data()[c] : Scalar(0));
+      using vector = kernel::simd<Scalar>;
+      const Scalar* const row = x.data() + r * x.outerStride();
+      Scalar* const to = y.data() + r * y.outerStride();
+      const auto moved = [centre = vector(mean), scale = vector(t.scale[r])](const vector& v) {
+        return (v - centre) * scale;
+      };
+      if (options_.bias)
+        kernel::transform(
+            x.cols(),
+            [&](const vector& v, const vector& g, const vector& b) {
+              return kernel::multiply_add<Scalar>(moved(v), g, b);
+            },
+            to, row, gain_.data(), bias_.data());
+      else
+        kernel::transform(
+            x.cols(), [&](const vector& v, const vector& g) { return moved(v) * g; }, to, row, gain_.data());
     });
   }
 
@@ -301,15 +358,10 @@ public:
     executor.parallel_each(x.rows(), 4 * x.cols(), [&](index_t r) {
       const Scalar s = t.scale[first + r];
       const Scalar mean = t.mean[first + r];
-      Scalar sum = 0;
-      Scalar inner = 0;
-      for (index_t c = 0; c < x.cols(); ++c) {
-        const Scalar h = gain_.data()[c] * dy(r, c);
-        sum += h;
-        inner += h * (x(r, c) - mean) * s;
-      }
-      for (index_t c = 0; c < x.cols(); ++c)
-        dx(r, c) += s * (gain_.data()[c] * dy(r, c) - sum / width - (x(r, c) - mean) * s * (inner / width));
+      const Scalar *const row = x.data() + r * x.outerStride(), *const upstream = dy.data() + r * dy.outerStride();
+      const detail::norm_row_sums<Scalar> sums(x.cols(), mean, gain_.data(), upstream, row);
+      detail::add_norm_gradient<Scalar>(x.cols(), s, mean, sums.plain / width, s * s * sums.centred / width,
+                                        gain_.data(), upstream, row, dx.data() + r * dx.outerStride());
     });
     detail::add_gain_gradients<true>(x, dy, t, first, gain_.gradient(),
                                      options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);

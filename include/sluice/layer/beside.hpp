@@ -39,6 +39,18 @@ public:
   /// Throws std::invalid_argument if the widths differ.
   beside_layer(Layer layer, Other other) : base(std::move(layer), std::move(other)) { this->require_equal_widths(); }
 
+  /// Inference of tokens that continue a cache's sequences, if the other layer has such a call.
+  template <typename Cache>
+    requires CanContinue<Other, Cache>
+  void forward_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, typename base::workspace& ws,
+                      const context_type& context = {}) const {
+    detail::check_forward<beside_layer, scalar>(*this, x, y, context);
+    ws.added.resize(y.rows(), y.cols());
+    this->other().forward_cached(x, ws.added.map(), cache, ws.other, base::beside(context));  // first: y may be x
+    this->layer().forward(x, y, ws.layer, context);
+    y += ws.added.map();
+  }
+
 private:
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {

@@ -158,6 +158,16 @@ public:
   static consteval bool explain_training() { return explain_trainable_layer<Layer>(); }
 
 protected:
+  /// forward with the cached call of the layer inside: for wrappers that give it the tokens of the call, all at once.
+  template <typename Cache>
+  void run_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, workspace& ws,
+                  const context_type& context) const {
+    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
+      layer_.forward_cached(from, to, cache, ws.layer, first_of(own..., context));
+    });
+  }
+
   index_t own_bytes(index_t /*tokens*/, bool /*training*/) const { return 0; }
 
   template <typename Self, typename Visitor>

@@ -47,6 +47,15 @@ concept CanStep = HasTape<L> && requires(L& layer, typename L::tape& tape) { lay
 template <typename L>
 concept MixtureLayer = HasInputs<L> && HasOutputs<L> && CanInfer<L> && CanForwardInTraining<L>;
 
+/// Whether tokens can continue the sequences of such a cache: attention and state-space layers have the call, and
+/// wrappers inside which tokens stay what they are pass it on.
+template <typename L, typename Cache>
+concept CanContinue = CanInfer<L> &&
+    requires(const L& layer, tokens_in<typename L::scalar> x, tokens_out<typename L::scalar> y, Cache& cache,
+             typename L::workspace& workspace, const typename L::context_type& context) {
+  layer.forward_cached(x, y, cache, workspace, context);
+};
+
 template <typename L>
 concept TrainableLayer = MixtureLayer<L> && CanBackward<L> && CanStep<L>;
 
@@ -56,12 +65,14 @@ namespace detail {
 struct refused {};
 
 /// Calls f(memory) for the workspaces or tapes of the layers inside one: wrapped, beside, in a sequence, a task each, a
-/// round each.
+/// round each, or where the memory itself knows which (for_inner).
 template <typename Memory, typename F>
 void for_each_inner(Memory& memory, F&& f) {
   if constexpr (requires { memory.other; }) f(memory.other);
   if constexpr (requires { memory.others; }) std::apply([&](auto&... one) { (f(one), ...); }, memory.others);
-  if constexpr (requires { memory.layer; })
+  if constexpr (requires { memory.for_inner(f); })
+    memory.for_inner(f);
+  else if constexpr (requires { memory.layer; })
     f(memory.layer);
   else if constexpr (requires { memory.layers; })
     std::apply([&](auto&... one) { (f(one), ...); }, memory.layers);

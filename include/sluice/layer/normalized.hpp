@@ -45,6 +45,14 @@ public:
 
   normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {}
 
+  /// Inference of tokens that continue a cache's sequences, if the layer inside has such a call.
+  template <typename Cache>
+    requires CanContinue<Layer, Cache>
+  void forward_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, typename base::workspace& ws,
+                      const context_type& context = {}) const {
+    this->run_cached(x, y, cache, ws, context);
+  }
+
 private:
   template <typename Memory, typename Inner>
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {

@@ -35,6 +35,8 @@ struct draw_initial_values {
           return static_cast<scalar>(initial.scale * random.normal(initialization_site, i));
         case initial_values::kind::uniform:
           return static_cast<scalar>(initial.scale * (2 * random.uniform(initialization_site, i) - 1));
+        case initial_values::kind::computed:
+          return static_cast<scalar>(initial.of(i % p.cols(), random.uniform(initialization_site, i)));
         case initial_values::kind::constant:
           break;
       }

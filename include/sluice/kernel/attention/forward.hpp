@@ -15,8 +15,8 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/kernel/attention/exponential.hpp>
 #include <sluice/kernel/attention/lanes.hpp>
+#include <sluice/kernel/scratch_tasks.hpp>
 
-#include <atomic>
 #include <cmath>
 #include <numbers>
 
@@ -49,15 +49,8 @@ void begin_attention_tasks(const attention_inputs<Scalar>& in, attention_memory<
 template <typename Scalar, typename Body>
 void run_attention_tasks(attention_memory<Scalar>& memory, index_t numbers, index_t work, const executor_ref& executor,
                          Body&& body) {
-  const executor_ref threads = executor.for_work(work);
-  const index_t workers = (std::min)(threads.concurrency(), memory.tasks.size());
-  constexpr index_t line = 64 / sizeof(Scalar);
-  memory.scratch.reserve(executor.concurrency(), (numbers + line - 1) / line * line);
-  memory.scratch.resize(workers, (numbers + line - 1) / line * line);
-  std::atomic<index_t> next{0};  // tasks differ in work, and scratch is for as many as run
-  threads.parallel_for(workers, [&](index_t worker) {
-    for (index_t t = next++; t < memory.tasks.size(); t = next++) body(memory.tasks[t], memory.scratch.row(worker));
-  });
+  run_scratch_tasks(memory.tasks.size(), numbers, work, memory.scratch, executor,
+                    [&](index_t task, Scalar* scratch) { body(memory.tasks[task], scratch); });
 }
 
 /// What is known of the queries of a block of lanes: their numbers, and the sums over the keys so far.

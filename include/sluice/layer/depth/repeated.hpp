@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -97,6 +98,32 @@ public:
     t.record.keep(this);
   }
 
+  /// Inference of tokens that continue the sequences of caches: one for every application of a layer that uses such, in
+  /// order. Throws std::invalid_argument if there are not as many.
+  template <typename Cache>
+    requires CanContinue<Layer, Cache>
+  void forward_cached(tokens_in<scalar> x, tokens_out<scalar> y, std::span<Cache> caches, workspace& ws,
+                      const context_type& context = {}) const {
+    const auto uses_cache = [](const Layer& one) {
+      if constexpr (requires { one.template continues<Cache>(); })
+        return one.template continues<Cache>();
+      else
+        return true;
+    };
+    const index_t needed = rounds_ * std::count_if(layers_.begin(), layers_.end(), uses_cache);
+    if (needed != static_cast<index_t>(caches.size()))
+      throw_invalid("of the ", depth(), " applications of layers ", needed, " use a cache; there are ", caches.size());
+    ws.rounds.resize(layers_.size());
+    Cache* next = caches.data();
+    run(x, y, ws, context,
+        [&](const Layer& one, tokens_in<scalar> from, tokens_out<scalar> to, auto& own, const context_type& its) {
+          if (uses_cache(one))
+            one.forward_cached(from, to, *next++, own, its);
+          else
+            one.forward(from, to, own, its);
+        });
+  }
+
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<Layer> {
     t.record.validate(this);
@@ -138,10 +165,17 @@ public:
 private:
   template <typename Memory>
   void run(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
+    run(x, y, m, context,
+        [](const Layer& one, tokens_in<scalar> from, tokens_out<scalar> to, auto& own, const context_type& its) {
+          one.forward(from, to, own, its);
+        });
+  }
+  template <typename Memory, typename Apply>
+  void run(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Apply&& apply) const {
     detail::check_forward<repeated_layers, scalar>(*this, x, y, context);
     for (auto& between : m.between) between.resize(depth() > 1 ? x.rows() : 0, inputs());
     const auto step = [&](index_t i, tokens_in<scalar> from, tokens_out<scalar> to) {
-      layer(i % layers()).forward(from, to, m.rounds[as_size(i) % m.rounds.size()], context.for_layer(i));
+      apply(layer(i % layers()), from, to, m.rounds[as_size(i) % m.rounds.size()], context.for_layer(i));
     };
     if (depth() == 1) return step(0, x, y);
     step(0, x, m.between[0].map());
