@@ -180,7 +180,6 @@ void selective_scan_backward(const scan_inputs<Scalar>& in, const scan_gradients
   memory.shares.resize(blocks * T, 2 * N);
   run_scratch_tasks(blocks, task_type::scratch(in), 3 * T * in.channels * N, memory.scratch, executor,
                     [&](index_t b, Scalar* scratch) { task_type(in, b, scratch, memory).run(to); });
-  constexpr index_t tokens_per_task = 32;
   executor.parallel_each(T, 2 * blocks * N, [&](index_t t) {
     std::fill_n(to.dinto.row(t), N, Scalar(0));
     std::fill_n(to.dout_of.row(t), N, Scalar(0));

@@ -128,7 +128,6 @@ private:
   /// f(row) for all rows, blocks of them on threads; so much work a number.
   template <typename F>
   void for_rows(index_t rows, index_t work, const executor_ref& executor, F&& f) const {
-    constexpr index_t rows_per_task = 32;
     executor.parallel_each(rows, work * channels(), [&](index_t t) { f(t); });
   }
 
