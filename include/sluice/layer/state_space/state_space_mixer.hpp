@@ -125,12 +125,6 @@ private:
     return rows;
   }
 
-  /// f(row) for all rows, blocks of them on threads; so much work a number.
-  template <typename F>
-  void for_rows(index_t rows, index_t work, const executor_ref& executor, F&& f) const {
-    executor.parallel_each(rows, work * channels(), [&](index_t t) { f(t); });
-  }
-
   /// f(first column, columns, norm) for r, B and C.
   template <typename F>
   void for_each_part(F&& f) const {
@@ -188,7 +182,7 @@ private:
     if constexpr (trains) sums = &m.sums, m.sums.resize(T, I);
     kernel::causal_convolution<Scalar>(m.sequences.span(), rows_of(m.projected), m.taps,
                                        weights_.convolution_bias.data(), history, rows_of(*sums), executor);
-    for_rows(T, 4, executor, [&](index_t t) {
+    executor.parallel_each(T, 4 * channels(), [&](index_t t) {
       kernel::transform(
           I, [](const auto& v) { return silu::value(v); }, m.convolved.row(t), sums->row(t));
     });
@@ -204,7 +198,7 @@ private:
     }
     m.steps.resize(T, I);
     linear_forward(selected(m).map().leftCols(step_rank()), weights_.step, m.steps.map(), executor);
-    for_rows(T, 4, executor, [&](index_t t) {
+    executor.parallel_each(T, 4 * channels(), [&](index_t t) {
       kernel::transform(
           I, [](const kernel::simd<Scalar>& r, const kernel::simd<Scalar>& b) { return kernel::softplus(r + b); },
           m.steps.row(t), m.steps.row(t), weights_.step_bias.data());
@@ -214,7 +208,7 @@ private:
     kernel::selective_scan<Scalar>(scan_inputs(m), rows_of(m.mixed), states_of, trains, m.scan, executor);
     matrix_buffer<Scalar>* gated = &m.mixed;
     if constexpr (trains) gated = &m.gated, m.gated.resize(T, I);
-    for_rows(T, 4, executor, [&](index_t t) {
+    executor.parallel_each(T, 4 * channels(), [&](index_t t) {
       kernel::transform(
           I, [](const auto& s, const auto& z) { return s * silu::value(z); }, gated->row(t), m.mixed.row(t),
           m.projected.row(t) + I);
@@ -231,7 +225,7 @@ private:
     linear_backward(std::as_const(t.gated).map(), weights_.output, dy, t.dmixed.map(), executor);
     if (weights_.has_bias()) add_column_sums(dy, weights_.output_bias.gradient());
     t.dprojected.resize(T, 2 * I);
-    for_rows(T, 8, executor, [&](index_t r) {
+    executor.parallel_each(T, 8 * channels(), [&](index_t r) {
       Scalar *const z = t.projected.row(r) + I, *const ds = t.dmixed.row(r);
       kernel::transform(
           I, [](const auto& g, const auto& s, const auto& gate) { return g * s * silu::derivative(gate); },
@@ -256,7 +250,7 @@ private:
                                             t.scan, executor);
 
     // The derivative of softplus, of its value: 1 - exp(-d).
-    for_rows(T, 4, executor, [&](index_t r) {
+    executor.parallel_each(T, 4 * channels(), [&](index_t r) {
       kernel::transform(
           I,
           [](const kernel::simd<Scalar>& g, const kernel::simd<Scalar>& d) -> kernel::simd<Scalar> {
@@ -276,7 +270,7 @@ private:
     linear_backward(std::as_const(t.convolved).map(), weights_.selection, t.dselection.map(), t.dconvolved.map(),
                     executor);
 
-    for_rows(T, 4, executor, [&](index_t r) {
+    executor.parallel_each(T, 4 * channels(), [&](index_t r) {
       kernel::transform(
           I, [](const auto& g, const auto& v) { return g * silu::derivative(v); }, t.dconvolved.row(r),
           t.dconvolved.row(r), t.sums.row(r));
