@@ -62,7 +62,7 @@ TEMPLATE_TEST_CASE("entmax15: as by sorting - at any length and spread", "[kerne
     }
 }
 
-TEMPLATE_TEST_CASE("entmax15: scores of any size share one - what fills a vector has no share", "[kernel][entmax]", float,
+TEMPLATE_TEST_CASE("entmax15: scores of any size share one - what fills a vector gets none", "[kernel][entmax]", float,
                    double) {
   const TestType most = (std::numeric_limits<TestType>::max)();
   for (const TestType top : {TestType(1e9), TestType(1e18), most, -most})
