@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "session.hpp"
-#include "workload.hpp"
+#include "forward_case.hpp"
 
 namespace bench {
 
@@ -28,8 +27,7 @@ struct low_rank_shape {
 
 void time_low_rank(session& s, const low_rank_shape& on, index_t top_k, int threads) {
   const std::string name = "low_rank_K=" + std::to_string(top_k);
-  const std::string title = name + " T=" + std::to_string(on.tokens) + ", " + std::to_string(threads) +
-                            (threads == 1 ? " thread" : " threads");
+  const std::string title = forward_title(name, on.tokens, threads);
   if (!s.wants(title)) return;
   using bank_type = sluice::expert_bank<sluice::low_rank_expert<float>>;
   bank_type bank(on.experts, sluice::low_rank_expert<float>(on.inputs, on.rank, {.scale = 2}));
@@ -44,21 +42,11 @@ void time_low_rank(session& s, const low_rank_shape& on, index_t top_k, int thre
   token_rows y = token_rows::Zero(on.tokens, on.inputs);
   bank_type::tape tape;
   bank.prepare(tape, on.tokens * top_k, false);
-  const auto at = [&](std::int64_t r) { return static_cast<std::size_t>(r) % x.size(); };
-  const contestant forward{
-      "sluice", [&](std::int64_t r) { s.flush(x[at(r)]); },
-      [&](std::int64_t r) { bank.forward_routed(x[at(r)], plans[at(r)].routed(), y, tape, executor); }};
-  record r;
-  r.name = name;
-  r.tokens = on.tokens;
+  const load_summary loads = summarize(plans);
+  record r = forward_record(name, threads, on.of(top_k, loads.touched), loads);
   r.routing = "uniform_planned";
-  r.dtype = "float32";
-  r.implementation = "sluice";
-  r.threads = threads;
-  r.touched = summarize(plans).touched;
-  r.largest_load = summarize(plans).largest;
-  r.done = on.of(top_k, r.touched);
-  s.race(title, {forward}, {r});
+  race_forward(s, title, r, x,
+               [&](std::size_t b) { bank.forward_routed(x[b], plans[b].routed(), y, tape, executor); });
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Experts whose weights are products of smaller ones, forward, 512 tokens: MPOE's matrices, computed and multiplied,
 // and a multilinear mixture with its gates.
-#include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/factorized/matrix_product.hpp>
 #include <sluice/gate/centred.hpp>
 #include <sluice/layer/moe_layer.hpp>
@@ -12,37 +11,18 @@
 #include <utility>
 #include <vector>
 
-#include "session.hpp"
-#include "workload.hpp"
+#include "forward_case.hpp"
 
 namespace bench {
 
 namespace {
 
 template <typename Layer>
-void forward_case(session& s, const std::string& name, Layer layer, std::int64_t rows, const work& done, int threads) {
-  const std::string title =
-      name + " T=" + std::to_string(rows) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+void forward_case(session& s, const std::string& name, Layer layer, index_t rows, const work& done, int threads) {
+  const std::string title = forward_title(name, rows, threads);
   if (!s.wants(title)) return;
   sluice::initialize(layer, 21);
-  sluice::thread_pool pool(threads);
-  sluice::routing_context<float> context;
-  context.executor = pool;
-  const std::vector<token_rows> x = random_batches(rows, layer.inputs(), 22);
-  token_rows y(rows, layer.outputs());
-  typename Layer::workspace workspace;
-  const auto batch = [&](std::int64_t r) -> const token_rows& { return x[static_cast<std::size_t>(r) % x.size()]; };
-  const contestant forward{"sluice", [&](std::int64_t r) { s.flush(batch(r)); },
-                           [&](std::int64_t r) { layer.forward(batch(r), y, workspace, context); }};
-  record r;
-  r.name = name;
-  r.tokens = rows;
-  r.routing = "uniform";
-  r.dtype = "float32";
-  r.implementation = "sluice";
-  r.threads = threads;
-  r.done = done;
-  s.race(title, {forward}, {r});
+  race_layer(s, title, forward_record(name, threads, done), random_batches(rows, layer.inputs(), 22), layer);
 }
 
 /// The two products of every pair of the centre's indices, then the experts; weights are read, matrices written and

@@ -1,6 +1,5 @@
 // How time grows with tokens, with experts and with experts a token, on a moderate shape; and with single neurons, up to
 // a million of them.
-#include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/neuron_bank.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
@@ -11,9 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "forward_case.hpp"
 #include "model.hpp"
-#include "session.hpp"
-#include "workload.hpp"
 
 namespace bench {
 
@@ -23,29 +21,10 @@ using expert = sluice::swiglu<float>;
 
 void measure(session& s, const layer_of<expert>& layer, const shape& on, const std::string& name, std::int64_t rows,
              const std::string& title) {
-  sluice::thread_pool pool(s.asked.threads);
-  sluice::routing_context<float> context;
-  context.executor = pool;
   const std::vector<token_rows> x = random_batches(rows, on.inputs, 21);
-  std::vector<plan> plans(x.size());
-  router::tape scratch;
-  for (std::size_t b = 0; b < x.size(); ++b) layer.router().route(x[b], context, plans[b], scratch);
-  token_rows y(rows, on.inputs);
-  layer_of<expert>::workspace workspace;
-  const auto batch = [&](std::int64_t r) -> const token_rows& { return x[static_cast<std::size_t>(r) % x.size()]; };
-  const contestant forward{"sluice", [&](std::int64_t r) { s.flush(batch(r)); },
-                           [&](std::int64_t r) { layer.forward(batch(r), y, workspace, context); }};
-  record r;
-  r.name = name;
-  r.tokens = rows;
-  r.routing = "uniform";
-  r.dtype = storage<expert>::name;
-  r.implementation = "sluice";
-  r.threads = s.asked.threads;
-  r.touched = summarize(plans).touched;
-  r.largest_load = summarize(plans).largest;
-  r.done = layer_work(on, rows * on.top_k, r.touched, storage<expert>::bytes);
-  s.race(title, {forward}, {r});
+  const load_summary loads = loads_of(layer.router(), x);
+  const work done = layer_work(on, rows * on.top_k, loads.touched, storage<expert>::bytes);
+  race_layer(s, title, forward_record(name, s.asked.threads, done, loads), x, layer);
 }
 
 /// The name carries what varies, for the CSV has no columns for it: growth_T, growth_E=64, growth_K=4.
@@ -69,30 +48,11 @@ void grow_neurons(session& s, index_t keys) {
       router_type{width, keys, {.heads = heads, .top_k = (std::min)(top_k, keys * keys), .key_width = width / 2}},
       sluice::neuron_bank<float>{keys * keys, width}};
   sluice::initialize(layer, /*seed=*/6);
-  sluice::thread_pool pool(s.asked.threads);
-  sluice::routing_context<float> context;
-  context.executor = pool;
   const std::vector<token_rows> x = random_batches(1, width, 22);
-  const auto batch = [&](std::int64_t r) -> const token_rows& { return x[static_cast<std::size_t>(r) % x.size()]; };
-  std::vector<plan> plans(x.size());
-  router_type::tape scratch;
-  for (std::size_t b = 0; b < x.size(); ++b) layer.router().route(x[b], context, plans[b], scratch);
-  token_rows y(1, width);
-  decltype(layer)::workspace workspace;
-  const contestant forward{"sluice", [&](std::int64_t r) { s.flush(batch(r)); },
-                           [&](std::int64_t r) { layer.forward(batch(r), y, workspace, context); }};
-  record r;
-  r.name = name;
-  r.tokens = 1;
-  r.routing = "uniform";
-  r.dtype = "float32";
-  r.implementation = "sluice";
-  r.threads = s.asked.threads;
-  r.touched = summarize(plans).touched;
-  r.largest_load = summarize(plans).largest;
-  const double searched = static_cast<double>(heads * keys * width), used = r.touched * 2 * width;
-  r.done = {2 * (searched + used), sizeof(float) * (searched + used)};
-  s.race(title, {forward}, {r});
+  const load_summary loads = loads_of(layer.router(), x);
+  const double searched = static_cast<double>(heads * keys * width), used = loads.touched * 2 * width;
+  const work done{2 * (searched + used), sizeof(float) * (searched + used)};
+  race_layer(s, title, forward_record(name, s.asked.threads, done, loads), x, layer);
 }
 
 }  // namespace

@@ -50,6 +50,7 @@ int run(const options& o) {
   layer_cases(s);
   training_cases(s);
   factorized_cases(s);
+  other_layer_cases(s);
   adapter_cases(s);
   growth_cases(s);
   routing_cases(s);

@@ -147,22 +147,23 @@ std::string storage_section(const session& s) {
   return t.empty() ? "" : std::string(prose::storage) + t.text() + "![storages](storages.svg)\n\n";
 }
 
-std::string training_section(const session& s) {
+template <typename Wanted>
+std::string section_of_cases(const session& s, std::string_view prose, Wanted&& wanted) {
   table t({"case", "T", "threads", "least ms", "ms", "of roofline", "GFLOP/s", "spread"});
   for (const record& r : s.found.cases)
-    if (r.name.ends_with("_training"))
+    if (wanted(r.name))
       t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds),
              milliseconds(r.median), percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
-  return t.empty() ? "" : std::string(prose::training) + t.text();
+  return t.empty() ? "" : std::string(prose) + t.text();
 }
-
+std::string training_section(const session& s) {
+  return section_of_cases(s, prose::training, [](const std::string& name) { return name.ends_with("_training"); });
+}
 std::string factorized_section(const session& s) {
-  table t({"case", "T", "threads", "least ms", "ms", "of roofline", "GFLOP/s", "spread"});
-  for (const record& r : s.found.cases)
-    if (r.name.starts_with("factorized_"))
-      t.add({r.name, std::to_string(r.tokens), std::to_string(r.threads), milliseconds(r.least.seconds),
-             milliseconds(r.median), percent(r.roofline_fraction()), fixed(r.gflops(), 0), fixed(r.spread(), 2)});
-  return t.empty() ? "" : std::string(prose::factorized) + t.text();
+  return section_of_cases(s, prose::factorized, [](const std::string& name) { return name.starts_with("factorized_"); });
+}
+std::string other_layers_section(const session& s) {
+  return section_of_cases(s, prose::other_layers, [](const std::string& name) { return name.starts_with("other_"); });
 }
 
 std::string threads_section(const session& s) {
@@ -403,7 +404,7 @@ std::string markdown(const session& s, const facts& environment) {
   out += machine.text() + limits_section(s) +
          "Data: `report.csv`; pictures: `roofline.svg`, `storages.svg`, `sweep.svg`.\n\n![share of the roofline](roofline.svg)\n\n";
   return out + how_to_read(s) + forward_section(s) + skew_section(s) + storage_section(s) + training_section(s) +
-         factorized_section(s) + threads_section(s) + adapter_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
+         factorized_section(s) + other_layers_section(s) + threads_section(s) + adapter_section(s) + growth_section(s) + routing_section(s) + codebook_section(s) + scan_section(s) + rounding_section(s) + attention_section(s) + executor_section(s) + sweep_section(s) +
          memory_section(s) + list_section(s.found.cases);
 }
 

@@ -74,6 +74,15 @@ matrices, written and read. `factorized_multilinear`: gates, factors and the out
 
 )";
 
+inline constexpr std::string_view other_layers = R"(## Other layers
+
+Forward. `other_merged`: eight experts of width 768 and 64 hidden units become one for every sequence of 64 tokens; counted are the
+sums and the networks, and as bytes the experts once and what they become twice. `other_convolution`: two of eight 3 x 3 convolutions
+an image of 64 channels, 16 x 16. `other_selective_attention`: four of eight heads a token, width 512, one sequence.
+`other_cross_attention`: eight heads, width 512, at 576 rows of width 1024. Routing is not counted.
+
+)";
+
 inline constexpr std::string_view training = R"(## Training step
 
 Forward and backward, without the optimiser, counted as three times the FLOP of a forward pass; the bound from memory counts

@@ -143,6 +143,7 @@ void memory_cases(session& s);
 void layer_cases(session& s);
 void training_cases(session& s);
 void factorized_cases(session& s);
+void other_layer_cases(session& s);
 void adapter_cases(session& s);
 void growth_cases(session& s);
 void routing_cases(session& s);

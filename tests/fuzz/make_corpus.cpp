@@ -38,7 +38,7 @@ std::map<std::string, file_map> corpora() {
           {"gguf", files_of(".gguf", {valid_gguf_files(), malformed_gguf_files()})},
           {"index", files_of(".json", {valid_indices(), malformed_indices()})},
           {"kernels", kernel_cases()},
-          {"routing", sluice::test::drawn_cases(11, 5, 180)}};
+          {"routing", sluice::test::drawn_cases(22, 5, 180)}};
 }
 
 std::string content(const std::filesystem::path& path) {

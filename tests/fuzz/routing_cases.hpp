@@ -30,11 +30,13 @@
 #include <sluice/router/threshold/top_p.hpp>
 #include <sluice/router/token_choice.hpp>
 #include <sluice/router/tokens_choose/chosen_ranks.hpp>
+#include <sluice/router/tokens_choose/drawn_tail.hpp>
 #include <sluice/router/tokens_choose/gshard_top2.hpp>
 #include <sluice/router/tokens_choose/moe_plus_plus.hpp>
+#include <sluice/router/tokens_choose/position_share.hpp>
+#include <sluice/router/tokens_choose/score_weighted.hpp>
 #include <sluice/router/tokens_choose/sigmoid_top_k.hpp>
 #include <sluice/router/tokens_choose/sparse_mixer.hpp>
-#include <sluice/router/tokens_choose/position_share.hpp>
 #include <sluice/router/tokens_choose/straight_through.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
 
@@ -155,11 +157,11 @@ public:
   using sparse_rule = coupling_rule<float, sparse_row_coupling<float>, sigmoid_rule<float>>;
   using rules = std::variant<softmax_rule<float>, gshard_rule<float>, sigmoid_rule<float>, sparse_mixer_rule<float>,
                              moe_plus_plus_rule<float>, top_p_rule<float>, skipping_rule<float>, chosen_ranks_rule<float>,
-                             straight_through_rule<float>, position_share_rule<float>,
-                             balanced_rule<float>,
-                             sinkhorn_rule, sparse_rule, balanced_assignment_rule<float>>;
-  using tape = std::tuple<detail::no_rule_tape, position_share_rule<float>::tape, balanced_rule<float>::tape, sinkhorn_rule::tape, sparse_rule::tape,
-                          balanced_assignment_rule<float>::tape>;
+                             straight_through_rule<float>, position_share_rule<float>, score_weighted_rule<float>,
+                             drawn_tail_rule<float>, balanced_rule<float>, sinkhorn_rule, sparse_rule,
+                             balanced_assignment_rule<float>>;
+  using tape = std::tuple<detail::no_rule_tape, position_share_rule<float>::tape, balanced_rule<float>::tape,
+                          sinkhorn_rule::tape, sparse_rule::tape, balanced_assignment_rule<float>::tape>;
   static constexpr bool causal = false;
 
   explicit any_rule(rules rule) : rule_(std::move(rule)) {}
@@ -246,7 +248,8 @@ private:
 
 class any_noise {
 public:
-  using noises = std::variant<no_noise<float>, gaussian_noise<float>, gumbel_noise<float>, logistic_noise<float>, learned_noise<float>>;
+  using noises = std::variant<no_noise<float>, gaussian_noise<float>, gumbel_noise<float>, logistic_noise<float>,
+                              learned_noise<float>, uniform_noise<float>>;
   struct tape {
     no_noise<float>::tape none;
     learned_noise<float>::tape learned;

@@ -26,6 +26,7 @@
 #include <sluice/router/experts_choose/expert_preferred.hpp>
 #include <sluice/router/fixed/given.hpp>
 #include <sluice/router/fixed/random_partition.hpp>
+#include <sluice/router/masked/offered.hpp>
 #include <sluice/router/over_training/compete.hpp>
 #include <sluice/router/over_training/dense_to_sparse.hpp>
 #include <sluice/router/over_training/dselect_k.hpp>
@@ -143,6 +144,8 @@ struct batch {
     }
     features = matrix<float>(tokens, experts);
     for (index_t i = 0; i < features.size(); ++i) features.data()[i] = draw_logit(bytes);
+    if (flags & 32)  // tokens that are all alike
+      for (index_t t = 1; t < tokens; ++t) features.row(t) = features.row(0);
   }
   /// x of any bits as well, for routers that read it themselves.
   void make_wild(byte_reader& bytes) {
@@ -452,7 +455,10 @@ choice_policy<float> draw_policy(byte_reader& bytes) {
   constexpr further_choices policies[] = {further_choices::random, further_choices::all, further_choices::none,
                                           further_choices::threshold};
   constexpr float thresholds[] = {0.2F, 0, 0.5F, 1};
-  return {.policy = bytes.one_of(policies), .threshold = {bytes.one_of(thresholds)}, .sampled = bytes.flag()};
+  return {.policy = bytes.one_of(policies),
+          .threshold = {bytes.one_of(thresholds)},
+          .sampled = bytes.flag(),
+          .one_draw_a_group = bytes.flag()};
 }
 
 any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
@@ -461,7 +467,7 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
   const auto weights = [&](expert_scores scores) {
     return sigmoid_rule<float>(b.experts, {.top_k = k.own, .renormalize = false, .selection_bias = false, .scores = scores});
   };
-  switch (bytes.below(b.experts < 2 ? 13 : 14)) {
+  switch (bytes.below(b.experts < 2 ? 15 : 16)) {
     case 0: {
       constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
       softmax_rule<float>::options o{.weights = bytes.one_of(weightings), .constant_weight = true};
@@ -548,6 +554,15 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
       k = draw_k(bytes, 1, b.experts);
       return any_rule(position_share_rule<float>({.top_k = k.own, .epsilon = bytes.one_of(epsilons)}));
     }
+    case 13:
+      k = draw_k(bytes, 1, b.experts);
+      return any_rule(score_weighted_rule<float>({.top_k = k.own}));
+    case 14: {
+      constexpr weighting weightings[] = {weighting::pre, weighting::post, weighting::renorm};
+      k = draw_k(bytes, 1, b.experts);
+      const softmax_rule<float> rule({.top_k = k.own, .weights = bytes.one_of(weightings), .constant_weight = true});
+      return any_rule(drawn_tail_rule<float>(rule, bytes.between(1, k.own)));
+    }
     default: {
       k = draw_k(bytes, 2, b.experts);
       gshard_rule<float>::options o{.top_k = k.own, .training = draw_policy(bytes), .inference = draw_policy(bytes)};
@@ -558,7 +573,9 @@ any_rule draw_rule(byte_reader& bytes, const batch& b, drawn_k& k) {
 }
 
 any_noise draw_noise(byte_reader& bytes, const batch& b) {
-  switch (bytes.below(5)) {
+  switch (bytes.below(6)) {
+    case 5:
+      return any_noise(uniform_noise<float>(bytes.flag() ? 1.0F : 1e3F));
     case 3:
       return any_noise(gumbel_noise<float>());
     case 4:
@@ -715,13 +732,37 @@ void check_weights(const float* logits, index_t experts, const std::vector<index
     demand(std::abs(double(weights[j]) - scaling * scores[j]) <= 64 * eps * std::abs(scaling));
 }
 
+/// Tokens of a group with the same scores have asked for the same experts.
+void check_draws_of_groups(const outcome<sparse>& o, const batch& b, const gshard_rule<float>& rule, index_t k) {
+  if (!(b.training ? rule.settings().training : rule.settings().inference).one_draw_a_group) return;
+  const auto& choices = o.tape.choices;
+  const context_t context = b.context();
+  for (index_t g = 0; g < context.group_count(); ++g) {
+    const token_range group = context.group(g, b.tokens);
+    for (index_t t = group.begin; t < group.end; ++t)
+      for (index_t other = group.begin; other < t; ++other) {
+        const float *row = o.tape.seen.noisy().row(t), *same = o.tape.seen.noisy().row(other);
+        const bool is_routed = choices.expert[t * k] != no_expert && choices.expert[other * k] != no_expert;
+        if (!is_routed || std::memcmp(row, same, as_size(b.experts) * sizeof(float)) != 0) continue;
+        for (index_t j = 0; j < k; ++j)
+          demand(choices.expert[t * k + j] == choices.expert[other * k + j] &&
+                 choices.asked[t * k + j] == choices.asked[other * k + j]);
+      }
+  }
+}
+
 void check_choices(const outcome<sparse>& o, const batch& b, const any_rule& rule, index_t k, bool of_kept) {
   const auto& choices = o.tape.choices;
   const auto* by_softmax = std::get_if<softmax_rule<float>>(&rule.held());
-  const bool is_greedy = (by_softmax != nullptr && !by_softmax->settings().groups.limits()) ||
+  const auto* with_drawn = std::get_if<drawn_tail_rule<float>>(&rule.held());
+  if (with_drawn != nullptr) by_softmax = &with_drawn->inner();
+  const bool by_scores = std::holds_alternative<score_weighted_rule<float>>(rule.held());
+  const bool is_greedy = (by_softmax != nullptr && !by_softmax->settings().groups.limits()) || by_scores ||
                          std::holds_alternative<moe_plus_plus_rule<float>>(rule.held()) ||
                          (std::holds_alternative<sparse_mixer_rule<float>>(rule.held()) && !b.training);
+  const index_t best = with_drawn != nullptr && b.training ? (std::max)(index_t{0}, k - with_drawn->drawn()) : k;
   demand(choices.top_k == k);
+  if (const auto* by_draws = std::get_if<gshard_rule<float>>(&rule.held())) check_draws_of_groups(o, b, *by_draws, k);
   for (index_t t = 0; t < b.tokens; ++t) {
     const auto invalid = o.plan.invalid_tokens();
     if (b.is_padding(t) || std::find(invalid.begin(), invalid.end(), t) != invalid.end()) continue;
@@ -737,7 +778,12 @@ void check_choices(const outcome<sparse>& o, const batch& b, const any_rule& rul
       weights.push_back(choices.weight[pair]);
       demand(!is_nan(weights.back()));
     }
-    if (is_greedy) demand(ids == best_experts(logits, b.experts, k));
+    if (is_greedy) {
+      demand(index_t(ids.size()) == k);
+      const std::vector<index_t> expected = best_experts(logits, b.experts, best);
+      demand(std::equal(expected.begin(), expected.end(), ids.begin()));
+    }
+    for (std::size_t j = 0; by_scores && j < weighed.size(); ++j) demand(weights[j] == logits[weighed[j]]);
     if (by_softmax != nullptr && !weighed.empty())
       check_weights(logits, b.experts, weighed, weights, by_softmax->settings());
     if (std::holds_alternative<moe_plus_plus_rule<float>>(rule.held()) ||
@@ -916,6 +962,36 @@ void check_hash(byte_reader& bytes, batch& b) {
       check_weights(&b.features(t, 0), b.experts, chosen, given, by_softmax->settings());
   }
   check_layer(bytes, router, b, used);
+}
+
+/// Experts are the best of those that were offered, all of them if they are fewer.
+void check_offered(byte_reader& bytes, batch& b) {
+  matrix<float> dlogits;
+  const drawn_k k = draw_k(bytes, 1, b.experts);
+  b.expert_ids = matrix<index_t>(b.tokens, bytes.between(1, 4));
+  for (index_t i = 0; i < b.expert_ids.size(); ++i) b.expert_ids.data()[i] = bytes.between(no_expert, b.experts - 1);
+  const any_sparse router(offered_router<float, features_gate>(features_gate(b.width, b.experts, &dlogits),
+                                                               {.top_k = k.own, .constant_weight = true}));
+  const auto o = check_call(bytes, router, b, k.of_call, &dlogits);
+  check_consistency(o, b, k.used());
+  check_only_nan_is_invalid(o, b, true);
+  for (index_t t = 0; t < b.tokens; ++t) {
+    if (b.is_padding(t) || b.holds_nan(t, true)) continue;
+    matrix<float> seen = matrix<float>::Constant(1, b.experts, -std::numeric_limits<float>::infinity());
+    for (index_t j = 0; j < b.expert_ids.cols() && b.expert_ids(t, j) != no_expert; ++j)
+      seen(0, b.expert_ids(t, j)) = b.features(t, b.expert_ids(t, j));
+    std::vector<index_t> expected = best_experts(seen.data(), b.experts, k.used()), chosen;
+    std::erase_if(expected, [&](index_t e) { return seen(0, e) < std::numeric_limits<float>::lowest(); });
+    std::vector<float> weights;
+    for (const index_t i : o.plan.of_token(t)) {
+      chosen.push_back(o.plan.expert(i));
+      weights.push_back(o.plan.weight(i));
+    }
+    demand(chosen == expected);
+    if (!chosen.empty())
+      check_weights(seen.data(), b.experts, chosen, weights, {.top_k = k.own, .weights = weighting::post});
+  }
+  check_layer(bytes, router, b, k.of_call);
 }
 
 /// Equal parts in training, every expert at inference.
@@ -1329,7 +1405,8 @@ constexpr check checks[] = {&check_token_choice,  &check_expert_choice, &check_r
                             &check_compete,       &check_hash,          &check_dense_softmax, &check_token_choice,
                             &check_token_choice,  &check_dense_weights, &check_cooling,
                             &check_tucker_key,    &check_partition,     &check_given,
-                            &check_sinkhorn_experts, &check_sparse_experts, &check_expert_preferred};
+                            &check_sinkhorn_experts, &check_sparse_experts, &check_expert_preferred,
+                            &check_offered};
 
 }  // namespace
 

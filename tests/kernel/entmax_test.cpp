@@ -62,6 +62,20 @@ TEMPLATE_TEST_CASE("entmax15: as by sorting - at any length and spread", "[kerne
     }
 }
 
+TEMPLATE_TEST_CASE("entmax15: scores of any size share one - what fills a vector gets none", "[kernel][entmax]", float,
+                   double) {
+  const TestType most = (std::numeric_limits<TestType>::max)();
+  for (const TestType top : {TestType(1e9), TestType(1e18), most, -most})
+    for (std::size_t count = 1; count <= 9; ++count) {
+      std::vector<TestType> scores(count, -most);
+      scores[0] = top;
+      std::vector<TestType> expected(count, top == -most ? 1 / static_cast<TestType>(count) : TestType(0));
+      if (top != -most) expected[0] = 1;
+      const auto p = entmax_of(scores);
+      for (std::size_t i = 0; i < count; ++i) CHECK(std::abs(p[i] - expected[i]) <= test::bound<TestType>(9));
+    }
+}
+
 TEST_CASE("entmax15: ties and infinities and NaN", "[kernel][entmax][nan]") {
   const double infinity = std::numeric_limits<double>::infinity();
   const auto ties = entmax_of<double>({0.3, 1.1, 0.3, 1.1, -7});

@@ -50,20 +50,26 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     this->inner().forward(x, context, logits, t.inner);
     draw(context, t);
-    for (index_t e = 0; e < this->experts(); ++e)
-      if (t.out[e]) logits.col(e).setConstant(kernel::number_of_key<scalar>(-kernel::infinity_key<scalar>));
+    for_dropped(x.rows(), t, [&](index_t token, index_t e) {
+      logits(token, e) = kernel::number_of_key<scalar>(-kernel::infinity_key<scalar>);
+    });
   }
 
   void backward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_in<scalar> dlogits, tape& t,
                 tokens_out<scalar> dx) {
     t.dlogits.resize(dlogits.rows(), dlogits.cols());
     t.dlogits.map() = dlogits;
-    for (index_t e = 0; e < this->experts(); ++e)
-      if (t.out[e]) t.dlogits.map().col(e).setZero();
+    for_dropped(x.rows(), t, [&](index_t token, index_t e) { t.dlogits(token, e) = 0; });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);
   }
 
 private:
+  template <typename F>
+  void for_dropped(index_t tokens, const tape& t, F&& f) const {
+    for (index_t e = 0; e < this->experts(); ++e)
+      for (index_t token = 0; token < tokens && t.out[e]; ++token) f(token, e);
+  }
+
   void draw(const routing_context<scalar>& context, tape& t) const {
     t.out.assign(this->experts(), 0);
     if (!context.training || options_.rate == 0) return;

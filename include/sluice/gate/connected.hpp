@@ -53,9 +53,8 @@ public:
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {
     this->inner().forward(x, context, logits, t.inner);
     // A NaN stays: it is what shows that a token is invalid.
-    for_cut([&](index_t e) {
-      for (index_t token = 0; token < logits.rows(); ++token)
-        if (!is_nan(logits(token, e))) logits(token, e) = -std::numeric_limits<scalar>::infinity();
+    for_cut(x.rows(), [&](index_t token, index_t e) {
+      if (!is_nan(logits(token, e))) logits(token, e) = -std::numeric_limits<scalar>::infinity();
     });
   }
 
@@ -63,15 +62,15 @@ public:
                 tokens_out<scalar> dx) {
     t.dlogits.resize(dlogits.rows(), dlogits.cols());
     t.dlogits.map() = dlogits;
-    for_cut([&](index_t e) { t.dlogits.map().col(e).setZero(); });
+    for_cut(x.rows(), [&](index_t token, index_t e) { t.dlogits(token, e) = 0; });
     this->inner().backward(x, context, t.dlogits.map(), t.inner, dx);
   }
 
 private:
   template <typename F>
-  void for_cut(F&& f) const {
+  void for_cut(index_t tokens, F&& f) const {
     for (index_t e = 0; e < this->experts(); ++e)
-      if (connected_[as_size(e)] == 0) f(e);
+      for (index_t token = 0; token < tokens && connected_[as_size(e)] == 0; ++token) f(token, e);
   }
 
   std::vector<std::uint8_t> connected_;

@@ -49,6 +49,7 @@ public:
   /// Adds into dx and into the gradients.
   void backward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_in<Scalar> dlogits, tape& t,
                 tokens_out<Scalar> dx) {
+    if (x.rows() == 0) return;
     context.executor.parallel_blocks(x.rows(), row_block, experts() * inputs(), [&](index_t begin, index_t end) {
       kernel::multiply_nn(end - begin, inputs(), experts(), dlogits.data() + begin * dlogits.outerStride(),
                           dlogits.outerStride(), t.weights.data(), inputs(), dx.data() + begin * dx.outerStride(),

@@ -12,6 +12,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/choices.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/gate/decorator.hpp>
 #include <sluice/gate/linear.hpp>
 #include <sluice/kernel/order.hpp>
@@ -41,7 +42,8 @@ public:
     read_offers(context, x.rows(), t.is_offered);
     this->inner().forward(x, context, logits, t.inner);
     for_others(t, [&](index_t token, index_t e) {
-      logits(token, e) = kernel::number_of_key<scalar>(-kernel::infinity_key<scalar>);
+      // A NaN stays: it is what shows that a token is invalid.
+      if (!is_nan(logits(token, e))) logits(token, e) = kernel::number_of_key<scalar>(-kernel::infinity_key<scalar>);
     });
   }
 

@@ -34,9 +34,10 @@ void entmax15(const Scalar* in, Scalar* out, index_t count) noexcept {
     return;
   }
   const simd<Scalar> top(maximum), half(Scalar(0.5)), zero(Scalar(0));
+  const Scalar nothing = number_of_key<Scalar>(-infinity_key<Scalar>);
   // Distances to the maximum, at most 0; the share of one at -1 or below is zero.
   const auto excess = [&](index_t i, const simd<Scalar>& tau) {
-    const simd<Scalar> s = i + width <= count ? load(in + i) : load_part(in + i, count - i, Scalar(maximum - 4));
+    const simd<Scalar> s = i + width <= count ? load(in + i) : load_part(in + i, count - i, nothing);
     return (xsimd::max)(zero, (s - top) * half - tau);
   };
   Scalar tau = -1;

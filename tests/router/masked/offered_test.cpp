@@ -64,6 +64,26 @@ TEST_CASE("offered: what was not offered has no gradient", "[router][offered]") 
   CHECK((dweight.row(0).norm() > 0 && dweight.row(2).norm() > 0));
 }
 
+TEST_CASE("offered: a token that holds NaN is invalid, whatever it was offered", "[router][offered][nan]") {
+  offered_router<double> router(3, 4, {.top_k = 2});
+  initialize(router, 8);
+  matrix<index_t> ids(3, 2);
+  ids << 0, 2, no_expert, no_expert, 1, 3;
+  const auto context = offering(ids);
+  matrix<double> x = test::random_matrix<double>(3, 3, 9);
+  x(1, 2) = quiet_nan<double>();
+  auto routed = test::route(router, x, context);
+  REQUIRE(routed.plan.invalid_tokens().size() == 1);
+  CHECK(routed.plan.invalid_tokens()[0] == 1);
+  sparse_plan_gradient<double> dplan;
+  dplan.weight.assign(routed.plan.rows(), 0.5);
+  matrix<double> dx = matrix<double>::Zero(3, 3);
+  routed.tape.dseen.zero_like(routed.tape.seen);
+  router.backward(x, context, routed.plan, dplan, routed.tape, dx);
+  CHECK(dx.row(1).isZero(0));
+  for (const double v : router.gate().inner().weight().gradient()) CHECK(!is_nan(v));
+}
+
 TEST_CASE("offered: refuses calls without offers and experts that do not exist", "[router][offered]") {
   const offered_router<double> router(3, 4, {.top_k = 2});
   const matrix<double> x = test::random_matrix<double>(2, 3, 7);

@@ -71,6 +71,7 @@ public:
   }
 
   index_t top_k() const noexcept { return softmax_.top_k(); }
+  const options& settings() const noexcept { return options_; }
   void validate(index_t) const {
     check_thresholds(options_.training, top_k());
     check_thresholds(options_.inference, top_k());
