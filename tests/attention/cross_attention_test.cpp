@@ -21,8 +21,8 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t wide = 8, source = 5;
-const cross_attention_options every_option{
+constexpr index_t cross_width = 8, source = 5;
+const cross_attention_options every_cross_option{
     .source = source, .heads = 4, .key_heads = 2, .head_width = 6, .value_width = 3, .bias = true, .output_bias = true};
 
 /// With biases and gains that are not what they start at.
@@ -37,7 +37,7 @@ Layer initialized(Layer layer) {
 }
 
 template <typename Layer>
-matrix<double> output_of(const Layer& layer, const matrix<double>& x, const routing_context<double>& context) {
+matrix<double> cross_output_of(const Layer& layer, const matrix<double>& x, const routing_context<double>& context) {
   matrix<double> y(x.rows(), layer.outputs());
   typename Layer::workspace ws;
   layer.forward(x, y, ws, context);
@@ -81,16 +81,17 @@ TEST_CASE("cross_attention: every promise of a layer, whatever rows are hidden",
     CHECK(report.passed());
     CHECK(report.find("gradients")->result == outcome::passed);
   };
-  passes(initialized(cross_attention<double>(wide, every_option)));
-  passes(initialized(cross_attention<double, layer_norm<double>>(wide, {.source = source, .heads = 2})));
+  passes(initialized(cross_attention<double>(cross_width, every_cross_option)));
+  passes(initialized(cross_attention<double, layer_norm<double>>(cross_width, {.source = source, .heads = 2})));
 }
 
 TEST_CASE("cross_attention: tokens of a sequence look at the rows of its range", "[attention]") {
-  const auto layer = initialized(cross_attention<double>(wide, every_option));
-  const matrix<double> x = test::random_matrix<double>(9, wide, 1), states = test::random_matrix<double>(16, source, 2);
+  const auto layer = initialized(cross_attention<double>(cross_width, every_cross_option));
+  const matrix<double> x = test::random_matrix<double>(9, cross_width, 1),
+                       states = test::random_matrix<double>(16, source, 2);
   const std::vector<index_t> borders{0, 2, 2, 8, 9}, rows{0, 7, 9, 9, 16};  // no tokens, and no rows
   const encoder_states<double> encoder{.rows = states, .sequences = rows};
-  const matrix<double> y = output_of(layer, x, {.sequences = borders, .encoders = {&encoder, 1}});
+  const matrix<double> y = cross_output_of(layer, x, {.sequences = borders, .encoders = {&encoder, 1}});
   for (std::size_t s = 0; s + 1 < borders.size(); ++s)
     CHECK(test::largest_difference(matrix<double>(y.middleRows(borders[s], borders[s + 1] - borders[s])),
                                    reference(layer, x.middleRows(borders[s], borders[s + 1] - borders[s]),
@@ -99,7 +100,7 @@ TEST_CASE("cross_attention: tokens of a sequence look at the rows of its range",
 }
 
 TEST_CASE("cross_attention: a row with NaN and a masked one are as if they were not there", "[attention]") {
-  auto layer = initialized(cross_attention<double, layer_norm<double>>(wide, {.source = source, .heads = 2}));
+  auto layer = initialized(cross_attention<double, layer_norm<double>>(cross_width, {.source = source, .heads = 2}));
   matrix<double> states = test::random_matrix<double>(6, source, 2), fewer(4, source), dstates(6, source),
                  dfewer(4, source);
   fewer << states.row(0), states.middleRows(2, 2), states.row(5);
@@ -109,10 +110,11 @@ TEST_CASE("cross_attention: a row with NaN and a masked one are as if they were 
   dstates.setConstant(0.5), dfewer.setConstant(0.5);  // gradients are added
   const encoder_states<double> all{.rows = states, .row_mask = mask, .gradient = test::span_of(dstates)},
       some{.rows = fewer, .gradient = test::span_of(dfewer)};
-  const matrix<double> x = test::random_matrix<double>(5, wide, 1), dy = test::random_matrix<double>(5, wide, 3);
+  const matrix<double> x = test::random_matrix<double>(5, cross_width, 1),
+                       dy = test::random_matrix<double>(5, cross_width, 3);
   const auto r = test::train_once(layer, x, dy, {.encoders = {&all, 1}}),
              expected = test::train_once(layer, x, dy, {.encoders = {&some, 1}});
-  const double tolerance = test::bound<double>(wide * 6, 8);
+  const double tolerance = test::bound<double>(cross_width * 6, 8);
   CHECK(test::largest_difference(r.y, expected.y) < tolerance);
   CHECK(test::largest_difference(r.dx, expected.dx) < tolerance);
   for (std::size_t p = 0; p < r.gradients.size(); ++p)
@@ -125,25 +127,26 @@ TEST_CASE("cross_attention: a row with NaN and a masked one are as if they were 
 
   const std::vector<std::uint8_t> none(6, 0);
   const encoder_states<double> hidden{.rows = states, .row_mask = none}, empty{};
-  CHECK(output_of(layer, x, {.encoders = {&hidden, 1}}).isZero(0));
-  CHECK(output_of(layer, x, {.encoders = {&empty, 1}}).isZero(0));
+  CHECK(cross_output_of(layer, x, {.encoders = {&hidden, 1}}).isZero(0));
+  CHECK(cross_output_of(layer, x, {.encoders = {&empty, 1}}).isZero(0));
 }
 
 TEST_CASE("cross_attention: several encoders in one block, one of them read twice", "[attention]") {
-  const cross_attention<double> first(wide, {.encoder = 0, .source = source, .heads = 2});
-  const cross_attention<double, rms_norm<double>> second(wide, {.encoder = 1, .source = 3, .heads = 4});
-  auto block = initialized(sequence{
-      residual_layer{normalized_layer{beside_layer{first, second}, layer_norm<double>{wide}}}, residual_layer{first}});
-  matrix<double> x = test::random_matrix<double>(6, wide, 1), images = test::random_matrix<double>(5, source, 2),
+  const cross_attention<double> first(cross_width, {.encoder = 0, .source = source, .heads = 2});
+  const cross_attention<double, rms_norm<double>> second(cross_width, {.encoder = 1, .source = 3, .heads = 4});
+  auto block = initialized(
+      sequence{residual_layer{normalized_layer{beside_layer{first, second}, layer_norm<double>{cross_width}}},
+               residual_layer{first}});
+  matrix<double> x = test::random_matrix<double>(6, cross_width, 1), images = test::random_matrix<double>(5, source, 2),
                  sounds = test::random_matrix<double>(9, 3, 3), dimages = matrix<double>::Zero(5, source),
                  dsounds = matrix<double>::Zero(9, 3);
-  const matrix<double> dy = test::random_matrix<double>(6, wide, 4);
+  const matrix<double> dy = test::random_matrix<double>(6, cross_width, 4);
   const std::vector<index_t> borders{0, 4, 6}, image_rows{0, 1, 5}, sound_rows{0, 6, 9};
   const encoder_states<double> encoders[] = {
       {.rows = images, .sequences = image_rows, .gradient = test::span_of(dimages)},
       {.rows = sounds, .sequences = sound_rows, .gradient = test::span_of(dsounds)}};
   const routing_context<double> context{.training = true, .sequences = borders, .encoders = encoders};
-  matrix<double> y(6, wide), dx(6, wide);
+  matrix<double> y(6, cross_width), dx(6, cross_width);
   decltype(block)::tape tape, own;
   block.forward(x, y, tape, context);
   block.backward(dy, dx, tape);
@@ -161,16 +164,18 @@ TEST_CASE("cross_attention: several encoders in one block, one of them read twic
 }
 
 TEST_CASE("cross_attention: EVLM's branches leave a language model as it was until their gates open", "[attention]") {
-  const residual_layer first{normalized_layer{self_attention<double>{wide, {.heads = 2}}, rms_norm<double>{wide}}};
-  const residual_layer last{normalized_layer{linear_layer<double>{wide, wide}, rms_norm<double>{wide}}};
-  const zero_gated_layer look{cross_attention<double, layer_norm<double>>{wide, {.source = source, .heads = 2}}};
+  const residual_layer first{
+      normalized_layer{self_attention<double>{cross_width, {.heads = 2}}, rms_norm<double>{cross_width}}};
+  const residual_layer last{
+      normalized_layer{linear_layer<double>{cross_width, cross_width}, rms_norm<double>{cross_width}}};
+  const zero_gated_layer look{cross_attention<double, layer_norm<double>>{cross_width, {.source = source, .heads = 2}}};
   const zero_gated_layer experts{
-      moe_layer{top_k_router<double>{wide, 3, {.top_k = 2}}, expert_bank<ffn<double, gelu>>{3, wide, 5}}};
+      moe_layer{top_k_router<double>{cross_width, 3, {.top_k = 2}}, expert_bank<ffn<double, gelu>>{3, cross_width, 5}}};
   auto model = initialized(sequence{first, look, experts, last});
   sequence before{model.layer<0>(), model.layer<3>()};
-  matrix<double> x = test::random_matrix<double>(9, wide, 1), states = test::random_matrix<double>(12, source, 2),
-                 dstates = matrix<double>::Zero(12, source);
-  const matrix<double> dy = test::random_matrix<double>(9, wide, 3);
+  matrix<double> x = test::random_matrix<double>(9, cross_width, 1),
+                 states = test::random_matrix<double>(12, source, 2), dstates = matrix<double>::Zero(12, source);
+  const matrix<double> dy = test::random_matrix<double>(9, cross_width, 3);
   const std::vector<index_t> borders{0, 4, 9}, rows{0, 5, 12};
   const encoder_states<double> images{.rows = states, .sequences = rows, .gradient = test::span_of(dstates)};
   const routing_context<double> context{.training = true, .sequences = borders, .encoders = {&images, 1}};
@@ -182,7 +187,7 @@ TEST_CASE("cross_attention: EVLM's branches leave a language model as it was unt
   model.layer<1>().gate().data()[0] = 0.4;
   model.layer<2>().gate().data()[0] = -0.7;
   const auto open = test::train_once(model, x, dy, context);
-  matrix<double> y(9, wide);
+  matrix<double> y(9, cross_width);
   decltype(model)::tape tape;
   const auto report = check_gradients(model,
                                       {{"x", test::span_of(x), test::span_of(open.dx)},
@@ -229,8 +234,9 @@ TEST_CASE("cross_attention: many more rows than tokens, in shares that threads t
 }
 
 TEST_CASE("cross_attention: an encoder that is missing or does not fit throws", "[attention]") {
-  const auto layer = initialized(cross_attention<double>(wide, {.encoder = 1, .source = source, .heads = 2}));
-  const matrix<double> x = test::random_matrix<double>(4, wide, 1), states = test::random_matrix<double>(6, source, 2),
+  const auto layer = initialized(cross_attention<double>(cross_width, {.encoder = 1, .source = source, .heads = 2}));
+  const matrix<double> x = test::random_matrix<double>(4, cross_width, 1),
+                       states = test::random_matrix<double>(6, source, 2),
                        narrow = test::random_matrix<double>(6, 3, 2);
   const std::vector<index_t> borders{0, 2, 4}, early{0, 3, 5};
   const std::vector<std::uint8_t> mask(5, 1);
@@ -241,10 +247,10 @@ TEST_CASE("cross_attention: an encoder that is missing or does not fit throws", 
     const std::vector<index_t> none{0, 0, 0};
     encoder_states<double> of_none[] = {{.sequences = none}, one};
     if (!sequences.empty()) context.sequences = sequences, context.encoders = of_none;
-    output_of(layer, x, context);
+    cross_output_of(layer, x, context);
   };
   using Catch::Contains;
-  CHECK_THROWS_WITH(output_of(layer, x, {}), Contains("encoders[1], of which there are 0"));
+  CHECK_THROWS_WITH(cross_output_of(layer, x, {}), Contains("encoders[1], of which there are 0"));
   CHECK_THROWS_WITH(with({.rows = narrow}),
                     Contains("reads rows of width 5; those of routing_context.encoders[1] have 3"));
   CHECK_THROWS_WITH(with({.rows = states}, borders), Contains("a range for each of 2 sequences; it has 1"));

@@ -12,12 +12,13 @@ using namespace sluice;
 
 namespace {
 
-constexpr index_t wide = 6, text_width = 4, tokens = 9;
+constexpr index_t fused_width = 6, text_width = 4, tokens = 9;
 const index_t widths[] = {3, 5, 2};
 
 /// Three images, the last of which is offered nothing, and rows of three encoders for each: 1, 4 and 2 of the first.
 struct fusion_batch {
-  matrix<double> x = test::random_matrix<double>(tokens, wide, 1), text = test::random_matrix<double>(3, text_width, 2);
+  matrix<double> x = test::random_matrix<double>(tokens, fused_width, 1),
+                 text = test::random_matrix<double>(3, text_width, 2);
   std::vector<index_t> images{0, 4, 7, 9};
   matrix<index_t> offers{tokens, 3};
   std::vector<matrix<double>> states, gradients;
@@ -42,7 +43,7 @@ struct fusion_batch {
 };
 
 auto initialized_block(index_t top_k) {
-  auto block = encoder_fusion<double>(wide, widths, {.text = text_width, .heads = 2, .top_k = top_k});
+  auto block = encoder_fusion<double>(fused_width, widths, {.text = text_width, .heads = 2, .top_k = top_k});
   initialize(block, 3);
   return block;
 }
@@ -61,7 +62,7 @@ auto trained_block(index_t top_k) {
 TEST_CASE("encoder_fusion: at first the block is the identity and all that is offered weighs the same", "[attention]") {
   const fusion_batch b;
   const auto block = initialized_block(3);
-  matrix<double> y(tokens, wide);
+  matrix<double> y(tokens, fused_width);
   mova_block<double>::tape tape;
   block.forward(b.x, y, tape, b.context(true));
   CHECK(test::same_bits(y, b.x));
@@ -75,7 +76,7 @@ TEST_CASE("encoder_fusion: at first the block is the identity and all that is of
 TEST_CASE("encoder_fusion: a weighted sum of cross attentions, attention and SwiGLU", "[attention]") {
   const fusion_batch b;
   auto block = trained_block(2);
-  matrix<double> y(tokens, wide), expected = b.x, own(tokens, wide);
+  matrix<double> y(tokens, fused_width), expected = b.x, own(tokens, fused_width);
   decltype(block)::tape tape;
   const auto context = b.context(true);
   block.forward(b.x, y, tape, context);
@@ -84,7 +85,7 @@ TEST_CASE("encoder_fusion: a weighted sum of cross attentions, attention and Swi
   ffn<double, gelu>& gate = mixture.router().gate().inner().network();
   matrix<double> weights = matrix<double>::Zero(3, 3);
   for (std::size_t g = 0; g < 2; ++g) {
-    Eigen::VectorXd v(text_width + wide);
+    Eigen::VectorXd v(text_width + fused_width);
     v << b.text.row(index_t(g)).transpose(),
         b.x.middleRows(b.images[g], b.images[g + 1] - b.images[g]).colwise().mean().transpose();
     Eigen::VectorXd h = gate.up().to_matrix() * v + gate.up_bias().to_matrix().col(0);
@@ -114,11 +115,11 @@ TEST_CASE("encoder_fusion: an encoder that is not chosen has no gradient", "[att
   fusion_batch b;
   b.offer(0, {2, 0, no_expert});  // nobody is offered encoder 1
   auto block = trained_block(3);
-  matrix<double> y(tokens, wide), dx(tokens, wide);
+  matrix<double> y(tokens, fused_width), dx(tokens, fused_width);
   decltype(block)::tape tape;
   block.forward(b.x, y, tape, b.context(true));
   zero_gradients(block);
-  block.backward(test::random_matrix<double>(tokens, wide, 9), dx, tape);
+  block.backward(test::random_matrix<double>(tokens, fused_width, 9), dx, tape);
   CHECK((b.gradients[1].isZero(0) && !b.gradients[0].isZero(0) && !b.gradients[2].isZero(0)));
   CHECK((b.gradients[0].bottomRows(2).isZero(0) && !b.gradients[0].topRows(1).isZero(0)));  // the third image's
   const auto still = [](auto& layer) {
@@ -135,8 +136,8 @@ TEST_CASE("encoder_fusion: an encoder that is not chosen has no gradient", "[att
 TEST_CASE("encoder_fusion: gradients of parameters, tokens, texts and encoders", "[attention][gradient]") {
   fusion_batch b;
   auto block = trained_block(2);
-  const matrix<double> dy = test::random_matrix<double>(tokens, wide, 9);
-  matrix<double> y(tokens, wide), dx(tokens, wide);
+  const matrix<double> dy = test::random_matrix<double>(tokens, fused_width, 9);
+  matrix<double> y(tokens, fused_width), dx(tokens, fused_width);
   auto first = std::make_unique<decltype(block)::tape>();
   block.forward(b.x, y, *first, b.context(true));
   decltype(block)::tape tape = *first, own;
@@ -172,6 +173,6 @@ TEST_CASE("encoder_fusion: keeps the promises of layers", "[attention][conforman
   const auto report = check_layer(trained_block(2), options);
   INFO(report.describe());
   CHECK(report.passed());
-  CHECK_THROWS_AS(encoder_fusion<double>(wide, widths, {.top_k = 4}), std::invalid_argument);
-  CHECK_THROWS_AS(encoder_fusion<double>(wide, std::span<const index_t>(), {.top_k = 2}), std::invalid_argument);
+  CHECK_THROWS_AS(encoder_fusion<double>(fused_width, widths, {.top_k = 4}), std::invalid_argument);
+  CHECK_THROWS_AS(encoder_fusion<double>(fused_width, std::span<const index_t>(), {.top_k = 2}), std::invalid_argument);
 }

@@ -25,8 +25,8 @@ state_space_mixer<Scalar> mixer_of(index_t width, const state_space_options& o) 
 double silu_of(double z) { return z / (1 + std::exp(-z)); }
 
 /// The equations, token by token and number by number. counts: hidden tokens are 0.
-matrix<double> reference(state_space_mixer<double>& m, matrix<double> x, const std::vector<index_t>& borders,
-                         const std::vector<bool>& counts, bool normalized) {
+matrix<double> reference_mixer(state_space_mixer<double>& m, matrix<double> x, const std::vector<index_t>& borders,
+                               const std::vector<bool>& counts, bool normalized) {
   const index_t I = m.channels(), N = m.states(), R = m.step_rank(), W = m.taps();
   for (index_t t = 0; t < x.rows(); ++t)
     if (!counts[as_size(t)]) x.row(t).setZero();
@@ -108,7 +108,7 @@ TEST_CASE("state_space_mixer: the equations of Mamba in every sequence", "[layer
   for (const index_t t : {1, 2, 40, 41, 83}) counts[as_size(t)] = false, mask[as_size(t)] = t == 83;
   state_space_mixer<double>::workspace ws;
   mixer.forward(x, y, ws, {.token_mask = mask, .sequences = borders});
-  const matrix<double> expected = reference(mixer, x, borders, counts, normalized);
+  const matrix<double> expected = reference_mixer(mixer, x, borders, counts, normalized);
   for (index_t t = 0; t < 90; ++t) {
     CAPTURE(t);
     if (counts[as_size(t)])
