@@ -94,7 +94,7 @@ TEST_CASE("hidden_states: the activation by hand, who is at work", "[inspect]") 
   CHECK(active_share(relu_states, 0.0f)(0, 1) < 1);
 }
 
-TEST_CASE("expert_weights: a row a unit, by name; a copy with shuffled units is found out", "[inspect]") {
+TEST_CASE("expert_weights: a row a unit, by name, and a copy with shuffled units is found out", "[inspect]") {
   auto bank = inspected_bank();
   const std::vector<index_t> order{2, 0, 1, 5, 3, 4};
   const matrix<double> gate = bank.expert(0).gate().to_matrix(), down = bank.expert(0).down().to_matrix();

@@ -92,7 +92,7 @@ TEST_CASE("over_draws: with given noise it is the mixture of shifted logits", "[
   }
 }
 
-TEST_CASE("over_draws: at a high temperature experts count alike; its own inference is another such mean",
+TEST_CASE("over_draws: at a high temperature experts count alike, and its own inference is another such mean",
           "[layer][draws]") {
   const matrix<double> x = test::random_matrix<double>(5, 5, 1);
   const auto hot = gg_moe(1e9);

@@ -105,7 +105,7 @@ auto gg_mixture(index_t experts, index_t outputs = 1) {
 
 }  // namespace
 
-TEST_CASE("GG MoE: fewer parameters than a network and less error; ten draws say what many do",
+TEST_CASE("GG MoE: fewer parameters than a network and less error, ten draws say what many do",
           "[statistics][tabular]") {
   // Six seeds: .35 to .68 of the network's error; that of ten draws is within .07 of that of a thousand, and within .07
   // of the router's own inference.

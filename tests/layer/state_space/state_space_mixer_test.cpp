@@ -203,7 +203,7 @@ TEMPLATE_TEST_CASE("state_space_mixer: token by token with a cache has the bits 
   }
 }
 
-TEST_CASE("state_space_cache: a copy is a way back; what does not fit throws and changes nothing",
+TEST_CASE("state_space_cache: a copy is a way back, what does not fit throws and changes nothing",
           "[layer][state_space]") {
   auto mixer = mixer_of<float>(4, {}), other = mixer_of<float>(4, {.states = 8});
   const matrix<float> x = test::random_matrix<float>(6, 4, 11);
