@@ -49,7 +49,7 @@ public:
     bool bias = false;  ///< of q, k and v
     bool output_bias = false;
     bool zero_output = false;  ///< W_o starts at zero
-    index_t source = 0;  ///< F, of what keys and values are made of; 0: that of x
+    index_t source = 0;        ///< F, of what keys and values are made of; 0: that of x
   };
 
   attention_projections(index_t width, const step& between, const options& o) : options_(o) {

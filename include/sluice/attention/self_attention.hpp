@@ -33,7 +33,7 @@ struct self_attention_options {
   bool bias = false;        ///< of q, k and v
   bool output_bias = false;
   bool zero_output = false;  ///< W_o starts at zero: beside a residual the layer changes nothing at first
-  double scale = 0;  ///< 0: 1 / sqrt(dk)
+  double scale = 0;          ///< 0: 1 / sqrt(dk)
   key_sharing sharing = key_sharing::adjacent;
   kernel::rotary_options rotary{};
 };

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -49,8 +50,7 @@ inline double unit_angular(const matrix<double>& a, index_t i, const matrix<doub
     return quiet_nan<double>();
   const double apart = (a.row(i) - b.row(j)).norm(), together = (a.row(i) + b.row(j)).norm();
   if (apart == 0 && together == 0) return 0.5;  // both are zero
-  constexpr double half_turn = 3.14159265358979323846;
-  return 1 - 2 * std::atan2(apart, together) / half_turn;
+  return 1 - 2 * std::atan2(apart, together) / std::numbers::pi;
 }
 
 }  // namespace detail
