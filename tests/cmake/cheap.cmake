@@ -54,8 +54,12 @@ function(sluice_precompiled_for result compiler)
     list(TRANSFORM ARGN REPLACE "(.+)" "#include <\\1>\n")
     string(JOIN "" content ${ARGN})
     file(CONFIGURE OUTPUT ${prefix} CONTENT "${content}")
+    set(templates "")
+    if(compiler MATCHES "clang")
+      set(templates -fpch-instantiate-templates) # once, not by each source that reads it
+    endif()
     add_custom_command(OUTPUT ${prefix}.gch
-      COMMAND ${compiler} @${sluice_compiler_flags_file} -x c++-header ${prefix} -o ${prefix}.gch DEPENDS ${prefix} VERBATIM)
+      COMMAND ${compiler} @${sluice_compiler_flags_file} ${templates} -x c++-header ${prefix} -o ${prefix}.gch DEPENDS ${prefix} VERBATIM)
     add_custom_target(${target} ALL DEPENDS ${prefix}.gch)
   endif()
   set(${result} ${prefix} PARENT_SCOPE)

@@ -28,7 +28,6 @@ void bind_router(bindings<Scalar>& b, auto& router) {
 }
 
 // ---- Phi-3.5-MoE
-// -----------------------------------------------------------------------------------------------------
 
 /// The draws of the case, in the order in which the router asks for them.
 template <typename Scalar>
@@ -84,8 +83,7 @@ void phimoe(oracle_case<Scalar>& c) {
   c.check("grad_weights.logits", copy(tape.router.dclean));
 }
 
-// ---- JetMoE
-// ----------------------------------------------------------------------------------------------------------
+// ---- JetMoE -----------------------------------------------------------------------------
 
 template <typename Scalar>
 void jetmoe(oracle_case<Scalar>& c) {
@@ -120,7 +118,6 @@ void jetmoe(oracle_case<Scalar>& c) {
 }
 
 // ---- GPT-OSS
-// ---------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void gpt_oss(oracle_case<Scalar>& c) {
@@ -161,7 +158,6 @@ void gpt_oss(oracle_case<Scalar>& c) {
 }
 
 // ---- Llama-4
-// ---------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void llama4(oracle_case<Scalar>& c) {
@@ -203,8 +199,7 @@ void llama4(oracle_case<Scalar>& c) {
   c.check("combine", input_scale);
 }
 
-// ---- Megatron
-// --------------------------------------------------------------------------------------------------------
+// ---- Megatron ---------------------------------------------------------------------------
 
 template <typename Scalar>
 void megatron(oracle_case<Scalar>& c) {

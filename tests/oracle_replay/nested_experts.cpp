@@ -33,7 +33,7 @@ void check_mone_plan(oracle_case<Scalar>& c, const typename mone<Scalar>::tape& 
 // ---- the router alone ------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
-void capacity_table(oracle_case<Scalar>& c) {
+void shares_of_capacity(oracle_case<Scalar>& c) {
   const auto experts = c.integers("num_experts");
   const auto numbers = [&](const char* name) { return c.file().template read_vector<double>(name); };
   const auto effective = numbers("effective_capacity"), delta = numbers("delta"), beta = numbers("beta");
@@ -49,7 +49,7 @@ void capacity_table(oracle_case<Scalar>& c) {
 
 template <typename Scalar>
 void mone_router(oracle_case<Scalar>& c) {
-  if (c.has("expected.capacity")) return capacity_table(c);
+  if (c.has("expected.capacity")) return shares_of_capacity(c);
   auto router = make_mone(c, c.file().template read_vector<double>("capacity_fraction"));
   bindings<Scalar> bound;
   bound.bind("router.weight", router.inner().gate().weight());

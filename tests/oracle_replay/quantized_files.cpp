@@ -246,8 +246,7 @@ void replay_mxfp4(oracle_case<Scalar>& c) {
   });
 }
 
-// ---- Whole models
-// ------------------------------------------------------------------------------------------------------------------
+// ---- Whole models -----------------------------------------------------------------------
 
 std::filesystem::path beside(const safetensors_reader& file, const std::string& name) {
   return std::filesystem::path(file.file_name()).parent_path() / name;

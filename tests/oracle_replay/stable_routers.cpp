@@ -38,7 +38,7 @@ struct token_order {
 };
 
 template <typename Scalar, typename Router>
-void bind_router(bindings<Scalar>& b, Router& router) {
+void bind_centroids(bindings<Scalar>& b, Router& router) {
   b.bind("router.centroids", router.gate().weight());
 }
 template <typename Scalar, typename Router>
@@ -55,7 +55,7 @@ void check_stable_loss(oracle_case<Scalar>& c, const std::string& name, const Ro
   if (!c.has("expected." + name)) return;
   moe_layer layer{router, expert_bank<identity_expert<Scalar>>(router.experts(), router.inputs()), loss};
   bindings<Scalar> bound, distilled;
-  bind_router(bound, layer.router());
+  bind_centroids(bound, layer.router());
   bind_distilled(distilled, layer.router());
   const matrix<Scalar> x = order.read(c.rows("x"));
   matrix<Scalar> y(x.rows(), x.cols()), dx(x.rows(), x.cols());
@@ -102,7 +102,7 @@ void run_stable(oracle_case<Scalar>& c) {
   const expert_type expert(sublayers<Scalar>(D, c.template setting<index_t>("H"), c.template setting<index_t>("L")));
   residual_layer layer{moe_layer{router, expert_bank<expert_type>(E, expert)}};
   bindings<Scalar> bound, distilled;
-  bind_router(bound, layer.router());
+  bind_centroids(bound, layer.router());
   bind_distilled(distilled, layer.router());
   bind_sublayers(bound, layer.bank(), [](auto& e) -> auto& { return e.inner(); });
   bound.load(c);

@@ -16,8 +16,7 @@ namespace {
 
 using namespace sluice;
 
-// ---- MMoE
-// ------------------------------------------------------------------------------------------------------------
+// ---- MMoE -------------------------------------------------------------------------------
 
 /// The source's experts are recurrent or small dense networks; the files have relu(W x + b) or two maps, on the whole
 /// token or on each of its steps. All of these are one map, a ReLU, and perhaps another map, of fixed structure: an
@@ -342,8 +341,7 @@ void mmoe(oracle_case<Scalar>& c) {
   throw unsupported("kind " + kind);
 }
 
-// ---- CompeteSMoE, second version
-// -------------------------------------------------------------------------------------
+// ---- CompeteSMoE, second version --------------------------------------------------------
 
 template <typename Scalar>
 void competesmoe(oracle_case<Scalar>& c) {
@@ -388,7 +386,6 @@ void competesmoe(oracle_case<Scalar>& c) {
 }
 
 // ---- R2-T2
-// -----------------------------------------------------------------------------------------------------------
 
 template <typename Scalar>
 void r2t2(oracle_case<Scalar>& c) {

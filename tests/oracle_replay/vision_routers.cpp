@@ -23,7 +23,7 @@ capacity_rounding rounding_of(const std::string& name) {
 }
 
 template <typename Scalar>
-capacity_limit limit_of(const oracle_case<Scalar>& c) {
+capacity_limit rounded_limit_of(const oracle_case<Scalar>& c) {
   return capacity_limit::vmoe(c.template setting<double>("capacity_factor"),
                               rounding_of(c.template setting<std::string>("capacity_rounding")),
                               c.template setting<index_t>("capacity_multiple_of"));
@@ -93,7 +93,7 @@ void run_expert_choice(oracle_case<Scalar>& c) {
   const auto S = c.template setting<index_t>("S");
   using gate = linear_gate<Scalar>;
   expert_choice_router<Scalar, gate, gaussian_noise<Scalar>> router(gate(c.template setting<index_t>("D"), E),
-                                                                    {.capacity = limit_of(c)},
+                                                                    {.capacity = rounded_limit_of(c)},
                                                                     gaussian_noise<Scalar>(c.template setting<Scalar>("noise_std")));
   const auto groups = c.groups();
   routing_context<Scalar> context;
@@ -141,9 +141,9 @@ void vmoe(oracle_case<Scalar>& c) {
   if (mode == "ec") return run_expert_choice(c);
   if (mode != "topk") throw unsupported("mode " + mode);
   if (c.template setting<bool>("batch_priority"))
-    run_top_k(c, batch_priority_capacity(limit_of(c)));
+    run_top_k(c, batch_priority_capacity(rounded_limit_of(c)));
   else
-    run_top_k(c, position_capacity(limit_of(c)));
+    run_top_k(c, position_capacity(rounded_limit_of(c)));
 }
 
 }  // namespace

@@ -70,7 +70,6 @@ public:
   }
 
   // ---- what a bank runs (expert/grouped_rows.hpp)
-  // ----------------------------------------------------------------------
 
   const linear_map<Storage>& first_map(int) const noexcept { return up_; }
   linear_map<Storage>& first_map(int) noexcept { return up_; }

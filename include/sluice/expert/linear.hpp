@@ -49,7 +49,6 @@ public:
   }
 
   // ---- what a bank runs (expert/grouped_rows.hpp)
-  // ----------------------------------------------------------------------
 
   const linear_map<Storage>& last_map() const noexcept { return map_; }
   linear_map<Storage>& last_map() noexcept { return map_; }

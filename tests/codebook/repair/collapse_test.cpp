@@ -14,7 +14,7 @@ using namespace sluice;
 namespace {
 
 /// Tokens around some centres.
-struct clustered_tokens {
+struct tokens_in_clusters {
   index_t tokens, width, centres;
 
   matrix<float> batch(std::uint64_t seed) const {
@@ -27,7 +27,7 @@ struct clustered_tokens {
 
 /// The share of codes that the last ten batches used.
 template <typename Codes, typename... Repair>
-double share_in_use(const clustered_tokens& data, std::uint64_t steps, Codes codes, Repair... repair) {
+double share_in_use(const tokens_in_clusters& data, std::uint64_t steps, Codes codes, Repair... repair) {
   vector_quantizer q{std::move(codes), repair...};
   initialize(q, 3);
   sgd<float> optimizer{{.learning_rate = 50, .clear_gradients = true}};
@@ -52,7 +52,7 @@ constexpr double collapse_decay = 0.8;
 
 TEST_CASE("repairs: of 1024 codes a twentieth is used without one, and with any nearly all", "[codebook][slow]") {
   constexpr index_t C = 1024, D = 4;
-  const clustered_tokens data{1024, D, 64};
+  const tokens_in_clusters data{1024, D, 64};
   const learned_codes<float> learned{C, D};
   const counted_codes counted{learned, {.decay = collapse_decay}};
   const auto anchored = [&](anchor_choice choice, std::uint64_t steps) {
@@ -74,7 +74,7 @@ TEST_CASE("anchors: by distances codes that begin at one place have one closest 
   // is nearly always the closest, and of equals one is used: one a batch leaves the crowd, so that there must be more
   // batches than codes, as the paper's thousands are. Which of them crowd, rounding decides: 0.83 to 0.97 were seen.
   constexpr index_t C = 64, D = 8;
-  const clustered_tokens data{256, D, 16};
+  const tokens_in_clusters data{256, D, 16};
   const auto anchored = [&](anchor_choice choice, std::uint64_t steps) {
     return share_in_use(data, steps, learned_codes<float>{C, D},
                         anchors<float, squared_distance>{C, D, {.choice = choice, .decay = collapse_decay}});

@@ -22,10 +22,10 @@ const test::table_router compete_in_table("compete_router", [] {
   return test::made(compete_router{top_k_router<double>{6, 4, {.top_k = 2}}, {.frequency = 0.5}}, {.k = 2});
 });
 
-using base_router = top_k_router<double>;
-static_assert(WeighsAfterExperts<compete_router<base_router>>);
-static_assert(DifferentiableRouter<compete_router<base_router>>);
-static_assert(!WeighsAfterExperts<base_router>);
+using router_to_compete = top_k_router<double>;
+static_assert(WeighsAfterExperts<compete_router<router_to_compete>>);
+static_assert(DifferentiableRouter<compete_router<router_to_compete>>);
+static_assert(!WeighsAfterExperts<router_to_compete>);
 
 routing_context<double> training_step(index_t step = 0) {
   routing_context<double> context;
@@ -140,7 +140,7 @@ TEST_CASE("compete: a competition equals every expert on every token", "[router]
   const auto c = GENERATE(competition_case{1, 3, 1, 1}, competition_case{1, 5, 4, 2}, competition_case{9, 6, 5, 2},
                           competition_case{40, 6, 7, 7});
   CAPTURE(c.tokens, c.inputs, c.experts, c.k);
-  moe_layer layer{compete_router{base_router{c.inputs, c.experts, {.top_k = c.k, .constant_weight = true}},
+  moe_layer layer{compete_router{router_to_compete{c.inputs, c.experts, {.top_k = c.k, .constant_weight = true}},
                                  {.responses = form, .frequency = 1}},
                   expert_bank<swiglu<double>>{c.experts, c.inputs, 7}};
   initialize(layer, 3);
@@ -164,9 +164,9 @@ TEST_CASE("compete: a competition equals every expert on every token", "[router]
 TEST_CASE("compete: frequency 0 and inference are the base router, bit for bit", "[router][compete]") {
   const double frequency = GENERATE(0.0, 1.0);
   const bool training = frequency == 0;  // at inference even frequency 1 does not compete
-  moe_layer plain{base_router{6, 5, {.top_k = 2}}, expert_bank<swiglu<double>>{5, 6, 7},
+  moe_layer plain{router_to_compete{6, 5, {.top_k = 2}}, expert_bank<swiglu<double>>{5, 6, 7},
                   switch_balance{.coefficient = 0.1}};
-  moe_layer competing{compete_router{base_router{6, 5, {.top_k = 2}}, {.frequency = frequency}},
+  moe_layer competing{compete_router{router_to_compete{6, 5, {.top_k = 2}}, {.frequency = frequency}},
                       expert_bank<swiglu<double>>{5, 6, 7}, switch_balance{.coefficient = 0.1}};
   initialize(plain, 7);
   initialize(competing, 7);  // equal values: the parameters have equal names
@@ -200,7 +200,7 @@ TEST_CASE("compete: gradients of a competition equal central differences", "[rou
   const auto form = GENERATE(response::norm, response::mean_softplus);
   const competition_case c{7, 5, 4, 2};
   SECTION("through the weights into the experts") {
-    moe_layer layer{compete_router{base_router{5, 4, {.top_k = 2}}, {.responses = form, .frequency = 1}},
+    moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 2}}, {.responses = form, .frequency = 1}},
                     expert_bank<swiglu<double>>{4, 5, 6}};
     const auto report = check_with_losses(layer, c, training_step(), 21);
     INFO(report.describe());
@@ -209,7 +209,7 @@ TEST_CASE("compete: gradients of a competition equal central differences", "[rou
     CHECK(report.largest_error < 1e-6);
   }
   SECTION("with every loss, and the target not detached") {
-    moe_layer layer{compete_router{base_router{5, 4, {.top_k = 3}}, {.responses = form, .frequency = 1}},
+    moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 3}}, {.responses = form, .frequency = 1}},
                     expert_bank<ffn<double, silu>>{4, 5, 6, {.outputs = 3, .bias = true}},
                     imitation_loss{.coefficient = 40, .winners = 0.5, .through_target = true},
                     diversity_loss{.coefficient = 3},
@@ -225,7 +225,7 @@ TEST_CASE("compete: gradients of a competition equal central differences", "[rou
 TEST_CASE("compete: the imitation loss moves the router and, detached, not the experts",
           "[router][compete][gradient]") {
   const auto form = GENERATE(response::norm, response::mean_softplus);
-  moe_layer layer{compete_router{base_router{5, 4, {.top_k = 2}}, {.responses = form, .frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 2}}, {.responses = form, .frequency = 1}},
                   expert_bank<swiglu<double>>{4, 5, 6}, imitation_loss{.coefficient = 30, .winners = 2}};
   initialize(layer, 41);
   matrix<double> x = test::random_matrix<double>(6, 5, 42);
@@ -266,7 +266,7 @@ TEST_CASE("compete: the imitation loss moves the router and, detached, not the e
 
 TEST_CASE("compete: the imitation loss is 0 exactly where the router already agrees", "[loss][compete]") {
   // One expert: policy and target are both 1.
-  moe_layer layer{compete_router{base_router{3, 1, {.top_k = 1, .constant_weight = true}}, {.frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{3, 1, {.top_k = 1, .constant_weight = true}}, {.frequency = 1}},
                   expert_bank<swiglu<double>>{1, 3, 4}, imitation_loss{}, diversity_loss{}};
   initialize(layer, 2);
   const matrix<double> x = test::random_matrix<double>(5, 3, 3);
@@ -279,7 +279,7 @@ TEST_CASE("compete: the imitation loss is 0 exactly where the router already agr
 
 TEST_CASE("compete: a balance loss on the plan is constant in a competition", "[router][compete]") {
   const auto share = GENERATE(balance_share::first_choice, balance_share::per_token, balance_share::per_slot);
-  moe_layer layer{compete_router{base_router{5, 4, {.top_k = 2}}, {.frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 2}}, {.frequency = 1}},
                   expert_bank<swiglu<double>>{4, 5, 6}, switch_balance{.coefficient = 1, .share = share}};
   initialize(layer, 51);
   const matrix<double> x = test::random_matrix<double>(6, 5, 52);
@@ -292,7 +292,7 @@ TEST_CASE("compete: a balance loss on the plan is constant in a competition", "[
 
 TEST_CASE("compete: when a step is a competition", "[router][compete]") {
   const auto count = [](const competition_options& o, index_t steps) {
-    const compete_router router{base_router{3, 4}, o};
+    const compete_router router{router_to_compete{3, 4}, o};
     index_t n = 0;
     for (index_t s = 0; s < steps; ++s) n += router.competes(training_step(s));
     return n;
@@ -303,13 +303,13 @@ TEST_CASE("compete: when a step is a competition", "[router][compete]") {
   // 4000 draws with chance 1/4: 1000 expected, standard deviation sqrt(4000 * 3/16) = 27.4; five of them.
   CHECK(std::abs(static_cast<double>(count({.frequency = 0.25}, 4000)) - 1000) < 137);
   CHECK(count({.frequency = 1, .warm_up = 2, .steps = {1, 0, 1}}, 100) == 2);
-  const compete_router listed{base_router{3, 4}, {.warm_up = 2, .steps = {1, 0, 1}}};
+  const compete_router listed{router_to_compete{3, 4}, {.warm_up = 2, .steps = {1, 0, 1}}};
   CHECK(listed.competes(training_step(2)));
   CHECK_FALSE(listed.competes(training_step(3)));
   CHECK(listed.competes(training_step(4)));
 
   // A recorded draw decides.
-  const compete_router router{base_router{3, 4}, {.frequency = 0.5}};
+  const compete_router router{router_to_compete{3, 4}, {.frequency = 0.5}};
   const double yes[] = {0.1}, no[] = {0.9};
   auto context = training_step();
   context.random.replay(competition_site, no);
@@ -327,8 +327,8 @@ TEST_CASE("compete: when a step is a competition", "[router][compete]") {
   }
   CHECK(std::abs(static_cast<double>(agreements) - 200) < 50);
 
-  CHECK_THROWS_AS((compete_router{base_router{3, 4}, {.frequency = 1.5}}), std::invalid_argument);
-  CHECK_THROWS_AS((compete_router{base_router{3, 4}, {.warm_up = -1}}), std::invalid_argument);
+  CHECK_THROWS_AS((compete_router{router_to_compete{3, 4}, {.frequency = 1.5}}), std::invalid_argument);
+  CHECK_THROWS_AS((compete_router{router_to_compete{3, 4}, {.warm_up = -1}}), std::invalid_argument);
 }
 
 TEST_CASE("compete: a schedule for several layers keeps every draw and the limit", "[router][compete]") {
@@ -379,7 +379,7 @@ TEST_CASE("compete: ties, silent experts and extreme outputs", "[router][compete
 }
 
 TEST_CASE("compete: NaN tokens, padding and empty batches", "[router][compete]") {
-  moe_layer layer{compete_router{base_router{5, 4, {.top_k = 2}}, {.frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 2}}, {.frequency = 1}},
                   expert_bank<swiglu<double>>{4, 5, 6}, imitation_loss{}, diversity_loss{}, contest_balance{}};
   initialize(layer, 61);
   const auto run = [&](const matrix<double>& x, const routing_context<double>& context, decltype(layer)::tape& tape) {
@@ -423,7 +423,7 @@ TEST_CASE("compete: NaN tokens, padding and empty batches", "[router][compete]")
 }
 
 TEST_CASE("compete: a plan made elsewhere keeps its weights", "[router][compete]") {
-  moe_layer layer{compete_router{base_router{5, 4, {.top_k = 2}}, {.frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{5, 4, {.top_k = 2}}, {.frequency = 1}},
                   expert_bank<swiglu<double>>{4, 5, 6}};
   initialize(layer, 71);
   const matrix<double> x = test::random_matrix<double>(3, 5, 72);
@@ -475,7 +475,7 @@ TEST_CASE("compete: equal bits for every executor and thread count", "[router][c
 }
 
 TEST_CASE("compete: imitation makes the router foresee the winners", "[router][compete]") {
-  moe_layer layer{compete_router{base_router{6, 4, {.top_k = 2}}, {.responses = response::norm, .frequency = 1}},
+  moe_layer layer{compete_router{router_to_compete{6, 4, {.top_k = 2}}, {.responses = response::norm, .frequency = 1}},
                   expert_bank<swiglu<double>>{4, 6, 8}, imitation_loss{}};
   initialize(layer, 91);
   const matrix<double> x = test::random_matrix<double>(64, 6, 92);

@@ -71,7 +71,6 @@ public:
   }
 
   // ---- what a bank runs (expert/grouped_rows.hpp)
-  // ----------------------------------------------------------------------
 
   learned_map_view<Scalar> first_map(int) const { return part(up_, hidden_, inputs_, nullptr); }
   learned_map_view<Scalar> first_map(int) { return part(up_, hidden_, inputs_, up_.gradient_panel(0)); }
