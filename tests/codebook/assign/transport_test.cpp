@@ -93,7 +93,7 @@ TEST_CASE("transport_assignment: codes are the plan's best, or drawn from it", "
   }
   decltype(drawn)::tape other;
   matrix<double> found = matrix<double>::Zero(64, 8);
-  constexpr int draws = 2000;
+  constexpr int draws = 500;
   for (std::uint64_t step = 0; step < draws; ++step) {
     drawn.forward(x, y, other, {.training = true, .random = random_source{1, step}});
     for (index_t t = 0; t < 64; ++t) found(t, other.ids(t, 0)) += 1.0 / draws;
