@@ -303,20 +303,20 @@ void read_context([[maybe_unused]] const Bank& bank, [[maybe_unused]] Tape& tape
   if constexpr (ReadsContext<Bank>) bank.read_context(tape, rows, context);
 }
 
-/// The same for rows that are mixtures of a group's tokens: of one sequence they are its rows, of several nobody can
-/// say whose they are. Throws std::invalid_argument if experts would mix them; encoders are then left out.
+/// The same for rows that are not tokens but made of them: of one sequence they are its rows, of several nobody can say
+/// whose they are. Encoders are then left out, and experts that mix tokens are refused: std::invalid_argument.
 template <typename Bank, typename Tape, typename Scalar>
 void read_context_of_mixtures([[maybe_unused]] const Bank& bank, [[maybe_unused]] Tape& tape,
                               [[maybe_unused]] const expert_rows& rows,
-                              [[maybe_unused]] routing_context<Scalar> context) {
+                              [[maybe_unused]] const routing_context<Scalar>& context) {
   if constexpr (ReadsContext<Bank>) {
     const index_t sequences = context.sequence_count();
     if (is_token_mixer<Bank> && sequences > 1)
-      throw_invalid("experts that mix tokens cannot run a plan whose rows are mixtures of tokens for ", sequences,
-                    " sequences: whose rows are whose is not known");
-    if (sequences > 1) context.encoders = {};
-    context.groups = context.sequences = {};
-    bank.read_context(tape, {.by_expert = rows}, context);
+      throw_invalid("experts that mix tokens run slots of one sequence, not of ", sequences,
+                    ": nobody can say to which of them a slot belongs");
+    routing_context<Scalar> own = context.for_other_rows();
+    if (sequences > 1) own.encoders = {};
+    bank.read_context(tape, {.by_expert = rows}, own);
   }
 }
 
