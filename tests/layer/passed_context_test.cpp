@@ -66,19 +66,20 @@ private:
 };
 
 template <typename T>
-std::vector<T> copied(std::span<const T> numbers) {
+std::vector<T> list_of(std::span<const T> numbers) {
   return {numbers.begin(), numbers.end()};
 }
-using borders = std::vector<index_t>;
-using flags = std::vector<std::uint8_t>;
+using border_list = std::vector<index_t>;
+using flag_list = std::vector<std::uint8_t>;
 
 /// Four tokens in two groups and two other sequences, and two encoders.
 struct full_call {
-  borders groups{0, 2, 4}, sequences{0, 1, 4}, token_ids{5, 6, 7, 8}, modality_ids{2, 2, 2, 2}, cluster_ids{3, 2, 1, 0};
-  flags shielded{0, 1, 0, 1};
+  border_list groups{0, 2, 4}, sequences{0, 1, 4}, token_ids{5, 6, 7, 8}, modality_ids{2, 2, 2, 2},
+      cluster_ids{3, 2, 1, 0};
+  flag_list shielded{0, 1, 0, 1};
   matrix<double> states = test::random_matrix<double>(5, 2, 1), vectors = test::random_matrix<double>(2, 3, 2),
                  features = test::random_matrix<double>(4, 3, 3);
-  borders rows{0, 2, 5};
+  border_list rows{0, 2, 5};
   std::vector<encoder_states<double>> encoders{{.rows = states, .sequences = rows},
                                                {.rows = states, .sequences = rows}};
 
@@ -101,7 +102,7 @@ struct full_call {
 
 /// Returns the memory that views of inner layers may lie in.
 template <typename Layer>
-auto call(const Layer& layer, index_t tokens, const routing_context<double>& context) {
+auto call_once(const Layer& layer, index_t tokens, const routing_context<double>& context) {
   typename Layer::workspace ws;
   matrix<double> x = test::random_matrix<double>(tokens, layer.inputs(), 4), y(tokens, layer.outputs());
   layer.forward(x, y, ws, context);
@@ -129,7 +130,7 @@ TEST_CASE("layers around layers: tokens of the call keep all that it says of the
     static_assert(is_token_mixer<layer_type> && !is_causal<layer_type>);
     INFO(name);
     heard.clear();
-    call(layer, 4, given);
+    call_once(layer, 4, given);
     CHECK(heard.size() == calls);
     for (const auto& one : heard) {
       check_common(one, given);
@@ -157,7 +158,7 @@ TEST_CASE("sub_token_layer: parts of tokens hear what is said of their tokens, g
   heard_contexts heard;
   const full_call batch;
   const auto given = batch.context();
-  call(sub_token_layer{listening_layer<true>(3, heard), 2}, 4, given);
+  call_once(sub_token_layer{listening_layer<true>(3, heard), 2}, 4, given);
   const auto& one = heard.at(0);
   check_common(one, given);
   CHECK(one.top_k == 2);
@@ -165,7 +166,7 @@ TEST_CASE("sub_token_layer: parts of tokens hear what is said of their tokens, g
   CHECK(!one.features);
 
   const matrix<double> logits = test::random_matrix<double>(4, 2, 5);
-  CHECK_THROWS_WITH(call(sub_token_layer{listening_layer<true>(3, heard), 2}, 4, {.previous_logits = logits}),
+  CHECK_THROWS_WITH(call_once(sub_token_layer{listening_layer<true>(3, heard), 2}, 4, {.previous_logits = logits}),
                     Catch::Contains("previous_logits are of 4 tokens, which are not those of the layer inside"));
 }
 
@@ -180,19 +181,19 @@ TEST_CASE("unfolded_layer: pieces of rows hear what is said of their row, and en
   layer.forward(x, y, ws, given);
   CHECK(heard.back().encoders.empty());  // three rows of one sequence
   CHECK(heard.back().sequences.empty());
-  CHECK(copied(heard.back().groups) == borders{0, 2, 4, 6, 8});
-  CHECK(copied(heard.back().token_ids) == borders{5, 5, 6, 6, 7, 7, 8, 8});
-  CHECK(copied(heard.back().protected_tokens) == flags{0, 0, 1, 1, 0, 0, 1, 1});
+  CHECK(list_of(heard.back().groups) == border_list{0, 2, 4, 6, 8});
+  CHECK(list_of(heard.back().token_ids) == border_list{5, 5, 6, 6, 7, 7, 8, 8});
+  CHECK(list_of(heard.back().protected_tokens) == flag_list{0, 0, 1, 1, 0, 0, 1, 1});
   CHECK(heard.back().top_k == 0);
   CHECK(!heard.back().group_features);
 
-  const flags mask{1, 0, 1, 0};
+  const flag_list mask{1, 0, 1, 0};
   given.token_mask = mask;
   layer.forward(x, y, ws, given);
   check_common(heard.back(), given);
-  CHECK(copied(heard.back().sequences) == borders{0, 2, 8});
-  CHECK(copied(heard.back().groups) == borders{0, 2, 4, 6, 8});
-  CHECK(copied(heard.back().token_mask) == flags{1, 1, 0, 0, 1, 1, 0, 0});
+  CHECK(list_of(heard.back().sequences) == border_list{0, 2, 8});
+  CHECK(list_of(heard.back().groups) == border_list{0, 2, 4, 6, 8});
+  CHECK(list_of(heard.back().token_mask) == flag_list{1, 1, 0, 0, 1, 1, 0, 0});
 
   const encoder_states<double> image{.rows = batch.states};
   layer.forward(x.topRows(1), y.topRows(1), ws, {.encoders = {&image, 1}});
@@ -206,16 +207,16 @@ TEST_CASE("transposed_layer: channels hear what is said of their group", "[layer
   const full_call batch;
   auto given = batch.context();
   const transposed_layer layer{listening_layer<true>(2, heard), 3};
-  call(layer, 4, given);
+  call_once(layer, 4, given);
   CHECK(heard.back().encoders.empty());  // sequences are not the groups
   given.sequences = {};
-  call(layer, 4, given);
+  call_once(layer, 4, given);
   check_common(heard.back(), given);
   CHECK(heard.back().group_features.data == given.group_features.data);
   CHECK(heard.back().top_k == 0);
   CHECK(heard.back().token_ids.empty());
-  const borders nothing{0, 0, 0};
-  call(layer, 0, {.groups = nothing, .group_features = batch.vectors, .encoders = batch.encoders});
+  const border_list nothing{0, 0, 0};
+  call_once(layer, 0, {.groups = nothing, .group_features = batch.vectors, .encoders = batch.encoders});
   CHECK(heard.back().encoders.data() == batch.encoders.data());
 }
 
@@ -243,26 +244,27 @@ TEST_CASE("banks of networks: who runs them tells them what the call says", "[la
 
   moe_layer mixture{all, latent_bank{networks(mixing, 4), 3, 3}};
   initialize(mixture, 1);
-  call(mixture, 4, given);
+  call_once(mixture, 4, given);
   check_heard("moe_layer");
   static_assert(is_token_mixer<decltype(mixture)> && !is_causal<decltype(mixture)>);
 
   moe_layer slots{soft_moe_router<double>{3, 2, {.slots_per_expert = 2}}, networks(mixing, 3)};
   initialize(slots, 1);
-  call(slots, 4, given);
+  call_once(slots, 4, given);
   check_heard("moe_layer of slots");
-  CHECK_THROWS_WITH(call(slots, 4, {.sequences = batch.sequences}), Catch::Contains("slots of one sequence, not of 2"));
+  CHECK_THROWS_WITH(call_once(slots, 4, {.sequences = batch.sequences}),
+                    Catch::Contains("slots of one sequence, not of 2"));
   moe_layer others{soft_moe_router<double>{3, 2, {.slots_per_expert = 2}}, networks(plain, 3)};
   initialize(others, 1);
-  call(others, 4, {.sequences = batch.sequences, .encoders = batch.encoders});
+  call_once(others, 4, {.sequences = batch.sequences, .encoders = batch.encoders});
   CHECK(heard.back().encoders.empty());
 
   multi_gate_layer tasks{std::vector(2, all), networks(plain, 3)};
   initialize(tasks, 1);
-  call(tasks, 4, given);
+  call_once(tasks, 4, given);
   check_heard("multi_gate_layer");
-  const auto of_tasks = call(tasks, 4, {.sequences = batch.sequences, .encoders = batch.encoders});
-  CHECK(copied(heard.back().sequences) == batch.sequences);
+  const auto of_tasks = call_once(tasks, 4, {.sequences = batch.sequences, .encoders = batch.encoders});
+  CHECK(list_of(heard.back().sequences) == batch.sequences);
   heard.clear();
 
   moe_layer drawn{all, networks(plain, 3)};
@@ -276,15 +278,15 @@ TEST_CASE("banks of networks: who runs them tells them what the call says", "[la
                              moe_layer{all, networks(mixing, 3)}, networks(mixing, 3)};
   static_assert(is_token_mixer<decltype(tuned)>);
   initialize(tuned, 1);
-  call(tuned, 4, given);
+  call_once(tuned, 4, given);
   check_heard("adapted_feed_forward");
 
   const image_windows windows({1, 2, 3}, window_shape::square(2));
   patch_experts_layer patches{top_k_router<double>{4, 2, {.top_k = 2}},
                               network_bank{2, listening_layer<true>(4, heard)}, windows};
   initialize(patches, 1);
-  call(patches, 1, given);
+  call_once(patches, 1, given);
   check_heard("patch_experts_layer");
-  const auto of_patches = call(patches, 2, {});
-  CHECK(copied(heard.back().sequence_borders()) == borders{0, 2, 4});
+  const auto of_patches = call_once(patches, 2, {});
+  CHECK(list_of(heard.back().sequence_borders()) == border_list{0, 2, 4});
 }
