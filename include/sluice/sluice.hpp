@@ -15,6 +15,7 @@
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/expert/activated.hpp>
 #include <sluice/expert/bank.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/expert/bank_ref.hpp>
 #include <sluice/expert/change.hpp>
 #include <sluice/expert/clamped_glu.hpp>

@@ -14,6 +14,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 
 #include <concepts>
 #include <utility>
@@ -31,8 +32,8 @@ void freeze(Object& object) {
 }  // namespace detail
 
 template <typename Base, typename Adapters>
-class adapted_bank {
-  static_assert(explain_bank<Base>() && explain_bank<Adapters>());
+class adapted_bank : public bank_decorator<adapted_bank<Base, Adapters>, Base, Adapters> {
+  friend bank_decorator<adapted_bank, Base, Adapters>;
   static_assert(RoutedBank<Base> && RoutedBank<Adapters>,
                 "sluice: adapted_bank needs banks that gather rows themselves, such as expert_bank");
   static_assert(std::same_as<typename Base::scalar, typename Adapters::scalar>,
@@ -64,16 +65,6 @@ public:
   const Base& base() const noexcept { return base_; }
   Adapters& adapters() noexcept { return adapters_; }
   const Adapters& adapters() const noexcept { return adapters_; }
-
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
-  /// follow.
-  void prepare(tape& t, index_t rows, bool training) const {
-    if constexpr (requires { base_.prepare(t.base, rows, training); }) base_.prepare(t.base, rows, training);
-    if constexpr (requires { adapters_.prepare(t.adapters, rows, training); })
-      adapters_.prepare(t.adapters, rows, training);
-    if (training)
-      for (auto* numbers : {&t.dweight, &t.dinput_scale}) numbers->reserve(rows);
-  }
 
   void forward_routed(tokens_in<scalar> x, const routed_rows<scalar>& rows, tokens_out<scalar> y, tape& t,
                       const executor_ref& executor) const {
@@ -122,10 +113,6 @@ public:
     return adapted_bank<decltype(base), decltype(adapters)>(std::move(base), std::move(adapters));
   }
 
-  static consteval bool explain_training() {
-    return explain_differentiable_bank<Base>() && explain_differentiable_bank<Adapters>();
-  }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Base>) visit("base", self.base_);
@@ -133,6 +120,16 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(base_, t.base, 0);
+    f(adapters_, t.adapters, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    if (training)
+      for (auto* numbers : {&t.dweight, &t.dinput_scale}) numbers->reserve(rows);
+  }
+
   Base base_;
   Adapters adapters_;
 };

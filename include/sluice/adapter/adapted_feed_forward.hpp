@@ -77,7 +77,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = is_causal<Mixture>;
-  static constexpr bool mixes_tokens = false;
+  static constexpr bool mixes_tokens = is_token_mixer<Mixture>;
 
   /// Throws std::invalid_argument unless the widths fit: D -> H beside the first map, H -> D' beside the second.
   adapted_feed_forward(Base first, Base second, Mixture mixture, bank_type second_adapters, scalar scale = 1, Phi = {})
@@ -149,6 +149,8 @@ private:
     m.of_second.resize(x.rows(), outputs());
     prepare(mixture_.bank(), m.layer.experts, plan.most_rows(), trains);
     prepare(second_adapters_, m.second_adapters, plan.most_rows(), trains);
+    detail::read_context(mixture_.bank(), m.layer.experts, plan.routed(), seen);
+    detail::read_context(second_adapters_, m.second_adapters, plan.routed(), seen);
 
     first_.forward(x, m.z.map(), m.first, seen);
     add_adapters(mixture_.bank(), x, plan.routed(), m.of_first, m.z.map(), m.layer.experts, seen.executor);

@@ -128,7 +128,8 @@ private:
   const encoder_states<Scalar>& states(const context_type& context) const {
     const auto count = static_cast<index_t>(context.encoders.size());
     if (encoder_ >= count)
-      throw_invalid("cross_attention reads routing_context.encoders[", encoder_, "], of which there are ", count);
+      throw_invalid("cross_attention reads routing_context.encoders[", encoder_, "], of which there are ", count,
+                    " here: layers whose rows are not those of one sequence of the call each have none to pass on");
     const encoder_states<Scalar>& one = context.encoders[as_size(encoder_)];
     if (one.rows.rows > 0 && one.rows.cols != source())
       throw_invalid("cross_attention reads rows of width ", source(), "; those of routing_context.encoders[", encoder_,

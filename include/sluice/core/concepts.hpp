@@ -262,6 +262,14 @@ concept RoutedBank = ExpertBank<B> &&
       bank.forward_routed(x, rows, y, tape, executor);
     };
 
+/// A bank that looks beyond its rows: networks that mix tokens or read encoders (layer/encoders/network_bank.hpp), and
+/// banks that hold one (expert/bank_decorator.hpp). It is told what the call says of the rows between prepare and
+/// forward.
+template <typename B>
+concept ReadsContext = ExpertBank<B> &&
+    requires(const B& bank, typename B::tape& tape, const routed_rows<typename B::scalar>& rows,
+             const routing_context<typename B::scalar>& context) { bank.read_context(tape, rows, context); };
+
 /// Whether the bank takes such a plan whole: dispatch, experts and combine are one pass.
 template <typename B, typename P>
 concept CanRunPlan = RoutedBank<B> && RoutedPlan<P> && std::same_as<typename B::scalar, typename P::scalar>;
@@ -286,14 +294,30 @@ index_t bank_bytes(const Bank& bank, index_t rows, bool training) {
     return 0;
 }
 
-/// Tells a bank what the call says of its rows, if it looks beyond them: banks of networks that mix tokens or read
-/// encoders have read_context(tape, rows, context), and so have banks that hold another one on the same rows. It is
-/// called between prepare and forward.
+/// Tells a bank what the call says of its rows, if it looks beyond them. Who runs a bank calls it between prepare and
+/// forward.
 template <typename Bank, typename Tape, typename Scalar>
 void read_context([[maybe_unused]] const Bank& bank, [[maybe_unused]] Tape& tape,
                   [[maybe_unused]] const routed_rows<Scalar>& rows,
                   [[maybe_unused]] const routing_context<Scalar>& context) {
-  if constexpr (requires { bank.read_context(tape, rows, context); }) bank.read_context(tape, rows, context);
+  if constexpr (ReadsContext<Bank>) bank.read_context(tape, rows, context);
+}
+
+/// The same for rows that are not tokens but made of them: of one sequence they are its rows, of several nobody can say
+/// whose they are. Encoders are then left out, and experts that mix tokens are refused: std::invalid_argument.
+template <typename Bank, typename Tape, typename Scalar>
+void read_context_of_mixtures([[maybe_unused]] const Bank& bank, [[maybe_unused]] Tape& tape,
+                              [[maybe_unused]] const expert_rows& rows,
+                              [[maybe_unused]] const routing_context<Scalar>& context) {
+  if constexpr (ReadsContext<Bank>) {
+    const index_t sequences = context.sequence_count();
+    if (is_token_mixer<Bank> && sequences > 1)
+      throw_invalid("experts that mix tokens run slots of one sequence, not of ", sequences,
+                    ": nobody can say to which of them a slot belongs");
+    routing_context<Scalar> own = context.for_other_rows();
+    if (sequences > 1) own.encoders = {};
+    bank.read_context(tape, {.by_expert = rows}, own);
+  }
 }
 
 }  // namespace detail

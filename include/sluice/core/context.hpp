@@ -99,6 +99,19 @@ struct routing_context {
     return other;
   }
 
+  /// What of the call holds for rows that are not its tokens, but belong to its sequences. If they are of other
+  /// sequences, nobody can say what encoders say to them.
+  routing_context for_other_rows() const {
+    routing_context other;
+    other.training = training;
+    other.random = random;
+    other.task_id = task_id;
+    other.encoders = encoders;
+    other.step = step;
+    other.executor = executor;
+    return other;
+  }
+
   bool is_padding(index_t token) const noexcept {
     return !token_mask.empty() && token_mask[static_cast<std::size_t>(token)] == 0;
   }

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <sluice/core/concepts.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 
 #include <concepts>
 #include <memory>
@@ -29,16 +30,14 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Bank>
-class bank_ref {
+class bank_ref : public bank_decorator<bank_ref<Bank>, std::remove_const_t<Bank>> {
   using plain = std::remove_const_t<Bank>;
-  static_assert(explain_bank<plain>());
+  friend bank_decorator<bank_ref, plain>;
   static constexpr bool is_trainable = DifferentiableBank<plain> && !std::is_const_v<Bank>;
 
 public:
   using scalar = typename plain::scalar;
   using tape = typename plain::tape;
-  static constexpr bool causal = is_causal<plain>;
-  static constexpr bool mixes_tokens = is_token_mixer<plain>;
 
   explicit bank_ref(Bank& bank) noexcept : bank_(std::addressof(bank)) {}
   explicit bank_ref(const Bank&&) = delete;
@@ -55,10 +54,6 @@ public:
     requires requires(const plain& bank) { bank.prepare(t, rows, training); }
   {
     read().prepare(t, rows, training && is_trainable);
-  }
-
-  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
-    detail::read_context(read(), t, rows, context);
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
@@ -107,6 +102,10 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(read(), t, 0);
+  }
   const plain& read() const noexcept { return *bank_; }
 
   Bank* bank_;

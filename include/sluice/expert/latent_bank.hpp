@@ -15,6 +15,7 @@
 #include <sluice/core/expert_rows.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/linear.hpp>
 
@@ -24,8 +25,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Bank>
-class latent_bank {
-  static_assert(explain_bank<Bank>());
+class latent_bank : public bank_decorator<latent_bank<Bank>, Bank> {
+  friend bank_decorator<latent_bank, Bank>;
   static_assert(RoutedBank<Bank>, "sluice: latent_bank needs a bank that gathers rows itself, such as expert_bank");
 
 public:
@@ -57,15 +58,6 @@ public:
   const Bank& bank() const noexcept { return bank_; }
   parameter<scalar>& into() noexcept { return into_; }      ///< V
   parameter<scalar>& out_of() noexcept { return out_of_; }  ///< U
-
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
-  /// follow.
-  void prepare(tape& t, index_t rows, bool training) const {
-    t.latent.reserve(rows, into_.rows());
-    t.mixed.reserve(rows, out_of_.cols());
-    if (training) t.dlatent.reserve(rows, into_.rows()), t.dmixed.reserve(rows, out_of_.cols());
-    if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
-  }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
@@ -119,8 +111,6 @@ public:
     return other;
   }
 
-  static consteval bool explain_training() { return explain_differentiable_bank<Bank>(); }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Bank>) Bank::visit_parameters(self.bank_, visit);
@@ -129,6 +119,16 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(bank_, t.bank, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    t.latent.reserve(rows, into_.rows());
+    t.mixed.reserve(rows, out_of_.cols());
+    if (training) t.dlatent.reserve(rows, into_.rows()), t.dmixed.reserve(rows, out_of_.cols());
+  }
+
   void project(tokens_in<scalar> x, index_t targets, tape& t, const executor_ref& executor) const {
     t.latent.resize(x.rows(), into_.rows());
     t.mixed.resize(targets, out_of_.cols());

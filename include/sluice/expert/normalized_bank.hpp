@@ -13,6 +13,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/kernel/row_norm.hpp>
 
 #include <utility>
@@ -20,14 +21,12 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Bank, typename Norm>
-class normalized_bank {
-  static_assert(explain_bank<Bank>());
+class normalized_bank : public bank_decorator<normalized_bank<Bank, Norm>, Bank> {
+  friend bank_decorator<normalized_bank, Bank>;
   static_assert(explain_row_norm<Norm>());
 
 public:
   using scalar = typename Bank::scalar;
-  static constexpr bool causal = is_causal<Bank>;
-  static constexpr bool mixes_tokens = is_token_mixer<Bank>;
   struct tape {
     typename Bank::tape bank;
     typename Norm::tape norm;
@@ -46,18 +45,6 @@ public:
   const Bank& bank() const noexcept { return bank_; }
   Norm& norm() noexcept { return norm_; }
   const Norm& norm() const noexcept { return norm_; }
-
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
-  /// follow.
-  void prepare(tape& t, index_t rows, bool training) const {
-    t.normalized.reserve(rows, inputs());
-    if (training) t.dnormalized.reserve(rows, inputs());
-    if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
-  }
-
-  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
-    detail::read_context(bank_, t.bank, rows, context);
-  }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
@@ -105,8 +92,6 @@ public:
     return normalized_bank<decltype(bank), Norm>(std::move(bank), norm_);
   }
 
-  static consteval bool explain_training() { return explain_differentiable_bank<Bank>(); }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Bank>) Bank::visit_parameters(self.bank_, visit);
@@ -114,6 +99,15 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(bank_, t.bank, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    t.normalized.reserve(rows, inputs());
+    if (training) t.dnormalized.reserve(rows, inputs());
+  }
+
   void normalize(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
     t.normalized.resize(x.rows(), x.cols());
     norm_.forward(x, t.normalized.map(), t.norm, executor);

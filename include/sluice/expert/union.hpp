@@ -10,6 +10,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/kernel/dispatch.hpp>
 
 #include <string>
@@ -19,15 +20,13 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename First, typename... Rest>
-class expert_union {
-  static_assert(explain_bank<First>() && (explain_bank<Rest>() && ...));
+class expert_union : public bank_decorator<expert_union<First, Rest...>, First, Rest...> {
+  friend bank_decorator<expert_union, First, Rest...>;
   static_assert((std::same_as<detail::scalar_of<First>, detail::scalar_of<Rest>> && ...),
                 "sluice: banks of one expert_union need the same scalar");
 
 public:
   using scalar = typename First::scalar;
-  static constexpr bool causal = is_causal<First> && (is_causal<Rest> && ...);
-  static constexpr bool mixes_tokens = is_token_mixer<First> || (is_token_mixer<Rest> || ...);
   /// Rows of the banks that do not gather them themselves: as in the plan, and what is not theirs is unset.
   struct gathered_rows {
     matrix_buffer<scalar> rows, outputs, doutputs, drows;
@@ -58,26 +57,6 @@ public:
   template <std::size_t I>
   const auto& bank() const noexcept {
     return std::get<I>(banks_);
-  }
-
-  /// Any bank may get all the rows.
-  void prepare(tape& t, index_t rows, bool training) const {
-    for_each_bank([&](const auto& bank, auto i, index_t) {
-      auto& memory = std::get<i>(t.banks);  // Clang 14 finds get<i> in a requires-expression wrong
-      if constexpr (requires { bank.prepare(memory, rows, training); }) bank.prepare(memory, rows, training);
-    });
-    if constexpr (!all_gather) {
-      t.gathered.rows.reserve(rows, inputs());
-      t.gathered.outputs.reserve(rows, outputs());
-      t.gathered.doutputs.reserve(training ? rows : 0, outputs());
-      t.gathered.drows.reserve(training ? rows : 0, inputs());
-    }
-  }
-
-  void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
-    for_each_bank([&](const auto& bank, auto i, index_t first) {
-      detail::read_context(bank, std::get<i>(t.banks), rows.slice(first, bank.experts()), context);
-    });
   }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
@@ -166,10 +145,6 @@ public:
     });
   }
 
-  static consteval bool explain_training() {
-    return explain_differentiable_bank<First>() && (explain_differentiable_bank<Rest>() && ...);
-  }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     each_index([&](auto i) { visit(std::to_string(i()), std::get<i>(self.banks_)); });
@@ -182,6 +157,20 @@ private:
   static void each_index(F&& f) {
     [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::integral_constant<std::size_t, I>{}), ...); }
     (std::index_sequence_for<First, Rest...>{});
+  }
+
+  /// Any bank may get all the rows.
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    for_each_bank([&](const auto& bank, auto i, index_t first) { f(bank, std::get<i>(t.banks), first); });
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    if constexpr (!all_gather) {
+      t.gathered.rows.reserve(rows, inputs());
+      t.gathered.outputs.reserve(rows, outputs());
+      t.gathered.doutputs.reserve(training ? rows : 0, outputs());
+      t.gathered.drows.reserve(training ? rows : 0, inputs());
+    }
   }
 
   template <typename F>

@@ -278,7 +278,10 @@ private:
     const index_t most_rows = ws.plan.most_rows();
     if constexpr (requires { experts_.prepare(ws.experts, most_rows, keep); })
       experts_.prepare(ws.experts, most_rows, keep);
-    if constexpr (RoutedPlan<plan_type>) detail::read_context(experts_, ws.experts, ws.plan.routed(), context);
+    if constexpr (RoutedPlan<plan_type>)
+      detail::read_context(experts_, ws.experts, ws.plan.routed(), context);
+    else
+      detail::read_context_of_mixtures(experts_, ws.experts, ws.plan.by_expert(), context);
     if constexpr (fused && may_be_apart) ws.is_apart = router_.needs_outputs(context, ws.plan, ws.router);
     if (!ws.is_apart) {
       ws.rows.clear();

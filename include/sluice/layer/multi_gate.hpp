@@ -10,10 +10,11 @@
 /// Any router will do; dense_softmax_router is MMoE's. All tasks route, then each expert runs once, on every token that
 /// any task sends it (layer/joined_rows.hpp), then each task weighs what it asked for: with dense gates that is E
 /// evaluations of the batch for any number of tasks, forward and backward. Rows that a router scales or mixes are its
-/// task's own. Task q routes with context.for_layer(q) and task_id = q, so that tasks draw apart. For exclusive experts
-/// (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a task, zero at first, added to every column of
-/// tokens that are not padding. `task(q)` is a moe_layer over the bank by reference (expert/bank_ref.hpp): a caller
-/// whose tasks have different batches runs that layer alone.
+/// task's own. Experts that mix tokens are refused: they would see those of other tasks; those that look at encoders
+/// want one sequence, or all tokens at the first gate. Task q routes with context.for_layer(q) and task_id = q, so that
+/// tasks draw apart. For exclusive experts (MMoE-Ex) give the gates gate/connected.hpp. b_q is one number a task, zero
+/// at first, added to every column of tokens that are not padding. `task(q)` is a moe_layer over the bank by reference
+/// (expert/bank_ref.hpp): a caller whose tasks have different batches runs that layer alone.
 ///
 /// The calls and the memory rules are those of moe_layer; padding gets zero, a token with NaN gets NaN in every task.
 /// Parameters: "experts", "task.0" ... "task.Q-1", "task_bias". Causal if the router is. Equal bits for every executor
@@ -39,6 +40,8 @@ struct multi_gate_options {
 
 template <typename Router, typename Bank, typename... Losses>
 class multi_gate_layer {
+  static_assert(!is_token_mixer<Bank>, "sluice: experts that mix tokens have no rows in common for several gates");
+
 public:
   using task_layer = moe_layer<Router, bank_ref<Bank>, Losses...>;
   using scalar = typename task_layer::scalar;
@@ -51,6 +54,7 @@ private:
   struct memory {
     std::vector<TaskMemory> tasks;
     joined_rows joined;
+    buffer<index_t> tokens;  ///< scratch: of the bank's rows
     typename Bank::tape experts;
     matrix_buffer<scalar> rows, outputs;          ///< the bank's
     matrix_buffer<scalar> own_rows, own_outputs;  ///< scratch: those of one task
@@ -257,6 +261,7 @@ private:
     }
     const row_counts most = most_rows(m);
     m.joined.reserve(tasks(), x.rows(), experts(), most.of_task * tasks());
+    m.tokens.reserve(ReadsContext<Bank> ? most.of_bank : 0);
     m.rows.reserve(most.of_bank, inputs());
     m.outputs.reserve(most.of_bank, experts_.outputs());
     m.own_rows.reserve(most.of_task, inputs());
@@ -273,6 +278,7 @@ private:
       dispatch(m.tasks[as_size(q)].plan, x, m.own_rows.map(), executor);
       m.joined.spread(q, m.own_rows, m.rows, executor);
     }
+    tell_experts(m, context);
     experts_.forward(m.rows.map(), m.joined.by_expert(), m.outputs.map(), m.experts, executor);
     index_t padding = 0;
     for (index_t token = 0; token < x.rows(); ++token) padding += context.is_padding(token);
@@ -291,6 +297,25 @@ private:
       for (index_t token = 0; has_bias_ && token < y.rows(); ++token)
         if (!context.is_padding(token)) columns.row(token).array() += bias_.data()[q];
       own.statistics.count(own.plan, padding);
+    }
+  }
+
+  /// What the call says of the bank's rows.
+  template <typename Memory>
+  void tell_experts(Memory& m, const context_type& context) const {
+    if constexpr (!ReadsContext<Bank>) {
+      return;
+    } else if constexpr (RoutedPlan<typename Router::plan>) {
+      m.tokens.resize(m.joined.rows());
+      for (index_t q = 0; q < tasks(); ++q)
+        for (index_t i = 0; const index_t row : m.joined.of(q))
+          m.tokens[row] = m.tasks[as_size(q)].plan.routed().token(i++);
+      detail::read_context(
+          experts_, m.experts,
+          routed_rows<scalar>{.by_expert = m.joined.by_expert(), .is_routed = true, .tokens = m.tokens.data()},
+          context);
+    } else {
+      detail::read_context_of_mixtures(experts_, m.experts, m.joined.by_expert(), context);
     }
   }
 

@@ -14,10 +14,10 @@
 /// place (std::span).
 ///
 /// Any router whose plan is a sum over experts goes (RoutedPlan), sparse ones too, but every expert runs on every
-/// token: worth it for small experts, or dense plans. The same source gives the same y, whatever the executor. Padding
-/// gets 0 and goes nowhere; a token with NaN, or that a draw found invalid, gets NaN; a token whom a draw sends nowhere
-/// counts with finish of zeros. Sums go draw by draw. y may be x. T = 0 is fine. A warm call allocates nothing.
-/// Chernov 2025, "(GG) MoE vs. MLP on Tabular Data", arXiv:2502.03608.
+/// token: worth it for small experts, or dense plans; experts that mix tokens are refused. The same source gives the
+/// same y, whatever the executor. Padding gets 0 and goes nowhere; a token with NaN, or that a draw found invalid, gets
+/// NaN; a token whom a draw sends nowhere counts with finish of zeros. Sums go draw by draw. y may be x. T = 0 is fine.
+/// A warm call allocates nothing. Chernov 2025, "(GG) MoE vs. MLP on Tabular Data", arXiv:2502.03608.
 #pragma once
 
 #include <sluice/core/dense_plan.hpp>
@@ -62,6 +62,9 @@ public:
   static_assert(RoutedPlan<typename router_type::plan> && !WeighsAfterExperts<router_type>,
                 "sluice: a mean over draws needs a router whose plan is a weighted sum of experts that it fixes before "
                 "they run");
+  static_assert(!is_token_mixer<bank_type>,
+                "sluice: a mean over draws runs every expert on all tokens; experts that mix tokens want those alone "
+                "that they are sent");
 
   /// Throws std::invalid_argument if shapes do not fit, M < 1, or the router scales inputs.
   template <typename Finish = rows_as_they_are>
@@ -102,6 +105,7 @@ private:
     outputs_.resize(all_.rows(), layer.outputs());
     if constexpr (requires { layer.bank().prepare(experts_, all_.rows(), false); })
       layer.bank().prepare(experts_, all_.rows(), false);
+    detail::read_context(layer.bank(), experts_, all_.routed(), context);
     dispatch(all_, x, rows_.map(), context.executor);
     layer.bank().forward(rows_.map(), all_.by_expert(), outputs_.map(), experts_, context.executor);
   }

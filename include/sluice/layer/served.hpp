@@ -30,6 +30,7 @@ public:
   using scalar = typename Layer::scalar;
   using context_type = typename Layer::context_type;
   static constexpr bool causal = is_causal<Layer>;
+  static constexpr bool mixes_tokens = is_token_mixer<Layer>;
 
   struct workspace {
     typename Layer::workspace layer;

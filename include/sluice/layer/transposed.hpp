@@ -7,16 +7,18 @@
 ///   sequence block{residual_layer{normalized_layer{mixer, norm}}, residual_layer{normalized_layer{channel_moe, norm}}};
 ///
 /// Sparse-MLP's token mixing: the items that the inner layer routes are the D channels of every image. It gets one
-/// group of D items an image, the draws and the executor of the call, and nothing of the context that speaks of tokens.
-/// Every group must have N rows; without groups there is one. Padding and a token with NaN are read as zeros, and get
-/// zero and NaN (layer/token_mixer.hpp). Every token of a group meets every other one: not causal. dx_g is the
-/// transpose of the inner backward of dy_g^T. Losses are the inner layer's. T = 0 is fine, with groups or without.
-/// Lou et al. 2021, arXiv:2109.02008; Tolstikhin et al. 2021 (MLP-Mixer), arXiv:2105.01601.
+/// group of D items an image with what the call says of the image (group features, encoders if groups are the call's
+/// sequences too), the draws and the executor of the call, and nothing of the context that speaks of tokens. Every
+/// group must have N rows; without groups there is one. Padding and a token with NaN are read as zeros, and get zero
+/// and NaN (layer/token_mixer.hpp). Every token of a group meets every other one: not causal. dx_g is the transpose of
+/// the inner backward of dy_g^T. Losses are the inner layer's. T = 0 is fine, with groups or without. Lou et al. 2021,
+/// arXiv:2109.02008; Tolstikhin et al. 2021 (MLP-Mixer), arXiv:2105.01601.
 #pragma once
 
 #include <sluice/layer/split/own_context.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
+#include <algorithm>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -99,10 +101,11 @@ private:
     m.outputs.resize(groups * width_, tokens_a_group());
     for_groups(groups, context, [&](index_t g) { of_group(m.items, g) = rows_of(x, g).transpose(); });
     m.own.clear();
-    m.own.groups.resize(groups > 0 ? groups + 1 : 0);
-    for (index_t g = 0; g < m.own.groups.size(); ++g) m.own.groups[g] = g * width_;
+    m.own.groups.resize(context.group_count() + 1);  // without tokens, too
+    for (index_t g = 0; g < m.own.groups.size(); ++g) m.own.groups[g] = (std::min)(g, groups) * width_;
     context_type own = m.own.seen_by(context);
-    own.top_k = 0;
+    own.group_features = context.group_features;
+    if (!std::ranges::equal(context.sequence_borders(), context.groups)) own.encoders = {};
     layer_.forward(m.items.map(), m.outputs.map(), m.layer, own);
     for_groups(groups, context, [&](index_t g) { rows_of(y, g) = of_group(m.outputs, g).transpose(); });
   }

@@ -14,6 +14,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 
 #include <concepts>
 #include <utility>
@@ -42,8 +43,8 @@ using expert_of_bank = decltype(std::declval<Bank&>().expert(index_t()));
 }  // namespace detail
 
 template <typename First, typename Second>
-class chained_bank {
-  static_assert(explain_bank<First>() && explain_bank<Second>());
+class chained_bank : public bank_decorator<chained_bank<First, Second>, First, Second> {
+  friend bank_decorator<chained_bank, First, Second>;
   static_assert(std::same_as<typename First::scalar, typename Second::scalar>,
                 "sluice: banks of one chain need the same scalar");
 
@@ -86,15 +87,6 @@ public:
     return {first_.copies_of_first(count), second_.copies_of_first(count)};
   }
 
-  /// Makes room for calls of up to so many rows, whichever experts they go to, and says whether backward calls will
-  /// follow.
-  void prepare(tape& t, index_t rows, bool training) const {
-    t.between.reserve(rows, first_.outputs());
-    if (training) t.dbetween.reserve(rows, first_.outputs());
-    if constexpr (requires { first_.prepare(t.first, rows, training); }) first_.prepare(t.first, rows, training);
-    if constexpr (requires { second_.prepare(t.second, rows, training); }) second_.prepare(t.second, rows, training);
-  }
-
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
     t.between.resize(x.rows(), first_.outputs());
@@ -123,10 +115,6 @@ public:
     return chained_bank<decltype(first), decltype(second)>(std::move(first), std::move(second));
   }
 
-  static consteval bool explain_training() {
-    return explain_differentiable_bank<First>() && explain_differentiable_bank<Second>();
-  }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<First>) visit("first", self.first_);
@@ -134,6 +122,16 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(first_, t.first, 0);
+    f(second_, t.second, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    t.between.reserve(rows, first_.outputs());
+    if (training) t.dbetween.reserve(rows, first_.outputs());
+  }
+
   First first_;
   Second second_;
 };

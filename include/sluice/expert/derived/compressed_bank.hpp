@@ -19,6 +19,7 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/routed_rows.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
@@ -28,8 +29,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Bank>
-class compressed_bank {
-  static_assert(explain_bank<Bank>());
+class compressed_bank : public bank_decorator<compressed_bank<Bank>, Bank> {
+  friend bank_decorator<compressed_bank, Bank>;
   static_assert(RoutedBank<Bank>, "sluice: compressed_bank needs a bank that gathers rows itself, such as expert_bank");
 
 public:
@@ -52,15 +53,6 @@ public:
   Bank& bank() noexcept { return bank_; }
   const Bank& bank() const noexcept { return bank_; }
   parameter<scalar>& theta() noexcept { return theta_; }
-
-  /// Makes room for calls of up to so many rows, and says whether backward calls will follow.
-  void prepare(tape& t, index_t rows, bool training) const {
-    t.mixed.reserve(rows, inputs());
-    t.x.reserve(rows, inputs());
-    t.has_vector.reserve(rows);
-    if (training) t.dx.reserve(rows, inputs());
-    if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
-  }
 
   /// Rows of one token each: those of a vector give zero.
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
@@ -124,8 +116,6 @@ public:
     return other;
   }
 
-  static consteval bool explain_training() { return explain_differentiable_bank<Bank>(); }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Bank>) Bank::visit_parameters(self.bank_, visit);
@@ -133,6 +123,17 @@ public:
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(bank_, t.bank, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool training) const {
+    t.mixed.reserve(rows, inputs());
+    t.x.reserve(rows, inputs());
+    t.has_vector.reserve(rows);
+    if (training) t.dx.reserve(rows, inputs());
+  }
+
   void mix(tokens_in<scalar> x, const routed_rows<scalar>& vectors, tape& t, const executor_ref& executor) const {
     t.mixed.set_zero(x.rows(), inputs());
     t.x.resize(x.rows(), inputs());

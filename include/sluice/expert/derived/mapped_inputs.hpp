@@ -12,6 +12,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/concepts.hpp>
+#include <sluice/expert/bank_decorator.hpp>
 #include <sluice/kernel/dispatch.hpp>
 #include <sluice/kernel/vector_math.hpp>
 
@@ -20,8 +21,8 @@
 namespace sluice::inline SLUICE_ISA {
 
 template <typename Bank, typename Map>
-class mapped_inputs_bank {
-  static_assert(explain_bank<Bank>());
+class mapped_inputs_bank : public bank_decorator<mapped_inputs_bank<Bank, Map>, Bank> {
+  friend bank_decorator<mapped_inputs_bank, Bank>;
   static_assert(RoutedBank<Bank>,
                 "sluice: mapped_inputs_bank needs a bank that gathers rows itself, such as expert_bank");
 
@@ -39,11 +40,6 @@ public:
   index_t outputs() const noexcept { return bank_.outputs(); }
   Bank& bank() noexcept { return bank_; }
   const Bank& bank() const noexcept { return bank_; }
-
-  void prepare(tape& t, index_t rows, bool training) const {
-    t.x.reserve(rows, inputs());
-    if constexpr (requires { bank_.prepare(t.bank, rows, training); }) bank_.prepare(t.bank, rows, training);
-  }
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
@@ -76,14 +72,18 @@ public:
     return mapped_inputs_bank<decltype(bank), Map>(std::move(bank));
   }
 
-  static consteval bool explain_training() { return explain_differentiable_bank<Bank>(); }
-
   template <typename Self, typename Visitor>
   static void visit_parameters(Self& self, Visitor&& visit) {
     if constexpr (HasParameters<Bank>) visit("", self.bank_);
   }
 
 private:
+  template <typename F>
+  void for_each_bank(tape& t, F&& f) const {
+    f(bank_, t.bank, 0);
+  }
+  void prepare_own(tape& t, index_t rows, bool) const { t.x.reserve(rows, inputs()); }
+
   void map(tokens_in<scalar> x, tape& t, const executor_ref& executor) const {
     t.x.resize(x.rows(), inputs());
     executor.parallel_each(x.rows(), inputs(), [&](index_t r) {

@@ -13,10 +13,11 @@
 /// expert's tokens of two sequences among each other is refused then.
 ///
 /// Networks run one after the other, each with all threads; one without rows costs nothing. They are called with the
-/// executor of the call, with training or not, sequences and encoders, and find nothing else in their context: no ids,
-/// and the draws of the default source. Losses and after_step of layers inside are not theirs to call. In inference all
-/// share the memory of one, with room for every row at any of them; in training each has its own, which grows with the
-/// most rows that it had. Equal bits for every executor. Shaabana, Gharaee, Fieguth 2024 (MoE-VRD), arXiv:2403.03994.
+/// executor of the call, with training or not, task, step, sequences and encoders, draw each for itself, and find
+/// nothing else in their context: no ids. Losses and after_step of layers inside are not theirs to call. In inference
+/// all share the memory of one, with room for every row at any of them; in training each has its own, which grows with
+/// the most rows that it had. Equal bits for every executor. Shaabana, Gharaee, Fieguth 2024 (MoE-VRD),
+/// arXiv:2403.03994.
 #pragma once
 
 #include <sluice/core/concepts.hpp>
@@ -25,7 +26,6 @@
 #include <sluice/layer/split/own_context.hpp>
 
 #include <algorithm>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,7 +45,7 @@ public:
     typename Layer::workspace workspace;         ///< of inference
     std::vector<typename Layer::tape> networks;  ///< [E] of training
     std::vector<own_context> own;                ///< [E] the sequences of a network's rows
-    std::span<const encoder_states<scalar>> encoders;
+    routing_context<scalar> call;                ///< what holds for rows of any network
     index_t rows = 0;                            ///< that calls may have
     index_t room = 0;                            ///< rows that the workspace has room for
     index_t threads = 0;                         ///< with which it was made
@@ -82,7 +82,7 @@ public:
   /// taken the tokens of sequences among each other and networks would have to know.
   void read_context(tape& t, const routed_rows<scalar>& rows, const routing_context<scalar>& context) const {
     const index_t sequences = context.sequence_borders().empty() ? 0 : context.sequence_count();
-    t.encoders = context.encoders;
+    t.call = context.for_other_rows();
     t.own.resize(networks_.size());
     for (own_context& own : t.own) {  // of those without rows, too: others have rows in the next call
       own.clear();
@@ -108,15 +108,13 @@ public:
 
   void forward(tokens_in<scalar> x, const expert_rows& rows, tokens_out<scalar> y, tape& t,
                const executor_ref& executor) const {
-    routing_context<scalar> call;
-    call.training = t.is_training;
-    call.executor = executor;
-    if (!t.is_training) make_room(t, call);
+    t.call.training = t.is_training;
+    t.call.executor = executor;
+    if (!t.is_training) make_room(t, t.call);
     for (const auto& [expert, begin, end] : rows) {
       const auto in = x.middleRows(begin, end - begin);
       auto out = y.middleRows(begin, end - begin);
-      routing_context<scalar> context = t.own.empty() ? call : t.own[as_size(expert)].seen_by(call);
-      context.encoders = t.encoders;
+      const auto context = (t.own.empty() ? t.call : t.own[as_size(expert)].seen_by(t.call)).for_layer(expert);
       if (t.is_training)
         network(expert).forward(in, out, t.networks[as_size(expert)], context);
       else
@@ -170,7 +168,6 @@ private:
     std::vector<index_t> borders(t.own.empty() ? 0 : as_size(t.own.front().sequences.size()), t.rows);
     if (!borders.empty()) borders.front() = 0;
     context.sequences = borders;
-    context.encoders = t.encoders;
     for (const Layer& one : networks_) reserve(one, t.workspace, t.rows, context);
     t.room = t.rows;
     t.threads = threads;

@@ -6,17 +6,18 @@
 ///   unfolded_layer merged{linear_layer<float>{4 * 64, 32}, 49};       four neighbours of 196 become one of width 32
 ///
 /// So encoders that look at many tokens are experts of a mixture whose tokens are images
-/// (layer/encoders/network_bank.hpp). The inner layer gets one group a row, the draws, the step and the executor of the
-/// call, and nothing of the context that speaks of rows. Padding and a row with NaN are padding to it, and get zero and
-/// NaN (layer/token_mixer.hpp). Rows do not see each other, as far as the inner layer keeps to its groups. Losses are
-/// the inner layer's. T = 0 is fine.
+/// (layer/encoders/network_bank.hpp). The inner layer gets one group a row, the row's ids for each of its pieces, and
+/// the draws, the step and the executor of the call; what encoders say, if no two rows are of one sequence of the call;
+/// and no matrices that speak of rows or groups. Padding and a row with NaN are padding to it, and get zero and NaN
+/// (layer/token_mixer.hpp). Rows do not see each other, as far as the inner layer keeps to its groups. Losses are the
+/// inner layer's. T = 0 is fine.
 #pragma once
 
 #include <sluice/core/checked_size.hpp>
 #include <sluice/layer/split/own_context.hpp>
 #include <sluice/layer/token_mixer.hpp>
 
-#include <cstdint>
+#include <span>
 #include <utility>
 
 namespace sluice::inline SLUICE_ISA {
@@ -95,17 +96,11 @@ private:
     const index_t rows = x.rows();
     m.tokens.resize(rows * pieces_, layer_.inputs());
     m.outputs.resize(rows * pieces_, layer_.outputs());
-    m.own.clear();
-    m.own.token_mask.resize(rows * pieces_);
-    m.own.groups.resize(rows > 0 ? rows + 1 : 0);
-    for (index_t r = 0; r < m.own.groups.size(); ++r) m.own.groups[r] = r * pieces_;
+    m.own.cut_rows(context, std::span(m.kept.counts(), as_size(rows)), pieces_);
     context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
       std::copy_n(x.data() + r * x.outerStride(), inputs(), m.tokens.row(r * pieces_));
-      std::fill_n(m.own.token_mask.data() + r * pieces_, pieces_, std::uint8_t(m.kept.counts(r)));
     });
-    context_type own = m.own.seen_by(context);
-    own.top_k = 0;  // of the rows, not of their pieces
-    layer_.forward(m.tokens.map(), m.outputs.map(), m.layer, own);
+    layer_.forward(m.tokens.map(), m.outputs.map(), m.layer, m.own.seen_by(context));
     context.executor.parallel_each(rows, inputs() + outputs(), [&](index_t r) {
       std::copy_n(m.outputs.row(r * pieces_), outputs(), y.data() + r * y.outerStride());
     });

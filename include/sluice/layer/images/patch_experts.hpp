@@ -112,18 +112,16 @@ private:
   void mix(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context) const {
     const index_t images = x.rows(), n = windows_.count();
     m.windows.resize(images * n, windows_.size());
-    m.own.clear();
-    m.own.token_mask.resize(images * n);
-    m.own.groups.resize(images > 0 ? images + 1 : 0);
-    for (index_t t = 0; t < m.own.groups.size(); ++t) m.own.groups[t] = t * n;
+    m.own.cut_rows(context, std::span(m.kept.counts(), as_size(images)), n);
     for_images(images, context.executor, [&](index_t t) {
       windows_.gather(x.data() + t * x.outerStride(), 0, n, m.windows.row(t * n));
-      std::fill_n(m.own.token_mask.data() + t * n, n, std::uint8_t(m.kept.counts(t)));
     });
-    router_.route(m.windows.map(), of_windows(m, context), m.plan, m.router);
+    const context_type own = m.own.seen_by(context);
+    router_.route(m.windows.map(), own, m.plan, m.router);
     const index_t most = m.plan.most_rows();
     if constexpr (requires { bank_.prepare(m.experts, most, true); })
       bank_.prepare(m.experts, most, std::same_as<Memory, tape>);
+    detail::read_context(bank_, m.experts, m.plan.routed(), own);
     m.rows.reserve(most, windows_.size());
     m.units.reserve(most, bank_.outputs());
     m.rows.resize(m.plan.rows(), windows_.size());
@@ -161,20 +159,12 @@ private:
     });
     bank_.backward(t.rows.map(), t.plan.by_expert(), t.dunits.map(), t.drows.map(), t.experts, executor);
     dispatch_backward(t.plan, t.windows.map(), t.drows.map(), t.dwindows.map(), t.dplan, executor);
-    const context_type own = of_windows(t, t.context);
+    const context_type own = t.own.seen_by(t.context);
     if constexpr (requires { t.router.dseen.zero_like(t.router.seen); }) t.router.dseen.zero_like(t.router.seen);
     router_.backward(t.windows.map(), own, t.plan, t.dplan, t.router, t.dwindows.map());
     for_images(images, executor, [&](index_t image) {
       windows_.add_back(t.dwindows.row(image * n), 0, n, dx.data() + image * dx.outerStride());
     });
-  }
-
-  /// The context of a batch in which a row is a window.
-  template <typename Memory>
-  static context_type of_windows(Memory& m, const context_type& context) {
-    context_type own = m.own.seen_by(context);
-    own.top_k = 0;  // of the images
-    return own;
   }
 
   template <typename Memory>

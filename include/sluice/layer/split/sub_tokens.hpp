@@ -9,12 +9,12 @@
 /// equal_cost_sizes().
 ///
 /// The layer inside sees T h tokens: capacities, losses and counters are of sub-tokens, and so is a plan for
-/// forward_planned. Masks and ids are repeated h times, groups and sequences are h times as long; matrices that a
-/// context has for every token or group (features, given experts, previous logits) are not passed on. A sub-token of a
-/// token that holds NaN is hidden, all of the token's output is NaN; padding gets zero. Causal if the layer is: parts
-/// of one token do not see each other. T = 0 is fine. Calls and memory rules are those of moe_layer
-/// (layer/decorator.hpp). Wu et al. 2024 (MH-MoE), arXiv:2404.15045; Huang et al. 2024 (at equal cost),
-/// arXiv:2411.16205.
+/// forward_planned. Masks and ids are repeated h times, groups and sequences are h times as long, what the call says of
+/// them (group features, encoders) stays; matrices that a context has for every token are not passed on (features,
+/// given experts) or refused (previous logits). A sub-token of a token that holds NaN is hidden, all of the token's
+/// output is NaN; padding gets zero. Causal if the layer is: parts of one token do not see each other. T = 0 is fine.
+/// Calls and memory rules are those of moe_layer (layer/decorator.hpp). Wu et al. 2024 (MH-MoE), arXiv:2404.15045;
+/// Huang et al. 2024 (at equal cost), arXiv:2411.16205.
 #pragma once
 
 #include <sluice/layer/decorator.hpp>
@@ -78,8 +78,11 @@ private:
   void around(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Inner inner) const {
     m.kept.keep(x, context);
     m.outputs.resize(x.rows() * parts_, this->layer().outputs());
-    split(context, m);
-    inner(in_parts(m.kept.x()), m.outputs.map(), m.own.seen_by(context));
+    m.own.cut(context, std::span(m.kept.counts(), as_size(m.kept.rows())), parts_);
+    context_type own = m.own.seen_by(context);
+    own.top_k = context.top_k;
+    own.group_features = context.group_features;
+    inner(in_parts(m.kept.x()), m.outputs.map(), own);
     for (index_t t = 0; t < x.rows(); ++t) {
       scalar* const row = y.data() + t * y.outerStride();
       if (m.kept.counts(t))
@@ -100,27 +103,6 @@ private:
 
   const_matrix_map<scalar> in_parts(const_matrix_map<scalar> rows) const {
     return {rows.data(), rows.rows() * parts_, rows.cols() / parts_};
-  }
-
-  template <typename Memory>
-  void split(const context_type& context, Memory& m) const {
-    m.own.clear();
-    repeat(std::span(m.kept.counts(), as_size(m.kept.rows())), m.own.token_mask);
-    repeat(context.protected_tokens, m.own.protected_tokens);
-    repeat(context.token_ids, m.own.token_ids);
-    repeat(context.modality_ids, m.own.modality_ids);
-    repeat(context.cluster_ids, m.own.cluster_ids);
-    lengthen(context.groups, m.own.groups);
-    lengthen(context.sequences, m.own.sequences);
-  }
-  template <typename T>
-  void repeat(std::span<const T> of_tokens, buffer<T>& of_parts) const {
-    of_parts.resize(static_cast<index_t>(of_tokens.size()) * parts_);
-    for (index_t i = 0; i < of_parts.size(); ++i) of_parts[i] = of_tokens[as_size(i / parts_)];
-  }
-  void lengthen(std::span<const index_t> borders, buffer<index_t>& of_parts) const {
-    of_parts.resize(static_cast<index_t>(borders.size()));
-    for (index_t i = 0; i < of_parts.size(); ++i) of_parts[i] = borders[as_size(i)] * parts_;
   }
 
   template <typename Storage, typename Inner>
