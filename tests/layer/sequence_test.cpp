@@ -2,6 +2,7 @@
 
 #include <sluice/expert/gated_ffn.hpp>
 #include <sluice/kernel/row_norm.hpp>
+#include <sluice/layer/beside.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/embedding.hpp>
 #include <sluice/layer/linear.hpp>
@@ -100,6 +101,15 @@ TEST_CASE("sequence: equal layers draw apart, each as context.for_layer says", "
     return matrix<float>(seen.noisy().map() - seen.clean.map());
   };
   CHECK(test::largest_difference(noise(std::get<0>(tape.layers)), noise(std::get<1>(tape.layers))) > 0.1f);
+
+  // What runs beside them draws apart from both; they draw as without it.
+  const beside_layer three{twice, one};
+  decltype(three)::tape beside;
+  three.forward(x, first, beside, context);
+  for (const auto& layer : {std::get<0>(beside.layer.layers), std::get<1>(beside.layer.layers)})
+    CHECK(test::largest_difference(noise(layer), noise(beside.other)) > 0.1f);
+  CHECK(test::same_bits(noise(std::get<0>(beside.layer.layers)), noise(std::get<0>(tape.layers))));
+  CHECK(test::same_bits(noise(std::get<1>(beside.layer.layers)), noise(std::get<1>(tape.layers))));
 }
 
 TEST_CASE("sequence: padding and NaN stay with their token", "[layer][sequence][nan]") {

@@ -7,7 +7,8 @@
 ///
 /// Layers that share a context draw the same numbers. So that each draws for itself, a layer of a model gets
 /// context.for_layer(its place in the model): 0, 1, 2, ... Layers that hold layers do this themselves for what they
-/// hold, and nested ones need not know of each other.
+/// hold, and nested ones need not know of each other. What runs beside a layer that draws as it would alone is at the
+/// places -1, -2, which nobody within that layer has.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -114,10 +114,10 @@ private:
       m.x.map() = x;
     }
     norm_.forward(x, m.n.map(), m.norm, context.executor);
-    first_.forward(m.n.map(), m.h.map(), std::get<0>(m.others), context.for_layer(1));
+    first_.forward(m.n.map(), m.h.map(), std::get<0>(m.others), context.for_layer(-1));
     for (index_t t = 0; t < x.rows(); ++t)  // padding may hold anything
       if (!context.is_padding(t)) kernel::add_scaled(scalar(1), x.data() + t * x.outerStride(), m.h.row(t), x.cols());
-    rest_.forward(m.h.map(), m.outputs.map(), std::get<1>(m.others), context.for_layer(2));
+    rest_.forward(m.h.map(), m.outputs.map(), std::get<1>(m.others), context.for_layer(-2));
     inner(m.n.map(), y);  // last: y may be x
     y += m.outputs.map();
   }

@@ -79,7 +79,7 @@ protected:
            matrices * tokens * this->outputs() * static_cast<index_t>(sizeof(scalar));
   }
 
-  static context_type beside(const context_type& context) { return context.for_layer(1); }
+  static context_type beside(const context_type& context) { return context.for_layer(-1); }
 
   template <typename Self, typename Visitor>
   static void visit_own(Self& self, Visitor& visit) {
