@@ -34,10 +34,10 @@ double gradient_norm(const Model& model) {
 }
 
 /// Scales the gradient down to length `max` if it is longer. Returns its length before that. Throws
-/// std::invalid_argument if max is not positive.
+/// std::invalid_argument unless max is finite and positive.
 template <typename Model>
 double clip_gradient_norm(Model& model, double max) {
-  if (!is_above(max, 0)) throw_invalid("clip_gradient_norm needs a length > 0, not ", max);
+  if (!is_above(max, 0)) throw_invalid("clip_gradient_norm needs a finite length > 0, not ", max);
   const double norm = gradient_norm(std::as_const(model));
   const bool finite = !is_nan(norm) && order_key(norm) <= order_key((std::numeric_limits<double>::max)());
   if (!finite || norm <= max) return norm;
