@@ -105,7 +105,7 @@ public:
   static constexpr bool exact_gradient = has_exact_gradient<ValueRouting> && has_exact_gradient<OutputRouting>;
 
   /// Throws std::invalid_argument if the heads make no sense, or a router's experts are not as many for every head or
-  /// read another width than the other's.
+  /// read another width than the other's or the norm's.
   explicit routed_value_attention(ValueRouting value, OutputRouting output, Norm norm, const routed_value_options& o)
       : attention_(shape_of(o), o.rotary),
         value_router_(std::move(value)),
@@ -118,6 +118,7 @@ public:
     if (value_router_.inputs() != inputs())
       throw_invalid("the value router reads tokens of width ", value_router_.inputs(), ", the output router of width ",
                     inputs());
+    check_norm_width("routed_value_attention", norm_, inputs());
   }
 
   index_t inputs() const noexcept { return output_router_.inputs(); }
