@@ -28,6 +28,21 @@ TEST_CASE("parameter: more than four axes and negative ones are refused", "[core
   CHECK_THROWS_WITH((parameter<float>({2, -1}, parameter_role::weight)), "sluice: a parameter axis cannot be -1");
 }
 
+TEST_CASE("parameter: first values that are not finite, or of a deviation below 0, are refused", "[core][parameter]") {
+  const auto with = [](initial_values first) { return parameter<float>({2}, parameter_role::weight, first); };
+  CHECK(with(initial_values::constant(-1)).value()[1] == -1);
+  CHECK(with(initial_values::normal(0)).size() == 2);
+  CHECK_THROWS_WITH(with(initial_values::normal(-0.5)),
+                    "sluice: a parameter cannot begin with a deviation or bound of -0.5");
+  CHECK_THROWS_WITH(with(initial_values::uniform(-1)),
+                    "sluice: a parameter cannot begin with a deviation or bound of -1");
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_AS(with(initial_values::constant(bad)), std::invalid_argument);
+    CHECK_THROWS_AS(with(initial_values::normal(bad)), std::invalid_argument);
+    CHECK_THROWS_AS(with(initial_values::uniform(bad)), std::invalid_argument);
+  }
+}
+
 TEST_CASE("parameter: more numbers than memory can hold are refused", "[core][parameter]") {
   const index_t large = index_t(1) << 32;
   CHECK_THROWS_WITH(parameter<float>({large, large}, parameter_role::weight),

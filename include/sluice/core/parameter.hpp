@@ -18,6 +18,7 @@
 #include <sluice/core/half.hpp>
 #include <sluice/core/identity.hpp>
 #include <sluice/core/matrix_layout.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
@@ -68,12 +69,16 @@ public:
 
   parameter() = default;
 
-  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers. Values start
-  /// at zero, or at the constant if the initial values are one.
+  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers, or if the
+  /// initial values are not finite or have a deviation or bound below 0. Values start at zero, or at the constant if the
+  /// initial values are one.
   parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {},
             panel_shape panels = {})
       : role_(role), initial_(initial) {
     if (shape.size() > shape_.size()) throw_invalid("a parameter has at most 4 axes, not ", shape.size());
+    if (!is_finite(initial.scale)) throw_invalid("a parameter cannot begin with ", initial.scale);
+    if (initial.distribution != initial_values::kind::constant && initial.scale < 0)
+      throw_invalid("a parameter cannot begin with a deviation or bound of ", initial.scale);
     index_t cols = 1;
     for (const index_t axis : shape) {
       if (axis < 0) throw_invalid("a parameter axis cannot be ", axis);
