@@ -81,10 +81,14 @@ private:
 
 }  // namespace detail
 
-/// Model: anything with parameters in double. Objective: () -> double or std::optional<double>.
+/// Model: anything with parameters in double. Objective: () -> double or std::optional<double>. Throws
+/// std::invalid_argument unless step and scale are finite and above 0, and most_entries is at least 0.
 template <typename Model, typename Objective>
 gradient_report check_gradients(Model& model, const std::vector<checked_input>& inputs, Objective&& objective,
                                 gradient_check_options o = {}) {
+  if (!is_above(o.step, 0) || !is_above(o.scale, 0) || o.most_entries < 0)
+    throw_invalid("check_gradients needs a finite step and scale > 0 and entries >= 0, not ", o.step, ", ", o.scale,
+                  " and ", o.most_entries);
   gradient_report report;
   const auto numeric_derivative = [&](double& value) -> std::optional<double> {
     const detail::restore_on_exit entry(value);
