@@ -6,9 +6,10 @@
 ///   loss.group_value(signals, plan, context, group, scale, gradients)  scale × value of one group
 ///
 /// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads
-/// nothing. Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the
-/// mean over groups. A coefficient that is not finite throws std::invalid_argument. A layer shows losses tokens that hold NaN as padding. In a loss called directly, NaN in a logit
-/// that it reads makes its value NaN (but -ffast-math may hide it here, where nothing is chosen by it).
+/// nothing; one that is not finite throws std::invalid_argument. Padding tokens are in no sum and no mean; a group of
+/// nothing but padding has value 0 and is left out of the mean over groups. A layer shows losses tokens that hold NaN as
+/// padding. In a loss called directly, NaN in a logit that it reads makes its value NaN (but -ffast-math may hide it
+/// here, where nothing is chosen by it).
 ///
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]

@@ -11,9 +11,9 @@
 /// s2 lambda; w by Newton; then r again with those, and s2 = sum of r (y - b_k . x)^2 / n. None of these lowers the
 /// penalised log-likelihood; s2 never falls below a floor, for the likelihood has no bound at 0. fit begins at the best
 /// of some starts, each with experts that fit a few rows drawn by the seed; improve begins where the model stands (a
-/// path of penalties). Labels are free: experts come in any order. Throws std::invalid_argument where widths or counts of x and
-/// y do not fit or an option is below 0 or not finite, and in fit and improve where x or y hold NaN or have fewer rows
-/// than experts. Everything is in double.
+/// path of penalties). Labels are free: experts come in any order. Throws std::invalid_argument where widths or counts
+/// of x and y do not fit or an option is below 0 or not finite, and in step, fit and improve where x or y hold NaN or
+/// have fewer rows than experts. Everything is in double.
 /// Nguyen, Nguyen, Chamroukhi, McLachlan 2020, arXiv:2009.10622; the algorithm is that of Huynh and Chamroukhi's HDME
 /// (Chamroukhi and Huynh 2019, "Regularized Maximum Likelihood Estimation and Feature Selection in Mixtures-of-Experts
 /// Models").
