@@ -17,6 +17,7 @@
 #pragma once
 
 #include <sluice/adapter/token_weights.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/expert/gathered_rows.hpp>
 #include <sluice/kernel/linear.hpp>
@@ -48,7 +49,7 @@ public:
     if (experts < 1 || inputs < 1 || rank < 1 || outputs < 1 || !is_finite(o.scale))
       throw_invalid("joined_low_rank_bank needs E, D, R, D' >= 1 and a finite scale, not ", experts, ", ", inputs, ", ",
                     rank, ", ", outputs, ", ", o.scale);
-    a_ = {{experts * rank, inputs}, parameter_role::weight, initial_values::normal(0.02)};
+    a_ = {{checked_product(experts, rank), inputs}, parameter_role::weight, initial_values::normal(0.02)};
     b_ = {{experts * rank, outputs}, parameter_role::weight};
   }
 

@@ -27,6 +27,7 @@
 #include <sluice/attention/dot_product_attention.hpp>
 #include <sluice/attention/head_router.hpp>
 #include <sluice/attention/self_attention.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/dispatch.hpp>
@@ -111,8 +112,8 @@ public:
         value_router_(std::move(value)),
         output_router_(std::move(output)),
         norm_(std::move(norm)),
-        query_(map_of(o.heads * o.key_width, inputs())),
-        key_(map_of(o.heads * o.key_width, inputs())),
+        query_(map_of(checked_product(o.heads, o.key_width), inputs())),
+        key_(map_of(checked_product(o.heads, o.key_width), inputs())),
         value_(checked_experts(value_router_.experts()), inputs(), attention_shape().value_width),
         output_(checked_experts(output_router_.experts()), attention_shape().value_width, inputs()) {
     if (value_router_.inputs() != inputs())

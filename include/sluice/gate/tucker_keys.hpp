@@ -15,6 +15,7 @@
 /// Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364, which keeps a key as (d, r).
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/choices.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
@@ -57,7 +58,7 @@ public:
     if (keys < 1 || width < 1) throw_invalid("Tucker keys need n, d >= 1, not ", keys, ", ", width);
     check_norm_width("tucker_keys", query_norm_, width);
     check_norm_width("tucker_keys", key_norm_, width);
-    keys_ = {{heads, 2, keys * rank, width},
+    keys_ = {{heads, 2, checked_product(keys, rank), width},
              parameter_role::weight,
              initial_values::normal(1 / std::sqrt(static_cast<double>(width)))};
   }
