@@ -159,3 +159,36 @@ TEST_CASE("parameters: gradients are made, cleared and counted over a whole obje
   });
   CHECK(parameter_count(t) == 3 * (4 + 2));  // without the state
 }
+
+namespace {
+
+struct parameters_by_reference {  // takes its visitor by lvalue alone: nobody could visit it with a lambda
+  static void visit_parameters(auto& self, auto& visit) { visit("p", self.p); }
+  parameter<float> p;
+};
+struct parameters_of_an_object {
+  void visit_parameters(auto&&) {}
+};
+class private_parameters {
+  static void visit_parameters(auto&, auto&&) {}
+};
+class inherited_parameters : public parameters_of_an_object {};
+struct no_parameters {
+  int visit = 0;
+};
+struct usual_parameters {
+  static void visit_parameters(auto&, auto&&) {}
+};
+
+}  // namespace
+
+TEST_CASE("parameters: what is called visit_parameters and cannot be visited is noticed", "[core][parameter]") {
+  using detail::NamesParameters;
+  STATIC_REQUIRE((NamesParameters<parameters_by_reference> && !HasParameters<parameters_by_reference>));
+  STATIC_REQUIRE((NamesParameters<parameters_of_an_object> && !HasParameters<parameters_of_an_object>));
+  STATIC_REQUIRE((NamesParameters<private_parameters> && !HasParameters<private_parameters>));
+  STATIC_REQUIRE((NamesParameters<inherited_parameters> && !HasParameters<inherited_parameters>));
+  STATIC_REQUIRE((NamesParameters<usual_parameters> && HasParameters<usual_parameters>));
+  STATIC_REQUIRE((!NamesParameters<no_parameters> && !HasParameters<no_parameters>));
+  STATIC_REQUIRE((!NamesParameters<int> && !NamesParameters<std::string> && explain_model<parameter<float>>()));
+}

@@ -20,6 +20,7 @@ namespace sluice::inline SLUICE_ISA {
 /// Length of the gradient of all learned parameters.
 template <typename Model>
 double gradient_norm(const Model& model) {
+  static_assert(explain_model<Model>());
   // Short enough that a float sum of squares loses nothing that matters, long enough to run on vectors.
   constexpr index_t block = 1024;
   double sum = 0;
