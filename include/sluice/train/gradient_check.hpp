@@ -18,11 +18,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdio>
 #include <limits>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -124,9 +126,12 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
       report.position = i;
     }
   };
-  for_each_parameter(model, [&](const std::string& name, parameter<double>& p) {
-    if (!p.is_learned()) return;
-    check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
+  for_each_parameter(model, [&](const std::string& name, auto& p) {
+    constexpr bool in_double = std::same_as<std::remove_cvref_t<decltype(p)>, parameter<double>>;
+    static_assert(in_double, "sluice: gradients are checked in double, the scalar of all of the model");
+    if constexpr (in_double)
+      if (p.is_learned())
+        check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
   });
   for (const checked_input& input : inputs)
     check_array(input.name, static_cast<index_t>(input.value.size()), input.value, input.gradient,
