@@ -108,7 +108,7 @@ public:
 
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, std::span<const index_t> labels, double penalty = 0) {
-    check(x, labels, penalty);
+    validate(x, labels, penalty);
     const matrix<double> design = detail::with_ones(x), r = responsibilities(x, labels);
     fit_softmax_regression(gate_design(x), r, penalty, gate_);
     for (index_t k = 0; k < experts(); ++k)
@@ -119,7 +119,7 @@ public:
   em_report improve(const matrix<double>& x, std::span<const index_t> labels,
                     const multinomial_mixture_options& o = {}) {
     check_em(name, o.em);
-    check(x, labels, o.penalty);
+    validate(x, labels, o.penalty);
     return detail::improve_until_it_stops(
         o.em, [&] { step(x, labels, o.penalty); },
         [&] {
@@ -131,7 +131,7 @@ public:
   /// EM from a gate that knows nothing and experts drawn by the seed.
   em_report fit(const matrix<double>& x, std::span<const index_t> labels, const multinomial_mixture_options& o = {}) {
     check_em(name, o.em);
-    check(x, labels, o.penalty);
+    validate(x, labels, o.penalty);
     const random_source random(o.seed);
     gate_.setZero();
     index_t draw = 0;
@@ -166,7 +166,7 @@ private:
       if (labels[i] < 0 || labels[i] >= classes())
         throw_invalid(name, ": label ", i, " is ", labels[i], ", there are ", classes(), " classes");
   }
-  void check(const matrix<double>& x, std::span<const index_t> labels, double penalty) const {
+  void validate(const matrix<double>& x, std::span<const index_t> labels, double penalty) const {
     check_labels(x, labels);
     detail::check_data(name, x, inputs(), x.rows(), experts());
     if (!is_at_least(penalty, 0)) throw_invalid(name, " needs a finite penalty >= 0, not ", penalty);

@@ -101,7 +101,7 @@ public:
 
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    check(x, y, o);
+    validate(x, y, o);
     const matrix<double> design = detail::with_ones(x);
     const matrix<double> r = expectations(design, y);
     Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance_ * o.expert_penalty);
@@ -119,14 +119,14 @@ public:
 
   /// EM from where the model stands.
   em_report improve(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    check(x, y, o);
+    validate(x, y, o);
     return detail::improve_until_it_stops(
         o.em, [&] { step(x, y, o); }, [&] { return log_likelihood(x, y) - penalty(o); });
   }
 
   /// EM from the best of o.starts starts after a few iterations of each.
   em_report fit(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    check(x, y, o);
+    validate(x, y, o);
     if (o.starts < 1) throw_invalid("regression_mixture needs a start, not ", o.starts);
     regression_mixture_options brief = o;
     brief.em.iterations = (std::min)(o.em.iterations, index_t{20});
@@ -165,7 +165,7 @@ private:
     const double v = (y.array() - y.mean()).square().mean();
     return v > 0 ? v : 1.0;
   }
-  void check(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) const {
+  void validate(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) const {
     check_em(name, o.em);
     if (!is_at_least(o.expert_penalty, 0) || !is_at_least(o.gate_penalty, 0) || !is_at_least(o.least_variance, 0))
       throw_invalid(name, " needs finite penalties and a least variance >= 0, not ", o.expert_penalty, ", ",
