@@ -87,6 +87,8 @@ TEST_CASE("joined_low_rank: is the mixture of low-rank experts", "[adapter][join
           test::bound<double>(9, 64));
   }
   CHECK_THROWS_WITH((joined_low_rank_bank<float>{0, 6, 2}), test::contains("not 0, 6, 2, 6"));
+  CHECK_THROWS_WITH((joined_low_rank_bank<float>{3, 6, 2, {.scale = std::numeric_limits<float>::infinity()}}),
+                    test::contains("not 3, 6, 2, 6, inf"));
   CHECK(bank.stored_as<bfloat16_storage>().rank() == R);
 
   // Zero B: nothing at first, and no gradient of A.

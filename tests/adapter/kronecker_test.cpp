@@ -52,6 +52,10 @@ TEST_CASE("kronecker_sum: is the sum of Kronecker products", "[adapter][kronecke
   add_kronecker_sum<double>({1, 6, 2, 3}, {&one, left.data(), right.data()}, 1.0, plain.data(), scratch);
   CHECK(test::largest_difference(plain, matrix<double>(left * right.topRows(3))) < test::bound<double>(3, 16));
   CHECK_THROWS_WITH((kronecker_adapters<float>{12, 6, {.terms = 4}}), test::contains("not N = 4, R = 8, 12 -> 6"));
+  CHECK_THROWS_WITH((kronecker_adapters<float>{12, 6, {.terms = 2, .scale = quiet_nan<float>()}}),
+                    test::contains("not nan and 0"));
+  CHECK_THROWS_WITH((kronecker_adapters<float>{12, 6, {.terms = 2, .redundancy = quiet_nan<float>()}}),
+                    test::contains("not 1 and nan"));
 }
 
 TEST_CASE("kronecker_adapters: drawn, soup and mean", "[adapter][kronecker]") {

@@ -58,6 +58,7 @@ TEST_CASE("low_rank: is s B A x, and begins with nothing", "[adapter][low_rank]"
   fresh.forward(x, y, saved);
   CHECK(y.isZero(0));
   CHECK_THROWS_WITH((low_rank_expert<float>{in, 0}), test::contains("not 6, 0, 6"));
+  CHECK_THROWS_WITH((low_rank_expert<float>{in, 2, {.scale = quiet_nan<float>()}}), test::contains("not 6, 2, 6, nan"));
   CHECK(expert.stored_as<bfloat16_storage>().scale() == 2);
 }
 

@@ -102,6 +102,8 @@ TEST_CASE("modality_layer: sees its modality alone, and needs to know it", "[ada
   for (const index_t t : {0, 3, 5, 6}) CHECK(y.row(t).isZero(0));
   x.row(0) *= 7;
   CHECK(test::same_bits(slot_outputs(layer, x, context), y));
+  CHECK_THROWS_WITH((modality_layer{slot_low_rank<double>(4, 2, 3), -1}),
+                    Catch::Matchers::Contains("a modality >= 0, not -1"));
   CHECK_THROWS_AS(slot_outputs(layer, x), std::invalid_argument);
 }
 

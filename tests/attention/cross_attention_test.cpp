@@ -260,4 +260,7 @@ TEST_CASE("cross_attention: an encoder that is missing or does not fit throws", 
   CHECK_THROWS_WITH(cross_attention<double>(7, {.heads = 2}), Contains("cross_attention needs D >= 1"));
   CHECK_THROWS_AS(cross_attention<double>(8, {.heads = 4, .key_heads = 3}), std::invalid_argument);
   CHECK_THROWS_WITH(cross_attention<double>(8, {.encoder = -1}), Contains("not -1 and 0"));
+  using normed = cross_attention<double, rms_norm<double>>;
+  CHECK_THROWS_WITH(normed(8, {.source = 5}, rms_norm<double>(8)),
+                    Contains("rows of width 5; the norm is for width 8"));
 }

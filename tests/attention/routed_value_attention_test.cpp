@@ -171,4 +171,6 @@ TEST_CASE("routed_value_attention: what makes no sense is refused", "[attention]
                     test::contains("5 experts has not as many for each of 2 heads"));
   CHECK_THROWS_WITH((switch_head<float>(other, four, layer_norm<float>(8), {.heads = 2})),
                     test::contains("width 6, the output router of width 8"));
+  CHECK_THROWS_WITH((switch_head<float>(four, four, layer_norm<float>(6), {.heads = 2})),
+                    test::contains("rows of width 8; the norm is for width 6"));
 }

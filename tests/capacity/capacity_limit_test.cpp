@@ -120,7 +120,7 @@ TEST_CASE("capacity_limit: experts may have unequal shares", "[capacity]") {
 
 TEST_CASE("capacity_limit: bad options are refused with their numbers", "[capacity]") {
   const double infinity = std::numeric_limits<double>::infinity();
-  CHECK_THROWS_WITH(capacity_limit::vmoe(0), test::contains("0.0"));
+  CHECK_THROWS_WITH(capacity_limit::vmoe(0), test::contains("factor of 0 "));
   CHECK_THROWS_WITH(capacity_limit::gshard(-1.5), test::contains("-1.5"));
   CHECK_THROWS_AS(capacity_limit::switch_transformer(infinity), std::invalid_argument);
   CHECK_THROWS_AS(capacity_limit::st_moe(quiet_nan<double>()), std::invalid_argument);
@@ -128,8 +128,8 @@ TEST_CASE("capacity_limit: bad options are refused with their numbers", "[capaci
   CHECK_THROWS_WITH(capacity_limit::vmoe({1.0, -3.0}), test::contains("-3"));
   CHECK_THROWS_WITH(capacity_limit::vmoe(1, rounding::up, -4), test::contains("-4"));
   CHECK_THROWS_WITH(capacity_limit::gshard(1, -2), test::contains("-2"));
-  CHECK_THROWS_WITH(capacity_limit::fixed(0), test::contains("0.0"));
-  CHECK_THROWS_WITH(capacity_limit::moe_plus_plus(1, 0, 2, 2), test::contains("0.0"));
+  CHECK_THROWS_WITH(capacity_limit::fixed(0), test::contains("factor of 0 "));
+  CHECK_THROWS_WITH(capacity_limit::moe_plus_plus(1, 0, 2, 2), test::contains("not 0"));
   CHECK_THROWS_WITH(capacity_limit::moe_plus_plus(1, 1, -1, 2), test::contains("-1"));
   CHECK_THROWS_WITH(capacity_limit::gshard(1).shared_by({1, -2}), test::contains("-2"));
   CHECK_THROWS_AS(capacity_limit::tutel(1).shared_by({1, 1}), std::invalid_argument);

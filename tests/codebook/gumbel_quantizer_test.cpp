@@ -111,4 +111,6 @@ TEST_CASE("gumbel_quantizer: every promise of a layer, and options", "[codebook]
   test::check_quantizer_promises(drawing_quantizer({.groups = 2, .entries = 7, .diversity_weight = 0.1}), 5);
   CHECK_THROWS_WITH(gumbel_quantizer<float>(5, 6, {.groups = 4}), Catch::Contains("not 5, 6, 4"));
   CHECK_THROWS_AS(gumbel_quantizer<float>(5, 6, {.stop = 0}), std::invalid_argument);
+  CHECK_THROWS_WITH(gumbel_quantizer<float>(5, 6, {.groups = 2, .entries = index_t(1) << 62}),
+                    Catch::Contains("no array of 2 x 4611686018427387904 numbers"));
 }

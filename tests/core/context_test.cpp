@@ -62,7 +62,16 @@ TEST_CASE("check_context: a part of the wrong length is named with both numbers"
     const std::vector<index_t> borders{0, 2, 3};
     c.sequences = borders;
     CHECK_THROWS_WITH(check_context(c, 4),
-                      "sluice: routing_context.sequences must ascend from 0 to the number of tokens, 4; it has 3 entries");
+                      "sluice: routing_context.sequences must ascend from 0 to the number of tokens, 4; "
+                      "its 3 entries go from 0 to 3");
+    const std::vector<index_t> falling{0, 3, 2, 4}, alone{0};
+    c.sequences = falling;
+    CHECK_THROWS_WITH(check_context(c, 4), "sluice: routing_context.sequences must ascend; entry 2 is 2 after 3");
+    c.sequences = alone;
+    CHECK_THROWS_WITH(check_context(c, 0),
+                      "sluice: routing_context.sequences must ascend from 0 to the number of tokens, 0; "
+                      "its 1 entries go from 0 to 0");
+    c.sequences = borders;
     CHECK(c.sequence_borders().size() == 3);
     c.sequences = {};
   }

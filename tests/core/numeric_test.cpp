@@ -93,3 +93,17 @@ TEST_CASE("largest_first: the lower of equals, zeros equal, NaN last together wi
   std::sort(order.begin(), order.end(), largest_first{values.data()});
   CHECK(order == std::vector<index_t>{2, 3, 5, 1, 4, 0, 6});
 }
+
+TEMPLATE_TEST_CASE("is_at_least, is_above, is_between: no option is NaN or infinite", "[core][numeric]", float,
+                   double) {
+  using S = TestType;
+  const S infinity = std::numeric_limits<S>::infinity();
+  for (const S bad : {quiet_nan<S>(), -quiet_nan<S>(), infinity, -infinity}) {
+    CHECK_FALSE(is_at_least(bad, S(0)));
+    CHECK_FALSE(is_above(bad, S(0)));
+    CHECK_FALSE(is_between(bad, S(0), infinity));
+    CHECK_FALSE(is_finite(bad));
+  }
+  CHECK((is_at_least(S(0), S(0)) && !is_above(S(0), S(0)) && is_above(std::numeric_limits<S>::denorm_min(), S(0))));
+  CHECK((is_at_least((std::numeric_limits<S>::max)(), S(0)) && is_between(S(1), S(0), S(1))));
+}

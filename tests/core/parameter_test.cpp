@@ -28,6 +28,21 @@ TEST_CASE("parameter: more than four axes and negative ones are refused", "[core
   CHECK_THROWS_WITH((parameter<float>({2, -1}, parameter_role::weight)), "sluice: a parameter axis cannot be -1");
 }
 
+TEST_CASE("parameter: first values that are not finite, or of a deviation below 0, are refused", "[core][parameter]") {
+  const auto with = [](initial_values first) { return parameter<float>({2}, parameter_role::weight, first); };
+  CHECK(with(initial_values::constant(-1)).value()[1] == -1);
+  CHECK(with(initial_values::normal(0)).size() == 2);
+  CHECK_THROWS_WITH(with(initial_values::normal(-0.5)),
+                    "sluice: a parameter cannot begin with a deviation or bound of -0.5");
+  CHECK_THROWS_WITH(with(initial_values::uniform(-1)),
+                    "sluice: a parameter cannot begin with a deviation or bound of -1");
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_AS(with(initial_values::constant(bad)), std::invalid_argument);
+    CHECK_THROWS_AS(with(initial_values::normal(bad)), std::invalid_argument);
+    CHECK_THROWS_AS(with(initial_values::uniform(bad)), std::invalid_argument);
+  }
+}
+
 TEST_CASE("parameter: more numbers than memory can hold are refused", "[core][parameter]") {
   const index_t large = index_t(1) << 32;
   CHECK_THROWS_WITH(parameter<float>({large, large}, parameter_role::weight),
@@ -143,4 +158,37 @@ TEST_CASE("parameters: gradients are made, cleared and counted over a whole obje
     for (const float g : p.gradient()) CHECK(g == 0);
   });
   CHECK(parameter_count(t) == 3 * (4 + 2));  // without the state
+}
+
+namespace {
+
+struct parameters_by_reference {  // takes its visitor by lvalue alone: nobody could visit it with a lambda
+  static void visit_parameters(auto& self, auto& visit) { visit("p", self.p); }
+  parameter<float> p;
+};
+struct parameters_of_an_object {
+  void visit_parameters(auto&&) {}
+};
+class private_parameters {
+  static void visit_parameters(auto&, auto&&) {}
+};
+class inherited_parameters : public parameters_of_an_object {};
+struct no_parameters {
+  int visit = 0;
+};
+struct usual_parameters {
+  static void visit_parameters(auto&, auto&&) {}
+};
+
+}  // namespace
+
+TEST_CASE("parameters: what is called visit_parameters and cannot be visited is noticed", "[core][parameter]") {
+  using detail::NamesParameters;
+  STATIC_REQUIRE((NamesParameters<parameters_by_reference> && !HasParameters<parameters_by_reference>));
+  STATIC_REQUIRE((NamesParameters<parameters_of_an_object> && !HasParameters<parameters_of_an_object>));
+  STATIC_REQUIRE((NamesParameters<private_parameters> && !HasParameters<private_parameters>));
+  STATIC_REQUIRE((NamesParameters<inherited_parameters> && !HasParameters<inherited_parameters>));
+  STATIC_REQUIRE((NamesParameters<usual_parameters> && HasParameters<usual_parameters>));
+  STATIC_REQUIRE((!NamesParameters<no_parameters> && !HasParameters<no_parameters>));
+  STATIC_REQUIRE((!NamesParameters<int> && !NamesParameters<std::string> && explain_model<parameter<float>>()));
 }

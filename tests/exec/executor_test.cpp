@@ -255,3 +255,10 @@ TEMPLATE_TEST_CASE("executor: a training step gives equal bits with every execut
   check(moe_layer{top_k_router<scalar>{24, 7, {.top_k = 3}}, expert_bank<swiglu<scalar>>{7, 24, 37}});
   check(moe_layer{soft_moe_router<scalar>{24, 5}, expert_bank<swiglu<scalar>>{5, 24, 16}});
 }
+
+TEST_CASE("executors: fewer than no threads are refused", "[exec]") {
+  CHECK_THROWS_WITH(openmp_executor(-1), "sluice: openmp_executor needs threads >= 0, not -1");
+#if defined(SLUICE_TEST_WITH_TBB)
+  CHECK_THROWS_WITH(tbb_executor(-2), "sluice: tbb_executor needs threads >= 0, not -2");
+#endif
+}

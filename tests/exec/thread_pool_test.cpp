@@ -63,7 +63,8 @@ TEST_CASE("thread_pool: some threads of a larger pool are enough for a few tasks
 TEST_CASE("thread_pool: sizes", "[exec][thread_pool]") {
   CHECK(thread_pool(1).concurrency() == 1);
   CHECK(thread_pool().concurrency() >= 1);
-  CHECK(thread_pool(-1).concurrency() == thread_pool(0).concurrency());
+  CHECK(thread_pool(0).concurrency() == thread_pool().concurrency());
+  CHECK_THROWS_WITH(thread_pool(-1), "sluice: thread_pool needs threads >= 0, not -1");
   for (int i = 0; i < 50; ++i) thread_pool pool(4);  // nobody asked it for anything
 
   thread_pool alone(1);

@@ -41,6 +41,11 @@ TEST_CASE("normalized_bank: experts read normalised tokens, the router those tha
   CHECK(test::same_bits(small.bank().norm().gain().to_matrix(), layer.bank().norm().gain().to_matrix()));
 }
 
+TEST_CASE("normalized_bank: a norm of another width is refused", "[expert][normalized]") {
+  CHECK_THROWS_WITH((normalized_bank{expert_bank<swiglu<float>>{4, 6, 5}, rms_norm<float>{5}}),
+                    Catch::Matchers::Contains("rows of width 6; the norm is for width 5"));
+}
+
 TEST_CASE("normalized_bank: every promise of a layer, in one pass and apart", "[expert][normalized][conformance]") {
   test::check_layer_promises(layer_of<double>(), 11);
   // A bank that does not gather rows itself: the norm runs on gathered rows.

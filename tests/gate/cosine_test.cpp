@@ -121,4 +121,9 @@ TEST_CASE("cosine_gate: refuses what makes no sense", "[gate]") {
   CHECK_THROWS_AS(cosine_gate<float>(4, 4, {.projected = -1}), std::invalid_argument);
   CHECK_THROWS_AS(cosine_gate<float>(4, 4, {.scale = 0}), std::invalid_argument);
   CHECK_THROWS_AS(cosine_gate<float>(4, 4, {.smallest_norm = 0}), std::invalid_argument);
+  const double infinity = std::numeric_limits<double>::infinity();
+  CHECK_THROWS_WITH(cosine_gate<float>(4, 4, {.scale = infinity}), Catch::Matchers::Contains("not inf, 100, 1e-12"));
+  CHECK_THROWS_AS(cosine_gate<float>(4, 4, {.smallest_norm = infinity}), std::invalid_argument);
+  CHECK_THROWS_AS(cosine_gate<float>(4, 4, {.largest_scale = quiet_nan<double>()}), std::invalid_argument);
+  CHECK(cosine_gate<float>(4, 4, {.largest_scale = infinity}).experts() == 4);  // no cap
 }

@@ -49,6 +49,11 @@ TEST_CASE("spline_map: splines by the definition, inside, at knots and beyond", 
 
 TEST_CASE("spline_map: refuses what makes no splines", "[gate][spline_map]") {
   CHECK_THROWS_WITH((spline_map<double>(0, 2)), Catch::Matchers::Contains("not 0, 2, 3 and 3"));
+  const index_t most = (std::numeric_limits<index_t>::max)();
+  CHECK_THROWS_WITH((spline_map<double>(2, 2, {.intervals = most})), Catch::Matchers::Contains("not 2, 2, 92233720"));
+  CHECK_THROWS_WITH((spline_map<double>(2, 2, {.low = 1})),
+                    Catch::Matchers::Contains("finite low < high, not 1 and 1"));
+  CHECK_THROWS_AS((spline_map<double>(2, 2, {.high = std::numeric_limits<double>::infinity()})), std::invalid_argument);
   CHECK_THROWS_WITH((spline_map<double>(1, 2, {.knots = {0, 1, 1}})),
                     Catch::Matchers::Contains("10 ascending knots; it has 3"));
   CHECK_THROWS_AS((spline_map<double>(1, 2, {.low = 1, .high = -1})), std::invalid_argument);

@@ -50,4 +50,7 @@ TEST_CASE("normalized_gate: executors, NaN, no tokens, names of parameters, what
   for_each_parameter(gate, [&](const std::string& name, const auto&) { names += name + ' '; });
   CHECK(names == "weight norm.gain ");
   CHECK_THROWS_AS(gate_of<float>(3, 2, 0.0F), std::invalid_argument);
+  CHECK_THROWS_AS(gate_of<float>(3, 2, std::numeric_limits<float>::infinity()), std::invalid_argument);
+  CHECK_THROWS_WITH((normalized_gate{linear_gate<float>(3, 2), rms_norm<float>(2)}),
+                    Catch::Matchers::Contains("rows of width 3; the norm is for width 2"));
 }

@@ -47,4 +47,6 @@ TEST_CASE("normalized_weights_gate: executors, NaN, no tokens, names of paramete
   std::string names;
   for_each_parameter(gate, [&](const std::string& name, const auto&) { names += name + ' '; });
   CHECK(names == "weight bias weight_norm.gain weight_norm.bias ");
+  CHECK_THROWS_WITH((normalized_weights_gate<float, rms_norm<float>>{linear_gate<float>(3, 2), rms_norm<float>(2)}),
+                    Catch::Matchers::Contains("rows of width 3; the norm is for width 2"));
 }

@@ -30,6 +30,11 @@ auto branches() {
 
 }  // namespace
 
+TEST_CASE("output_normalized: a norm of another width than the outputs is refused", "[layer][normalized]") {
+  CHECK_THROWS_WITH((output_normalized_layer{mixture<float>(), rms_norm<float>{5}}),
+                    Catch::Matchers::Contains("rows of width 6; the norm is for width 5"));
+}
+
 TEST_CASE("output_normalized: is the norm of what the layer puts out", "[layer][normalized]") {
   output_normalized_layer layer{mixture<float>(), rms_norm<float>{6}};
   initialize(layer, 3);

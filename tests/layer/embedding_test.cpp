@@ -93,6 +93,8 @@ TEST_CASE("embedding_layer: no tokens, and what does not fit", "[layer][embeddin
   CHECK_THROWS_AS(layer.forward(no_inputs<float>(2), y, workspace, {}), std::invalid_argument);  // no ids
   CHECK((y.array() == 99).all());
   CHECK_THROWS_AS(embedding_layer<float>(0, 5), std::invalid_argument);
+  CHECK_THROWS_WITH(embedding_layer<float>(4, 5, {.deviation = -1}), Catch::Matchers::Contains("not 4, 5, -1"));
+  CHECK_THROWS_WITH(embedding_layer<float>(4, 5, {.deviation = quiet_nan<double>()}), Catch::Matchers::Contains("nan"));
   embedding_layer<float>::tape unused;
   CHECK_THROWS_WITH(layer.backward(y.topRows(0), dx, unused),
                     Catch::Matchers::Contains("backward needs a training forward call"));

@@ -69,4 +69,8 @@ TEST_CASE("normalized: wrong widths are named", "[layer][normalized]") {
   CHECK_THROWS_WITH(layer.forward(matrix<float>(2, 5), y, tape), Contains("[T, 6]"));
   layer.forward(matrix<float>::Zero(2, 6), y, tape);
   CHECK_THROWS_WITH(layer.backward(y, dx, tape), Contains("[2, 5]"));
+  CHECK_THROWS_WITH((normalized_layer{inner_layer<float>(), rms_norm<float>{5}}),
+                    Contains("normalized_layer normalises rows of width 6; the norm is for width 5"));
+  CHECK_THROWS_AS((normalized_layer{inner_layer<float>(), layer_norm<float>{7}}), std::invalid_argument);
+  CHECK_THROWS_AS((normalized_layer{inner_layer<float>(), gain_only<float>{7}}), std::invalid_argument);
 }

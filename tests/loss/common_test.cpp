@@ -60,6 +60,25 @@ TEST_CASE("losses: coefficient 0 means not evaluated", "[loss]") {
   });
 }
 
+TEST_CASE("losses: a coefficient that is not finite is refused with its value", "[loss]") {
+  auto c = test::random_case(6, 4, 101);
+  for_each_loss([&](const char* name, auto loss) {
+    CAPTURE(name);
+    loss.coefficient = quiet_nan<double>();
+    CHECK_THROWS_WITH(c.evaluate(loss), Catch::Matchers::Contains("finite coefficient, not nan"));
+    loss.coefficient = std::numeric_limits<double>::infinity();
+    CHECK_THROWS_WITH(c.evaluate(loss), Catch::Matchers::Contains("finite coefficient, not inf"));
+    if constexpr (requires { loss.cost; }) {
+      loss.coefficient = 1;
+      loss.cost = {1, 1, quiet_nan<double>(), 1};
+      CHECK_THROWS_WITH(c.evaluate(loss), Catch::Matchers::Contains("cost of nan for expert 2"));
+    }
+  });
+  CHECK_THROWS_WITH(c.evaluate(switch_balance{.jitter = -1}), Catch::Matchers::Contains("jitter >= 0, not -1"));
+  CHECK_THROWS_WITH(c.evaluate(entropy_loss{.threshold = quiet_nan<double>()}),
+                    Catch::Matchers::Contains("threshold nan"));
+}
+
 TEST_CASE("losses: value and gradient are linear in the coefficient, and gradients add up", "[loss]") {
   auto c = test::random_case(8, 5, 103);
   for_each_loss([&](const char* name, auto loss) {

@@ -143,6 +143,12 @@ TEST_CASE("dselect losses: the entropy's coefficient follows its schedule", "[lo
   const evaluated off = evaluate(dselect_entropy<>{.coefficient = ramp}, seen, context);
   CHECK(off.value == 0);
   CHECK(off.gradient.isZero(0));
+  CHECK_THROWS_WITH(evaluate(dselect_entropy<>{.coefficient = {quiet_nan<double>()}}, seen, context),
+                    Catch::Matchers::Contains("finite coefficient, not nan"));
+  CHECK_THROWS_WITH(evaluate(dselect_reachability{.coefficient = quiet_nan<double>()}, seen, context),
+                    Catch::Matchers::Contains("finite coefficient, not nan"));
+  CHECK_THROWS_WITH(evaluate(dselect_reachability{.smallest_reach = 0}, seen, context),
+                    Catch::Matchers::Contains("smallest reach > 0, not 0"));
 }
 
 TEST_CASE("dselect losses: every promise of a loss", "[loss][dselect][conformance]") {

@@ -170,6 +170,8 @@ TEST_CASE("dynmoe loss: nobody served, padding, nothing", "[loss][dynmoe]") {
   std::fill_n(router.threshold().data(), 4, 2.0);  // above every cosine
   CHECK(evaluate(router, both, x, training(), r, dx) == 0);
   CHECK(evaluate(router, both, matrix<double>(0, 3), training(), r, dx) == 0);
+  CHECK_THROWS_WITH(evaluate(router, dynmoe_loss{.coefficient = 1, .load = quiet_nan<double>()}, x, training(), r, dx),
+                    Catch::Matchers::Contains("finite coefficient, not nan"));
 }
 
 TEST_CASE("dynmoe loss: every promise of a loss", "[loss][dynmoe][conformance]") {

@@ -44,6 +44,9 @@ TEST_CASE("token_conflict: opposite gradients in one expert conflict, equal ones
   c.plan.finish();
   loss.find<double>(c.plan, opposite, c.context(), memory);
   CHECK((memory.conflicts[0] == 1 && memory.conflicts[1] == 0));
+  const token_conflict unclear{.largest_cosine = quiet_nan<double>()};
+  CHECK_THROWS_WITH(unclear(c.seen, c.plan, matrix<double>::Ones(3, 2), c.context(), c.gradients, memory),
+                    Catch::Matchers::Contains("a cosine below nan"));
   CHECK_THROWS_WITH(loss(c.seen, c.plan, matrix<double>::Ones(3, 2), c.context(), c.gradients, memory),
                     Catch::Matchers::Contains("T = 4 and gradients of 3"));
 }

@@ -75,4 +75,10 @@ TEST_CASE("allocation_costs: shares and errors to their powers", "[quant][bit_al
   CHECK(cost(1, 0) == 0);  // nobody gave it weight
   CHECK(allocation_costs(none, none, error) == error);
   CHECK_THROWS_AS(allocation_costs(tokens, weights, error.topRows(1)), std::invalid_argument);
+  for (const double bad : {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(allocation_costs(tokens, weights, error, {.token_exponent = bad}),
+                      Catch::Matchers::Contains("exponents >= 0"));
+    CHECK_THROWS_AS(allocation_costs(tokens, weights, error, {.weight_exponent = bad}), std::invalid_argument);
+    CHECK_THROWS_AS(allocation_costs(tokens, weights, error, {.error_exponent = bad}), std::invalid_argument);
+  }
 }

@@ -140,6 +140,8 @@ TEST_CASE("compensated_stacks: what it needs", "[quant][stacks]") {
   CHECK_THROWS_AS(compensated_stacks(w, inverse_factor(5)), std::invalid_argument);
   CHECK_THROWS_AS(compensated_stacks(w, factor, std::vector<double>(5, 1.0)), std::invalid_argument);
   CHECK_THROWS_WITH(compensated_stacks(w, factor, {}, {.outliers = 7}), Catch::Matchers::Contains("0 to 6 outliers"));
+  CHECK_THROWS_WITH(compensated_stacks(w, factor, {}, {.group_inputs = -3, .rounds = -2}),
+                    Catch::Matchers::Contains("-3 and -2"));
   CHECK_THROWS_AS(compensated_stacks(w, factor, {}, {.codes = 70000}), std::invalid_argument);
   column_codes codes = compensated_stacks(w, factor, {}, {.codes = 2});
   codes.permutation[2] = 1;

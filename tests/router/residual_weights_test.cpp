@@ -67,6 +67,12 @@ TEST_CASE("residual_weights: gradients equal central differences", "[router][res
   }
 }
 
+TEST_CASE("residual_weights: alpha begins with a number", "[router][residual_weights]") {
+  using inner = top_k_router<double>;
+  CHECK_THROWS_WITH((residual_weights_router<inner>(inner(5, 6), {.initial = quiet_nan<double>()})),
+                    Catch::Matchers::Contains("initial alpha, not nan"));
+}
+
 TEST_CASE("residual_weights: keeps every promise", "[router][residual_weights]") {
   residual_weights_router<top_k_router<double>> router(top_k_router<double>(16, 8, {.top_k = 2}),
                                                        {.initial = 0.5, .per_expert = true});

@@ -121,4 +121,14 @@ TEST_CASE("multinomial_mixture: data that do not fit are refused with a sentence
   CHECK_THROWS_WITH(multinomial_mixture<>(1, 1, 2), Catch::Contains("classes >= 2"));
   CHECK_THROWS_WITH(m.fit(x, wrong), Catch::Contains("label 2 is 2, there are 2 classes"));
   CHECK_THROWS_WITH(m.fit(x, std::span(wrong).first(2)), Catch::Contains("3 rows, 2 answers"));
+  const matrix<double> wide = matrix<double>::Zero(3, 2);
+  CHECK_THROWS_WITH(m.predict(wide), Catch::Contains("1 inputs, x has 2 columns"));
+  CHECK_THROWS_WITH(m.gate_probabilities(wide), Catch::Contains("1 inputs, x has 2 columns"));
+  CHECK_THROWS_WITH(m.log_likelihood(x, wrong), Catch::Contains("label 2 is 2"));
+  CHECK_THROWS_WITH(m.responsibilities(x, std::span(wrong).first(2)), Catch::Contains("3 rows, 2 answers"));
+  const std::array<index_t, 3> right{0, 1, 0};
+  CHECK_THROWS_WITH(m.step(x, right, -1), Catch::Contains("penalty >= 0, not -1"));
+  CHECK_THROWS_WITH(m.fit(x, right, {.penalty = std::numeric_limits<double>::quiet_NaN()}),
+                    Catch::Contains("penalty >= 0, not nan"));
+  CHECK_THROWS_WITH(m.improve(x, right, {.em = {.iterations = -2}}), Catch::Contains("not -2 and"));
 }

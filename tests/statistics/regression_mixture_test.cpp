@@ -124,6 +124,20 @@ TEST_CASE("regression_mixture: data that do not fit are refused with a sentence"
   CHECK_THROWS_WITH(m.fit(x, y.head(9)), Catch::Contains("10 rows, 9 answers"));
   CHECK_THROWS_WITH(m.fit(x.topRows(1), y.head(1)), Catch::Contains("of 2 experts needs as many rows"));
   CHECK_THROWS_WITH(m.fit(x, y, {.starts = 0}), Catch::Contains("needs a start"));
+  const matrix<double> wide = matrix<double>::Zero(10, 3);
+  CHECK_THROWS_WITH(m.predict(wide), Catch::Contains("1 inputs, x has 3 columns"));
+  CHECK_THROWS_WITH(m.log_likelihood(wide, y), Catch::Contains("1 inputs, x has 3 columns"));
+  CHECK_THROWS_WITH(m.responsibilities(x, y.head(9)), Catch::Contains("10 rows, 9 answers"));
+  CHECK_THROWS_WITH(m.log_likelihood_gradient(x, y.head(9)), Catch::Contains("10 rows, 9 answers"));
+  CHECK_THROWS_WITH(m.step(x, y.head(9)), Catch::Contains("10 rows, 9 answers"));
+  CHECK(m.predict(matrix<double>(0, 1)).size() == 0);
+  for (const double bad : {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(m.fit(x, y, {.expert_penalty = bad}), Catch::Contains("penalties and a least variance >= 0"));
+    CHECK_THROWS_WITH(m.improve(x, y, {.gate_penalty = bad}), Catch::Contains("penalties and a least variance >= 0"));
+    CHECK_THROWS_WITH(m.step(x, y, {.least_variance = bad}), Catch::Contains("penalties and a least variance >= 0"));
+    CHECK_THROWS_WITH(m.fit(x, y, {.em = {.tolerance = bad}}), Catch::Contains("tolerance >= 0, not 1000 and"));
+  }
+  CHECK_THROWS_WITH(m.fit(x, y, {.em = {.iterations = -1}}), Catch::Contains("tolerance >= 0, not -1 and 1e-09"));
   y[3] = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_WITH(m.fit(x, y), Catch::Contains("answer 3"));
   y[3] = 0;

@@ -76,5 +76,6 @@ TEST_CASE("clip: long arrays are summed in blocks, in double", "[train][clip]") 
 TEST_CASE("clip: the limit has to be positive", "[train][clip]") {
   pair_of_arrays<double> model;
   CHECK_THROWS_AS(clip_gradient_norm(model, 0), std::invalid_argument);
+  CHECK_THROWS_AS(clip_gradient_norm(model, std::numeric_limits<double>::infinity()), std::invalid_argument);
   CHECK_THROWS_AS(clip_gradient_norm(model, -1), std::invalid_argument);
 }

@@ -89,6 +89,9 @@ TEST_CASE("distill_teachers: what does not fit is refused with its numbers", "[t
   const distill_teachers<double> distil;
   CHECK_THROWS_AS(distil(c.student, {}, c.batch(), gradient), std::invalid_argument);
   CHECK_THROWS_AS(distil(c.student, c.teachers, c.batch(), narrow), std::invalid_argument);
+  CHECK_THROWS_WITH((distill_teachers<double>{.coefficient = std::numeric_limits<double>::quiet_NaN()})(
+                        c.student, c.teachers, c.batch(), gradient),
+                    Catch::Matchers::Contains("not nan and 0.8"));
   CHECK_THROWS_AS((distill_teachers<double>{.first_weight = 1.5})(c.student, c.teachers, c.batch(), gradient),
                   std::invalid_argument);
   auto batch = c.batch();

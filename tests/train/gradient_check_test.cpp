@@ -97,6 +97,13 @@ TEST_CASE("check_gradients: entries without a derivative are skipped, and put ba
 TEST_CASE("check_gradients: a throwing objective leaves the numbers as they were", "[train][gradient_check]") {
   quadratic f;
   CHECK_THROWS_AS(check_gradients(f, {}, [&]() -> double { throw std::runtime_error("no"); }), std::runtime_error);
+  const auto one = [] { return 1.0; };
+  for (const double bad :
+       {0.0, -1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(check_gradients(f, {}, one, {.step = bad}), Catch::Matchers::Contains("step and scale > 0"));
+    CHECK_THROWS_WITH(check_gradients(f, {}, one, {.scale = bad}), Catch::Matchers::Contains("step and scale > 0"));
+  }
+  CHECK_THROWS_WITH(check_gradients(f, {}, one, {.most_entries = -1}), Catch::Matchers::Contains("0.01 and -1"));
   for (const double v : f.a.value()) CHECK(v == 1.5);
 }
 

@@ -43,4 +43,9 @@ TEST_CASE("schedules: without warm-up, without decay, and refused settings", "[t
   CHECK_THROWS_WITH(cosine_schedule({.warmup = 5, .steps = 4}),
                     "sluice: a schedule needs 0 <= warmup <= steps, not 5 and 4");
   CHECK_THROWS_AS(linear_schedule({.warmup = -1, .steps = 4}), std::invalid_argument);
+  for (const double bad : {-1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(cosine_schedule({.peak = bad}), Catch::Matchers::Contains("finite peak and floor >= 0"));
+    CHECK_THROWS_WITH(linear_schedule({.floor = bad}), Catch::Matchers::Contains("finite peak and floor >= 0"));
+    CHECK_THROWS_WITH(constant_schedule(bad), Catch::Matchers::Contains("finite rate >= 0"));
+  }
 }

@@ -17,6 +17,7 @@
 #pragma once
 
 #include <sluice/adapter/token_weights.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/concepts.hpp>
 #include <sluice/expert/gathered_rows.hpp>
 #include <sluice/kernel/linear.hpp>
@@ -41,14 +42,14 @@ public:
     matrix_buffer<Scalar> dp;
   };
 
-  /// Throws std::invalid_argument unless E, D, R and D' are at least 1.
+  /// Throws std::invalid_argument unless E, D, R and D' are at least 1 and s is finite.
   joined_low_rank_bank(index_t experts, index_t inputs, index_t rank, options o = {})
       : experts_(experts), rank_(rank), scale_(o.scale) {
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
-    if (experts < 1 || inputs < 1 || rank < 1 || outputs < 1)
-      throw_invalid("joined_low_rank_bank needs E, D, R, D' >= 1, not ", experts, ", ", inputs, ", ", rank, ", ",
-                    outputs);
-    a_ = {{experts * rank, inputs}, parameter_role::weight, initial_values::normal(0.02)};
+    if (experts < 1 || inputs < 1 || rank < 1 || outputs < 1 || !is_finite(o.scale))
+      throw_invalid("joined_low_rank_bank needs E, D, R, D' >= 1 and a finite scale, not ", experts, ", ", inputs, ", ",
+                    rank, ", ", outputs, ", ", o.scale);
+    a_ = {{checked_product(experts, rank), inputs}, parameter_role::weight, initial_values::normal(0.02)};
     b_ = {{experts * rank, outputs}, parameter_role::weight};
   }
 

@@ -85,11 +85,14 @@ public:
     Scalar redundancy = 0;  ///< coefficient of the loss; the paper's: 0.2 times 3.9e-3
   };
 
-  /// Throws std::invalid_argument unless all sizes are at least 1 and N divides D and d.
+  /// Throws std::invalid_argument unless all sizes are at least 1, N divides D and d, and
+  /// scale and redundancy are finite.
   kronecker_adapters(index_t inputs, index_t bottleneck, options o = {})
       : options_(o), down_shape_{o.terms, inputs, bottleneck, o.rank}, up_shape_{o.terms, bottleneck, inputs, o.rank} {
     down_shape_.validate();
     if (o.experts < 1) throw_invalid("kronecker_adapters needs E >= 1, not ", o.experts);
+    if (!is_finite(o.scale) || !is_finite(o.redundancy))
+      throw_invalid("kronecker_adapters needs a finite scale and redundancy, not ", o.scale, " and ", o.redundancy);
     detail::checked_dropout("kronecker_adapters", o.dropout);
     const auto glorot = [](index_t a, index_t b) {
       return initial_values::normal(2 / std::sqrt(static_cast<double>(a + b)));

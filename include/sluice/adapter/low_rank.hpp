@@ -30,11 +30,12 @@ public:
     Scalar scale = 1;     ///< s
   };
 
-  /// Throws std::invalid_argument unless D, R and D' are at least 1.
+  /// Throws std::invalid_argument unless D, R and D' are at least 1 and s is finite.
   low_rank_expert(index_t inputs, index_t rank, options o = {}) : scale_(o.scale) {
     const index_t outputs = o.outputs == 0 ? inputs : o.outputs;
-    if (inputs < 1 || rank < 1 || outputs < 1)
-      throw_invalid("low_rank_expert needs D, R, D' >= 1, not ", inputs, ", ", rank, ", ", outputs);
+    if (inputs < 1 || rank < 1 || outputs < 1 || !is_finite(o.scale))
+      throw_invalid("low_rank_expert needs D, R, D' >= 1 and a finite scale, not ", inputs, ", ", rank, ", ", outputs,
+                    ", ", o.scale);
     a_ = {rank, inputs, initial_values::uniform(1 / std::sqrt(static_cast<double>(inputs)))};
     b_ = {outputs, rank, initial_values::constant(0)};
   }

@@ -50,7 +50,10 @@ public:
   static constexpr bool causal = is_causal<Layer>;
   static constexpr bool mixes_tokens = is_token_mixer<Layer>;
 
-  modality_layer(Layer layer, index_t modality) : layer_(std::move(layer)), modality_(modality) {}
+  /// Throws std::invalid_argument if the modality is below 0.
+  modality_layer(Layer layer, index_t modality) : layer_(std::move(layer)), modality_(modality) {
+    if (modality < 0) throw_invalid("modality_layer needs a modality >= 0, not ", modality);
+  }
 
   index_t inputs() const noexcept { return layer_.inputs(); }
   index_t outputs() const noexcept { return layer_.outputs(); }

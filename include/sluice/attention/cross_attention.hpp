@@ -82,7 +82,8 @@ public:
   static constexpr bool causal = true;
   static constexpr bool mixes_tokens = false;  // tokens see rows, never each other
 
-  /// Throws std::invalid_argument unless D, heads and widths are as self_attention needs them, F >= 1 and encoder >= 0.
+  /// Throws std::invalid_argument unless D, heads and widths are as self_attention needs them, F >= 1, encoder >= 0 and
+  /// a norm of width F.
   explicit cross_attention(index_t width, const cross_attention_options& o = {})
       : cross_attention(width, o, Norm(o.source == 0 ? width : o.source)) {}
   cross_attention(index_t width, const cross_attention_options& o, Norm norm)
@@ -94,6 +95,7 @@ public:
     if (o.encoder < 0 || o.source < 0)
       throw_invalid("cross_attention needs an encoder >= 0 with rows of a width >= 1, not ", o.encoder, " and ",
                     o.source);
+    check_norm_width("cross_attention", norm_, o.source == 0 ? width : o.source);
   }
 
   index_t inputs() const noexcept { return maps_.inputs(); }

@@ -29,6 +29,7 @@
 #include <sluice/attention/dot_product_attention.hpp>
 #include <sluice/attention/head_router.hpp>
 #include <sluice/attention/self_attention.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/dispatch.hpp>
@@ -94,8 +95,8 @@ public:
       : options_(o),
         routing_(std::move(router), std::move(losses)...),
         query_(checked_experts(o), routing_.inputs(), o.key_heads * o.head_width),
-        key_(map_of(o.key_heads * o.head_width, inputs())),
-        value_(map_of(o.key_heads * o.head_width, inputs())),
+        key_(map_of(checked_product(o.key_heads, o.head_width), inputs())),
+        value_(map_of(checked_product(o.key_heads, o.head_width), inputs())),
         output_(experts(), o.key_heads * o.head_width, inputs()) {
     if (o.output_bias) output_bias_ = {{inputs()}, parameter_role::vector};
   }

@@ -27,6 +27,7 @@
 #include <sluice/attention/dot_product_attention.hpp>
 #include <sluice/attention/head_router.hpp>
 #include <sluice/attention/self_attention.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/expert/bank.hpp>
 #include <sluice/expert/linear.hpp>
 #include <sluice/kernel/dispatch.hpp>
@@ -105,19 +106,20 @@ public:
   static constexpr bool exact_gradient = has_exact_gradient<ValueRouting> && has_exact_gradient<OutputRouting>;
 
   /// Throws std::invalid_argument if the heads make no sense, or a router's experts are not as many for every head or
-  /// read another width than the other's.
+  /// read another width than the other's or the norm's.
   explicit routed_value_attention(ValueRouting value, OutputRouting output, Norm norm, const routed_value_options& o)
       : attention_(shape_of(o), o.rotary),
         value_router_(std::move(value)),
         output_router_(std::move(output)),
         norm_(std::move(norm)),
-        query_(map_of(o.heads * o.key_width, inputs())),
-        key_(map_of(o.heads * o.key_width, inputs())),
+        query_(map_of(checked_product(o.heads, o.key_width), inputs())),
+        key_(map_of(checked_product(o.heads, o.key_width), inputs())),
         value_(checked_experts(value_router_.experts()), inputs(), attention_shape().value_width),
         output_(checked_experts(output_router_.experts()), attention_shape().value_width, inputs()) {
     if (value_router_.inputs() != inputs())
       throw_invalid("the value router reads tokens of width ", value_router_.inputs(), ", the output router of width ",
                     inputs());
+    check_norm_width("routed_value_attention", norm_, inputs());
   }
 
   index_t inputs() const noexcept { return output_router_.inputs(); }

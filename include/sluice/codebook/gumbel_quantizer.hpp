@@ -21,6 +21,7 @@
 #pragma once
 
 #include <sluice/codebook/quantizer.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/kernel/linear.hpp>
 #include <sluice/kernel/softmax.hpp>
 
@@ -83,11 +84,11 @@ public:
         !is_at_least(o.diversity_weight, 0.0))
       throw_invalid("a gumbel_quantizer needs temperatures above 0, 0 < decay <= 1 and diversity_weight >= 0, not ",
                     o.start, ", ", o.stop, ", ", o.decay, " and ", o.diversity_weight);
-    weight_ = {{o.groups * o.entries, inputs}, parameter_role::weight, initial_values::normal(1)};
-    bias_ = {{o.groups * o.entries}, parameter_role::vector};
-    values_ = {{(o.shared_table ? 1 : o.groups) * o.entries, outputs / o.groups},
-               parameter_role::weight,
-               initial_values::uniform(1)};
+    const index_t logits = checked_product(o.groups, o.entries);
+    weight_ = {{logits, inputs}, parameter_role::weight, initial_values::normal(1)};
+    bias_ = {{logits}, parameter_role::vector};
+    values_ = {
+        {o.shared_table ? o.entries : logits, outputs / o.groups}, parameter_role::weight, initial_values::uniform(1)};
   }
 
   index_t inputs() const noexcept { return weight_.cols(); }

@@ -27,6 +27,7 @@
 #include <sluice/codebook/mixture_logits.hpp>
 #include <sluice/codebook/quantizer.hpp>
 #include <sluice/codebook/repair/split_most_used.hpp>
+#include <sluice/core/checked_size.hpp>
 #include <sluice/kernel/softmax.hpp>
 
 #include <algorithm>
@@ -75,7 +76,7 @@ public:
     if (parts < 1 || codes < 2 || width < 1 || !is_at_least(o.decay, 0.0) || o.decay >= 1)
       throw_invalid("a mixture_quantizer needs M, d >= 1, K >= 2 and 0 <= decay < 1, not ", parts, ", ", width, ", ",
                     codes, " and ", o.decay);
-    table_ = {{parts * codes, width},
+    table_ = {{checked_product(parts, codes), width},
               parameter_role::weight,
               initial_values::normal(std::sqrt(0.4 / static_cast<double>(width)))};
     temperature_ = {{parts}, parameter_role::vector, initial_values::constant(1)};

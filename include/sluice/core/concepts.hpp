@@ -439,7 +439,8 @@ template <typename L, typename R>
 consteval bool explain_loss() {
   static_assert(explain_router<R>());
   static_assert(requires(typename R::tape& tape) { tape.seen, tape.dseen; },
-                "sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`");
+                "sluice: auxiliary loss needs a router whose tape has `seen` and `dseen`, what it saw and the gradients "
+                "of that (score_signals and score_gradients for most losses, core/signals.hpp)");
   static_assert(AuxiliaryLoss<L, R>,
                 "sluice: auxiliary loss needs `scalar operator()(const seen&, const plan&, const "
                 "routing_context<scalar>&, dseen&) const` for the `seen` and `dseen` of this router's tape");

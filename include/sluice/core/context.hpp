@@ -165,9 +165,14 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
     return ascending;
   };
   const auto check_borders = [&](const char* name, std::span<const index_t> borders) {
-    if (!ascend(borders, tokens))
-      throw_invalid("routing_context.", name, " must ascend from 0 to the number of tokens, ", tokens, "; it has ",
-                    borders.size(), " entries");
+    if (ascend(borders, tokens)) return;
+    std::size_t falls = 1;
+    while (falls < borders.size() && borders[falls - 1] <= borders[falls]) ++falls;
+    if (falls < borders.size())
+      throw_invalid("routing_context.", name, " must ascend; entry ", falls, " is ", borders[falls], " after ",
+                    borders[falls - 1]);
+    throw_invalid("routing_context.", name, " must ascend from 0 to the number of tokens, ", tokens, "; its ",
+                  borders.size(), " entries go from ", borders.front(), " to ", borders.back());
   };
   check_borders("groups", context.groups);
   check_borders("sequences", context.sequences);

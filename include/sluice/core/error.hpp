@@ -6,10 +6,13 @@
 
 #include <sluice/core/isa.hpp>
 
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -19,7 +22,17 @@ inline void append_part(std::string& text, std::string_view part) { text += part
 template <typename Number>
   requires std::is_arithmetic_v<Number>
 void append_part(std::string& text, Number part) {
-  text += std::to_string(part);
+  if constexpr (std::is_floating_point_v<Number>) {
+    // As few digits as say which number it is: 0.5, 1e-09, and 1.0000001 where 1 would hide what is wrong with it.
+    char digits[32];
+    for (const int count : {6, 9, 15, 17}) {
+      std::snprintf(digits, sizeof digits, "%.*g", count, static_cast<double>(part));
+      if (static_cast<Number>(std::strtod(digits, nullptr)) == part) break;
+    }
+    text += digits;
+  } else {
+    text += std::to_string(part);
+  }
 }
 
 }  // namespace detail

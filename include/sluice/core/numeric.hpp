@@ -64,14 +64,20 @@ struct largest_first {
 template <typename Scalar>
 largest_first(const Scalar*) -> largest_first<Scalar>;
 
-/// What options are asked; NaN is refused, whatever the compiler assumes about it.
+/// True unless the value is NaN or infinite.
+template <std::floating_point Scalar>
+bool is_finite(const Scalar& value) noexcept {
+  return (detail::bits_of(value) & (std::numeric_limits<ordered_bits<Scalar>>::max)()) < detail::infinity_bits<Scalar>;
+}
+
+/// What options are asked; NaN and infinity are refused, whatever the compiler assumes about them.
 template <std::floating_point Scalar>
 bool is_at_least(const Scalar& value, std::type_identity_t<Scalar> low) noexcept {
-  return !is_nan(value) && value >= low;
+  return is_finite(value) && value >= low;
 }
 template <std::floating_point Scalar>
 bool is_above(const Scalar& value, std::type_identity_t<Scalar> low) noexcept {
-  return !is_nan(value) && value > low;
+  return is_finite(value) && value > low;
 }
 template <std::floating_point Scalar>
 bool is_between(const Scalar& value, std::type_identity_t<Scalar> low, std::type_identity_t<Scalar> high) noexcept {
@@ -85,12 +91,6 @@ Scalar quiet_nan() noexcept {
   Scalar value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
-}
-
-/// True unless the value is NaN or infinite.
-template <std::floating_point Scalar>
-bool is_finite(const Scalar& value) noexcept {
-  return (detail::bits_of(value) & (std::numeric_limits<ordered_bits<Scalar>>::max)()) < detail::infinity_bits<Scalar>;
 }
 
 namespace detail {

@@ -18,6 +18,7 @@
 #include <sluice/core/half.hpp>
 #include <sluice/core/identity.hpp>
 #include <sluice/core/matrix_layout.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/types.hpp>
 
 #include <algorithm>
@@ -28,6 +29,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -68,12 +70,16 @@ public:
 
   parameter() = default;
 
-  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers. Values start
-  /// at zero, or at the constant if the initial values are one.
+  /// Throws std::invalid_argument if there are more than four axes or a negative one, or too many numbers, or if the
+  /// initial values are not finite or have a deviation or bound below 0. Values start at zero, or at the constant if the
+  /// initial values are one.
   parameter(std::initializer_list<index_t> shape, parameter_role role, initial_values initial = {},
             panel_shape panels = {})
       : role_(role), initial_(initial) {
     if (shape.size() > shape_.size()) throw_invalid("a parameter has at most 4 axes, not ", shape.size());
+    if (!is_finite(initial.scale)) throw_invalid("a parameter cannot begin with ", initial.scale);
+    if (initial.distribution != initial_values::kind::constant && initial.scale < 0)
+      throw_invalid("a parameter cannot begin with a deviation or bound of ", initial.scale);
     index_t cols = 1;
     for (const index_t axis : shape) {
       if (axis < 0) throw_invalid("a parameter axis cannot be ", axis);
@@ -217,6 +223,40 @@ concept HasParameters = requires(T& object) {
 
 namespace detail {
 
+// A class that derives from both finds visit_parameters in two places exactly if T has the name, whatever it stands for
+// and whoever may call it.
+struct has_the_name {
+  int visit_parameters;
+};
+template <typename T>
+struct has_the_name_twice : T, has_the_name {};
+
+template <typename T>
+concept NamesParameters =
+    std::is_class_v<T> && !std::is_final_v<T> && !requires { &has_the_name_twice<T>::visit_parameters; };
+
+/// Parameters that nobody can visit would stay as they are without a word.
+template <typename T>
+consteval bool explain_parameters() {
+  static_assert(HasParameters<T> || !NamesParameters<T>,
+                "sluice: visit_parameters has to be a public `static void visit_parameters(auto& self, auto&& visit)`");
+  return true;
+}
+
+}  // namespace detail
+
+/// static_assert(explain_model<my_model>()): what optimisers and files need.
+template <typename T>
+consteval bool explain_model() {
+  static_assert(detail::explain_parameters<T>());
+  static_assert(HasParameters<T> || detail::is_parameter<T>,
+                "sluice: a model needs a public `static void visit_parameters(auto& self, auto&& visit)` that calls "
+                "visit(\"name\", part) for each of its parts");
+  return true;
+}
+
+namespace detail {
+
 /// "experts.3" and "gate" are "experts.3.gate". An empty name: the part is the whole of what bears the name before it.
 inline std::string joined_name(const std::string& prefix, std::string_view name) {
   if (prefix.empty()) return std::string(name);
@@ -237,6 +277,8 @@ void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
     plain::visit_parameters(object, [&](std::string_view name, auto& part) {
       for_each_parameter(part, f, detail::joined_name(prefix, name));
     });
+  } else {
+    static_assert(detail::explain_parameters<plain>());
   }
 }
 
@@ -250,6 +292,8 @@ void for_each_unnamed_parameter(Object& object, F&& f) {
     f(object);
   else if constexpr (HasParameters<plain>)
     plain::visit_parameters(object, [&](std::string_view, auto& part) { for_each_unnamed_parameter(part, f); });
+  else
+    static_assert(explain_parameters<plain>());
 }
 
 // What is asked of the parameters of many classes is a class of its own and no lambda of a template: the way through an

@@ -9,6 +9,7 @@
 ///                     that has used this executor every task runs in the caller. Regions of your own are not guarded.
 #pragma once
 
+#include <sluice/core/error.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/exec/first_failure.hpp>
 #include <sluice/exec/process.hpp>
@@ -24,8 +25,10 @@ namespace sluice::inline SLUICE_ISA {
 template <bool Enabled>
 class basic_openmp_executor {
 public:
-  /// threads = 0 takes OpenMP's own number.
-  explicit basic_openmp_executor(int threads = 0) : threads_(threads) {}
+  /// threads = 0 takes OpenMP's own number. Throws std::invalid_argument if it is below 0.
+  explicit basic_openmp_executor(int threads = 0) : threads_(threads) {
+    if (threads < 0) throw_invalid("openmp_executor needs threads >= 0, not ", threads);
+  }
 
   template <typename Body>
   void parallel_for(index_t n, Body&& body) {

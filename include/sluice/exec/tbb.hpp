@@ -6,6 +6,7 @@
 /// a child process must not use an executor whose threads were left behind in its parent.
 #pragma once
 
+#include <sluice/core/error.hpp>
 #include <sluice/core/executor.hpp>
 
 #include <oneapi/tbb/parallel_for.h>
@@ -15,8 +16,10 @@ namespace sluice::inline SLUICE_ISA {
 
 class tbb_executor {
 public:
-  /// threads = 0 takes oneTBB's own number.
-  explicit tbb_executor(int threads = 0) : arena_(threads > 0 ? threads : oneapi::tbb::task_arena::automatic) {}
+  /// threads = 0 takes oneTBB's own number. Throws std::invalid_argument if it is below 0.
+  explicit tbb_executor(int threads = 0) : arena_(threads > 0 ? threads : oneapi::tbb::task_arena::automatic) {
+    if (threads < 0) throw_invalid("tbb_executor needs threads >= 0, not ", threads);
+  }
 
   template <typename Body>
   void parallel_for(index_t n, Body&& body) {

@@ -17,6 +17,7 @@
 /// Needs the system's thread library (CMake: sluice::threads).
 #pragma once
 
+#include <sluice/core/error.hpp>
 #include <sluice/core/executor.hpp>
 #include <sluice/exec/first_failure.hpp>
 #include <sluice/exec/process.hpp>
@@ -61,9 +62,11 @@ bool spin_until(Done&& done) {
 
 class thread_pool {
 public:
-  /// threads counts the caller; 0 takes the machine's number. Throws std::system_error if the system refuses a thread.
+  /// threads counts the caller; 0 takes the machine's number. Throws std::invalid_argument if it is below 0, and
+  /// std::system_error if the system refuses a thread.
   explicit thread_pool(int threads = 0) : thread_pool(nothing_started()) {
-    if (threads <= 0) threads = static_cast<int>((std::max)(1u, std::thread::hardware_concurrency()));
+    if (threads < 0) throw_invalid("thread_pool needs threads >= 0, not ", threads);
+    if (threads == 0) threads = static_cast<int>((std::max)(1u, std::thread::hardware_concurrency()));
     workers_.reserve(static_cast<std::size_t>(threads - 1));
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
   }

@@ -34,7 +34,10 @@ public:
     matrix_buffer<scalar> dnormalized;
   };
 
-  normalized_bank(Bank bank, Norm norm) : bank_(std::move(bank)), norm_(std::move(norm)) {}
+  /// Throws std::invalid_argument if the norm is for rows of another width than the bank's inputs.
+  normalized_bank(Bank bank, Norm norm) : bank_(std::move(bank)), norm_(std::move(norm)) {
+    check_norm_width("normalized_bank", norm_, bank_.inputs());
+  }
 
   index_t experts() const noexcept { return bank_.experts(); }
   index_t inputs() const noexcept { return bank_.inputs(); }

@@ -43,7 +43,8 @@ public:
 
   void forward(tokens_in<Scalar> x, const routing_context<Scalar>& context, tokens_out<Scalar> logits, tape& t) const {
     if (static_cast<index_t>(context.cluster_ids.size()) != x.rows())
-      throw_invalid("cluster_gate needs routing_context.cluster_ids, one for each of ", x.rows(), " tokens");
+      throw_invalid("cluster_gate needs routing_context.cluster_ids, one for each of ", x.rows(),
+                    " decisions; there are ", context.cluster_ids.size());
     const index_t width = embedding_.cols();
     t.rows.resize(x.rows(), width);
     for (index_t row = 0; row < x.rows(); ++row) {

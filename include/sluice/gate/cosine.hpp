@@ -81,7 +81,7 @@ public:
     if (inputs < 1 || experts < 1 || o.projected < 0)
       throw_invalid("cosine_gate needs D >= 1, E >= 1 and P >= 0, not D = ", inputs, ", E = ", experts,
                     ", P = ", o.projected);
-    if (!(o.scale > 0 && o.largest_scale > 0 && o.smallest_norm > 0))
+    if (!is_above(o.scale, 0) || is_nan(o.largest_scale) || o.largest_scale <= 0 || !is_above(o.smallest_norm, 0))
       throw_invalid("cosine_gate needs scale, largest_scale and smallest_norm > 0, not ", o.scale, ", ",
                     o.largest_scale, ", ", o.smallest_norm);
     if (!is_at_least(o.vector_length, 0))

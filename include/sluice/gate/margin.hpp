@@ -40,14 +40,14 @@ public:
     buffer<scalar> shares;               ///< [E] scratch
   };
 
-  /// Throws std::invalid_argument unless margin >= 0.
+  /// Throws std::invalid_argument unless margin >= 0; infinity is no constraint.
   explicit margin_gate(Inner inner, scalar margin = 1)
       : gate_decorator<Inner>(std::move(inner)), ahead_({this->experts()}, parameter_role::state) {
     set_margin(margin);
   }
 
   void set_margin(scalar margin) {
-    if (!is_at_least(margin, 0)) throw_invalid("margin_gate needs a margin >= 0, not ", margin);
+    if (is_nan(margin) || margin < 0) throw_invalid("margin_gate needs a margin >= 0, not ", margin);
     margin_ = margin;
   }
   scalar margin() const noexcept { return margin_; }

@@ -29,11 +29,11 @@ public:
     matrix_buffer<scalar> dnormalized;  ///< [T,D]
   };
 
-  /// Throws std::invalid_argument if the factor is no number or 0.
+  /// Throws std::invalid_argument if the factor is 0 or not finite, or the norm is for rows of another width.
   normalized_gate(Inner inner, Norm norm, scalar factor = 1)
       : gate_decorator<Inner>(std::move(inner)), norm_(std::move(norm)), factor_(factor) {
-    if (is_nan(factor) || factor == scalar(0))
-      throw_invalid("normalized_gate cannot multiply tokens by ", factor);
+    if (!is_finite(factor) || factor == scalar(0)) throw_invalid("normalized_gate cannot multiply tokens by ", factor);
+    check_norm_width("normalized_gate", norm_, this->inputs());
   }
 
   void forward(tokens_in<scalar> x, const routing_context<scalar>& context, tokens_out<scalar> logits, tape& t) const {

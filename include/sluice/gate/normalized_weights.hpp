@@ -28,7 +28,10 @@ public:
     matrix_buffer<Scalar> dweights;  ///< dN
   };
 
-  normalized_weights_gate(linear_gate<Scalar> gate, Norm norm) : gate_(std::move(gate)), norm_(std::move(norm)) {}
+  /// Throws std::invalid_argument if the norm is for rows of another width than the gate's.
+  normalized_weights_gate(linear_gate<Scalar> gate, Norm norm) : gate_(std::move(gate)), norm_(std::move(norm)) {
+    check_norm_width("normalized_weights_gate", norm_, gate_.inputs());
+  }
 
   index_t inputs() const noexcept { return gate_.inputs(); }
   index_t experts() const noexcept { return gate_.experts(); }

@@ -9,6 +9,7 @@
 /// Hazimeh et al. 2021, "DSelect-k", arXiv:2106.03760.
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/core/parameter.hpp>
 #include <sluice/kernel/linear.hpp>
@@ -82,7 +83,7 @@ public:
 
   linear_selectors(index_t inputs, index_t selectors, index_t bits, Scalar gamma)
       : inputs_(inputs),
-        code_weight_({selectors * bits, inputs}, parameter_role::weight,
+        code_weight_({checked_product(selectors, bits), inputs}, parameter_role::weight,
                      detail::initial_codes(static_cast<double>(gamma))),
         code_bias_({selectors * bits}, parameter_role::vector, detail::initial_codes(static_cast<double>(gamma))),
         mixing_weight_({selectors, inputs}, parameter_role::weight, detail::initial_mixing()),

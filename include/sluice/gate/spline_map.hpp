@@ -14,6 +14,7 @@
 /// Liu et al. 2024, "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, in the form without a loop over functions.
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/error.hpp>
 #include <sluice/kernel/activation.hpp>
 #include <sluice/kernel/linear.hpp>
@@ -45,22 +46,28 @@ public:
     std::vector<double> knots{};  ///< in place of equal intervals
   };
 
-  /// Throws std::invalid_argument unless in, out, intervals >= 1, order is 1 to 8, and the knots ascend.
+  /// Throws std::invalid_argument unless in, out, intervals >= 1, order is 1 to 8, low < high, and the knots ascend.
   spline_map(index_t inputs, index_t outputs, options o = {}) : order_(o.order), knots_(std::move(o.knots)) {
-    if (inputs < 1 || outputs < 1 || o.intervals < 1 || o.order < 1 || o.order > most_order)
-      throw_invalid("spline_map needs in, out, intervals >= 1 and an order from 1 to ", index_t(most_order), ", not ",
-                    inputs, ", ", outputs, ", ", o.intervals, " and ", o.order);
+    if (inputs < 1 || outputs < 1 || o.intervals < 1 || o.intervals > most_intervals || o.order < 1 ||
+        o.order > most_order)
+      throw_invalid("spline_map needs in, out >= 1, intervals from 1 to ", index_t(most_intervals),
+                    " and an order from 1 to ", index_t(most_order), ", not ", inputs, ", ", outputs, ", ", o.intervals,
+                    " and ", o.order);
+    if (knots_.empty() && (!is_finite(o.low) || !is_finite(o.high) || !(o.low < o.high)))
+      throw_invalid("spline_map needs finite low < high, not ", o.low, " and ", o.high);
     const index_t count = o.intervals + 2 * o.order + 1;
     if (knots_.empty())
       for (index_t i = 0; i < count; ++i)
         knots_.push_back(o.low +
                          static_cast<double>(i - o.order) * (o.high - o.low) / static_cast<double>(o.intervals));
     bool ascends = static_cast<index_t>(knots_.size()) == count;
-    for (std::size_t i = 1; i < knots_.size(); ++i) ascends &= knots_[i - 1] < knots_[i];
+    for (std::size_t i = 0; i < knots_.size(); ++i)
+      ascends &= is_finite(knots_[i]) && (i == 0 || knots_[i - 1] < knots_[i]);
     if (!ascends) throw_invalid("spline_map needs ", count, " ascending knots; it has ", knots_.size());
     const double deviation = 1 / std::sqrt(static_cast<double>(inputs));
     base_ = {{outputs, inputs}, parameter_role::weight, initial_values::normal(deviation)};
-    spline_ = {{outputs, inputs * splines()}, parameter_role::weight, initial_values::normal(0.1 * deviation)};
+    spline_ = {
+        {outputs, checked_product(inputs, splines())}, parameter_role::weight, initial_values::normal(0.1 * deviation)};
   }
 
   index_t inputs() const noexcept { return base_.cols(); }
@@ -111,6 +118,7 @@ public:
 
 private:
   static constexpr index_t most_order = 8;
+  static constexpr index_t most_intervals = index_t(1) << 20;
 
   Scalar knot(index_t i) const { return static_cast<Scalar>(knots_[static_cast<std::size_t>(i)]); }
 

@@ -15,6 +15,7 @@
 /// Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364, which keeps a key as (d, r).
 #pragma once
 
+#include <sluice/core/checked_size.hpp>
 #include <sluice/core/choices.hpp>
 #include <sluice/core/numeric.hpp>
 #include <sluice/core/parameter.hpp>
@@ -50,12 +51,14 @@ public:
     matrix_buffer<Scalar> products;  ///< [T or heads, 4r] scratch: S1, S2 of a choice and their gradients
   };
 
-  /// Throws std::invalid_argument unless every count is at least 1.
+  /// Throws std::invalid_argument unless every count is at least 1 and norms are for rows of width d.
   tucker_keys(index_t heads, index_t keys, index_t width, index_t rank, index_t cores, QueryNorm query_norm,
               KeyNorm key_norm)
       : query_norm_(std::move(query_norm)), key_norm_(std::move(key_norm)), cores_(cores, heads, rank) {
     if (keys < 1 || width < 1) throw_invalid("Tucker keys need n, d >= 1, not ", keys, ", ", width);
-    keys_ = {{heads, 2, keys * rank, width},
+    check_norm_width("tucker_keys", query_norm_, width);
+    check_norm_width("tucker_keys", key_norm_, width);
+    keys_ = {{heads, 2, checked_product(keys, rank), width},
              parameter_role::weight,
              initial_values::normal(1 / std::sqrt(static_cast<double>(width)))};
   }

@@ -139,8 +139,9 @@ void add_parameter(safetensors_writer& file, const std::string& name, const Para
 }  // namespace detail
 
 /// Adds all parameters of a model to a file that is being put together. The writer refers to them until it has saved.
-template <HasParameters Model>
+template <typename Model>
 void add_parameters(safetensors_writer& file, const Model& model, const std::string& prefix = {}) {
+  static_assert(explain_model<Model>());
   for_each_parameter(
       model, [&file](const std::string& name, const auto& p) { detail::add_parameter(file, name, p); }, prefix);
 }
@@ -211,8 +212,9 @@ private:
 }  // namespace detail
 
 /// Fills all parameters of a model from an open file, or throws one file_error and changes none.
-template <HasParameters Model>
+template <typename Model>
 void load_parameters(const safetensors_reader& file, Model& model, const load_options& options = {}) {
+  static_assert(explain_model<Model>());
   detail::strict_load all(file);
   for_each_parameter(
       model,
@@ -224,7 +226,7 @@ void load_parameters(const safetensors_reader& file, Model& model, const load_op
 }
 
 /// Replaces the file, as a whole or not at all, by the parameters of the model.
-template <HasParameters Model>
+template <typename Model>
 void save(const Model& model, const std::filesystem::path& path,
           const std::map<std::string, std::string>& metadata = {}) {
   safetensors_writer file;
@@ -234,7 +236,7 @@ void save(const Model& model, const std::filesystem::path& path,
 }
 
 /// Fills the model from a file that save wrote, or any file with the same names and shapes.
-template <HasParameters Model>
+template <typename Model>
 void load(Model& model, const std::filesystem::path& path, const load_options& options = {}) {
   load_parameters(safetensors_reader(path), model, options);
 }

@@ -28,7 +28,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-/// A policy that normalises rows of a fixed or of any width.
+/// A policy that normalises rows of any width, or of the one that its width() says, if it has that function.
 template <typename N>
 concept RowNorm = requires(N& norm, tokens_in<typename N::scalar> x, tokens_out<typename N::scalar> y,
                            typename N::tape& tape, const executor_ref& executor, index_t first) {
@@ -49,6 +49,14 @@ consteval bool explain_row_norm() {
 /// Whether y = x: who would normalise a row once for many uses can take it as it is.
 template <RowNorm N>
 inline constexpr bool leaves_rows = requires { N::leaves_rows; };
+
+/// Throws std::invalid_argument if the norm is for rows of another width.
+template <RowNorm Norm>
+void check_norm_width(const char* who, const Norm& norm, index_t width) {
+  if constexpr (requires { norm.width(); })
+    if (norm.width() != width)
+      throw_invalid(who, " normalises rows of width ", width, "; the norm is for width ", norm.width());
+}
 
 namespace detail {
 
@@ -175,6 +183,7 @@ public:
     });
   }
 
+  index_t width() const noexcept { return gain_.size(); }
   parameter<Scalar>& gain() noexcept { return gain_; }
 
   template <typename Self, typename Visitor>
@@ -287,6 +296,7 @@ public:
                                       options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
   }
 
+  index_t width() const noexcept { return gain_.size(); }
   parameter<Scalar>& gain() noexcept { return gain_; }
   parameter<Scalar>& bias() noexcept { return bias_; }
 
@@ -367,6 +377,7 @@ public:
                                      options_.bias ? bias_.gradient() : std::span<Scalar>{}, executor);
   }
 
+  index_t width() const noexcept { return gain_.size(); }
   parameter<Scalar>& gain() noexcept { return gain_; }
   parameter<Scalar>& bias() noexcept { return bias_; }
 

@@ -50,9 +50,11 @@ public:
     Scalar loss() const { return 0; }
   };
 
-  /// Throws std::invalid_argument unless V >= 1 and D >= 1.
+  /// Throws std::invalid_argument unless V >= 1, D >= 1 and the deviation is finite and at least 0.
   embedding_layer(index_t ids, index_t outputs, options o = {}) {
-    if (ids < 1 || outputs < 1) throw_invalid("embedding_layer needs V, D >= 1, not ", ids, ", ", outputs);
+    if (ids < 1 || outputs < 1 || !is_at_least(o.deviation, 0))
+      throw_invalid("embedding_layer needs V, D >= 1 and a finite deviation >= 0, not ", ids, ", ", outputs, ", ",
+                    o.deviation);
     table_ = {{ids, outputs}, parameter_role::weight, initial_values::normal(o.deviation)};
   }
 

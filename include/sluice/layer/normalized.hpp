@@ -43,7 +43,10 @@ public:
   using typename base::scalar;
   using typename base::tape;
 
-  normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {}
+  /// Throws std::invalid_argument if the norm is for rows of another width than the layer's inputs.
+  normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {
+    check_norm_width("normalized_layer", this->norm(), this->inputs());
+  }
 
   /// Inference of tokens that continue a cache's sequences, if the layer inside has such a call.
   template <typename Cache>

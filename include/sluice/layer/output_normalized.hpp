@@ -45,7 +45,10 @@ public:
   using typename base::scalar;
   using typename base::tape;
 
-  output_normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {}
+  /// Throws std::invalid_argument if the norm is for rows of another width than the layer's outputs.
+  output_normalized_layer(Layer layer, Norm norm) : base(std::move(layer), std::move(norm)) {
+    check_norm_width("output_normalized_layer", this->norm(), this->outputs());
+  }
 
 private:
   template <typename Memory, typename Inner>

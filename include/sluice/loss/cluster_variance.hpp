@@ -37,6 +37,7 @@ struct cluster_variance {
     const index_t tokens = detail::count_tokens(context, range), experts = seen.clean.cols();
     if (cluster < 1 || experts % cluster != 0)
       throw_invalid("cluster_variance: E = ", experts, " experts do not make clusters of ", cluster);
+    if (!is_finite(between)) throw_invalid("cluster_variance needs a finite weight between clusters, not ", between);
     if (tokens == 0) return 0;
     const matrix_buffer<Scalar>& scores = detail::logits_of(seen, logits);
     matrix_buffer<Scalar>& dscores = detail::logits_of(gradients, logits);

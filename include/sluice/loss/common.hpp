@@ -6,9 +6,10 @@
 ///   loss.group_value(signals, plan, context, group, scale, gradients)  scale × value of one group
 ///
 /// Both return a number and add its gradient. A loss with coefficient 0 is not evaluated: it returns 0 and reads
-/// nothing. Padding tokens are in no sum and no mean; a group of nothing but padding has value 0 and is left out of the
-/// mean over groups. A layer shows losses tokens that hold NaN as padding. In a loss called directly, NaN in a logit
-/// that it reads makes its value NaN (but -ffast-math may hide it here, where nothing is chosen by it).
+/// nothing; one that is not finite throws std::invalid_argument. Padding tokens are in no sum and no mean; a group of
+/// nothing but padding has value 0 and is left out of the mean over groups. A layer shows losses tokens that hold NaN as
+/// padding. In a loss called directly, NaN in a logit that it reads makes its value NaN (but -ffast-math may hide it
+/// here, where nothing is chosen by it).
 ///
 ///   P[e] = mean over t of p[t,e],  p[t] = softmax(L[t])       dL[t,j] += p[t,j] (c[j] - sum over e of c[e] p[t,e])
 ///          or s / sum of s, s = sigmoid(L[t])                 the same times 1 - s[j];   c = derivative by p[t]
@@ -20,6 +21,7 @@
 
 #include <sluice/core/context.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/signals.hpp>
 #include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/near_rivals.hpp>
@@ -84,9 +86,23 @@ void add_rows(const routing_context<Scalar>& context, token_range group, const m
   }
 }
 
+/// Throws std::invalid_argument unless the coefficient of a loss is finite.
+inline void check_coefficient(double coefficient) {
+  if (!is_finite(coefficient)) throw_invalid("an auxiliary loss needs a finite coefficient, not ", coefficient);
+}
+
+/// Throws std::invalid_argument unless there is no cost, or a finite one an expert.
+inline void check_costs(const char* loss, const std::vector<double>& cost, index_t experts) {
+  if (!cost.empty() && static_cast<index_t>(cost.size()) != experts)
+    throw_invalid(loss, " has ", cost.size(), " costs for ", experts, " experts");
+  for (std::size_t e = 0; e < cost.size(); ++e)
+    if (!is_finite(cost[e])) throw_invalid(loss, " has a cost of ", cost[e], " for expert ", e);
+}
+
 /// What operator() of every loss does: the sum of group_value(group, coefficient / groups) over groups with tokens.
 template <std::floating_point Scalar, typename F>
 Scalar mean_over_groups(double coefficient, const routing_context<Scalar>& context, index_t tokens, F&& group_value) {
+  check_coefficient(coefficient);
   Scalar sum = 0;
   if (coefficient == 0) return sum;
   index_t groups = 0;
@@ -212,8 +228,7 @@ inline double cv_squared(const double* v, index_t count, variance form, double* 
 /// costs each is 1. Throws std::invalid_argument if there are costs for another number of experts.
 inline double cv_squared_of_costs(const std::vector<double>& cost, double* v, index_t count, variance form,
                                   double* derivative, double scale) {
-  if (!cost.empty() && static_cast<index_t>(cost.size()) != count)
-    throw_invalid("a loss has ", cost.size(), " costs for ", count, " experts");
+  check_costs("a loss", cost, count);
   const auto cost_of = [&](index_t e) { return cost.empty() ? 1.0 : cost[static_cast<std::size_t>(e)]; };
   for (index_t e = 0; e < count; ++e) v[e] *= cost_of(e);
   const double value = cv_squared(v, count, form, derivative);

@@ -17,6 +17,7 @@
 #include <sluice/core/choices.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/kernel/softmax.hpp>
+#include <sluice/loss/common.hpp>
 
 #include <cmath>
 
@@ -72,6 +73,7 @@ struct imitation_loss {
 
   template <CompetitionSignals Signals, typename Plan, std::floating_point Scalar, typename Gradients>
   Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>&, Gradients& d) const {
+    detail::check_coefficient(coefficient);
     if (coefficient == 0 || !s.competing) return 0;
     const index_t experts = s.target.cols();
     const index_t k = s.winners.cols();
@@ -105,6 +107,7 @@ struct diversity_loss {
 
   template <CompetitionSignals Signals, typename Plan, std::floating_point Scalar, typename Gradients>
   Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>&, Gradients& d) const {
+    detail::check_coefficient(coefficient);
     if (coefficient == 0 || !s.competing) return 0;
     const index_t k = s.winners.cols();
     const double share = coefficient / (detail::contests(s) * static_cast<double>(k * k));
@@ -127,6 +130,7 @@ struct contest_balance {
 
   template <CompetitionSignals Signals, typename Plan, std::floating_point Scalar, typename Gradients>
   Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>& context, Gradients& d) const {
+    detail::check_coefficient(coefficient);
     if (coefficient == 0 || !s.competing) return 0;
     const auto group = [&](index_t g) { return context.group(g, s.winners.rows()); };
     index_t groups = 0;

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <sluice/core/context.hpp>
+#include <sluice/loss/common.hpp>
 #include <sluice/loss/selector_signals.hpp>
 
 #include <algorithm>
@@ -71,6 +72,7 @@ struct dselect_entropy {
                     selector_gradients<Scalar>& gradients) const {
     constexpr double epsilon = 1e-6;
     const double scale = coefficient(context.step) * detail::row_weight(seen, mean_over_rows);
+    detail::check_coefficient(scale);
     if (scale == 0) return 0;
     const double sum = detail::sum_over_rows(seen, context, gradients, [&](index_t n) {
       double value = 0;
@@ -97,6 +99,9 @@ struct dselect_reachability {
     const index_t experts = seen.experts;
     const bool all_reachable = (experts & (experts - 1)) == 0;
     const double scale = coefficient * detail::row_weight(seen, mean_over_rows);
+    detail::check_coefficient(scale);
+    if (!is_above(smallest_reach, 0))
+      throw_invalid("dselect_reachability needs a smallest reach > 0, not ", smallest_reach);
     if (all_reachable || scale == 0) return 0;
     const double sum = detail::sum_over_rows(seen, context, gradients, [&](index_t n) {
       double value = 0;

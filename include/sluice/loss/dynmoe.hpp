@@ -17,6 +17,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/context.hpp>
 #include <sluice/kernel/vector_math.hpp>
+#include <sluice/loss/common.hpp>
 
 #include <cmath>
 
@@ -37,6 +38,8 @@ struct dynmoe_loss {
 
   template <TopAnySignals Signals, typename Plan, std::floating_point Scalar, typename Gradients>
   Scalar operator()(const Signals& s, const Plan&, const routing_context<Scalar>& context, Gradients& d) const {
+    for (const double weight : {coefficient, diversity, simplicity, load, efficiency})
+      detail::check_coefficient(weight);
     if (coefficient == 0) return 0;
     double value = 0;
     if (diversity != 0) value += add_diversity<Scalar>(s, coefficient * diversity, d);

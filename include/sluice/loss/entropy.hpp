@@ -59,6 +59,7 @@ struct entropy_loss {
     matrix_buffer<Scalar>& dlogits = detail::logits_of(gradients, logits);
     if (parts < 1 || read.cols() % parts != 0)
       throw_invalid("entropy_loss cannot part ", read.cols(), " experts into ", parts);
+    if (is_nan(threshold)) throw_invalid("entropy_loss cannot have the threshold ", threshold);
     const index_t size = read.cols() / parts;
     double value = 0;
     for (index_t part = 0; part < parts; ++part) {

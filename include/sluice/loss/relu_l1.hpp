@@ -45,6 +45,7 @@ public:
     const token_range all{0, logits.rows()};
     const auto tokens = static_cast<double>(detail::count_tokens(context, all));
     const double factor = coefficient_.value() / static_cast<double>(options_.layers);
+    detail::check_coefficient(factor);
     if (tokens == 0 || factor == 0) return 0;
     gradients.sum_scratch.assign(2 * experts, 0);
     double* count = gradients.sum_scratch.data();

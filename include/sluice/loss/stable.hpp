@@ -69,6 +69,7 @@ struct distillation {
   template <typename Seen, std::floating_point Scalar, typename Gradients>
   Scalar operator()(const Seen& seen, const sparse_plan<Scalar>& plan, const routing_context<Scalar>& context,
                     Gradients& gradients) const {
+    detail::check_coefficient(coefficient);
     if (coefficient == 0 || !seen.is_first_stage) return 0;
     const index_t experts = plan.experts();
     matrix_buffer<Scalar>& p = gradients.row_scratch;

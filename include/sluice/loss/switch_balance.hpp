@@ -69,8 +69,8 @@ struct switch_balance {
     });
   }
 
-  /// Throws std::invalid_argument unless there is no cost or one an expert, devices have equally many experts, and the
-  /// temperature is above 0.
+  /// Throws std::invalid_argument unless there is no cost or a finite one an expert, devices have equally many experts,
+  /// the jitter is at least 0 and the temperature above 0.
   template <std::floating_point Scalar>
   Scalar group_value(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan,
                      const routing_context<Scalar>& context, index_t group, double scale,
@@ -85,10 +85,10 @@ private:
   void count(const sparse_plan<Scalar>& plan, const routing_context<Scalar>& context, index_t first, index_t last,
              buffer<double>& sums) const {
     const index_t experts = plan.experts();
-    if (!cost.empty() && static_cast<index_t>(cost.size()) != experts)
-      throw_invalid("switch_balance has ", cost.size(), " costs for ", experts, " experts");
+    detail::check_costs("switch_balance", cost, experts);
     if (device_experts < 1 || experts % device_experts != 0)
       throw_invalid("switch_balance cannot part ", experts, " experts into devices of ", device_experts);
+    if (!is_at_least(jitter, 0)) throw_invalid("switch_balance needs a jitter >= 0, not ", jitter);
     if (!is_above(temperature, 0)) throw_invalid("switch_balance needs a temperature > 0, not ", temperature);
     sums.assign((2 + last - first) * experts, 0);
     double* choices = sums.data() + 2 * experts;

@@ -76,6 +76,8 @@ struct token_conflict {
   Scalar operator()(const score_signals<Scalar>& seen, const sparse_plan<Scalar>& plan, tokens_in<Scalar> dy,
                     const routing_context<Scalar>& context, score_gradients<Scalar>& gradients,
                     conflict_memory<Scalar>& memory) const {
+    detail::check_coefficient(coefficient);
+    if (!is_finite(largest_cosine)) throw_invalid("token_conflict cannot ask for a cosine below ", largest_cosine);
     if (coefficient == 0) return 0;
     find(plan, dy, context, memory);
     const auto& conflicts = memory.conflicts;

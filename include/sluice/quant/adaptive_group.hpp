@@ -14,6 +14,8 @@
 
 #include <sluice/quant/round_to_nearest.hpp>
 
+#include <type_traits>
+
 namespace sluice::inline SLUICE_ISA {
 
 struct adaptive_group_options {
@@ -37,6 +39,8 @@ struct largest_magnitude {
 template <typename Statistic = largest_magnitude>
 adaptive_group_report adaptive_group(tokens_in<float> w, adaptive_group_options o, const Statistic& statistic = {},
                                      const executor_ref& executor = {}) {
+  static_assert(std::is_invocable_r_v<double, const Statistic&, const float*, index_t>,
+                "sluice: a statistic of weights is called as `double operator()(const float* w, index_t count) const`");
   if (!is_above(o.gain, 0.0) || !is_between(o.gain, 0.0, 1.0) || o.gain == 1 || o.least < 1)
     throw_invalid("groups are halved by a gain between 0 and 1 down to 1 input or more, not ", o.gain, " and ",
                   o.least);

@@ -42,7 +42,7 @@ namespace detail {
 
 inline void check_all_usable(std::span<const double> values, const char* what) {
   for (const double value : values)
-    if (!is_at_least(value, 0.0) || !is_finite(value)) throw_invalid(what, " of experts are 0 or more, not ", value);
+    if (!is_at_least(value, 0.0)) throw_invalid(what, " of experts are 0 or more, not ", value);
 }
 
 /// (v / sum of all)^exponent, all 1 where the sum is 0.
@@ -63,6 +63,10 @@ inline matrix<double> allocation_costs(std::span<const double> tokens, std::span
   if (tokens.size() != experts || weights.size() != experts)
     throw_invalid("errors of ", error.rows(), " experts have tokens of ", tokens.size(), " and weights of ",
                   weights.size());
+  if (!is_at_least(o.token_exponent, 0.0) || !is_at_least(o.weight_exponent, 0.0) ||
+      !is_at_least(o.error_exponent, 0.0))
+    throw_invalid("costs have finite exponents >= 0, not ", o.token_exponent, " of tokens, ", o.weight_exponent,
+                  " of weights and ", o.error_exponent, " of errors");
   detail::check_all_usable(tokens, "tokens");
   detail::check_all_usable(weights, "weights");
   detail::check_all_usable({error.data(), as_size(error.size())}, "errors");

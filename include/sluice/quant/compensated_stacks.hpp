@@ -127,9 +127,10 @@ inline column_codes compensated_stacks(tokens_in<float> w, const inverse_factor&
   if (!is_size(o.codes) || (o.residual_codes != 0 && !is_size(o.residual_codes)) || !is_size(o.outlier_codes) ||
       o.tile_outputs < 1 || o.outlier_tile < 1 || o.group_inputs < 0 || o.rounds < 0 || o.outliers < 0 ||
       o.outliers > w.cols())
-    throw_invalid("stacks need 1 to 65536 codes, heights of 1 or more and 0 to ", w.cols(), " outliers, not ", o.codes,
-                  ", ", o.residual_codes, " and ", o.outlier_codes, ", ", o.tile_outputs, " and ", o.outlier_tile,
-                  ", and ", o.outliers);
+    throw_invalid("stacks need 1 to 65536 codes, heights of 1 or more, 0 to ", w.cols(),
+                  " outliers and groups and rounds of 0 or more, not ", o.codes, ", ", o.residual_codes, " and ",
+                  o.outlier_codes, ", ", o.tile_outputs, " and ", o.outlier_tile, ", ", o.outliers, ", ",
+                  o.group_inputs, " and ", o.rounds);
   if (!activity.empty() && static_cast<index_t>(activity.size()) != w.cols())
     throw_invalid("a matrix [", w.rows(), ", ", w.cols(), "] has no inputs of ", activity.size(), " activities");
   matrix_buffer<double> ordered = detail::in_order(w, factor, executor);

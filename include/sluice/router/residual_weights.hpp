@@ -40,7 +40,9 @@ public:
     bool per_expert = false;  ///< an alpha for every expert
   };
 
+  /// Throws std::invalid_argument unless the initial alpha is finite.
   explicit residual_weights_router(Inner inner, options o = {}) : base(std::move(inner)) {
+    if (!is_finite(o.initial)) throw_invalid("residual_weights_router needs a finite initial alpha, not ", o.initial);
     alpha_ = {{o.per_expert ? this->experts() : 1}, parameter_role::vector, initial_values::constant(o.initial)};
   }
 

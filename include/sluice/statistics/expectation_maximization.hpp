@@ -20,6 +20,12 @@ struct em_options {
   double tolerance = 1e-9;    ///< it stops where an iteration gains less, relative to 1 + |objective|
 };
 
+/// Throws std::invalid_argument unless iterations and tolerance are at least 0.
+inline void check_em(const char* who, const em_options& o) {
+  if (o.iterations < 0 || !is_at_least(o.tolerance, 0))
+    throw_invalid(who, " needs iterations >= 0 and a finite tolerance >= 0, not ", o.iterations, " and ", o.tolerance);
+}
+
 struct em_report {
   std::vector<double> objective;  ///< penalised log-likelihood at the start and after every iteration
   bool converged = false;
@@ -63,9 +69,16 @@ inline matrix<double> with_ones(const matrix<double>& x) {
   return design;
 }
 
-inline void check_data(const char* who, const matrix<double>& x, index_t inputs, index_t answers, index_t experts) {
+inline void check_inputs(const char* who, const matrix<double>& x, index_t inputs) {
   if (x.cols() != inputs) throw_invalid(who, " has ", inputs, " inputs, x has ", x.cols(), " columns");
+}
+inline void check_answers(const char* who, const matrix<double>& x, index_t inputs, index_t answers) {
+  check_inputs(who, x, inputs);
   if (answers != x.rows()) throw_invalid(who, " needs an answer a row: ", x.rows(), " rows, ", answers, " answers");
+}
+/// What is fitted to.
+inline void check_data(const char* who, const matrix<double>& x, index_t inputs, index_t answers, index_t experts) {
+  check_answers(who, x, inputs, answers);
   if (x.rows() < experts) throw_invalid(who, " of ", experts, " experts needs as many rows, not ", x.rows());
   for (index_t i = 0; i < x.size(); ++i)
     if (!is_finite(x.data()[i])) throw_invalid(who, ": row ", i / x.cols(), " of x holds a number that is not finite");

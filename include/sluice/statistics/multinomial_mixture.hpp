@@ -9,8 +9,9 @@
 /// The last expert's gate and every expert's last class are 0. An iteration: responsibilities r_ik ~ g_k p_k,y; then
 /// the gate and every expert by weighted logistic regression (statistics/softmax_regression.hpp); it never lowers the
 /// likelihood. Where slopes of some experts vanish, estimates of the plain gate converge more slowly than any power of
-/// n; gates of bounded features, M(x) = x / |x| or tanh(x), do not. Throws std::invalid_argument where x or labels do
-/// not fit, hold NaN, or have fewer rows than experts. Everything is in double.
+/// n; gates of bounded features, M(x) = x / |x| or tanh(x), do not. Throws std::invalid_argument where widths or counts
+/// of x and labels do not fit, a label is no class or an option is below 0 or not finite, and in step, fit and improve
+/// where x holds NaN or has fewer rows than experts. Everything is in double.
 /// Nguyen, Akbarian, Nguyen, Ho 2023, "A General Theory for Softmax Gating Multinomial Logistic Mixture of Experts",
 /// arXiv:2310.14188.
 #pragma once
@@ -65,9 +66,13 @@ public:
   const matrix<double>& expert(index_t k) const noexcept { return experts_[as_size(k)]; }
 
   /// g [n,K].
-  matrix<double> gate_probabilities(const matrix<double>& x) const { return gate_logs(x).array().exp().matrix(); }
+  matrix<double> gate_probabilities(const matrix<double>& x) const {
+    detail::check_inputs(name, x, inputs());
+    return gate_logs(x).array().exp().matrix();
+  }
   /// P [n,S].
   matrix<double> predict(const matrix<double>& x) const {
+    detail::check_inputs(name, x, inputs());
     const matrix<double> design = detail::with_ones(x), g = gate_probabilities(x);
     matrix<double> p = matrix<double>::Zero(x.rows(), classes());
     for (index_t k = 0; k < experts(); ++k)
@@ -75,11 +80,13 @@ public:
     return p;
   }
   matrix<double> responsibilities(const matrix<double>& x, std::span<const index_t> labels) const {
+    check_labels(x, labels);
     matrix<double> r = log_joint(x, labels);
     detail::normalize_log_rows(r);
     return r;
   }
   double log_likelihood(const matrix<double>& x, std::span<const index_t> labels) const {
+    check_labels(x, labels);
     matrix<double> r = log_joint(x, labels);
     return detail::normalize_log_rows(r);
   }
@@ -101,6 +108,7 @@ public:
 
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, std::span<const index_t> labels, double penalty = 0) {
+    validate(x, labels, penalty);
     const matrix<double> design = detail::with_ones(x), r = responsibilities(x, labels);
     fit_softmax_regression(gate_design(x), r, penalty, gate_);
     for (index_t k = 0; k < experts(); ++k)
@@ -110,7 +118,8 @@ public:
   /// EM from where the model stands.
   em_report improve(const matrix<double>& x, std::span<const index_t> labels,
                     const multinomial_mixture_options& o = {}) {
-    check_labels(x, labels);
+    check_em(name, o.em);
+    validate(x, labels, o.penalty);
     return detail::improve_until_it_stops(
         o.em, [&] { step(x, labels, o.penalty); },
         [&] {
@@ -121,6 +130,8 @@ public:
   }
   /// EM from a gate that knows nothing and experts drawn by the seed.
   em_report fit(const matrix<double>& x, std::span<const index_t> labels, const multinomial_mixture_options& o = {}) {
+    check_em(name, o.em);
+    validate(x, labels, o.penalty);
     const random_source random(o.seed);
     gate_.setZero();
     index_t draw = 0;
@@ -130,6 +141,8 @@ public:
   }
 
 private:
+  static constexpr const char* name = "multinomial_mixture";
+
   matrix<double> gate_design(const matrix<double>& x) const { return detail::with_ones(GateFeatures::of(x)); }
   matrix<double> gate_logs(const matrix<double>& x) const { return softmax_log_probabilities(gate_design(x), gate_); }
   matrix<double> log_joint(const matrix<double>& x, std::span<const index_t> labels) const {
@@ -148,10 +161,15 @@ private:
     return answers;
   }
   void check_labels(const matrix<double>& x, std::span<const index_t> labels) const {
-    detail::check_data("multinomial_mixture", x, inputs(), static_cast<index_t>(labels.size()), experts());
+    detail::check_answers(name, x, inputs(), static_cast<index_t>(labels.size()));
     for (std::size_t i = 0; i < labels.size(); ++i)
       if (labels[i] < 0 || labels[i] >= classes())
-        throw_invalid("multinomial_mixture: label ", i, " is ", labels[i], ", there are ", classes(), " classes");
+        throw_invalid(name, ": label ", i, " is ", labels[i], ", there are ", classes(), " classes");
+  }
+  void validate(const matrix<double>& x, std::span<const index_t> labels, double penalty) const {
+    check_labels(x, labels);
+    detail::check_data(name, x, inputs(), x.rows(), experts());
+    if (!is_at_least(penalty, 0)) throw_invalid(name, " needs a finite penalty >= 0, not ", penalty);
   }
 
   matrix<double> gate_;

@@ -11,8 +11,9 @@
 /// s2 lambda; w by Newton; then r again with those, and s2 = sum of r (y - b_k . x)^2 / n. None of these lowers the
 /// penalised log-likelihood; s2 never falls below a floor, for the likelihood has no bound at 0. fit begins at the best
 /// of some starts, each with experts that fit a few rows drawn by the seed; improve begins where the model stands (a
-/// path of penalties). Labels are free: experts come in any order. Throws std::invalid_argument where x or y do not
-/// fit, hold NaN, or have fewer rows than experts. Everything is in double.
+/// path of penalties). Labels are free: experts come in any order. Throws std::invalid_argument where widths or counts
+/// of x and y do not fit or an option is below 0 or not finite, and in step, fit and improve where x or y hold NaN or
+/// have fewer rows than experts. Everything is in double.
 /// Nguyen, Nguyen, Chamroukhi, McLachlan 2020, arXiv:2009.10622; the algorithm is that of Huynh and Chamroukhi's HDME
 /// (Chamroukhi and Huynh 2019, "Regularized Maximum Likelihood Estimation and Feature Selection in Mixtures-of-Experts
 /// Models").
@@ -56,6 +57,7 @@ public:
 
   /// g [n,K].
   matrix<double> gate_probabilities(const matrix<double>& x) const {
+    detail::check_inputs(name, x, inputs());
     return softmax_log_probabilities(detail::with_ones(x), gate_).array().exp().matrix();
   }
   /// The mean of y at every row of x.
@@ -64,9 +66,11 @@ public:
   }
   /// [n,K]; adds up to 1 in every row.
   matrix<double> responsibilities(const matrix<double>& x, const Eigen::VectorXd& y) const {
+    detail::check_answers(name, x, inputs(), y.size());
     return expectations(detail::with_ones(x), y);
   }
   double log_likelihood(const matrix<double>& x, const Eigen::VectorXd& y) const {
+    detail::check_answers(name, x, inputs(), y.size());
     matrix<double> r = log_joint(detail::with_ones(x), y);
     return detail::normalize_log_rows(r);
   }
@@ -86,6 +90,7 @@ public:
     double variance;
   };
   gradient log_likelihood_gradient(const matrix<double>& x, const Eigen::VectorXd& y) const {
+    detail::check_answers(name, x, inputs(), y.size());
     const matrix<double> design = detail::with_ones(x), r = expectations(design, y), e = errors(design, y);
     const matrix<double> g = softmax_log_probabilities(design, gate_).array().exp().matrix();
     const double square = r.cwiseProduct(e.cwiseAbs2()).sum();
@@ -96,6 +101,7 @@ public:
 
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
+    validate(x, y, o);
     const matrix<double> design = detail::with_ones(x);
     const matrix<double> r = expectations(design, y);
     Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance_ * o.expert_penalty);
@@ -113,14 +119,14 @@ public:
 
   /// EM from where the model stands.
   em_report improve(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    check_answers(x, y);
+    validate(x, y, o);
     return detail::improve_until_it_stops(
         o.em, [&] { step(x, y, o); }, [&] { return log_likelihood(x, y) - penalty(o); });
   }
 
   /// EM from the best of o.starts starts after a few iterations of each.
   em_report fit(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    check_answers(x, y);
+    validate(x, y, o);
     if (o.starts < 1) throw_invalid("regression_mixture needs a start, not ", o.starts);
     regression_mixture_options brief = o;
     brief.em.iterations = (std::min)(o.em.iterations, index_t{20});
@@ -139,6 +145,8 @@ public:
   }
 
 private:
+  static constexpr const char* name = "regression_mixture";
+
   matrix<double> errors(const matrix<double>& design, const Eigen::VectorXd& y) const {
     return (design * coefficients_.transpose() * -1.0).colwise() + y;
   }
@@ -157,10 +165,14 @@ private:
     const double v = (y.array() - y.mean()).square().mean();
     return v > 0 ? v : 1.0;
   }
-  void check_answers(const matrix<double>& x, const Eigen::VectorXd& y) const {
-    detail::check_data("regression_mixture", x, inputs(), y.size(), experts());
+  void validate(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) const {
+    check_em(name, o.em);
+    if (!is_at_least(o.expert_penalty, 0) || !is_at_least(o.gate_penalty, 0) || !is_at_least(o.least_variance, 0))
+      throw_invalid(name, " needs finite penalties and a least variance >= 0, not ", o.expert_penalty, ", ",
+                    o.gate_penalty, " and ", o.least_variance);
+    detail::check_data(name, x, inputs(), y.size(), experts());
     for (index_t i = 0; i < y.size(); ++i)
-      if (!is_finite(y[i])) throw_invalid("regression_mixture: answer ", i, " is not finite");
+      if (!is_finite(y[i])) throw_invalid(name, ": answer ", i, " is not finite");
   }
 
   /// Experts that fit a few rows each, drawn anew for every start, and a gate that knows nothing.

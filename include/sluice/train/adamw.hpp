@@ -58,6 +58,7 @@ public:
   /// than so far (train/optimizer_state.hpp).
   template <typename Model>
   void step(Model& model, const executor_ref& executor = {}) {
+    static_assert(explain_model<Model>());
     state_.for_each(model, [&](parameter<Scalar>& p, auto& entry) { update(p, entry, executor); });
     if (options_.clear_gradients) zero_gradients(model);
   }

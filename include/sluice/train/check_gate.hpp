@@ -232,8 +232,9 @@ property_result gate_gradients(gate_probe<G>& probe) {
 }  // namespace detail
 
 /// Throws std::invalid_argument if the options do not fit; what the gate does wrong is in the report.
-template <Gate G>
+template <typename G>
 conformance_report check_gate(const G& gate, const gate_check_options<typename G::scalar>& options = {}) {
+  static_assert(explain_gate<G>());
   detail::gate_probe<G> probe(gate, options);
   conformance_report report;
   report.add("zero tokens", [&] { return detail::gate_zero_tokens(probe); });

@@ -297,8 +297,9 @@ property_result layer_gradients(layer_probe<Layer>& probe) {
 }  // namespace detail
 
 /// Throws std::invalid_argument if the options do not fit; what the layer does wrong is in the report.
-template <MixtureLayer Layer>
+template <typename Layer>
 conformance_report check_layer(const Layer& layer, const layer_check_options<typename Layer::scalar>& options = {}) {
+  static_assert(explain_layer<Layer>());
   detail::layer_probe<Layer> probe(layer, options);
   conformance_report report;
   report.add("zero tokens", [&] { return detail::layer_zero_tokens(probe); });

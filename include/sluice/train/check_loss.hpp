@@ -164,10 +164,10 @@ property_result loss_gradients(Probe& probe) {
 }  // namespace detail
 
 /// Throws std::invalid_argument if the options do not fit; what the loss does wrong is in the report.
-template <typename Loss, RouterPolicy Router>
-  requires AuxiliaryLoss<Loss, Router>
+template <typename Loss, typename Router>
 conformance_report check_loss(const Loss& loss, const Router& router,
                               const router_check_options<typename Router::scalar>& options = {}) {
+  static_assert(explain_loss<Loss, Router>());
   detail::loss_probe<Router, Loss> probe(loss, router, options);
   conformance_report report;
   report.add("nothing to look at", [&] { return detail::loss_of_nothing(probe); });

@@ -20,6 +20,7 @@ namespace sluice::inline SLUICE_ISA {
 /// Length of the gradient of all learned parameters.
 template <typename Model>
 double gradient_norm(const Model& model) {
+  static_assert(explain_model<Model>());
   // Short enough that a float sum of squares loses nothing that matters, long enough to run on vectors.
   constexpr index_t block = 1024;
   double sum = 0;
@@ -34,10 +35,10 @@ double gradient_norm(const Model& model) {
 }
 
 /// Scales the gradient down to length `max` if it is longer. Returns its length before that. Throws
-/// std::invalid_argument if max is not positive.
+/// std::invalid_argument unless max is finite and positive.
 template <typename Model>
 double clip_gradient_norm(Model& model, double max) {
-  if (!is_above(max, 0)) throw_invalid("clip_gradient_norm needs a length > 0, not ", max);
+  if (!is_above(max, 0)) throw_invalid("clip_gradient_norm needs a finite length > 0, not ", max);
   const double norm = gradient_norm(std::as_const(model));
   const bool finite = !is_nan(norm) && order_key(norm) <= order_key((std::numeric_limits<double>::max)());
   if (!finite || norm <= max) return norm;

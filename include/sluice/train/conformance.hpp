@@ -27,9 +27,10 @@
 namespace sluice::inline SLUICE_ISA {
 
 /// Throws std::invalid_argument if the options do not fit; what the router does wrong is in the report.
-template <RouterPolicy Router>
+template <typename Router>
 conformance_report check_router(const Router& router,
                                 const router_check_options<typename Router::scalar>& options = {}) {
+  static_assert(explain_router<Router>());
   using scalar = typename Router::scalar;
   detail::router_probe<Router> probe(router, options);
   conformance_report report;
@@ -58,8 +59,9 @@ conformance_report check_router(const Router& router,
 }
 
 /// Throws std::invalid_argument if the options do not fit; what the expert does wrong is in the report.
-template <ExpertFunctor Expert>
+template <typename Expert>
 conformance_report check_expert(const Expert& expert, const expert_check_options& options = {}) {
+  static_assert(explain_expert<Expert>());
   detail::expert_probe<Expert> probe(expert, options);
   conformance_report report;
   report.add("zero rows", [&] { return detail::zero_rows(probe); });

@@ -140,6 +140,9 @@ private:
     if (teachers.empty() || !is_between(first_weight, 0, 1))
       throw_invalid("distill_teachers needs a teacher and a first weight in [0, 1], not ", teachers.size(), " and ",
                     first_weight);
+    if (!is_finite(coefficient) || is_nan(flattened_above))
+      throw_invalid("distill_teachers needs a finite coefficient and a number above which to flatten, not ",
+                    coefficient, " and ", flattened_above);
     if (!dteachers.empty() && dteachers.size() != teachers.size())
       throw_invalid("distill_teachers has ", dteachers.size(), " gradients for ", teachers.size(), " teachers");
     check_like_student("the student's gradient", dstudent.rows(), dstudent.cols());

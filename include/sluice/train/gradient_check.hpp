@@ -18,11 +18,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdio>
 #include <limits>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -81,10 +83,14 @@ private:
 
 }  // namespace detail
 
-/// Model: anything with parameters in double. Objective: () -> double or std::optional<double>.
+/// Model: anything with parameters in double. Objective: () -> double or std::optional<double>. Throws
+/// std::invalid_argument unless step and scale are finite and above 0, and most_entries is at least 0.
 template <typename Model, typename Objective>
 gradient_report check_gradients(Model& model, const std::vector<checked_input>& inputs, Objective&& objective,
                                 gradient_check_options o = {}) {
+  if (!is_above(o.step, 0) || !is_above(o.scale, 0) || o.most_entries < 0)
+    throw_invalid("check_gradients needs a finite step and scale > 0 and entries >= 0, not ", o.step, ", ", o.scale,
+                  " and ", o.most_entries);
   gradient_report report;
   const auto numeric_derivative = [&](double& value) -> std::optional<double> {
     const detail::restore_on_exit entry(value);
@@ -120,9 +126,12 @@ gradient_report check_gradients(Model& model, const std::vector<checked_input>& 
       report.position = i;
     }
   };
-  for_each_parameter(model, [&](const std::string& name, parameter<double>& p) {
-    if (!p.is_learned()) return;
-    check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
+  for_each_parameter(model, [&](const std::string& name, auto& p) {
+    constexpr bool in_double = std::same_as<std::remove_cvref_t<decltype(p)>, parameter<double>>;
+    static_assert(in_double, "sluice: gradients are checked in double, the scalar of all of the model");
+    if constexpr (in_double)
+      if (p.is_learned())
+        check_array(name, p.size(), p.value(), std::as_const(p).gradient(), [&](index_t i) { return p.place(i); });
   });
   for (const checked_input& input : inputs)
     check_array(input.name, static_cast<index_t>(input.value.size()), input.value, input.gradient,

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <sluice/core/error.hpp>
+#include <sluice/core/numeric.hpp>
 #include <sluice/core/types.hpp>
 
 #include <cmath>
@@ -27,7 +28,10 @@ struct schedule_options {
 
 class constant_schedule {
 public:
-  explicit constant_schedule(double rate) : rate_(rate) {}
+  /// Throws std::invalid_argument unless the rate is finite and at least 0.
+  explicit constant_schedule(double rate) : rate_(rate) {
+    if (!is_at_least(rate, 0)) throw_invalid("constant_schedule needs a finite rate >= 0, not ", rate);
+  }
   double operator()(index_t) const noexcept { return rate_; }
 
 private:
@@ -38,8 +42,10 @@ private:
 template <typename Shape>
 class decaying_schedule {
 public:
-  /// Throws std::invalid_argument unless 0 <= warmup <= steps.
+  /// Throws std::invalid_argument unless 0 <= warmup <= steps, and peak and floor are finite and at least 0.
   explicit decaying_schedule(schedule_options o) : options_(o) {
+    if (!is_at_least(o.peak, 0) || !is_at_least(o.floor, 0))
+      throw_invalid("a schedule needs a finite peak and floor >= 0, not ", o.peak, " and ", o.floor);
     if (o.warmup < 0 || o.steps < o.warmup)
       throw_invalid("a schedule needs 0 <= warmup <= steps, not ", o.warmup, " and ", o.steps);
   }

@@ -53,6 +53,7 @@ public:
   /// than so far (train/optimizer_state.hpp); without momentum nothing is remembered and any model will do.
   template <typename Model>
   void step(Model& model, const executor_ref& executor = {}) {
+    static_assert(explain_model<Model>());
     if (options_.momentum != 0)
       state_.for_each(model, [&](parameter<Scalar>& p, auto& entry) {
         update(p, entry.arrays[0].data(), executor);

@@ -97,6 +97,7 @@ TEST_CASE("product_codes: NaN has no code, equal codes go to the lowest, options
   codes.encode(x.topRows(0), ids.topRows(0), ws);
   CHECK_THROWS_AS(product_codes<float>(8, {.parts = 0}), std::invalid_argument);
   CHECK_THROWS_AS(product_codes<float>(8, {.codes = 0}), std::invalid_argument);
+  CHECK_THROWS_AS(product_codes<float>(8, {.parts = (std::numeric_limits<index_t>::max)()}), std::invalid_argument);
   CHECK_THROWS_AS(product_codes<float>(0, {.parts = 1}), std::invalid_argument);
   CHECK_THROWS_AS(product_codes<float>(9, {.parts = 8}),
                   std::invalid_argument);  // 2 2 2 2 1 and three without a number

@@ -137,6 +137,8 @@ TEST_CASE("shortcut: converts, counts its memory, and refuses other widths", "[l
         layer.layer().workspace_bytes(9) + layer.first().workspace_bytes(9) + layer.rest().workspace_bytes(9));
   CHECK_THROWS_WITH((shortcut_layer{routed(), block_norm(), dense_layer{swiglu<double>{5, 7}}, dense_part()}),
                     Catch::Matchers::Contains("maps 6 -> 6, the first sublayer 5 -> 5, the rest 6 -> 6"));
+  CHECK_THROWS_WITH((shortcut_layer{routed(), rms_norm<double>{5}, dense_part(), dense_part()}),
+                    Catch::Matchers::Contains("rows of width 6; the norm is for width 5"));
 }
 
 TEST_CASE("shortcut: every promise of a layer", "[layer][branches][conformance]") {

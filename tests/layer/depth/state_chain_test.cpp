@@ -134,6 +134,14 @@ TEST_CASE("state_chain: shapes that do not fit are refused", "[layer][depth]") {
   const momentum_step<double> step{};
   CHECK_THROWS_WITH((link_of({1, 0}, adam_step<double>{}, 2)),
                     Catch::Matchers::Contains("needs 3 states, the chain has 2"));
+  CHECK_THROWS_WITH(
+      (link_of({1, 0}, momentum_step<double>{.decay = quiet_nan<double>()})),
+      Catch::Matchers::Contains("momentum_step needs a finite decay, rate and look_ahead, not nan, 1 and 0"));
+  CHECK_THROWS_WITH((link_of({1, 0}, adam_step<double>{.second = 1})), Catch::Matchers::Contains("not 0.9, 1, 1, 1"));
+  CHECK_THROWS_WITH((link_of({1, 0}, adam_step<double>{.epsilon = 0})), Catch::Matchers::Contains("1 and 0"));
+  CHECK_THROWS_AS((link_of({1, 0}, adam_step<double>{.momentum = {.rate = quiet_nan<double>()}})),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(robust_momentum(std::numeric_limits<double>::infinity(), 1.0, 0.5), std::invalid_argument);
   CHECK_THROWS_WITH((state_chain{link_of({1, 0}, step), 3}), Catch::Matchers::Contains("width 3"));
   CHECK_THROWS_WITH((state_chain{passing(5), 2, first_state::x}),
                     Catch::Matchers::Contains("multiple of its width 2, not 3"));

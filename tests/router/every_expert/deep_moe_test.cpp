@@ -106,6 +106,7 @@ TEST_CASE("margin_gate: padding and NaN are passed by, a margin is not negative"
   CHECK(logits(3, 0) == -std::numeric_limits<double>::infinity());  // the second
   CHECK_THROWS_WITH(gate_of_shares(2, -1), test::contains("-1"));
   CHECK_THROWS_AS(gate_of_shares(2, quiet_nan<double>()), std::invalid_argument);
+  CHECK(gate_of_shares(2, std::numeric_limits<double>::infinity()).experts() == 2);  // no constraint
 }
 
 TEST_CASE("deep_moe: gates that are sure make two layers a path of one expert each", "[router][deep_moe]") {

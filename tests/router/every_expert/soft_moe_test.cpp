@@ -314,6 +314,9 @@ TEST_CASE("soft_moe: refuses what makes no sense", "[router][soft_moe]") {
   CHECK_THROWS_WITH((soft_moe_router<float>{4, 0}), Contains("E = 0"));
   CHECK_THROWS_WITH((soft_moe_router<float>{4, 2, {.slots_per_expert = 0}}), Contains("slots = 0"));
   CHECK_THROWS_WITH((soft_moe_router<float>{4, 2, {.noise_std = -1}}), Contains("-1"));
+  using normed = soft_moe_router<float, rms_norm<float>, rms_norm<float>>;
+  CHECK_THROWS_WITH((normed{4, 2, {}, rms_norm<float>{3}, rms_norm<float>{4}}), Contains("the norm is for width 3"));
+  CHECK_THROWS_WITH((normed{4, 2, {}, rms_norm<float>{4}, rms_norm<float>{5}}), Contains("the norm is for width 5"));
   soft_moe_router<double> router(4, 2);
   routing_context<double> context;
   context.top_k = 2;

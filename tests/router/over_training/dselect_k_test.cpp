@@ -319,6 +319,7 @@ TEST_CASE("dselect_k: refuses what makes no sense", "[router][dselect_k]") {
   CHECK_THROWS_WITH((dselect_k_router<float>{4, 0}), Contains("E = 0"));
   CHECK_THROWS_WITH((dselect_k_router<float>{0, 4}), Contains("D = 0"));
   CHECK_THROWS_WITH((dselect_k_router<float>{4, 4, {.selectors = 0}}), Contains("k = 0"));
+  CHECK_THROWS_WITH((dselect_k_router<float>{4, 4, {.selectors = index_t(1) << 62}}), Contains("x 2 numbers"));
   CHECK_THROWS_WITH((dselect_k_router<float>{4, 4, {.gamma = 0}}), Contains("gamma = 0"));
   routing_context<double> context;
   context.top_k = 3;

@@ -144,7 +144,7 @@ TEST_CASE("switch: gradients equal central differences, dropped tokens and jitte
 }
 
 TEST_CASE("switch: bad options are refused with their numbers", "[router][switch]") {
-  CHECK_THROWS_WITH(switch_router<float>(4, 8, {.factor = 0}), test::contains("0.0"));
+  CHECK_THROWS_WITH(switch_router<float>(4, 8, {.factor = 0}), test::contains("factor of 0 "));
   CHECK_THROWS_WITH(switch_router<float>(4, 8, {.factor = {1, -2}}), test::contains("-2"));
   CHECK_THROWS_WITH(switch_router<float>(4, 8, {.jitter = 1.5}), test::contains("1.5"));
   CHECK_THROWS_WITH((switch_router<float, 8>(4, 7)), test::contains("8"));

@@ -175,7 +175,7 @@ TEST_CASE("top_k: options that make no sense are refused with their numbers", "[
   CHECK_THROWS_WITH(router(4, 8, {.top_k = 9}), message("k = 9") && message("E = 8"));
   CHECK_THROWS_WITH(router(4, 8, {.top_k = 0}), message("k = 0"));
   CHECK_THROWS_WITH(router(4, 0, {.top_k = 1, .weights = weighting::pre}), message("E = 0"));
-  CHECK_THROWS_WITH(router(4, 8, {.scaling = 0}), message("0.0"));
+  CHECK_THROWS_WITH(router(4, 8, {.scaling = 0}), message("scaled by 0"));
   CHECK_THROWS_WITH(router(4, 8, {.scaling = std::numeric_limits<float>::infinity()}), message("inf"));
   CHECK_THROWS_AS(router(4, 8, {.scaling = quiet_nan<float>()}), std::invalid_argument);
   CHECK_THROWS_WITH(router(4, 8, {.smallest_sum = -1}), message("-1"));

@@ -179,4 +179,7 @@ TEST_CASE("tucker_key: the core penalty counts what is beyond the first singular
 TEST_CASE("tucker_key: bad options are refused with their numbers", "[router][tucker_key]") {
   CHECK_THROWS_WITH((tucker_router(4, 2, {.top_k = 5})), test::contains("c = 2 with n = 2, k = 5"));
   CHECK_THROWS_WITH((tucker_router(4, 2, {.heads = 0, .top_k = 1})), test::contains("not 1, 0, 2"));
+  CHECK_THROWS_WITH(
+      (tucker_key_router<double>(4, 2, {.top_k = 2, .key_width = 3}, rms_norm<double>(2), rms_norm<double>(3))),
+      test::contains("rows of width 3; the norm is for width 2"));
 }

@@ -60,7 +60,7 @@ public:
 
 protected:
   index_t clamped(Scalar level) const noexcept {
-    if (!is_above(level, Scalar(0))) return 0;
+    if (order_key(level) <= 0) return 0;
     return level < static_cast<Scalar>(levels_ - 1) ? static_cast<index_t>(level) : levels_ - 1;
   }
 
@@ -168,7 +168,7 @@ public:
   V position(V z) const {
     return z;
   }
-  index_t level(Scalar position) const noexcept { return is_above(position, Scalar(0)) ? 1 : 0; }
+  index_t level(Scalar position) const noexcept { return order_key(position) > 0 ? 1 : 0; }
   template <typename V>
   V slope(V) const {
     return V(slope_);

@@ -42,8 +42,8 @@ public:
   /// The table is zero and the rotation none until somebody sets them. Throws std::invalid_argument unless 1 <= M, K
   /// and every part holds a number of the vector.
   explicit product_codes(index_t width, product_codes_options o = {}) : width_(width) {
-    const index_t part = o.parts < 1 ? 0 : (width + o.parts - 1) / o.parts;
-    if (o.parts < 1 || o.codes < 1 || width < 1 || (o.parts - 1) * part >= width)
+    const index_t part = o.parts < 1 ? 0 : width / o.parts + (width % o.parts != 0);
+    if (o.parts < 1 || o.parts > width || o.codes < 1 || width < 1 || (o.parts - 1) * part >= width)
       throw_invalid("a product of codebooks needs at least 1 code and a number for each part, not ", o.codes,
                     " codes and vectors of ", width, " in ", o.parts, " parts of ", part);
     table_ = {{o.parts, o.codes, part}, parameter_role::weight};

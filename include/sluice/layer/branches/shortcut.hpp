@@ -86,6 +86,7 @@ public:
         throw_invalid("a shortcut layer needs equal widths; the layer maps ", this->inputs(), " -> ", this->outputs(),
                       ", the first sublayer ", first_.inputs(), " -> ", first_.outputs(), ", the rest ", rest_.inputs(),
                       " -> ", rest_.outputs());
+    check_norm_width("shortcut_layer", norm_, this->inputs());
   }
 
   Norm& norm() noexcept { return norm_; }

@@ -15,6 +15,7 @@
 ///   forward(D, x, u, s, x', s')
 ///   backward(D, x, u, s, dx', ds', du, dx, ds)               writes the last three
 ///   point_backward(D, dp, dx, ds)                            adds
+///   validate()                                               if it has one: throws where its numbers make no sense
 ///
 /// Padding gets zero, state and all; where NaN is in x or s, all of the row becomes NaN and reaches no gradient. Causal
 /// if the layer is. The calls and the memory rules are those of moe_layer (layer/decorator.hpp).
@@ -72,13 +73,15 @@ public:
   /// With a state as wide as the step needs.
   linked_layer(Layer layer, Step step) : linked_layer(std::move(layer), std::move(step), Step::states) {}
   /// With so many blocks of D columns behind x, for links of other kinds in the same chain. Throws
-  /// std::invalid_argument if the step needs more, or the layer's widths differ.
+  /// std::invalid_argument if the step needs more or its validate(), if it has one, does, or the layer's widths
+  /// differ.
   linked_layer(Layer layer, Step step, index_t blocks)
       : base(std::move(layer)), step_(std::move(step)), blocks_(blocks) {
     if (this->layer().inputs() != this->layer().outputs())
       throw_invalid("a linked layer needs equal widths, not ", this->layer().inputs(), " -> ", this->layer().outputs());
     if (blocks < Step::states)
       throw_invalid("the step needs ", index_t(Step::states), " states, the chain has ", blocks);
+    if constexpr (requires { std::as_const(step_).validate(); }) std::as_const(step_).validate();
   }
 
   /// W

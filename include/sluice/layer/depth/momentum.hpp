@@ -34,6 +34,12 @@ struct momentum_step {
   Scalar rate = 1;
   Scalar look_ahead = 0;
 
+  /// Throws std::invalid_argument unless all are finite.
+  void validate() const {
+    if (!is_finite(decay) || !is_finite(rate) || !is_finite(look_ahead))
+      throw_invalid("momentum_step needs a finite decay, rate and look_ahead, not ", decay, ", ", rate, " and ",
+                    look_ahead);
+  }
   void point(index_t width, const Scalar* x, const Scalar* m, Scalar* p) const {
     for (index_t d = 0; d < width; ++d) p[d] = x[d] - look_ahead * m[d];
   }
@@ -66,8 +72,7 @@ struct momentum_step {
 /// for others.
 template <FloatOrDouble Scalar>
 momentum_step<Scalar> robust_momentum(Scalar conditioning, Scalar smoothness, Scalar rho) {
-  if (is_nan(conditioning) || is_nan(smoothness) || is_nan(rho) || !(conditioning > 1) || !(smoothness > 0) ||
-      !(rho > 0 && rho < 1))
+  if (!is_above(conditioning, 1) || !is_above(smoothness, 0) || !is_above(rho, 0) || !(rho < 1))
     throw_invalid("robust momentum needs c > 1, L > 0 and 0 < rho < 1, not ", conditioning, ", ", smoothness, " and ",
                   rho);
   const Scalar slowing = (1 - rho) * (1 - rho) * (1 + rho), cube = rho * rho * rho;
@@ -87,6 +92,14 @@ struct adam_step {
   Scalar decay = 1;
   Scalar epsilon = Scalar(1e-8);
 
+  /// Throws std::invalid_argument unless all are finite, means decay by less than 1 and epsilon is above 0.
+  void validate() const {
+    momentum.validate();
+    if (!is_between(first, 0, 1) || !is_between(second, 0, 1) || first == 1 || second == 1 || !is_finite(rate) ||
+        !is_finite(decay) || !is_above(epsilon, 0))
+      throw_invalid("adam_step needs first and second in [0, 1), a finite rate and decay and epsilon > 0, not ", first,
+                    ", ", second, ", ", rate, ", ", decay, " and ", epsilon);
+  }
   void point(index_t width, const Scalar* x, const Scalar*, Scalar* p) const { std::copy_n(x, width, p); }
   void forward(index_t width, const Scalar* x, const Scalar* u, const Scalar* s, Scalar* x_next, Scalar* s_next) const {
     for (index_t d = 0; d < width; ++d) {

@@ -36,10 +36,10 @@ struct state_space_weights {
   /// Throws std::invalid_argument unless D, N and W are at least 1 and nothing is below 0.
   state_space_weights(index_t width, const state_space_options& o) : options_(o) {
     if (width < 1 || o.channels < 0 || o.states < 1 || o.step_rank < 0 || o.taps < 1 || !is_at_least(o.deviation, 0) ||
-        !is_at_least(o.output_deviation, 0))
+        !is_at_least(o.output_deviation, 0) || !is_at_least(o.epsilon, 0))
       throw_invalid("a state-space layer needs D, N and W >= 1 and nothing below 0, not D ", width, ", I ", o.channels,
-                    ", N ", o.states, ", R ", o.step_rank, ", W ", o.taps, ", deviations ", o.deviation, " and ",
-                    o.output_deviation);
+                    ", N ", o.states, ", R ", o.step_rank, ", W ", o.taps, ", epsilon ", o.epsilon, ", deviations ",
+                    o.deviation, " and ", o.output_deviation);
     const index_t I = o.channels == 0 ? 2 * width : o.channels;
     const index_t R = o.step_rank == 0 ? (width + 15) / 16 : o.step_rank;
     const auto map = [](index_t out, index_t in, double deviation) {

@@ -92,6 +92,8 @@ public:
     if (inputs < 1 || experts < 1 || o.slots_per_expert < 1 || !is_at_least(o.noise_std, 0))
       throw_invalid("soft_moe_router needs D >= 1, E >= 1, slots >= 1 and noise_std >= 0, not D = ", inputs,
                     ", E = ", experts, ", slots = ", o.slots_per_expert, ", noise_std = ", o.noise_std);
+    check_norm_width("soft_moe_router", token_norm_, inputs);
+    check_norm_width("soft_moe_router", slot_norm_, inputs);
     slots_ = {{experts, o.slots_per_expert, inputs},
               parameter_role::weight,
               initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};

@@ -68,7 +68,8 @@ property_result equal_tokens(router_probe<Router>& probe) {
     probe.infer(b.x * typename Router::scalar(zeros ? 0 : 1), b.context(false), ws);
     for (index_t t = 1; t < b.x.rows(); ++t)
       if (!equal_bits(words_about(ws.plan, t), words_about(ws.plan, 0)))
-        return fail("token " + std::to_string(t) + " is routed unlike its copy, token 0");
+        return fail("token " + std::to_string(t) + " is routed unlike its copy, token 0; a router that looks at other " +
+                    "tokens or at places says `static constexpr bool causal = false`");
   }
   return pass(std::to_string(b.x.rows()) + " copies of a token, one route");
 }
