@@ -59,6 +59,9 @@ public:
   static constexpr bool causal = true;
   static constexpr bool exact_gradient = false;  ///< what passes a choice is an estimate
 
+  /// Nothing to learn, unless a quantiser says otherwise.
+  static void visit_parameters(auto&, auto&&) {}
+
   struct workspace : OwnMemory {
     matrix_buffer<index_t> ids;
     detail::forward_record record;
