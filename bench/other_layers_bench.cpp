@@ -50,15 +50,15 @@ void merged_case(session& s, index_t D, index_t H, index_t experts, index_t toke
 void convolution_case(session& s, const sluice::image_shape& image, index_t channels, index_t experts, index_t tokens,
                       int threads) {
   constexpr index_t top_k = 2;
-  const sluice::convolution_expert<float> expert(image, channels, sluice::window_shape::square(3, 1, 1));
-  const auto weights = static_cast<double>(sluice::parameter_count(expert)), rows = static_cast<double>(tokens);
-  const auto positions = static_cast<double>(expert.windows().count());
+  const sluice::convolution_expert<float> filters(image, channels, sluice::window_shape::square(3, 1, 1));
+  const auto weights = static_cast<double>(sluice::parameter_count(filters)), rows = static_cast<double>(tokens);
+  const auto positions = static_cast<double>(filters.windows().count());
   const work done{2 * weights * positions * rows * static_cast<double>(top_k),
-                  4 * (weights * static_cast<double>(experts) + rows * static_cast<double>(expert.inputs()) +
-                       2 * rows * static_cast<double>(expert.outputs()))};
+                  4 * (weights * static_cast<double>(experts) + rows * static_cast<double>(filters.inputs()) +
+                       2 * rows * static_cast<double>(filters.outputs()))};
   time_layer(s, "other_convolution",
-             sluice::moe_layer{sluice::top_k_router<float>{expert.inputs(), experts, {.top_k = top_k}},
-                               sluice::expert_bank<sluice::convolution_expert<float>>(experts, expert)},
+             sluice::moe_layer{sluice::top_k_router<float>{filters.inputs(), experts, {.top_k = top_k}},
+                               sluice::expert_bank<sluice::convolution_expert<float>>(experts, filters)},
              tokens, done, threads);
 }
 
