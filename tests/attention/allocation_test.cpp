@@ -20,7 +20,7 @@ namespace {
 template <typename Run>
 int attention_batches_with_allocations(Run&& run) {
   int found = 0;
-  const index_t rows[] = {330, 330, 329, 270, 100, 1, 0, 300};
+  const index_t rows[] = {200, 200, 199, 150, 70, 1, 0, 180};
   for (std::size_t n = 0; n < std::size(rows); ++n) {
     const index_t T = rows[n], sequences = n % 4 == 0 ? 1 : n % 4 == 1 ? std::max<index_t>(T, 1) : 3;
     std::vector<index_t> borders, rows_of_others;

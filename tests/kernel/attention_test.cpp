@@ -54,7 +54,8 @@ struct attention_problem {
   }
 };
 
-/// The same, query by query in double, with all weights of a query at once.
+/// The same, query by query in double, with all weights of a query at once. Loops over plain numbers: the tests are not
+/// always optimised.
 struct attention_by_hand {
   matrix<double> out, dqkv;
 
@@ -67,40 +68,47 @@ struct attention_by_hand {
     for (const auto& r : p.ranges)
       for (index_t h = 0; h < s.heads; ++h) {
         const index_t g = s.sharing == key_sharing::adjacent ? h / (s.heads / s.key_heads) : h % s.key_heads;
-        const index_t qc = h * s.key_width, kc = p.key_column() + g * s.key_width,
-                      vc = p.value_column() + g * s.value_width;
-        const index_t oc = h * s.value_width;
+        const index_t first_k = r.first_key * qkv.cols() + p.key_column() + g * s.key_width,
+                      first_v = r.first_key * qkv.cols() + p.value_column() + g * s.value_width;
+        const auto key = [&](auto& numbers, index_t j) { return numbers.data() + first_k + j * qkv.cols(); };
+        const auto value = [&](auto& numbers, index_t j) { return numbers.data() + first_v + j * qkv.cols(); };
         for (index_t i = 0; i < r.queries; ++i) {
-          const index_t row = r.first_query + i;
-          const Eigen::RowVectorXd q = qkv.row(row).segment(qc, s.key_width),
-                                   d = dout.row(row).segment(oc, s.value_width);
-          Eigen::VectorXd a = Eigen::VectorXd::Zero(r.keys);
-          double sum = 0, mean = 0, top = -1e300;
+          const index_t row = r.first_query + i, query = row * qkv.cols() + h * s.key_width,
+                        output = row * out.cols() + h * s.value_width;
+          const double *q = qkv.data() + query, *d = dout.data() + output;
           const auto sees = [&](index_t j) {
             return (p.mask.empty() || p.mask[as_size(r.first_key + j)] != 0) &&
                    (!s.causal || j <= r.keys - r.queries + i);
           };
+          std::vector<double> a(as_size(r.keys)), da(as_size(r.keys));
+          double sum = 0, mean = 0, top = -1e300;
           for (index_t j = 0; j < r.keys; ++j) {
-            a[j] = scale * q.dot(qkv.row(r.first_key + j).segment(kc, s.key_width));
-            if (sees(j)) top = std::max(top, a[j]);
+            a[as_size(j)] = scale * product(q, key(qkv, j), s.key_width);
+            da[as_size(j)] = product(d, value(qkv, j), s.value_width);
+            if (sees(j)) top = std::max(top, a[as_size(j)]);
           }
-          for (index_t j = 0; j < r.keys; ++j) sum += a[j] = sees(j) ? std::exp(a[j] - top) : 0;
+          for (index_t j = 0; j < r.keys; ++j) sum += a[as_size(j)] = sees(j) ? std::exp(a[as_size(j)] - top) : 0;
           if (sum == 0) continue;
-          a /= sum;
+          for (index_t j = 0; j < r.keys; ++j) mean += (a[as_size(j)] /= sum) * da[as_size(j)];
           for (index_t j = 0; j < r.keys; ++j) {
-            const auto v = qkv.row(r.first_key + j).segment(vc, s.value_width);
-            out.row(row).segment(oc, s.value_width) += a[j] * v;
-            mean += a[j] * d.dot(v);
-          }
-          for (index_t j = 0; j < r.keys; ++j) {
-            const index_t key = r.first_key + j;
-            const double da = scale * a[j] * (d.dot(qkv.row(key).segment(vc, s.value_width)) - mean);
-            dqkv.row(key).segment(vc, s.value_width) += a[j] * d;
-            dqkv.row(key).segment(kc, s.key_width) += da * q;
-            dqkv.row(row).segment(qc, s.key_width) += da * qkv.row(key).segment(kc, s.key_width);
+            const double weight = a[as_size(j)], score = scale * weight * (da[as_size(j)] - mean);
+            add(weight, value(qkv, j), out.data() + output, s.value_width);
+            add(weight, d, value(dqkv, j), s.value_width);
+            add(score, q, key(dqkv, j), s.key_width);
+            add(score, key(qkv, j), dqkv.data() + query, s.key_width);
           }
         }
       }
+  }
+
+private:
+  static double product(const double* a, const double* b, index_t n) {
+    double sum = 0;
+    for (index_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
+  }
+  static void add(double factor, const double* a, double* to, index_t n) {
+    for (index_t i = 0; i < n; ++i) to[i] += factor * a[i];
   }
 };
 
@@ -175,12 +183,12 @@ TEST_CASE("attention: where there are fewer queries than keys, queries are the l
 }
 
 TEST_CASE("attention: keys in several shares, and any number of threads, give the same", "[kernel][attention]") {
-  attention_problem<float> p({.heads = 2, .key_heads = 1, .key_width = 5, .value_width = 4}, 1300);
-  p.ranges = {{0, 1200, 0, 1200}, {1200, 100, 1200, 100}};
+  attention_problem<float> p({.heads = 2, .key_heads = 1, .key_width = 5, .value_width = 4}, 1100);  // of 512 keys
+  p.ranges = {{0, 1030, 0, 1030}, {1030, 70, 1030, 70}};
   check_attention(p);
   p.forward();
   p.backward();
-  for (const int threads : {1, 2, 3, 8}) {
+  for (const int threads : {2, 8}) {
     attention_problem<float> other = p;
     test::shuffled_threads executor(threads);
     other.forward(executor);
