@@ -69,7 +69,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp)
+  // ---- what a bank runs (expert/grouped_rows.hpp) ---------------------------------------
 
   const linear_map<Storage>& first_map(int) const noexcept { return up_; }
   linear_map<Storage>& first_map(int) noexcept { return up_; }

@@ -114,7 +114,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp)
+  // ---- what a bank runs (expert/grouped_rows.hpp) ---------------------------------------
 
   const linear_map<Storage>& first_map(int i) const noexcept { return i == 0 ? gate_ : up_; }
   linear_map<Storage>& first_map(int i) noexcept { return i == 0 ? gate_ : up_; }

@@ -48,7 +48,7 @@ public:
     return other;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp)
+  // ---- what a bank runs (expert/grouped_rows.hpp) ---------------------------------------
 
   const linear_map<Storage>& last_map() const noexcept { return map_; }
   linear_map<Storage>& last_map() noexcept { return map_; }

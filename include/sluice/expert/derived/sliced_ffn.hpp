@@ -70,7 +70,7 @@ public:
     return own;
   }
 
-  // ---- what a bank runs (expert/grouped_rows.hpp)
+  // ---- what a bank runs (expert/grouped_rows.hpp) ---------------------------------------
 
   learned_map_view<Scalar> first_map(int) const { return part(up_, hidden_, inputs_, nullptr); }
   learned_map_view<Scalar> first_map(int) { return part(up_, hidden_, inputs_, up_.gradient_panel(0)); }
