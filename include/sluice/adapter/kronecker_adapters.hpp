@@ -85,8 +85,8 @@ public:
     Scalar redundancy = 0;  ///< coefficient of the loss; the paper's: 0.2 times 3.9e-3
   };
 
-  /// Throws std::invalid_argument unless all sizes are at least 1, N divides D and d, and
-  /// scale and redundancy are finite.
+  /// Throws std::invalid_argument unless all sizes are at least 1, N divides D and d, and scale and redundancy are
+  /// finite.
   kronecker_adapters(index_t inputs, index_t bottleneck, options o = {})
       : options_(o), down_shape_{o.terms, inputs, bottleneck, o.rank}, up_shape_{o.terms, bottleneck, inputs, o.rank} {
     down_shape_.validate();

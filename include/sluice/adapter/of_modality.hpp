@@ -91,7 +91,7 @@ private:
     for (index_t t = 0; t < x.rows(); ++t)
       m.own.token_mask[t] = m.kept.counts(t) && context.modality_ids[as_size(t)] == modality_;
     context_type own = context;
-    own.token_mask = m.own.seen_by(context.for_other_rows()).token_mask;
+    own.token_mask = m.own.seen_by(context_type{}).token_mask;
     layer_.forward(x, y, m.layer, own);
   }
 

@@ -16,6 +16,7 @@
 #include <sluice/core/random.hpp>
 #include <sluice/core/types.hpp>
 
+#include <algorithm>
 #include <span>
 
 namespace sluice::inline SLUICE_ISA {
@@ -166,11 +167,10 @@ void check_context(const routing_context<Scalar>& context, index_t tokens) {
   };
   const auto check_borders = [&](const char* name, std::span<const index_t> borders) {
     if (ascend(borders, tokens)) return;
-    std::size_t falls = 1;
-    while (falls < borders.size() && borders[falls - 1] <= borders[falls]) ++falls;
-    if (falls < borders.size())
-      throw_invalid("routing_context.", name, " must ascend; entry ", falls, " is ", borders[falls], " after ",
-                    borders[falls - 1]);
+    const auto fall = std::is_sorted_until(borders.begin(), borders.end());
+    if (fall != borders.end())
+      throw_invalid("routing_context.", name, " must ascend; entry ", fall - borders.begin(), " is ", *fall, " after ",
+                    *(fall - 1));
     throw_invalid("routing_context.", name, " must ascend from 0 to the number of tokens, ", tokens, "; its ",
                   borders.size(), " entries go from ", borders.front(), " to ", borders.back());
   };

@@ -46,7 +46,8 @@ public:
     std::vector<double> knots{};  ///< in place of equal intervals
   };
 
-  /// Throws std::invalid_argument unless in, out, intervals >= 1, order is 1 to 8, low < high, and the knots ascend.
+  /// Throws std::invalid_argument unless in, out >= 1, intervals are 1 to 2^20, order is 1 to 8, low < high, and the
+  /// knots ascend.
   spline_map(index_t inputs, index_t outputs, options o = {}) : order_(o.order), knots_(std::move(o.knots)) {
     if (inputs < 1 || outputs < 1 || o.intervals < 1 || o.intervals > most_intervals || o.order < 1 ||
         o.order > most_order)

@@ -20,12 +20,6 @@ struct em_options {
   double tolerance = 1e-9;    ///< it stops where an iteration gains less, relative to 1 + |objective|
 };
 
-/// Throws std::invalid_argument unless iterations and tolerance are at least 0.
-inline void check_em(const char* who, const em_options& o) {
-  if (o.iterations < 0 || !is_at_least(o.tolerance, 0))
-    throw_invalid(who, " needs iterations >= 0 and a finite tolerance >= 0, not ", o.iterations, " and ", o.tolerance);
-}
-
 struct em_report {
   std::vector<double> objective;  ///< penalised log-likelihood at the start and after every iteration
   bool converged = false;
@@ -34,6 +28,12 @@ struct em_report {
 };
 
 namespace detail {
+
+/// Throws std::invalid_argument unless iterations and tolerance are at least 0.
+inline void check_em(const char* who, const em_options& o) {
+  if (o.iterations < 0 || !is_at_least(o.tolerance, 0))
+    throw_invalid(who, " needs iterations >= 0 and a finite tolerance >= 0, not ", o.iterations, " and ", o.tolerance);
+}
 
 /// Rows of logarithms become rows that sum to 1; returns the sum of their log-sums.
 inline double normalize_log_rows(matrix<double>& logs) {

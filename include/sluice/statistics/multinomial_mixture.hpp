@@ -72,7 +72,6 @@ public:
   }
   /// P [n,S].
   matrix<double> predict(const matrix<double>& x) const {
-    detail::check_inputs(name, x, inputs());
     const matrix<double> design = detail::with_ones(x), g = gate_probabilities(x);
     matrix<double> p = matrix<double>::Zero(x.rows(), classes());
     for (index_t k = 0; k < experts(); ++k)
@@ -81,9 +80,7 @@ public:
   }
   matrix<double> responsibilities(const matrix<double>& x, std::span<const index_t> labels) const {
     check_labels(x, labels);
-    matrix<double> r = log_joint(x, labels);
-    detail::normalize_log_rows(r);
-    return r;
+    return expectations(x, labels);
   }
   double log_likelihood(const matrix<double>& x, std::span<const index_t> labels) const {
     check_labels(x, labels);
@@ -109,40 +106,51 @@ public:
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, std::span<const index_t> labels, double penalty = 0) {
     validate(x, labels, penalty);
-    const matrix<double> design = detail::with_ones(x), r = responsibilities(x, labels);
-    fit_softmax_regression(gate_design(x), r, penalty, gate_);
-    for (index_t k = 0; k < experts(); ++k)
-      fit_softmax_regression(design, answers_of(labels, r.col(k)), penalty, expert(k));
+    iterate(x, labels, penalty);
   }
 
   /// EM from where the model stands.
   em_report improve(const matrix<double>& x, std::span<const index_t> labels,
                     const multinomial_mixture_options& o = {}) {
-    check_em(name, o.em);
+    detail::check_em(name, o.em);
     validate(x, labels, o.penalty);
-    return detail::improve_until_it_stops(
-        o.em, [&] { step(x, labels, o.penalty); },
-        [&] {
-          double slopes = gate_.rightCols(inputs()).cwiseAbs().sum();
-          for (const matrix<double>& e : experts_) slopes += e.rightCols(inputs()).cwiseAbs().sum();
-          return log_likelihood(x, labels) - o.penalty * slopes;
-        });
+    return climb(x, labels, o);
   }
   /// EM from a gate that knows nothing and experts drawn by the seed.
   em_report fit(const matrix<double>& x, std::span<const index_t> labels, const multinomial_mixture_options& o = {}) {
-    check_em(name, o.em);
+    detail::check_em(name, o.em);
     validate(x, labels, o.penalty);
     const random_source random(o.seed);
     gate_.setZero();
     index_t draw = 0;
     for (matrix<double>& e : experts_)
       for (index_t i = 0; i < e.size(); ++i) e.data()[i] = random.normal(random_site("multinomial_mixture"), draw++);
-    return improve(x, labels, o);
+    return climb(x, labels, o);
   }
 
 private:
   static constexpr const char* name = "multinomial_mixture";
 
+  void iterate(const matrix<double>& x, std::span<const index_t> labels, double penalty) {
+    const matrix<double> design = detail::with_ones(x), r = expectations(x, labels);
+    fit_softmax_regression(gate_design(x), r, penalty, gate_);
+    for (index_t k = 0; k < experts(); ++k)
+      fit_softmax_regression(design, answers_of(labels, r.col(k)), penalty, expert(k));
+  }
+  em_report climb(const matrix<double>& x, std::span<const index_t> labels, const multinomial_mixture_options& o) {
+    return detail::improve_until_it_stops(
+        o.em, [&] { iterate(x, labels, o.penalty); },
+        [&] {
+          double slopes = gate_.rightCols(inputs()).cwiseAbs().sum();
+          for (const matrix<double>& e : experts_) slopes += e.rightCols(inputs()).cwiseAbs().sum();
+          return log_likelihood(x, labels) - o.penalty * slopes;
+        });
+  }
+  matrix<double> expectations(const matrix<double>& x, std::span<const index_t> labels) const {
+    matrix<double> r = log_joint(x, labels);
+    detail::normalize_log_rows(r);
+    return r;
+  }
   matrix<double> gate_design(const matrix<double>& x) const { return detail::with_ones(GateFeatures::of(x)); }
   matrix<double> gate_logs(const matrix<double>& x) const { return softmax_log_probabilities(gate_design(x), gate_); }
   matrix<double> log_joint(const matrix<double>& x, std::span<const index_t> labels) const {

@@ -102,6 +102,39 @@ public:
   /// One iteration from where the model stands.
   void step(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
     validate(x, y, o);
+    iterate(x, y, o);
+  }
+
+  /// EM from where the model stands.
+  em_report improve(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
+    validate(x, y, o);
+    return climb(x, y, o);
+  }
+
+  /// EM from the best of o.starts starts after a few iterations of each.
+  em_report fit(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
+    validate(x, y, o);
+    if (o.starts < 1) throw_invalid("regression_mixture needs a start, not ", o.starts);
+    regression_mixture_options brief = o;
+    brief.em.iterations = (std::min)(o.em.iterations, index_t{20});
+    std::optional<regression_mixture> best;
+    double best_value = std::numeric_limits<double>::lowest();
+    for (index_t s = 0; s < o.starts; ++s) {
+      regression_mixture one = *this;
+      one.start(x, y, random_source(o.seed), s, o);
+      const double value = one.climb(x, y, brief).objective.back();
+      if (best && value <= best_value) continue;
+      best = one;
+      best_value = value;
+    }
+    *this = *best;
+    return climb(x, y, o);
+  }
+
+private:
+  static constexpr const char* name = "regression_mixture";
+
+  void iterate(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) {
     const matrix<double> design = detail::with_ones(x);
     const matrix<double> r = expectations(design, y);
     Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance_ * o.expert_penalty);
@@ -116,36 +149,10 @@ public:
     const double square = expectations(design, y).cwiseProduct(errors(design, y).cwiseAbs2()).sum();
     variance_ = (std::max)(square / static_cast<double>(x.rows()), o.least_variance * variance_of(y));
   }
-
-  /// EM from where the model stands.
-  em_report improve(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    validate(x, y, o);
+  em_report climb(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) {
     return detail::improve_until_it_stops(
-        o.em, [&] { step(x, y, o); }, [&] { return log_likelihood(x, y) - penalty(o); });
+        o.em, [&] { iterate(x, y, o); }, [&] { return log_likelihood(x, y) - penalty(o); });
   }
-
-  /// EM from the best of o.starts starts after a few iterations of each.
-  em_report fit(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o = {}) {
-    validate(x, y, o);
-    if (o.starts < 1) throw_invalid("regression_mixture needs a start, not ", o.starts);
-    regression_mixture_options brief = o;
-    brief.em.iterations = (std::min)(o.em.iterations, index_t{20});
-    std::optional<regression_mixture> best;
-    double best_value = std::numeric_limits<double>::lowest();
-    for (index_t s = 0; s < o.starts; ++s) {
-      regression_mixture one = *this;
-      one.start(x, y, random_source(o.seed), s, o);
-      const double value = one.improve(x, y, brief).objective.back();
-      if (best && value <= best_value) continue;
-      best = one;
-      best_value = value;
-    }
-    *this = *best;
-    return improve(x, y, o);
-  }
-
-private:
-  static constexpr const char* name = "regression_mixture";
 
   matrix<double> errors(const matrix<double>& design, const Eigen::VectorXd& y) const {
     return (design * coefficients_.transpose() * -1.0).colwise() + y;
@@ -166,7 +173,7 @@ private:
     return v > 0 ? v : 1.0;
   }
   void validate(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) const {
-    check_em(name, o.em);
+    detail::check_em(name, o.em);
     if (!is_at_least(o.expert_penalty, 0) || !is_at_least(o.gate_penalty, 0) || !is_at_least(o.least_variance, 0))
       throw_invalid(name, " needs finite penalties and a least variance >= 0, not ", o.expert_penalty, ", ",
                     o.gate_penalty, " and ", o.least_variance);
