@@ -218,20 +218,29 @@ private:
     const kernel::row_blocks rows = group_.blocks_of(t.own);
     const kernel::number_rows<scalar> h = group_.hidden_numbers(expert, rows);
     const index_t width = expert.last_map().inputs();
-    const auto activate = [&](index_t b, index_t i, index_t p, const std::array<vector, as_size(maps)>& z) {
-      kernel::store<scalar>(h.panel(rows, b, i, p), expert.activate(p * lanes, z));
+    // Panel p of block b, where z_of(i) are the sums of row i. Addresses once: stores might change what they are made
+    // of, for all a compiler knows.
+    const auto activate = [&](index_t b, index_t p, const auto& z_of) {
+      scalar* const to = h.panel(rows, b, 0, p);
+      std::array<scalar*, as_size(maps)> kept{};
       if (m_.keep)
+        for (std::size_t map = 0; map < maps; ++map) kept[map] = group_.packed_z(map, rows, width).panel(rows, b, 0, p);
+      for (index_t i = 0, size = rows.size(b), step = h.row_step(); i < size; ++i) {
+        const std::array<vector, as_size(maps)> z = z_of(i);
+        kernel::store<scalar>(to + i * step, expert.activate(p * lanes, z));
         for (std::size_t map = 0; map < maps; ++map)
-          kernel::store<scalar>(group_.packed_z(map, rows, width).panel(rows, b, i, p), z[map]);
+          if (kept[map] != nullptr) kernel::store<scalar>(kept[map] + i * lanes, z[map]);
+      }
     };
+    const auto sums_at = [](const scalar* sums, index_t i) { return kernel::load(sums + i * lanes); };
     if constexpr (maps == 1) {
       multiply_alone(expert.first_map(0), 0, rows, blocks, passing, 2 * t.begin,
-                     (std::min)(2 * t.end, expert.first_map(0).panels()),
-                     [&](index_t b, index_t i, index_t p, const scalar* z) { activate(b, i, p, {kernel::load(z)}); });
+                     (std::min)(2 * t.end, expert.first_map(0).panels()), [&](index_t b, index_t p, const scalar* z) {
+                       activate(b, p, [&](index_t i) { return std::array{sums_at(z, i)}; });
+                     });
     } else {
       const auto together = [&](index_t b, index_t q, const sums_t& z) {
-        for (index_t i = 0; i < rows.size(b); ++i)
-          activate(b, i, q, {kernel::load(z[0] + i * lanes), kernel::load(z[1] + i * lanes)});
+        activate(b, q, [&](index_t i) { return std::array{sums_at(z[0], i), sums_at(z[1], i)}; });
       };
       auto&& any_first = expert.first_map(0);
       auto&& any_second = expert.first_map(1);
@@ -249,13 +258,15 @@ private:
         return true;
       });
       if (is_done) return;
-      multiply_alone(any_first, 0, rows, blocks, passing, t.begin, t.end,
-                     [&](index_t b, index_t i, index_t p, const scalar* z) {
-                       kernel::store<scalar>(h.panel(rows, b, i, p), kernel::load(z));
-                     });
+      multiply_alone(any_first, 0, rows, blocks, passing, t.begin, t.end, [&](index_t b, index_t p, const scalar* z) {
+        for (index_t i = 0; i < rows.size(b); ++i) kernel::store<scalar>(h.panel(rows, b, i, p), sums_at(z, i));
+      });
       multiply_alone(any_second, group_.second_place(expert), rows, blocks, passing, t.begin, t.end,
-                     [&](index_t b, index_t i, index_t p, const scalar* z) {
-                       activate(b, i, p, {kernel::load(h.panel(rows, b, i, p)), kernel::load(z)});
+                     [&](index_t b, index_t p, const scalar* z) {
+                       const scalar* const first = h.panel(rows, b, 0, p);
+                       activate(b, p, [&, step = h.row_step()](index_t i) {
+                         return std::array{kernel::load(first + i * step), sums_at(z, i)};
+                       });
                      });
     }
   }
@@ -270,14 +281,13 @@ private:
     else
       return any.template get_if<storage>();
   }
-  /// take(b, i, p, sums) for all rows and the panels begin .. end of one map.
+  /// take(b, p, sums) for all blocks of rows and the panels begin .. end of one map.
   template <typename Take>
   void multiply_alone(const LinearMap auto& any, std::size_t place, const kernel::row_blocks& rows,
                       const kernel::block_range& blocks, bool passing, index_t begin, index_t end, const Take& take) {
     const auto take_pair = [&](index_t b, index_t q, const sums_t& sums) {
-      for (index_t i = 0; i < rows.size(b); ++i)
-        for (index_t v = 0; v < kernel::tile_vectors; ++v)
-          if (const index_t p = begin + 2 * q + v; p < end) take(b, i, p, sums[as_size(v)] + i * lanes);
+      for (index_t v = 0; v < kernel::tile_vectors; ++v)
+        if (const index_t p = begin + 2 * q + v; p < end) take(b, p, sums[as_size(v)]);
     };
     const index_t pairs = (end - begin + 1) / 2;
     visit_map(any, [&](const auto& map) {

@@ -17,7 +17,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
 
 namespace sluice::inline SLUICE_ISA {
 
@@ -47,9 +46,8 @@ inline float largest_magnitude(const float* x, index_t count) noexcept {
   words most(0);  // bits of absolute values are ordered as they are, NaN last
   for (index_t i = 0; i < count; i += lanes)
     most = (xsimd::max)(most, kernel::cast_bits<std::int32_t>(kernel::load(x + i)) & words(0x7FFFFFFF));
-  std::array<std::int32_t, as_size(lanes)> of_lanes;
-  most.store_unaligned(of_lanes.data());
-  return std::bit_cast<float>(*std::max_element(of_lanes.begin(), of_lanes.end()));
+  return std::bit_cast<float>(
+      kernel::fold_lanes<std::int32_t>(most, [](const words& a, const words& b) { return (xsimd::max)(a, b); }));
 }
 
 }  // namespace detail
@@ -76,19 +74,15 @@ struct byte_panels {
 
   struct cursor {
     const std::byte* address = nullptr;
-    const std::byte* scales_at = nullptr;
 
-    void enter() noexcept {
-      scales_at = address;
-      address += codes_at;
-    }
+    void enter() noexcept { address += codes_at; }
     kernel::quads next() noexcept {
       const kernel::quads weights = kernel::load_quads(address);
       address += vector_bytes;
       return weights;
     }
     vector finish(const partial& sum, const factor& f, const vector& total) const noexcept {
-      const auto* const scales = reinterpret_cast<const float*>(scales_at);
+      const auto* const scales = reinterpret_cast<const float*>(address - block_bytes);
       const vector scaled =
           kernel::multiply_add<float>(xsimd::to_float(sum) * vector(f.scale), kernel::load(scales), total);
       if constexpr (HasMinimum)
@@ -99,7 +93,7 @@ struct byte_panels {
   };
 
   static constexpr index_t bytes(index_t steps) noexcept { return steps / block * block_bytes; }
-  static cursor at(const std::byte* address) noexcept { return {address, address}; }
+  static cursor at(const std::byte* address) noexcept { return {address}; }
   static partial start(const factor& f) noexcept { return partial(f.start); }
   static partial multiply_add(const activation& a, const kernel::quads& w, const partial& sum) noexcept {
     return kernel::add_dot_product(sum, w, a);
@@ -126,9 +120,8 @@ struct byte_panels {
     alignas(64) std::array<std::int8_t, as_size(Run)> narrow;
     for (index_t i = 0; i < Run; ++i) narrow[as_size(i)] = static_cast<std::int8_t>(codes[as_size(i)]);
     std::memcpy(units, narrow.data(), sizeof narrow);
-    std::array<std::int32_t, as_size(lanes)> of_lanes;
-    sum.store_unaligned(of_lanes.data());
-    const std::int32_t total = std::accumulate(of_lanes.begin(), of_lanes.end(), 0);
+    const std::int32_t total =
+        kernel::fold_lanes<std::int32_t>(sum, [](const partial& a, const partial& b) { return a + b; });
     const float scale = largest / 127;
     return {scale, -128 * total, scale * static_cast<float>(total)};
   }

@@ -143,10 +143,7 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
     for (index_t b = first; b < last; ++b) {
       t.jump = rows.size(b) * lanes;
       t.a = x.block(rows, b) + k * rows.size(b);
-      if constexpr (SumsInBlocks<Storage>) {
-        t.factor_jump = packed_rows<Storage>::row_factors(x.inputs);
-        t.factors = x.factors_of(rows.begin(b)) + k / tiles::block;
-      }
+      if constexpr (SumsInBlocks<Storage>) t.factors = x.factors_of(rows, b) + k / tiles::block * rows.size(b);
       t.sums = sums_of(b);
       ahead.from = advance(coming, (b - first) * share);
       run_tile<tiles, forward_order<scalar>>(rows.size(b), t, ahead);

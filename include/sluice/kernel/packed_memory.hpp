@@ -102,10 +102,12 @@ struct number_rows {
 
   static constexpr index_t lanes = simd_width<Scalar>;
 
+  /// From L numbers of a row of a block to those of the next row.
+  index_t row_step() const noexcept { return is_packed ? lanes : pitch; }
   /// L numbers of row i of block b.
   Scalar* panel(const row_blocks& rows, index_t b, index_t i, index_t p) const noexcept {
-    const index_t row = is_packed ? lanes : pitch, column = is_packed ? rows.size(b) * lanes : lanes;
-    return numbers + (rows.begin(b) - rows.first()) * pitch + i * row + p * column;
+    const index_t column = is_packed ? rows.size(b) * lanes : lanes;
+    return numbers + (rows.begin(b) - rows.first()) * pitch + i * row_step() + p * column;
   }
 };
 

@@ -53,7 +53,7 @@ struct rows_for_tiles {
   static constexpr index_t lanes = simd_width<scalar>;
 
   activation* units = nullptr;
-  factor* factors = nullptr;  ///< [rows][blocks] of a storage with partial sums
+  factor* factors = nullptr;  ///< of a storage with partial sums: [blocks][rows] of every block of rows
   index_t inputs = 0;
   index_t row0 = 0;  ///< the row of the batch that lies at `units`
 
@@ -78,7 +78,9 @@ struct rows_for_tiles {
   activation* panel(const row_blocks& rows, index_t b, index_t row, index_t p) const noexcept {
     return block(rows, b) + (p * rows.size(b) + row) * lanes;
   }
-  factor* factors_of(index_t row) const noexcept { return factors + (row - row0) * row_factors(inputs); }
+  factor* factors_of(const row_blocks& rows, index_t b) const noexcept {
+    return factors + (rows.begin(b) - row0) * row_factors(inputs);
+  }
 };
 
 /// Storages with the same tiles read the same rows.
@@ -113,6 +115,8 @@ void pack_row(const Storage& storage, const packed_rows<Storage>& to, const row_
               const typename Storage::scalar* x, typename Storage::scalar factor) noexcept {
   using scalar = typename Storage::scalar;
   constexpr index_t lanes = simd_width<scalar>, block_inputs = sluice::detail::block_inputs<Storage>();
+  constexpr index_t together = (std::min)(lanes, Storage::block);  // units that lie side by side
+  static_assert(lanes % together == 0 && Storage::block % together == 0);
   scalar last[as_size(block_inputs)];
   typename Storage::activation units[as_size(Storage::block)];
   for (index_t k = 0; k < packed_rows<Storage>::blocks(to.inputs); ++k) {
@@ -121,10 +125,10 @@ void pack_row(const Storage& storage, const packed_rows<Storage>& to, const row_
       std::fill(std::copy_n(from, count, last), last + block_inputs, scalar(0));
       from = last;
     }
-    to.factors_of(rows.begin(b) + row)[k] = storage.pack_block(from, factor, units);
-    for (index_t u = 0; u < Storage::block; ++u) {
+    to.factors_of(rows, b)[k * rows.size(b) + row] = storage.pack_block(from, factor, units);
+    for (index_t u = 0; u < Storage::block; u += together) {
       const index_t step = k * Storage::block + u;
-      to.panel(rows, b, row, step / lanes)[step % lanes] = units[u];
+      std::copy_n(units + u, together, to.panel(rows, b, row, step / lanes) + step % lanes);
     }
   }
 }
@@ -154,7 +158,7 @@ void pack_block(const Storage& of_map, const packed_rows<Storage>& to, const row
     for (index_t p = 0; p < panels; ++p)
       for (index_t i = 0; i < size; ++i)
         detail::pack_panel<tiles>(storage, from[as_size(i)], p * panel_inputs, to.inputs, factor[as_size(i)],
-                           to.panel(rows, b, i, p));
+                                  to.panel(rows, b, i, p));
   }
 }
 

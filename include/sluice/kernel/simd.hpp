@@ -192,6 +192,30 @@ Register every_lane(const Register& a, std::integer_sequence<index_t, Lane...>) 
 }  // namespace detail
 #endif
 
+namespace detail {
+
+/// Lane i + Lanes in lane i, the first ones behind the last.
+template <index_t Lanes, typename Scalar>
+simd<Scalar> rotated(const xsimd::batch<Scalar>& v) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+#if defined(SLUICE_SHUFFLES_LANES)
+  using numbers [[gnu::vector_size(sizeof(v.data))]] = Scalar;  // what holds integers may be of no lanes
+  return [&]<index_t... Lane>(const numbers& a, std::integer_sequence<index_t, Lane...>) {
+    simd<Scalar> moved;
+    moved.data = std::bit_cast<decltype(v.data)>(
+        static_cast<numbers>(__builtin_shufflevector(a, a, static_cast<int>((Lane + Lanes) % width)...)));
+    return moved;
+  }(std::bit_cast<numbers>(v.data), std::make_integer_sequence<index_t, width>{});
+#else
+  Scalar twice[as_size(2 * width)];
+  store<Scalar>(twice, v);
+  store<Scalar>(twice + width, v);
+  return load(twice + Lanes);
+#endif
+}
+
+}  // namespace detail
+
 /// Rows become columns: lane j of rows[i] and lane i of rows[j] change places.
 template <typename Scalar>
 void transpose(simd<Scalar> (&rows)[as_size(simd_width<Scalar>)]) noexcept {
@@ -225,6 +249,16 @@ Scalar sum_lanes(const simd<Scalar>& v) noexcept {
     return reduce_add(v);
   else
     return hadd(v);  // the name before xsimd 10
+}
+
+/// All lanes as one, by an operation on two vectors whose result does not depend on order.
+template <typename Scalar, typename Operation>
+SLUICE_ALWAYS_INLINE Scalar fold_lanes(simd<Scalar> v, const Operation& operation) noexcept {
+  constexpr index_t width = simd_width<Scalar>;
+  [&]<int... Fold>(std::integer_sequence<int, Fold...>) {
+    ((v = operation(v, detail::rotated<(width >> Fold) / 2>(v))), ...);
+  }(std::make_integer_sequence<int, std::countr_zero(as_size(width))>{});
+  return v.get(0);
 }
 
 /// The sums of the lanes of several vectors, a power of two of at most as many as there are lanes: lane j of the result

@@ -86,9 +86,8 @@ struct tile_operands {
   streams<typename Storage::cursor, Vectors> weights{};
   index_t weight_gap = 0;  ///< elements that a stream skips after a run of `inner` steps, in an order with gaps
   index_t steps = 0;
-  bool is_expanded = false;  ///< whether streams lie in the first cache already
-  const sluice::detail::factor_of<Storage>* factors = nullptr;  ///< of the first row and block, with partial sums
-  index_t factor_jump = 0;                                      ///< distance of factors between rows
+  bool is_expanded = false;                                     ///< whether streams lie in the first cache already
+  const sluice::detail::factor_of<Storage>* factors = nullptr;  ///< [blocks][rows], with partial sums
   streams<scalar*, Vectors> sums{};                             ///< [rows][lanes] of each stream
   bool accumulate = false;                                      ///< start from what sums hold, not from zero
 };
@@ -133,33 +132,38 @@ struct tile_sums<Storage, Rows, Vectors> {
   static constexpr index_t lanes = simd_width<scalar>;
 
   typename Storage::partial of[rows][vectors];
-  index_t left = 0;   ///< steps of the block at hand
-  index_t block = 0;  ///< its number
+  index_t left = 0;                                             ///< steps of the block at hand
+  const sluice::detail::factor_of<Storage>* factors = nullptr;  ///< of that block
+  streams<scalar*, Vectors> sums{};  // copies: a store might change the operands themselves, for all a compiler knows
 
   void begin(const operands& t) noexcept {
+    factors = t.factors;
+    sums = t.sums;
     if (t.accumulate) return;
-    for (std::size_t v = 0; v < vectors; ++v) std::fill_n(t.sums[v], Rows * lanes, scalar(0));
+    SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
+      SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
+        store<scalar>(sums[v] + index_t(i) * lanes, simd<scalar>(scalar(0)));
   }
-  index_t resume(const operands& t, typename Storage::cursor* w, index_t steps) noexcept {
+  index_t resume(const operands&, typename Storage::cursor* w, index_t steps) noexcept {
     if (left == 0) {
       left = Storage::block;
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v].enter();
       SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
         SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-          of[i][v] = Storage::start(t.factors[index_t(i) * t.factor_jump + block]);
+          of[i][v] = Storage::start(factors[i]);
     }
     const index_t some = (std::min)(steps, left);
     left -= some;
     return some;
   }
-  void pause(const operands& t, const typename Storage::cursor* w) noexcept {
+  void pause(const operands&, const typename Storage::cursor* w) noexcept {
     if (left > 0) return;
     SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
-        scalar* const sums = t.sums[v] + index_t(i) * lanes;
-        store<scalar>(sums, w[v].finish(of[i][v], t.factors[index_t(i) * t.factor_jump + block], load(sums)));
+        scalar* const at = sums[v] + index_t(i) * lanes;
+        store<scalar>(at, w[v].finish(of[i][v], factors[i], load(at)));
       }
-    ++block;
+    factors += rows;
   }
   void end(const operands&) noexcept {}
 };
