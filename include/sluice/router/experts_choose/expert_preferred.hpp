@@ -111,9 +111,9 @@ public:
 
   void score(const choice_row<Scalar>& row, Scalar* scores) const { kernel::softmax(row.logits, scores, row.experts); }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const { t.queue.reserve(call.tokens); }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     const auto tokens = static_cast<index_t>(batch.routable.size());
-    t.queue.reserve(batch.tokens);
     t.queue.resize(tokens);
     for (index_t i = 0; i < tokens; ++i) t.queue[i].token = batch.routable[static_cast<std::size_t>(i)];
     candidate* first = t.queue.begin();  // of those that nobody has taken
