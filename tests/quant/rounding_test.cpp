@@ -108,6 +108,26 @@ TEST_CASE("round_to_nearest: scales of sixteen bits are in the codes already", "
   CHECK(round_to_nearest(w, {.scales = scale_type::bfloat16}).scales(0, 0) > 9000);
 }
 
+TEST_CASE("round_to_nearest: from least to most, a zero halfway between two codes is the even one",
+          "[quant][rounding]") {
+  // Of lo = -hi the zero is (2^b - 1) / 2: 3.5, 7.5, 127.5. So is -lo over the scale, hence the lowest code of lo.
+  for (const int bits : {3, 4, 8}) {
+    CAPTURE(bits);
+    const auto middle = static_cast<float>(1 << (bits - 1));
+    const grouped_codes codes =
+        round_to_nearest(one_row({-0.5F, 0.5F, 0.0F, -0.25F}), {.bits = bits, .range = code_range::min_max});
+    CHECK(codes.zeros(0, 0) == middle);
+    CHECK(static_cast<int>(codes.codes(0, 0)) == 0);
+    CHECK(static_cast<int>(codes.codes(0, 1)) == (1 << bits) - 1);
+    CHECK(codes.value(0, 2) == 0);
+    // A group of zeros has the scale of -1 .. 1.
+    const grouped_codes zeros = round_to_nearest(one_row({0, 0}), {.bits = bits, .range = code_range::min_max});
+    CHECK(zeros.scales(0, 0) == 2 / static_cast<float>((1 << bits) - 1));
+    CHECK(zeros.zeros(0, 0) == middle);
+    CHECK(zeros.to_matrix().isZero(0));
+  }
+}
+
 TEST_CASE("round_to_nearest: a row without negatives has half the scale in GPTQ's symmetric form",
           "[quant][rounding]") {
   const matrix<float> w = one_row({0.0F, 1.0F, 3.0F, 15.0F});
@@ -172,6 +192,9 @@ TEST_CASE("adaptive_group: finer groups where a single weight spoils a range", "
   for (const double ratio : adaptive_group(random, {.gain = 1e-6, .least = 1}).ratios) CHECK(ratio <= 1);
   CHECK(adaptive_group(test::random_matrix<float>(3, 63, 4), {.least = 1}).group == 63);
   CHECK(adaptive_group(matrix<float>::Zero(3, 64), {.least = 1}).group == 64);
+  // The largest range of all never shrinks.
+  CHECK(adaptive_group(w, {.least = 8}, largest_range{}).group == 64);
+  CHECK(adaptive_group(w, {.least = 8}, largest_range{}).ratios == std::vector<double>{1});
 }
 
 TEST_CASE("power_codes: the nearest power of two, the lower one where two are as near", "[quant][power_codes]") {
