@@ -70,13 +70,16 @@ TEST_CASE("ggml_blocks: any bytes unpack to a block that packs to them", "[kerne
   }
 }
 
-TEST_CASE("ggml_blocks: NVFP4's scales 0 and 0x7F are zero", "[kernel][format]") {
+TEST_CASE("ggml_blocks: NVFP4's scales 0 and 0x7F are zero, and have no sign", "[kernel][format]") {
   std::array<std::uint8_t, 36> bytes;
   bytes.fill(0x22);
   bytes[0] = 0, bytes[1] = 0x7F, bytes[2] = 0x38, bytes[3] = 0x40;
   std::array<float, 64> numbers;
   decode_ggml_block(ggml_type::nvfp4, bytes.data(), numbers.data());
   CHECK((numbers[5] == 0 && numbers[20] == 0 && numbers[40] == 1 && numbers[63] == 2));
+  bytes[0] = 0x80, bytes[1] = 0xB8, bytes[2] = 0x81;  // 0, 1 and the smallest, 2^-9, without the highest bit
+  decode_ggml_block(ggml_type::nvfp4, bytes.data(), numbers.data());
+  CHECK((numbers[5] == 0 && numbers[20] == 1 && numbers[40] == 0x1p-9F));
 }
 
 TEST_CASE("ggml_blocks: a map takes the blocks of its format, all of them", "[kernel][format]") {
