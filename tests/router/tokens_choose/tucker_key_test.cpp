@@ -174,6 +174,15 @@ TEST_CASE("tucker_key: the core penalty counts what is beyond the first singular
     CHECK(keys.row_vectors().data()[a] == Approx(double(a + 1) / length).epsilon(1e-12));
     CHECK(keys.column_vectors().data()[a] == Approx(double(3 - a) / length).epsilon(1e-12));
   }
+  // A slow change keeps the sign, also where numbers of u come to add up to less than 0: u = (1, 2, 3 - s), v alike.
+  for (const double s : {2.0, 4.0, 6.0, 8.0}) {
+    const double u[] = {1, 2, 3 - s}, v[] = {3, 2, 1};
+    for (index_t i = 0; i < keys.core().size(); ++i) keys.core().data()[i] = u[i / 3 % 3] * v[i % 3];
+    keys.update_vectors();
+    CAPTURE(s);
+    CHECK(keys.row_vectors().data()[0] == Approx(1 / std::sqrt(5 + (3 - s) * (3 - s))).epsilon(1e-12));
+    CHECK(keys.column_vectors().data()[0] == Approx(3 / length).epsilon(1e-12));
+  }
 }
 
 TEST_CASE("tucker_key: bad options are refused with their numbers", "[router][tucker_key]") {
