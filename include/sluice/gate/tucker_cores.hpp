@@ -8,8 +8,8 @@
 /// The nearest matrix of rank one ranks pairs by a product of one number a half; the penalty pulls C[h] towards it. u
 /// and v are states: update() makes them anew from the cores, before training and now and then within it, with the sign
 /// of both that leaves them nearer to what they were: the other one would search among the least scores. At first all
-/// their numbers are alike. Initial values: cores normal with deviation 1/r. Sums for the singular
-/// values are made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
+/// their numbers are alike. Initial values: cores even in 0 .. 1, where u and v have no number below 0. Sums for the
+/// singular values are made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -29,7 +29,9 @@ public:
   tucker_cores(index_t cores, index_t heads, index_t rank) {
     if (heads < 1 || rank < 1 || cores < 1)
       throw_invalid("Tucker cores need M, heads, r >= 1, not ", cores, ", ", heads, ", ", rank);
-    core_ = {{cores, heads, rank, rank}, parameter_role::weight, initial_values::normal(1 / static_cast<double>(rank))};
+    core_ = {{cores, heads, rank, rank},
+             parameter_role::weight,
+             initial_values::computed([](index_t, double draw) { return draw; })};
     u_ = {{heads, rank}, parameter_role::state, initial_values::constant(1 / std::sqrt(static_cast<double>(rank)))};
     v_ = u_;
   }
