@@ -29,9 +29,9 @@ public:
   tucker_cores(index_t cores, index_t heads, index_t rank) {
     if (heads < 1 || rank < 1 || cores < 1)
       throw_invalid("Tucker cores need M, heads, r >= 1, not ", cores, ", ", heads, ", ", rank);
-    core_ = {{cores, heads, rank, rank},
-             parameter_role::weight,
-             initial_values::computed([](index_t, double draw) { return draw; })};
+    core_ = {{cores, heads, rank, rank}, parameter_role::weight, initial_values::computed([](index_t, double draw) {
+               return draw;
+             })};
     u_ = {{heads, rank}, parameter_role::state, initial_values::constant(1 / std::sqrt(static_cast<double>(rank)))};
     v_ = u_;
   }
@@ -105,7 +105,7 @@ public:
         double sum = 0;
         for (index_t a = 0; a < rank(); ++a)
           sum += (std::abs)(sign * svd.u(a, 0) - static_cast<double>(leading(h, 0)[a])) +
-              (std::abs)(sign * svd.v(a, 0) - static_cast<double>(leading(h, 1)[a]));
+                 (std::abs)(sign * svd.v(a, 0) - static_cast<double>(leading(h, 1)[a]));
         return sum;
       };
       const double sign = distance(-1) < distance(1) ? -1 : 1;

@@ -161,7 +161,8 @@ private:
     const matrix<double> squares = errors(design, y).cwiseAbs2();
     const double floor = o.least_variance * variance_of(y);
     if (variances_.size() == 1)
-      variances_[0] = (std::max)(expectations(design, y).cwiseProduct(squares).sum() / static_cast<double>(x.rows()), floor);
+      variances_[0] =
+          (std::max)(expectations(design, y).cwiseProduct(squares).sum() / static_cast<double>(x.rows()), floor);
     else
       for (index_t k = 0; k < experts(); ++k)
         if (const double whole = r.col(k).sum(); whole > 0)
