@@ -10,8 +10,8 @@ namespace {
 
 matrix<double> sign_moments() {
   matrix<double> x(5, 6);
-  x << 1, .4, 2, .5, -1, .2, .8, -.3, 1, 1, .4, .9, -1, .6, .5, -.7, .1, -.5, .3, 1, -1, .2, .6, .3, 2, -.2, 1.5, 1, -.8,
-      1.1;
+  x << 1, .4, 2, .5, -1, .2, .8, -.3, 1, 1, .4, .9, -1, .6, .5, -.7, .1, -.5, .3, 1, -1, .2, .6, .3, 2, -.2, 1.5, 1,
+      -.8, 1.1;
   return x.transpose() * x;
 }
 
@@ -51,7 +51,8 @@ TEST_CASE("compensated_signs: with a neutral factor plain sign codes, dead input
           "[quant][compensated_signs]") {
   const matrix<float> w = test::random_matrix<float>(70, 37, 5);
   for (const index_t group : {0, 8, 37}) {
-    const grouped_codes plain = sign_codes(w, group), swept = compensated_signs(w, inverse_factor(37), {.group = group});
+    const grouped_codes plain = sign_codes(w, group),
+                        swept = compensated_signs(w, inverse_factor(37), {.group = group});
     CHECK(swept.codes == plain.codes);
     CHECK(test::same_bits(swept.scales, plain.scales));
     CHECK(test::same_bits(swept.minima, plain.minima));
