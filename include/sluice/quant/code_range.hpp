@@ -9,9 +9,10 @@
 ///
 /// Scales are floats, or rounded to 16 bits if that is how they will be kept, and codes are those nearest to what will
 /// be decoded. Rounding is to nearest, ties to even; so is that of zero, which is a tie where lo = -hi. The smallest
-/// weight has the lowest code where it is a tie, in `full`, `symmetric` and, with such a zero, `min_max`. A group of zeros has scale 0 in `full` and `restricted`, and in the other two the scale of -1 .. 1; all its
-/// values are 0. One whose weights are all below 2^-118, or too small for a scale of 16 bits, counts as zeros. Kim et
-/// al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
+/// weight has the lowest code where it is a tie, in `full`, `symmetric` and, with such a zero, `min_max`. A group of
+/// zeros has scale 0 in `full` and `restricted`, and in the other two the scale of -1 .. 1; all its values are 0. One
+/// whose weights are all below 2^-118, or too small for a scale of 16 bits, counts as zeros. Kim et al. 2023, "Mixture
+/// of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
 #pragma once
 
 #include <sluice/core/error.hpp>

@@ -1,8 +1,9 @@
 /// Fills the parameters of a model with their initial values.
 ///
 /// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others'
-/// values, and the values depend neither on how an array is kept nor on the executor. States (selection biases, controllers, masks) keep the
-/// values that their constructors gave them, unless those are meant to be random (codes that are moving averages).
+/// values, and the values depend neither on how an array is kept nor on the executor. States (selection biases,
+/// controllers, masks) keep the values that their constructors gave them, unless those are meant to be random (codes
+/// that are moving averages).
 #pragma once
 
 #include <sluice/core/parameter.hpp>

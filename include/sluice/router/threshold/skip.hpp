@@ -5,9 +5,10 @@
 ///
 /// With top-2 this leaves out the second expert where w2 < ratio * w1. The weights of the rule must be in proportion to
 /// its scores, as those of softmax_rule, top_p_rule and sigmoid_rule are. The best expert always stays; ratio 0 leaves
-/// out none, 1 all but the best and its equals, more than 1 all but the first of the best. Left-out experts take no slot from others. Tokens that the context
-/// protects (routing_context::protected_tokens) keep all. At inference only, unless options.in_training is set; the
-/// gradient is the rule's for S'. Everything else (ties, NaN, T = 0, causality) is the rule's.
+/// out none, 1 all but the best and its equals, more than 1 all but the first of the best. Left-out experts take no
+/// slot from others. Tokens that the context protects (routing_context::protected_tokens) keep all. At inference only,
+/// unless options.in_training is set; the gradient is the rule's for S'. Everything else (ties, NaN, T = 0, causality)
+/// is the rule's.
 ///
 ///   skipping_router<float> router(gate, softmax_rule<float>({.top_k = 2}), {.ratio = 0.5f});
 ///
