@@ -69,6 +69,10 @@ TEST_CASE("slots_across_experts: each number by its length over the experts", "[
   for (const index_t r : {0, 2}) CHECK(std::abs(test::slope_at(x(r, 0), value) - dx(r, 0)) < 1e-8);
   CHECK((dx(1, 0) == 4 && dx(3, 0) == 6));
   CHECK_THROWS_AS((slots_across_experts<double>{0}), std::invalid_argument);
+  using router = soft_moe_router<double, no_norm<double>, slots_across_experts<double>>;
+  CHECK_THROWS_WITH(
+      (router{4, 3, {.slots_per_expert = 1}, no_norm<double>{}, slots_across_experts<double>{2}}),
+      Catch::Contains("has 1 slots an expert") && Catch::Contains("for 2"));
 }
 
 TEST_CASE("slots: every promise of a layer", "[adapter][slots][conformance][gradient]") {

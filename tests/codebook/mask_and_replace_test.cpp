@@ -50,6 +50,25 @@ TEST_CASE("mask_and_replace: the posterior is Bayes' rule", "[codebook][diffusio
     }
 }
 
+TEST_CASE("mask_and_replace: where codes are only masked, a code that is not was never another", "[codebook][diffusion]") {
+  const mask_and_replace noise(3, 10, {.first_keep = 0.9, .last_keep = 0, .first_mask = 0.1, .last_mask = 1});
+  const std::vector<double> p{0.5, 0.2, 0.3}, none{0.5, 0, 0.5};
+  std::vector<double> out(4);
+  for (index_t t = 1; t <= 9; ++t) {
+    CAPTURE(t);
+    for (const auto& belief : {p, none}) {
+      noise.posterior(1, t, belief, out);
+      CHECK(out[1] == Approx(1));
+      CHECK((out[0] == 0 && out[2] == 0 && out[3] == 0));
+    }
+    // Of ten masks one more a step: the mask was there with (t - 1) / t, else p.
+    noise.posterior(3, t, p, out);
+    for (std::size_t c = 0; c < 3; ++c) CHECK(out[c] == Approx(p[c] / double(t)));
+    CHECK(out[3] == Approx(double(t - 1) / double(t)).margin(1e-14));
+  }
+  CHECK_THROWS_WITH(noise.posterior(1, 10, p, out), Catch::Contains("to token 1 from no code in 10 steps"));
+}
+
 TEST_CASE("mask_and_replace: draws have the frequencies, masks stay, step 0 changes nothing", "[codebook][diffusion]") {
   const mask_and_replace noise(3, 4, {.first_keep = 0.9, .last_keep = 0.2, .first_mask = 0.05, .last_mask = 0.5});
   std::vector<index_t> ids(30000, 1), out(30000);
@@ -68,6 +87,8 @@ TEST_CASE("mask_and_replace: draws have the frequencies, masks stay, step 0 chan
 TEST_CASE("mask_and_replace: what does not fit is refused with its numbers", "[codebook][diffusion]") {
   CHECK_THROWS_AS(mask_and_replace(0, 4), std::invalid_argument);
   CHECK_THROWS_AS(mask_and_replace(3, 4, {.first_keep = 0.1, .last_keep = 0.5}), std::invalid_argument);
+  CHECK_THROWS_WITH(mask_and_replace(3, 2, {.first_keep = 0.5, .last_keep = 0.4, .first_mask = 0.1, .last_mask = 0.6}),
+                    Catch::Contains("step 2 masks more, from 0.1 to 0.6, than it takes from what is kept, from 0.5 to 0.4"));
   const mask_and_replace noise(3, 4);
   CHECK_THROWS_WITH(noise.at(0), Catch::Contains("steps 1 to 4, not 0"));
   const std::vector<index_t> ids{4};

@@ -6,6 +6,7 @@
 #include <sluice/gate/identity.hpp>
 #include <sluice/gate/joined.hpp>
 #include <sluice/gate/noisy.hpp>
+#include <sluice/gate/residual.hpp>
 #include <sluice/layer/dense.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
@@ -257,4 +258,26 @@ TEST_CASE("per_group_gate: sequences choose slices of a network, and all slices 
   two.backward(matrix<double>::Ones(4, width), dx, tape);
   CHECK(two.router().gate().inner().weight().gradient_map().isZero(0));
   CHECK_THROWS_WITH((router_type(gate, {.weights = weighting::one})), test::contains("weights that are 1"));
+}
+
+TEST_CASE("per_group_gate: logits of tokens are added around it, and refused by a gate inside that would add them",
+          "[gate][per_group]") {
+  const matrix<double> x = test::random_matrix<double>(9, 5, 31), previous = test::random_matrix<double>(9, 3, 32);
+  routing_context<double> context = grouped();
+  const auto alone = filled_gate(mean_gate(5, 3));
+  residual_gate around(alone);
+  around.residual().assign(2 * matrix<double>::Identity(3, 3));
+  const matrix<double> without = test::score(alone, x, context);
+  context.previous_logits = previous;
+  CHECK(test::same_bits(test::score(alone, x, context), without));
+  const matrix<double> logits = test::score(around, x, context);
+  CHECK(test::largest_difference(matrix<double>(logits.row(5)), matrix<double>(without.row(5) + 2 * previous.row(5))) <
+        1e-12);
+
+  const auto inside =
+      filled_gate(per_group_gate(residual_gate<linear_gate<double>>(linear_gate<double>(5, 3), {.optional = true})));
+  CHECK_THROWS_WITH(test::score(inside, x, context),
+                    test::contains("previous_logits are of 9 tokens") && test::contains("3 groups"));
+  context.previous_logits = {};
+  CHECK(test::score(inside, x, context).allFinite());
 }

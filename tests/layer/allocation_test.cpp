@@ -15,7 +15,14 @@
 #include <sluice/layer/linear.hpp>
 #include <sluice/layer/moe_layer.hpp>
 #include <sluice/layer/over_draws.hpp>
+#include <sluice/router/assigned/balanced_assignment.hpp>
+#include <sluice/router/assigned/sinkhorn.hpp>
+#include <sluice/router/assigned/sparse_transport.hpp>
 #include <sluice/router/combined.hpp>
+#include <sluice/router/experts_choose/expert_preferred.hpp>
+#include <sluice/router/fixed/random_partition.hpp>
+#include <sluice/router/over_training/mean_active.hpp>
+#include <sluice/router/tokens_choose/position_share.hpp>
 #include <sluice/router/tokens_choose/noisy_top_k.hpp>
 #include <sluice/router/tokens_choose/product_key.hpp>
 #include <sluice/router/tokens_choose/top_k.hpp>
@@ -390,4 +397,45 @@ TEST_CASE("warm means over draws allocate nothing, whatever is drawn", "[layer][
     x.topRows(size) = y.topRows(size) * 5;
   }
   CHECK(allocations.calls == calls);
+}
+
+TEST_CASE("routers that assign tokens together: a call of nothing but padding makes room for all others", "[layer][reserve][alloc]") {
+  const auto allocates_when_warm = [](auto router) {
+    initialize(router, 3);
+    typename decltype(router)::plan plan;
+    typename decltype(router)::tape tape;
+    typename decltype(router)::plan::gradient dplan;
+    matrix<float> dx(most_tokens, layer_width);
+    const auto step = [&](const batch& b, std::uint64_t n) {
+      auto context = training_step(n);
+      context.token_mask = b.mask;
+      router.route(b.x, context, plan, tape);
+      tape.dseen.zero_like(tape.seen);
+      dplan.weight.assign(plan.size(), 1.0F);
+      dplan.input_scale.assign(0, 1.0F);
+      router.backward(b.x, context, plan, dplan, tape, dx.topRows(b.x.rows()));
+    };
+    step({matrix<float>::Zero(most_tokens, layer_width), std::vector<std::uint8_t>(most_tokens, 0)}, 1);
+    dplan.weight.reserve(most_tokens * layer_experts);
+    std::string found;
+    for (std::uint64_t n = 0; n < 20; ++n) {
+      const batch b = batch_number(n);
+      const long calls = allocations.calls;
+      step(b, n);
+      if (allocations.calls != calls) found += std::to_string(n) + ' ';
+    }
+    return found;
+  };
+  CHECK(allocates_when_warm(sinkhorn_router<float>{layer_width, layer_experts,
+                                                  {.choice = {.top_k = 2, .weigh_by_coupling = true}}}) == "");
+  CHECK(allocates_when_warm(sinkhorn_expert_choice_router<float>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(sparse_token_choice_router<float>{layer_width, layer_experts, {.top_k = 2}}) == "");
+  CHECK(allocates_when_warm(sparse_expert_choice_router<float>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(base_router<float>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(base_router<float, linear_gate<float>, exact_assignment<float>>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(base_router<float, linear_gate<float>, greedy_assignment<float>>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(expert_preferred_router<float>{layer_width, {0.5, 0.3, 0.2}}) == "");
+  CHECK(allocates_when_warm(random_partition_router<float>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(mean_active_router<float>{layer_width, layer_experts}) == "");
+  CHECK(allocates_when_warm(position_share_router<float>{layer_width, layer_experts}) == "");
 }

@@ -38,7 +38,7 @@ void gauss_lasso_moe(oracle_case<Scalar>& c) {
   const auto gradient = model.log_likelihood_gradient(x, y);
   compare(c, "grad_loglik.w", gradient.gate);
   compare(c, "grad_loglik.beta", matrix<double>(gradient.coefficients.transpose()));
-  compare(c, "grad_loglik.sigma2", gradient.variance);
+  compare(c, "grad_loglik.sigma2", gradient.variance[0]);
   compare(c, "loglik", model.log_likelihood(x, y));
   compare(c, "penalised", model.log_likelihood(x, y) - model.penalty(options));
   compare(c, "tau", model.responsibilities(x, y));

@@ -75,7 +75,7 @@ void replay_moqe(oracle_case<Scalar>& c) {
     check_decoded(c, "scale" + form, codes.scales);
     check_decoded(c, "dequantised" + form, codes.to_matrix());
   }
-  const power_codes powers = round_to_powers(w, bits);
+  const power_codes powers = round_to_powers(w, {.bits = bits});
   std::vector<index_t> exponents;
   for (index_t o = 0; o < w.rows(); ++o)
     for (index_t i = 0; i < w.cols(); ++i) exponents.push_back(powers.exponent(o, i));

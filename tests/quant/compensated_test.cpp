@@ -113,6 +113,24 @@ TEST_CASE("compensated_rounding: dead inputs are zero, empty matrices, what does
                     Catch::Matchers::StartsWith("sluice: the weight of output 4 and input 1 is "));
 }
 
+TEST_CASE("ternary_rounding: an input that never was other than 0 is rounded plainly or dropped", "[quant][ternary]") {
+  // Both by elimination in NumPy: U the factor of the inverse of H + 0.1 mean(diag H), of which 1 for the dead input is
+  // a part or not.
+  matrix<double> x(5, 4);
+  x << 1, 0, 2, 0.5, 0.8, 0, 1, 1, -1, 0, 0.5, -0.7, 0.3, 0, -1, 0.2, 2, 0, 1.5, 1;
+  matrix<float> w(3, 4), kept(3, 4), dropped(3, 4);
+  w << -0.64F, -0.96F, -0.71F, -1.19F, 0.15F, 1.03F, 0.16F, 0.62F, 1.63F, 0.27F, 0.2F, -0.28F;
+  kept << -1.19F, -1.19F, -1.19F, 0, 0, 1.03F, 0, 1.03F, 1.63F, 0, 0, 0;
+  dropped << -1.19F, 0, 0, -1.19F, 0, 0, 0, 1.03F, 1.63F, 0, 0, 0;
+  const matrix<double> h = 0.05 * (x.transpose() * x);
+  const inverse_factor qmoe(h, {.damping = 0.1, .keeps_dead = true});
+  CHECK_FALSE(qmoe.is_dead(1));
+  CHECK(ternary_rounding(w, qmoe).to_matrix() == kept);
+  CHECK(ternary_rounding(w, inverse_factor(h, {.damping = 0.1})).to_matrix() == dropped);
+  CHECK(inverse_factor(h, {.damping = 0.1, .order_by_activity = true, .keeps_dead = true}).order().back() == 1);
+  CHECK(inverse_factor(h, {.damping = 0, .keeps_dead = true}).is_neutral());
+}
+
 TEST_CASE("ternary_rounding: levels are a row's extremes, and errors are made up for", "[quant][ternary]") {
   matrix<float> w = test::random_matrix<float>(20, 60, 8);
   w.row(3).setZero();

@@ -28,11 +28,14 @@ regression_sample two_lines(index_t n, std::uint64_t seed, index_t more = 0) {
 /// The expert whose slope is the larger.
 index_t rising(const regression_mixture& m) { return m.coefficients()(0, 1) > m.coefficients()(1, 1) ? 0 : 1; }
 
-regression_mixture drawn_regression(index_t inputs, index_t experts, std::uint64_t seed) {
-  regression_mixture m(inputs, experts);
+regression_mixture drawn_regression(index_t inputs, index_t experts, std::uint64_t seed,
+                                    error_variance variance = error_variance::of_all) {
+  regression_mixture m(inputs, experts, variance);
   m.gate() = test::random_matrix<double>(experts - 1, inputs + 1, seed);
   m.coefficients() = test::random_matrix<double>(experts, inputs + 1, seed + 1);
   m.variance() = 0.7;
+  if (variance == error_variance::of_each)
+    for (index_t k = 1; k < experts; ++k) m.variance(k) = 0.7 + 0.4 * static_cast<double>(k);
   return m;
 }
 
@@ -55,8 +58,9 @@ TEST_CASE("regression_mixture: two lines and their gate are found again", "[stat
 
 TEST_CASE("regression_mixture: no iteration lowers the penalised log-likelihood", "[statistics]") {
   const auto [x, y] = two_lines(60, 9, 2);
-  for (const double penalty : {0.0, 3.0}) {
-    regression_mixture m = drawn_regression(3, 3, 20);
+  const double penalty = GENERATE(0.0, 3.0);
+  for (const auto variance : {error_variance::of_all, error_variance::of_each}) {
+    regression_mixture m = drawn_regression(3, 3, 20, variance);
     const em_report report =
         m.improve(x, y, {.expert_penalty = penalty, .gate_penalty = penalty, .em = {.iterations = 25}});
     REQUIRE(report.iterations() > 5);
@@ -67,7 +71,8 @@ TEST_CASE("regression_mixture: no iteration lowers the penalised log-likelihood"
 
 TEST_CASE("regression_mixture: gradients of the log-likelihood equal central differences", "[statistics][gradient]") {
   const auto [x, y] = two_lines(25, 3, 1);
-  regression_mixture m = drawn_regression(2, 3, 30);
+  const auto whose = GENERATE(error_variance::of_all, error_variance::of_each);
+  regression_mixture m = drawn_regression(2, 3, 30, whose);
   const auto gradient = m.log_likelihood_gradient(x, y);
   const auto slope = [&, &x = x, &y = y](double& place) {
     const double kept = place, h = 1e-5;
@@ -82,7 +87,46 @@ TEST_CASE("regression_mixture: gradients of the log-likelihood equal central dif
     CHECK_THAT(gradient.gate.data()[i], Catch::WithinAbs(slope(m.gate().data()[i]), 1e-6));
   for (index_t i = 0; i < m.coefficients().size(); ++i)
     CHECK_THAT(gradient.coefficients.data()[i], Catch::WithinAbs(slope(m.coefficients().data()[i]), 1e-6));
-  CHECK_THAT(gradient.variance, Catch::WithinAbs(slope(m.variance()), 1e-6));
+  REQUIRE(gradient.variance.size() == (whose == error_variance::of_each ? 3 : 1));
+  for (index_t k = 0; k < gradient.variance.size(); ++k)
+    CHECK_THAT(gradient.variance[k], Catch::WithinAbs(slope(m.variance(k)), 1e-6));
+}
+
+TEST_CASE("regression_mixture: a step in which every expert has a variance of its own", "[statistics]") {
+  // Numbers of weighted least squares by hand: tau = g N / sum, b = (X'TX)^-1 X'Ty, s2 = sum tau r^2 / sum tau, in NumPy.
+  matrix<double> x(6, 1);
+  x << -2, -1, 0, 1, 2, 3;
+  Eigen::VectorXd y(6);
+  y << -3.5, -1.2, 1.1, 0.4, -5.0, -8.5;
+  regression_mixture m(1, 2, error_variance::of_each);
+  m.coefficients() << 1, 2, 0.5, -3;
+  m.variance(0) = 0.5;
+  m.variance(1) = 2;
+  CHECK_THAT(m.log_likelihood(x, y), Catch::WithinAbs(-11.737131436030, 1e-11));
+  m.step(x, y);
+  const double expected[2][3] = {{1.004369261989, 2.232066323203, 0.058687684611},
+                                 {3.027916757939, -3.805197115045, 0.865290180526}};
+  for (index_t k = 0; k < 2; ++k) {
+    CHECK_THAT(m.coefficients()(k, 0), Catch::WithinAbs(expected[k][0], 1e-11));
+    CHECK_THAT(m.coefficients()(k, 1), Catch::WithinAbs(expected[k][1], 1e-11));
+    CHECK_THAT(m.variance(k), Catch::WithinAbs(expected[k][2], 1e-11));
+  }
+  CHECK(m.parameters() == 2 + 4 + 2);
+}
+
+TEST_CASE("regression_mixture: two noises are told apart where each expert has its own", "[statistics]") {
+  const random_source random(77);
+  matrix<double> x(400, 1);
+  Eigen::VectorXd y(400);
+  for (index_t i = 0; i < 400; ++i) {
+    x(i, 0) = 2 * random.uniform(random_site::user_site, i) - 1;
+    y[i] = (x(i, 0) > 0 ? 3 * x(i, 0) : -3.0) + (x(i, 0) > 0 ? 0.05 : 0.5) * random.normal(random_site("noise"), i);
+  }
+  regression_mixture m(1, 2, error_variance::of_each);
+  m.fit(x, y, {.em = {.tolerance = 1e-7}, .starts = 4});
+  const index_t up = rising(m);  // deviations of 200 points are good to 1 / sqrt(400) of themselves, twice over
+  CHECK_THAT(std::sqrt(m.variance(up)), Catch::WithinRel(0.05, 0.15));
+  CHECK_THAT(std::sqrt(m.variance(1 - up)), Catch::WithinRel(0.5, 0.15));
 }
 
 TEST_CASE("regression_mixture: the Lasso drops inputs that say nothing, and a large penalty all of them",

@@ -1,5 +1,8 @@
 #include <sluice/train/initialize.hpp>
 
+#include <sluice/expert/gated_ffn.hpp>
+#include <sluice/kernel/format/formats.hpp>
+
 #include "../support.hpp"
 
 using namespace sluice;
@@ -80,6 +83,27 @@ TEST_CASE("initialize: equal seeds, equal bits, other seeds and other names, oth
   CHECK(test::same_bits(a.uniform.map(), d.uniform.map()));
   // Two arrays of one model are not the same draws scaled.
   CHECK(std::abs((a.normal.map().array() / 0.5 * a.uniform.map().array() / 0.25).mean()) < 5 / 100.0);
+}
+
+TEST_CASE("initialize: equal bits for any thread count, however arrays are kept", "[train][initialize][determinism]") {
+  const auto check = [](const auto& fresh) {
+    auto alone = fresh;
+    initialize(alone, 1);
+    for (const int count : {2, 3}) {
+      auto threaded = fresh;
+      test::shuffled_threads threads(count);
+      initialize(threaded, 1, threads);
+      std::vector<matrix<float>> expected;
+      for_each_parameter(alone, [&](const std::string&, const auto& p) { expected.push_back(p.to_matrix()); });
+      std::size_t next = 0;
+      for_each_parameter(threaded, [&](const std::string& name, const auto& p) {
+        CAPTURE(name, count);
+        CHECK(test::same_bits(p.to_matrix(), expected[next++]));
+      });
+    }
+  };
+  check(swiglu<float>(70, 90, {.bias = true}));
+  check(swiglu<float, coded_storage<q8_0_format>>(64, 96));
 }
 
 TEST_CASE("equalize_rows: rows of one length, and the deviation of before", "[train][initialize]") {

@@ -4,6 +4,7 @@
 #include <sluice/adapter/adapted.hpp>
 #include <sluice/adapter/adapted_bank.hpp>
 #include <sluice/adapter/adapted_feed_forward.hpp>
+#include <sluice/adapter/context_information.hpp>
 #include <sluice/adapter/fine_tuning.hpp>
 #include <sluice/adapter/joined_low_rank.hpp>
 #include <sluice/adapter/kronecker_adapters.hpp>

@@ -6,7 +6,7 @@
 ///
 /// Tokens that are hidden (padding, NaN) do not count; without others the loss is 0. Rows of zeros get nothing. It
 /// costs three products of [T,D] and [D,D]. The paper's other term, which ties tokens to the context of their sequence,
-/// is not here. Jiang, Zheng 2023, arXiv:2303.01239 (MixPHM).
+/// is adapter/context_information.hpp. Jiang, Zheng 2023, arXiv:2303.01239 (MixPHM).
 #pragma once
 
 #include <sluice/core/buffer.hpp>

@@ -9,7 +9,9 @@
 /// The default schedule is VQ-Diffusion's: keep~ falls from 1 - 1e-5 to 9e-6 and mask~ rises from 9e-6 to 1 - 1e-5,
 /// both linearly. sample draws x_t, posterior gives q(x_{t-1} | x_t, p) for a model's belief p about x_0:
 ///   q(x_{t-1}) = sum over c of p(c) q(x_t | x_{t-1}) q(x_{t-1} | c) / q(x_t | c)
-/// Throws std::invalid_argument for tokens or steps that there are not.
+/// where keep~ + mask~ = 1 no code becomes another one: of p counts what x_t can have come from, scaled to the sum 1, or
+/// all of that alike if p does not believe in it. Throws std::invalid_argument for tokens or steps that there are not,
+/// and for an x_t that cannot be.
 /// Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis", equations 7 to 11.
 #pragma once
 
@@ -55,6 +57,11 @@ public:
       const double along = steps == 1 ? 1 : static_cast<double>(t) / static_cast<double>(steps - 1);
       up_to_.push_back(with(o.first_keep + along * (o.last_keep - o.first_keep),
                             o.first_mask + along * (o.last_mask - o.first_mask)));
+      const rates &before = up_to_[as_size(t)], &after = up_to_[as_size(t + 1)];
+      if (after.keep * (1 - before.mask) > before.keep * (1 - after.mask) + rounding)
+        throw_invalid("mask_and_replace needs shares of which no code comes back: step ", t + 1, " masks more, from ",
+                      before.mask, " to ", after.mask, ", than it takes from what is kept, from ", before.keep, " to ",
+                      after.keep);
     }
   }
 
@@ -72,6 +79,7 @@ public:
     check_step(t, 1);
     const rates &before = up_to_[as_size(t - 1)], &after = up_to_[as_size(t)];
     const double kept = before.keep == 0 ? 0 : after.keep / before.keep;
+    if (after.replace == 0) return {kept, 0, 1 - kept};
     return with(kept, before.mask == 1 ? 1 : 1 - (1 - after.mask) / (1 - before.mask));
   }
 
@@ -99,23 +107,41 @@ public:
                     p.size(), " and ", out.size());
     const rates step = at(t), before = up_to(t - 1), after = up_to(t);
     // With w_c = p(c) / q(x_t | c): the sum over c of w_c q(x_{t-1} | c) is keep~ w + replace~ sum of w.
+    double believed = weigh(after, token, out, [&](index_t c) { return p[as_size(c)]; });
+    if (believed == 0) believed = weigh(after, token, out, [](index_t) { return 1.0; });
+    if (believed == 0) throw_invalid("mask_and_replace leads to token ", token, " from no code in ", t, " steps");
     double sum = 0;
-    for (index_t c = 0; c < codes_; ++c) {
-      out[as_size(c)] = p[as_size(c)] / likelihood(after, c, token);
-      sum += out[as_size(c)];
-    }
+    for (index_t c = 0; c < codes_; ++c) sum += out[as_size(c)];
     for (index_t c = 0; c < codes_; ++c)
       out[as_size(c)] = likelihood(step, c, token) * (before.keep * out[as_size(c)] + before.replace * sum);
     out[as_size(codes_)] = token == mask() ? before.mask * sum : 0;
   }
 
 private:
+  static constexpr double rounding = 1e-15;
+
   rates with(double keep, double masked) const {
-    return {keep, (std::max)(0.0, 1 - keep - masked) / static_cast<double>(codes_), masked};
+    const double rest = 1 - keep - masked;
+    return {keep, rest > rounding ? rest / static_cast<double>(codes_) : 0, masked};
   }
   /// q(to | from) for a code `from`.
   double likelihood(const rates& r, index_t from, index_t to) const {
     return to == mask() ? r.mask : r.replace + (from == to ? r.keep : 0);
+  }
+  /// out[c] = p(c) / q(token | c), p scaled to the sum 1 if codes that the token cannot come from are left out. The
+  /// sum before.
+  template <typename Belief>
+  double weigh(const rates& r, index_t token, std::span<double> out, Belief&& p) const {
+    double believed = 0;
+    bool is_whole = true;
+    for (index_t c = 0; c < codes_; ++c) {
+      const double q = likelihood(r, c, token), belief = q > 0 ? p(c) : 0;
+      believed += belief;
+      out[as_size(c)] = q > 0 ? belief / q : 0;
+      is_whole = is_whole && q > 0;
+    }
+    for (index_t c = 0; !is_whole && believed > 0 && c < codes_; ++c) out[as_size(c)] /= believed;
+    return believed;
   }
   void check_step(index_t t, index_t first) const {
     if (t < first || t > steps()) throw_invalid("mask_and_replace has steps ", first, " to ", steps(), ", not ", t);

@@ -61,7 +61,12 @@ public:
   /// Calls f(row-major position, place in memory) for every element of the matrix, row by row.
   template <typename F>
   void for_each_place(F&& f) const {
-    for (index_t r = 0; r < rows_; ++r)
+    for_each_place(0, rows_, f);
+  }
+  /// The same for some rows.
+  template <typename F>
+  void for_each_place(index_t first_row, index_t last_row, F&& f) const {
+    for (index_t r = first_row; r < last_row; ++r)
       for (index_t c = 0; c < cols_; ++c) f(r * cols_ + c, place(r, c));
   }
 

@@ -15,6 +15,7 @@
 
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
+#include <sluice/core/executor.hpp>
 #include <sluice/core/half.hpp>
 #include <sluice/core/identity.hpp>
 #include <sluice/core/matrix_layout.hpp>
@@ -164,11 +165,14 @@ public:
 
   /// Element i of the row-major order.
   Element element_at(index_t i) const noexcept { return values_[place(i)]; }
-  /// Sets element i of the row-major order to f(i).
+  /// Sets element i of the row-major order to f(i); with an executor that is called for many at once.
   template <typename F>
-  void fill(F&& f) {
+  void fill(F&& f, const executor_ref& executor = {}) {
     has_values_ = true;
-    layout_.for_each_place([&](index_t i, index_t place) { values_[place] = to_element<Element>(f(i)); });
+    executor.parallel_blocks(rows(), 16, 16 * cols(), [&](index_t first, index_t last) {
+      layout_.for_each_place(first, last,
+                             [&](index_t i, index_t place) { values_[place] = to_element<Element>(f(i)); });
+    });
   }
   /// Copies a matrix of the same shape, in any storage order. Throws std::invalid_argument for another shape.
   void assign(const detail::input_ref<Scalar>& values) {

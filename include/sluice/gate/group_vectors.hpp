@@ -55,8 +55,12 @@ public:
   index_t count(index_t g) const noexcept { return count_[g]; }
   bool counts(index_t token) const noexcept { return counts_[token] != 0; }
 
-  /// The context of a batch in which a row is a group. Valid until the next find.
+  /// The context of a batch in which a row is a group. Valid until the next find. Throws std::invalid_argument if it has
+  /// previous logits, which are of tokens.
   routing_context<Scalar> context_of_groups(const routing_context<Scalar>& context) const {
+    if (context.previous_logits)
+      throw_invalid("routing_context.previous_logits are of ", context.previous_logits.rows,
+                    " tokens; who decides once for each of ", groups(), " groups has none of them");
     routing_context<Scalar> groups = context;
     groups.groups = {};
     groups.token_mask = used_.span();
@@ -67,7 +71,7 @@ public:
     groups.sequences = {};
     groups.encoders = {};
     groups.expert_ids = {};
-    groups.expert_weights = groups.previous_logits = groups.group_features = {};
+    groups.expert_weights = groups.group_features = {};
     groups.features = context.group_features;
     return groups;
   }

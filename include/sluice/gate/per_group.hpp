@@ -113,8 +113,9 @@ public:
 private:
   per_group_gate(Inner&& inner, index_t inputs) : gate_decorator<Inner>(std::move(inner)), inputs_(inputs) {}
 
-  /// Vectors that are read as such are no features besides.
-  static routing_context<scalar> context_of_groups(const routing_context<scalar>& context, const tape& t) {
+  /// Vectors that are read as such are no features besides. Previous logits may be for a residual gate around this one.
+  static routing_context<scalar> context_of_groups(routing_context<scalar> context, const tape& t) {
+    if constexpr (!requires { t.previous_logits_gradient(); }) context.previous_logits = {};
     routing_context<scalar> groups = t.groups.context_of_groups(context);
     if constexpr (reads_vectors) groups.features = {};
     return groups;

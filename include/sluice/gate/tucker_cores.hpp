@@ -6,9 +6,10 @@
 ///   penalty = mean over heads and the singular values s of C[h] after the first of max(s - margin, 0)²
 ///
 /// The nearest matrix of rank one ranks pairs by a product of one number a half; the penalty pulls C[h] towards it. u
-/// and v are states: update() makes them anew from the cores, the sum of u positive, before training and now and then
-/// within it. Until then they are constant. Initial values: cores normal with deviation 1/r. Sums for the singular
-/// values are made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
+/// and v are states: update() makes them anew from the cores, before training and now and then within it, with the sign
+/// of both that leaves them nearer to what they were: the other one would search among the least scores. At first all
+/// their numbers are alike. Initial values: cores even in 0 .. 1, where u and v have no number below 0. Sums for the
+/// singular values are made in double. Huang et al. 2024, "Ultra-Sparse Memory Network", arXiv:2411.12364.
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -28,7 +29,9 @@ public:
   tucker_cores(index_t cores, index_t heads, index_t rank) {
     if (heads < 1 || rank < 1 || cores < 1)
       throw_invalid("Tucker cores need M, heads, r >= 1, not ", cores, ", ", heads, ", ", rank);
-    core_ = {{cores, heads, rank, rank}, parameter_role::weight, initial_values::normal(1 / static_cast<double>(rank))};
+    core_ = {{cores, heads, rank, rank}, parameter_role::weight, initial_values::computed([](index_t, double draw) {
+               return draw;
+             })};
     u_ = {{heads, rank}, parameter_role::state, initial_values::constant(1 / std::sqrt(static_cast<double>(rank)))};
     v_ = u_;
   }
@@ -93,11 +96,19 @@ public:
     return value;
   }
 
-  /// u and v become the leading singular vectors of the summed cores as they are now.
+  /// u and v become the leading singular vectors of the summed cores as they are now. Which sign is nearer goes by sums
+  /// of absolute differences.
   void update() {
     for (index_t h = 0; h < heads(); ++h) {
       const kernel::small_svd svd(summed(h));
-      const double sign = svd.u.col(0).sum() < 0 ? -1 : 1;
+      const auto distance = [&](double sign) {
+        double sum = 0;
+        for (index_t a = 0; a < rank(); ++a)
+          sum += (std::abs)(sign * svd.u(a, 0) - static_cast<double>(leading(h, 0)[a])) +
+                 (std::abs)(sign * svd.v(a, 0) - static_cast<double>(leading(h, 1)[a]));
+        return sum;
+      };
+      const double sign = distance(-1) < distance(1) ? -1 : 1;
       for (index_t a = 0; a < rank(); ++a) {
         u_.data()[h * rank() + a] = static_cast<Scalar>(sign * svd.u(a, 0));
         v_.data()[h * rank() + a] = static_cast<Scalar>(sign * svd.v(a, 0));

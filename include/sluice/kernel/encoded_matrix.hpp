@@ -103,12 +103,12 @@ public:
     format_.decode(panel(i / cols() / lanes), i % cols(), i % cols() + 1, column.data());
     return column[as_size(i / cols() % lanes)];
   }
-  /// Sets element i of the row-major order to f(i), rounded.
+  /// Sets element i of the row-major order to f(i), rounded; with an executor f is called for many at once.
   template <typename F>
-  void fill(F&& f) {
+  void fill(F&& f, const executor_ref& executor = {}) {
     make_room();
-    std::array<scalar, as_size(block_columns * lanes)> numbers;
-    for (index_t p = 0; p < panels(); ++p)
+    executor.parallel_blocks(panels(), 1, 16 * lanes * cols(), [&](index_t p, index_t) {
+      std::array<scalar, as_size(block_columns * lanes)> numbers;
       for (index_t first = 0; first < blocks() * block_columns; first += block_columns) {
         for (index_t c = 0; c < block_columns; ++c)
           for (index_t l = 0; l < lanes; ++l) {
@@ -118,6 +118,7 @@ public:
           }
         format_.encode(numbers.data(), first, first + block_columns, bytes_.data() + p * panel_bytes_);
       }
+    });
     has_values_ = true;
   }
   /// Takes the blocks of a storage of coded blocks as they are (kernel/format/coded_storage.hpp): block_of(row, first)

@@ -122,8 +122,8 @@ public:
     visit([&](auto& map) { map.weight().assign(values); });
   }
   template <typename F>
-  void fill(F&& f) {
-    visit([&](auto& map) { map.weight().fill(f); });
+  void fill(F&& f, const executor_ref& executor = {}) {
+    visit([&](auto& map) { map.weight().fill(f, executor); });
   }
 
   scalar* gradient_panel(index_t p) noexcept {

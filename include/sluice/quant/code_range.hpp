@@ -8,10 +8,11 @@
 ///   min_max     scale = (hi - lo) / (2^b - 1), zero = round(-lo / scale)   asymmetric
 ///
 /// Scales are floats, or rounded to 16 bits if that is how they will be kept, and codes are those nearest to what will
-/// be decoded. Rounding is to nearest, ties to even; -m has the lowest code in `full` and `symmetric`, where it is a
-/// tie. A group of zeros has scale 0 in `full` and `restricted`, and in the other two the scale of -1 .. 1; all its
-/// values are 0. One whose weights are all below 2^-118, or too small for a scale of 16 bits, counts as zeros. Kim et
-/// al. 2023, "Mixture of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
+/// be decoded. Rounding is to nearest, ties to even; so is that of zero, which is a tie where lo = -hi. The smallest
+/// weight has the lowest code where it is a tie, in `full`, `symmetric` and, with such a zero, `min_max`. A group of
+/// zeros has scale 0 in `full` and `restricted`, and in the other two the scale of -1 .. 1; all its values are 0. One
+/// whose weights are all below 2^-118, or too small for a scale of 16 bits, counts as zeros. Kim et al. 2023, "Mixture
+/// of Quantized Experts (MoQE)", arXiv:2310.02410; Frantar et al. 2022, arXiv:2210.17323.
 #pragma once
 
 #include <sluice/core/error.hpp>
@@ -76,11 +77,16 @@ inline kernel::code_grid fit_code_grid(kernel::number_range group, code_range ra
       break;
     case code_range::min_max:
       scale = (high - low) / steps;
+      grid.lowest = static_cast<float>(low);
       break;
   }
   grid.scale = detail::rounded_scale(static_cast<float>(scale), type);
   grid.inverse = grid.scale > 0 ? 1 / grid.scale : 0;
-  if (range == code_range::min_max) grid.zero = std::nearbyint(-static_cast<float>(low) * grid.inverse);
+  if (range == code_range::min_max) {
+    // As a float the scale is rounded, and a tie would be none.
+    const double kept = type == scale_type::float32 ? scale : static_cast<double>(grid.scale);
+    grid.zero = grid.scale > 0 ? static_cast<float>(std::nearbyint(-low / kept)) : 0;
+  }
   grid.low = range == code_range::restricted ? 1 - middle : -grid.zero;
   grid.high = static_cast<float>(steps) - grid.zero;
   if (is_zero && (range == code_range::full || range == code_range::restricted)) {

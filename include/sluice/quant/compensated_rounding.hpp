@@ -87,6 +87,15 @@ private:
   std::vector<kernel::code_grid> grids_;  ///< [outputs, groups]
 };
 
+/// Groups of consecutive inputs in a factor's order, where that is not the matrix's.
+inline void name_groups(const inverse_factor& factor, grouped_codes& out) {
+  const std::vector<index_t>& order = factor.order();
+  if (std::is_sorted(order.begin(), order.end())) return;
+  out.group_of.resize(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    out.group_of[as_size(order[i])] = static_cast<std::int32_t>(static_cast<index_t>(i) / out.group);
+}
+
 /// The weights in the order of a factor, dead inputs zero.
 inline matrix_buffer<double> in_order(tokens_in<float> w, const inverse_factor& factor, const executor_ref& executor,
                                       scale_type type = scale_type::float32) {
@@ -123,10 +132,8 @@ inline grouped_codes compensated_rounding(tokens_in<float> w, const inverse_fact
           rounder.fit(r, g, weights.data(), count);
         }
     });
-  } else if (!std::is_sorted(factor.order().begin(), factor.order().end())) {
-    out.group_of.resize(as_size(w.cols()));
-    for (index_t i = 0; i < w.cols(); ++i)
-      out.group_of[as_size(factor.order()[as_size(i)])] = static_cast<std::int32_t>(i / out.group);
+  } else {
+    detail::name_groups(factor, out);
   }
   sweep_columns(ordered, factor, rounder, {.block = o.block, .step = o.step}, executor);
   return out;

@@ -1,24 +1,26 @@
 /// How much the output of a layer changes when one expert alone has its weights rounded: what decides who gets how many
 /// bits.
 ///
-///   error[e][j] = |Y - Y_ej|_F over all calibration tokens,  Y_ej: the layer's output with expert e at j + 1 bits
+///   error[e][j] = sum over batches of |Y - Y_ej|_F over the batch,  Y_ej: the layer's output with expert e at j + 1 bits
 ///
 ///   expert_sensitivity<swiglu<float>> sensitivity(layer.bank());  // as MC-MoE: 1, 2 and 3 bits, groups of 128
 ///   for each batch:  sensitivity.add(layer.bank(), x, workspace.plan.routed(), executor);
 ///   allocate_bits(allocation_costs(calibration.tokens(), calibration.weights(), sensitivity.errors()), budget);
 ///
-/// Only the tokens of an expert see it change: the change is the sum over its rows of (weight (f_e(x) - f_ej(x)))^2.
-/// Every weight matrix of the expert is rounded; biases stay. How to round may be said otherwise: round(w, j) gives
-/// what w [out, in] becomes for choice j. Rows whose output is not finite count for nothing, an expert without rows has
-/// error 0. Sums are in double, in the order of the rows: equal bits for any thread count and the same batches. Throws
-/// std::invalid_argument for shapes that are not the bank's, and for weights that have no code. Huang et al. 2024,
-/// "MC-MoE: Mixture Compressor for Mixture-of-Experts LLMs Gains More", arXiv:2410.06270.
+/// Norms of batches add up, as published: batches should be equally long. Only the tokens of an expert see it change: the
+/// square of a norm is the sum over its rows of (weight (f_e(x) - f_ej(x)))^2. Every weight matrix of the expert is
+/// rounded; biases stay. How to round may be said otherwise: round(w, j) gives what w [out, in] becomes for choice j.
+/// Rows whose output is not finite count for nothing, an expert without rows has error 0. Sums are in double, in the
+/// order of the rows: equal bits for any thread count and the same batches. Throws std::invalid_argument for shapes that
+/// are not the bank's, and for weights that have no code. Huang et al. 2024, "MC-MoE: Mixture Compressor for
+/// Mixture-of-Experts LLMs Gains More", arXiv:2410.06270.
 #pragma once
 
 #include <sluice/expert/bank.hpp>
 #include <sluice/quant/round_to_nearest.hpp>
 #include <sluice/quant/sign_codes.hpp>
 
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,13 +47,13 @@ public:
   explicit expert_sensitivity(const expert_bank<Expert>& bank, index_t choices = 3, Round round = {})
       : inputs_(bank.inputs()), round_(std::move(round)) {
     if (choices < 1) throw_invalid("sensitivity needs a choice of bits or more, not ", choices);
-    squares_ = matrix<double>::Zero(bank.experts(), choices);
+    errors_ = matrix<double>::Zero(bank.experts(), choices);
   }
 
-  index_t experts() const noexcept { return squares_.rows(); }
-  index_t choices() const noexcept { return squares_.cols(); }
+  index_t experts() const noexcept { return errors_.rows(); }
+  index_t choices() const noexcept { return errors_.cols(); }
   /// [E, choices]
-  matrix<double> errors() const { return squares_.cwiseSqrt(); }
+  const matrix<double>& errors() const noexcept { return errors_; }
 
   /// Takes a batch in. An expert with rows is copied and rounded once a choice.
   void add(const expert_bank<Expert>& bank, tokens_in<scalar> x, const routed_rows<scalar>& rows,
@@ -91,18 +93,20 @@ private:
         weight.assign(matrix<scalar>(round_(in_float(weight), j).template cast<scalar>()));
       });
       copy.forward(inputs, rounded, saved);
+      double squares = 0;
       for (index_t i = 0; i < own.size(); ++i) {
         const matrix<scalar> change = exact.row(i) - rounded.row(i);
         if (!all_finite(change.data(), change.size())) continue;
         const auto weight = static_cast<double>(rows.weight(own.begin + i));
-        squares_(own.expert, j) += weight * weight * change.template cast<double>().squaredNorm();
+        squares += weight * weight * change.template cast<double>().squaredNorm();
       }
+      errors_(own.expert, j) += std::sqrt(squares);
     }
   }
 
   index_t inputs_;
   Round round_;
-  matrix<double> squares_;
+  matrix<double> errors_;
 };
 
 }  // namespace sluice::inline SLUICE_ISA

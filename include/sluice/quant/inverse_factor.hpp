@@ -3,7 +3,8 @@
 ///   H [n,n] second moments of the inputs (quant/input_moments.hpp), any factor of it;  H' = H + damping mean(diag H) I
 ///   H'^-1 = U^T U, U [n,n] upper with a positive diagonal;  input order[i] stands in row and column i
 ///
-/// A dead input, whose H[j][j] is 0, gets H[j][j] = 1 and is to count with weight 0. In order of activity the inputs
+/// A dead input, whose H[j][j] is 0, gets H[j][j] = 1 and is to count with weight 0; with keeps_dead, as in QMoE, it has
+/// damping alone and its weights are rounded plainly. In order of activity the inputs
 /// with the largest H[j][j] come first, the lower one among equals; damping is that of all. Where nothing was seen (H
 /// is zero) or H' is not positive definite, the factor is neutral: U = I, no input is dead, and what is rounded with it
 /// is rounded plainly. Throws std::invalid_argument if H is not square or holds NaN or infinity, or damping is
@@ -30,6 +31,7 @@ namespace sluice::inline SLUICE_ISA {
 struct factor_options {
   double damping = 0.01;  ///< GPTQ and GPTVQ; QMoE takes 0.1
   bool order_by_activity = false;
+  bool keeps_dead = false;
 };
 
 namespace detail {
@@ -155,8 +157,8 @@ public:
     if (saw_nothing) return;
     std::vector<double> diagonal(as_size(n_));
     for (index_t i = 0; i < n_; ++i) {
-      dead_[as_size(i)] = h(i, i) == 0;
-      diagonal[as_size(i)] = h(i, i) == 0 ? 1 : h(i, i);
+      dead_[as_size(i)] = h(i, i) == 0 && !o.keeps_dead;
+      diagonal[as_size(i)] = dead_[as_size(i)] != 0 ? 1 : h(i, i);
     }
     if (o.order_by_activity)
       std::stable_sort(order_.begin(), order_.end(),
@@ -184,7 +186,7 @@ public:
   double diagonal(index_t i) const noexcept { return row(i)[i]; }
   /// Which input stands i-th.
   const std::vector<index_t>& order() const noexcept { return order_; }
-  /// Whether the input with this number (not place) never was other than 0.
+  /// Whether the input with this number (not place) is to count with weight 0.
   bool is_dead(index_t input) const noexcept { return dead_[as_size(input)] != 0; }
   bool is_neutral() const noexcept { return is_neutral_; }
 

@@ -5,7 +5,7 @@
 ///
 /// The levels are found once, from the weights as they are, and are exact at an output's extremes, or rounded to
 /// bfloat16 if that is what they will be kept in; v is the weight with the compensation of quant/column_sweep.hpp. QMoE
-/// makes the factor with damping 0.1, in the order of the inputs. A dead input has weight 0. Throws
+/// makes the factor in the order of the inputs, {.damping = 0.1, .keeps_dead = true}. A dead input has weight 0. Throws
 /// std::invalid_argument for weights that have no code. Empty matrices are valid. Equal bits for any thread count.
 /// Experts are rounded one by one; a warm layer's are 64 calls. Frantar, Alistarh 2023, "QMoE: Practical Sub-1-Bit
 /// Compression of Trillion-Parameter Models", arXiv:2310.16795.

@@ -16,6 +16,7 @@
 /// A rule that chooses for all tokens together (Sinkhorn, balanced assignment, random partitions) has instead of choose
 ///   assign(batch, choices)             writes the experts of batch.routable into choices.ids(token)
 ///   assign(batch, choices, tape)       the same with memory of its own between calls, if it has a member type `tape`
+///   reserve(call, tape)                room in it for any group of such a call, once before the first
 ///   assigns(context)                   false: this call goes token by token, so there is a choose as well
 /// An assignment that has weights leaves them in choices.weights(token): weigh finds them where it writes its own.
 /// Where their gradient is a matter of all tokens too, it is that of

@@ -47,6 +47,13 @@ void assign(const Rule& rule, const choice_batch<Scalar>& batch, choice_table<Sc
     rule.assign(batch, choices);
 }
 
+/// Room for whatever a call may show, of which it may show nothing. A coupling has the same.
+template <typename Rule, typename Scalar, typename Tape>
+void make_room([[maybe_unused]] const Rule& rule, [[maybe_unused]] const choice_call<Scalar>& call,
+               [[maybe_unused]] Tape& tape) {
+  if constexpr (requires { rule.reserve(call, tape); }) rule.reserve(call, tape);
+}
+
 /// How many experts the rule chose for the token; none if all it can do is assign.
 template <typename Rule, typename Scalar>
 index_t choose(const Rule& rule, const choice_row<Scalar>& row, index_t* ids) {

@@ -189,6 +189,7 @@ private:
       if (!together) weigh(row, detail::choose(rule_, row, t.choices.ids(row.token)), t.choices);
     });
     if (!together) return;
+    detail::make_room(rule_, call, t.rule);
     for_each_group(call, t,
                    [&](const choice_batch<scalar>& batch) { detail::assign(rule_, batch, t.choices, t.rule); });
     for_routed(call, t, [&](const choice_row<scalar>& row) {
@@ -200,6 +201,7 @@ private:
   /// f(batch) for every group that has tokens to route.
   template <typename F>
   void for_each_group(const choice_call<scalar>& call, tape& t, F&& f) const {
+    t.routable.reserve(call.tokens);
     for (index_t g = 0; g < call.context.group_count(); ++g) {
       const token_range group = call.context.group(g, call.tokens);
       t.routable.clear();

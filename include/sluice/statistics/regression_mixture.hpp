@@ -1,14 +1,15 @@
 /// A softmax-gated mixture of linear regressions with normal errors, fitted by EM with the Lasso.
 ///
-///   density of y at x = sum over k of g_k(x) N(y; b_k0 + b_k . x, s2)       g = softmax(w_k0 + w_k . x), w_K = 0
+///   density of y at x = sum over k of g_k(x) N(y; b_k0 + b_k . x, s2_k)     g = softmax(w_k0 + w_k . x), w_K = 0
 ///   fit    max of the log-likelihood - lambda sum |b_kj| - gamma sum |w_kj|             intercepts are free
 ///
 ///   regression_mixture model(2, 3);                      // 2 inputs, 3 experts
 ///   const em_report report = model.fit(x, y, {.expert_penalty = 5, .gate_penalty = 5});
 ///   const Eigen::VectorXd mean = model.predict(x);
 ///
-/// One variance for all experts. An iteration: responsibilities r; b_k by weighted least squares with threshold
-/// s2 lambda; w by Newton; then r again with those, and s2 = sum of r (y - b_k . x)^2 / n. None of these lowers the
+/// s2_k is one for all experts, or each expert's own. An iteration: responsibilities r; b_k by weighted least squares
+/// with threshold s2_k lambda; w by Newton; then r again with those, and s2 = sum of r (y - b_k . x)^2 / n; of its own
+/// an expert has sum over i of r_ik (y_i - b_k . x_i)^2 / sum of r_ik, by the r that b_k has. None of these lowers the
 /// penalised log-likelihood; s2 never falls below a floor, for the likelihood has no bound at 0. fit begins at the best
 /// of some starts, each with experts that fit a few rows drawn by the seed; improve begins where the model stands (a
 /// path of penalties). Labels are free: experts come in any order. Throws std::invalid_argument where widths or counts
@@ -37,13 +38,17 @@ struct regression_mixture_options {
   double least_variance = 1e-9;  ///< of s2, times the variance of y
 };
 
+/// Whose s2 is.
+enum class error_variance { of_all, of_each };
+
 class regression_mixture {
 public:
-  regression_mixture(index_t inputs, index_t experts) {
+  regression_mixture(index_t inputs, index_t experts, error_variance variance = error_variance::of_all) {
     if (inputs < 1 || experts < 1)
       throw_invalid("regression_mixture needs inputs and experts >= 1, not ", inputs, " and ", experts);
     gate_ = matrix<double>::Zero(experts - 1, inputs + 1);
     coefficients_ = matrix<double>::Zero(experts, inputs + 1);
+    variances_.setOnes(variance == error_variance::of_each ? experts : 1);
   }
 
   index_t inputs() const noexcept { return coefficients_.cols() - 1; }
@@ -52,8 +57,8 @@ public:
   const matrix<double>& gate() const noexcept { return gate_; }
   matrix<double>& coefficients() noexcept { return coefficients_; }  ///< [K, 1+D]
   const matrix<double>& coefficients() const noexcept { return coefficients_; }
-  double& variance() noexcept { return variance_; }
-  double variance() const noexcept { return variance_; }
+  double& variance(index_t k = 0) noexcept { return variances_[place_of(k)]; }
+  double variance(index_t k = 0) const noexcept { return variances_[place_of(k)]; }
 
   /// g [n,K].
   matrix<double> gate_probabilities(const matrix<double>& x) const {
@@ -79,7 +84,9 @@ public:
            o.gate_penalty * gate_.rightCols(inputs()).cwiseAbs().sum();
   }
   /// What is not zero, s2 counted.
-  index_t parameters() const { return 1 + (coefficients_.array() != 0).count() + (gate_.array() != 0).count(); }
+  index_t parameters() const {
+    return variances_.size() + (coefficients_.array() != 0).count() + (gate_.array() != 0).count();
+  }
   /// Bayes' criterion, the higher the better: log-likelihood - parameters log(n) / 2.
   double bayes_criterion(const matrix<double>& x, const Eigen::VectorXd& y) const {
     return log_likelihood(x, y) - static_cast<double>(parameters()) * std::log(static_cast<double>(x.rows())) / 2;
@@ -87,16 +94,21 @@ public:
 
   struct gradient {
     matrix<double> gate, coefficients;
-    double variance;
+    Eigen::VectorXd variance;  ///< [1] or [K]
   };
   gradient log_likelihood_gradient(const matrix<double>& x, const Eigen::VectorXd& y) const {
     detail::check_answers(name, x, inputs(), y.size());
     const matrix<double> design = detail::with_ones(x), r = expectations(design, y), e = errors(design, y);
     const matrix<double> g = softmax_log_probabilities(design, gate_).array().exp().matrix();
-    const double square = r.cwiseProduct(e.cwiseAbs2()).sum();
-    return {.gate = (r - g).leftCols(experts() - 1).transpose() * design,
-            .coefficients = r.cwiseProduct(e).transpose() * design / variance_,
-            .variance = (square / variance_ - static_cast<double>(x.rows())) / (2 * variance_)};
+    gradient result{.gate = (r - g).leftCols(experts() - 1).transpose() * design,
+                    .coefficients = r.cwiseProduct(e).transpose() * design,
+                    .variance = Eigen::VectorXd::Zero(variances_.size())};
+    for (index_t k = 0; k < experts(); ++k) {
+      const double square = r.col(k).dot(e.col(k).cwiseAbs2());
+      result.coefficients.row(k) /= variance(k);
+      result.variance[place_of(k)] += (square / variance(k) - r.col(k).sum()) / (2 * variance(k));
+    }
+    return result;
   }
 
   /// One iteration from where the model stands.
@@ -137,17 +149,24 @@ private:
   void iterate(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) {
     const matrix<double> design = detail::with_ones(x);
     const matrix<double> r = expectations(design, y);
-    Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance_ * o.expert_penalty);
-    thresholds[0] = 0;
     for (index_t k = 0; k < experts(); ++k) {
+      Eigen::VectorXd thresholds = Eigen::VectorXd::Constant(design.cols(), variance(k) * o.expert_penalty);
+      thresholds[0] = 0;
       const matrix<double> weighted = r.col(k).asDiagonal() * design;
       Eigen::VectorXd b = coefficients_.row(k);
       minimize_quadratic_lasso(weighted.transpose() * design, weighted.transpose() * y, thresholds, b);
       coefficients_.row(k) = b;
     }
     fit_softmax_regression(design, r, o.gate_penalty, gate_);
-    const double square = expectations(design, y).cwiseProduct(errors(design, y).cwiseAbs2()).sum();
-    variance_ = (std::max)(square / static_cast<double>(x.rows()), o.least_variance * variance_of(y));
+    const matrix<double> squares = errors(design, y).cwiseAbs2();
+    const double floor = o.least_variance * variance_of(y);
+    if (variances_.size() == 1)
+      variances_[0] =
+          (std::max)(expectations(design, y).cwiseProduct(squares).sum() / static_cast<double>(x.rows()), floor);
+    else
+      for (index_t k = 0; k < experts(); ++k)
+        if (const double whole = r.col(k).sum(); whole > 0)
+          variances_[k] = (std::max)(r.col(k).dot(squares.col(k)) / whole, floor);
   }
   em_report climb(const matrix<double>& x, const Eigen::VectorXd& y, const regression_mixture_options& o) {
     return detail::improve_until_it_stops(
@@ -164,10 +183,13 @@ private:
   }
   matrix<double> log_joint(const matrix<double>& design, const Eigen::VectorXd& y) const {
     constexpr double log_two_pi = 1.8378770664093454836;
-    const double norm = (log_two_pi + std::log(variance_)) / 2;
-    return softmax_log_probabilities(design, gate_) -
-           (errors(design, y).array().square() / (2 * variance_) + norm).matrix();
+    matrix<double> logs = softmax_log_probabilities(design, gate_);
+    const matrix<double> squares = errors(design, y).cwiseAbs2();
+    for (index_t k = 0; k < experts(); ++k)
+      logs.col(k).array() -= squares.col(k).array() / (2 * variance(k)) + (log_two_pi + std::log(variance(k))) / 2;
+    return logs;
   }
+  index_t place_of(index_t expert) const noexcept { return variances_.size() == 1 ? 0 : expert; }
   static double variance_of(const Eigen::VectorXd& y) {
     const double v = (y.array() - y.mean()).square().mean();
     return v > 0 ? v : 1.0;
@@ -188,7 +210,6 @@ private:
     const matrix<double> design = detail::with_ones(x);
     const index_t q = design.cols(), rows = q + 1;
     gate_.setZero();
-    variance_ = variance_of(y);
     for (index_t k = 0; k < experts(); ++k) {
       matrix<double> a = 1e-3 * matrix<double>::Identity(q, q);
       Eigen::VectorXd b = Eigen::VectorXd::Zero(q);
@@ -204,12 +225,12 @@ private:
       coefficients_.row(k) = c;
     }
     // The variance around the nearest expert: with that of all of y every expert would take part in every row.
-    variance_ =
-        (std::max)(errors(design, y).cwiseAbs2().rowwise().minCoeff().mean(), o.least_variance * variance_of(y));
+    variances_.setConstant(
+        (std::max)(errors(design, y).cwiseAbs2().rowwise().minCoeff().mean(), o.least_variance * variance_of(y)));
   }
 
   matrix<double> gate_, coefficients_;
-  double variance_ = 1;
+  Eigen::VectorXd variances_;  ///< one, or one an expert
 };
 
 }  // namespace sluice::inline SLUICE_ISA

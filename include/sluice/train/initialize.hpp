@@ -1,8 +1,9 @@
 /// Fills the parameters of a model with their initial values.
 ///
 /// Every array draws from its own stream, named by its path, so adding a part to a model does not change the others'
-/// values, and the values do not depend on how an array is kept. States (selection biases, controllers, masks) keep the
-/// values that their constructors gave them, unless those are meant to be random (codes that are moving averages).
+/// values, and the values depend neither on how an array is kept nor on the executor. States (selection biases,
+/// controllers, masks) keep the values that their constructors gave them, unless those are meant to be random (codes
+/// that are moving averages).
 #pragma once
 
 #include <sluice/core/parameter.hpp>
@@ -19,6 +20,7 @@ namespace detail {
 /// A class and no lambda of initialize(): common parts of models are compiled once (core/parameter.hpp).
 struct draw_initial_values {
   std::uint64_t seed;
+  executor_ref executor{};
 
   template <typename Parameter>
   void operator()(const std::string& name, Parameter& p) const {
@@ -29,7 +31,7 @@ struct draw_initial_values {
     std::uint64_t stream = 1469598103934665603u;  // FNV-1a of the name
     for (const char c : name) stream = (stream ^ static_cast<unsigned char>(c)) * 1099511628211u;
     const random_source random(seed ^ stream);
-    p.fill([&](index_t i) -> scalar {
+    const auto draw = [&](index_t i) -> scalar {
       switch (initial.distribution) {
         case initial_values::kind::normal:
           return static_cast<scalar>(initial.scale * random.normal(initialization_site, i));
@@ -41,16 +43,18 @@ struct draw_initial_values {
           break;
       }
       return static_cast<scalar>(initial.scale);
-    });
+    };
+    p.fill(draw, executor);
   }
 };
 
 }  // namespace detail
 
-/// Overwrites every learned parameter of the model, and states of random initial values. Equal seeds give equal bits.
+/// Overwrites every learned parameter of the model, and states of random initial values. Equal seeds give equal bits
+/// for any thread count.
 template <typename Model>
-void initialize(Model& model, std::uint64_t seed) {
-  for_each_parameter(model, detail::draw_initial_values{seed});
+void initialize(Model& model, std::uint64_t seed, const executor_ref& executor = {}) {
+  for_each_parameter(model, detail::draw_initial_values{seed, executor});
 }
 
 /// Gives all rows of a weight one length and keeps the standard deviation of its numbers: no expert of a gate begins

@@ -1,9 +1,14 @@
 #include <sluice/codebook/structure/product.hpp>
 #include <sluice/codebook/structure/shared_product.hpp>
 
+#include <sluice/codebook/assign/transport.hpp>
 #include <sluice/codebook/codes/moving_average.hpp>
 #include <sluice/codebook/gradient/rotation.hpp>
+#include <sluice/codebook/structure/modality.hpp>
+#include <sluice/codebook/structure/projected.hpp>
 #include <sluice/codebook/structure/residual.hpp>
+#include <sluice/codebook/structure/soft_clamped.hpp>
+#include <sluice/codebook/structure/unit_rows.hpp>
 #include <sluice/codebook/vector_quantizer.hpp>
 
 #include "../../layer/plain_checks.hpp"
@@ -23,6 +28,30 @@ auto drawn_part(index_t width, std::uint64_t seed) {
 using plain_part = vector_quantizer<learned_codes<float>>;
 static_assert(Quantizer<product_quantizer<plain_part>> && Quantizer<shared_product_quantizer<plain_part>>);
 static_assert(Quantizer<product_quantizer<residual_quantizer<shared_product_quantizer<plain_part>>>>);
+
+/// What one inside says of tokens that see each other, all that hold it say too.
+template <typename Q>
+constexpr bool says_what_its_parts_say(bool causal, bool mixes) {
+  const auto says = [&]<typename Outer>(const Outer*) {
+    return is_causal<Outer> == causal && is_token_mixer<Outer> == mixes;
+  };
+  return says(static_cast<const product_quantizer<Q>*>(nullptr)) &&
+      says(static_cast<const shared_product_quantizer<Q>*>(nullptr)) &&
+      says(static_cast<const residual_quantizer<Q>*>(nullptr)) &&
+      says(static_cast<const modality_quantizer<Q>*>(nullptr)) && says(static_cast<const unit_rows<Q>*>(nullptr)) &&
+      says(static_cast<const soft_clamped<Q>*>(nullptr)) &&
+      says(static_cast<const projected_quantizer<Q>*>(nullptr));
+}
+
+/// Looks at other tokens, later ones too.
+struct mixing_part : plain_part {
+  static constexpr bool causal = false, mixes_tokens = true;
+};
+using transported_part = vector_quantizer<learned_codes<float>, transport_assignment>;
+static_assert(says_what_its_parts_say<plain_part>(true, false));
+static_assert(says_what_its_parts_say<transported_part>(false, false));
+static_assert(says_what_its_parts_say<mixing_part>(false, true));
+static_assert(says_what_its_parts_say<unit_rows<mixing_part>>(false, true));
 
 }  // namespace
 

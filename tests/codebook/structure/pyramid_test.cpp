@@ -21,6 +21,9 @@ auto drawn_level(std::uint64_t seed, commitment_loss loss = {}) {
   return level;
 }
 
+using plain_pyramid = pyramid_quantizer<vector_quantizer<learned_codes<float>>>;
+static_assert(!is_causal<plain_pyramid> && is_token_mixer<plain_pyramid> && is_token_mixer<unit_rows<plain_pyramid>>);
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("pyramid_quantizer: a coarse code a cell, then a code a token for what is left", "[codebook][structure]", float, double) {

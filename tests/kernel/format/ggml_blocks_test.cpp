@@ -29,6 +29,21 @@ TEST_CASE("ggml_blocks: Q4_0 keeps the extreme number and clips its opposite", "
   CHECK((decoded[0] == -8 && decoded[16] == 4 && decoded[31] == 7));
 }
 
+TEST_CASE("ggml_blocks: TQ2_0 takes a half away from zero, by the scale before it is rounded", "[kernel][format]") {
+  // 1.0002 is 1 as a float16, of which 0.50005 would be more than a half; of 1.0002 it is less.
+  std::array<float, 256> x{}, back{};
+  x[0] = 1.0002F, x[1] = 0.50005F, x[2] = -0.5001F, x[3] = 0.50011F, x[4] = -1.0002F;
+  std::array<std::uint8_t, 66> bytes{};
+  REQUIRE(encode_ggml_block(ggml_type::tq2_0, x.data(), bytes.data()));
+  REQUIRE(decode_ggml_block(ggml_type::tq2_0, bytes.data(), back.data()));
+  CHECK((back[0] == 1 && back[1] == 0 && back[2] == -1 && back[3] == 1 && back[4] == -1 && back[5] == 0));
+  // 1 / 0.875 is not exact, and what is half of the largest still is.
+  x.fill(0.4375F), x[9] = -0.875F, x[10] = -0.4375F;
+  REQUIRE(encode_ggml_block(ggml_type::tq2_0, x.data(), bytes.data()));
+  REQUIRE(decode_ggml_block(ggml_type::tq2_0, bytes.data(), back.data()));
+  CHECK((back[0] == 0.875F && back[9] == -0.875F && back[10] == -0.875F));
+}
+
 TEST_CASE("ggml_blocks: Q4_K's scales and minima of six bits", "[kernel][format]") {
   coded_block b;
   const std::array<std::uint8_t, 8> scales{1, 2, 3, 4, 33, 63, 17, 50}, minima{5, 6, 7, 8, 40, 1, 63, 16};
@@ -70,13 +85,16 @@ TEST_CASE("ggml_blocks: any bytes unpack to a block that packs to them", "[kerne
   }
 }
 
-TEST_CASE("ggml_blocks: NVFP4's scales 0 and 0x7F are zero", "[kernel][format]") {
+TEST_CASE("ggml_blocks: NVFP4's scales 0 and 0x7F are zero, and have no sign", "[kernel][format]") {
   std::array<std::uint8_t, 36> bytes;
   bytes.fill(0x22);
   bytes[0] = 0, bytes[1] = 0x7F, bytes[2] = 0x38, bytes[3] = 0x40;
   std::array<float, 64> numbers;
   decode_ggml_block(ggml_type::nvfp4, bytes.data(), numbers.data());
   CHECK((numbers[5] == 0 && numbers[20] == 0 && numbers[40] == 1 && numbers[63] == 2));
+  bytes[0] = 0x80, bytes[1] = 0xB8, bytes[2] = 0x81;  // 0, 1 and the smallest, 2^-9, without the highest bit
+  decode_ggml_block(ggml_type::nvfp4, bytes.data(), numbers.data());
+  CHECK((numbers[5] == 0 && numbers[20] == 1 && numbers[40] == 0x1p-9F));
 }
 
 TEST_CASE("ggml_blocks: a map takes the blocks of its format, all of them", "[kernel][format]") {

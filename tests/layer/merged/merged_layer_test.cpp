@@ -197,6 +197,8 @@ TEST_CASE("merged_layer: experts that cannot be merged are refused with their nu
   CHECK_THROWS_AS(merged_layer{std::move(mixture)}, std::invalid_argument);
   const auto layer = merged_networks<double>();
   const std::vector<index_t> short_groups{0, 4};
-  CHECK_THROWS_AS(merged_outputs(layer, test::random_matrix<double>(9, 6, 83), {.groups = short_groups}),
-                  std::invalid_argument);
+  const matrix<double> x = test::random_matrix<double>(9, 6, 83), previous = test::random_matrix<double>(9, 4, 84);
+  CHECK_THROWS_AS(merged_outputs(layer, x, {.groups = short_groups}), std::invalid_argument);
+  CHECK_THROWS_WITH(merged_outputs(layer, x, {.groups = two_full_groups, .previous_logits = previous}),
+                    Catch::Contains("previous_logits are of 9 tokens") && Catch::Contains("3 groups"));
 }

@@ -58,8 +58,8 @@ TEST_CASE("expert_preferred: budgets are whole, and expert 0 has the rest", "[ro
 
 TEST_CASE("expert_preferred: shares of nested experts", "[router][expert_preferred]") {
   for (const double share : nested_shares(4, 15.0 / 32)) CHECK(std::abs(share - 0.25) < 1e-12);
-  const auto check = [](double effective, std::array<double, 4> expected) {
-    const auto shares = nested_shares(4, effective);
+  const auto check = [](double effective, std::array<double, 4> expected, nested_share_options o = {}) {
+    const auto shares = nested_shares(4, effective, o);
     double cost = 0;
     for (std::size_t i = 0; i < 4; ++i) {
       CHECK(std::abs(shares[i] - expected[i]) < test::printed);
@@ -69,6 +69,9 @@ TEST_CASE("expert_preferred: shares of nested experts", "[router][expert_preferr
   };
   check(0.3, {0.413539, 0.321422, 0.194175, 0.070865});
   check(0.6, {0.161207, 0.184402, 0.241285, 0.413106});
+  // With the linear term as printed, which falls from expert to expert: by bisection on its multiplier elsewhere.
+  check(0.25, {0.494789, 0.323435, 0.148968, 0.032809}, {.delta = 0.5});
+  check(0.75, {0.084307, 0.107916, 0.190590, 0.617188}, {.delta = 0.5});
   double before = 0;
   for (double effective = 0.15; effective < 1; effective += 0.05) {
     CHECK(nested_shares(4, effective)[3] >= before);
@@ -131,4 +134,5 @@ TEST_CASE("expert_preferred: refuses what makes no sense", "[router][expert_pref
   CHECK_THROWS_WITH(nested_shares(4, 1), test::contains("at 1"));
   CHECK_THROWS_WITH(nested_shares(1, 0.5), test::contains("E = 1"));
   CHECK_THROWS_WITH(nested_shares(4, 0.5, {.beta = 0}), test::contains("beta = 0"));
+  CHECK_THROWS_WITH(nested_shares(4, 0.5, {.delta = 0}), test::contains("delta = 0,"));
 }

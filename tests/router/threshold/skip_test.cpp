@@ -59,6 +59,13 @@ TEST_CASE("skip: ratio 0 is the rule itself, equals of the best stay", "[router]
   CHECK(test::plan_bits(test::route(skipping_top_two(0), logits).plan) ==
         test::plan_bits(test::route(plain, logits).plan));
   CHECK(test::route(skipping_top_two(1), matrix<double>::Zero(3, 4)).plan.size() == 6);
+  // MC-MoE's check: an infinite ratio is top 1 with weight 1, among equals too.
+  for (const double ratio : {1.5, std::numeric_limits<double>::infinity()}) {
+    const auto plan = test::route(skipping_top_two(ratio), matrix<double>::Zero(3, 4)).plan;
+    REQUIRE(plan.size() == 3);
+    for (index_t i = 0; i < 3; ++i) CHECK((plan.expert(i) == 0 && plan.weight(i) == 1));
+    CHECK(test::route(skipping_top_two(ratio), logits).plan.size() == 30);
+  }
 }
 
 TEST_CASE("skip: protected tokens keep all, and training does unless told otherwise", "[router][skip]") {
@@ -133,7 +140,6 @@ TEST_CASE("skip: keeps every promise", "[router][skip]") {
 
 TEST_CASE("skip: refuses what makes no sense", "[router][skip]") {
   CHECK_THROWS_WITH(skipping_top_two(-0.1), test::contains("-0.1"));
-  CHECK_THROWS_WITH(skipping_top_two(1.5), test::contains("1.5"));
   CHECK_THROWS_WITH(skipping_top_two(quiet_nan<double>()), test::contains("nan"));
   routing_context<double> context;
   context.top_k = 5;  // the rule's own checks are asked

@@ -174,6 +174,19 @@ TEST_CASE("tucker_key: the core penalty counts what is beyond the first singular
     CHECK(keys.row_vectors().data()[a] == Approx(double(a + 1) / length).epsilon(1e-12));
     CHECK(keys.column_vectors().data()[a] == Approx(double(3 - a) / length).epsilon(1e-12));
   }
+  initialize(keys, 3);
+  for (index_t i = 0; i < keys.core().size(); ++i) CHECK(is_between(keys.core().data()[i], 0.0, 1.0));
+  keys.update_vectors();
+  for (index_t i = 0; i < 6; ++i) CHECK((keys.row_vectors().data()[i] > 0 && keys.column_vectors().data()[i] > 0));
+  // A slow change keeps the sign, also where numbers of u come to add up to less than 0: u = (1, 2, 3 - s), v alike.
+  for (const double s : {2.0, 4.0, 6.0, 8.0}) {
+    const double u[] = {1, 2, 3 - s}, v[] = {3, 2, 1};
+    for (index_t i = 0; i < keys.core().size(); ++i) keys.core().data()[i] = u[i / 3 % 3] * v[i % 3];
+    keys.update_vectors();
+    CAPTURE(s);
+    CHECK(keys.row_vectors().data()[0] == Approx(1 / std::sqrt(5 + (3 - s) * (3 - s))).epsilon(1e-12));
+    CHECK(keys.column_vectors().data()[0] == Approx(3 / length).epsilon(1e-12));
+  }
 }
 
 TEST_CASE("tucker_key: bad options are refused with their numbers", "[router][tucker_key]") {

@@ -51,6 +51,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = false;
+  static constexpr bool mixes_tokens = true;
 
   /// Throws std::invalid_argument unless G divides the quantiser's width and epsilon > 0.
   group_projected_quantizer(index_t groups, Inner quantizer, group_projected_options o = {})

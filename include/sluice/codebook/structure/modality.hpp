@@ -52,6 +52,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = is_causal<Part>;
+  static constexpr bool mixes_tokens = is_token_mixer<Part>;
 
   /// Throws std::invalid_argument unless there is a quantiser, and all have the same widths and columns.
   explicit modality_quantizer(std::vector<Part> each) : parts_(std::move(each)) {

@@ -49,6 +49,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = is_causal<Part>;
+  static constexpr bool mixes_tokens = is_token_mixer<Part>;
 
   /// Throws std::invalid_argument unless there is a part.
   explicit product_quantizer(std::vector<Part> parts) : parts_(std::move(parts)) {

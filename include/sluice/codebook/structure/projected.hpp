@@ -43,6 +43,7 @@ public:
   using typename base::tape;
   using linear_options = typename linear_layer<scalar>::options;
   static constexpr bool causal = is_causal<Projection> && is_causal<Inner>;
+  static constexpr bool mixes_tokens = is_token_mixer<Projection> || is_token_mixer<Inner>;
 
   /// Linear projections from this width and back. Throws std::invalid_argument unless it is at least 1.
   projected_quantizer(index_t width, Inner quantizer, linear_options o = {})

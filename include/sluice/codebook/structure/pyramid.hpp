@@ -58,6 +58,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = false;
+  static constexpr bool mixes_tokens = true;
 
   /// Throws std::invalid_argument unless there is a stage, each has a side >= 1 and maps [T,D] to as much, and the grid
   /// has a token.

@@ -54,6 +54,8 @@ public:
   using typename base::context_type;
   using typename base::scalar;
   using typename base::tape;
+  static constexpr bool causal = is_causal<Inner>;
+  static constexpr bool mixes_tokens = is_token_mixer<Inner>;
 
   explicit quantizer_decorator(Inner inner) : inner_(std::move(inner)) {}
 

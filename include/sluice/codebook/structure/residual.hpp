@@ -87,6 +87,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = is_causal<Stage> && !moves;
+  static constexpr bool mixes_tokens = is_token_mixer<Stage>;
 
   /// Stages of their own. Throws std::invalid_argument unless there is one and all map [T,D] to [T,D], and 0 <= dropout
   /// <= 1.

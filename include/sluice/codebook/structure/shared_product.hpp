@@ -83,6 +83,7 @@ public:
   using typename base::scalar;
   using typename base::tape;
   static constexpr bool causal = is_causal<Part>;
+  static constexpr bool mixes_tokens = is_token_mixer<Part>;
 
   /// Throws std::invalid_argument unless there is a part.
   shared_product_quantizer(Part part, index_t parts) : part_(std::move(part)), parts_(parts) {

@@ -3,7 +3,7 @@
 ///
 ///   nearest_rounding<Most>   scale = largest / Most as the format holds it, codes to nearest, ties to even
 ///   extreme_rounding         scale such that the largest number of either sign has the lowest code; ggml's Q4_0, Q5_0
-///   even_rounding            scale = largest / 127 before it is rounded, codes half away from zero; ggml's Q8_0
+///   even_rounding<Most>      scale = largest / Most before it is rounded, codes half away from zero; ggml's Q8_0, TQ2_0
 ///   range_rounding           from the smallest number to the largest; ggml's Q4_1, Q5_1
 ///   zero_rounding            from the smallest or 0 to the largest or 0, which has a code of its own
 ///   power_rounding           scale a power of two: MXFP4's
@@ -97,19 +97,20 @@ struct extreme_rounding {
   }
 };
 
+template <index_t Inputs, int Zero, int Most>
 struct even_rounding {
   static void choose(const float* x, coded_block& b) noexcept {
-    const float largest = detail::block_magnitude(x, 32);
-    if (!detail::is_rounded(largest, 128, b)) return;
-    const float scale = largest / 127, inverse = 1 / scale;
-    for (index_t i = 0; i < 32; ++i) {
+    const float largest = detail::block_magnitude(x, Inputs);
+    if (!detail::is_rounded(largest, Zero, b)) return;
+    const float scale = largest / Most, inverse = 1 / scale;
+    for (index_t i = 0; i < Inputs; ++i) {
       const float product = detail::rounded_product(x[i], inverse);
       const float whole = std::trunc(product), rest = product - whole;
       b.codes[as_size(i)] = detail::to_code(static_cast<int>(whole) +
                                             (rest >= 0.5F    ? 1
                                              : rest <= -0.5F ? -1
                                                              : 0) +
-                                            128);
+                                            Zero);
     }
     b.scale = to_float(round_to<float16>(scale));
   }

@@ -15,7 +15,8 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-struct q8_0_format : block_format<bit_planes<32, 8>, whole_levels<8, 128>, group_scales<float16, 32>, even_rounding> {
+struct q8_0_format
+    : block_format<bit_planes<32, 8>, whole_levels<8, 128>, group_scales<float16, 32>, even_rounding<32, 128, 127>> {
   static constexpr std::string_view name = "q8_0";
 };
 struct q4_0_format
@@ -38,8 +39,8 @@ struct iq4_nl_format : block_format<bit_planes<32, 4>, nonlinear_levels, group_s
                                     table_rounding<nonlinear_levels, -127>> {
   static constexpr std::string_view name = "iq4_nl";
 };
-struct ternary_format : block_format<bit_planes<32, 2>, whole_levels<2, 1>, group_scales<float16, 256>,
-                                     nearest_rounding<float16, 256, 1, 1>> {
+struct ternary_format
+    : block_format<bit_planes<32, 2>, whole_levels<2, 1>, group_scales<float16, 256>, even_rounding<256, 1, 1>> {
   static constexpr std::string_view name = "ternary";
 };
 

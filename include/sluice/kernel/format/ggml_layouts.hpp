@@ -4,9 +4,9 @@
 ///   ggml_layout<type>::pack(block, bytes)     and back, into bytes of zeros;  ::format is the format that they are of
 ///
 /// Types: q4_0 q4_1 q5_0 q5_1 q8_0, q2_K to q6_K, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0 and tq2_0 (which share a format).
-/// Numbers of two bytes are little-endian. Of NVFP4's scales the codes 0 and 0x7F mean 0. What is packed unpacks to the
-/// same block; bytes that are unpacked pack to the same bytes, but for NVFP4's 0x7F, and bytes of tq1_0 that are not
-/// made of trits.
+/// Numbers of two bytes are little-endian. NVFP4's scales have no sign, their highest bit means nothing, and the codes 0
+/// and 0x7F mean 0. What is packed unpacks to the same block; bytes that are unpacked pack to the same bytes, but for
+/// NVFP4's 0x7F and highest bits, and bytes of tq1_0 that are not made of trits.
 #pragma once
 
 #include <sluice/kernel/format/formats.hpp>
@@ -246,7 +246,10 @@ template <>
 struct ggml_layout<ggml_type::nvfp4> {
   using format = nvfp4_format;
   static void unpack(const std::uint8_t* from, coded_block& b) noexcept {
-    for (std::size_t r = 0; r < 4; ++r) b.scales[r] = from[r] == 0x7FU ? std::uint8_t(0) : from[r];
+    for (std::size_t r = 0; r < 4; ++r) {
+      const std::uint8_t code = from[r] & 0x7FU;
+      b.scales[r] = code == 0x7FU ? std::uint8_t(0) : code;
+    }
     detail::take_parts(from + 4, 16, 8, 4, 64, 0, b.codes.data());
   }
   static void pack(const coded_block& b, std::uint8_t* to) noexcept {

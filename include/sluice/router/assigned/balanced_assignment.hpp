@@ -67,11 +67,13 @@ public:
     return 1;
   }
 
-  void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
-    const index_t most = rounded_up(batch.tokens, batch.experts);
-    t.scores.reserve(batch.experts, most);
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    const index_t most = rounded_up(call.tokens, call.experts);
+    t.scores.reserve(call.experts, most);
     t.expert_of.reserve(most);
-    t.solver.reserve(batch.experts, most);
+    t.solver.reserve(call.experts, most);
+  }
+  void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     const auto count = static_cast<index_t>(batch.routable.size());
     t.scores.resize(batch.experts, rounded_up(count, batch.experts));
     fill(batch, t.scores);

@@ -4,6 +4,7 @@
 ///
 ///   couple(batch, tape)                        fills the rows of batch.routable of tape.coupling [T,E]
 ///   zero_is_a_choice                           whether token choice may take entries that are 0
+///   reserve(call, tape)                        if it has scratch memory: room for any group of the call
 /// and, if its entries can be weights,
 ///   can_weigh()                                whether this object's are
 ///   backward(batch, dcoupling, tape, dlogits)  adds their gradient into dlogits [T,E]
@@ -30,7 +31,7 @@
 
 #include <sluice/core/choices.hpp>
 #include <sluice/kernel/top_k.hpp>
-#include <sluice/router/choice_rule.hpp>
+#include <sluice/router/rule_calls.hpp>
 #include <sluice/router/weighed_rule.hpp>
 
 #include <algorithm>
@@ -108,6 +109,10 @@ public:
     return row.k;
   }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    detail::make_room(coupling_, call, t);
+    if (options_.weigh_by_coupling && call.context.training) t.dcoupling.reserve(call.tokens, call.experts);
+  }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     coupling_.couple(batch, t);
     for_tokens(batch, [&](index_t token) {

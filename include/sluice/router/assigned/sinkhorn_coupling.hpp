@@ -99,10 +99,20 @@ public:
   /// Not those of s_base: nothing bounds them.
   bool can_weigh() const noexcept { return !options_.subtracts; }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    t.coupling.reserve(call.tokens, call.experts);
+    t.f.reserve(call.tokens);
+    for (auto* numbers : {&t.g, &t.before}) numbers->reserve(call.experts);
+    for (auto* m : {&t.rows, &t.scaled}) m->reserve(call.tokens, call.experts);
+    t.columns.reserve(call.experts, call.tokens);
+    t.sums.reserve(2 * (call.tokens + call.experts));
+    t.system.reserve(call.experts, call.experts);
+  }
+
   void couple(const choice_batch<Scalar>& batch, tape& t) const {
     const auto n = static_cast<index_t>(batch.routable.size());
     const index_t experts = batch.experts;
-    make_room(batch, t);
+    t.coupling.resize(batch.tokens, experts);
     fill(batch, t);
     const double tokens = static_cast<double>(n), all = static_cast<double>(experts);
     const bool is_whole = options_.sums == sinkhorn_sums::one, is_counts = options_.sums == sinkhorn_sums::counts;
@@ -121,7 +131,6 @@ public:
       if (!options_.columns_first) scale_columns(options_.added);
       moves = options_.tolerance == 0 || mean_change(t) > options_.tolerance;
     }
-    t.coupling.resize(batch.tokens, experts);
     for_rows(batch, n, experts, [&](index_t i) {
       Scalar* const entries = t.coupling.row(batch.routable[static_cast<std::size_t>(i)]);
       if (options_.columns_first && options_.added == 0) {
@@ -192,14 +201,6 @@ private:
       return exp(x);
     };
     kernel::transform(count, exponential, v, static_cast<const Scalar*>(v));
-  }
-
-  static void make_room(const choice_batch<Scalar>& batch, tape& t) {
-    t.f.reserve(batch.tokens);
-    for (auto* m : {&t.rows, &t.scaled}) m->reserve(batch.tokens, batch.experts);
-    t.columns.reserve(batch.experts, batch.tokens);
-    t.sums.reserve(2 * (batch.tokens + batch.experts));
-    t.system.reserve(batch.experts, batch.experts);
   }
 
   void fill(const choice_batch<Scalar>& batch, tape& t) const {

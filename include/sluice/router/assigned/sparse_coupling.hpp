@@ -109,13 +109,21 @@ public:
     return o;
   }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    t.coupling.reserve(call.tokens, call.experts);
+    t.ascent.reserve(call.tokens);
+    for (auto* m : {&t.columns, &t.shifted, &t.entries}) m->reserve(call.experts, call.tokens);
+    t.ids.reserve(call.experts, call.tokens);
+    t.sums.reserve(call.tokens);
+  }
+
   void couple(const choice_batch<Scalar>& batch, tape& t) const {
     const auto n = static_cast<index_t>(batch.routable.size());
     const index_t experts = batch.experts;
     const index_t most = (std::min)(
         n, limit_.of(
                {.tokens = n, .top_k = 1, .experts = experts, .training = batch.context.training, .largest_load = n}));
-    make_room(batch, t);
+    t.coupling.resize(batch.tokens, experts);
     t.columns.resize(experts, n);
     t.shifted.resize(experts, n);
     t.ids.resize(experts, most);
@@ -150,14 +158,6 @@ public:
   }
 
 private:
-  static void make_room(const choice_batch<Scalar>& batch, tape& t) {
-    t.coupling.resize(batch.tokens, batch.experts);
-    t.ascent.reserve(batch.tokens);
-    for (auto* m : {&t.columns, &t.shifted, &t.entries}) m->reserve(batch.experts, batch.tokens);
-    t.ids.reserve(batch.experts, batch.tokens);
-    t.sums.reserve(batch.tokens);
-  }
-
   capacity_limit limit_;
   sparse_coupling_options options_;
 };
@@ -181,10 +181,18 @@ public:
   /// Throws std::invalid_argument as sparse_column_coupling.
   explicit sparse_row_coupling(sparse_coupling_options o = {}) : options_(sparse_column_coupling<Scalar>::checked(o)) {}
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    t.coupling.reserve(call.tokens, call.experts);
+    t.ascent.reserve(call.experts);
+    for (auto* m : {&t.scores, &t.shifted, &t.entries}) m->reserve(call.tokens, call.experts);
+    t.ids.reserve(call.tokens, call.experts);
+    t.sums.reserve(call.experts);
+  }
+
   void couple(const choice_batch<Scalar>& batch, tape& t) const {
     const auto n = static_cast<index_t>(batch.routable.size());
     const index_t experts = batch.experts, k = batch.k;
-    make_room(batch, t);
+    t.coupling.resize(batch.tokens, experts);
     for (auto* m : {&t.scores, &t.shifted}) m->resize(n, experts);
     t.ids.resize(n, k);
     t.entries.resize(n, k);
@@ -216,13 +224,6 @@ public:
   }
 
 private:
-  static void make_room(const choice_batch<Scalar>& batch, tape& t) {
-    t.coupling.resize(batch.tokens, batch.experts);
-    t.ascent.reserve(batch.experts);
-    for (auto* m : {&t.scores, &t.shifted, &t.entries}) m->reserve(batch.tokens, batch.experts);
-    t.ids.reserve(batch.tokens, batch.experts);
-  }
-
   sparse_coupling_options options_;
 };
 

@@ -31,6 +31,9 @@ public:
       throw_invalid("slots_across_experts needs slots >= 1 and added > 0, not ", slots_per_expert, " and ", added);
   }
 
+  /// P, which the router has to have as well.
+  index_t slots_per_expert() const noexcept { return slots_; }
+
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const executor_ref&) const {
     t.length.set_zero(slots_, x.cols());
     for (index_t r = 0; r < x.rows(); ++r)

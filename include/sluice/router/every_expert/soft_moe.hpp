@@ -94,6 +94,10 @@ public:
                     ", E = ", experts, ", slots = ", o.slots_per_expert, ", noise_std = ", o.noise_std);
     check_norm_width("soft_moe_router", token_norm_, inputs);
     check_norm_width("soft_moe_router", slot_norm_, inputs);
+    if constexpr (requires { slot_norm_.slots_per_expert(); })
+      if (slot_norm_.slots_per_expert() != o.slots_per_expert)
+        throw_invalid("soft_moe_router has ", o.slots_per_expert, " slots an expert; its norm is for ",
+                      slot_norm_.slots_per_expert());
     slots_ = {{experts, o.slots_per_expert, inputs},
               parameter_role::weight,
               initial_values::normal(1 / std::sqrt(static_cast<double>(inputs)))};

@@ -134,6 +134,8 @@ public:
     if (application_.scales_inputs()) p.use_input_scale();
     t.rank.assign(tokens, 0);
     t.queues.prepare(tokens, experts(), options_.cap);
+    if constexpr (!compares_scores)
+      detail::make_room(compared_, choice_call<Scalar>{context, tokens, experts(), 1}, t.compared);
     for (index_t g = 0; g < context.group_count(); ++g)
       for (index_t m = 0; m < options_.modalities.modalities(); ++m) serve(context, context.group(g, tokens), m, p, t);
     for (index_t token = 0; token < tokens; ++token)

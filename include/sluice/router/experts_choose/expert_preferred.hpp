@@ -31,17 +31,16 @@ namespace sluice::inline SLUICE_ISA {
 
 /// How nested_shares() divides.
 struct nested_share_options {
-  double delta = 2;  ///< each expert counts that much more than the one before it
+  double delta = 2;  ///< each expert counts so many times as much as the one before it; the paper prints 1/2
   double beta = 10;  ///< weight of the entropy: how even shares are
 };
 
 /// Shares c[0..E) of nested experts of relative costs d[i] = 2^(i-E+1) that cost `effective` together: they maximise
 /// sum of c[i] delta^i + beta H(c) under sum c = 1 and sum c d = effective. c = softmax((delta^i + mu d) / beta), mu by
-/// bisection. Throws std::invalid_argument unless d[0] < effective < 1 and E >= 2, delta >= 1, beta > 0.
+/// bisection. Throws std::invalid_argument unless d[0] < effective < 1 and E >= 2, delta and beta > 0.
 inline std::vector<double> nested_shares(index_t experts, double effective, nested_share_options o = {}) {
-  if (experts < 2 || experts > 60 || is_nan(o.delta) || !(o.delta >= 1 && o.delta <= 1e3) || is_nan(o.beta) ||
-      !(o.beta >= 1e-3 && o.beta <= 1e6))
-    throw_invalid("nested shares need E = 2 to 60, delta = 1 to 1000 and beta > 0, not E = ", experts,
+  if (experts < 2 || experts > 60 || !is_between(o.delta, 1e-3, 1e3) || !is_between(o.beta, 1e-3, 1e6))
+    throw_invalid("nested shares need E = 2 to 60, delta = 0.001 to 1000 and beta > 0, not E = ", experts,
                   ", delta = ", o.delta, ", beta = ", o.beta);
   const double smallest = std::ldexp(1.0, 1 - static_cast<int>(experts));
   if (is_nan(effective) || !(effective > smallest && effective < 1))
@@ -111,9 +110,9 @@ public:
 
   void score(const choice_row<Scalar>& row, Scalar* scores) const { kernel::softmax(row.logits, scores, row.experts); }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const { t.queue.reserve(call.tokens); }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     const auto tokens = static_cast<index_t>(batch.routable.size());
-    t.queue.reserve(batch.tokens);
     t.queue.resize(tokens);
     for (index_t i = 0; i < tokens; ++i) t.queue[i].token = batch.routable[static_cast<std::size_t>(i)];
     candidate* first = t.queue.begin();  // of those that nobody has taken

@@ -57,8 +57,8 @@ public:
                     call.context.training ? "in training" : "at inference", "; the call asks for k = ", call.k);
   }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const { t.deck.reserve(call.tokens); }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
-    t.deck.reserve(batch.tokens);
     t.deck.clear();
     for (const index_t token : batch.routable) t.deck.push_back({batch.context.random.uniform(site, token), token});
     std::sort(t.deck.begin(), t.deck.end(),

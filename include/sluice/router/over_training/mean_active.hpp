@@ -64,6 +64,7 @@ public:
     return row.k;
   }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const { t.active.reserve(call.tokens); }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     const auto count = static_cast<index_t>(batch.routable.size());
     t.active.resize(count);

@@ -5,9 +5,10 @@
 ///
 /// With top-2 this leaves out the second expert where w2 < ratio * w1. The weights of the rule must be in proportion to
 /// its scores, as those of softmax_rule, top_p_rule and sigmoid_rule are. The best expert always stays; ratio 0 leaves
-/// out none, 1 all but the best and its equals. Left-out experts take no slot from others. Tokens that the context
-/// protects (routing_context::protected_tokens) keep all. At inference only, unless options.in_training is set; the
-/// gradient is the rule's for S'. Everything else (ties, NaN, T = 0, causality) is the rule's.
+/// out none, 1 all but the best and its equals, more than 1 all but the first of the best. Left-out experts take no
+/// slot from others. Tokens that the context protects (routing_context::protected_tokens) keep all. At inference only,
+/// unless options.in_training is set; the gradient is the rule's for S'. Everything else (ties, NaN, T = 0, causality)
+/// is the rule's.
 ///
 ///   skipping_router<float> router(gate, softmax_rule<float>({.top_k = 2}), {.ratio = 0.5f});
 ///
@@ -37,20 +38,21 @@ public:
     bool in_training = false;
   };
 
-  /// Throws std::invalid_argument unless 0 <= ratio <= 1.
+  /// Throws std::invalid_argument unless ratio >= 0; it may be infinite.
   skipping_rule(Inner inner, options o) : rule_decorator<Scalar, Inner>(std::move(inner)), options_(o) {
-    if (is_nan(o.ratio) || o.ratio < Scalar(0) || o.ratio > Scalar(1))
-      throw_invalid("experts are skipped below a share 0 to 1 of the best score, not ", o.ratio);
+    if (is_nan(o.ratio) || o.ratio < Scalar(0))
+      throw_invalid("experts are skipped below a share of 0 or more of the best score, not ", o.ratio);
   }
 
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
     const index_t count = this->inner().choose(row, ids);
     if (row.context.training && !options_.in_training) return count;
     if (count < 2 || row.context.is_protected(row.token)) return count;
-    Scalar best = row.scores[ids[0]];
-    for (index_t j = 1; j < count; ++j) best = (std::max)(best, row.scores[ids[j]]);
-    const Scalar least = options_.ratio * best;
-    return std::remove_if(ids, ids + count, [&](index_t e) { return row.scores[e] < least; }) - ids;
+    index_t best = ids[0];
+    for (index_t j = 1; j < count; ++j)
+      if (row.scores[ids[j]] > row.scores[best]) best = ids[j];
+    const Scalar least = options_.ratio * row.scores[best];
+    return std::remove_if(ids, ids + count, [&](index_t e) { return e != best && row.scores[e] < least; }) - ids;
   }
 
 private:

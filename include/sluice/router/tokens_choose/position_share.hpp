@@ -60,6 +60,10 @@ public:
 
   void score(const choice_row<Scalar>& row, Scalar* scores) const { kernel::softmax(row.logits, scores, row.experts); }
 
+  void reserve(const choice_call<Scalar>& call, tape& t) const {
+    t.place.reserve(call.tokens);
+    for (auto* m : {&t.sums, &t.pulls}) m->reserve(call.tokens, call.experts);
+  }
   void assign(const choice_batch<Scalar>& batch, choice_table<Scalar>& choices, tape& t) const {
     for (const index_t token : batch.routable)
       kernel::top_k(batch.logits.row(token), batch.experts, batch.k, choices.ids(token));
