@@ -247,11 +247,14 @@ TEST_CASE("packed_inputs: an offset that zeros share, padding, and groups in any
   CHECK(row_of(packed_inputs({weight, scale, shape, &zeros}, 4, 3), 1)[4] == -20);
   const tensor_info groups = parts.words("weight_g_idx", {9}, {2, 1, 0, 2, 1, 0, 2, 1, 0});
   CHECK(row_of(packed_inputs({weight, scale, shape, nullptr, &groups}, 4, 3), 0)[0] == -400);
+  const tensor_info none = parts.words("weight_g_idx", {9}, std::vector<std::uint32_t>(9, ~0U));  // not reordered
+  CHECK(row_of(packed_inputs({weight, scale, shape, nullptr, &none}, 4, 3), 1) == symmetric);
+  CHECK_THROWS_WITH(packed_inputs({weight, scale, shape, nullptr, &none}, 4, -1), contains("[2, 3], must be"));
   // Bits that groups of the config do not share: 9 codes of 4 bits are two words, of 8 bits three.
   CHECK(row_of(packed_inputs({weight, scale, shape}, 0, 3), 1) == symmetric);
   CHECK(packed_inputs({parts.words("weight_packed", {2, 3}, {0, 0, 0, 0, 0, 0}), scale, shape}, 0, 3).bits() == 8);
   CHECK_THROWS_WITH(packed_inputs({parts.words("weight_packed", {2, 4}, {0, 0, 0, 0, 0, 0, 0, 0}), scale, shape}, 0, 3),
-                    contains("codes of 0 bits"));
+                    contains("neither the config nor its length says how many bits"));
   CHECK_THROWS_WITH(packed_inputs({weight, scale, shape}, 3, 3),
                     contains("codes of 3 bits; pack-quantized weights have 4 or 8"));
   CHECK_THROWS_WITH(packed_inputs({weight, scale, shape}, 8, 3), contains("must be I32 [2, 3]"));

@@ -69,6 +69,14 @@ public:
     return *part;
   }
 
+  /// Everything that any layout has beside such an anchor: of one that does not fit together, too.
+  void claim_all() {
+    for (const char* const suffix :
+         {".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_global_scale", ".weight_shape",
+          ".weight_zero_point", ".weight_g_idx", "_scales", "_scale", "_scale_inv", "_scale_2"})
+      if_there(suffix);
+  }
+
   std::vector<std::string> found;
 
 private:
@@ -207,6 +215,7 @@ std::optional<decoded_tensor> decode_parts(const tensor_info& anchor, const mode
     out.info.decoder = std::move(made.first);
   } catch (const unfit_parts& error) {
     out.problem = error.what();
+    parts.claim_all();
   }
   out.parts = std::move(parts.found);
   const std::string stem =
