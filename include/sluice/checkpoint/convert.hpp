@@ -68,6 +68,7 @@ public:
       problems_.add("quantised by", model.config().quantization, "such weights cannot be converted");
     if (!changes_ && !model.files().gguf().empty())
       problems_.add("a GGUF file", model.name(), "has types that safetensors files have no names for");
+    throw_problems();  // all else would only be missing
     for (const block_id& block : model.blocks()) {
       const tensor_names names = model.names(block);
       for (const char* const state : {"router.rule.bias", "router.rule.table"})

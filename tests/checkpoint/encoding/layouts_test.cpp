@@ -159,6 +159,9 @@ TEST_CASE("nvfp4_rows: one global scale divides, the other multiplies", "[checkp
   CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {0}), divides),
                     contains("value 0, must be above 0"));
   const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinite = std::numeric_limits<float>::infinity();
+  for (const float g : {infinite, std::numeric_limits<float>::denorm_min()})
+    CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {g}), divides), contains("and finite"));
   CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {nan}), multiplies), contains("must be above 0"));
   CHECK_THROWS_WITH(nvfp4_rows(weight, parts.bytes("s", data_type::f8_e4m3, {1, 2}, {1, 1}), global, divides),
                     contains("\"s\" is F8_E4M3 [1, 2], must be F8_E4M3 or U8 [1, 1]"));
