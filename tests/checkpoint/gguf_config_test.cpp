@@ -86,6 +86,22 @@ TEST_CASE("read_gguf_config: DeepSeek's files that are older than the key of sco
   }
 }
 
+TEST_CASE("read_gguf_config: where no key says how wide experts are, they do", "[checkpoint][gguf]") {
+  gguf_writer file = gguf_model("qwen2moe");
+  add_gguf_tensor(file, "blk.3.ffn_gate_inp.weight", {4, 8});
+  add_gguf_tensor(file, "blk.3.ffn_down_exps.weight", {4, 8, 6});
+  CHECK(gguf_config_of(file).hidden == 6);  // not 24, which is that of the chosen ones together
+}
+
+TEST_CASE("read_gguf_config: a file of nothing but the block that predicts further tokens", "[checkpoint][gguf]") {
+  gguf_writer file = gguf_model("qwen35moe");
+  file.key("qwen35moe.nextn_predict_layers", std::uint32_t{1});
+  add_gguf_tensor(file, "blk.3.nextn.eh_proj.weight", {8, 16});
+  add_gguf_tensor(file, "blk.3.ffn_gate_inp.weight", {4, 8});
+  const model_config config = gguf_config_of(file);
+  CHECK((config.layers == 3 && config.next_token_layers == 1 && config.moe_layers.empty()));
+}
+
 TEST_CASE("read_gguf_config: blocks that are counted and left out, or not counted, predict further tokens or do not",
           "[checkpoint][gguf]") {
   const auto layers_with = [](const char* last) {

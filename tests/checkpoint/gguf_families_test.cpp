@@ -434,6 +434,28 @@ std::vector<road_family> road_families() {
                      file.add("blk.1.ffn_down" + end, {road_D, road_H}, slice(w.down, e, road_H * road_D));
                    }
                  }});
+  all.push_back({"gpt-oss",  // gate and up in one tensor, and their biases
+                 {{"model_type", "gpt_oss"},
+                  {"hidden_size", road_D},
+                  {"intermediate_size", road_H},
+                  {"num_hidden_layers", 2},
+                  {"num_local_experts", road_E},
+                  {"num_experts_per_tok", 2}},
+                 [](published_file& file, const block_weights& w) {
+                   test::add_block(file, model_family::gpt_oss, "stacked", w, 1, data_type::f32);
+                 },
+                 [](road_file& file, const block_weights& w) {
+                   using test::published::concatenated;
+                   const std::string p = "blk.1.ffn_";
+                   file.out.key("gpt-oss.expert_feed_forward_length", static_cast<std::uint32_t>(road_H));
+                   file.add("blk.0.ffn_gate_inp.weight", {road_E, road_D}, w.router);
+                   file.add(p + "gate_inp.weight", {road_E, road_D}, w.router);
+                   file.add(p + "gate_inp.bias", {road_E}, w.router_bias);
+                   file.add(p + "gate_up_exps.weight", {road_E, 2 * road_H, road_D}, concatenated(w, w.gate, w.up));
+                   file.add(p + "gate_up_exps.bias", {road_E, 2 * road_H}, concatenated(w, w.gate_bias, w.up_bias));
+                   file.add(p + "down_exps.weight", {road_E, road_D, road_H}, w.down);
+                   file.add(p + "down_exps.bias", {road_E, road_D}, w.down_bias);
+                 }});
   for (const bool is_latent : {false, true}) all.push_back(nemotron_road(is_latent));
   for (const bool is_hashed : {false, true}) all.push_back(deepseek_v4_road(is_hashed));
   all.push_back(gemma_road());

@@ -2,7 +2,7 @@
 ///
 ///   general.architecture          tells the family                    ARCH.embedding_length         D
 ///   ARCH.expert_count             E                                   ARCH.expert_used_count        k
-///   ARCH.expert_feed_forward_length   H; where a family has none: ARCH.feed_forward_length
+///   ARCH.expert_feed_forward_length   H; where there is none: as wide as ffn_down_exps, else ARCH.feed_forward_length
 ///   ARCH.block_count              blocks, those that predict further tokens (ARCH.nextn_predict_layers) among them
 ///   ARCH.expert_weights_norm, expert_weights_scale   divided by their sum, multiplied by this
 ///   ARCH.expert_gating_func   1: softmax, 2: sigmoid, 4: square root of softplus
@@ -36,6 +36,7 @@ namespace detail {
 /// What the tensors of all files say.
 struct gguf_blocks {
   std::vector<index_t> mixtures;
+  index_t hidden = 0;
   index_t shared_hidden = 0;
   bool selection_bias = false;
 };
@@ -66,6 +67,8 @@ gguf_blocks blocks_in(const Files& files, index_t blocks) {
   for (index_t i = 0; i < blocks; ++i) {
     if (find(i, ".ffn_gate_inp.weight") == nullptr) continue;
     out.mixtures.push_back(i);
+    if (const tensor_info* const down = find(i, ".ffn_down_exps.weight"); down != nullptr && !down->shape.empty())
+      out.hidden = down->shape.back();
     if (const tensor_info* const shared = find(i, ".ffn_up_shexp.weight");
         shared != nullptr && shared->shape.size() == 2)
       out.shared_hidden = shared->shape.front();
@@ -146,19 +149,19 @@ inline model_config read_gguf_config(const std::vector<gguf_reader>& files) {
   if (config.top_k > config.experts)
     keys.refuse("expert_used_count",
                 std::to_string(config.top_k) + " of " + std::to_string(config.experts) + " experts cannot be chosen");
-  const auto own_width = keys.integer_if_given("expert_feed_forward_length", {0, detail::widths.most});
-  config.hidden = own_width.value_or(0) > 0 ? *own_width : keys.integer("feed_forward_length", detail::widths);
-
   const index_t blocks = keys.integer("block_count", detail::layer_counts);
   config.next_token_layers = detail::next_token_blocks_in(
       files, blocks, keys.integer_if_given("nextn_predict_layers", {0, blocks - 1}).value_or(0));
   config.layers = blocks - config.next_token_layers;
-  const detail::gguf_blocks seen = detail::blocks_in(files, config.layers);
-  config.moe_layers = seen.mixtures;
+  const detail::gguf_blocks seen = detail::blocks_in(files, blocks);
+  std::copy_if(seen.mixtures.begin(), seen.mixtures.end(), std::back_inserter(config.moe_layers),
+               [&config](index_t i) { return i < config.layers; });
+  if (seen.mixtures.empty())
+    throw file_error(file.file_name(), "none of its " + std::to_string(blocks) + " blocks is a mixture of experts");
   config.shared_hidden = seen.shared_hidden;
-  if (config.moe_layers.empty())
-    throw file_error(file.file_name(),
-                     "none of its " + std::to_string(config.layers) + " blocks is a mixture of experts");
+  config.hidden = keys.integer_if_given("expert_feed_forward_length", {0, detail::widths.most}).value_or(0);
+  if (config.hidden == 0) config.hidden = seen.hidden;
+  if (config.hidden == 0) config.hidden = keys.integer("feed_forward_length", detail::widths);
 
   detail::read_scores(keys, row, seen.selection_bias, config);
   const detail::family_form& form = detail::form_of(config.family);
