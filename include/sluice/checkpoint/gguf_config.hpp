@@ -67,11 +67,14 @@ gguf_blocks blocks_in(const Files& files, index_t blocks) {
   for (index_t i = 0; i < blocks; ++i) {
     if (find(i, ".ffn_gate_inp.weight") == nullptr) continue;
     out.mixtures.push_back(i);
-    if (const tensor_info* const down = find(i, ".ffn_down_exps.weight"); down != nullptr && !down->shape.empty())
-      out.hidden = down->shape.back();
-    if (const tensor_info* const shared = find(i, ".ffn_up_shexp.weight");
-        shared != nullptr && shared->shape.size() == 2)
-      out.shared_hidden = shared->shape.front();
+    const auto set_width = [&](index_t& width, const char* name, bool is_first) {
+      const tensor_info* const tensor = find(i, name);
+      if (tensor == nullptr || tensor->shape.size() < 2) return;
+      const std::int64_t extent = is_first ? tensor->shape.front() : tensor->shape.back();
+      if (extent <= widths.most) width = extent;
+    };
+    set_width(out.hidden, ".ffn_down_exps.weight", false);
+    set_width(out.shared_hidden, ".ffn_up_shexp.weight", true);
     if (find(i, ".exp_probs_b.bias") != nullptr) out.selection_bias = true;
   }
   return out;

@@ -97,13 +97,6 @@ inline std::string index_text(const std::vector<safetensors_writer>& shards, con
 class checkpoint_folder {
 public:
   explicit checkpoint_folder(const std::filesystem::path& folder);
-  checkpoint_folder(const checkpoint_folder&) = delete;
-  checkpoint_folder& operator=(const checkpoint_folder&) = delete;
-  /// A folder that is new and still empty goes again.
-  ~checkpoint_folder() {
-    std::error_code not_empty;
-    if (is_new_) std::filesystem::remove(folder_, not_empty);
-  }
 
   /// Whether the old checkpoint survives that model.safetensors is written.
   bool can_take_single_file() const;
@@ -115,19 +108,16 @@ private:
   void remove_index() const;
 
   std::filesystem::path folder_;
+  folder_to_fill filling_;
   std::filesystem::path index_ = folder_ / index_file_name;
   std::filesystem::path single_ = folder_ / single_file_name;
-  bool is_new_ = false;
   bool has_index_ = false;
   std::set<std::string> indexed_;                // shards of the index, if it can be read
   std::vector<std::filesystem::path> obsolete_;  // once there is a new checkpoint
 };
 
-inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder) : folder_(folder) {
+inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder) : folder_(folder), filling_(folder) {
   std::error_code error;
-  is_new_ = std::filesystem::create_directories(folder, error);
-  if (error) throw file_error(folder.string(), "the folder cannot be created: " + error.message());
-
   has_index_ = std::filesystem::exists(std::filesystem::symlink_status(index_, error));
   if (has_index_) {
     try {
