@@ -2,7 +2,6 @@
 /// pieces of work, so that whatever it is writing is either finished or undone. A second one ends the program at once.
 #pragma once
 
-#include <array>
 #include <csignal>
 #include <exception>
 
@@ -15,19 +14,19 @@ public:
 
 inline volatile std::sig_atomic_t interrupt_flag = 0;  // the number of the signal
 
+inline void catch_interrupt(int number) {
+  std::signal(number, [](int caught) {
+    interrupt_flag = caught;
+    std::signal(caught, SIG_DFL);
+  });
+}
+
 inline void catch_interrupts() {
+  catch_interrupt(SIGINT);
+  catch_interrupt(SIGTERM);
 #ifdef SIGHUP
-  constexpr std::array ends{SIGINT, SIGTERM, SIGHUP};
-#else
-  constexpr std::array ends{SIGINT, SIGTERM};
+  if (std::signal(SIGHUP, SIG_IGN) != SIG_IGN) catch_interrupt(SIGHUP);  // nohup has it ignored
 #endif
-  for (const int end : ends) {
-    const auto before = std::signal(end, [](int number) {
-      interrupt_flag = number;
-      std::signal(number, SIG_DFL);
-    });
-    if (before == SIG_IGN) std::signal(end, SIG_IGN);  // nohup, and shells for what runs in the background
-  }
 #ifdef SIGXFSZ
   std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the limit is an error of the write
 #endif
