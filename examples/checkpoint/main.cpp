@@ -3,7 +3,7 @@
 ///   checkpoint inspect FOLDER        what is in it;  --help says what else there is, COMMAND --help the options of each
 ///
 /// Exit codes: 0 all right, 1 compare found more than the tolerance, 2 wrong usage, 3 a file cannot be read, trusted or
-/// written, 4 out of memory, 130 interrupted.
+/// written, 4 out of memory, 130 interrupted (128 and the number of the signal).
 #include <CLI/CLI.hpp>
 
 #include <exception>
@@ -20,7 +20,7 @@ namespace {
 
 using namespace checkpoint;
 
-enum exit_code { ok = 0, differs = 1, usage = 2, bad_file = 3, no_memory = 4, was_interrupted = 130 };
+enum exit_code { ok = 0, differs = 1, usage = 2, bad_file = 3, no_memory = 4, ended_by_signal = 128 };
 
 void add_model_options(CLI::App& app, model_options& o) {
   app.add_option("model", o.model, "folder with config.json, or an index or safetensors file beside one")->required();
@@ -163,7 +163,7 @@ int main(int argc, char** argv) {
   try {
     return run_program(argc, argv);
   } catch (const checkpoint::interrupted& stop) {
-    return complain(stop.what(), was_interrupted);
+    return complain(stop.what(), ended_by_signal + interrupt_flag);
   } catch (const shared::input_error& error) {
     return complain(error.what(), usage);
   } catch (const std::invalid_argument& error) {  // a number or a word that the library refuses

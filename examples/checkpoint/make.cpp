@@ -103,8 +103,7 @@ void make(const make_options& o) {
       tensors.back().set_type(type);
       tensors.back().add_to(file);
     }
-  file.save(o.folder);
-  write_text(std::filesystem::path(o.folder) / "config.json", json + '\n');
+  save_with_config(file, o.folder, json + '\n');
   std::cout << o.folder << ": " << config.moe_layers.size() + config.decoder_moe_layers.size() << " random layers of "
             << name_of(config.family) << ", " << config.experts << " experts, width " << config.inputs << ", hidden "
             << config.hidden << '\n';

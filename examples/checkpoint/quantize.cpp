@@ -139,9 +139,8 @@ public:
     for (const auto& [name, tensor] : left_) file.add(*tensor);
     for (const packed_matrix& matrix : matrices_) matrix.add_to(file);
     bar_.draw("writing", 1, 1);
-    file.save(target);
     config["quantization_config"] = groups_.config(o_.group);
-    write_text(target / "config.json", config.dump(2) + '\n');
+    save_with_config(file, target, config.dump(2) + '\n');
   }
 
   const std::vector<rounded_expert>& experts() const { return experts_; }

@@ -743,6 +743,7 @@ std::vector<release> releases() {
   recipe v4 = deepseek(1.5);
   v4.scores = [](const numbers& l) { return each(l, [](double z) { return std::sqrt(std::log(1 + std::exp(z))); }); };
   v4.unit = [](double a, double b) { return silu_of(std::min(a, 1.5)) * std::clamp(b, -1.5, 1.5); };
+  v4.shared_unit = v4.unit;
   const json deepseek_v4{{"architectures", {"DeepseekV4ForCausalLM"}},
                          {"compress_ratios", {0, 0, 4}},
                          {"hc_mult", 4},

@@ -24,6 +24,8 @@ gguf_writer gguf_model(const std::string& architecture) {
   file.key(architecture + ".expert_count", std::uint32_t{4});
   file.key(architecture + ".expert_used_count", std::uint32_t{2});
   file.key(architecture + ".feed_forward_length", std::uint32_t{24});
+  file.key(architecture + ".attention.layer_norm_rms_epsilon", 1e-6F);
+  file.key(architecture + ".swiglu_clamp_exp", 10.0F);
   return file;
 }
 
@@ -57,19 +59,61 @@ TEST_CASE("read_gguf_config: every architecture is a family with its rules", "[c
     add_gguf_routers(file);
     const model_config config = gguf_config_of(file);
     CHECK(config.quantization == "gguf");
-    CHECK(config.family == (row.either_score ? model_family::deepseek_v2 : row.family));  // softmax if not told
+    CHECK(config.family == row.family);
     CHECK(detail::spelling_of(config.family, config.model_type).family == config.family);
     CHECK(config.inputs == 8);
     CHECK(config.hidden == 24);
     CHECK(config.experts == 4);
     CHECK(config.top_k == 2);
-    CHECK(config.shared_hidden == 5);
+    CHECK(config.shared_hidden == (config.family == model_family::gemma4 ? 24 : 5));
     CHECK(config.layers == 4);
     CHECK(config.moe_layers == std::vector<index_t>{1, 2, 3});
     CHECK(config.renormalize == (row.weights == detail::weights_rule::divided));
     CHECK(config.router_bias == (config.family == model_family::gpt_oss));
-    CHECK(config.clamp == (config.family == model_family::gpt_oss ? 7 : 0));
+    CHECK(config.clamp == (config.family == model_family::gpt_oss       ? 7
+                           : config.family == model_family::deepseek_v4 ? 10
+                                                                        : 0));
   }
+}
+
+TEST_CASE("read_gguf_config: DeepSeek's files that are older than the key of scores are known by a bias",
+          "[checkpoint][gguf]") {
+  for (const bool has_bias : {false, true}) {
+    gguf_writer file = gguf_model("deepseek2");
+    add_gguf_tensor(file, "blk.3.ffn_gate_inp.weight", {4, 8});
+    if (has_bias) add_gguf_tensor(file, "blk.3.exp_probs_b.bias", {4});
+    CHECK(gguf_config_of(file).family == (has_bias ? model_family::deepseek_v3 : model_family::deepseek_v2));
+  }
+}
+
+TEST_CASE("read_gguf_config: where no key says how wide experts are, they do", "[checkpoint][gguf]") {
+  gguf_writer file = gguf_model("qwen2moe");
+  add_gguf_tensor(file, "blk.3.ffn_gate_inp.weight", {4, 8});
+  add_gguf_tensor(file, "blk.3.ffn_down_exps.weight", {4, 8, 6});
+  CHECK(gguf_config_of(file).hidden == 6);  // not 24, which is that of the chosen ones together
+}
+
+TEST_CASE("read_gguf_config: a file of nothing but the block that predicts further tokens", "[checkpoint][gguf]") {
+  gguf_writer file = gguf_model("qwen35moe");
+  file.key("qwen35moe.nextn_predict_layers", std::uint32_t{1});
+  add_gguf_tensor(file, "blk.3.nextn.eh_proj.weight", {8, 16});
+  add_gguf_tensor(file, "blk.3.ffn_gate_inp.weight", {4, 8});
+  const model_config config = gguf_config_of(file);
+  CHECK((config.layers == 3 && config.next_token_layers == 1 && config.moe_layers.empty()));
+}
+
+TEST_CASE("read_gguf_config: blocks that are counted and left out, or not counted, predict further tokens or do not",
+          "[checkpoint][gguf]") {
+  const auto layers_with = [](const char* last) {
+    gguf_writer file = gguf_model("deepseek4");
+    file.key("deepseek4.nextn_predict_layers", std::uint32_t{1});
+    add_gguf_tensor(file, "blk.0.ffn_gate_inp.weight", {4, 8});
+    if (last != nullptr) add_gguf_tensor(file, std::string("blk.3.") + last, {8});
+    return gguf_config_of(file).layers;
+  };
+  CHECK(layers_with(nullptr) == 3);
+  CHECK(layers_with("nextn.enorm.weight") == 3);
+  CHECK(layers_with("ffn_norm.weight") == 4);
 }
 
 TEST_CASE("read_gguf_config: DeepSeek-V3 by its keys", "[checkpoint][gguf]") {
@@ -82,6 +126,7 @@ TEST_CASE("read_gguf_config: DeepSeek-V3 by its keys", "[checkpoint][gguf]") {
   file.key("deepseek2.expert_group_used_count", std::uint32_t{1});
   file.key("deepseek2.nextn_predict_layers", std::uint32_t{1});
   add_gguf_routers(file);
+  add_gguf_tensor(file, "blk.3.nextn.eh_proj.weight", {8, 16});
   const model_config config = gguf_config_of(file);
   CHECK(config.family == model_family::deepseek_v3);
   CHECK(config.model_type == "deepseek_v3");
@@ -120,6 +165,10 @@ TEST_CASE("read_gguf_config: what makes no sense is refused by key and number", 
   CHECK_THAT(with("expert_gating_func", std::uint32_t{3}, "deepseek2"), contains("not 3"));
   CHECK_THAT(with("expert_group_count", std::uint32_t{3}), contains("E divisible by the groups"));
   CHECK_THAT(with("nextn_predict_layers", std::uint32_t{4}), contains("from 0 to 3, is 4"));
+  CHECK_THAT(with("swiglu_clamp_shexp", 0.0F, "deepseek4"),
+             contains("\"deepseek4.swiglu_clamp_shexp\": is 0 beside a swiglu_clamp_exp of 10"));
+  CHECK_THAT(with("hash_layer_count", std::uint32_t{2}, "deepseek4"), contains("\"deepseek4.vocab_size\": is missing"));
+  CHECK_THAT(with("expert_gating_func", std::uint32_t{2}, "deepseek4"), contains("only 4 is supported"));
   CHECK_THAT(complaint([](gguf_writer&) {}, "grok"),
              contains("architecture \"grok\" is of no known family; known are llama"));
 

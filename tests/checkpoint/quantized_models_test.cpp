@@ -100,12 +100,35 @@ TEST_CASE("quantised models: half a layout is refused in a line that says what i
              contains("1 problem (the model is quantised by gptq)") &&
                  contains("different \"" + up + ".weight\": needs \"" + up + ".scales\", which is not there"));
   model = gptq_model();
+  model.tensors.erase(up + ".qzeros");
+  CHECK_THAT(quantized_complaint(model.open(folder)), contains("1 problem (") && contains(up + ".qzeros\", which"));
+  model = gptq_model();
   model.tensors[up + ".qzeros"].shape = {2, 2};
   CHECK_THAT(quantized_complaint(model.open(folder)), contains("qzeros\" is I32 [2, 2], must be I32 [1, 2]"));
   model = gptq_model();
   model.tensors.erase(up + ".qweight");
   CHECK_THAT(quantized_complaint(model.open(folder)),
              contains("missing \"" + up + ".weight\"") && contains("left over \"" + up + ".scales\""));
+}
+
+TEST_CASE("quantised models: scales in a type that weights have are scales", "[checkpoint][quantized]") {
+  const test::temporary_folder folder;
+  gptq_model model;
+  const std::string up = mlp_prefix + "experts.1.up_proj";
+  for (const char* const part : {".qweight", ".qzeros", ".scales"}) model.tensors.erase(up + part);
+  std::erase_if(model.tensors, [](const auto& t) { return t.first.find("down_proj") != std::string::npos; });
+  for (const std::string expert : {"experts.0.", "experts.1."}) {  // of 16 inputs: one group each
+    model.add_bytes(mlp_prefix + expert + "down_proj.weight_packed", {8, 8}, data_type::u8, 0x22);
+    model.add_bytes(mlp_prefix + expert + "down_proj.weight_scale", {8, 1}, data_type::f8_e4m3, 0x38);
+    model.add_floats(mlp_prefix + expert + "down_proj.weight_global_scale", {1}, 0.25F);
+  }
+  model.add_floats(up + ".weight", {16, 8}, 1);
+  layer_load_report report;
+  quantized_layer layer = load_layer<quantized_layer>(model.open(folder), {.layer = 0}, {.report = &report});
+  CHECK((layer.bank().expert(1).down().to_matrix().array() == 4).all());
+  CHECK((layer.bank().expert(1).up().to_matrix().array() == 1).all());  // layouts may differ from matrix to matrix
+  CHECK((layer.bank().expert(0).up().to_matrix().array() == 0.5F).all());
+  CHECK(report.ignored.empty());
 }
 
 TEST_CASE("quantised models: what the config says decides, and what is unknown is said", "[checkpoint][quantized]") {
@@ -116,7 +139,7 @@ TEST_CASE("quantised models: what the config says decides, and what is unknown i
   CHECK_THAT(
       quantized_complaint(model.open(folder, R"("quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin")")),
       contains("is in the format \"marlin\"; only \"gptq\" and \"gptq_v2\" are read"));
-  CHECK_THAT(quantized_complaint(model.open(folder, R"("quant_method": "gptq")")), contains("codes of 0 bits"));
+  CHECK_THAT(quantized_complaint(model.open(folder, R"("quant_method": "gptq")")), contains("the config does not say how many bits"));
   CHECK_THAT(quantized_complaint(model.open(folder, R"("quant_method": "gptq", "bits": 4, "group_size": 4)")),
              contains("8 inputs in groups of 4 make 2 groups"));
 }

@@ -37,6 +37,7 @@ std::map<std::string, file_map> corpora() {
   return {{"safetensors", files_of(".safetensors", {valid_files(), malformed_files()})},
           {"gguf", files_of(".gguf", {valid_gguf_files(), malformed_gguf_files()})},
           {"index", files_of(".json", {valid_indices(), malformed_indices()})},
+          {"encoding", sluice::test::drawn_cases(10, 6, 48)},
           {"kernels", kernel_cases()},
           {"routing", sluice::test::drawn_cases(22, 5, 180)}};
 }

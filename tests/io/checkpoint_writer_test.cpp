@@ -230,6 +230,22 @@ TEST_CASE("checkpoint_writer: from every state of the folder a save leads to the
     }
 }
 
+TEST_CASE("checkpoint_writer: of a save that throws nothing is left, no folder either", "[io]") {
+  const test::temporary_folder folder(test::memory_folder());
+  const int nothing = 0;
+  for (const std::uint64_t shard_bytes : {sharded, whole}) {
+    checkpoint_writer writer;
+    const std::vector<float> zeros(4);
+    writer.add("a", {4}, zeros);
+    writer.add("b", {4}, data_type::f32,
+               checkpoint_writer::source{&nothing, [](const void*, std::size_t, std::span<std::byte>) {
+                                           throw std::runtime_error("given up");
+                                         }});
+    CHECK_THROWS_WITH(writer.save(folder / "new", {.shard_bytes = shard_bytes}), "given up");
+    CHECK(folder.file_count() == 0);
+  }
+}
+
 TEST_CASE("checkpoint_writer: shards alternate between two sets of names", "[io]") {
   const test::temporary_folder folder(test::memory_folder());
   for (int i = 0; i < 4; ++i) {

@@ -1,4 +1,5 @@
-/// block_names: what the tensors of a mixture are called in each published family, a row a spelling.
+/// block_names: what the tensors of a mixture are called in each published family, a row a spelling. GGUF files have
+/// names of their own (gguf_names.hpp).
 ///
 ///   model.  layers.  3  .mlp.  gate.weight
 ///   root    stack    n  inside tensor
@@ -38,6 +39,7 @@ struct block_names {
   std::array<expert_layout, 2> shared = {};
   bool decoder = false;                        // blocks of the decoder in models that also have an encoder
   std::array<std::string_view, 7> owned = {};  // beginnings of the block's names; none: everything inside is its own
+  bool leading_ones = false;  // axes of one element in front of a shape are not counted
 
   constexpr std::string_view router() const { return parameters.front().tensor; }
 };
@@ -322,34 +324,6 @@ inline constexpr auto published_names = std::to_array<block_names>({
      .owned = {"router.", "experts.", "mlp.", "pre_feedforward_layernorm.", "pre_feedforward_layernorm_2.",
                "post_feedforward_layernorm_1.", "post_feedforward_layernorm_2."}},
 });
-
-/// What GGUF files call the tensors of a block, those of any family: a layer takes the parameters that it has. The
-/// mixture's tensors have "exps", "shexp" or "inp" in their names; those of dense layers beside it do not.
-inline constexpr block_names gguf_names{
-    .family = {},
-    .stack = "blk.",
-    .inside = ".",
-    .parameters = {gate_weight("ffn_gate_inp.weight"),
-                   {"router.gate.bias", "ffn_gate_inp.bias"},
-                   selection_bias("exp_probs_b.bias"),
-                   {"shared_gate", "ffn_gate_inp_shexp.weight"}},
-    .experts = {{{.name = "gguf",
-                  .gate = "ffn_gate_exps.weight",
-                  .up = "ffn_up_exps.weight",
-                  .down = "ffn_down_exps.weight",
-                  .up_bias = "ffn_up_exps.bias",
-                  .down_bias = "ffn_down_exps.bias",
-                  .gate_bias = "ffn_gate_exps.bias",
-                  .coded = true},
-                 {.name = "gguf-fused",
-                  .gate = "ffn_gate_up_exps.weight",
-                  .up = "",
-                  .down = "ffn_down_exps.weight",
-                  .arrangement = arrangement::concatenated,
-                  .coded = true}}},
-    .shared = {{{"", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"}}},
-    .owned = {"ffn_gate_inp", "ffn_gate_exps", "ffn_gate_up_exps", "ffn_up_", "ffn_down_", "ffn_gate_shexp",
-              "exp_probs_b"}};
 
 /// What else may stand in front of a stack, besides the root of the model's own spelling.
 inline constexpr std::array<std::string_view, 10> known_roots{

@@ -68,6 +68,7 @@ public:
       problems_.add("quantised by", model.config().quantization, "such weights cannot be converted");
     if (!changes_ && !model.files().gguf().empty())
       problems_.add("a GGUF file", model.name(), "has types that safetensors files have no names for");
+    throw_problems();  // all else would only be missing
     for (const block_id& block : model.blocks()) {
       const tensor_names names = model.names(block);
       for (const char* const state : {"router.rule.bias", "router.rule.table"})
@@ -230,14 +231,19 @@ inline convert_report convert_checkpoint(const checkpoint_model& model, const st
   checkpoint_writer file;
   file.metadata("format", "pt");  // readers of published models ask for it
   conversion.add_to(file);
-  const bool is_folder = target.extension() != ".safetensors";
-  const auto config = is_folder ? detail::converted_config(model.files().folder(), options.type) : std::nullopt;
-  file.save(target, {.shard_bytes = options.shard_bytes});
-  if (config) {
-    atomic_file config_file(target / "config.json");
-    config_file.write(std::as_bytes(std::span<const char>(*config)));
-    config_file.commit();
+  if (target.extension() == detail::file_suffix) {
+    file.save(target);
+    return conversion.report();
   }
+  // What may fail of the config does so before the tensors are there.
+  const detail::folder_to_fill folder(target);
+  std::optional<atomic_file> config_file;
+  if (const auto config = detail::converted_config(model.files().folder(), options.type)) {
+    config_file.emplace(target / "config.json");
+    config_file->write(std::as_bytes(std::span<const char>(*config)));
+  }
+  file.save(target, {.shard_bytes = options.shard_bytes});
+  if (config_file) config_file->commit();
   return conversion.report();
 }
 

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +31,17 @@ struct tensor_place {
   index_t offset = 0;
   index_t row_stride = 0;
   index_t col_stride = 1;
+  bool leading_ones = false;  ///< axes of one element in front of the shape are not counted
+
+  /// Whether a tensor of this shape is the one.
+  bool is_of(std::span<const std::int64_t> other) const noexcept {
+    if (!leading_ones) return std::ranges::equal(other, shape);
+    const auto counted = [](std::span<const std::int64_t> extents) {
+      while (extents.size() > 1 && extents.front() == 1) extents = extents.subspan(1);
+      return extents;
+    };
+    return std::ranges::equal(counted(other), counted(shape));
+  }
 
   /// Whether elements of a row are nearer to each other than those of a column.
   bool is_by_row(index_t cols) const noexcept { return cols > 1 && col_stride <= row_stride; }

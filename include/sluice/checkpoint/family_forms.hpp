@@ -23,7 +23,7 @@ enum class layer_form {
   most_likely,     ///< softmax, capacity by probability; SwiGLU
   ungated,         ///< as scored, experts and shared expert without a gate: squared ReLU
   with_copies,     ///< as scored, beside the experts some that return their input
-  scored_clamped,  ///< as scored, the hidden units of routed experts clamped
+  scored_clamped,  ///< as scored, hidden units clamped
   normed_branches  ///< a mixture beside a dense branch, each between norms of its own; GeGLU
 };
 

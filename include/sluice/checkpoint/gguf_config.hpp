@@ -2,10 +2,12 @@
 ///
 ///   general.architecture          tells the family                    ARCH.embedding_length         D
 ///   ARCH.expert_count             E                                   ARCH.expert_used_count        k
-///   ARCH.expert_feed_forward_length   H; where a family has none: ARCH.feed_forward_length
+///   ARCH.expert_feed_forward_length   H; where there is none: as wide as ffn_down_exps, else ARCH.feed_forward_length
 ///   ARCH.block_count              blocks, those that predict further tokens (ARCH.nextn_predict_layers) among them
 ///   ARCH.expert_weights_norm, expert_weights_scale   divided by their sum, multiplied by this
-///   ARCH.expert_gating_func       1: softmax, 2: sigmoid              ARCH.expert_group_count, expert_group_used_count
+///   ARCH.expert_gating_func   1: softmax, 2: sigmoid, 4: square root of softplus
+///   ARCH.expert_group_count, expert_group_used_count                  ARCH.moe_latent_size      what experts read
+///   ARCH.hash_layer_count         blocks that look experts up         ARCH.swiglu_clamp_exp     for every block
 ///
 /// What keys do not say, tensors do: which blocks are mixtures, how wide a shared expert is, whether there is a
 /// selection bias. Files may be older than a key; then what a family always does holds, and groups of experts are not
@@ -15,133 +17,43 @@
 
 #include <sluice/checkpoint/config_keys.hpp>
 #include <sluice/checkpoint/family_forms.hpp>
+#include <sluice/checkpoint/gguf_keys.hpp>
 #include <sluice/checkpoint/model_family.hpp>
 #include <sluice/io/file_error.hpp>
 #include <sluice/io/gguf_reader.hpp>
 
 #include <algorithm>
-#include <array>
-#include <cstdint>
+#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-enum class weights_rule { divided, raw, told };  // by their sum; as they are; by expert_weights_norm
-
-struct gguf_architecture {
-  std::string_view name;
-  model_family family;
-  std::string_view model_type;
-  weights_rule weights;
-  bool sigmoid = false;       // how experts are scored where the file does not say
-  bool either_score = false;  // files say it, and softmax is another family
-};
-
-inline constexpr auto gguf_architectures = std::to_array<gguf_architecture>({
-    {"llama", model_family::mixtral, "mixtral", weights_rule::divided},
-    {"qwen2moe", model_family::qwen2_moe, "qwen2_moe", weights_rule::raw},
-    {"qwen3moe", model_family::qwen3_moe, "qwen3_moe", weights_rule::divided},
-    {"qwen3vlmoe", model_family::qwen3_moe, "qwen3_vl_moe_text", weights_rule::divided},
-    {"qwen3next", model_family::qwen3_next, "qwen3_next", weights_rule::divided},
-    {"qwen35moe", model_family::qwen3_next, "qwen3_5_moe_text", weights_rule::divided},
-    {"olmoe", model_family::olmoe, "olmoe", weights_rule::raw},
-    {"deepseek", model_family::deepseek_v2, "deepseek", weights_rule::raw},
-    {"deepseek2", model_family::deepseek_v3, "deepseek_v3", weights_rule::told, false, true},
-    {"deepseek32", model_family::deepseek_v3, "deepseek_v32", weights_rule::told, true},
-    {"glm4moe", model_family::glm4_moe, "glm4_moe", weights_rule::told, true},
-    {"glm-dsa", model_family::glm4_moe, "glm_moe_dsa", weights_rule::told, true},
-    {"dots1", model_family::dots1, "dots1", weights_rule::told, true},
-    {"minimax-m2", model_family::minimax_m2, "minimax_m2", weights_rule::divided, true},
-    {"lfm2moe", model_family::lfm2_moe, "lfm2_moe", weights_rule::divided, true},
-    {"gpt-oss", model_family::gpt_oss, "gpt_oss", weights_rule::divided},
-    {"phimoe", model_family::phimoe, "phimoe", weights_rule::raw},
-    {"granitemoe", model_family::granitemoe, "granitemoe", weights_rule::divided},
-    {"hunyuan-moe", model_family::hunyuan_v1_moe, "hunyuan_v1_moe", weights_rule::divided},
-    {"ernie4_5-moe", model_family::ernie4_5_moe, "ernie4_5_moe", weights_rule::divided},
-    {"jamba", model_family::jamba, "jamba", weights_rule::raw},
-});
-
-/// Checked access to the keys of one architecture.
-class gguf_keys {
-public:
-  gguf_keys(const gguf_reader& file, std::string_view architecture) : file_(file), prefix_(architecture) {
-    prefix_ += '.';
-  }
-
-  [[noreturn]] void refuse(std::string_view key, const std::string& reason) const {
-    throw file_error(file_.file_name(), "key \"" + prefix_ + std::string(key) + "\": " + reason);
-  }
-
-  /// One number, or an array that holds it for every block.
-  std::optional<index_t> integer_if_given(std::string_view key, integer_range range) const {
-    const gguf_value* const value = find(key);
-    if (value == nullptr) return std::nullopt;
-    std::optional<index_t> common;
-    value->for_each([&](const gguf_value& each) {
-      const std::optional<std::int64_t> number = each.integer();
-      if (!number || *number < range.least || *number > range.most)
-        refuse(key, "must be an integer from " + std::to_string(range.least) + " to " + std::to_string(range.most) +
-                        ", is " + (number ? std::to_string(*number) : "a " + each.type_text()));
-      if (common && *common != *number)
-        refuse(key, "differs from block to block, " + std::to_string(*common) + " and " + std::to_string(*number) +
-                        ", which is not supported");
-      common = *number;
-    });
-    return common;
-  }
-  index_t integer(std::string_view key, integer_range range) const {
-    const std::optional<index_t> value = integer_if_given(key, range);
-    if (!value) refuse(key, "is missing");
-    return *value;
-  }
-  std::optional<double> number_if_given(std::string_view key, double least, double most) const {
-    const gguf_value* const value = find(key);
-    if (value == nullptr) return std::nullopt;
-    const std::optional<double> number = value->number();
-    if (!number || !(*number >= least && *number <= most))
-      refuse(key, "must be a number from " + short_text(least) + " to " + short_text(most) + ", is " +
-                      (number ? short_text(*number) : "a " + value->type_text()));
-    return number;
-  }
-  std::optional<bool> boolean_if_given(std::string_view key) const {
-    const gguf_value* const value = find(key);
-    if (value == nullptr) return std::nullopt;
-    if (!value->boolean()) refuse(key, "must be true or false, is a " + value->type_text());
-    return value->boolean();
-  }
-
-private:
-  const gguf_value* find(std::string_view key) const { return file_.find_key(prefix_ + std::string(key)); }
-
-  const gguf_reader& file_;
-  std::string prefix_;
-};
-
-inline const gguf_architecture& architecture_of(const gguf_reader& file) {
-  const gguf_value* const value = file.find_key("general.architecture");
-  const auto name = value == nullptr ? std::nullopt : value->text();
-  if (!name) throw file_error(file.file_name(), "key \"general.architecture\": must be a string");
-  std::string known;
-  for (const gguf_architecture& row : gguf_architectures) {
-    if (row.name == *name) return row;
-    known += (known.empty() ? "" : ", ") + std::string(row.name);
-  }
-  throw file_error(file.file_name(),
-                   "architecture \"" + printable(*name) + "\" is of no known family; known are " + known);
-}
-
 /// What the tensors of all files say.
 struct gguf_blocks {
   std::vector<index_t> mixtures;
+  index_t hidden = 0;
   index_t shared_hidden = 0;
   bool selection_bias = false;
 };
+
+/// How many of the last blocks predict further tokens. Some files count blocks that they leave out.
+template <typename Files>
+index_t next_token_blocks_in(const Files& files, index_t blocks, index_t told) {
+  if (told == 0) return 0;
+  const std::string block = "blk." + std::to_string(blocks - told) + '.';
+  bool is_there = false, predicts = false;
+  for (const gguf_reader& file : files)
+    for (const tensor_info& tensor : file.tensors()) {
+      is_there = is_there || tensor.name.starts_with(block);
+      predicts = predicts || tensor.name.starts_with(block + "nextn.");
+    }
+  return is_there && !predicts ? 0 : told;
+}
 
 template <typename Files>
 gguf_blocks blocks_in(const Files& files, index_t blocks) {
@@ -155,25 +67,71 @@ gguf_blocks blocks_in(const Files& files, index_t blocks) {
   for (index_t i = 0; i < blocks; ++i) {
     if (find(i, ".ffn_gate_inp.weight") == nullptr) continue;
     out.mixtures.push_back(i);
-    if (const tensor_info* const shared = find(i, ".ffn_up_shexp.weight");
-        shared != nullptr && shared->shape.size() == 2)
-      out.shared_hidden = shared->shape.front();
+    const auto set_width = [&](index_t& width, const char* name, bool is_first) {
+      const tensor_info* const tensor = find(i, name);
+      if (tensor == nullptr || tensor->shape.size() < 2) return;
+      const std::int64_t extent = is_first ? tensor->shape.front() : tensor->shape.back();
+      if (extent <= widths.most) width = extent;
+    };
+    set_width(out.hidden, ".ffn_down_exps.weight", false);
+    set_width(out.shared_hidden, ".ffn_up_shexp.weight", true);
     if (find(i, ".exp_probs_b.bias") != nullptr) out.selection_bias = true;
   }
   return out;
 }
 
 /// Which way experts are scored, and by that which of two families it is.
-inline void read_scores(const gguf_keys& keys, const gguf_architecture& row, model_config& config) {
-  const index_t usual = row.sigmoid ? 2 : 1;
-  const index_t scores = keys.integer_if_given("expert_gating_func", {0, 1000}).value_or(0);
-  const index_t told = scores == 0 ? usual : scores;
-  if (row.either_score && told == 1) {
+inline void read_scores(const gguf_keys& keys, const gguf_architecture& row, bool selection_bias,
+                        model_config& config) {
+  constexpr auto softmax = static_cast<index_t>(gguf_scores::softmax);
+  constexpr auto sigmoid = static_cast<index_t>(gguf_scores::sigmoid);
+  index_t told = keys.integer_if_given("expert_gating_func", {0, 1000}).value_or(0);
+  // Files of either kind may be older than the key; a softmax never had a bias beside it.
+  if (told == 0) told = row.either_score && selection_bias ? sigmoid : static_cast<index_t>(row.scores);
+  if (row.either_score && told == softmax) {
     config.family = model_family::deepseek_v2;
     config.model_type = "deepseek_v2";
-  } else if (told != (row.either_score ? 2 : usual)) {
+  } else if (const index_t wanted = row.either_score ? sigmoid : static_cast<index_t>(row.scores); told != wanted) {
     keys.refuse("expert_gating_func",
-                "only " + std::to_string(usual) + " is supported for this architecture, not " + std::to_string(told));
+                "only " + std::to_string(wanted) + " is supported for this architecture, not " + std::to_string(told));
+  }
+}
+
+/// What the keys of one family say besides.
+inline void read_further(const gguf_keys& keys, model_config& config) {
+  switch (config.family) {
+    case model_family::gpt_oss:
+      config.router_bias = true;
+      config.clamp = 7;
+      break;
+    case model_family::phimoe:
+      config.jitter = 0.01;
+      break;
+    case model_family::ernie4_5_moe:
+      config.smallest_sum = 1e-12;
+      break;
+    case model_family::nemotron_h:
+      config.latent = keys.integer_if_given("moe_latent_size", widths).value_or(0);
+      break;
+    case model_family::gemma4:
+      config.shared_hidden = keys.integer("feed_forward_length", widths);
+      config.norm_epsilon = keys.number("attention.layer_norm_rms_epsilon", 0, 1);
+      break;
+    case model_family::deepseek_v4: {
+      config.selection_bias = true;  // of blocks that look nothing up
+      config.clamp = keys.number("swiglu_clamp_exp", 0, largest_factor);
+      const double of_shared = keys.number_if_given("swiglu_clamp_shexp", 0, largest_factor).value_or(config.clamp);
+      if (of_shared < config.clamp || of_shared > config.clamp)
+        keys.refuse("swiglu_clamp_shexp", "is " + short_text(of_shared) + " beside a swiglu_clamp_exp of " +
+                                              short_text(config.clamp) + "; only equal ones are supported");
+      const index_t looked_up = keys.integer_if_given("hash_layer_count", {0, layer_counts.most}).value_or(0);
+      std::copy_if(config.moe_layers.begin(), config.moe_layers.end(), std::back_inserter(config.hash_layers),
+                   [looked_up](index_t i) { return i < looked_up; });
+      if (!config.hash_layers.empty()) config.vocabulary = keys.integer("vocab_size", widths);
+      break;
+    }
+    default:
+      break;
   }
 }
 
@@ -194,20 +152,21 @@ inline model_config read_gguf_config(const std::vector<gguf_reader>& files) {
   if (config.top_k > config.experts)
     keys.refuse("expert_used_count",
                 std::to_string(config.top_k) + " of " + std::to_string(config.experts) + " experts cannot be chosen");
-  const auto own_width = keys.integer_if_given("expert_feed_forward_length", {0, detail::widths.most});
-  config.hidden = own_width.value_or(0) > 0 ? *own_width : keys.integer("feed_forward_length", detail::widths);
-
   const index_t blocks = keys.integer("block_count", detail::layer_counts);
-  config.next_token_layers = keys.integer_if_given("nextn_predict_layers", {0, blocks - 1}).value_or(0);
+  config.next_token_layers = detail::next_token_blocks_in(
+      files, blocks, keys.integer_if_given("nextn_predict_layers", {0, blocks - 1}).value_or(0));
   config.layers = blocks - config.next_token_layers;
-  const detail::gguf_blocks seen = detail::blocks_in(files, config.layers);
-  config.moe_layers = seen.mixtures;
+  const detail::gguf_blocks seen = detail::blocks_in(files, blocks);
+  std::copy_if(seen.mixtures.begin(), seen.mixtures.end(), std::back_inserter(config.moe_layers),
+               [&config](index_t i) { return i < config.layers; });
+  if (seen.mixtures.empty())
+    throw file_error(file.file_name(), "none of its " + std::to_string(blocks) + " blocks is a mixture of experts");
   config.shared_hidden = seen.shared_hidden;
-  if (config.moe_layers.empty())
-    throw file_error(file.file_name(),
-                     "none of its " + std::to_string(config.layers) + " blocks is a mixture of experts");
+  config.hidden = keys.integer_if_given("expert_feed_forward_length", {0, detail::widths.most}).value_or(0);
+  if (config.hidden == 0) config.hidden = seen.hidden;
+  if (config.hidden == 0) config.hidden = keys.integer("feed_forward_length", detail::widths);
 
-  detail::read_scores(keys, row, config);
+  detail::read_scores(keys, row, seen.selection_bias, config);
   const detail::family_form& form = detail::form_of(config.family);
   config.selection_bias = !form.selection_bias || seen.selection_bias;
   config.renormalize = row.weights == detail::weights_rule::divided;
@@ -230,20 +189,7 @@ inline model_config read_gguf_config(const std::vector<gguf_reader>& files) {
     keys.refuse("expert_group_used_count", error.what());
   }
 
-  switch (config.family) {
-    case model_family::gpt_oss:
-      config.router_bias = true;
-      config.clamp = 7;
-      break;
-    case model_family::phimoe:
-      config.jitter = 0.01;
-      break;
-    case model_family::ernie4_5_moe:
-      config.smallest_sum = 1e-12;
-      break;
-    default:
-      break;
-  }
+  detail::read_further(keys, config);
   return config;
 }
 

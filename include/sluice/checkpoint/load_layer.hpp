@@ -157,7 +157,7 @@ void find_tensors(const checkpoint_model& model, const Names& names, std::vector
         problems.add("different", copy.place.tensor, found->problem);
         continue;
       }
-      if (info.shape != copy.place.shape) {
+      if (!copy.place.is_of(info.shape)) {
         problems.add("different", copy.place.tensor,
                      "shape is " + shape_text(info.shape) + ", the layer needs " + wanted);
         continue;

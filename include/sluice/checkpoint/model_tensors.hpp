@@ -28,13 +28,16 @@ public:
       const located_tensor* const found = files.find(name);
       return found == nullptr ? nullptr : &found->info;
     };
-    std::set<std::string_view> taken;  // as a part of another one
     for (const located_tensor& tensor : files.tensors())
       if (auto decoded = decode_parts(tensor.info, config, find_stored)) tensors_.push_back(*std::move(decoded));
+    std::set<std::string> taken;  // as a part of another one
     for (const decoded_tensor& tensor : tensors_) {
-      taken.insert(tensor.parts.begin(), tensor.parts.end());
+      taken.insert(tensor.parts.begin() + 1, tensor.parts.end());
       taken.insert(tensor.unused.begin(), tensor.unused.end());
     }
+    // Scales may be of a type that weights have, too: what is a part begins no layout of its own.
+    std::erase_if(tensors_, [&](const decoded_tensor& tensor) { return taken.contains(tensor.parts.front()); });
+    for (const decoded_tensor& tensor : tensors_) taken.insert(tensor.parts.front());
     std::vector<decoded_tensor> plain;
     for (const located_tensor& tensor : files.tensors())
       if (!taken.contains(tensor.info.name)) plain.push_back({.info = tensor.info, .bytes = tensor.info.bytes.size()});

@@ -5,7 +5,7 @@
 ///   qwen2_moe_layer                               the same, the shared expert behind a sigmoid gate
 ///   scored_layer                                  scores beside which a bias may choose
 ///   deepseek_v3_layer, llama4_layer               the same, beside a shared expert
-///   deepseek_v4_layer                             the same, routed experts clamped
+///   deepseek_v4_layer                             the same, experts clamped
 ///   deepseek_v4_hash_layer                        the same, but a table says by the token's id which experts
 ///   nemotron_layer                                the same, experts without a gate
 ///   nemotron_latent_layer                         and these work on a projection of the token
@@ -112,11 +112,11 @@ using longcat_layer =
               expert_union<expert_bank<swiglu<Scalar, Storage>>, expert_bank<identity_expert<Scalar>>>>;
 template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v4_layer = shared_expert_layer<detail::layer_of<sigmoid_router<Scalar>, clamped_glu<Scalar, Storage>>,
-                                              swiglu<Scalar, Storage>>;
+                                              clamped_glu<Scalar, Storage>>;
 template <std::floating_point Scalar, MapStorage Storage = full_precision<Scalar>>
 using deepseek_v4_hash_layer =
     shared_expert_layer<detail::layer_of<detail::scored_hash_router<Scalar>, clamped_glu<Scalar, Storage>>,
-                        swiglu<Scalar, Storage>>;
+                        clamped_glu<Scalar, Storage>>;
 
 /// Gemma 4: x is the residual stream, y what its last norm before the next addition reads. The router sees x
 /// normalised and scaled, the experts x normalised; a dense branch stands beside them, and each branch is normalised
@@ -248,18 +248,28 @@ struct published<sparse_mixer_router<Scalar>> {
 
 }  // namespace detail
 
-/// The routed experts of a layer alone, with the sizes and conventions of a config, their weights at zero: those that
-/// read the layer's tokens as they are.
+namespace detail {
+
+/// What an expert of a model does, in its options.
 template <typename Expert>
-expert_bank<Expert> make_published_experts(const model_config& c) {
+typename Expert::options published_options(const model_config& c) {
   using scalar = typename Expert::scalar;
   typename Expert::options o{};
   if constexpr (requires { o.gating.limit; }) {
     o.gating.limit = static_cast<scalar>(c.clamp);
-    o.bias = detail::form_of(c.family).form == detail::layer_form::clamped;
+    o.bias = form_of(c.family).form == layer_form::clamped;
     if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
   }
-  return expert_bank<Expert>(c.experts, c.inputs, c.hidden, o);
+  return o;
+}
+
+}  // namespace detail
+
+/// The routed experts of a layer alone, with the sizes and conventions of a config, their weights at zero: those that
+/// read the layer's tokens as they are.
+template <typename Expert>
+expert_bank<Expert> make_published_experts(const model_config& c) {
+  return expert_bank<Expert>(c.experts, c.inputs, c.hidden, detail::published_options<Expert>(c));
 }
 
 namespace detail {
@@ -295,7 +305,8 @@ template <typename Layer, typename Expert, bool Gated>
 struct published<shared_expert_layer<Layer, Expert, Gated>> {
   using storage = typename Expert::storage;
   static auto make(const model_config& c) {
-    return shared_expert_layer<Layer, Expert, Gated>(published<Layer>::make(c), Expert(c.inputs, c.shared_hidden));
+    return shared_expert_layer<Layer, Expert, Gated>(
+        published<Layer>::make(c), Expert(c.inputs, c.shared_hidden, published_options<Expert>(c)));
   }
 };
 

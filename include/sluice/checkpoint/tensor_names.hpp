@@ -12,6 +12,7 @@
 
 #include <sluice/checkpoint/block_names.hpp>
 #include <sluice/checkpoint/expert_layout.hpp>
+#include <sluice/checkpoint/gguf_names.hpp>
 #include <sluice/checkpoint/model_config.hpp>
 #include <sluice/core/error.hpp>
 
@@ -32,7 +33,7 @@ inline std::vector<const block_names*> rows_of(const model_config& config, const
   std::vector<const block_names*> rows;
   for (const block_names& row : published_names)
     if (row.family == config.family && row.decoder == block.decoder) rows.push_back(&row);
-  if (!block.decoder) rows.push_back(&gguf_names);
+  if (!block.decoder) rows.push_back(&gguf_names_of(config.family));
   return rows;
 }
 
@@ -138,6 +139,13 @@ public:
 
   /// The place of the parameter [rows, cols] of that name; nothing if the family has no such tensor.
   std::optional<tensor_place> place_of(std::string_view parameter, index_t rows, index_t cols) const {
+    std::optional<tensor_place> place = named_place(parameter, rows, cols);
+    if (place) place->leading_ones = row_->leading_ones;
+    return place;
+  }
+
+private:
+  std::optional<tensor_place> named_place(std::string_view parameter, index_t rows, index_t cols) const {
     while (parameter.starts_with("layer.")) parameter.remove_prefix(6);
     for (const detail::parameter_name& known : row_->parameters)
       if (known.parameter == parameter && !known.tensor.empty()) return place_of(known, rows, cols);
@@ -145,7 +153,7 @@ public:
       parameter.remove_prefix(8);
       const auto dot = parameter.rfind('.');
       // In a union of banks the experts with weights are the first: "0.5.gate" is theirs.
-      if (parameter.find('.') != dot) return place_of("experts." + std::string(parameter.substr(2)), rows, cols);
+      if (parameter.find('.') != dot) return named_place("experts." + std::string(parameter.substr(2)), rows, cols);
       index_t e = 0;
       std::from_chars(parameter.data(), parameter.data() + dot, e);
       return experts_.place(prefix_, e, parameter.substr(dot + 1), extent_);
@@ -158,7 +166,6 @@ public:
     return std::nullopt;
   }
 
-private:
   void choose(const detail::block_names& row, std::string root, std::string prefix) {
     row_ = &row;
     root_ = std::move(root);
@@ -175,10 +182,11 @@ private:
       if (candidate.down.empty()) continue;
       bool fits = true, is_there = true;
       for (const std::string_view part : {"up", "down"}) {
-        const tensor_place place = candidate.place(prefix_, 0, part, size);
+        tensor_place place = candidate.place(prefix_, 0, part, size);
+        place.leading_ones = row_->leading_ones;
         const auto* const shape = shape_of(place.tensor);
         is_there = is_there && shape != nullptr;
-        fits = fits && shape != nullptr && *shape == place.shape;
+        fits = fits && shape != nullptr && place.is_of(*shape);
       }
       if (fits) return candidate;
       if (is_there && named == nullptr) named = &candidate;

@@ -20,11 +20,10 @@
 /// file is saved as one shard with an index, because writing model.safetensors would destroy the old checkpoint too
 /// early. Replaced, and so removed, are: the shards of the old index whose names end in .safetensors (an index may name
 /// any file), model.safetensors below an index, and files with names that this writer gives to shards, such as a killed
-/// save leaves behind. Other files stay. Until the commit a save needs the
-/// room of both checkpoints.
-/// A save that throws has changed nothing that is read and has removed what it wrote; if the folder only could not be
-/// flushed to the disk after the commit, the message says that the new content is in place. Old files that cannot be
-/// removed stay until the next save. Tensors may come from a checkpoint_files of the same folder. One save of a folder
+/// save leaves behind. Other files stay. Until the commit a save needs the room of both checkpoints.
+/// A save that throws has changed nothing that is read and has removed what it wrote, a folder that it made, too; if
+/// the folder only could not be flushed to the disk after the commit, the message says that the new content is in
+/// place. Old files that cannot be removed stay until the next save. Tensors may come from a checkpoint_files of the same folder. One save of a folder
 /// at a time: two would take the same names.
 #pragma once
 
@@ -109,6 +108,7 @@ private:
   void remove_index() const;
 
   std::filesystem::path folder_;
+  folder_to_fill filling_;
   std::filesystem::path index_ = folder_ / index_file_name;
   std::filesystem::path single_ = folder_ / single_file_name;
   bool has_index_ = false;
@@ -116,11 +116,8 @@ private:
   std::vector<std::filesystem::path> obsolete_;  // once there is a new checkpoint
 };
 
-inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder) : folder_(folder) {
+inline checkpoint_folder::checkpoint_folder(const std::filesystem::path& folder) : folder_(folder), filling_(folder) {
   std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw file_error(folder.string(), "the folder cannot be created: " + error.message());
-
   has_index_ = std::filesystem::exists(std::filesystem::symlink_status(index_, error));
   if (has_index_) {
     try {

@@ -1,4 +1,5 @@
-/// folder_names and folder_flusher: what a folder holds, and when the disk knows of it.
+/// folder_names, folder_flusher and folder_to_fill: what a folder holds, when the disk knows of it, and one that goes
+/// again where nothing came into it.
 ///
 /// Off POSIX (or with SLUICE_PORTABLE_FILES defined) the standard library lists the folder, and nothing is flushed.
 #pragma once
@@ -13,6 +14,7 @@
 #include <set>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #if SLUICE_POSIX_FILES
 #include <dirent.h>
@@ -38,6 +40,27 @@ private:
 #if SLUICE_POSIX_FILES
   int descriptor_;
 #endif
+};
+
+/// A folder for files to come, created if need be. One that is new, and still empty at the end, is removed.
+class folder_to_fill {
+public:
+  /// Throws file_error.
+  explicit folder_to_fill(std::filesystem::path folder) : folder_(std::move(folder)) {
+    std::error_code error;
+    is_new_ = std::filesystem::create_directories(folder_, error);
+    if (error) throw file_error(folder_.string(), "the folder cannot be created: " + error.message());
+  }
+  folder_to_fill(const folder_to_fill&) = delete;
+  folder_to_fill& operator=(const folder_to_fill&) = delete;
+  ~folder_to_fill() {
+    std::error_code not_empty;
+    if (is_new_) std::filesystem::remove(folder_, not_empty);
+  }
+
+private:
+  std::filesystem::path folder_;
+  bool is_new_ = false;
 };
 
 /// The names of everything in the folder. Throws file_error if it cannot be listed.

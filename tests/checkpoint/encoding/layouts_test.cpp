@@ -159,6 +159,9 @@ TEST_CASE("nvfp4_rows: one global scale divides, the other multiplies", "[checkp
   CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {0}), divides),
                     contains("value 0, must be above 0"));
   const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinite = std::numeric_limits<float>::infinity();
+  for (const float g : {infinite, std::numeric_limits<float>::denorm_min()})
+    CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {g}), divides), contains("and finite"));
   CHECK_THROWS_WITH(nvfp4_rows(weight, scale, parts.floats("g", {1}, {nan}), multiplies), contains("must be above 0"));
   CHECK_THROWS_WITH(nvfp4_rows(weight, parts.bytes("s", data_type::f8_e4m3, {1, 2}, {1, 1}), global, divides),
                     contains("\"s\" is F8_E4M3 [1, 2], must be F8_E4M3 or U8 [1, 1]"));
@@ -247,11 +250,14 @@ TEST_CASE("packed_inputs: an offset that zeros share, padding, and groups in any
   CHECK(row_of(packed_inputs({weight, scale, shape, &zeros}, 4, 3), 1)[4] == -20);
   const tensor_info groups = parts.words("weight_g_idx", {9}, {2, 1, 0, 2, 1, 0, 2, 1, 0});
   CHECK(row_of(packed_inputs({weight, scale, shape, nullptr, &groups}, 4, 3), 0)[0] == -400);
+  const tensor_info none = parts.words("weight_g_idx", {9}, std::vector<std::uint32_t>(9, ~0U));  // not reordered
+  CHECK(row_of(packed_inputs({weight, scale, shape, nullptr, &none}, 4, 3), 1) == symmetric);
+  CHECK_THROWS_WITH(packed_inputs({weight, scale, shape, nullptr, &none}, 4, -1), contains("[2, 3], must be"));
   // Bits that groups of the config do not share: 9 codes of 4 bits are two words, of 8 bits three.
   CHECK(row_of(packed_inputs({weight, scale, shape}, 0, 3), 1) == symmetric);
   CHECK(packed_inputs({parts.words("weight_packed", {2, 3}, {0, 0, 0, 0, 0, 0}), scale, shape}, 0, 3).bits() == 8);
   CHECK_THROWS_WITH(packed_inputs({parts.words("weight_packed", {2, 4}, {0, 0, 0, 0, 0, 0, 0, 0}), scale, shape}, 0, 3),
-                    contains("codes of 0 bits"));
+                    contains("neither the config nor its length says how many bits"));
   CHECK_THROWS_WITH(packed_inputs({weight, scale, shape}, 3, 3),
                     contains("codes of 3 bits; pack-quantized weights have 4 or 8"));
   CHECK_THROWS_WITH(packed_inputs({weight, scale, shape}, 8, 3), contains("must be I32 [2, 3]"));

@@ -8,6 +8,7 @@
 ///   experts.3.up_proj.weight, _scale, _scale_2            NVFP4 of ModelOpt, which multiplies
 ///   experts.gate_up_proj_blocks, _scales                  MXFP4 of GPT-OSS: keeps its name, [E, out, in]  (mxfp4_rows.hpp)
 ///   experts.3.w1.weight, .scale                           MXFP4, or FP8 in tiles, of DeepSeek-V4
+///   blk.3.ffn_up_exps.weight, .scale                      any type of a GGUF file                (scaled_tensor.hpp)
 ///
 /// A layout is known by the names and types of its tensors; the config tells bits, groups, tiles, and GPTQ from AWQ.
 /// One that is there in part, or does not fit together, is a tensor with a `problem` that says what was seen and what
@@ -19,6 +20,8 @@
 #include <sluice/checkpoint/encoding/nvfp4_rows.hpp>
 #include <sluice/checkpoint/encoding/packed_inputs.hpp>
 #include <sluice/checkpoint/encoding/packed_words.hpp>
+#include <sluice/checkpoint/encoding/scaled_tensor.hpp>
+#include <sluice/checkpoint/gguf_names.hpp>
 #include <sluice/checkpoint/model_family.hpp>
 #include <sluice/io/file_error.hpp>
 #include <sluice/io/tensor_info.hpp>
@@ -64,6 +67,14 @@ public:
     if (part == nullptr)
       throw unfit_parts("needs \"" + printable(stem_) + std::string(suffix) + "\", which is not there");
     return *part;
+  }
+
+  /// Everything that any layout has beside such an anchor: of one that does not fit together, too.
+  void claim_all() {
+    for (const char* const suffix :
+         {".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_global_scale", ".weight_shape",
+          ".weight_zero_point", ".weight_g_idx", "_scales", "_scale", "_scale_inv", "_scale_2"})
+      if_there(suffix);
   }
 
   std::vector<std::string> found;
@@ -147,11 +158,35 @@ const tensor_info* bare_scale(const tensor_info& tensor, const Find& find) {
   return find(tensor.name.substr(0, tensor.name.size() - 6) + "scale");
 }
 
+/// What stands beside tensors of a GGUF file: scales of the weights, and of activations.
+template <typename Find>
+std::optional<decoded_tensor> scaled_parts(const tensor_info& weight, const model_config& config, const Find& find) {
+  const std::string name = gguf_scale_of(weight.name, config.family);
+  if (name.empty()) return std::nullopt;
+  const tensor_info* const scale = find(name);
+  const tensor_info* const of_inputs = find(name.substr(0, name.size() - 5) + "input_scale");
+  if (scale == nullptr && of_inputs == nullptr) return std::nullopt;
+  decoded_tensor out{.info = weight, .parts = {weight.name}, .bytes = weight.bytes.size()};
+  if (of_inputs != nullptr) out.unused.push_back(of_inputs->name);
+  if (scale == nullptr) return out;
+  out.parts.push_back(scale->name);
+  out.bytes += scale->bytes.size();
+  try {
+    out.info.decoder = std::make_shared<scaled_tensor>(weight, *scale);
+    out.info.other_type = std::string(weight.type_name()) + ", scaled";
+    out.info.dtype = data_type::other;
+  } catch (const unfit_parts& error) {
+    out.problem = error.what();
+  }
+  return out;
+}
+
 }  // namespace detail
 
 /// The tensor that `anchor` and others encode; nothing if it is the beginning of no layout.
 template <typename Find>
 std::optional<decoded_tensor> decode_parts(const tensor_info& anchor, const model_config& config, const Find& find) {
+  if (config.quantization == "gguf") return detail::scaled_parts(anchor, config, find);
   const tensor_info* const bare = detail::bare_scale(anchor, find);
   const std::optional<std::string_view> suffix =
       bare != nullptr ? std::optional<std::string_view>("") : detail::anchor_suffix(anchor, find);
@@ -180,6 +215,7 @@ std::optional<decoded_tensor> decode_parts(const tensor_info& anchor, const mode
     out.info.decoder = std::move(made.first);
   } catch (const unfit_parts& error) {
     out.problem = error.what();
+    parts.claim_all();
   }
   out.parts = std::move(parts.found);
   const std::string stem =

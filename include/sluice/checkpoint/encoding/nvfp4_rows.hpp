@@ -33,9 +33,9 @@ public:
     groups_ = inputs() / 16;
     const float value = detail::scale_in(global, 0);
     tensor_scale_ = use == global_scale::divides ? 1.0F / value : value;
-    if (is_nan(value) || !(value > 0))
+    if (!is_finite(value) || !is_finite(tensor_scale_) || !(value > 0))
       throw unfit_parts(detail::described(global) + " of value " + detail::short_text(static_cast<double>(value)) +
-                        ", must be above 0");
+                        ", must be above 0 and finite");
   }
 
   std::uint8_t code(index_t row, index_t input) const noexcept override {

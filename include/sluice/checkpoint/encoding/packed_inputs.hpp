@@ -14,6 +14,7 @@
 
 #include <sluice/checkpoint/encoding/coded_matrix.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -24,13 +25,15 @@ namespace sluice::inline SLUICE_ISA {
 
 namespace detail {
 
-/// The group of every input by a tensor of the file, which must be one of `groups`; none if there is no tensor.
+/// The group of every input by a tensor of the file, which must be one of `groups`; none if there is no tensor, or if
+/// all it says is -1, as where inputs are not reordered.
 inline std::vector<std::int32_t> group_of_inputs(const tensor_info* tensor, index_t inputs, index_t groups) {
   std::vector<std::int32_t> group_of;
   if (tensor == nullptr) return group_of;
   expect_part(*tensor, {inputs}, {data_type::i32});
   group_of.resize(as_size(inputs));
   safetensors_reader::copy<std::int32_t>(*tensor, group_of);
+  if (std::ranges::all_of(group_of, [](std::int32_t group) { return group == -1; })) return {};
   for (std::size_t i = 0; i < group_of.size(); ++i)
     if (group_of[i] < 0 || group_of[i] >= groups)
       throw unfit_parts('"' + printable(tensor->name) + "\" has input " + std::to_string(i) + " in group " +
@@ -59,6 +62,7 @@ public:
     has_zeros_ = true;
     using enum data_type;
     if (bits == 0) bits = bits_by_length(packed_, inputs());
+    if (bits == 0) throw unfit_parts("neither the config nor its length says how many bits codes have");
     bits_ = static_cast<int>(bits);
     if (bits != 4 && bits != 8)
       throw unfit_parts("codes of " + std::to_string(bits) + " bits; pack-quantized weights have 4 or 8");
@@ -66,13 +70,13 @@ public:
     detail::expect_part(packed_, {rows(), words_}, {i32});
     groups_ = scale_.shape.size() == 2 ? scale_.shape[1] : 0;
     group_ = detail::group_length(inputs(), group);
-    if (p.group_of == nullptr || groups_ == 0) groups_ = detail::pieces_of(inputs(), group_);
+    group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
+    if (group_of_.empty()) groups_ = detail::pieces_of(inputs(), group_);
     detail::expect_part(scale_, {rows(), groups_}, {bf16, f16, f32});
     if (p.zero_point != nullptr) {
       detail::expect_part(*p.zero_point, {detail::pieces_of(rows() * bits, 32), groups_}, {i32});
       zero_point_ = *p.zero_point;
     }
-    group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
   }
 
   std::uint8_t code(index_t row, index_t input) const noexcept override {

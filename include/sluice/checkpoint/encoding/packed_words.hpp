@@ -49,12 +49,12 @@ public:
     groups_ = p.scales.shape[0];
     using enum data_type;
     group_ = group == 0 ? detail::pieces_of(inputs(), groups_) : detail::group_length(inputs(), group);
-    if (const index_t groups = detail::pieces_of(inputs(), group_); p.group_of == nullptr && groups != groups_)
+    group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
+    if (const index_t groups = detail::pieces_of(inputs(), group_); group_of_.empty() && groups != groups_)
       throw unfit_parts(detail::described(scales_) + ", but " + std::to_string(inputs()) + " inputs in groups of " +
                         std::to_string(group_) + " make " + std::to_string(groups) + " groups");
     detail::expect_part(scales_, {groups_, rows()}, {f16, bf16, f32});
     detail::expect_part(zeros_, {groups_, detail::pieces_of(rows() * bits, 32)}, {i32});
-    group_of_ = detail::group_of_inputs(p.group_of, inputs(), groups_);
   }
 
   std::uint8_t code(index_t row, index_t input) const noexcept override {
@@ -69,6 +69,7 @@ private:
   static std::vector<std::int64_t> checked_shape(const parts& p, form how, index_t bits) {
     const bool is_awq = how == form::awq;
     const bool known = is_awq ? bits == 4 : bits == 2 || bits == 3 || bits == 4 || bits == 8;
+    if (bits == 0) throw unfit_parts("the config does not say how many bits codes have");
     if (!known)
       throw unfit_parts("codes of " + std::to_string(bits) + " bits; " +
                         (is_awq ? "AWQ weights have 4" : "GPTQ weights have 2, 3, 4 or 8"));
