@@ -60,8 +60,8 @@ TEST_CASE("position: by token, an expert keeps the first tokens that chose it, a
 TEST_CASE("position: what every capacity policy promises", "[capacity]") {
   test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C)); }, 23, 5, 3, 7);
   test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C)); }, 1, 1, 1, 8);
-  test::check_served(
-      [](index_t C) { return position_capacity(capacity_limit::fixed(C), position_order::by_token); }, 23, 5, 3, 7);
+  test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C), position_order::by_token); },
+                     23, 5, 3, 7);
 }
 
 TEST_CASE("position: experts with limits of their own", "[capacity]") {

@@ -226,12 +226,8 @@ private:
 
   /// The valid tokens of a group, as a coupling sees them.
   choice_batch<Scalar> batch_of(const routing_context<Scalar>& context, token_range group, const tape& t) const {
-    return {{context, t.scores.rows(), experts(), 1},
-            group,
-            t.queues.valid.span(),
-            t.seen.noisy(),
-            t.seen.clean,
-            t.scores};
+    return {
+        {context, t.scores.rows(), experts(), 1}, group, t.queues.valid.span(), t.seen.noisy(), t.seen.clean, t.scores};
   }
 
   /// The gradient of weights that are entries of the coupling, group by group.
@@ -244,8 +240,7 @@ private:
       t.queues.valid.clear();
       for (index_t token = group.begin; token < group.end; ++token)
         if (t.screen.is_routed(token)) t.queues.valid.push_back(token);
-      if (!t.queues.valid.empty())
-        compared_.backward(batch_of(context, group, t), t.dcoupling, t.compared, t.dnoisy);
+      if (!t.queues.valid.empty()) compared_.backward(batch_of(context, group, t), t.dcoupling, t.compared, t.dnoisy);
     }
   }
 
