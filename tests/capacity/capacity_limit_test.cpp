@@ -56,6 +56,11 @@ TEST_CASE("capacity_limit: the other published formulas, by hand", "[capacity]")
   CHECK(of(capacity_limit::st_moe(9.0), 2, 2, 4) == 4);     // but at least the minimum
   CHECK(of(capacity_limit::fastmoe(1.2), 16, 2, 4) == 10);  // ceil(19.2) * 2 / 4
   CHECK(of(capacity_limit::fastmoe(1.2), 17, 2, 4) == 10);  // ceil(20.4) = 21, 42 / 4 = 10.5
+  // ceil(0.1 * 10) = 1, ceil(0.2 * 5) = 1: by way of E, as ceil((0.1 * 3) * 10 / 3), it would be 2.
+  CHECK(of(capacity_limit::token_fraction(0.1), 10, 2, 3) == 1);
+  CHECK(of(capacity_limit::token_fraction(0.2), 5, 1, 6) == 1);
+  CHECK(of(capacity_limit::token_fraction(0.25), 10, 1, 7) == 3);
+  CHECK_THROWS_AS(capacity_limit::token_fraction(0.5).shared_by({1, 2}), std::invalid_argument);
   CHECK(of(capacity_limit::fixed(7), 1, 1, 1) == 7);
   CHECK(of(capacity_limit::fixed(7).raised_to_multiple(4), 1, 1, 1) == 8);
 }

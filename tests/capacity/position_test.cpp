@@ -34,9 +34,34 @@ TEST_CASE("position: the worked example", "[capacity]") {
   CHECK(choices.slot[1 * 2 + 1] == 2);  // the third for expert 1
 }
 
+TEST_CASE("position: by token, an expert keeps the first tokens that chose it, as whichever choice", "[capacity]") {
+  // Expert 0 is chosen by tokens 0 (second), 1 (first), 2 (second), 3 (first); its two places go to tokens 0 and 1, where
+  // the order by rank gives them to 1 and 3. cumsum of the 0/1 matrix of all choices over the tokens, below C, by hand.
+  choice_table<double> choices;
+  choices.reset(4, 2);
+  const index_t experts[] = {1, 0, 0, 2, 1, 0, 0, 1};
+  for (index_t pair = 0; pair < 8; ++pair) {
+    choices.expert[pair] = experts[pair];
+    choices.asked[pair] = 1;
+  }
+  choice_table<double> by_rank = choices;
+  const capacity_limit two = capacity_limit::fixed(2);
+  position_capacity(two, position_order::by_token).serve(choices, {0, 4}, 3, routing_context<double>{});
+  const int kept[] = {1, 1, 1, 1, 1, 0, 0, 0}, slots[] = {0, 0, 1, 0, 1, 2, 3, 2};
+  for (index_t pair = 0; pair < 8; ++pair) {
+    CHECK(choices.kept[pair] == kept[pair]);
+    CHECK(choices.slot[pair] == slots[pair]);
+  }
+  position_capacity(two).serve(by_rank, {0, 4}, 3, routing_context<double>{});
+  CHECK(by_rank.kept[1] == 0);
+  CHECK(by_rank.kept[6] == 1);
+}
+
 TEST_CASE("position: what every capacity policy promises", "[capacity]") {
   test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C)); }, 23, 5, 3, 7);
   test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C)); }, 1, 1, 1, 8);
+  test::check_served([](index_t C) { return position_capacity(capacity_limit::fixed(C), position_order::by_token); },
+                     23, 5, 3, 7);
 }
 
 TEST_CASE("position: experts with limits of their own", "[capacity]") {

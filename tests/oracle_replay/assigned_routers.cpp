@@ -121,11 +121,13 @@ void run_vmoe_tokens(oracle_case<Scalar>& c, const sinkhorn_router_options& o, c
 }
 
 template <typename Scalar>
-void run_vmoe_experts(oracle_case<Scalar>& c, const sinkhorn_options& o, const routing_context<Scalar>& context) {
+void run_vmoe_experts(oracle_case<Scalar>& c, const sinkhorn_options& o, const routing_context<Scalar>& context,
+                      bool weigh_by_plan) {
   using router_type = sinkhorn_expert_choice_router<Scalar, linear_gate<Scalar>, gaussian_noise<Scalar>>;
   const linear_gate<Scalar> gate(c.template setting<index_t>("D"), c.template setting<index_t>("E"));
-  const router_type router(gate, {.capacity = limit_of(c)}, gaussian_noise<Scalar>(c.template setting<Scalar>("noise_std")),
-                           {}, sinkhorn_coupling<Scalar>(o));
+  const router_type router(
+      gate, {.capacity = limit_of(c), .scores = weigh_by_plan ? expert_choice_score::coupled : expert_choice_score::softmax},
+      gaussian_noise<Scalar>(c.template setting<Scalar>("noise_std")), {}, sinkhorn_coupling<Scalar>(o));
   run_swiglu<Scalar>(c, router, context, [&](auto& tape, auto&) {
     c.check_integers("indices", tokens_by_expert(tape.plan));
     c.check("plan", copy(tape.router.compared.coupling));
@@ -144,16 +146,18 @@ void sinkhorn(oracle_case<Scalar>& c) {
   o.coupling.rounds = c.template setting<index_t>("iterations", o.coupling.rounds);
   if (variant == "megatron" || variant == "s_base") return run_balanced_in_training(c, o);
   if (variant == "blackmamba") return run_blackmamba(c, o);
-  if (!c.template setting<bool>("use_softmax_combine_weights")) throw unsupported("weights by the plan");
+  o.choice.weigh_by_coupling = !c.template setting<bool>("use_softmax_combine_weights");
   const bool noisy = c.has("noise.normal");
   const auto normal = noisy ? c.file().template read_vector<double>("noise.normal") : std::vector<double>();
   routing_context<Scalar> context;
   context.training = noisy;
   context.random.replay(noise_site, normal);
-  if (variant == "vmoe_expert_choice") return run_vmoe_experts(c, o.coupling, context);
+  if (variant == "vmoe_expert_choice") return run_vmoe_experts(c, o.coupling, context, o.choice.weigh_by_coupling);
   if (variant != "vmoe_token_choice") throw unsupported("variant " + variant);
-  if (c.template setting<bool>("batch_priority")) throw unsupported("priority by the plan");
-  run_vmoe_tokens(c, o, context, position_capacity(limit_of(c)));
+  if (c.template setting<bool>("batch_priority"))
+    run_vmoe_tokens(c, o, context, batch_priority_capacity(limit_of(c)));
+  else
+    run_vmoe_tokens(c, o, context, position_capacity(limit_of(c)));
 }
 
 // ---- BlackMamba ------------------------------------------------------------------------------------------------------

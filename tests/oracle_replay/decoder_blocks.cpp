@@ -201,9 +201,8 @@ void llama4(oracle_case<Scalar>& c) {
 
 // ---- Megatron ---------------------------------------------------------------------------
 
-template <typename Scalar>
-void megatron(oracle_case<Scalar>& c) {
-  if (c.template setting<std::string>("drop_policy") != "probs") throw unsupported("drop policy");
+template <typename Capacity, typename Scalar, typename MakeCapacity>
+void run_megatron(oracle_case<Scalar>& c, MakeCapacity make_capacity) {
   const auto [D, E, H] = sizes_of(c);
   const auto k = c.template setting<index_t>("k");
   const auto capacity = c.template setting<index_t>("capacity");
@@ -214,17 +213,17 @@ void megatron(oracle_case<Scalar>& c) {
     bind_gated(b, layer.bank());
     return b;
   };
-  check_loaded<megatron_layer<Scalar>>(c, {"per-expert", "grouped"}, bind);
+  if constexpr (std::is_same_v<Capacity, probability_capacity>)  // which is what the published layer has
+    check_loaded<megatron_layer<Scalar>>(c, {"per-expert", "grouped"}, bind);
 
-  using router_type =
-      top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, probability_capacity>;
+  using router_type = top_k_router<Scalar, dynamic, dynamic, linear_gate<Scalar>, no_noise<Scalar>, Capacity>;
   const router_type router(
       linear_gate<Scalar>(D, E),
       {.top_k = k,
        .weights = c.template setting<bool>("pre_softmax") ? weighting::pre : weighting::post,
        .constant_weight = true},
       {},
-      probability_capacity(capacity_limit::fixed(capacity > 0 ? capacity : T * k)));
+      make_capacity(capacity_limit::fixed(capacity > 0 ? capacity : T * k)));
   moe_layer layer{router, bank<Scalar>(E, D, H)};
   auto bound = bind(layer);
   bound.load(c);
@@ -251,6 +250,18 @@ void megatron(oracle_case<Scalar>& c) {
       switch_balance{.coefficient = c.template setting<double>("aux_coeff"), .share = balance_share::per_slot});
   check_losses(c, "z_loss", router, bind_gate, {}, 0,
                router_z_loss{.coefficient = c.template setting<double>("z_coeff")});
+}
+
+template <typename Scalar>
+void megatron(oracle_case<Scalar>& c) {
+  const auto policy = c.template setting<std::string>("drop_policy");
+  if (policy == "probs")
+    run_megatron<probability_capacity>(c, [](capacity_limit limit) { return probability_capacity(limit); });
+  else if (policy == "position")
+    run_megatron<position_capacity>(
+        c, [](capacity_limit limit) { return position_capacity(limit, position_order::by_token); });
+  else
+    throw unsupported("drop policy " + policy);
 }
 
 }  // namespace

@@ -176,13 +176,35 @@ void check_chosen(oracle_case<Scalar>& c, const sparse_plan<Scalar>& plan) {
   c.check_integers("counts", counts);
 }
 
+/// What the release does at a temperature of 0 or below.
+template <typename Scalar>
+void evomoe_dense(oracle_case<Scalar>& c, index_t D, index_t E) {
+  moe_layer layer{dense_softmax_router<Scalar>(D, E),
+                  expert_bank<swiglu<Scalar>>(E, D, c.template setting<index_t>("H"))};
+  bindings<Scalar> bound;
+  bound.bind("router.weight", layer.router().gate().weight());
+  bind_gated(bound, layer.bank());
+  bound.load(c);
+  routing_context<Scalar> context;
+  context.training = true;
+  typename decltype(layer)::tape tape;
+  check_task(c, layer, tape, bound, context);
+  c.check("logits", copy(tape.router.seen.clean));
+  c.check("gates", copy(tape.router.weights));
+  c.check("combine", tape.plan.dense_weights());
+  const index_t T = tape.plan.tokens();
+  c.check_integers("mask", std::vector<index_t>(as_size(T * E), 1));
+  c.check_integers("counts", std::vector<index_t>(as_size(E), T));
+}
+
 template <typename Scalar>
 void evomoe(oracle_case<Scalar>& c) {
   if (c.has("expected.linear")) return temperatures(c);
   if (c.template setting<std::string>("activation") != "silu_glu") throw unsupported("activation");
   const auto mode = c.template setting<std::string>("mode");
-  if (mode != "soft" && mode != "hard" && mode != "eval") throw unsupported("mode " + mode);
   const auto D = c.template setting<index_t>("D"), E = c.template setting<index_t>("E");
+  if (mode == "dense") return evomoe_dense(c, D, E);
+  if (mode != "soft" && mode != "hard" && mode != "eval") throw unsupported("mode " + mode);
   const auto tau = c.template setting<double>("temperature");
   const bool gumbel = c.template setting<bool>("use_gumbel_gates");
   const auto run = [&](auto router) {
@@ -216,11 +238,13 @@ void evomoe(oracle_case<Scalar>& c) {
                                                                .threshold = c.template setting<Scalar>("threshold"),
                                                                .hard_from = mode == "hard" ? 0 : index_t{1} << 40,
                                                                .gumbel_weights = gumbel};
-  if (mode == "eval")
+  if (mode == "eval") {
+    const auto fraction = c.template setting<double>("moe_eval_capacity_token_fraction");  // 0 or below: no limit
     run(dense_to_sparse_router<Scalar, linear_gate<Scalar>, position_capacity>(
-        D, E, options, evaluation_capacity(E, c.template setting<double>("moe_eval_capacity_token_fraction"))));
-  else
+        D, E, options, evaluation_capacity(fraction > 0 ? fraction : 1)));
+  } else {
     run(dense_to_sparse_router<Scalar>(D, E, options));
+  }
 }
 
 // ---- SparseMixer, version one ----------------------------------------------------------------------------------------
@@ -338,18 +362,20 @@ void run_shiftaddvit(oracle_case<Scalar>& c, Router router, Bind bind, const rou
   if (importance.source == importance_source::probabilities)
     for (index_t t = 0; t < mass.rows(); ++t) kernel::softmax(&mass(t, 0), &mass(t, 0), mass.cols());
   matrix<Scalar> sums = mass.colwise().sum(), loads = matrix<Scalar>::Zero(1, mass.cols());
+  const bool is_count = !tape.seen.has_noise || tape.seen.top_k == mass.cols();
   for (index_t t = 0; t < mass.rows(); ++t) {
     std::vector<Scalar> row(tape.seen.noisy().row(t), tape.seen.noisy().row(t) + mass.cols());
     if (load.noise == load_form::logits_over_scores) kernel::softmax(row.data(), row.data(), mass.cols());
     std::sort(row.rbegin(), row.rend());
-    for (index_t e = 0; e < mass.cols(); ++e) {
-      const Scalar tau = tape.seen.noisy()(t, e) > row[1] ? row[1] : row[0];
-      const Scalar std = load.noise == load_form::learned_noise ? (tape.seen.has_noise ? tape.seen.noise_std(t, e) : Scalar(1))
+    for (index_t e = 0; e < mass.cols() && !is_count; ++e) {
+      const Scalar last = row[as_size(tape.seen.top_k - 1)], next = row[as_size(tape.seen.top_k)];
+      const Scalar tau = tape.seen.noisy()(t, e) > next ? next : last;
+      const Scalar std = load.noise == load_form::learned_noise ? tape.seen.noise_std(t, e)
                                                                 : tape.seen.sigma;
-      if (tape.seen.has_noise) loads(0, e) += std::erfc((tau - tape.seen.clean(t, e)) / std / std::sqrt(Scalar(2))) / 2;
+      loads(0, e) += std::erfc((tau - tape.seen.clean(t, e)) / std / std::sqrt(Scalar(2))) / 2;
     }
   }
-  if (!tape.seen.has_noise)
+  if (is_count)
     for (index_t i = 0; i < plan.size(); ++i) loads(0, plan.expert(i)) += 1;
   for (index_t e = 0; e < mass.cols(); ++e) {
     sums(0, e) *= static_cast<Scalar>(cost[as_size(e)]);

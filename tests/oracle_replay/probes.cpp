@@ -32,7 +32,8 @@ void run_moe_plus_plus(oracle_case<Scalar>& c, Gate gate, BindGate bind_gate) {
                       .weights = c.template setting<bool>("mixtral_gating") ? moe_plus_plus_weights::mixtral
                                                                              : moe_plus_plus_weights::released,
                       .target_deviation = c.template setting<bool>("logits_norm") ? c.template setting<Scalar>("gate_norm_std") : Scalar(0),
-                      .multiply_input = c.template setting<bool>("multiply_input_by_k")});
+                      .multiply_input = c.template setting<bool>("multiply_input_by_k"),
+                      .constant_weight = true});
   moe_layer layer{std::move(router),
                   expert_union{expert_bank<swiglu<Scalar>>(ffns, D, H), expert_bank<constant_expert<Scalar>>(constants, D),
                                expert_bank<identity_expert<Scalar>>(1, D), expert_bank<zero_expert<Scalar>>(1, D)}};

@@ -82,6 +82,18 @@ TEST_CASE("check_router: top-k routers in float and double", "[train][conformanc
   CHECK(result_of(float_report, "gradients in training") == outcome::skipped);
 }
 
+TEST_CASE("check_router: the bias is all of padding's logits, and no loss sees it", "[train][conformance]") {
+  top_k_router<double> router{linear_gate<double>(6, 5, {.bias = true}), {.top_k = 2}};
+  initialize(router, 3);
+  std::vector<std::uint8_t> mask(67, 1);
+  mask[2] = mask[5] = 0;
+  router_check_options<double> options{.seed = 4};
+  options.context.token_mask = mask;
+  const auto report = check_router(router, options);
+  INFO(report.describe());
+  CHECK(report.passed());
+}
+
 TEST_CASE("check_router: what the router needs besides x travels with its tokens", "[train][conformance]") {
   // A table of experts by token id: needs token_ids, learns nothing.
   struct by_id {

@@ -11,6 +11,7 @@
 ///   moe_plus_plus       C = cf k T times a share that differs: FFN, zero-computation experts        arXiv:2410.07348
 ///   xmoe                C = max(minimum, ceil((T / E) cf)), minimum 8: megatron's for k = 1, whatever k is
 ///                                                                                               arXiv:2403.18926
+///   token_fraction      C = ceil(cf T): EvoMoE at evaluation, FastMoE's Switch gate              arXiv:2112.14397
 ///   fixed               C as given
 ///
 /// T counts a group's tokens without padding. Training and inference may have factors of their own. Experts that cost
@@ -83,15 +84,16 @@ public:
   static capacity_limit xmoe(capacity_factor cf, index_t minimum = 8) {
     return capacity_limit(form::mean_tokens, cf, rounding::up).at_least(minimum);
   }
+  static capacity_limit token_fraction(capacity_factor cf) { return capacity_limit(form::fraction, cf, rounding::up); }
   static capacity_limit fixed(index_t training, index_t inference) {
     return {form::fixed, {static_cast<double>(training), static_cast<double>(inference)}, rounding::down};
   }
   static capacity_limit fixed(index_t count) { return fixed(count, count); }
 
   /// The limit of expert e becomes proportional to weights[e] instead of 1/E each: cf k T weights[e] / sum of the
-  /// weights. Not for fixed, tutel and fastmoe.
+  /// weights. Not for fixed, tutel, fastmoe and token_fraction.
   capacity_limit shared_by(std::vector<double> weights) const {
-    if (form_ == form::fixed || form_ == form::tutel || form_ == form::fastmoe)
+    if (form_ == form::fixed || form_ == form::tutel || form_ == form::fastmoe || form_ == form::fraction)
       throw_invalid("this capacity formula has no shares that could differ between experts");
     if (!unlimited_.empty()) throw_invalid("a capacity has either shares or experts without a limit");
     capacity_limit limit = *this;
@@ -157,7 +159,7 @@ public:
   }
 
 private:
-  enum class form { fixed, tokens, choices, mean_load, mean_tokens, tutel, fastmoe };
+  enum class form { fixed, tokens, choices, mean_load, mean_tokens, tutel, fastmoe, fraction };
 
   capacity_limit(form f, capacity_factor cf, rounding direction) : form_(f), round_(direction), factor_(cf) {
     for (const double factor : {cf.training, cf.inference})
@@ -208,6 +210,8 @@ private:
         return rounded(product(quotient(product(choices, weight), experts), factor));
       case form::mean_tokens:
         return rounded(product(quotient(product(tokens, weight), experts), factor));
+      case form::fraction:
+        return rounded(product(tokens, factor));
       case form::fastmoe:
         return static_cast<index_t>(std::ceil(product(tokens, factor))) * r.top_k / r.experts;
       case form::tutel: {

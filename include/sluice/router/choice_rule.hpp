@@ -19,6 +19,8 @@
 ///   reserve(call, tape)                room in it for any group of such a call, once before the first
 ///   assigns(context)                   false: this call goes token by token, so there is a choose as well
 /// An assignment that has weights leaves them in choices.weights(token): weigh finds them where it writes its own.
+/// One that says how sure tokens are, in place of priority(row), writes choices.priority[token] and has a static member
+/// assigns_priority.
 /// Where their gradient is a matter of all tokens too, it is that of
 ///   assign_backward(batch, choices, dweights, tape, dlogits)      dweights(t, j) is that of choices.ids(t)[j]
 /// which adds into dlogits [T,E]. It is called once a group, before backward of its tokens.

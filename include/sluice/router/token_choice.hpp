@@ -186,13 +186,17 @@ private:
     const bool together = detail::assigns(rule_, call.context);
     for_routed(call, t, [&](const choice_row<scalar>& row) {
       rule_.score(row, t.scores.row(row.token));
-      if (!together) weigh(row, detail::choose(rule_, row, t.choices.ids(row.token)), t.choices);
+      if (together) return;
+      t.choices.priority[row.token] = detail::priority_of(rule_, row);
+      weigh(row, detail::choose(rule_, row, t.choices.ids(row.token)), t.choices);
     });
     if (!together) return;
     detail::make_room(rule_, call, t.rule);
     for_each_group(call, t,
                    [&](const choice_batch<scalar>& batch) { detail::assign(rule_, batch, t.choices, t.rule); });
     for_routed(call, t, [&](const choice_row<scalar>& row) {
+      if constexpr (!requires { Rule::assigns_priority; })
+        t.choices.priority[row.token] = detail::priority_of(rule_, row);
       const index_t* ids = t.choices.ids(row.token);
       weigh(row, std::find(ids, ids + row.k, no_expert) - ids, t.choices);
     });
@@ -219,7 +223,6 @@ private:
     const index_t first = row.token * row.k;
     scalar* weights = choices.weights(row.token);
     if (count > 0) rule_.weigh(row, {ids, static_cast<std::size_t>(count)}, weights);
-    choices.priority[row.token] = detail::priority_of(rule_, row);
     for (index_t j = 0; j < count; ++j) choices.asked[first + j] = detail::keeps(rule_, row, j, weights[j]);
   }
 

@@ -1,8 +1,10 @@
 #include <sluice/router/assigned/sinkhorn.hpp>
 
+#include <sluice/capacity/batch_priority.hpp>
 #include <sluice/capacity/position.hpp>
 #include <sluice/train/initialize.hpp>
 
+#include "router/layer_checks.hpp"
 #include "router/router_table.hpp"
 #include "router/token_choice_support.hpp"
 
@@ -256,6 +258,63 @@ TEST_CASE("sinkhorn: experts choose by the coupling and are weighed by the softm
       CHECK(std::abs(plan.weight(i) - test::naive_softmax(&logits(t, 0), 4)[as_size(e)]) <= test::bound<double>(4));
     }
   }
+}
+
+TEST_CASE("sinkhorn: experts choose by the coupling and are weighed by it", "[router][sinkhorn][gradient]") {
+  using expert_choice = sinkhorn_expert_choice_router<double>;
+  const expert_choice::options o{.capacity = capacity_limit::vmoe(1.0, capacity_rounding::up, 0),
+                                 .scores = expert_choice::score::coupled};
+  // NumPy: p = exp(L) of the catalogue's logits, 20 times columns then rows; the largest of each column.
+  const sinkhorn_expert_choice_router<double, copy_gate<double>> given(copy_gate<double>(4, 4), {o.capacity, o.scores});
+  const auto plan = test::route(given, test::fixture_f<double>()).plan;
+  REQUIRE(plan.size() == 4);
+  const std::vector<index_t> taken{3, 2, 1, 3};
+  const std::vector<double> entries{.427684, .544033, .361845, .400149};
+  for (index_t e = 0; e < 4; ++e) {
+    const index_t i = plan.by_expert().of(e).begin;
+    CHECK(plan.token(i) == taken[as_size(e)]);
+    CHECK(std::abs(plan.weight(i) - entries[as_size(e)]) <= test::printed);
+  }
+  sinkhorn_options converged;
+  converged.rounds = 50;
+  expert_choice router(linear_gate<double>(6, 4), o, {}, {}, sinkhorn_coupling<double>(converged));
+  initialize(router, 3);
+  const std::vector<index_t> groups{0, 5, 5, 10};
+  const std::vector<std::uint8_t> mask{1, 1, 0, 1, 1, 1, 1, 1, 1, 1};
+  routing_context<double> context = test::training();
+  context.groups = groups;
+  context.token_mask = mask;
+  moe_layer layer{router, expert_bank<swiglu<double>>(4, 6, 3)};
+  initialize(layer, 3);
+  const auto gradients = test::layer_gradients(layer, test::random_matrix<double>(10, 6, 4), context);
+  INFO(gradients.describe());
+  CHECK(gradients.largest_error < test::gradient_tolerance);
+  const auto report = test::conformance(router);
+  INFO(report.describe());
+  CHECK(report.passed());
+  CHECK_THROWS_WITH(expert_choice_router<double>(6, 4, {.scores = expert_choice_score::coupled}),
+                    test::contains("no coupling"));
+  CHECK_THROWS_AS(expert_choice(linear_gate<double>(6, 4), o, {}, {}, sinkhorn_coupling<double>(sinkhorn_options::s_base())),
+                  std::invalid_argument);
+}
+
+TEST_CASE("sinkhorn: batch priority goes by the coupling", "[router][sinkhorn]") {
+  using router_type = sinkhorn_router<double, copy_gate<double>, no_noise<double>, batch_priority_capacity>;
+  // NumPy: the largest entries of the coupling are .374, .362, .544 and .428 by token. The shift of a column leaves them,
+  // while the largest of the softmax become .975, .988, .980 and .943, which would serve tokens 1, 2, 0, 3.
+  matrix<double> logits = test::fixture_f<double>();
+  logits.col(2).array() += 6;
+  const router_type router(copy_gate<double>(4, 4), sinkhorn_choices::vmoe(2), {},
+                           batch_priority_capacity(capacity_limit::fixed(1)));
+  const auto r = test::route(router, logits);
+  std::vector<index_t> order;
+  for (const index_t pair : r.tape.choices.order)
+    if (pair % 2 == 0) order.push_back(pair / 2);
+  CHECK(order == std::vector<index_t>{2, 3, 0, 1});
+  // Without a coupling, at Megatron's inference, it is the scores'.
+  const router_type other(copy_gate<double>(4, 4), sinkhorn_choices::megatron(2), {},
+                          batch_priority_capacity(capacity_limit::fixed(1)));
+  CHECK(std::abs(test::route(other, test::fixture_f<double>()).tape.choices.priority[1] - .455054) <= test::printed);
 }
 
 TEST_CASE("sinkhorn: strange options are refused", "[router][sinkhorn]") {

@@ -255,6 +255,34 @@ TEST_CASE("soft_moe: padding with the mean of all slots", "[router][soft_moe]") 
   CHECK(workspace.plan.dispatch().map().row(3).isZero(0));
 }
 
+TEST_CASE("soft_moe: what a loss says of padding and of a NaN token reaches nothing", "[router][soft_moe]") {
+  moe_layer layer{soft_moe_router<double>{4, 3, {.slots_per_expert = 2}}, expert_bank<ffn<double>>{3, 4, 5}};
+  initialize(layer, 45);
+  matrix<double> x = test::random_matrix<double>(5, 4, 46), y(5, 4), dx(5, 4);
+  x(4, 2) = quiet_nan<double>();
+  const matrix<double> dy = test::random_matrix<double>(5, 4, 47);
+  const std::vector<std::uint8_t> mask{1, 1, 1, 0, 1};
+  routing_context<double> context;
+  context.token_mask = mask;
+  context.training = true;
+  std::vector<double> gradients[2];
+  matrix<double> of_tokens[2];
+  for (const int with_loss : {0, 1}) {
+    decltype(layer)::tape tape;
+    zero_gradients(layer);
+    layer.forward(x, y, tape, context);
+    if (with_loss != 0) tape.router.dseen.clean.map().bottomRows(2).setConstant(1);
+    layer.backward(dy, dx, tape);
+    of_tokens[with_loss] = dx.topRows(4);
+    for_each_parameter(layer, [&](const std::string&, parameter<double>& q) {
+      for (const double g : q.gradient()) gradients[with_loss].push_back(g);
+    });
+  }
+  CHECK(gradients[0] == gradients[1]);
+  CHECK(test::same_bits(of_tokens[0], of_tokens[1]));
+  CHECK(of_tokens[1].row(3).isZero(0));
+}
+
 TEST_CASE("soft_moe: noise is added in training only", "[router][soft_moe]") {
   soft_moe_router<double> router(4, 2, {.slots_per_expert = 2, .noise_std = 0.5});
   initialize(router, 51);

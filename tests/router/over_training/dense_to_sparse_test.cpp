@@ -106,11 +106,13 @@ TEST_CASE("dense_to_sparse: as the temperature falls without noise one expert is
 
 TEST_CASE("dense_to_sparse: a quarter of the tokens an expert at evaluation, all in training",
           "[router][dense_to_sparse]") {
-  const dense_to_sparse_router<double, copy_gate<double>, position_capacity> router(4, 4, {}, evaluation_capacity(4));
+  const dense_to_sparse_router<double, copy_gate<double>, position_capacity> router(4, 4, {}, evaluation_capacity());
   matrix<double> logits(10, 4);
   logits.rowwise() = test::fixture_f<double>().row(0);
   CHECK(test::route(router, logits).plan.load(0) == 3);  // ceil(0.25 * 10)
   CHECK(test::route(router, logits, test::training()).plan.size() == 40);
+  CHECK_THROWS_WITH(evaluation_capacity(4), test::contains("cannot take 4 of"));
+  CHECK_THROWS_AS(evaluation_capacity(0), std::invalid_argument);
   STATIC_REQUIRE(!decltype(router)::causal);
   STATIC_REQUIRE(given_evo::causal);
 }
@@ -154,6 +156,12 @@ TEST_CASE("mean_active: all tokens of a group take as many experts as one activa
   }
   const auto at_least = test::route(given_mean(4, 4, {.top_k = 3, .threshold = 0.9}), logits, f.context);
   CHECK(at_least.plan.size() == 12);
+  auto bounded = f.context;  // a call's k is a bound, also of the least
+  for (const index_t k : {1, 2, 4}) {
+    bounded.top_k = k;
+    CHECK(test::route(given_mean(4, 4, {.top_k = 3, .threshold = 0.9}), logits, bounded).plan.size() ==
+          4 * (std::min<index_t>)(k, 3));
+  }
   const auto inferred = test::route(given_mean(4, 4, {.top_k = 2}), logits);
   CHECK(inferred.plan.size() == 8);
   CHECK(inferred.plan.weight(inferred.plan.of_token(0)[0]) == Approx(1 / (1 + std::exp(-1.0))).epsilon(1e-14));

@@ -43,7 +43,17 @@ TEST_CASE("scheduled_k: every shape by hand, in both directions", "[router][sche
         v{1, 1, 2, 4, 8, 16, 16, 16});
   CHECK(numbers_at(of(16, 1, schedule_shape::doubling), {0, 199, 200, 400, 600, 800, 1000, 9999}) ==
         v{16, 16, 8, 4, 2, 1, 1, 1});
-  CHECK(numbers_at(of(3, 10, schedule_shape::doubling), {0, 400, 800, 1000}) == v{3, 6, 10, 10});
+  // The released list, held within the bounds: five parts however near they are.
+  CHECK(numbers_at(of(2, 8, schedule_shape::doubling), {0, 200, 399, 400, 599, 600, 800, 1000}) ==
+        v{2, 2, 2, 4, 4, 8, 8, 8});
+  CHECK(numbers_at(of(8, 2, schedule_shape::doubling), {0, 200, 399, 400, 599, 600, 800, 1000}) ==
+        v{8, 8, 8, 4, 4, 2, 2, 2});
+  CHECK(numbers_at(of(3, 10, schedule_shape::doubling), {0, 200, 400, 600, 800}) == v{3, 3, 4, 8, 10});
+  CHECK(numbers_at(of(1, 40, schedule_shape::doubling), {0, 142, 143, 715, 858, 1000}) == v{1, 1, 2, 32, 40, 40});
+  // At two thirds of the way the cosine is 1/2. NumPy, of the source's round(-15 * cos(pi * s / (2 * N))) + 16: in double
+  // cos(pi * 26 / 78) is below it, -7.499... goes to -7; pi / 2 times 26 / 39 would give -7.500... and -8.
+  const top_k_schedule edge({.first = 1, .last = 16, .steps = 39, .shape = schedule_shape::cosine});
+  CHECK(edge(26) == 9);
   for (const auto shape : {schedule_shape::linear, schedule_shape::cosine, schedule_shape::exponential,
                            schedule_shape::doubling}) {
     CHECK(numbers_at(of(4, 4, shape), steps) == v{4, 4, 4, 4, 4, 4});

@@ -292,3 +292,34 @@ TEST_CASE("top_k: a detached sum weighs as renorm does and learns as pre does", 
   CHECK(test::route(given_top_k<double>(3, 3, {.top_k = 1, .weights = weighting::renorm_detached}), logits,
                     test::training()).plan.weight(0) == 1);
 }
+
+TEST_CASE("top_k: chosen under noise, weighed without it", "[router][top_k]") {
+  using noisy = top_k_router<double, dynamic, dynamic, copy_gate<double>, uniform_noise<double>>;
+  const matrix<double> logits = test::fixture_f<double>();
+  // Draws that turn the choice of token 0 from expert 0 to 1, of token 1 from 0 to 3, and leave the others.
+  std::vector<double> draws(16, 0.01);
+  draws[1] = 0.99, draws[7] = 0.999;
+  routing_context<double> context = test::training();
+  context.random.replay(noise_site, draws);
+  const noisy router(copy_gate<double>(4, 4), {.top_k = 1, .weights = weighting::pre, .weigh_clean = true},
+                     uniform_noise<double>(2));
+  auto r = test::route(router, logits, context);
+  // The catalogue's softmax of these logits, of the chosen experts: without the noise.
+  const std::vector<index_t> experts{1, 3, 1, 0};
+  const std::vector<double> weights{0.236883, 0.101536, 0.789137, 0.789137};
+  for (index_t t = 0; t < 4; ++t) {
+    REQUIRE(r.plan.of_token(t).size() == 1);
+    CHECK(r.plan.expert(r.plan.of_token(t)[0]) == experts[as_size(t)]);
+    CHECK(std::abs(r.plan.weight(r.plan.of_token(t)[0]) - weights[as_size(t)]) <= test::printed);
+  }
+  for (const weighting form : {weighting::pre, weighting::post, weighting::renorm}) {
+    top_k_router<double, dynamic, dynamic, linear_gate<double>, uniform_noise<double>> learned(
+        linear_gate<double>(6, 4), {.top_k = 2, .weights = form, .weigh_clean = true});
+    initialize(learned, 3);
+    const auto report = test::check_router_gradients(learned, 8, 82, test::training());
+    INFO(report.describe());
+    CHECK(report.largest_error < 1e-6);
+  }
+  CHECK_THROWS_WITH(softmax_rule<double>({.groups = {.groups = 2, .kept = 1}, .weigh_clean = true}),
+                    test::contains("1 of 2 groups"));
+}

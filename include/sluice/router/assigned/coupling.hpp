@@ -12,8 +12,9 @@
 /// Two routers choose by a coupling. In token choice (coupling_rule) a token goes to the k largest entries of its row;
 /// in expert choice (router/experts_choose/expert_choice.hpp) an expert takes the C largest entries of its column.
 /// Weights are a rule of their own in the first (router/weighed_rule.hpp), of the noisy logits or of those before the
-/// noise, or the entries themselves; in the second they are the scores. The choice is a constant in backward. Equal
-/// entries: the lower expert, the lower token. A token that holds NaN is in no coupling. Not causal.
+/// noise, or the entries themselves; in the second the scores, or the entries. The choice is a constant in backward.
+/// Batch priority goes by a token's largest entry. Equal entries: the lower expert, the lower token. A token that holds
+/// NaN is in no coupling. Not causal.
 ///
 /// The six routers of "Routers in Vision Mixture of Experts" (Liu et al. 2024, arXiv:2401.15969) in the one formulation
 /// of that study, dispatch and combine tensors over (token, expert, slot):
@@ -80,6 +81,7 @@ class coupling_rule : public weighed_by<Scalar, Weights> {
   static constexpr bool has_gradient = DifferentiableCoupling<CouplingType, Scalar>;
 
 public:
+  static constexpr bool assigns_priority = true;
   struct tape : CouplingType::tape {
     matrix_buffer<Scalar> dcoupling;  ///< [T,E]
   };
@@ -119,6 +121,7 @@ public:
       const Scalar* entries = t.coupling.row(token);
       index_t* const ids = choices.ids(token);
       kernel::top_k(entries, batch.experts, batch.k, ids);
+      choices.priority[token] = entries[ids[0]];
       for (index_t j = 0; j < batch.k; ++j) {
         choices.weights(token)[j] = entries[ids[j]];
         if (!CouplingType::zero_is_a_choice && !(entries[ids[j]] > Scalar(0))) ids[j] = no_expert;

@@ -13,10 +13,11 @@
 ///   sinkhorn_expert_choice_router<float> other{64, 8};             weights: softmax of the noisy logits
 ///
 /// Weights are not renormalised over the choice. They may be the chosen entries of P instead (weigh_by_coupling, with
-/// vmoe's coupling): then the gradient runs through the whole coupling. Otherwise P is a constant, and dL is that of
-/// the softmax or the sigmoid. A noise that learns its scale (learned_noise) would take the gradient of clean logits
-/// for one of noisy ones, so vmoe's weights go with gaussian_noise or none. Batch priority goes by the scores. Ties,
-/// NaN, infinities and T = 0: router/assigned/coupling.hpp and below it. Not causal. For the papers see the coupling.
+/// vmoe's coupling; where experts choose, score::coupled): then the gradient runs through the whole coupling. Otherwise
+/// P is a constant, and dL is that of the softmax or the sigmoid. A noise that learns its scale (learned_noise) would
+/// take the gradient of clean logits for one of noisy ones, so vmoe's weights go with gaussian_noise or none. Ties,
+/// NaN, infinities, T = 0 and priority: router/assigned/coupling.hpp and below it. Not causal. For the papers see the
+/// coupling.
 #pragma once
 
 #include <sluice/gate/linear.hpp>

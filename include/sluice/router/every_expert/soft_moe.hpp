@@ -228,7 +228,10 @@ private:
     t.dlogits = t.dseen.noisy_or_clean();
     if (t.seen.has_noise) t.dlogits.map() += t.dseen.clean.map();
     context.executor.parallel_each(p.tokens(), 4 * slot_count, [&](index_t r) {
-      if (t.state[r] != routed) return;
+      if (t.state[r] != routed) {  // whatever a loss says of such a token
+        std::fill_n(t.dlogits.row(r), slot_count, Scalar(0));
+        return;
+      }
       const Scalar inner = kernel::dot(p.combine().row(r), dplan.combine.row(r), slot_count);
       for (index_t s = 0; s < slot_count; ++s) t.dlogits(r, s) += p.combine()(r, s) * (dplan.combine(r, s) - inner);
     });

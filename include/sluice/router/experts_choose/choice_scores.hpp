@@ -1,4 +1,4 @@
-/// What experts that choose compare tokens by, and what they weigh them with: five forms of score and their gradients.
+/// What experts that choose compare tokens by, and what they weigh them with: six forms of score and their gradients.
 ///
 ///   scores p [T,E] of logits L [T,E], weights w of what was taken, dL of the weights' gradients g (R: who took t)
 ///     softmax      p = softmax of L[t] over the experts     w = p   dl[t,j] = p[t,j] (g[t,j] 1[j in R] - sum of p g)
@@ -6,6 +6,7 @@
 ///     over_tokens  p = softmax of L[:,e] over the tokens    w = p   dl[t,e] = p[t,e] (g[t,e] 1[e took t] - sum of p g)
 ///     over_taken   p = L   w = softmax of L[:,e] over the tokens that e takes;   as over_tokens, among those
 ///     even         p = L   w = 1, no gradient
+///     coupled      p = w = the coupling that experts compare, which has the gradient (router/assigned/coupling.hpp)
 ///
 /// The tokens are those of a group and, where modalities divide it, of one modality; the experts those of the token's.
 /// What the screen hides has scores of 0 in softmaxes over tokens. For the router see experts_choose/expert_choice.hpp.
@@ -25,7 +26,7 @@
 
 namespace sluice::inline SLUICE_ISA {
 
-enum class expert_choice_score { softmax, sigmoid, over_tokens, over_taken, even };
+enum class expert_choice_score { softmax, sigmoid, over_tokens, over_taken, even, coupled };
 
 /// What scores leave in a tape.
 template <FloatOrDouble Scalar>
@@ -53,7 +54,7 @@ public:
       m.gates.resize(logits.rows(), experts_);
       m.column.reserve(logits.rows());
     }
-    if (kind_ == kind::over_taken || kind_ == kind::even) {
+    if (kind_ == kind::over_taken || kind_ == kind::even || kind_ == kind::coupled) {
       m.scores = logits;
       return;
     }
@@ -107,7 +108,7 @@ public:
                 matrix_buffer<Scalar>& dlogits) const {
     if (kind_ == kind::softmax || kind_ == kind::sigmoid)
       backward_by_token(context, p, dplan, application, m, dlogits);
-    else if (kind_ != kind::even)
+    else if (kind_ != kind::even && kind_ != kind::coupled)
       backward_by_expert(context, p, dplan, application, m, dlogits);
   }
 

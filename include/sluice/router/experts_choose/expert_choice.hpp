@@ -22,8 +22,8 @@
 /// token (router/experts_choose/token_cap.hpp). With options.modalities experts and tokens of different modalities do
 /// not meet (router/masked/modality_experts.hpp): T, E and softmaxes above are then those of one modality.
 /// What experts compare may be something else than p: a coupling of all tokens with all experts
-/// (router/assigned/coupling.hpp), of which each takes the C largest entries of its column; weights stay what they are.
-/// A coupling goes with neither cap nor modalities.
+/// (router/assigned/coupling.hpp), of which each takes the C largest entries of its column; weights stay what they are,
+/// or with score::coupled are these entries. A coupling goes with neither cap nor modalities.
 /// Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv:2202.09368; noise and capacity
 /// rounding as in V-MoE, arXiv:2106.05974; sigmoid scores as in MoMa, arXiv:2407.21770; softmax over tokens as in pMoE,
 /// arXiv:2306.04073 (router/experts_choose/patch_level.hpp).
@@ -60,6 +60,7 @@ class expert_choice_router {
   static_assert(explain_differentiable_gate<GateType>());
   static_assert(explain_noise<Noise, Scalar>());
   static constexpr bool compares_scores = std::same_as<Compared, no_coupling>;
+  static constexpr bool has_coupled_gradient = DifferentiableCoupling<Compared, Scalar>;
   static_assert(compares_scores || Coupling<Compared, Scalar>,
                 "sluice: experts compare no_coupling or a coupling; explain_coupling<yours, scalar>() says what is "
                 "missing");
@@ -89,6 +90,7 @@ public:
     token_queues<Scalar> queues;
     buffer<index_t> rank;  ///< scratch: experts that each token has so far
     typename Compared::tape compared;
+    matrix_buffer<Scalar> dcoupling;  ///< [T,E] for score::coupled
   };
 
   /// A linear gate without bias.
@@ -110,6 +112,8 @@ public:
       throw_invalid("a cap on a token's experts needs scores within 0 and 1; these are logits");
     if (!compares_scores && (options_.cap.most > 0 || options_.modalities.divides()))
       throw_invalid("experts that compare a coupling have no cap on a token's experts, and no modalities");
+    if (options_.scores == score::coupled && !can_weigh())
+      throw_invalid("experts cannot weigh by what they compare: it is no coupling, or one that is for choosing only");
     if (application.renormalize_after_drop)
       throw_invalid("experts that choose drop nothing, after which weights could be renormalised");
   }
@@ -149,6 +153,8 @@ public:
                 const typename plan::gradient& dplan, tape& t, tokens_out<Scalar> dx) {
     t.dnoisy = t.dseen.noisy_or_clean();
     scores().backward(context, p, dplan, application_, t, t.dnoisy);
+    if constexpr (has_coupled_gradient)
+      if (options_.scores == score::coupled) couple_back(context, p, dplan, t);
     detail::pull_back_screened(gate_, noise_, x, context, t, dx);
   }
 
@@ -196,11 +202,12 @@ private:
     const modality_experts::part own = options_.modalities.of(modality, experts());
     for (index_t e = own.first; e < own.first + own.count; ++e)
       queues.taken[e] = (std::min)(capacity(real, context.training, e), queues.valid.size());
-    if constexpr (!compares_scores)
-      if (!queues.valid.empty())
-        compared_.couple({{context, t.scores.rows(), experts(), 1}, group, queues.valid.span(), t.seen.noisy(),
-                          t.seen.clean, t.scores},
-                         t.compared);
+    if constexpr (!compares_scores) {
+      if (!queues.valid.empty()) compared_.couple(batch_of(context, group, t), t.compared);
+      if (options_.scores == score::coupled)
+        for (const index_t token : queues.valid)
+          std::copy_n(t.compared.coupling.row(token), experts(), t.scores.row(token));
+    }
     queues.choose(compared_by(t), group, own, options_.cap, context.executor);
     for (index_t e = own.first; e < own.first + own.count; ++e) {
       scores().weigh(e, queues, t);
@@ -209,6 +216,33 @@ private:
         const Scalar weight = scores().weight(token, e, t);
         p.add(token, e, application_.on_output(weight), t.rank[token]++, application_.on_input(weight));
       }
+    }
+  }
+
+  bool can_weigh() const noexcept {
+    if constexpr (has_coupled_gradient)
+      return compared_.can_weigh();
+    else
+      return false;
+  }
+
+  /// The valid tokens of a group, as a coupling sees them.
+  choice_batch<Scalar> batch_of(const routing_context<Scalar>& context, token_range group, const tape& t) const {
+    return {
+        {context, t.scores.rows(), experts(), 1}, group, t.queues.valid.span(), t.seen.noisy(), t.seen.clean, t.scores};
+  }
+
+  /// The gradient of weights that are entries of the coupling, group by group.
+  void couple_back(const routing_context<Scalar>& context, const plan& p, const typename plan::gradient& dplan,
+                   tape& t) const {
+    t.dcoupling.set_zero(p.tokens(), experts());
+    for (index_t i = 0; i < p.size(); ++i) t.dcoupling(p.token(i), p.expert(i)) = application_.gradient(dplan, i);
+    for (index_t g = 0; g < context.group_count(); ++g) {
+      const token_range group = context.group(g, p.tokens());
+      t.queues.valid.clear();
+      for (index_t token = group.begin; token < group.end; ++token)
+        if (t.screen.is_routed(token)) t.queues.valid.push_back(token);
+      if (!t.queues.valid.empty()) compared_.backward(batch_of(context, group, t), t.dcoupling, t.compared, t.dnoisy);
     }
   }
 

@@ -13,7 +13,7 @@
 /// Equal q: the lower expert; NaN counts as -infinity; T = 0 gives an empty plan (router/token_choice.hpp). loss/
 /// chosen_balance.hpp is the balance loss that goes with it. The release has a capacity at evaluation only,
 /// ceil(0.25 T) an expert: dense_to_sparse_router<float, linear_gate<float>, position_capacity> with
-/// evaluation_capacity(E, 0.25). Its form for tau <= 0, a dense softmax, is dense_softmax_router.
+/// evaluation_capacity(0.25). Its form for tau <= 0, a dense softmax, is dense_softmax_router.
 /// Nie et al. 2021, "EvoMoE: An Evolutional Mixture-of-Experts Training Framework via Dense-To-Sparse Gate",
 /// arXiv:2112.14397, and its released code.
 #pragma once
@@ -110,10 +110,11 @@ private:
   index_t experts_;
 };
 
-/// Room for everybody in training, and for this fraction of a group's tokens, rounded up, at evaluation.
-inline position_capacity evaluation_capacity(index_t experts, double fraction = 0.25) {
-  const auto all = static_cast<double>(experts);
-  return position_capacity(capacity_limit::switch_transformer({all, fraction * all}));
+/// Room for everybody in training, and for this fraction of a group's tokens, rounded up, at evaluation. Throws
+/// std::invalid_argument unless 0 < fraction <= 1.
+inline position_capacity evaluation_capacity(double fraction = 0.25) {
+  if (!is_above(fraction, 0) || fraction > 1) throw_invalid("an expert cannot take ", fraction, " of the tokens");
+  return position_capacity(capacity_limit::token_fraction({1.0, fraction}));
 }
 
 /// sluice::dense_to_sparse_router<float> router{64, 8, {.temperature = {2.0, 0.3, 10000}, .hard_from = 10000}};

@@ -8,9 +8,9 @@
 /// The form of the dense-to-sparse gate in the code of SMoE-Dropout, whose gate has a bias; that of EvoMoE, for which
 /// every token has a number of its own, is dense_to_sparse.hpp. In training not causal: k' depends on all tokens.
 /// Gradients, S and k' constants:  training  dl[j] = q[j] / tau (g[j] 1[j in S] - sum over S of q g);  inference as
-/// top_k_router's post form, which for k = 1 has none. A training call's k is a smallest one too. Padding and tokens
-/// with NaN do not count. Equal q: the lower expert. T = 0 gives an empty plan. Chen et al. 2023, "Sparse MoE as the
-/// New Dropout", arXiv:2303.01610, released code.
+/// top_k_router's post form, which for k = 1 has none. A training call that names a k takes min(k', that k). Padding
+/// and tokens with NaN do not count. Equal q: the lower expert. T = 0 gives an empty plan. Chen et al. 2023, "Sparse
+/// MoE as the New Dropout", arXiv:2303.01610, released code.
 #pragma once
 
 #include <sluice/gate/linear.hpp>

@@ -4,7 +4,8 @@
 ///     linear        k = round((k1 - k0) s / N) + k0                                    the method's default
 ///     cosine        k = round((k0 - k1) cos(pi s / 2N)) + k1                           fast at the end
 ///     exponential   k = round((k0 - k1) 0.99^(s div max(1, N div 300))) + k1           fast at the start
-///     doubling      the numbers from k0 to k1, each twice (half) the one before but for the last; N / count steps each
+///     doubling      1, 2, 4, 8, 16 and on until k1 is reached, N / count steps each; a decrease counts down to 1. All of
+///                   them held between k0 and k1: from 2 to 8 that is 2, 2, 4, 8, 8. The released numbers end at 16
 ///
 /// first > last is a decrease. From step N on k is k1, but for the exponential, which goes on towards it.
 ///
@@ -56,14 +57,14 @@ public:
 
   index_t operator()(index_t step) const noexcept {
     const index_t s = (std::clamp)(step, index_t{0}, options_.steps);
-    const auto way = static_cast<double>(s) / static_cast<double>(options_.steps);
+    const auto steps = static_cast<double>(options_.steps);
     switch (options_.shape) {
       case schedule_shape::linear: {
         const auto risen = static_cast<double>((options_.last - options_.first) * s);
-        return options_.first + half_to_even(risen / static_cast<double>(options_.steps));
+        return options_.first + half_to_even(risen / steps);
       }
-      case schedule_shape::cosine:
-        return options_.last + left(std::cos(std::numbers::pi * way / 2));
+      case schedule_shape::cosine:  // in the order of the source: where the cosine is 1/2, the last bit decides
+        return options_.last + left(std::cos(std::numbers::pi * static_cast<double>(s) / (2 * steps)));
       case schedule_shape::exponential: {
         const index_t period = (std::max<index_t>)(1, options_.steps / 300);
         return options_.last + left(std::pow(0.99, static_cast<double>((std::max<index_t>)(step, 0) / period)));
@@ -83,11 +84,11 @@ private:
   }
 
   index_t doubled(index_t s) const noexcept {
-    index_t count = 1;
-    for (index_t k = smallest(); k < largest(); k *= 2) ++count;
+    index_t count = 5;
+    while ((index_t{1} << (count - 1)) < largest()) ++count;
     const index_t passed = (std::min)(count * s / options_.steps, count - 1);
     const index_t doublings = options_.first <= options_.last ? passed : count - 1 - passed;
-    return (std::min)(smallest() << doublings, largest());
+    return (std::clamp)(index_t{1} << doublings, smallest(), largest());
   }
 
   options options_;

@@ -6,10 +6,10 @@
 ///   score_weighted_router<float, piece_sum_gate<linear_gate<float>>, uniform_noise<float>> router{gate};
 ///
 /// With k = 1, uniform noise and a gate that starts at zero it is the router of the cluster study's released code,
-/// whose theory has softmax_rule's weights in their place; its balance loss is switch_balance with
-/// loss_probability::none. Ties go to the lower expert; a token of which a chosen score is infinite has an infinite
-/// weight; NaN, padding and T = 0 as in router/token_choice.hpp. Chen, Deng, Wu, Gu, Li 2022, arXiv:2208.02813,
-/// released code.
+/// whose theory has softmax_rule's weights in their place, of the logits before the noise ({.weights = weighting::pre,
+/// .weigh_clean = true}); its balance loss is switch_balance with loss_probability::none. Ties go to the lower expert;
+/// a token of which a chosen score is infinite has an infinite weight; NaN, padding and T = 0 as in
+/// router/token_choice.hpp. Chen, Deng, Wu, Gu, Li 2022, arXiv:2208.02813, released code.
 #pragma once
 
 #include <sluice/gate/linear.hpp>

@@ -18,7 +18,9 @@
 /// refused, when it is made or when a training call asks for k = 1, unless options.constant_weight says that this is
 /// wanted (inference with published checkpoints; a gate that learns from its losses only). So is `one`, whatever k is.
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
-/// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp).
+/// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp). Under noise p is that of what
+/// was chosen by, or with weigh_clean that of the gate's own logits, as in the cluster study's theory (Chen et al. 2022,
+/// arXiv:2208.02813): for noise that learns nothing, and without a group limit.
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974; Zhang et al.
 /// 2022 (mixture of attention heads), arXiv:2210.05144; Gale et al. 2022 (MegaBlocks), arXiv:2211.15841.
 #pragma once
@@ -49,7 +51,8 @@ public:
     Scalar added_to_sum = 0;
     Scalar scaling = 1;
     group_limit groups{};
-    Scalar norm_order = 1;  ///< renorm divides by the q-norm of the chosen p; the sum is that of q = 1
+    Scalar norm_order = 1;     ///< renorm divides by the q-norm of the chosen p; the sum is that of q = 1
+    bool weigh_clean = false;  ///< weights are made of the logits before the noise
   };
 
   /// Throws std::invalid_argument if an option makes no sense.
@@ -63,6 +66,8 @@ public:
         throw_invalid("a guard on the sum of weights cannot be ", guard);
     if (!detail::is_usable(o.norm_order) || !(o.norm_order > Scalar(0)))
       throw_invalid("weights cannot be divided by a norm of order ", o.norm_order);
+    if (o.weigh_clean && o.groups.limits())
+      throw_invalid("a limit to ", o.groups.kept, " of ", o.groups.groups, " groups chooses by the scores that weigh");
     refuse_constant_weight(o.top_k);
   }
 
@@ -75,7 +80,7 @@ public:
   }
 
   void score(const choice_row<Scalar>& row, Scalar* scores) const {
-    kernel::softmax(row.logits, scores, row.experts);
+    kernel::softmax(weighed(row), scores, row.experts);
   }
 
   index_t choose(const choice_row<Scalar>& row, index_t* ids) const {
@@ -89,7 +94,7 @@ public:
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
     const std::size_t count = ids.size();
     if (options_.weights == weighting::post) {
-      for (std::size_t j = 0; j < count; ++j) weights[j] = row.logits[ids[j]];
+      for (std::size_t j = 0; j < count; ++j) weights[j] = weighed(row)[ids[j]];
       kernel::softmax(weights, weights, static_cast<index_t>(count));
     } else if (options_.weights == weighting::one) {
       std::fill_n(weights, count, Scalar(1));
@@ -126,6 +131,8 @@ public:
   }
 
 private:
+  const Scalar* weighed(const choice_row<Scalar>& row) const { return options_.weigh_clean ? row.clean : row.logits; }
+
   void refuse_constant_weight(index_t k) const {
     if (options_.weights == weighting::one && !options_.constant_weight)
       throw_invalid("weights that are 1 give the gate no gradient; set constant_weight if that is wanted");

@@ -126,16 +126,19 @@ property_result backward_again(router_probe<Router>& probe) {
 }
 
 /// Random gradients for what losses may read, as if losses had put them there: r, and sum(r * signal) as their value.
+/// Padding has a gradient too, which reaches nothing, and no part in the value.
 template <typename Scalar, typename RouterTape>
 class signal_objective {
 public:
   explicit signal_objective(std::uint64_t seed) : seed_(seed) {}
 
-  double value(const RouterTape& t) const {
+  double value(const RouterTape& t, const routing_context<Scalar>& context) const {
     double sum = 0;
     each(t, [&](const matrix_buffer<Scalar>& signal, index_t site) {
+      const bool by_token = static_cast<std::size_t>(signal.rows()) == context.token_mask.size();
       for (index_t i = 0; i < signal.size(); ++i)
-        if (!is_infinite(signal.data()[i])) sum += factor(site, i) * static_cast<double>(signal.data()[i]);
+        if (!is_infinite(signal.data()[i]) && !(by_token && context.is_padding(i / signal.cols())))
+          sum += factor(site, i) * static_cast<double>(signal.data()[i]);
     });
     return sum;
   }
@@ -232,7 +235,7 @@ property_result gradients(router_probe<Router>& probe, bool training) {
     const auto objective = [&]() -> std::optional<double> {
       probe.layer.forward(b.x, y, again, b.context(training));
       if (choices_of(again.plan) != choices) return std::nullopt;
-      return (y.array() * dy.array()).sum() + losses.value(again.router);
+      return (y.array() * dy.array()).sum() + losses.value(again.router, b.context(training));
     };
     const auto size = static_cast<std::size_t>(b.x.size());
     const auto report = check_gradients(probe.layer, {{"x", {b.x.data(), size}, {dx.data(), size}}}, objective,
