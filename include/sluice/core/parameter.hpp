@@ -264,10 +264,6 @@ inline std::string joined_name(const std::string& prefix, std::string_view name)
   return (prefix + '.').append(name);
 }
 
-}  // namespace detail
-
-namespace detail {
-
 // Visitors of a walk are classes of F alone and no lambdas of the object's type: the way through an expert or a gate is compiled
 // once, whatever it is a part of.
 template <typename F>
@@ -276,13 +272,9 @@ struct named_walk {
   const std::string& prefix;
 
   template <typename Part>
-  void operator()(std::string_view name, Part& part) const {
-    enter(joined_name(prefix, name), part);
-  }
-
-  template <typename Part>
-  void enter(const std::string& name, Part& part) const {
+  void operator()(std::string_view own_name, Part& part) const {
     using plain = std::remove_const_t<Part>;
+    const std::string name = joined_name(prefix, own_name);
     if constexpr (is_parameter<plain>)
       f(name, part);
     else if constexpr (HasParameters<plain>)
@@ -314,7 +306,7 @@ struct unnamed_walk {
 /// "experts.3.gate.weight". Objects without parameters are fine.
 template <typename Object, typename F>
 void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
-  detail::named_walk<std::remove_reference_t<F>>{f, prefix}.enter(prefix, object);
+  detail::named_walk<std::remove_reference_t<F>>{f, prefix}({}, object);
 }
 
 namespace detail {
