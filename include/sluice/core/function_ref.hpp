@@ -21,7 +21,8 @@ public:
   template <typename F>
     requires(!std::same_as<std::remove_cvref_t<F>, function_ref> && std::is_invocable_r_v<Result, F&, Arguments...>)
   function_ref(F&& f)
-      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))), call_(call<std::remove_reference_t<F>>) {}
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
+        call_(call<std::remove_reference_t<F>>) {}
 
   Result operator()(Arguments... arguments) const { return call_(object_, std::forward<Arguments>(arguments)...); }
 
