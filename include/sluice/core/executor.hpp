@@ -20,6 +20,7 @@ namespace sluice::inline SLUICE_ISA {
 namespace detail {
 
 using task_ref = function_ref<void(index_t)>;
+using range_ref = function_ref<void(index_t begin, index_t end)>;
 
 }  // namespace detail
 
@@ -61,19 +62,19 @@ public:
   /// This executor, or the caller alone where the work of all tasks is not worth threads.
   executor_ref for_work(index_t work) const { return work < smallest_work_ ? executor_ref() : *this; }
 
+  // Bodies come as references, so that this is compiled once: tasks are long enough for a call.
+
   /// Runs body(0) ... body(n-1), of which nothing more is known.
-  template <typename Body>
-  void parallel_for(index_t n, Body&& body) const {
+  void parallel_for(index_t n, detail::task_ref body) const {
     if (run_ == nullptr || n <= 1)
       for (index_t task = 0; task < n; ++task) body(task);
     else
-      run_(object_, n, detail::task_ref(body));
+      run_(object_, n, body);
   }
 
   /// body(begin, end) over [0, n) in blocks of at most `block`; `work` is that of one of the n. Block borders do not
   /// depend on the thread count.
-  template <typename Body>
-  void parallel_blocks(index_t n, index_t block, index_t work, Body&& body) const {
+  void parallel_blocks(index_t n, index_t block, index_t work, detail::range_ref body) const {
     for_work(n * work).parallel_for((n + block - 1) / block, [&](index_t task) {
       const index_t begin = task * block;
       body(begin, begin + block < n ? begin + block : n);

@@ -22,13 +22,17 @@ public:
     requires(!std::same_as<std::remove_cvref_t<F>, function_ref> && std::is_invocable_r_v<Result, F&, Arguments...>)
   function_ref(F&& f)
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
-        call_([](void* object, Arguments... arguments) -> Result {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Arguments>(arguments)...);
-        }) {}
+        call_(call<std::remove_reference_t<F>>) {}
 
   Result operator()(Arguments... arguments) const { return call_(object_, std::forward<Arguments>(arguments)...); }
 
 private:
+  // Not a lambda, whose conversion to a pointer would be three functions for each F.
+  template <typename F>
+  static Result call(void* object, Arguments... arguments) {
+    return (*static_cast<F*>(object))(std::forward<Arguments>(arguments)...);
+  }
+
   void* object_;
   Result (*call_)(void*, Arguments...);
 };

@@ -268,22 +268,49 @@ inline std::string joined_name(const std::string& prefix, std::string_view name)
   return (prefix + '.').append(name);
 }
 
+// Visitors of a walk are classes of F alone and no lambdas of the object's type: the way through an expert or a gate is compiled
+// once, whatever it is a part of.
+template <typename F>
+struct named_walk {
+  F& f;
+  const std::string& prefix;
+
+  template <typename Part>
+  void operator()(std::string_view own_name, Part& part) const {
+    using plain = std::remove_const_t<Part>;
+    const std::string name = joined_name(prefix, own_name);
+    if constexpr (is_parameter<plain>)
+      f(name, part);
+    else if constexpr (HasParameters<plain>)
+      plain::visit_parameters(part, named_walk{f, name});
+    else
+      static_assert(explain_parameters<plain>());
+  }
+};
+
+template <typename F>
+struct unnamed_walk {
+  F& f;
+
+  template <typename Part>
+  void operator()(std::string_view, Part& part) const {
+    using plain = std::remove_const_t<Part>;
+    if constexpr (is_parameter<plain>)
+      f(part);
+    else if constexpr (HasParameters<plain>)
+      plain::visit_parameters(part, unnamed_walk{f});
+    else
+      static_assert(explain_parameters<plain>());
+  }
+};
+
 }  // namespace detail
 
 /// Calls f(name, parameter) for every parameter of an object, depth first, in a fixed order, with names such as
 /// "experts.3.gate.weight". Objects without parameters are fine.
 template <typename Object, typename F>
 void for_each_parameter(Object& object, F&& f, const std::string& prefix = {}) {
-  using plain = std::remove_const_t<Object>;
-  if constexpr (detail::is_parameter<plain>) {
-    f(prefix, object);
-  } else if constexpr (HasParameters<plain>) {
-    plain::visit_parameters(object, [&](std::string_view name, auto& part) {
-      for_each_parameter(part, f, detail::joined_name(prefix, name));
-    });
-  } else {
-    static_assert(detail::explain_parameters<plain>());
-  }
+  detail::named_walk<std::remove_reference_t<F>>{f, prefix}({}, object);
 }
 
 namespace detail {
@@ -291,40 +318,42 @@ namespace detail {
 /// The same without names, for the hot road.
 template <typename Object, typename F>
 void for_each_unnamed_parameter(Object& object, F&& f) {
-  using plain = std::remove_const_t<Object>;
-  if constexpr (is_parameter<plain>)
-    f(object);
-  else if constexpr (HasParameters<plain>)
-    plain::visit_parameters(object, [&](std::string_view, auto& part) { for_each_unnamed_parameter(part, f); });
-  else
-    static_assert(explain_parameters<plain>());
+  unnamed_walk<std::remove_reference_t<F>>{f}({}, object);
 }
 
-// What is asked of the parameters of many classes is a class of its own and no lambda of a template: the way through an
-// expert or a gate is then compiled once, whatever layers they are parts of.
+// What is asked of the parameters of many classes is of few types, one for each way to look at them: each is compiled for every class.
 
-struct ensure_gradient {
+enum class gradient_care { ensure, zero };
+
+struct care_for_gradient {
+  gradient_care care;
+
   template <typename Parameter>
   void operator()(Parameter& p) const {
-    p.ensure_gradient();
+    if (care == gradient_care::ensure)
+      p.ensure_gradient();
+    else
+      p.zero_gradient();
   }
 };
 
-struct zero_gradient {
-  template <typename Parameter>
-  void operator()(Parameter& p) const {
-    p.zero_gradient();
-  }
-};
-
-struct has_values {
-  bool& all;
+struct stock_of_parameters {
+  index_t learned = 0;
+  bool has_values = true;
 
   template <typename Parameter>
-  void operator()(const Parameter& p) const {
-    all = all && p.has_values();
+  void operator()(const Parameter& p) {
+    if (p.role() != parameter_role::state) learned += p.size();
+    has_values = has_values && p.has_values();
   }
 };
+
+template <typename Object>
+stock_of_parameters stock_of(const Object& object) {
+  stock_of_parameters stock;
+  for_each_unnamed_parameter(object, stock);
+  return stock;
+}
 
 struct refuse_without_values {
   template <typename Parameter>
@@ -335,44 +364,31 @@ struct refuse_without_values {
   }
 };
 
-struct count_learned {
-  index_t& count;
-
-  template <typename Parameter>
-  void operator()(const Parameter& p) const {
-    if (p.role() != parameter_role::state) count += p.size();
-  }
-};
-
 }  // namespace detail
 
 /// Makes room for every gradient of an object.
 template <typename Object>
 void ensure_gradients(Object& object) {
-  detail::for_each_unnamed_parameter(object, detail::ensure_gradient{});
+  detail::for_each_unnamed_parameter(object, detail::care_for_gradient{detail::gradient_care::ensure});
 }
 
 /// Sets every gradient of an object to zero.
 template <typename Object>
 void zero_gradients(Object& object) {
-  detail::for_each_unnamed_parameter(object, detail::zero_gradient{});
+  detail::for_each_unnamed_parameter(object, detail::care_for_gradient{detail::gradient_care::zero});
 }
 
 /// Throws std::invalid_argument, with its name, for a parameter of random initial values that nobody wrote: it holds
 /// zeros, which route by ties and learn nothing. The name begins with `prefix`.
 template <typename Object>
 void check_initialized(const Object& object, const char* prefix = "") {
-  bool all = true;
-  detail::for_each_unnamed_parameter(object, detail::has_values{all});
-  if (!all) for_each_parameter(object, detail::refuse_without_values{}, prefix);
+  if (!detail::stock_of(object).has_values) for_each_parameter(object, detail::refuse_without_values{}, prefix);
 }
 
 /// Number of learned numbers in an object.
 template <typename Object>
 index_t parameter_count(const Object& object) {
-  index_t count = 0;
-  detail::for_each_unnamed_parameter(object, detail::count_learned{count});
-  return count;
+  return detail::stock_of(object).learned;
 }
 
 }  // namespace sluice::inline SLUICE_ISA

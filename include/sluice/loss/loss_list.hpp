@@ -71,12 +71,14 @@ public:
   const std::tuple<Losses...>& all() const noexcept { return losses_; }
 
   template <typename Self, typename Visitor>
-  static void visit_parameters(Self& self, Visitor&& visit) {
-    [[maybe_unused]] const auto one = [&](std::size_t i, auto& loss) {
-      if constexpr (HasParameters<std::remove_cvref_t<decltype(loss)>>) visit("loss." + std::to_string(i), loss);
-    };
-    [&]<std::size_t... I>(std::index_sequence<I...>) { (one(I, std::get<I>(self.losses_)), ...); }
-    (std::index_sequence_for<Losses...>{});
+  static void visit_parameters([[maybe_unused]] Self& self, [[maybe_unused]] Visitor&& visit) {
+    if constexpr ((HasParameters<Losses> || ...)) {
+      const auto one = [&](std::size_t i, auto& loss) {
+        if constexpr (HasParameters<std::remove_cvref_t<decltype(loss)>>) visit("loss." + std::to_string(i), loss);
+      };
+      [&]<std::size_t... I>(std::index_sequence<I...>) { (one(I, std::get<I>(self.losses_)), ...); }
+      (std::index_sequence_for<Losses...>{});
+    }
   }
 
 private:
