@@ -10,6 +10,7 @@
 ///   validate(E), validate_call(call)   throw if the options, or a call's k or context, do not fit
 ///   keeps(row, rank, weight)           thins out choices
 ///   priority(row)                      for capacity that serves sure tokens first; without it the largest score
+///   weighs_clean()                     true: weights are made of row.clean, whose gradients dlogits then are
 ///   after_step(statistics)             for what is learned without gradients
 ///   visit_parameters                   if it has parameters; their names begin with "rule."
 ///   causal                             false if the choice for a token depends on others

@@ -71,6 +71,15 @@ Scalar priority_of(const Rule& rule, const choice_row<Scalar>& row) {
     return row.scores[kernel::arg_max(row.scores, row.experts)];
 }
 
+/// Whether weights are made of the logits before the noise, which then have their gradient.
+template <typename Rule>
+bool weighs_clean(const Rule& rule) {
+  if constexpr (requires { rule.weighs_clean(); })
+    return rule.weighs_clean();
+  else
+    return false;
+}
+
 template <typename Rule, typename Scalar>
 bool keeps(const Rule& rule, const choice_row<Scalar>& row, index_t rank, Scalar weight) {
   if constexpr (requires { rule.keeps(row, rank, weight); })

@@ -42,6 +42,7 @@ public:
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
     inner_.backward(row, weighed, dlogits);
   }
+  bool weighs_clean() const { return detail::weighs_clean(inner_); }
   bool keeps(const choice_row<Scalar>& row, index_t rank, Scalar weight) const {
     return detail::keeps(inner_, row, rank, weight);
   }

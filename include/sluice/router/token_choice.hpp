@@ -126,10 +126,11 @@ public:
         });
       }
     }
+    auto& dlogits = t.seen.has_noise && detail::weighs_clean(rule_) ? t.dseen.clean : t.dnoisy;
     for_routed(call, t, [&](const choice_row<scalar>& row) {
       scalar* const dw = collect(row);
       const auto ids = gather_weighed(t, row.token, dw);
-      if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, t.dnoisy.row(row.token));
+      if (!ids.empty()) rule_.backward(row, {ids, t.weights.row(row.token), dw}, dlogits.row(row.token));
     });
     detail::pull_back_screened(gate_, noise_, x, context, t, dx);
   }

@@ -9,7 +9,7 @@
 
 #include <sluice/core/parameter.hpp>
 #include <sluice/core/statistics.hpp>
-#include <sluice/router/choice_rule.hpp>
+#include <sluice/router/rule_calls.hpp>
 
 #include <algorithm>
 #include <utility>
@@ -48,6 +48,7 @@ public:
   void backward(const choice_row<Scalar>& row, const weighed_experts<Scalar>& weighed, Scalar* dlogits) const {
     weights_.backward(row, weighed, dlogits);
   }
+  bool weighs_clean() const { return detail::weighs_clean(weights_); }
   void after_step(const routing_statistics& statistics) {
     if constexpr (requires { weights_.after_step(statistics); }) weights_.after_step(statistics);
   }

@@ -320,6 +320,14 @@ TEST_CASE("top_k: chosen under noise, weighed without it", "[router][top_k]") {
     INFO(report.describe());
     CHECK(report.largest_error < 1e-6);
   }
+  // A noise that learns its scale has no part in such weights.
+  top_k_router<double, dynamic, dynamic, linear_gate<double>, learned_noise<double>> learned(
+      linear_gate<double>(6, 4), {.top_k = 2, .weights = weighting::pre, .weigh_clean = true},
+      learned_noise<double>(6, 4));
+  initialize(learned, 3);
+  const auto report = test::check_router_gradients(learned, 8, 83, test::training());
+  INFO(report.describe());
+  CHECK(report.largest_error < 1e-6);
   CHECK_THROWS_WITH(softmax_rule<double>({.groups = {.groups = 2, .kept = 1}, .weigh_clean = true}),
                     test::contains("1 of 2 groups"));
 }

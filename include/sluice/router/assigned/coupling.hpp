@@ -129,6 +129,7 @@ public:
     });
   }
 
+  bool weighs_clean() const { return options_.weigh_clean || base::weighs_clean(); }
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
     if (!options_.weigh_by_coupling) base::weigh(seen(row), ids, weights);
   }

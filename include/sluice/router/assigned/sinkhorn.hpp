@@ -14,10 +14,8 @@
 ///
 /// Weights are not renormalised over the choice. They may be the chosen entries of P instead (weigh_by_coupling, with
 /// vmoe's coupling; where experts choose, score::coupled): then the gradient runs through the whole coupling. Otherwise
-/// P is a constant, and dL is that of the softmax or the sigmoid. A noise that learns its scale (learned_noise) would
-/// take the gradient of clean logits for one of noisy ones, so vmoe's weights go with gaussian_noise or none. Ties,
-/// NaN, infinities, T = 0 and priority: router/assigned/coupling.hpp and below it. Not causal. For the papers see the
-/// coupling.
+/// P is a constant, and dL is that of the softmax or the sigmoid. Ties, NaN, infinities, T = 0 and priority:
+/// router/assigned/coupling.hpp and below it. Not causal. For the papers see the coupling.
 #pragma once
 
 #include <sluice/gate/linear.hpp>

@@ -20,7 +20,7 @@
 /// Equal logits: the lower expert index wins; NaN counts as -infinity. T = 0 gives an empty plan. DeepSeek-V2's group
 /// limit keeps the experts of the best groups only (router/tokens_choose/group_limit.hpp). Under noise p is that of what
 /// was chosen by, or with weigh_clean that of the gate's own logits, as in the cluster study's theory (Chen et al. 2022,
-/// arXiv:2208.02813): for noise that learns nothing, and without a group limit.
+/// arXiv:2208.02813), which takes no group limit.
 /// Shazeer et al. 2017, arXiv:1701.06538, eq. 3-5 without noise; Riquelme et al. 2021, arXiv:2106.05974; Zhang et al.
 /// 2022 (mixture of attention heads), arXiv:2210.05144; Gale et al. 2022 (MegaBlocks), arXiv:2211.15841.
 #pragma once
@@ -91,6 +91,7 @@ public:
     return row.k;
   }
 
+  bool weighs_clean() const noexcept { return options_.weigh_clean; }
   void weigh(const choice_row<Scalar>& row, std::span<const index_t> ids, Scalar* weights) const {
     const std::size_t count = ids.size();
     if (options_.weights == weighting::post) {
