@@ -5,7 +5,9 @@ function(sluice_warnings target)
     target_compile_options(${target} INTERFACE /W4 $<$<BOOL:${SLUICE_WERROR}>:/WX>)
     return()
   endif()
-  target_compile_options(${target} INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+  # Compiled together, a source sees its neighbours' names, and what it declares shadows them.
+  target_compile_options(${target} INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion
+                                             $<$<NOT:$<BOOL:$<TARGET_PROPERTY:UNITY_BUILD>>>:-Wshadow>
                                              $<$<BOOL:${SLUICE_WERROR}>:-Werror>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC's own AVX-512 intrinsics draw these, wherever they are inlined (GCC bug 105593).

@@ -783,6 +783,11 @@ std::vector<release> releases() {
   all.push_back({"DeepSeek-V4", deepseek_v4, v4_blocks, v4, H, write_v4("layers.2.ffn.")});
   all.push_back({"DeepSeek-V4 of newer library versions", deepseek_v4, v4_blocks, v4, H,
                  write_v4_later("model.layers.2.mlp.")});
+  recipe no_limit = v4;
+  no_limit.unit = no_limit.shared_unit = [](double a, double b) { return silu_of(a) * b; };
+  json without_limit = deepseek_v4;
+  without_limit["swiglu_limit"] = 0;
+  all.push_back({"DeepSeek-V4, unlimited", without_limit, v4_blocks, no_limit, H, write_v4("layers.2.ffn.")});
   const std::vector<block_id> and_next_token{{0}, {1}, {2}, {3}};
   all.push_back({"DeepSeek-V4, its next-token block", deepseek_v4, and_next_token, v4, H, write_v4("mtp.0.ffn.")});
   all.push_back({"DeepSeek-V4 of newer library versions, its next-token block", deepseek_v4, and_next_token, v4, H,

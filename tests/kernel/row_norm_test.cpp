@@ -37,8 +37,9 @@ template <typename Norm>
 void with_random_gains(Norm& norm) {
   std::uint64_t seed = 7;
   for_each_parameter(norm, [&](const std::string&, auto& p) {
+    using scalar = std::remove_cvref_t<decltype(*p.data())>;
     const matrix<double> numbers = test::random_matrix<double>(1, p.size(), seed++);
-    for (index_t i = 0; i < p.size(); ++i) p.data()[i] = numbers(0, i);
+    for (index_t i = 0; i < p.size(); ++i) p.data()[i] = static_cast<scalar>(numbers(0, i));
   });
 }
 

@@ -113,7 +113,7 @@ void run_clusters(oracle_case<Scalar>& c) {
   matrix<Scalar> dy(n, 2);
   const auto labels = c.integers("labels");
   const auto objective = softmax_cross_entropy<Scalar>{}(y, std::vector<index_t>(labels.begin(), labels.end()), dy);
-  c.check("ce_loss", objective.loss);
+  c.check("ce_loss", static_cast<Scalar>(objective.loss));
   backward(softmax_rows_backward(y, dy), "grad_ce_loss");
 
   layer.template loss<0>().coefficient = static_cast<double>(1);

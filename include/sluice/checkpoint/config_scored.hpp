@@ -158,7 +158,8 @@ inline void read_deepseek_v4(const json_object& json, model_config& config) {
   json.expect_boolean({"norm_topk_prob"}, true);
   config.renormalize = true;
   config.scaling = json.number_if_given({"routed_scaling_factor"}, 0, largest_factor).value_or(1.5);
-  config.clamp = json.number_if_given({"swiglu_limit"}, 0, largest_factor).value_or(10.0);
+  if (!json.says_zero({"swiglu_limit"}))
+    config.clamp = json.number_if_given({"swiglu_limit"}, 0, largest_factor).value_or(10.0);
   config.shared_hidden =
       json.integer_if_given({"n_shared_experts"}, {0, 64}).value_or(json.says_null({"n_shared_experts"}) ? 0 : 1) *
       config.hidden;

@@ -153,6 +153,12 @@ public:
     return value != nullptr && value->is_null();
   }
 
+  /// Whether the key is there and holds 0, where that is another answer than a number above.
+  bool says_zero(json_key key) const {
+    const json_value* const value = find(key, false).second;
+    return value != nullptr && value->is_number() && !(value->number() < 0) && !(value->number() > 0);
+  }
+
   std::optional<json_object> object_if_given(json_key key) const {
     const auto [name, value] = find(key, true);
     if (value == nullptr) return std::nullopt;

@@ -89,7 +89,7 @@ struct model_config {
   double scaling = 1;         ///< and multiplied by this
   group_limit groups{};
   double jitter = 0;                        ///< Phi: eps of the SparseMixer mask
-  double clamp = 0;                         ///< GPT-OSS, DeepSeek-V4: swiglu_limit
+  double clamp = 0;                         ///< GPT-OSS, DeepSeek-V4: swiglu_limit; DeepSeek-V4's may be 0, no limit
   double norm_epsilon = 0;                  ///< Gemma: rms_norm_eps of the norms inside the mixture
   double capacity_factor = 0;               ///< Megatron; 0 means dropless
   index_t capacity = 0;                     ///< Switch: expert_capacity

@@ -49,6 +49,7 @@
 #include <sluice/router/tokens_choose/top_k.hpp>
 
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -258,7 +259,10 @@ typename Expert::options published_options(const model_config& c) {
   if constexpr (requires { o.gating.limit; }) {
     o.gating.limit = static_cast<scalar>(c.clamp);
     o.bias = form_of(c.family).form == layer_form::clamped;
-    if (!o.bias) o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
+    if (!o.bias) {
+      o.gating.alpha = scalar(1), o.gating.up_offset = scalar(0);  // SwiGLU but for the clamps
+      if (!(c.clamp > 0)) o.gating.limit = (std::numeric_limits<scalar>::max)();  // DeepSeek-V4's 0: none
+    }
   }
   return o;
 }
