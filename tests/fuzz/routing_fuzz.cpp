@@ -596,7 +596,7 @@ any_noise draw_noise(byte_reader& bytes, const batch& b) {
 capacity_limit draw_limit(byte_reader& bytes) {
   constexpr double factors[] = {1, 0.25, 1.25, 3};
   const double cf = bytes.one_of(factors);
-  switch (bytes.below(6)) {
+  switch (bytes.below(7)) {
     case 0:
       return capacity_limit::fixed(bytes.between(1, 4), bytes.between(1, 4));
     case 1:
@@ -608,6 +608,8 @@ capacity_limit draw_limit(byte_reader& bytes) {
       return capacity_limit::st_moe(cf, 1);
     case 4:
       return capacity_limit::fastmoe(cf).at_least(1);
+    case 5:
+      return capacity_limit::token_fraction(cf);
     default:
       return capacity_limit::tutel(bytes.flag() ? -cf : bytes.flag() ? 0.0 : cf).at_least(1);
   }
@@ -623,7 +625,9 @@ drawn_capacity draw_capacity(byte_reader& bytes) {
   const capacity_limit limit = draw_limit(bytes);
   switch (kind) {
     case 1:
-      return {any_capacity(position_capacity(limit)), limit};
+      return {any_capacity(position_capacity(
+                  limit, bytes.flag() ? position_order::by_token : position_order::by_rank)),
+              limit};
     case 2:
       return {any_capacity(batch_priority_capacity(
                   limit, bytes.flag() ? batch_priority::sum_of_weights : batch_priority::best_score)),
