@@ -51,6 +51,14 @@ public:
         concurrency_([](const void* object) { return concurrency_of(*static_cast<const E*>(object)); }),
         smallest_work_(smallest_work_of(executor)) {}
 
+  /// An executor that nobody keeps would be gone before it is used.
+  template <typename E>
+    requires(!std::is_lvalue_reference_v<E> && !std::same_as<std::remove_cvref_t<E>, executor_ref> && Executor<E>)
+  executor_ref(E&&) {
+    static_assert(sizeof(E) == 0,
+                  "sluice: an executor is referred to and not kept: give it a name that outlives its use");
+  }
+
   /// How many tasks run at the same time, about. Tasks are cut to keep that many busy; results do not depend on it.
   index_t concurrency() const { return run_ == nullptr ? 1 : concurrency_(object_); }
 
@@ -92,14 +100,18 @@ public:
 private:
   template <typename E>
   static index_t concurrency_of(const E& executor) {
-    if constexpr (requires { { executor.concurrency() } -> std::convertible_to<index_t>; })
+    if constexpr (requires {
+                    { executor.concurrency() } -> std::convertible_to<index_t>;
+                  })
       return executor.concurrency();
     else
       return 16;  // unknown: enough tasks for a large desktop
   }
   template <typename E>
   static index_t smallest_work_of(const E& executor) {
-    if constexpr (requires { { executor.smallest_work() } -> std::convertible_to<index_t>; })
+    if constexpr (requires {
+                    { executor.smallest_work() } -> std::convertible_to<index_t>;
+                  })
       return executor.smallest_work();
     else
       return smallest_work;

@@ -81,6 +81,15 @@ concept LinearMap = PanelledMap<M> || requires(const std::remove_cvref_t<M>& map
 template <typename S>
 concept MapStorage = WeightStorage<S> || detail::is_storage_choice<S>;
 
+/// static_assert(explain_storage<my_storage>()): the first error says what is asked for.
+template <typename S>
+consteval bool explain_storage() {
+  static_assert(MapStorage<S>,
+                "sluice: what weights are stored as is a storage, bfloat16_storage or int8_blocks say, and no type of "
+                "number: kernel/storage.hpp says what one of your own needs");
+  return MapStorage<S>;
+}
+
 /// f(map) for the PanelledMap that it is: the one place where a storage is decided.
 template <LinearMap Map, typename F>
 decltype(auto) visit_map(Map&& map, F&& f) {

@@ -227,6 +227,7 @@ public:
   /// With one more argument each matrix may differ: a format, or format(expert, matrix) (kernel/mixed_map.hpp).
   template <typename Storage>
   auto stored_as(const auto&... format) const {
+    static_assert(explain_storage<Storage>());
     return std::apply(
         [&](const auto&... loss) {
           auto bank = experts_.template stored_as<Storage>(format...);
