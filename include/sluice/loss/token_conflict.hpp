@@ -146,7 +146,7 @@ private:
         if (e != own) sum += std::exp(static_cast<double>(logits[e]) - largest);
       const double others = largest + std::log(sum);
       const double ahead = static_cast<double>(logits[own]) - others;
-      const double tail = std::log1p(std::exp(-std::abs(ahead)));
+      const double tail = std::log1p(std::exp(-(std::abs)(ahead)));
       const double softplus = ahead > 0 ? ahead + tail : tail;
       const double p = std::exp(ahead - softplus);
       *value += static_cast<Scalar>(softplus);
