@@ -24,6 +24,7 @@
 #include <sluice/core/concepts.hpp>
 #include <sluice/core/statistics.hpp>
 #include <sluice/kernel/dispatch.hpp>
+#include <sluice/kernel/linear_map.hpp>
 #include <sluice/kernel/soft_dispatch.hpp>
 #include <sluice/layer/call_checks.hpp>
 #include <sluice/layer/kept_rows.hpp>
