@@ -100,18 +100,14 @@ public:
 private:
   template <typename E>
   static index_t concurrency_of(const E& executor) {
-    if constexpr (requires {
-                    { executor.concurrency() } -> std::convertible_to<index_t>;
-                  })
+    if constexpr (requires { { executor.concurrency() } -> std::convertible_to<index_t>; })
       return executor.concurrency();
     else
       return 16;  // unknown: enough tasks for a large desktop
   }
   template <typename E>
   static index_t smallest_work_of(const E& executor) {
-    if constexpr (requires {
-                    { executor.smallest_work() } -> std::convertible_to<index_t>;
-                  })
+    if constexpr (requires { { executor.smallest_work() } -> std::convertible_to<index_t>; })
       return executor.smallest_work();
     else
       return smallest_work;
