@@ -1,3 +1,4 @@
+#include <sluice/checkpoint/converted_config.hpp>
 #include <sluice/checkpoint/layer_tensors.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
 #include <sluice/train/initialize.hpp>
@@ -103,7 +104,7 @@ void make(const make_options& o) {
       tensors.back().set_type(type);
       tensors.back().add_to(file);
     }
-  save_with_config(file, o.folder, json + '\n');
+  sluice::save_with_config(file, o.folder, json + '\n');
   std::cout << o.folder << ": " << config.moe_layers.size() + config.decoder_moe_layers.size() << " random layers of "
             << name_of(config.family) << ", " << config.experts << " experts, width " << config.inputs << ", hidden "
             << config.hidden << '\n';

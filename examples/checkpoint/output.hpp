@@ -2,8 +2,6 @@
 #pragma once
 
 #include <sluice/io/atomic_file.hpp>
-#include <sluice/io/checkpoint_writer.hpp>
-#include <sluice/io/folder.hpp>
 
 #include <cstddef>
 #include <filesystem>
@@ -69,16 +67,6 @@ inline void write_text(const std::filesystem::path& path, std::string_view text)
   text_file file(path);
   file.write(text);
   file.commit();
-}
-
-/// A folder of tensors and their config.json. What may fail of the config does so before the tensors are there.
-inline void save_with_config(const sluice::checkpoint_writer& tensors, const std::filesystem::path& folder,
-                             std::string_view config) {
-  const sluice::detail::folder_to_fill filling(folder);
-  sluice::atomic_file config_file(folder / "config.json");
-  config_file.write(std::as_bytes(std::span(config)));
-  tensors.save(folder);
-  config_file.commit();
 }
 
 }  // namespace checkpoint

@@ -1,5 +1,6 @@
 // Experts' weights as whole numbers with a scale a group in the layout of compressed-tensors: what other programs read,
 // and run and compare here. Every weight is rounded on its own, or by what calibration tokens say of it.
+#include <sluice/checkpoint/converted_config.hpp>
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/exec/thread_pool.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
@@ -140,7 +141,7 @@ public:
     for (const packed_matrix& matrix : matrices_) matrix.add_to(file);
     bar_.draw("writing", 1, 1);
     config["quantization_config"] = groups_.config(o_.group);
-    save_with_config(file, target, config.dump(2) + '\n');
+    sluice::save_with_config(file, target, config.dump(2) + '\n');
   }
 
   const std::vector<rounded_expert>& experts() const { return experts_; }

@@ -288,6 +288,13 @@ road_family gemma_road() {
           road_S};
 }
 
+/// As Mixtral's releases name a mixture, and Arctic's.
+void write_block_sparse(published_file& file, const block_weights& w) {
+  const std::string p = "model.layers.1.block_sparse_moe.";
+  file.add(p + "gate.weight", {road_E, road_D}, w.router);
+  add_road_apart(file, p + "experts.", w, "w1.weight", "w3.weight", "w2.weight");
+}
+
 std::vector<road_family> road_families() {
   std::vector<road_family> all;
   all.push_back(
@@ -349,11 +356,7 @@ std::vector<road_family> road_families() {
                   {"num_local_experts", road_E},
                   {"num_experts_per_tok", 2},
                   {"moe_layer_frequency", 2}},
-                 [](published_file& file, const block_weights& w) {
-                   const std::string p = "model.layers.1.block_sparse_moe.";
-                   file.add(p + "gate.weight", {road_E, road_D}, w.router);
-                   add_road_apart(file, p + "experts.", w, "w1.weight", "w3.weight", "w2.weight");
-                 },
+                 write_block_sparse,
                  [](road_file& file, const block_weights& w) {
                    file.out.key("arctic.feed_forward_length", static_cast<std::uint32_t>(road_H));
                    file.add("blk.1.ffn_norm_exps.weight", {road_D}, test::published::slice(w.down_bias, 0, road_D));
@@ -417,11 +420,7 @@ std::vector<road_family> road_families() {
                   {"num_hidden_layers", 2},
                   {"num_local_experts", road_E},
                   {"num_experts_per_tok", 2}},
-                 [](published_file& file, const block_weights& w) {
-                   const std::string p = "model.layers.1.block_sparse_moe.";
-                   file.add(p + "gate.weight", {road_E, road_D}, w.router);
-                   add_road_apart(file, p + "experts.", w, "w1.weight", "w3.weight", "w2.weight");
-                 },
+                 write_block_sparse,
                  [](road_file& file, const block_weights& w) {
                    file.out.key("llama.feed_forward_length", static_cast<std::uint32_t>(road_H));
                    file.add("blk.0.ffn_gate_inp.weight", {road_E, road_D}, w.router);

@@ -22,7 +22,6 @@
 #include <sluice/checkpoint/load_layer.hpp>
 #include <sluice/checkpoint/moved_tensor.hpp>
 #include <sluice/checkpoint/training_state.hpp>
-#include <sluice/io/atomic_file.hpp>
 #include <sluice/io/checkpoint_writer.hpp>
 #include <sluice/io/conversion_loss.hpp>
 
@@ -231,19 +230,11 @@ inline convert_report convert_checkpoint(const checkpoint_model& model, const st
   checkpoint_writer file;
   file.metadata("format", "pt");  // readers of published models ask for it
   conversion.add_to(file);
-  if (target.extension() == detail::file_suffix) {
+  if (target.extension() == detail::file_suffix)
     file.save(target);
-    return conversion.report();
-  }
-  // What may fail of the config does so before the tensors are there.
-  const detail::folder_to_fill folder(target);
-  std::optional<atomic_file> config_file;
-  if (const auto config = detail::converted_config(model.files().folder(), options.type)) {
-    config_file.emplace(target / "config.json");
-    config_file->write(std::as_bytes(std::span<const char>(*config)));
-  }
-  file.save(target, {.shard_bytes = options.shard_bytes});
-  if (config_file) config_file->commit();
+  else
+    save_with_config(file, target, detail::converted_config(model.files().folder(), options.type),
+                     {.shard_bytes = options.shard_bytes});
   return conversion.report();
 }
 

@@ -1,8 +1,11 @@
-/// converted_config: the config.json of a model whose weights are of another type now.
+/// converted_config: the config.json of a model whose weights are of another type now, and what saves one beside tensors.
 #pragma once
 
 #include <sluice/checkpoint/json_value.hpp>
+#include <sluice/io/atomic_file.hpp>
+#include <sluice/io/checkpoint_writer.hpp>
 #include <sluice/io/data_type.hpp>
+#include <sluice/io/folder.hpp>
 #include <sluice/io/mapped_file.hpp>
 
 #include <algorithm>
@@ -10,6 +13,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -61,3 +65,21 @@ inline std::optional<std::string> converted_config(const std::filesystem::path& 
 }
 
 }  // namespace sluice::inline SLUICE_ISA::detail
+
+namespace sluice::inline SLUICE_ISA {
+
+/// A folder of tensors and, if there is one, their config.json. What may fail of the config does so before the tensors
+/// are there. Throws as checkpoint_writer::save.
+inline void save_with_config(const checkpoint_writer& tensors, const std::filesystem::path& folder,
+                             std::optional<std::string_view> config, const checkpoint_options& options = {}) {
+  const detail::folder_to_fill filling(folder);
+  std::optional<atomic_file> config_file;
+  if (config) {
+    config_file.emplace(folder / "config.json");
+    config_file->write(std::as_bytes(std::span(*config)));
+  }
+  tensors.save(folder, options);
+  if (config_file) config_file->commit();
+}
+
+}  // namespace sluice::inline SLUICE_ISA

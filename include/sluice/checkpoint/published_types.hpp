@@ -247,10 +247,6 @@ struct published<sparse_mixer_router<Scalar>> {
   }
 };
 
-}  // namespace detail
-
-namespace detail {
-
 /// What an expert of a model does, in its options.
 template <typename Expert>
 typename Expert::options published_options(const model_config& c) {

@@ -268,8 +268,8 @@ inline std::string joined_name(const std::string& prefix, std::string_view name)
   return (prefix + '.').append(name);
 }
 
-// Visitors of a walk are classes of F alone and no lambdas of the object's type: the way through an expert or a gate is compiled
-// once, whatever it is a part of.
+// Visitors of a walk are classes of F alone and no lambdas of the object's type: the way through an expert or a gate is
+// compiled once, whatever it is a part of.
 template <typename F>
 struct named_walk {
   F& f;
@@ -321,7 +321,8 @@ void for_each_unnamed_parameter(Object& object, F&& f) {
   unnamed_walk<std::remove_reference_t<F>>{f}({}, object);
 }
 
-// What is asked of the parameters of many classes is of few types, one for each way to look at them: each is compiled for every class.
+// What is asked of the parameters of many classes is of few types, one for each way to look at them: each is compiled
+// for every class.
 
 enum class gradient_care { ensure, zero };
 

@@ -23,8 +23,8 @@
 /// save leaves behind. Other files stay. Until the commit a save needs the room of both checkpoints.
 /// A save that throws has changed nothing that is read and has removed what it wrote, a folder that it made, too; if
 /// the folder only could not be flushed to the disk after the commit, the message says that the new content is in
-/// place. Old files that cannot be removed stay until the next save. Tensors may come from a checkpoint_files of the same folder. One save of a folder
-/// at a time: two would take the same names.
+/// place. Old files that cannot be removed stay until the next save. Tensors may come from a checkpoint_files of the
+/// same folder. One save of a folder at a time: two would take the same names.
 #pragma once
 
 #include <sluice/core/isa.hpp>

@@ -22,6 +22,7 @@
 #include <sluice/core/buffer.hpp>
 #include <sluice/core/error.hpp>
 #include <sluice/core/sparse_plan.hpp>
+#include <sluice/kernel/logistic.hpp>
 #include <sluice/kernel/vector_math.hpp>
 #include <sluice/loss/common.hpp>
 
@@ -100,12 +101,12 @@ struct token_conflict {
     matrix_buffer<Scalar>& rows = gradients.row_scratch;  // the token's value, and from column E on p
     rows.resize(plan.tokens(), 2 * experts);
     detail::for_tokens(context, {0, plan.tokens()}, experts, [&](index_t t) {
-      Scalar* const value = rows.row(t);
-      *value = 0;
+      Scalar* const values = rows.row(t);
+      *values = 0;
       if (form == conflict_form::probability)
-        add_probabilities(plan, conflicts, t, read.row(t), share, rows.row(t), dlogits);
+        add_probabilities(plan, conflicts, t, read.row(t), share, values, dlogits);
       else
-        add_complements(plan, conflicts, t, read.row(t), share, value, dlogits);
+        add_complements(plan, conflicts, t, read.row(t), share, values, dlogits);
     });
     double sum = 0;
     detail::add_rows(context, {0, plan.tokens()}, rows, 1, &sum);
@@ -145,11 +146,8 @@ private:
       for (index_t e = 0; e < experts; ++e)
         if (e != own) sum += std::exp(static_cast<double>(logits[e]) - largest);
       const double others = largest + std::log(sum);
-      const double ahead = static_cast<double>(logits[own]) - others;
-      const double tail = std::log1p(std::exp(-(std::abs)(ahead)));
-      const double softplus = ahead > 0 ? ahead + tail : tail;
-      const double p = std::exp(ahead - softplus);
-      *value += static_cast<Scalar>(softplus);
+      const double ahead = static_cast<double>(logits[own]) - others, p = kernel::logistic(ahead);
+      *value += static_cast<Scalar>(kernel::softplus(ahead));
       for (index_t e = 0; e < experts; ++e)
         dlogits(t, e) += static_cast<Scalar>(
             share * p * (e == own ? 1 : -std::exp(static_cast<double>(logits[e]) - others)));

@@ -80,6 +80,34 @@ struct ascent {
   }
 };
 
+/// What a coupling keeps of lines of scores, the experts' or the tokens': each has at most m entries.
+template <FloatOrDouble Scalar>
+struct sparse_lines {
+  matrix_buffer<Scalar> coupling;  ///< P [T,E]
+  detail::ascent<Scalar> ascent;   ///< of the last group, potentials of what lies across the lines
+  matrix_buffer<Scalar> scores;    ///< scratch [lines, length]: S, or S transposed
+  matrix_buffer<Scalar> shifted;   ///< scratch [lines, length]
+  matrix_buffer<index_t> ids;      ///< scratch [lines, m]: where a line's entries are
+  matrix_buffer<Scalar> entries;   ///< scratch [lines, m]
+  buffer<Scalar> sums;             ///< scratch [length]: of the entries across the lines
+
+  void reserve(index_t tokens, index_t experts, index_t lines, index_t length) {
+    coupling.reserve(tokens, experts);
+    ascent.reserve(length);
+    for (auto* m : {&scores, &shifted, &entries}) m->reserve(lines, length);
+    ids.reserve(lines, length);
+    sums.reserve(length);
+  }
+  void resize(index_t tokens, index_t experts, index_t lines, index_t length, index_t most) {
+    coupling.resize(tokens, experts);
+    for (auto* m : {&scores, &shifted}) m->resize(lines, length);
+    ids.resize(lines, most);
+    entries.resize(lines, most);
+    sums.resize(length);
+    ascent.reset(length);
+  }
+};
+
 }  // namespace detail
 
 /// Columns, one an expert, have at most m entries.
@@ -88,15 +116,7 @@ class sparse_column_coupling {
 public:
   static constexpr bool zero_is_a_choice = true;
 
-  struct tape {
-    matrix_buffer<Scalar> coupling;  ///< P [T,E]
-    detail::ascent<Scalar> ascent;   ///< of the last group, potentials [n]
-    matrix_buffer<Scalar> columns;   ///< scratch [E,n]: S transposed
-    matrix_buffer<Scalar> shifted;   ///< scratch [E,n]
-    matrix_buffer<index_t> ids;      ///< scratch [E,m]: the tokens of a column's entries
-    matrix_buffer<Scalar> entries;   ///< scratch [E,m]: the entries
-    buffer<Scalar> sums;             ///< scratch [n]: entries by token
-  };
+  using tape = detail::sparse_lines<Scalar>;  // a line an expert
 
   /// Throws std::invalid_argument unless gamma > 0, steps >= 1 and the learning rate is at least 0.
   explicit sparse_column_coupling(capacity_limit entries, sparse_coupling_options o = {})
@@ -110,11 +130,7 @@ public:
   }
 
   void reserve(const choice_call<Scalar>& call, tape& t) const {
-    t.coupling.reserve(call.tokens, call.experts);
-    t.ascent.reserve(call.tokens);
-    for (auto* m : {&t.columns, &t.shifted, &t.entries}) m->reserve(call.experts, call.tokens);
-    t.ids.reserve(call.experts, call.tokens);
-    t.sums.reserve(call.tokens);
+    t.reserve(call.tokens, call.experts, call.experts, call.tokens);
   }
 
   void couple(const choice_batch<Scalar>& batch, tape& t) const {
@@ -123,24 +139,18 @@ public:
     const index_t most = (std::min)(
         n, limit_.of(
                {.tokens = n, .top_k = 1, .experts = experts, .training = batch.context.training, .largest_load = n}));
-    t.coupling.resize(batch.tokens, experts);
-    t.columns.resize(experts, n);
-    t.shifted.resize(experts, n);
-    t.ids.resize(experts, most);
-    t.entries.resize(experts, most);
-    t.sums.resize(n);
+    t.resize(batch.tokens, experts, experts, n, most);
     for (index_t i = 0; i < n; ++i) {
       Scalar* const row = t.coupling.row(batch.routable[static_cast<std::size_t>(i)]);
       kernel::softmax(batch.logits.row(batch.routable[static_cast<std::size_t>(i)]), row, experts);
-      for (index_t e = 0; e < experts; ++e) t.columns(e, i) = row[e];
+      for (index_t e = 0; e < experts; ++e) t.scores(e, i) = row[e];
     }
     const Scalar mass = static_cast<Scalar>(n) / static_cast<Scalar>(experts);
-    t.ascent.reset(n);
     for (index_t step = 1;; ++step) {
       batch.context.executor.for_work(4 * experts * n).parallel_for(experts, [&](index_t e) {
         Scalar* const v = t.shifted.row(e);
         const Scalar scale = static_cast<Scalar>(options_.gamma) * mass;
-        for (index_t i = 0; i < n; ++i) v[i] = (t.ascent.potential[i] + t.columns(e, i)) / scale;
+        for (index_t i = 0; i < n; ++i) v[i] = (t.ascent.potential[i] + t.scores(e, i)) / scale;
         kernel::top_k(v, n, most, t.ids.row(e));
         for (index_t j = 0; j < most; ++j) t.entries(e, j) = v[t.ids(e, j)];
         detail::project_to_simplex(t.entries.row(e), most);
@@ -168,39 +178,22 @@ class sparse_row_coupling {
 public:
   static constexpr bool zero_is_a_choice = false;
 
-  struct tape {
-    matrix_buffer<Scalar> coupling;  ///< P [T,E]
-    detail::ascent<Scalar> ascent;   ///< of the last group, potentials [E]
-    matrix_buffer<Scalar> scores;    ///< scratch [n,E]: S
-    matrix_buffer<Scalar> shifted;   ///< scratch [n,E]
-    matrix_buffer<index_t> ids;      ///< scratch [n,k]: the experts of a row's entries
-    matrix_buffer<Scalar> entries;   ///< scratch [n,k]
-    buffer<Scalar> sums;             ///< scratch [E]: entries by expert
-  };
+  using tape = detail::sparse_lines<Scalar>;  // a line a token
 
   /// Throws std::invalid_argument as sparse_column_coupling.
   explicit sparse_row_coupling(sparse_coupling_options o = {}) : options_(sparse_column_coupling<Scalar>::checked(o)) {}
 
   void reserve(const choice_call<Scalar>& call, tape& t) const {
-    t.coupling.reserve(call.tokens, call.experts);
-    t.ascent.reserve(call.experts);
-    for (auto* m : {&t.scores, &t.shifted, &t.entries}) m->reserve(call.tokens, call.experts);
-    t.ids.reserve(call.tokens, call.experts);
-    t.sums.reserve(call.experts);
+    t.reserve(call.tokens, call.experts, call.tokens, call.experts);
   }
 
   void couple(const choice_batch<Scalar>& batch, tape& t) const {
     const auto n = static_cast<index_t>(batch.routable.size());
     const index_t experts = batch.experts, k = batch.k;
-    t.coupling.resize(batch.tokens, experts);
-    for (auto* m : {&t.scores, &t.shifted}) m->resize(n, experts);
-    t.ids.resize(n, k);
-    t.entries.resize(n, k);
-    t.sums.resize(experts);
+    t.resize(batch.tokens, experts, n, experts, k);
     for (index_t i = 0; i < n; ++i)
       kernel::softmax(batch.logits.row(batch.routable[static_cast<std::size_t>(i)]), t.scores.row(i), experts);
     const Scalar mass = static_cast<Scalar>(n) / static_cast<Scalar>(experts);
-    t.ascent.reset(experts);
     for (index_t step = 1;; ++step) {
       batch.context.executor.parallel_each(n, 4 * experts, [&](index_t i) {
         Scalar* const v = t.shifted.row(i);
