@@ -48,7 +48,7 @@ ordered_bits<Scalar> top_k_bound(const Scalar* scores, index_t count, index_t k)
   });
   key maxima[as_size(groups)];
   SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) store<key>(maxima + v * width, largest[v]);
-  SLUICE_UNROLL for (index_t g = 0; g < groups; ++g) {
+  for (index_t g = 0; g < groups; ++g) {
     SLUICE_UNROLL for (index_t v = 0; v < vectors; ++v) {
       above[v] = select_lanes(simd<key>(maxima[g]) > largest[v], above[v] + simd<key>(key(1)), above[v]);
     }
