@@ -254,8 +254,8 @@ private:
       using storage = storage_of_map<decltype(map)>;
       if constexpr (packs_numbers<storage>)
         return &packing_mark<full>;
-      else if constexpr (std::is_empty_v<tiles_of<storage>>)
-        return &packing_mark<tiles_of<storage>>;
+      else if constexpr (std::is_empty_v<packing_of<storage>>)
+        return &packing_mark<packing_of<storage>>;
       else
         return &map;
     });

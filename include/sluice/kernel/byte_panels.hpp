@@ -52,8 +52,20 @@ inline float largest_magnitude(const float* x, index_t count) noexcept {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Of a row's run: weights are 128 too large, so sums begin at -128 times the sum of q.
+struct byte_run_factor {
+  float scale;
+  std::int32_t start;
+  float sum;  ///< scale times the sum of q
+};
+
+}  // namespace detail
+
 template <index_t Run, bool HasMinimum>
 struct byte_panels {
+  using packing = byte_panels<Run, false>;
   using scalar = float;
   using vector = kernel::simd<float>;
   using activation = kernel::quad;
@@ -65,12 +77,7 @@ struct byte_panels {
   static constexpr index_t codes_at = (HasMinimum ? 2 : 1) * vector_bytes;
   static constexpr index_t block_bytes = codes_at + block * vector_bytes;
 
-  /// Of a row's run: weights are 128 too large, so sums begin at -128 times the sum of q.
-  struct factor {
-    float scale;
-    std::int32_t start;
-    float sum;  ///< scale times the sum of q
-  };
+  using factor = detail::byte_run_factor;
 
   struct cursor {
     const std::byte* address = nullptr;
@@ -81,8 +88,9 @@ struct byte_panels {
       address += vector_bytes;
       return weights;
     }
-    vector finish(const partial& sum, const factor& f, const vector& total) const noexcept {
-      const auto* const scales = reinterpret_cast<const float*>(address - block_bytes);
+    /// The scales, from where they lie: tall tiles have no registers for them.
+    const float* leave() const noexcept { return reinterpret_cast<const float*>(address - block_bytes); }
+    static vector finish(const partial& sum, const factor& f, const float* scales, const vector& total) noexcept {
       const vector scaled =
           kernel::multiply_add<float>(xsimd::to_float(sum) * vector(f.scale), kernel::load(scales), total);
       if constexpr (HasMinimum)

@@ -56,22 +56,34 @@ constexpr index_t bytes_about(index_t input) {
   return input * sluice::detail::panel_bytes<Storage>(block) / block;
 }
 
-/// Where streams are expanded to; nothing for storages whose panels tiles read themselves.
-template <typename Storage, int Vectors, bool IsExpanded = sluice::detail::is_expanded<Storage>>
+/// The tiles that meet so many streams of a storage.
+template <typename Storage, int Vectors>
+using tiles_for = std::conditional_t<(Vectors > tile_vectors), sluice::detail::low_tiles_of<Storage>,
+                                     sluice::detail::tiles_of<Storage>>;
+/// Whether they read something else than its panels.
+template <typename Storage, int Vectors>
+inline constexpr bool are_expanded =
+    sluice::detail::is_expanded<Storage> &&
+    std::same_as<tiles_for<Storage, Vectors>, sluice::detail::tiles_of<Storage>>;
+
+/// Where streams are expanded to; nothing for tiles that read panels themselves.
+template <typename Storage, int Vectors, bool AreExpanded = are_expanded<Storage, Vectors>>
 struct expanded_streams {
+  using tiles = tiles_for<Storage, Vectors>;
   static constexpr index_t steps = k_block;
 
-  static streams<typename Storage::cursor, Vectors> part(const Storage& storage,
-                                                         const streams<const std::byte*, Vectors>& panels, index_t k,
-                                                         index_t) {
-    streams<typename Storage::cursor, Vectors> at;
-    for (std::size_t v = 0; v < at.size(); ++v) at[v] = storage.at(panels[v] + Storage::bytes(k));
+  static streams<typename tiles::cursor, Vectors> part(const Storage& storage,
+                                                       const streams<const std::byte*, Vectors>& panels, index_t k,
+                                                       index_t) {
+    streams<typename tiles::cursor, Vectors> at;
+    for (std::size_t v = 0; v < at.size(); ++v)
+      at[v] = sluice::detail::tiles_object<tiles>(storage).at(panels[v] + tiles::bytes(k));
     return at;
   }
 };
 template <typename Storage, int Vectors>
 struct expanded_streams<Storage, Vectors, true> {
-  using tiles = sluice::detail::tiles_of<Storage>;
+  using tiles = tiles_for<Storage, Vectors>;
   static constexpr index_t steps = expanded_steps<tiles>(Vectors), stream = tiles::bytes(steps);
 
   alignas(64) std::byte memory[as_size(Vectors * stream)];
@@ -100,17 +112,17 @@ template <typename Storage, int Pairs, typename PanelsOf, typename Epilogue>
 void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t first,
                     index_t last, index_t q, const PanelsOf& panels_of, const Epilogue& epilogue) {
   using scalar = typename Storage::scalar;
-  using tiles = sluice::detail::tiles_of<Storage>;
   constexpr int vectors = Pairs * tile_vectors;
+  using tiles = tiles_for<Storage, vectors>;
   constexpr index_t lanes = simd_width<scalar>;
   using expanded_type = expanded_streams<Storage, vectors>;
   constexpr index_t part = expanded_type::steps;
   /// Bytes of so many steps of a stream, as a panel has them, for what is prefetched.
   const auto bytes = [](index_t steps) {
-    if constexpr (sluice::detail::is_expanded<Storage>)
+    if constexpr (are_expanded<Storage, vectors>)
       return bytes_about<Storage>(steps * tiles::group);
     else
-      return Storage::bytes(steps);
+      return tiles::bytes(steps);
   };
   alignas(64) scalar sums[as_size(chunk_blocks<Storage> * tile_rows * tile_vectors * lanes)];
   expanded_type expanded;
@@ -129,7 +141,7 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
     t.inner = lanes;
     t.steps = (std::min)(part, steps - k);
     t.weights = expanded.part(storage, weights, k, t.steps);
-    t.is_expanded = sluice::detail::is_expanded<Storage>;
+    t.is_expanded = are_expanded<Storage, vectors>;
     t.accumulate = k > 0;
     streams<const std::byte*> coming{};
     prefetch_ahead ahead;

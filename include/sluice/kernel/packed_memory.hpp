@@ -22,7 +22,7 @@ namespace detail {
 /// Whether what is packed for a map of storage A can be read by one of storage B.
 template <typename A, typename B>
 inline constexpr bool pack_alike = (packs_numbers<A> && packs_numbers<B>) ||
-                                   (std::same_as<tiles_of<A>, tiles_of<B>> && std::is_empty_v<tiles_of<A>>);
+                                   (std::same_as<packing_of<A>, packing_of<B>> && std::is_empty_v<packing_of<A>>);
 
 }  // namespace detail
 

@@ -83,9 +83,9 @@ struct rows_for_tiles {
   }
 };
 
-/// Storages with the same tiles read the same rows.
+/// Storages whose tiles have one packing read the same rows.
 template <typename Storage>
-using packed_rows = rows_for_tiles<sluice::detail::tiles_of<Storage>>;
+using packed_rows = rows_for_tiles<sluice::detail::packing_of<Storage>>;
 
 namespace detail {
 
@@ -140,8 +140,8 @@ template <typename Storage, typename RowOf, typename ScaleOf>
 void pack_block(const Storage& of_map, const packed_rows<Storage>& to, const row_blocks& rows, index_t b,
                 RowOf&& row_of, ScaleOf&& scale_of) {
   using scalar = typename Storage::scalar;
-  using tiles = sluice::detail::tiles_of<Storage>;
-  const auto& storage = sluice::detail::tiles_object(of_map);
+  using tiles = sluice::detail::packing_of<Storage>;
+  const auto& storage = sluice::detail::tiles_object<tiles>(of_map);
   const index_t size = rows.size(b);
   if constexpr (SumsInBlocks<Storage>) {
     for (index_t i = 0; i < size; ++i)

@@ -15,6 +15,8 @@
 /// That is all: kernels decode a part of some panels at a time, which stays in the first cache, and run tiles of floats
 /// over it. Whose products are not those of floats names other tiles and fills panels of theirs instead:
 ///   tiles, expand(panel, first, last, to)      a TileStorage; to: its panel of the inputs first .. last
+///   low_tiles                                  optional: a TileStorage for few rows, which reads panels as they are
+/// Without `expand`, tiles of any height read panels as they are.
 /// Inputs of a part begin at a multiple of 32 and end at one, or at the last input of the map.
 ///
 /// A TileStorage is what tiles read step by step: element storages here, bytes for dot products
@@ -28,7 +30,12 @@
 /// and instead of pack, where sums are not numbers of type scalar before a block is complete (integers, say),
 ///   partial, factor                            such sums; what a row's packed block has to be multiplied by
 ///   pack_block(x, f, units) -> factor          from a block's inputs times f
-///   cursor.enter();  start(factor) -> partial  before a block;  cursor.finish(partial, factor, total) -> total after it
+///   cursor.enter();  start(factor) -> partial  before a block
+///   cursor.leave() -> terms                    after it: what is the same for all rows;
+///   finish(partial, factor, terms, total) -> total     and for each of them
+/// It may also have
+///   packing                                    the TileStorage whose packed rows it reads, if not its own
+///   units                                      steps that next() is the weights of, an array of as many
 /// Everything else is shared: tiles, blocking, prefetch, gather, epilogues, scheduling.
 #pragma once
 
@@ -37,6 +44,7 @@
 #include <sluice/kernel/simd.hpp>
 #include <sluice/kernel/widen.hpp>
 
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <type_traits>
@@ -66,16 +74,63 @@ struct tiles_of_storage<S> {
 template <typename S>
 using tiles_of = typename tiles_of_storage<S>::type;
 
+/// Whether panels are something else than what tiles read: those of numbers are decoded, others have `expand`.
 template <typename S>
-inline constexpr bool is_expanded = !std::same_as<tiles_of<S>, S>;
+inline constexpr bool is_expanded = !std::same_as<tiles_of<S>, S> &&
+    (!requires { typename S::tiles; } ||
+     requires(const S& storage, std::byte* to) { storage.expand(to, index_t(), index_t(), to); });
 
 /// Inputs of a block of a storage.
 template <typename S>
 constexpr index_t block_inputs() {
-  if constexpr (is_expanded<S>)
-    return S::block;
-  else
+  if constexpr (std::same_as<tiles_of<S>, S>)
     return S::group * S::block;
+  else
+    return S::block;
+}
+
+template <typename Tiles>
+struct packing_of_tiles {
+  using type = Tiles;
+};
+template <typename Tiles>
+  requires requires { typename Tiles::packing; }
+struct packing_of_tiles<Tiles> {
+  using type = typename Tiles::packing;
+};
+/// The tiles whose rows those of a storage read.
+template <typename S>
+using packing_of = typename packing_of_tiles<tiles_of<S>>::type;
+
+template <typename S>
+struct low_tiles_of_storage {
+  using type = tiles_of<S>;
+};
+template <typename S>
+  requires requires { typename S::low_tiles; }
+struct low_tiles_of_storage<S> {
+  using type = typename S::low_tiles;
+  static_assert(std::same_as<packing_of<S>, typename packing_of_tiles<type>::type>,
+                "sluice: rows of a storage are packed in one way, also for its low tiles");
+};
+/// The tiles of a storage for few rows.
+template <typename S>
+using low_tiles_of = typename low_tiles_of_storage<S>::type;
+
+template <typename Tiles>
+inline constexpr index_t units_of = 1;
+template <typename Tiles>
+  requires requires { Tiles::units; }
+inline constexpr index_t units_of<Tiles> = Tiles::units;
+
+/// Of what next() says, the weights of a step.
+template <typename Weights>
+const Weights& weights_of_step(const Weights& weights, index_t) noexcept {
+  return weights;
+}
+template <typename Weights, std::size_t Units>
+const Weights& weights_of_step(const std::array<Weights, Units>& weights, index_t unit) noexcept {
+  return weights[as_size(unit)];
 }
 
 }  // namespace detail
@@ -114,7 +169,7 @@ concept PacksInputs = requires(const S& storage, const typename S::scalar* x, ty
   { storage.pack_block(x, *x, units) } -> std::same_as<typename S::factor>;
   cursor.enter();
   { S::start(factor) } -> std::same_as<typename S::partial>;
-  { cursor.finish(sum, factor, total) } -> std::same_as<kernel::simd<typename S::scalar>>;
+  { cursor.finish(sum, factor, cursor.leave(), total) } -> std::same_as<kernel::simd<typename S::scalar>>;
 };
 
 }  // namespace detail
@@ -128,7 +183,7 @@ concept TileStorage = std::floating_point<typename S::scalar> && std::default_in
   { S::block } -> std::convertible_to<index_t>;
   { S::bytes(index_t()) } -> std::same_as<index_t>;
   { storage.at(panel) } -> std::same_as<typename S::cursor>;
-  { S::multiply_add(a, cursor.next(), sum) } -> std::same_as<detail::partial_of<S>>;
+  { S::multiply_add(a, detail::weights_of_step(cursor.next(), 0), sum) } -> std::same_as<detail::partial_of<S>>;
 };
 
 template <typename S>
@@ -201,13 +256,13 @@ template <typename Storage>
 inline constexpr bool packs_numbers = std::same_as<activation_of<Storage>, typename Storage::scalar> &&
     tiles_of<Storage>::group == 1 && !SumsInBlocks<Storage>;
 
-/// A storage as tiles see it.
-template <typename Storage>
+/// A storage as its tiles see it.
+template <typename Tiles, typename Storage>
 decltype(auto) tiles_object(const Storage& storage) noexcept {
-  if constexpr (is_expanded<Storage>)
-    return tiles_of<Storage>();
-  else
+  if constexpr (std::same_as<Tiles, Storage>)
     return (storage);
+  else
+    return Tiles();
 }
 
 /// The inputs first .. last of a panel as the storage's tiles read them.

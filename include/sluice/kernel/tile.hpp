@@ -115,7 +115,7 @@ struct tile_sums {
   }
   /// How many of the next `steps` steps may be taken before `pause` is called.
   index_t resume(const operands&, typename Storage::cursor*, index_t steps) noexcept { return steps; }
-  void pause(const operands&, const typename Storage::cursor*) noexcept {}
+  void pause(const operands&, typename Storage::cursor*) noexcept {}
   void end(const operands& t) noexcept {
     SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
@@ -156,12 +156,14 @@ struct tile_sums<Storage, Rows, Vectors> {
     left -= some;
     return some;
   }
-  void pause(const operands&, const typename Storage::cursor* w) noexcept {
+  void pause(const operands&, typename Storage::cursor* w) noexcept {
     if (left > 0) return;
+    decltype(w->leave()) terms[vectors];  // for all rows: compilers would read them again after every store
+    SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) terms[v] = w[v].leave();
     SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
       SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
         scalar* const at = sums[v] + index_t(i) * lanes;
-        store<scalar>(at, w[v].finish(of[i][v], factors[i], load(at)));
+        store<scalar>(at, w[v].finish(of[i][v], factors[i], terms[v], load(at)));
       }
     factors += rows;
   }
@@ -177,14 +179,15 @@ void tile(const typename Sums::operands& t, const prefetch_ahead& ahead) noexcep
   typename Storage::cursor w[vectors];
   SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) w[v] = t.weights[v];
   [[maybe_unused]] streams<const std::byte*> next = ahead.from;
-  [[maybe_unused]] const index_t between_lines = t.is_expanded ? ~index_t(0) : 1;
+  constexpr index_t units = sluice::detail::units_of<Storage>;
+  [[maybe_unused]] const index_t between_lines = t.is_expanded ? ~index_t(0) : 2 * units - 1;
   const typename Storage::activation* run = t.a;
   for (index_t begin = 0; begin < t.steps; begin += t.inner) {
     const index_t count = (std::min)(t.inner, t.steps - begin);
     const typename Storage::activation* a = run;
     for (index_t k = 0; k < count;) {
       const index_t pause = k + sums.resume(t, w, count - k);
-      for (; k < pause; ++k) {
+      for (; k < pause; k += units) {
         std::remove_cvref_t<decltype(w[0].next())> weights[vectors];
         SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v) {
           weights[v] = w[v].next();
@@ -197,8 +200,10 @@ void tile(const typename Sums::operands& t, const prefetch_ahead& ahead) noexcep
         }
         SLUICE_UNROLL for (std::size_t i = 0; i < rows; ++i)
           SLUICE_UNROLL for (std::size_t v = 0; v < vectors; ++v)
-            sums.of[i][v] = Storage::multiply_add(a[index_t(i) * Order::row], weights[v], sums.of[i][v]);
-        a += Order::step;
+            SLUICE_UNROLL for (index_t u = 0; u < units; ++u)
+              sums.of[i][v] = Storage::multiply_add(a[index_t(i) * Order::row + u * Order::step],
+                                                    sluice::detail::weights_of_step(weights[v], u), sums.of[i][v]);
+        a += units * Order::step;
       }
       sums.pause(t, w);
     }

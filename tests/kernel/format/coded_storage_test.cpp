@@ -121,10 +121,10 @@ void check_format(double bits) {
     CAPTURE(begin, end);
     REQUIRE(wrong == 0);
   }
-  if constexpr (Format::levels::is_whole) {
-    using bytes = coded_storage<Format, arithmetic::bytes>;
+  using bytes = coded_storage<Format, arithmetic::bytes>;
+  static_assert(bytes::bytes(inputs) == storage::bytes(inputs));
+  if constexpr (detail::is_expanded<bytes>) {
     using tiles = typename bytes::tiles;
-    static_assert(bytes::bytes(inputs) == storage::bytes(inputs));
     std::vector<std::byte> expanded(as_size(tiles::bytes(inputs / 4)));
     bytes::expand(panel.data(), 0, inputs, expanded.data());
     index_t wrong = 0;
@@ -175,16 +175,34 @@ void check_coded_products() {
         CAPTURE(t, o);
         CHECK(std::abs(y(t, o) - sum) <= (double(inputs) / Format::scales::run + 8) * 0x1p-23 * sizes);
       }
-    // Alone, and beside rows that are no numbers, a row has the same bits.
-    CHECK(test::same_bits(test::packed_product(matrix<float>(x.bottomRows(1)), bytes), matrix<float>(y.bottomRows(1))));
+    // Alone, with few, and beside rows that are no numbers, a row has the same bits.
+    for (const index_t n : {1, 2, 5}) {
+      const matrix<float> few = x.bottomRows(n);
+      CHECK(test::same_bits(test::packed_product(few, bytes), matrix<float>(y.bottomRows(n))));
+    }
     x(3, inputs / 2) = std::numeric_limits<float>::quiet_NaN();
     x(4, 0) = std::numeric_limits<float>::infinity();
     const matrix<float> spoiled = test::packed_product(x, bytes);
     CHECK(test::same_bits(matrix<float>(spoiled.bottomRows(12)), matrix<float>(y.bottomRows(12))));
-    for (index_t o = 0; o < outputs; ++o) CHECK(is_nan(spoiled(3, o)));
-    for (index_t o = 0; o < outputs; ++o)
-      CHECK((sluice::detail::bits_of(spoiled(4, o)) & 0x7FFFFFFF) >= sluice::detail::infinity_bits<float>);
+    const matrix<float> alone = test::packed_product(matrix<float>(x.middleRows(3, 2)), bytes);
+    for (const auto& both : {matrix<float>(spoiled.middleRows(3, 2)), alone}) {
+      CHECK(both.row(0).array().isNaN().all());
+      CHECK_FALSE(both.row(1).array().isFinite().any());
+    }
   }
+}
+
+/// More inputs than tiles take at a time, few rows and many.
+template <typename Format>
+void check_parts() {
+  constexpr index_t inputs = 4 * kernel::k_block + Format::inputs + 3, outputs = 8 * kernel::simd_width<float> + 1;
+  const auto map = drawn_coded_map<Format, arithmetic::bytes>(outputs, inputs);
+  const matrix<float> x = test::random_matrix<float>(15, inputs, 7), y = test::packed_product(x, map);
+  for (const index_t n : {1, 5})
+    CHECK(test::same_bits(test::packed_product(matrix<float>(x.topRows(n)), map), matrix<float>(y.topRows(n))));
+  double sizes = 0;
+  const double sum = rounded_product<Format>(readable<Format>(outputs, inputs), outputs - 1, x, 14, sizes);
+  CHECK(std::abs(y(14, outputs - 1) - sum) <= (double(inputs) / Format::scales::run + 8) * 0x1p-23 * sizes);
 }
 
 /// Numbers of a matrix of L outputs as a format rounds them.
@@ -205,6 +223,14 @@ double relative_error(const matrix<float>& w) {
 }
 
 }  // namespace
+
+TEST_CASE("coded_storage: products in several parts", "[kernel][format]") {
+  check_parts<q8_0_format>();
+  check_parts<q4_0_format>();
+  check_parts<q4_k_format>();
+  check_parts<q2_k_format>();
+  check_parts<q6_k_format>();
+}
 
 TEST_CASE("coded_storage: formats with one scale a block", "[kernel][format]") {
   check_format<q8_0_format>(8.5);

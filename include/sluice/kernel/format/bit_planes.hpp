@@ -70,6 +70,14 @@ struct bit_planes {
     }
     return codes;
   }
+  /// Codes 4 q .. 4 q + 3 of a word of the only plane.
+  static kernel::quads quad_of_word(const kernel::quads& word, index_t q) noexcept requires(has_one_plane) {
+    constexpr int plane = planes[0];
+    if constexpr (plane == 8)
+      return word;
+    else
+      return (word >> static_cast<int>(plane * q)) & kernel::quads(0x01010101U * ((1U << plane) - 1));
+  }
   /// Code i of all lanes in their lowest bits, with others of the only plane above.
   static kernel::quads low_bits(const registers& r, index_t i) noexcept requires(has_one_plane) {
     constexpr int plane = planes[0];

@@ -15,6 +15,7 @@
 
 #include <sluice/kernel/byte_panels.hpp>
 #include <sluice/kernel/format/block_scales.hpp>
+#include <sluice/kernel/format/coded_panels.hpp>
 #include <sluice/kernel/format/decoded_runs.hpp>
 
 #include <array>
@@ -83,33 +84,56 @@ enum class arithmetic { floats, bytes };
 
 namespace detail {
 
+/// Which tiles read codes from panels: those of few rows, or all.
+enum class panel_readers { none, low, all };
+template <typename Format>
+inline constexpr panel_readers readers_of = !Format::codes::has_one_plane                   ? panel_readers::none
+                                            : Format::codes::bits < 8 || has_minima<Format> ? panel_readers::low
+                                                                                            : panel_readers::all;
+
 template <typename Format, arithmetic By>
 struct coded_tiles {};
 template <typename Format>
-struct coded_tiles<Format, arithmetic::bytes> {
+struct expanded_tiles {
   static_assert(Format::levels::is_whole, "sluice: codes that are not whole numbers have no dot products of bytes");
-  using tiles = byte_panels<Format::scales::run, Format::scales::has_minimum || Format::scales::has_zero>;
+  using tiles = byte_panels<Format::scales::run, has_minima<Format>>;
 
-  static void expand_run(const std::byte* block, index_t run, std::byte* to) noexcept {
-    using vector = kernel::simd<float>;
-    using levels = typename Format::levels;
-    constexpr index_t vector_bytes = tiles::vector_bytes, run_inputs = Format::scales::run;
+  static void expand(const std::byte* panel, index_t first, index_t last, std::byte* to) noexcept {
+    constexpr index_t count = Format::codes::count;
+    for (index_t i = first; i < last; i += count, to += tiles::bytes(count / tiles::group))
+      expand_codes(panel + i / Format::inputs * Format::block_bytes, i % Format::inputs / count, to);
+  }
+
+private:
+  static void expand_codes(const std::byte* block, index_t number, std::byte* to) noexcept {
     using codes = typename Format::codes;
+    constexpr index_t run = Format::scales::run;
     Format::for_each_quad(
-        block, run, [to](const typename codes::registers& words, index_t i, const scale_terms& terms) {
-          std::byte* const part = to + i / run_inputs * tiles::block_bytes;
-          if (i % run_inputs == 0) {
+        block, number, [to](const typename codes::registers& words, index_t i, const scale_terms& terms) {
+          std::byte* const part = to + i / run * tiles::block_bytes;
+          if (i % run == 0) {
+            const auto [scale, minimum] = terms_of_bytes<Format>(terms);
             auto* const scales = reinterpret_cast<float*>(part);
-            kernel::store<float>(scales, levels::unit == 1.0F ? terms.scale : terms.scale * vector(levels::unit));
-            if constexpr (Format::scales::has_zero)
-              kernel::store<float>(scales + Format::lanes, vector(0.0F) - terms.scale * terms.zero);
-            else if constexpr (Format::scales::has_minimum)
-              kernel::store<float>(scales + Format::lanes, terms.minimum);
+            kernel::store<float>(scales, scale);
+            if constexpr (has_minima<Format>) kernel::store<float>(scales + Format::lanes, minimum);
           }
-          const kernel::quads bytes = levels::bytes(codes::quad(words, i / 4));
-          std::memcpy(part + tiles::codes_at + i % run_inputs / 4 * vector_bytes, &bytes.data, as_size(vector_bytes));
+          const kernel::quads bytes = Format::levels::bytes(codes::quad(words, i / 4));
+          std::memcpy(part + tiles::codes_at + i % run / 4 * tiles::vector_bytes, &bytes.data,
+                      as_size(tiles::vector_bytes));
         });
   }
+};
+template <typename Format>
+struct coded_tiles<Format, arithmetic::bytes> : expanded_tiles<Format> {};
+template <typename Format>
+  requires(readers_of<Format> == panel_readers::low)
+struct coded_tiles<Format, arithmetic::bytes> : expanded_tiles<Format> {
+  using low_tiles = coded_panels<Format>;
+};
+template <typename Format>
+  requires(readers_of<Format> == panel_readers::all)
+struct coded_tiles<Format, arithmetic::bytes> {
+  using tiles = coded_panels<Format>;
 };
 
 }  // namespace detail
@@ -154,13 +178,6 @@ struct coded_storage : decoded_runs<coded_storage<Format, By>, Format::codes::co
                               kernel::store<float>(to + (i + j) * lanes, w);
                             }
                           });
-  }
-  static void expand(const std::byte* panel, index_t first, index_t last, std::byte* to) noexcept
-      requires(By == arithmetic::bytes) {
-    using tiles = typename coded_storage::tiles;
-    constexpr index_t run = Format::codes::count;
-    for (index_t i = first; i < last; i += run, to += tiles::bytes(run / tiles::group))
-      coded_storage::expand_run(panel + i / block * block_bytes, i % block / run, to);
   }
 };
 
