@@ -123,20 +123,6 @@ private:
     m_.is_spent = false;
   }
 
-  /// multiply_panels with the weights of one map. Where there are several storages it is compiled once for each of
-  /// them, whatever it is called with.
-  template <typename Storage, typename PanelsOf, typename Take>
-  static void multiply(const Storage& storage, const kernel::packed_rows<Storage>& x, const kernel::row_blocks& rows,
-                       const kernel::block_range& blocks, index_t begin, index_t end, const PanelsOf& panels_of,
-                       const Take& take) {
-    if constexpr (chooses<first_storages_of<Expert>> || chooses<last_storages_of<Expert>>)
-      kernel::multiply_panels<Storage>(storage, x, rows, blocks, begin, end,
-                                       function_ref<panel_pair(index_t)>(panels_of),
-                                       function_ref<void(index_t, index_t, const sums_t&)>(take));
-    else
-      kernel::multiply_panels<Storage>(storage, x, rows, blocks, begin, end, panels_of, take);
-  }
-
   /// pack_inputs and hidden in one, where all hidden units come of one pair of panels, as those of low-rank experts do:
   /// packing a row is then a large part of the work on it. A few blocks are packed and multiplied while they are in a
   /// cache close by; where nobody needs them afterwards, the next ones take their place. Tasks are blocks of rows.
@@ -244,10 +230,10 @@ private:
       };
       auto&& any_first = expert.first_map(0);
       auto&& any_second = expert.first_map(1);
-      const bool is_done = visit_map(any_first, [&](const auto& first) {
+      [[maybe_unused]] const bool is_done = visit_map(any_first, [&](const auto& first) {
         const auto* second = map_like(first, any_second);
         if (second == nullptr) return false;
-        multiply(
+        kernel::multiply_panels(
             first.format(), inputs_of<storage_of_map<decltype(first)>>(rows, blocks.begin, 0, passing), rows, blocks,
             t.begin, t.end,
             [&](index_t q) {
@@ -257,18 +243,30 @@ private:
             together);
         return true;
       });
-      if (is_done) return;
-      multiply_alone(any_first, 0, rows, blocks, passing, t.begin, t.end, [&](index_t b, index_t p, const scalar* z) {
-        for (index_t i = 0; i < rows.size(b); ++i) kernel::store<scalar>(h.panel(rows, b, i, p), sums_at(z, i));
-      });
-      multiply_alone(any_second, group_.second_place(expert), rows, blocks, passing, t.begin, t.end,
-                     [&](index_t b, index_t p, const scalar* z) {
-                       const scalar* const first = h.panel(rows, b, 0, p);
-                       activate(b, p, [&, step = h.row_step()](index_t i) {
-                         return std::array{kernel::load(first + i * step), sums_at(z, i)};
+      using first_type = std::remove_cvref_t<decltype(any_first)>;
+      using second_type = std::remove_cvref_t<decltype(any_second)>;
+      if constexpr (!are_always_alike<first_type, second_type>()) {
+        if (is_done) return;
+        multiply_alone(any_first, 0, rows, blocks, passing, t.begin, t.end, [&](index_t b, index_t p, const scalar* z) {
+          for (index_t i = 0; i < rows.size(b); ++i) kernel::store<scalar>(h.panel(rows, b, i, p), sums_at(z, i));
+        });
+        multiply_alone(any_second, group_.second_place(expert), rows, blocks, passing, t.begin, t.end,
+                       [&](index_t b, index_t p, const scalar* z) {
+                         const scalar* const first = h.panel(rows, b, 0, p);
+                         activate(b, p, [&, step = h.row_step()](index_t i) {
+                           return std::array{kernel::load(first + i * step), sums_at(z, i)};
+                         });
                        });
-                     });
+      }
     }
+  }
+  /// Whether map_like finds one, whichever maps of these types they are.
+  template <LinearMap First, LinearMap Second>
+  static constexpr bool are_always_alike() {
+    if constexpr (PanelledMap<First> && std::same_as<First, Second>)
+      return std::is_empty_v<typename First::storage>;
+    else
+      return false;
   }
   /// The map `any` if it may meet `map` in one tile: if it is of the same storage, which has no state.
   template <PanelledMap Map>
@@ -291,7 +289,7 @@ private:
     };
     const index_t pairs = (end - begin + 1) / 2;
     visit_map(any, [&](const auto& map) {
-      multiply(
+      kernel::multiply_panels(
           map.format(), inputs_of<storage_of_map<decltype(map)>>(rows, blocks.begin, place, passing), rows, blocks, 0,
           pairs,
           [&](index_t q) {
@@ -350,7 +348,7 @@ private:
       }
     };
     visit_map(expert.last_map(), [&](const auto& map) {
-      multiply(
+      kernel::multiply_panels(
           map.format(), group_.template packed_hidden<storage_of_map<decltype(map)>>(rows, map.inputs()), rows,
           {0, rows.count()}, t.begin, t.end, [&](index_t q) { return q < t.end ? neighbours(map, q) : next; },
           take_pair);

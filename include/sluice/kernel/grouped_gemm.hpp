@@ -15,6 +15,7 @@
 /// first-level cache holds, expanded once for all blocks of rows of the chunk.
 #pragma once
 
+#include <sluice/core/function_ref.hpp>
 #include <sluice/kernel/linear_map.hpp>
 #include <sluice/kernel/row_blocks.hpp>
 
@@ -32,6 +33,12 @@ template <typename Storage>
 inline constexpr index_t chunk_blocks = (second_level_bytes -
                                          2 * tile_vectors * sluice::detail::tiles_of<Storage>::bytes(k_block)) /
                                         (tile_rows * k_block * index_t(sizeof(sluice::detail::activation_of<Storage>)));
+
+/// Panels of a pair; and what is done with the sums of a block of rows with one. They are called once a tile, and not
+/// compiled into the products, which are the same functions for all who multiply.
+using pair_panels = sluice::detail::function_ref<streams<const std::byte*>(index_t pair)>;
+template <typename Scalar>
+using take_sums = sluice::detail::function_ref<void(index_t block, index_t pair, const streams<const Scalar*>& sums)>;
 
 namespace detail {
 
@@ -108,9 +115,10 @@ struct expanded_streams<Storage, Vectors, true> {
 };
 
 /// multiply_panels for Pairs pairs from q on.
-template <typename Storage, int Pairs, typename PanelsOf, typename Epilogue>
+template <typename Storage, int Pairs>
 void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t first,
-                    index_t last, index_t q, const PanelsOf& panels_of, const Epilogue& epilogue) {
+                    index_t last, index_t q, const pair_panels& panels_of,
+                    const take_sums<typename Storage::scalar>& epilogue) {
   using scalar = typename Storage::scalar;
   constexpr int vectors = Pairs * tile_vectors;
   using tiles = tiles_for<Storage, vectors>;
@@ -173,10 +181,10 @@ void multiply_pairs(const Storage& storage, const packed_rows<Storage>& x, const
 /// epilogue(b, q, sums) for the pairs begin .. end of panels and blocks b of an expert's rows, where sums[v]
 /// [size of b][L] are the dot products of the rows with the outputs of panel v of the pair. panels_of(q) is pair q;
 /// panels_of(end) is what will be used next, and is only prefetched. `blocks` are those that have a part in it.
-template <typename Storage, typename PanelsOf, typename Epilogue>
+template <typename Storage>
 void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows,
-                     const block_range& blocks, index_t begin, index_t end, const PanelsOf& panels_of,
-                     const Epilogue& epilogue) {
+                     const block_range& blocks, index_t begin, index_t end, const pair_panels& panels_of,
+                     const take_sums<typename Storage::scalar>& epilogue) {
   const index_t most = pairs_at_once(rows.height()), count = blocks.end - blocks.begin;
   const index_t chunks = (count + chunk_blocks<Storage> - 1) / chunk_blocks<Storage>;
   for (index_t chunk = 0; chunk < chunks; ++chunk) {
@@ -199,9 +207,9 @@ void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, cons
 }
 
 /// The same for all blocks of the expert's rows.
-template <typename Storage, typename PanelsOf, typename Epilogue>
+template <typename Storage>
 void multiply_panels(const Storage& storage, const packed_rows<Storage>& x, const row_blocks& rows, index_t begin,
-                     index_t end, const PanelsOf& panels_of, const Epilogue& epilogue) {
+                     index_t end, const pair_panels& panels_of, const take_sums<typename Storage::scalar>& epilogue) {
   multiply_panels<Storage>(storage, x, rows, block_range{0, rows.count()}, begin, end, panels_of, epilogue);
 }
 
