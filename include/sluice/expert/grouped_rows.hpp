@@ -149,7 +149,7 @@ public:
     if constexpr (memory::x_places == 1)
       return 0;
     else
-      return packing_of(expert.first_map(0)) == packing_of(expert.first_map(1)) ? 0 : 1;
+      return packing_mark_of(expert.first_map(0)) == packing_mark_of(expert.first_map(1)) ? 0 : 1;
   }
   /// What the last map reads: hidden units, or without first maps the inputs.
   template <typename Storage>
@@ -249,7 +249,7 @@ private:
   /// map.
   template <typename Storage>
   static constexpr char packing_mark = 0;
-  static const void* packing_of(const LinearMap auto& any) {
+  static const void* packing_mark_of(const LinearMap auto& any) {
     return visit_map(any, [&](const auto& map) -> const void* {
       using storage = storage_of_map<decltype(map)>;
       if constexpr (packs_numbers<storage>)
