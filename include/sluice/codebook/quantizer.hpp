@@ -122,7 +122,7 @@ public:
 
   /// Inference: y [T,D] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    detail::check_forward<Scalar>({self().inputs(), self().outputs()}, x, y, context);
     ws.record.forget();
     ws.ids.resize(x.rows(), self().code_columns());
     prepare_call(ws, context.executor);
@@ -139,7 +139,7 @@ public:
   }
   /// What the context refers to must live until after_step has returned.
   void forward(tokens_in<Scalar> x, tokens_out<Scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    detail::check_forward<Scalar>({self().inputs(), self().outputs()}, x, y, context);
     t.record.forget();
     t.record.check_values(self());
     t.context = context;
@@ -156,7 +156,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     t.record.validate(this);
-    detail::check_backward<Derived, Scalar>(self(), dy, dx, t.kept.rows());
+    detail::check_backward<Scalar>({self().inputs(), self().outputs()}, dy, dx, t.kept.rows());
     ensure_gradients(self());
     t.kept.of_gradient(dy, t.context.executor);
     dx.setZero();

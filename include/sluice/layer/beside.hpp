@@ -44,7 +44,7 @@ public:
     requires CanContinue<Other, Cache>
   void forward_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, typename base::workspace& ws,
                       const context_type& context = {}) const {
-    detail::check_forward<beside_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({this->inputs(), this->outputs()}, x, y, context);
     ws.added.resize(y.rows(), y.cols());
     this->other().forward_cached(x, ws.added.map(), cache, ws.other, base::beside(context));  // first: y may be x
     this->layer().forward(x, y, ws.layer, context);

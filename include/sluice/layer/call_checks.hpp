@@ -88,11 +88,16 @@ bool share_memory(tokens_in<Scalar> a, tokens_in<Scalar> b) {
   return (column < bytes(a.cols()) && meets(shift)) || (column + bytes(b.cols()) > stride && meets(shift + 1));
 }
 
-template <typename Layer, typename Scalar>
-void check_forward(const Layer& layer, tokens_in<Scalar> x, tokens_in<Scalar> y,
+/// How wide the tokens are that a layer takes and makes.
+struct token_widths {
+  index_t inputs, outputs;
+};
+
+template <typename Scalar>
+void check_forward(const token_widths& layer, tokens_in<Scalar> x, tokens_in<Scalar> y,
                    const routing_context<Scalar>& context) {
-  if (x.cols() != layer.inputs() || y.rows() != x.rows() || y.cols() != layer.outputs())
-    throw_invalid("the layer maps [T, ", layer.inputs(), "] to [T, ", layer.outputs(), "]; x is [", x.rows(), ", ",
+  if (x.cols() != layer.inputs || y.rows() != x.rows() || y.cols() != layer.outputs)
+    throw_invalid("the layer maps [T, ", layer.inputs, "] to [T, ", layer.outputs, "]; x is [", x.rows(), ", ",
                   x.cols(), "] and y [", y.rows(), ", ", y.cols(), "]");
   const bool is_in_place =
       x.data() == y.data() && x.cols() == y.cols() && (x.rows() < 2 || x.outerStride() == y.outerStride());
@@ -102,10 +107,10 @@ void check_forward(const Layer& layer, tokens_in<Scalar> x, tokens_in<Scalar> y,
 }
 
 /// `tokens` is the T of the forward call.
-template <typename Layer, typename Scalar>
-void check_backward(const Layer& layer, tokens_in<Scalar> dy, tokens_in<Scalar> dx, index_t tokens) {
-  if (dy.rows() != tokens || dy.cols() != layer.outputs() || dx.rows() != tokens || dx.cols() != layer.inputs())
-    throw_invalid("backward needs dy [", tokens, ", ", layer.outputs(), "] and dx [", tokens, ", ", layer.inputs(),
+template <typename Scalar>
+void check_backward(const token_widths& layer, tokens_in<Scalar> dy, tokens_in<Scalar> dx, index_t tokens) {
+  if (dy.rows() != tokens || dy.cols() != layer.outputs || dx.rows() != tokens || dx.cols() != layer.inputs)
+    throw_invalid("backward needs dy [", tokens, ", ", layer.outputs, "] and dx [", tokens, ", ", layer.inputs,
                   "], not [", dy.rows(), ", ", dy.cols(), "] and [", dx.rows(), ", ", dx.cols(), "]");
   if (share_memory<Scalar>(dy, dx))
     throw_invalid("dx shares memory with dy: backward reads dy to its end and cannot write over it");

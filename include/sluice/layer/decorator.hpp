@@ -71,7 +71,7 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    detail::check_forward<scalar>({self().inputs(), self().outputs()}, x, y, context);
     self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
       layer_.forward(from, to, ws.layer, first_of(own..., context));
     });
@@ -85,7 +85,7 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    detail::check_forward<scalar>({self().inputs(), self().outputs()}, x, y, context);
     t.record.forget();
     t.context = context;
     t.tokens = x.rows();
@@ -98,7 +98,7 @@ public:
   /// Runs the inner layer on the plan in its workspace, ws.layer.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
-    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    detail::check_forward<scalar>({self().inputs(), self().outputs()}, x, y, context);
     self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
       layer_.forward_planned(from, to, ws.layer, first_of(own..., context));
     });
@@ -109,7 +109,7 @@ public:
     requires(TrainableLayer<Layer> && PartsTrain)
   {
     t.record.validate(this);
-    detail::check_backward<Derived, scalar>(self(), dy, dx, t.tokens);
+    detail::check_backward<scalar>({self().inputs(), self().outputs()}, dy, dx, t.tokens);
     ensure_gradients(self());
     self().around_backward(dy, dx, t, [&](tokens_in<scalar> from, tokens_out<scalar> to) {
       layer_.backward(from, to, t.layer);
@@ -162,7 +162,7 @@ protected:
   template <typename Cache>
   void run_cached(tokens_in<scalar> x, tokens_out<scalar> y, Cache& cache, workspace& ws,
                   const context_type& context) const {
-    detail::check_forward<Derived, scalar>(self(), x, y, context);
+    detail::check_forward<scalar>({self().inputs(), self().outputs()}, x, y, context);
     self().around(x, y, ws, context, [&](tokens_in<scalar> from, tokens_out<scalar> to, const auto&... own) {
       layer_.forward_cached(from, to, cache, ws.layer, first_of(own..., context));
     });

@@ -96,7 +96,7 @@ public:
   /// sequences.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     t.record.validate(this);
-    detail::check_backward<embedding_layer, Scalar>(*this, dy, dx, t.ids.size());
+    detail::check_backward<Scalar>({inputs(), outputs()}, dy, dx, t.ids.size());
     Scalar* const gradient = table_.gradient().data();
     constexpr index_t columns_per_task = 64;  // a task has columns of its own, whatever ids repeat
     t.executor.parallel_blocks(outputs(), columns_per_task, dy.rows(), [&](index_t begin, index_t end) {
@@ -135,7 +135,7 @@ private:
 
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
     check_initialized(*this);
-    detail::check_forward<embedding_layer, Scalar>(*this, x, y, context);
+    detail::check_forward<Scalar>({inputs(), outputs()}, x, y, context);
     for (index_t token = 0; token < x.rows(); ++token) {
       if (context.is_padding(token)) continue;
       if (context.token_ids.empty()) throw_invalid("embedding_layer needs routing_context.token_ids");

@@ -72,7 +72,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     t.record.validate(this);
-    detail::check_backward<linear_layer, Scalar>(*this, dy, dx, t.kept.rows());
+    detail::check_backward<Scalar>({inputs(), outputs()}, dy, dx, t.kept.rows());
     const auto gradient = t.kept.of_gradient(dy, t.executor);
     dx.setZero();
     linear_backward(t.kept.x(), weight_, gradient, dx, t.executor);
@@ -103,7 +103,7 @@ public:
 private:
   void apply(tokens_in<Scalar> x, tokens_out<Scalar> y, const context_type& context) const {
     check_initialized(*this);
-    detail::check_forward<linear_layer, Scalar>(*this, x, y, context);
+    detail::check_forward<Scalar>({inputs(), outputs()}, x, y, context);
     if (x.data() == y.data() && x.rows() > 0)
       throw_invalid("y is x: a linear layer reads a row to its end and cannot write over it");
     linear_forward(x, weight_, y, context.executor);

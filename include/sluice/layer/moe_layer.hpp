@@ -132,7 +132,7 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     ws.record.check_values(*this);
     ws.record.forget();
     router_.route(x, context, ws.plan, ws.router);
@@ -148,7 +148,7 @@ public:
 
   /// Training: also evaluates the auxiliary losses. What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     keep(x, t, context);
     t.is_planned = false;
     router_.route(t.x.map(), context, t.plan, t.router);
@@ -164,7 +164,7 @@ public:
   /// Runs the experts on a plan made before, here or elsewhere: ws.plan, possibly altered.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws,
                        const context_type& context = {}) const {
-    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     ws.record.check_values(*this);
     ws.record.forget();
     apply(x, y, ws, context, false);
@@ -173,7 +173,7 @@ public:
   /// The same for training: the plan in the tape is a given thing. backward then leaves the gradients of its weights in
   /// t.dplan, and the router and the auxiliary losses, which had no say, get none.
   void forward_planned(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context = {}) const {
-    detail::check_forward<moe_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     keep(x, t, context);
     t.is_planned = true;
     apply(t.x.map(), y, t, context, true);
@@ -186,7 +186,7 @@ public:
     requires DifferentiableRouter<Router> && DifferentiableBank<Experts> && detail::HasPassesBack<plan_type>
   {
     t.record.validate(this, t.plan.rows());
-    detail::check_backward<moe_layer, scalar>(*this, dy, dx, t.x.rows());
+    detail::check_backward<scalar>({inputs(), outputs()}, dy, dx, t.x.rows());
     ensure_gradients(*this);
     dx.setZero();
     const index_t most_rows = t.plan.most_rows();

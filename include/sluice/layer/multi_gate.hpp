@@ -109,7 +109,7 @@ public:
 
   /// Inference: y [T, Q D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<multi_gate_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     ws.record.check_values(*this);
     ws.record.forget();
     run(x, y, ws, context, false);
@@ -122,7 +122,7 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<multi_gate_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     t.record.check_values(*this);
     t.record.forget();
     t.context = context;
@@ -138,7 +138,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<task_layer> {
     t.record.validate(this);
-    detail::check_backward<multi_gate_layer, scalar>(*this, dy, dx, t.x.rows());
+    detail::check_backward<scalar>({inputs(), outputs()}, dy, dx, t.x.rows());
     ensure_gradients(*this);
     const executor_ref& executor = t.context.executor;
     dx.setZero();

@@ -70,7 +70,7 @@ public:
   template <typename Finish = rows_as_they_are>
   void mean(const Layer& layer, tokens_in<scalar> x, tokens_out<scalar> y, over_draws_options o = {},
             const Finish& finish = {}, const routing_context<scalar>& context = {}) {
-    detail::check_forward<Layer, scalar>(layer, x, y, context);
+    detail::check_forward<scalar>({layer.inputs(), layer.outputs()}, x, y, context);
     if (o.draws < 1) throw_invalid("a mean over draws needs one, not ", o.draws);
     record_.check_values(layer);
     run_experts(layer, x, context);

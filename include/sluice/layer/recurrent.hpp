@@ -76,7 +76,7 @@ public:
 
   /// Inference: y [T,D] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<recurrent_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     ws.state.clear();
     run(x, y, ws.u, context, [&](index_t round, tokens_in<scalar> u, tokens_out<scalar> o, context_type& own) {
       if (round > 0) ws.state = ws.layer.router.gate.state;  // the call writes over it
@@ -92,7 +92,7 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<recurrent_layer, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     t.record.forget();
     if (static_cast<index_t>(t.rounds.size()) != rounds_) t.rounds.resize(as_size(rounds_));
     run(x, y, t.u, context, [&](index_t round, tokens_in<scalar> u, tokens_out<scalar> o, context_type& own) {
@@ -109,7 +109,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<Layer> {
     t.record.validate(this);
-    detail::check_backward<recurrent_layer, scalar>(*this, dy, dx, t.tokens);
+    detail::check_backward<scalar>({inputs(), outputs()}, dy, dx, t.tokens);
     dx.setZero();
     t.dy.resize(dy.rows(), dy.cols());
     t.du.resize(dx.rows(), dx.cols());

@@ -63,7 +63,7 @@ public:
 
   /// Inference: y [T,D'] is overwritten. Throws std::invalid_argument if shapes do not fit.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, workspace& ws, const context_type& context = {}) const {
-    detail::check_forward<sequence, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     run<0>(x, y, ws, context);
   }
 
@@ -75,7 +75,7 @@ public:
   }
   /// What the context refers to must live until backward has returned.
   void forward(tokens_in<scalar> x, tokens_out<scalar> y, tape& t, const context_type& context) const {
-    detail::check_forward<sequence, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     run<0>(x, y, t, context);
   }
 
@@ -83,7 +83,7 @@ public:
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t)
     requires(TrainableLayer<First> && (TrainableLayer<Rest> && ...))
   {
-    detail::check_backward<sequence, scalar>(*this, dy, dx, dy.rows());  // the layers know the T of their forward calls
+    detail::check_backward<scalar>({inputs(), outputs()}, dy, dx, dy.rows());  // the layers know T
     run_backward<size - 1>(dy, dx, t);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&)

@@ -73,7 +73,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<Scalar> dy, tokens_out<Scalar> dx, tape& t) {
     t.record.validate(this);
-    detail::check_backward<Derived, Scalar>(self(), dy, dx, t.kept.rows());
+    detail::check_backward<Scalar>({self().inputs(), self().outputs()}, dy, dx, t.kept.rows());
     ensure_gradients(self());
     const auto gradient = t.kept.of_gradient(dy, t.context.executor);
     dx.setZero();
@@ -94,7 +94,7 @@ protected:
   /// All of a forward call around mix(x without what is hidden), for layers that have another call than forward.
   template <typename Memory, typename Mix>
   void run(tokens_in<Scalar> x, tokens_out<Scalar> y, Memory& m, const context_type& context, Mix&& mix) const {
-    detail::check_forward<Derived, Scalar>(self(), x, y, context);
+    detail::check_forward<Scalar>({self().inputs(), self().outputs()}, x, y, context);
     m.record.forget();
     m.record.check_values(self());
     m.kept.keep(x, context);

@@ -123,7 +123,7 @@ void check_format(double bits) {
   }
   using bytes = coded_storage<Format, arithmetic::bytes>;
   static_assert(bytes::bytes(inputs) == storage::bytes(inputs));
-  if constexpr (detail::is_expanded<bytes>) {
+  if constexpr (sluice::detail::is_expanded<bytes>) {
     using tiles = typename bytes::tiles;
     std::vector<std::byte> expanded(as_size(tiles::bytes(inputs / 4)));
     bytes::expand(panel.data(), 0, inputs, expanded.data());

@@ -127,7 +127,7 @@ public:
   /// Writes dx [T,D] and adds the gradients of all parameters, for the last training forward call of this tape.
   void backward(tokens_in<scalar> dy, tokens_out<scalar> dx, tape& t) requires TrainableLayer<Layer> {
     t.record.validate(this);
-    detail::check_backward<repeated_layers, scalar>(*this, dy, dx, dy.rows());  // the layers know the T of their calls
+    detail::check_backward<scalar>({inputs(), outputs()}, dy, dx, dy.rows());  // the layers know the T of their calls
     backward_of(depth() - 1, dy, dx, t);
   }
   detail::refused backward(tokens_in<scalar>, tokens_out<scalar>, tape&) requires(!TrainableLayer<Layer>) {
@@ -172,7 +172,7 @@ private:
   }
   template <typename Memory, typename Apply>
   void run(tokens_in<scalar> x, tokens_out<scalar> y, Memory& m, const context_type& context, Apply&& apply) const {
-    detail::check_forward<repeated_layers, scalar>(*this, x, y, context);
+    detail::check_forward<scalar>({inputs(), outputs()}, x, y, context);
     for (auto& between : m.between) between.resize(depth() > 1 ? x.rows() : 0, inputs());
     const auto step = [&](index_t i, tokens_in<scalar> from, tokens_out<scalar> to) {
       apply(layer(i % layers()), from, to, m.rounds[as_size(i) % m.rounds.size()], context.for_layer(i));
