@@ -186,8 +186,9 @@ void check_coded_products() {
     CHECK(test::same_bits(matrix<float>(spoiled.bottomRows(12)), matrix<float>(y.bottomRows(12))));
     const matrix<float> alone = test::packed_product(matrix<float>(x.middleRows(3, 2)), bytes);
     for (const auto& both : {matrix<float>(spoiled.middleRows(3, 2)), alone}) {
-      CHECK(both.row(0).array().isNaN().all());
-      CHECK_FALSE(both.row(1).array().isFinite().any());
+      for (index_t o = 0; o < outputs; ++o) CHECK(is_nan(both(0, o)));
+      for (index_t o = 0; o < outputs; ++o)
+        CHECK((sluice::detail::bits_of(both(1, o)) & 0x7FFFFFFF) >= sluice::detail::infinity_bits<float>);
     }
   }
 }

@@ -62,21 +62,17 @@ struct bit_planes {
     SLUICE_UNROLL for (std::size_t p = 0; p < planes.size(); ++p) {
       const int plane = planes[p];
       const index_t in_word = 8 / plane;
-      const kernel::quads some = (r[as_size(word + q / in_word)] >> static_cast<int>(plane * (q % in_word))) &
-                                 kernel::quads(0x01010101U * ((1U << plane) - 1));
+      const kernel::quads some = quad_of_word(r[as_size(word + q / in_word)], plane, q % in_word);
       codes = codes | (some << below);
       word += words_of(plane);
       below += plane;
     }
     return codes;
   }
-  /// Codes 4 q .. 4 q + 3 of a word of the only plane.
-  static kernel::quads quad_of_word(const kernel::quads& word, index_t q) noexcept requires(has_one_plane) {
-    constexpr int plane = planes[0];
-    if constexpr (plane == 8)
-      return word;
-    else
-      return (word >> static_cast<int>(plane * q)) & kernel::quads(0x01010101U * ((1U << plane) - 1));
+  /// What a word of a plane has of codes 4 q .. 4 q + 3, counted from its own first.
+  static kernel::quads quad_of_word(const kernel::quads& word, int plane, index_t q) noexcept {
+    if (plane == 8) return word;
+    return (word >> static_cast<int>(plane * q)) & kernel::quads(0x01010101U * ((1U << plane) - 1));
   }
   /// Code i of all lanes in their lowest bits, with others of the only plane above.
   static kernel::quads low_bits(const registers& r, index_t i) noexcept requires(has_one_plane) {

@@ -40,17 +40,14 @@ byte_terms terms_of_bytes(const scale_terms& terms) noexcept {
 
 }  // namespace detail
 
+/// How rows are packed and multiplied is that of byte_panels.
 template <typename Format>
-struct coded_panels {
+struct coded_panels : byte_panels<Format::scales::run, false> {
   using codes = typename Format::codes;
   using scales = typename Format::scales;
-  using packing = typename byte_panels<scales::run, false>::packing;
-  using scalar = float;
-  using vector = kernel::simd<float>;
-  using activation = typename packing::activation;
-  using partial = typename packing::partial;
-  using factor = typename packing::factor;
-  static constexpr index_t lanes = Format::lanes, group = packing::group, block = packing::block;
+  using packing = byte_panels<scales::run, false>;
+  using typename packing::factor, typename packing::partial, typename packing::vector;
+  using packing::block, packing::group, packing::lanes;
   static constexpr index_t units = 8 / codes::bits, word_bytes = 4 * lanes;
   static constexpr index_t runs = Format::inputs / scales::run, run_bytes = block / units * word_bytes;
   static_assert(Format::levels::is_whole, "sluice: codes that are not whole numbers have no dot products of bytes");
@@ -68,7 +65,7 @@ struct coded_panels {
       address += word_bytes;
       std::array<kernel::quads, as_size(units)> bytes;
       SLUICE_UNROLL for (index_t u = 0; u < units; ++u)
-        bytes[as_size(u)] = Format::levels::bytes(codes::quad_of_word(word, u));
+        bytes[as_size(u)] = Format::levels::bytes(codes::quad_of_word(word, codes::bits, u));
       return bytes;
     }
     detail::byte_terms leave() noexcept {
@@ -92,13 +89,6 @@ struct coded_panels {
     return steps * group / Format::inputs * Format::block_bytes;
   }
   static cursor at(const std::byte* address) noexcept { return {address}; }
-  static partial start(const factor& f) noexcept { return packing::start(f); }
-  static partial multiply_add(const activation& a, const kernel::quads& w, const partial& sum) noexcept {
-    return packing::multiply_add(a, w, sum);
-  }
-  static factor pack_block(const float* x, float multiplier, activation* to) noexcept {
-    return packing::pack_block(x, multiplier, to);
-  }
 };
 
 }  // namespace sluice::inline SLUICE_ISA
